@@ -1,0 +1,281 @@
+//! Rules that a set of options must keep, told before anything starts.
+
+use std::fmt::Display;
+
+use routing::PolicyKind;
+use thiserror::Error;
+
+use super::{Options, WorkerUrl, unbuilt};
+
+/// A configuration mistake: which option, its value, and what is allowed.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The value breaks a rule.
+    #[error("Configuration error: Invalid value for field '{field}': {value} - {why}")]
+    Invalid {
+        /// The option.
+        field: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed.
+        why: String,
+    },
+    /// The feature does not exist yet.
+    #[error("Configuration error: option '{field}' is not supported yet: {feature} is not built")]
+    Unbuilt {
+        /// The option.
+        field: &'static str,
+        /// The feature it waits for.
+        feature: &'static str,
+    },
+}
+
+impl ConfigError {
+    pub(super) fn unbuilt(field: &'static str, feature: &'static str) -> Self {
+        Self::Unbuilt { field, feature }
+    }
+
+    fn invalid(field: &'static str, value: impl Display, why: impl Into<String>) -> Self {
+        Self::Invalid {
+            field,
+            value: value.to_string(),
+            why: why.into(),
+        }
+    }
+}
+
+impl Options {
+    /// Checks every rule; the first broken one is the error.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.check_workers()?;
+        self.check_ranges()?;
+        self.check_positive()?;
+        self.check_headers()?;
+        self.check_buckets()?;
+        self.check_policy()?;
+        unbuilt::refuse(self)
+    }
+
+    fn check_ranges(&self) -> Result<(), ConfigError> {
+        let rules = [
+            ("cache_threshold", self.cache_threshold, 0.0, 1.0),
+            (
+                "balance_rel_threshold",
+                self.balance_rel_threshold,
+                1.0,
+                f64::MAX,
+            ),
+            (
+                "retry_backoff_multiplier",
+                self.retry_backoff_multiplier,
+                1.0,
+                f64::MAX,
+            ),
+            ("retry_jitter_factor", self.retry_jitter_factor, 0.0, 1.0),
+        ];
+        for (field, value, low, high) in rules {
+            // Written so that NaN is refused, too.
+            if !(low..=high).contains(&value) {
+                let why = if high == f64::MAX {
+                    format!("must be at least {low}")
+                } else {
+                    format!("must be between {low} and {high}")
+                };
+                return Err(ConfigError::invalid(field, value, why));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_workers(&self) -> Result<(), ConfigError> {
+        for url in &self.worker_urls {
+            WorkerUrl::parse(url)
+                .map_err(|why| ConfigError::invalid("worker_url", format_args!("{url:?}"), why))?;
+        }
+        Ok(())
+    }
+
+    fn check_policy(&self) -> Result<(), ConfigError> {
+        // The default policy is not built yet, so it stands for the nearest that is.
+        if self.policy == PolicyKind::CacheAware || self.policy.build().is_some() {
+            return Ok(());
+        }
+        let built = PolicyKind::ALL.iter().filter(|kind| kind.build().is_some());
+        let names: Vec<_> = built.map(|kind| kind.as_str()).collect();
+        let why = format!(
+            "this policy is not supported yet; use one of {}",
+            names.join(", ")
+        );
+        Err(ConfigError::invalid("policy", self.policy.as_str(), why))
+    }
+
+    fn check_positive(&self) -> Result<(), ConfigError> {
+        let at_least_one = [
+            ("max_payload_size", self.max_payload_size),
+            ("request_timeout_secs", self.request_timeout_secs),
+            (
+                "worker_startup_timeout_secs",
+                self.worker_startup_timeout_secs,
+            ),
+            (
+                "worker_startup_check_interval",
+                self.worker_startup_check_interval,
+            ),
+            (
+                "health_failure_threshold",
+                self.health_failure_threshold.into(),
+            ),
+            (
+                "health_success_threshold",
+                self.health_success_threshold.into(),
+            ),
+            ("health_check_timeout_secs", self.health_check_timeout_secs),
+            (
+                "health_check_interval_secs",
+                self.health_check_interval_secs,
+            ),
+            ("connect_timeout_secs", self.connect_timeout_secs),
+            ("tcp_keepalive_secs", self.tcp_keepalive_secs),
+            ("eviction_interval_secs", self.eviction_interval_secs),
+            ("max_tree_size", self.max_tree_size),
+            ("cb_failure_threshold", self.cb_failure_threshold.into()),
+            ("cb_success_threshold", self.cb_success_threshold.into()),
+            ("cb_timeout_duration_secs", self.cb_timeout_duration_secs),
+            ("cb_window_duration_secs", self.cb_window_duration_secs),
+            ("retry_max_retries", self.retry_max_retries.into()),
+        ];
+        match at_least_one.into_iter().find(|&(_, value)| value == 0) {
+            Some((field, value)) => Err(ConfigError::invalid(field, value, "must be at least 1")),
+            None => Ok(()),
+        }
+    }
+
+    fn check_headers(&self) -> Result<(), ConfigError> {
+        if !self.health_check_endpoint.starts_with('/') {
+            let value = &self.health_check_endpoint;
+            return Err(ConfigError::invalid(
+                "health_check_endpoint",
+                value,
+                "must start with /",
+            ));
+        }
+        for name in self.request_id_headers.iter().flatten() {
+            if http::HeaderName::try_from(name.as_str()).is_err() {
+                return Err(ConfigError::invalid(
+                    "request_id_headers",
+                    name,
+                    "is no header name",
+                ));
+            }
+        }
+        for origin in &self.cors_allowed_origins {
+            if http::HeaderValue::try_from(origin.as_str()).is_err() {
+                return Err(ConfigError::invalid(
+                    "cors_allowed_origins",
+                    origin,
+                    "is no origin",
+                ));
+            }
+        }
+        if self.api_key.as_ref().is_some_and(|key| {
+            http::HeaderValue::try_from(key.expose()).is_err() || key.expose().is_empty()
+        }) {
+            let why = "must be non-empty and fit into a header";
+            return Err(ConfigError::invalid("api_key", "(masked)", why));
+        }
+        Ok(())
+    }
+
+    fn check_buckets(&self) -> Result<(), ConfigError> {
+        let Some(buckets) = &self.prometheus_duration_buckets else {
+            return Ok(());
+        };
+        let ascending = buckets.is_sorted_by(|a, b| a < b);
+        let usable = buckets
+            .iter()
+            .all(|bound| bound.is_finite() && *bound > 0.0);
+        if buckets.is_empty() || !ascending || !usable {
+            let why = "must be a non-empty ascending list of positive numbers";
+            return Err(ConfigError::invalid(
+                "prometheus_duration_buckets",
+                format_args!("{buckets:?}"),
+                why,
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(options: &Options) -> String {
+        options.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        Options::default().check().unwrap();
+    }
+
+    #[test]
+    fn a_bad_worker_url_is_named() {
+        let options = Options {
+            worker_urls: vec!["ftp://x".into()],
+            ..Options::default()
+        };
+        let error = error(&options);
+        assert!(error.starts_with("Configuration error: Invalid value for field 'worker_url'"));
+        assert!(error.contains("ftp://x"));
+    }
+
+    #[test]
+    fn an_unbuilt_policy_is_refused_with_what_there_is() {
+        let options = Options {
+            policy: PolicyKind::Manual,
+            ..Options::default()
+        };
+        assert!(error(&options).contains("round_robin"));
+    }
+
+    #[test]
+    fn thresholds_out_of_range_are_named() {
+        for cache_threshold in [-1.0, 1.5, f64::NAN] {
+            let options = Options {
+                cache_threshold,
+                ..Options::default()
+            };
+            assert!(error(&options).contains("cache_threshold"));
+        }
+    }
+
+    #[test]
+    fn zero_is_refused_where_it_means_nothing() {
+        let options = Options {
+            request_timeout_secs: 0,
+            ..Options::default()
+        };
+        assert!(error(&options).contains("request_timeout_secs"));
+    }
+
+    #[test]
+    fn buckets_must_ascend() {
+        for buckets in [vec![], vec![2.0, 1.0], vec![-1.0], vec![f64::NAN]] {
+            let options = Options {
+                prometheus_duration_buckets: Some(buckets),
+                ..Options::default()
+            };
+            assert!(error(&options).contains("prometheus_duration_buckets"));
+        }
+    }
+
+    #[test]
+    fn a_key_never_shows_in_an_error() {
+        let options = Options {
+            api_key: Some("\n".to_owned().into()),
+            ..Options::default()
+        };
+        assert!(error(&options).contains("masked"));
+    }
+}

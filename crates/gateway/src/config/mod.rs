@@ -1,0 +1,19 @@
+//! What can be configured: the source of truth for names, types and defaults.
+//!
+//! A new option is one line in `options.rs` and one line in `router_args.py`; a test in
+//! `py_test/unit` proves that flags, `RouterArgs`, `Router` keywords and this struct agree.
+
+mod check;
+mod objects;
+mod options;
+mod secret;
+mod unbuilt;
+mod worker_url;
+
+pub use check::ConfigError;
+pub use objects::{
+    ApiKeyEntry, ControlPlaneAuth, JwtConfig, OracleConfig, PostgresConfig, RedisConfig, Role,
+};
+pub use options::{AssignmentMode, Backend, HistoryBackend, LogLevel, Options};
+pub use secret::Secret;
+pub use worker_url::WorkerUrl;

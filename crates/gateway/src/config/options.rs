@@ -1,0 +1,270 @@
+//! Every option: name, type, default, meaning. Order is the positional order of `Router(...)`.
+
+use std::collections::BTreeMap;
+
+use routing::PolicyKind;
+use serde::{Deserialize, Serialize};
+
+use super::{ControlPlaneAuth, OracleConfig, PostgresConfig, RedisConfig, Secret};
+
+/// How the manual policy places a key it has not seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AssignmentMode {
+    /// By chance.
+    Random,
+    /// Fewest requests in flight.
+    MinLoad,
+    /// Fewest keys.
+    MinGroup,
+}
+
+/// What kind of server stands behind the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// SGLang workers.
+    Sglang,
+    /// An OpenAI-compatible vendor.
+    Openai,
+}
+
+/// Where responses and conversations are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HistoryBackend {
+    /// In this process.
+    Memory,
+    /// Nowhere.
+    None,
+    /// Oracle.
+    Oracle,
+    /// PostgreSQL.
+    Postgres,
+    /// Redis.
+    Redis,
+}
+
+/// The least important log lines that are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Everything.
+    Debug,
+    /// What an operator reads. Also spelt `warning` in Python; see `Warn`.
+    Info,
+    /// Trouble.
+    #[serde(alias = "warning")]
+    Warn,
+    /// Failures.
+    Error,
+}
+
+macro_rules! options {
+    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr;)+) => {
+        /// All options, flat, under the names users write.
+        #[derive(Clone, Debug, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Options {
+            $($(#[doc = $doc])+ pub $name: $type,)+
+        }
+
+        impl Default for Options {
+            fn default() -> Self {
+                Self { $($name: $default,)+ }
+            }
+        }
+
+        impl Options {
+            /// The names, in positional order.
+            pub const NAMES: &[&str] = &[$(stringify!($name),)+];
+        }
+    };
+}
+
+options! {
+    /// Static worker base URLs.
+    worker_urls: Vec<String> = Vec::new();
+    /// How a worker is chosen; in prefill/decode mode the fallback for both sides.
+    policy: PolicyKind = PolicyKind::CacheAware;
+    /// Address the gateway listens on.
+    host: String = "0.0.0.0".to_owned();
+    /// TCP port the gateway listens on; 0 takes a free one.
+    port: u16 = 30_000;
+    /// How long a worker may take to come up, seconds; afterwards it is retried slowly.
+    worker_startup_timeout_secs: u64 = 1800;
+    /// Longest pause between start-up probes of a worker, seconds.
+    worker_startup_check_interval: u64 = 30;
+    /// Share of a prompt (0..1) that must match for `cache_aware` to follow the match.
+    cache_threshold: f64 = 0.3;
+    /// Load gap, in requests, that counts as imbalance together with the relative one.
+    balance_abs_threshold: u64 = 64;
+    /// Load ratio (at least 1) that counts as imbalance together with the absolute one.
+    balance_rel_threshold: f64 = 1.5;
+    /// Pause between sweeps of idle routing state, seconds.
+    eviction_interval_secs: u64 = 60;
+    /// Size cap of the prefix index.
+    max_tree_size: u64 = 67_108_864;
+    /// Idle time after which `manual` forgets a routing key, seconds.
+    max_idle_secs: u64 = 14_400;
+    /// How `manual` places a key it has not seen.
+    assignment_mode: AssignmentMode = AssignmentMode::Random;
+    /// Largest accepted request body, bytes.
+    max_payload_size: u64 = 536_870_912;
+    /// Schedule per data-parallel rank.
+    dp_aware: bool = false;
+    /// Key the gateway demands from clients and shows to workers.
+    api_key: Option<Secret> = None;
+    /// Directory for log files; unset means console only.
+    log_dir: Option<String> = None;
+    /// Least important log lines written; unset means info.
+    log_level: Option<LogLevel> = None;
+    /// Watch Kubernetes pods for workers.
+    service_discovery: bool = false;
+    /// Pod labels of workers.
+    selector: BTreeMap<String, String> = BTreeMap::new();
+    /// Port of a discovered pod.
+    service_discovery_port: u16 = 80;
+    /// Namespace to watch; unset means all.
+    service_discovery_namespace: Option<String> = None;
+    /// Pod labels of prefill workers.
+    prefill_selector: BTreeMap<String, String> = BTreeMap::new();
+    /// Pod labels of decode workers.
+    decode_selector: BTreeMap<String, String> = BTreeMap::new();
+    /// Pod annotation that holds the bootstrap port.
+    bootstrap_port_annotation: String = "sglang.ai/bootstrap-port".to_owned();
+    /// Metrics listener port; unset means 29000 where that is free.
+    prometheus_port: Option<u16> = None;
+    /// Metrics listener address; unset means 127.0.0.1.
+    prometheus_host: Option<String> = None;
+    /// Bucket bounds of duration histograms, seconds, ascending.
+    prometheus_duration_buckets: Option<Vec<f64>> = None;
+    /// Time to a worker's response headers, and longest silence inside a body, seconds.
+    request_timeout_secs: u64 = 1800;
+    /// How long in-flight requests may finish after a stop signal, seconds.
+    shutdown_grace_period_secs: u64 = 180;
+    /// Header names searched for an incoming request id.
+    request_id_headers: Option<Vec<String>> = None;
+    /// Prefill/decode split mode.
+    pd_disaggregation: bool = false;
+    /// Pause between boundary recalculations of `bucket`, seconds.
+    bucket_adjust_interval_secs: u64 = 5;
+    /// Prefill servers: URL and bootstrap port.
+    prefill_urls: Option<Vec<(String, Option<u16>)>> = None;
+    /// Decode servers.
+    decode_urls: Option<Vec<String>> = None;
+    /// Policy of the prefill pool.
+    prefill_policy: Option<PolicyKind> = None;
+    /// Policy of the decode pool.
+    decode_policy: Option<PolicyKind> = None;
+    /// Concurrency cap; 0 or less means none.
+    max_concurrent_requests: i32 = -1;
+    /// Browser origins allowed; empty means any.
+    cors_allowed_origins: Vec<String> = Vec::new();
+    /// Attempts per request.
+    retry_max_retries: u32 = 5;
+    /// First retry delay, milliseconds.
+    retry_initial_backoff_ms: u64 = 50;
+    /// Longest retry delay, milliseconds.
+    retry_max_backoff_ms: u64 = 30_000;
+    /// Growth of the retry delay (at least 1).
+    retry_backoff_multiplier: f64 = 1.5;
+    /// Random share of the retry delay (0..1).
+    retry_jitter_factor: f64 = 0.2;
+    /// Turn retries off.
+    disable_retries: bool = false;
+    /// Failures that open a worker's breaker.
+    cb_failure_threshold: u32 = 10;
+    /// Half-open successes that close it.
+    cb_success_threshold: u32 = 3;
+    /// How long a breaker stays open, seconds.
+    cb_timeout_duration_secs: u64 = 60;
+    /// Window in which failures count, seconds.
+    cb_window_duration_secs: u64 = 120;
+    /// Turn circuit breakers off.
+    disable_circuit_breaker: bool = false;
+    /// Probe failures in a row that make a worker not ready.
+    health_failure_threshold: u32 = 3;
+    /// Probe successes in a row that make it ready again.
+    health_success_threshold: u32 = 2;
+    /// Timeout of one probe, seconds.
+    health_check_timeout_secs: u64 = 5;
+    /// Pause between probes of a worker, seconds.
+    health_check_interval_secs: u64 = 60;
+    /// Path probed on a worker.
+    health_check_endpoint: String = "/health".to_owned();
+    /// Probe no worker once it is up.
+    disable_health_check: bool = false;
+    /// Multi-model gateway mode.
+    enable_igw: bool = false;
+    /// Waiting room once the concurrency cap is hit, requests.
+    queue_size: u64 = 100;
+    /// Longest wait there, seconds.
+    queue_timeout_secs: u64 = 60;
+    /// Requests admitted per second; unset means no rate of its own.
+    rate_limit_tokens_per_second: Option<i32> = None;
+    /// Model id or directory from which a tokenizer is loaded.
+    model_path: Option<String> = None;
+    /// Tokenizer location; wins over the model path.
+    tokenizer_path: Option<String> = None;
+    /// Chat template file.
+    chat_template: Option<String> = None;
+    /// Exact-string tokenizer cache.
+    tokenizer_cache_enable_l0: bool = false;
+    /// Entries of that cache.
+    tokenizer_cache_l0_max_entries: u64 = 10_000;
+    /// Prefix tokenizer cache.
+    tokenizer_cache_enable_l1: bool = false;
+    /// Bytes of that cache.
+    tokenizer_cache_l1_max_memory: u64 = 52_428_800;
+    /// Reasoning-output parser.
+    reasoning_parser: Option<String> = None;
+    /// Tool-call parser.
+    tool_call_parser: Option<String> = None;
+    /// YAML file of MCP servers.
+    mcp_config_path: Option<String> = None;
+    /// What kind of server stands behind the gateway.
+    backend: Backend = Backend::Sglang;
+    /// Where responses and conversations are kept.
+    history_backend: HistoryBackend = HistoryBackend::Memory;
+    /// Oracle store.
+    oracle_config: Option<OracleConfig> = None;
+    /// PostgreSQL store.
+    postgres_config: Option<PostgresConfig> = None;
+    /// Redis store.
+    redis_config: Option<RedisConfig> = None;
+    /// Client certificate shown to workers.
+    client_cert_path: Option<String> = None;
+    /// Its private key.
+    client_key_path: Option<String> = None;
+    /// Extra CA files trusted for workers.
+    ca_cert_paths: Vec<String> = Vec::new();
+    /// Certificate the gateway serves with.
+    server_cert_path: Option<String> = None;
+    /// Its private key.
+    server_key_path: Option<String> = None;
+    /// OpenTelemetry tracing.
+    enable_trace: bool = false;
+    /// Collector, host:port.
+    otlp_traces_endpoint: String = "localhost:4317".to_owned();
+    /// Who may use the control plane.
+    control_plane_auth: Option<ControlPlaneAuth> = None;
+    /// Prefill backlog drain rate of `cache_aware`, tokens per second; 0 is off.
+    cache_aware_prefill_backlog_rate: f64 = 0.0;
+    /// Cost of leaving a warm worker (at least 1).
+    cache_aware_prefill_backlog_hop_factor: f64 = 4.0;
+    /// Backlog at which that cost has halved, tokens.
+    cache_aware_prefill_backlog_hop_scale: f64 = 200_000.0;
+    /// Log lines as JSON objects.
+    json_log: bool = false;
+    /// Longest idle time of a connection to a worker, seconds.
+    pool_idle_timeout_secs: u64 = 50;
+    /// Longest time to connect to a worker, seconds.
+    connect_timeout_secs: u64 = 10;
+    /// Idle connections kept per worker.
+    pool_max_idle_per_host: usize = 500;
+    /// TCP keep-alive of connections to workers, seconds.
+    tcp_keepalive_secs: u64 = 30;
+    /// WASM middleware.
+    enable_wasm: bool = false;
+}

@@ -1,0 +1,17 @@
+//! Each worker in turn.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::Policy;
+use crate::{Candidate, Candidates, Request};
+
+#[derive(Debug, Default)]
+pub(super) struct RoundRobin {
+    turn: AtomicUsize,
+}
+
+impl Policy for RoundRobin {
+    fn pick<'a>(&self, from: Candidates<'a>, _request: &Request<'_>) -> &'a Candidate {
+        from.wrapping(self.turn.fetch_add(1, Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,62 @@
+//! What a policy may know about a request.
+
+/// One request, as far as routing is concerned.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Request<'a> {
+    /// The `model` field of the body, when there is one.
+    pub model: Option<&'a str>,
+    /// The caller's share of chance: 64 random bits, so that decisions replay.
+    pub chance: u64,
+}
+
+impl Request<'_> {
+    /// A stream of random numbers that follows from `chance`.
+    pub fn draw(&self) -> Draw {
+        Draw { state: self.chance }
+    }
+}
+
+/// Random numbers for one decision (`SplitMix64`; Steele, Lea & Flood, OOPSLA 2014).
+#[derive(Clone, Debug)]
+pub struct Draw {
+    state: u64,
+}
+
+impl Draw {
+    /// A number in `0..below`; 0 when `below` is 0.
+    pub fn index(&mut self, below: usize) -> usize {
+        let wide = u128::from(self.next()) * below as u128;
+        (wide >> 64) as usize
+    }
+
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_stay_in_range_and_replay() {
+        let request = Request {
+            chance: 7,
+            ..Request::default()
+        };
+        let draws = |mut draw: Draw| (0..100).map(|_| draw.index(5)).collect::<Vec<_>>();
+        let first = draws(request.draw());
+        assert_eq!(first, draws(request.draw()));
+        assert!(first.iter().all(|&i| i < 5));
+        assert!((0..5).all(|i| first.contains(&i)));
+    }
+
+    #[test]
+    fn nothing_to_draw_from_is_index_zero() {
+        assert_eq!(Request::default().draw().index(0), 0);
+    }
+}

@@ -1,0 +1,3 @@
+//! Laws that every policy keeps.
+
+mod policy_laws;
