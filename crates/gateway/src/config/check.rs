@@ -35,6 +35,20 @@ impl ConfigError {
         Self::Unbuilt { field, feature }
     }
 
+    pub(crate) fn worker_url(url: &str, why: &'static str) -> Self {
+        Self::invalid("worker_url", format_args!("{url:?}"), why)
+    }
+
+    pub(crate) fn policy(kind: PolicyKind) -> Self {
+        let built = PolicyKind::ALL.iter().filter(|kind| kind.build().is_some());
+        let names: Vec<_> = built.map(|kind| kind.as_str()).collect();
+        let why = format!(
+            "this policy is not supported yet; use one of {}",
+            names.join(", ")
+        );
+        Self::invalid("policy", kind.as_str(), why)
+    }
+
     fn invalid(field: &'static str, value: impl Display, why: impl Into<String>) -> Self {
         Self::Invalid {
             field,
@@ -63,20 +77,20 @@ impl Options {
                 "balance_rel_threshold",
                 self.balance_rel_threshold,
                 1.0,
-                f64::MAX,
+                f64::INFINITY,
             ),
             (
                 "retry_backoff_multiplier",
                 self.retry_backoff_multiplier,
                 1.0,
-                f64::MAX,
+                f64::INFINITY,
             ),
             ("retry_jitter_factor", self.retry_jitter_factor, 0.0, 1.0),
         ];
         for (field, value, low, high) in rules {
             // Written so that NaN is refused, too.
             if !(low..=high).contains(&value) {
-                let why = if high == f64::MAX {
+                let why = if high.is_infinite() {
                     format!("must be at least {low}")
                 } else {
                     format!("must be between {low} and {high}")
@@ -100,13 +114,7 @@ impl Options {
         if self.policy == PolicyKind::CacheAware || self.policy.build().is_some() {
             return Ok(());
         }
-        let built = PolicyKind::ALL.iter().filter(|kind| kind.build().is_some());
-        let names: Vec<_> = built.map(|kind| kind.as_str()).collect();
-        let why = format!(
-            "this policy is not supported yet; use one of {}",
-            names.join(", ")
-        );
-        Err(ConfigError::invalid("policy", self.policy.as_str(), why))
+        Err(ConfigError::policy(self.policy))
     }
 
     fn check_positive(&self) -> Result<(), ConfigError> {

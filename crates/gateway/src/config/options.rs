@@ -51,9 +51,9 @@ pub enum HistoryBackend {
 pub enum LogLevel {
     /// Everything.
     Debug,
-    /// What an operator reads. Also spelt `warning` in Python; see `Warn`.
+    /// What an operator reads.
     Info,
-    /// Trouble.
+    /// Trouble. Python spells it `warning`.
     #[serde(alias = "warning")]
     Warn,
     /// Failures.

@@ -1,0 +1,89 @@
+//! The inference endpoints: one row each, whatever room asks about them.
+
+/// An inference endpoint.
+#[derive(Debug)]
+pub(crate) struct Inference {
+    /// Where it stands in [`INFERENCE`].
+    pub(crate) index: usize,
+    /// Path at the gateway.
+    pub(crate) path: &'static str,
+    /// Path at the worker.
+    pub(crate) worker_path: &'static str,
+    /// The `endpoint` label of metrics.
+    pub(crate) label: &'static str,
+    /// What a body that is not declared as JSON gets.
+    pub(crate) undeclared: Undeclared,
+    /// What becomes of the worker's reply.
+    pub(crate) reply: Reply,
+}
+
+/// What a body without `content-type: application/json` gets, as upstream answers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Undeclared {
+    /// SGLang takes a body without a content type here; any other type is 415.
+    OnlyIfAbsent,
+    /// 415.
+    Unsupported,
+    /// 400 `json_parse_error`.
+    BadRequest,
+}
+
+/// What becomes of the worker's reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// Relayed byte for byte.
+    Verbatim,
+    /// The worker's bare array is wrapped into the rerank object.
+    Rerank,
+}
+
+use Reply::{Rerank, Verbatim};
+use Undeclared::{BadRequest, OnlyIfAbsent, Unsupported};
+
+/// Every inference endpoint that is forwarded to one worker.
+pub(crate) const INFERENCE: [Inference; 9] = [
+    row(0, "/generate", "generate", OnlyIfAbsent, Verbatim),
+    row(1, "/v1/chat/completions", "chat", BadRequest, Verbatim),
+    row(2, "/v1/completions", "completions", Unsupported, Verbatim),
+    row(3, "/v1/embeddings", "embeddings", Unsupported, Verbatim),
+    row(4, "/v1/classify", "classify", Unsupported, Verbatim),
+    row(5, "/v1/rerank", "rerank", Unsupported, Rerank),
+    Inference {
+        path: "/rerank",
+        ..row(6, "/v1/rerank", "rerank", BadRequest, Rerank)
+    },
+    row(7, "/v1/responses", "responses", BadRequest, Verbatim),
+    row(8, "/v1/messages", "messages", BadRequest, Verbatim),
+];
+
+const fn row(
+    index: usize,
+    path: &'static str,
+    label: &'static str,
+    undeclared: Undeclared,
+    reply: Reply,
+) -> Inference {
+    Inference {
+        index,
+        path,
+        worker_path: path,
+        label,
+        undeclared,
+        reply,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_stand_where_their_index_says() {
+        assert!(
+            INFERENCE
+                .iter()
+                .enumerate()
+                .all(|(at, row)| row.index == at)
+        );
+    }
+}

@@ -1,0 +1,228 @@
+//! Everything that can go wrong with a request: whose fault, which status, and how it reads.
+
+use std::fmt::Display;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use thiserror::Error;
+
+use crate::wire::WireError;
+
+/// A request the gateway answers itself, or could not finish.
+#[derive(Debug, Error)]
+pub(crate) enum Error {
+    /// No worker is ready to take an inference request.
+    #[error("no available workers (all unhealthy or still starting)")]
+    NoAvailableWorkers,
+    /// No worker can be asked for information.
+    #[error("no workers available to answer this")]
+    NoWorkers,
+    /// The worker did not answer in time.
+    #[error("worker {worker} sent no response headers within {seconds} s")]
+    UpstreamTimeout { worker: String, seconds: u64 },
+    /// The exchange with the worker failed.
+    #[error("worker {worker}: {source}")]
+    Upstream { worker: String, source: WireError },
+    /// None of the workers asked gave an answer.
+    #[error("no worker answered")]
+    NoWorkerResponse,
+    /// The worker's answer is not what this endpoint gives.
+    #[error("worker {worker} gave an unusable rerank response: {why}")]
+    RerankResponse { worker: String, why: String },
+    /// The request body is larger than allowed.
+    #[error("request body exceeds the limit of {limit} bytes")]
+    TooLarge { limit: u64 },
+    /// The client stopped amid the request body.
+    #[error("request body ended early: {0}")]
+    BodyIncomplete(String),
+    /// The request body is not a JSON object.
+    #[error("{0}")]
+    Json(String),
+    /// The body is not declared as JSON.
+    #[error("{why}")]
+    ContentType { status: StatusCode, why: String },
+    /// No key, or not the right one.
+    #[error("missing or invalid API key; expected 'Authorization: Bearer <key>'")]
+    Unauthorized,
+    /// There is no such path.
+    #[error("unknown URL: {method} {path}")]
+    UnknownUrl { method: String, path: String },
+    /// The path exists, the method does not.
+    #[error("method {method} is not allowed for {path}; allowed: {allow}")]
+    MethodNotAllowed {
+        method: String,
+        path: String,
+        allow: String,
+    },
+    /// A route of the field that this gateway does not have.
+    #[error("{0} is not implemented")]
+    NotImplemented(&'static str),
+}
+
+impl Error {
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::NoAvailableWorkers | Self::NoWorkers => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::Upstream { .. } | Self::NoWorkerResponse | Self::RerankResponse { .. } => {
+                StatusCode::BAD_GATEWAY
+            }
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyIncomplete(_) | Self::Json(_) => StatusCode::BAD_REQUEST,
+            Self::ContentType { status, .. } => *status,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::UnknownUrl { .. } => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
+        }
+    }
+
+    /// The stable name that `error.code`, `X-SMG-Error-Code` and metrics carry.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::NoAvailableWorkers => "no_available_workers",
+            Self::NoWorkers => "no_workers",
+            Self::UpstreamTimeout { .. } => "call_upstream_timeout",
+            Self::Upstream {
+                source: WireError::Connect(_),
+                ..
+            } => "call_upstream_connection_failed",
+            Self::Upstream { .. } => "call_upstream_request_failed",
+            Self::NoWorkerResponse => "no_worker_response",
+            Self::RerankResponse { .. } => "rerank_response_build_failed",
+            Self::TooLarge { .. } => "payload_too_large",
+            Self::BodyIncomplete(_) => "request_body_incomplete",
+            Self::Json(_)
+            | Self::ContentType {
+                status: StatusCode::BAD_REQUEST,
+                ..
+            } => "json_parse_error",
+            Self::ContentType { .. } => "unsupported_media_type",
+            Self::Unauthorized => "invalid_api_key",
+            Self::UnknownUrl { .. } => "unknown_url",
+            Self::MethodNotAllowed { .. } => "method_not_allowed",
+            Self::NotImplemented(_) => "not_implemented",
+        }
+    }
+
+    /// The `error_type` label of `smg_router_request_errors_total`.
+    pub(crate) fn metric_type(&self) -> &'static str {
+        match self {
+            Self::NoAvailableWorkers | Self::NoWorkers => "no_workers",
+            Self::UpstreamTimeout { .. } => "timeout",
+            Self::Upstream { .. } | Self::NoWorkerResponse | Self::RerankResponse { .. } => {
+                "backend_error"
+            }
+            Self::NotImplemented(_) => "internal_error",
+            _ => "validation_error",
+        }
+    }
+
+    /// The answer in the shape `OpenAI` clients read.
+    pub(crate) fn render(&self) -> Response<Full<Bytes>> {
+        let status = self.status();
+        let mut response = envelope(status, self.code(), self);
+        let headers = response.headers_mut();
+        match self {
+            Self::NoAvailableWorkers | Self::NoWorkers => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            Self::Unauthorized => {
+                let challenge = HeaderValue::from_static("Bearer realm=\"data-plane\"");
+                headers.insert(header::WWW_AUTHENTICATE, challenge);
+            }
+            Self::MethodNotAllowed { allow, .. } => {
+                if let Ok(allow) = HeaderValue::try_from(allow) {
+                    headers.insert(header::ALLOW, allow);
+                }
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+fn envelope(
+    status: StatusCode,
+    code: &'static str,
+    message: impl Display,
+) -> Response<Full<Bytes>> {
+    let kind = if status.is_client_error() {
+        "invalid_request_error"
+    } else {
+        "server_error"
+    };
+    let body = serde_json::json!({
+        "error": { "message": message.to_string(), "type": kind, "param": null, "code": code }
+    });
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    headers.insert("x-smg-error-code", HeaderValue::from_static(code));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    #[test]
+    fn the_envelope_has_what_clients_read() {
+        let response = Error::NoAvailableWorkers.render();
+        assert_eq!(response.status(), 503);
+        assert_eq!(
+            response.headers()["x-smg-error-code"],
+            "no_available_workers"
+        );
+        assert_eq!(response.headers()["retry-after"], "1");
+        let body = futures_body(response.into_body());
+        let error = &body["error"];
+        assert_eq!(error["type"], "server_error");
+        assert_eq!(error["code"], "no_available_workers");
+        assert!(error["param"].is_null() && error["message"].is_string());
+    }
+
+    #[test]
+    fn refused_and_slow_workers_differ_from_broken_ones() {
+        let failed = |source| Error::Upstream {
+            worker: "w".into(),
+            source,
+        };
+        let refused = failed(WireError::Connect(
+            std::io::ErrorKind::ConnectionRefused.into(),
+        ));
+        let broken = failed(WireError::Unanswered);
+        let slow = Error::UpstreamTimeout {
+            worker: "w".into(),
+            seconds: 1,
+        };
+        assert_eq!(
+            (refused.status().as_u16(), refused.code()),
+            (502, "call_upstream_connection_failed")
+        );
+        assert_eq!(
+            (broken.status().as_u16(), broken.code()),
+            (502, "call_upstream_request_failed")
+        );
+        assert_eq!(
+            (slow.status().as_u16(), slow.code()),
+            (504, "call_upstream_timeout")
+        );
+    }
+
+    fn futures_body(body: Full<Bytes>) -> serde_json::Value {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let bytes = runtime.block_on(body.collect()).unwrap().to_bytes();
+        serde_json::from_slice(&bytes).unwrap()
+    }
+}

@@ -1,0 +1,143 @@
+//! Requests to one worker, and the bodies of its replies.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap};
+use http::{Method, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Limited};
+
+use super::Worker;
+use crate::wire::{Connection, Framing, RequestHead, WireError};
+
+/// An answer to one of the gateway's own questions larger than this is refused, bytes.
+const MAX_ANSWER: usize = 16 * 1024 * 1024;
+
+/// A worker's whole answer to a question of the gateway's own.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Worker {
+    /// Sends a request; the reply's body is read only as far as it is asked for.
+    pub(crate) async fn send(
+        self: &Arc<Self>,
+        lane: usize,
+        head: &RequestHead,
+        body: &Bytes,
+    ) -> Result<Response<WorkerBody>, WireError> {
+        let exchange = self.connections.send(lane, head, body).await?;
+        let head = exchange.head;
+        let mut body = WorkerBody {
+            worker: Arc::clone(self),
+            lane,
+            connection: Some(exchange.connection),
+            framing: head.framing,
+            keep_alive: head.keep_alive,
+        };
+        if body.framing == Framing::Done {
+            body.finish();
+        }
+        let mut response = Response::new(body);
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
+        Ok(response)
+    }
+
+    /// Asks the worker something with its own key, and reads the whole answer.
+    pub(crate) async fn ask(
+        self: &Arc<Self>,
+        lane: usize,
+        method: &Method,
+        path: &str,
+    ) -> Result<Answer, WireError> {
+        let mut head = self.request_head(method, path);
+        if let Some(bearer) = &self.bearer {
+            head.header(&header::AUTHORIZATION, bearer);
+        }
+        let response = self.send(lane, &head.finish(0), &Bytes::new()).await?;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await;
+        let body = body
+            .map_err(|error| WireError::Cut(error.to_string()))?
+            .to_bytes();
+        Ok(Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body,
+        })
+    }
+
+    /// A request head for this worker, so far with request line and `host`.
+    pub(crate) fn request_head(&self, method: &Method, path: &str) -> RequestHead {
+        RequestHead::new(
+            method,
+            self.url.prefix(),
+            path,
+            self.url.authority().as_str(),
+        )
+    }
+}
+
+/// The body of a worker's reply.
+///
+/// Read to its end, it gives the connection back to the pool; dropped before, it closes
+/// it, and the worker sees the disconnect at once.
+#[derive(Debug)]
+pub(crate) struct WorkerBody {
+    worker: Arc<Worker>,
+    lane: usize,
+    connection: Option<Connection>,
+    framing: Framing,
+    keep_alive: bool,
+}
+
+impl WorkerBody {
+    fn finish(&mut self) {
+        if let Some(connection) = self.connection.take()
+            && self.keep_alive
+        {
+            self.worker.connections.keep(self.lane, connection);
+        }
+    }
+}
+
+impl Body for WorkerBody {
+    type Data = Bytes;
+    type Error = WireError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
+        let body = &mut *self;
+        let Some(connection) = &mut body.connection else {
+            return Poll::Ready(None);
+        };
+        let piece = ready!(connection.poll_piece(cx, &mut body.framing));
+        match &piece {
+            Some(Err(_)) => body.connection = None,
+            _ if body.framing == Framing::Done => body.finish(),
+            _ => {}
+        }
+        Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.framing == Framing::Done
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.framing {
+            Framing::Done => SizeHint::with_exact(0),
+            Framing::Length(left) => SizeHint::with_exact(left),
+            Framing::Chunked(_) | Framing::UntilClose => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Watching one worker: waiting for it to come up, then asking how it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use routing::Verdict;
+use serde_json::{Map, Value};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info, warn};
+
+use super::identity::{self, Identity};
+use super::{Fleet, Worker};
+use crate::config::Options;
+use crate::telemetry::Metrics;
+
+/// First pause between start-up probes; it doubles up to the check interval.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// How workers are probed.
+#[derive(Clone, Debug)]
+pub(crate) struct ProbeSettings {
+    endpoint: String,
+    interval: Duration,
+    timeout: Duration,
+    startup_timeout: Duration,
+    startup_interval: Duration,
+    /// Whether a worker is still probed once it is up.
+    watch: bool,
+}
+
+impl ProbeSettings {
+    pub(crate) fn new(options: &Options) -> Self {
+        Self {
+            endpoint: options.health_check_endpoint.clone(),
+            interval: Duration::from_secs(options.health_check_interval_secs),
+            timeout: Duration::from_secs(options.health_check_timeout_secs),
+            startup_timeout: Duration::from_secs(options.worker_startup_timeout_secs),
+            startup_interval: Duration::from_secs(options.worker_startup_check_interval),
+            watch: !options.disable_health_check,
+        }
+    }
+}
+
+/// Probes one worker for as long as the gateway runs.
+#[derive(Debug)]
+pub(crate) struct Prober {
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) settings: Arc<ProbeSettings>,
+    /// Name of the policy, for the metrics of a model that becomes known.
+    pub(crate) policy: &'static str,
+    /// The lane whose thread runs the prober.
+    pub(crate) lane: usize,
+}
+
+impl Prober {
+    /// Runs until dropped.
+    pub(crate) async fn run(self) {
+        self.come_up().await;
+        while self.settings.watch || !self.worker.identity.load().is_known() {
+            // Spread over the interval, so that a fleet is not probed in one burst.
+            let pause = self.settings.interval.mul_f64(0.9 + 0.2 * fastrand::f64());
+            sleep(pause).await;
+            let passed = self.probe().await;
+            if self.settings.watch {
+                self.record(passed);
+            }
+        }
+    }
+
+    /// Waits for the first answer; after the start-up time at a slow pace, but for ever.
+    async fn come_up(&self) {
+        let give_up = Instant::now().checked_add(self.settings.startup_timeout);
+        let mut pause = FIRST_PAUSE.min(self.settings.startup_interval);
+        while !self.probe().await {
+            let late = give_up.is_some_and(|at| Instant::now() >= at);
+            if late && self.worker.verdict() == Verdict::Pending {
+                self.worker.judge(routing::Health::give_up);
+                let seconds = self.settings.startup_timeout.as_secs();
+                warn!(worker = %self.worker.url, seconds, "worker did not come up, probing on");
+            }
+            let slow = self.settings.startup_interval.max(self.settings.interval);
+            sleep(if late { slow } else { pause }).await;
+            pause = (pause * 2).min(self.settings.startup_interval);
+        }
+        self.record(true);
+    }
+
+    fn record(&self, passed: bool) {
+        let (before, after) = self.worker.judge(|health| {
+            health.record(passed);
+        });
+        if before != after {
+            self.fleet.refresh();
+            let model = self.worker.identity.load().model.clone();
+            info!(worker = %self.worker.url, model, from = before.as_str(), to = after.as_str(), "worker changed");
+        }
+    }
+
+    /// One probe; learns what the worker is while that is unknown.
+    async fn probe(&self) -> bool {
+        let passed = self
+            .ask(&self.settings.endpoint)
+            .await
+            .is_some_and(|(status, _)| status.is_success());
+        self.metrics.health_check(passed);
+        if passed && !self.worker.identity.load().is_known() {
+            self.identify().await;
+        }
+        passed
+    }
+
+    async fn identify(&self) {
+        let mut answers = Vec::new();
+        for paths in [
+            ["/server_info", "/get_server_info"],
+            ["/model_info", "/get_model_info"],
+        ] {
+            answers.extend(self.facts(paths).await);
+        }
+        let labels = identity::labels(&answers);
+        let model = identity::model(&labels);
+        let metrics = self.metrics.model(&model, self.policy);
+        debug!(worker = %self.worker.url, model, "worker told what it is");
+        self.worker.identity.store(Arc::new(Identity {
+            model,
+            labels,
+            metrics,
+        }));
+    }
+
+    /// The JSON object at the first of `paths` that is not 404.
+    async fn facts(&self, paths: [&str; 2]) -> Option<Map<String, Value>> {
+        for path in paths {
+            match self.ask(path).await {
+                Some((StatusCode::NOT_FOUND, _)) => {}
+                Some((status, body)) if status.is_success() => {
+                    return serde_json::from_slice(&body).ok();
+                }
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    async fn ask(&self, path: &str) -> Option<(StatusCode, Bytes)> {
+        let worker = &self.worker;
+        let asked = worker.ask(self.lane, &Method::GET, path);
+        match timeout(self.settings.timeout, asked).await {
+            Ok(Ok(answer)) => Some((answer.status, answer.body)),
+            Ok(Err(error)) => {
+                debug!(worker = %worker.url, path, %error, "probe failed");
+                None
+            }
+            Err(_) => {
+                debug!(worker = %worker.url, path, "probe timed out");
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! One worker.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use routing::{Health, Load, Thresholds, Verdict};
+use uuid::Uuid;
+
+use super::{Connections, Identity};
+use crate::config::{Secret, WorkerUrl};
+
+/// A worker: where it is, what it said of itself, how it is doing.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) id: Uuid,
+    pub(crate) url: WorkerUrl,
+    /// `Bearer <key>`, when the worker has a key.
+    pub(crate) bearer: Option<HeaderValue>,
+    /// What is in flight there.
+    pub(crate) load: Arc<Load>,
+    /// Connections to it.
+    pub(crate) connections: Connections,
+    /// What it said of itself.
+    pub(crate) identity: ArcSwap<Identity>,
+    health: Mutex<Health>,
+    ready: AtomicBool,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        url: WorkerUrl,
+        key: Option<&Secret>,
+        connections: Connections,
+        identity: Identity,
+        thresholds: Thresholds,
+    ) -> Self {
+        let bearer = key.and_then(|key| {
+            let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        });
+        Self {
+            id: Uuid::new_v4(),
+            url,
+            bearer,
+            load: Arc::default(),
+            connections,
+            identity: ArcSwap::from_pointee(identity),
+            health: Mutex::new(Health::new(thresholds)),
+            ready: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether it may get requests.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Where it stands.
+    pub(crate) fn verdict(&self) -> Verdict {
+        self.health
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .verdict()
+    }
+
+    /// Changes its record; tells the verdict before and after.
+    pub(crate) fn judge(&self, change: impl FnOnce(&mut Health)) -> (Verdict, Verdict) {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = health.verdict();
+        change(&mut health);
+        let after = health.verdict();
+        self.ready.store(after == Verdict::Ready, Ordering::Relaxed);
+        (before, after)
+    }
+}

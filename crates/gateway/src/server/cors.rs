@@ -1,0 +1,107 @@
+//! Cross-origin requests (Fetch standard): browsers ask, the gateway answers.
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Request, Response};
+use http_body_util::Full;
+
+/// Which browser origins may use the gateway.
+#[derive(Debug)]
+pub(super) struct Cors {
+    /// Empty means any.
+    origins: Vec<HeaderValue>,
+}
+
+const MAX_AGE: HeaderValue = HeaderValue::from_static("3600");
+const ANY: HeaderValue = HeaderValue::from_static("*");
+
+impl Cors {
+    pub(super) fn new(origins: &[String]) -> Self {
+        Self {
+            origins: origins
+                .iter()
+                .filter_map(|origin| origin.parse().ok())
+                .collect(),
+        }
+    }
+
+    /// The answer to a preflight request; `None` when the request is none.
+    pub(super) fn preflight<B>(&self, request: &Request<B>) -> Option<Response<Full<Bytes>>> {
+        let headers = request.headers();
+        let asks = headers.contains_key(header::ORIGIN)
+            && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+        if request.method() != Method::OPTIONS || !asks {
+            return None;
+        }
+        let mut response = Response::new(Full::default());
+        let answer = response.headers_mut();
+        answer.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+        let (methods, allowed) = if self.origins.is_empty() {
+            (ANY, ANY)
+        } else {
+            (
+                HeaderValue::from_static("GET, POST, PATCH, DELETE, OPTIONS"),
+                HeaderValue::from_static("content-type, authorization"),
+            )
+        };
+        answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+        answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
+        self.mark(headers.get(header::ORIGIN), answer);
+        Some(response)
+    }
+
+    /// Marks a response to `origin` as readable from there, when it is.
+    pub(super) fn mark(&self, origin: Option<&HeaderValue>, response: &mut HeaderMap) {
+        let Some(origin) = origin else { return };
+        if self.origins.is_empty() {
+            response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, ANY);
+            response.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, ANY);
+            return;
+        }
+        response.append(header::VARY, HeaderValue::from_static("origin"));
+        if self.origins.contains(origin) {
+            response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+            let exposed = HeaderValue::from_static("x-request-id");
+            response.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn preflight(cors: &Cors, origin: &str) -> Option<Response<Full<Bytes>>> {
+        let request = Request::options("/v1/chat/completions")
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .body(())
+            .unwrap();
+        cors.preflight(&request)
+    }
+
+    #[test]
+    fn any_origin_may_by_default() {
+        let response = preflight(&Cors::new(&[]), "https://ui").unwrap();
+        assert_eq!(response.headers()["access-control-allow-origin"], "*");
+        assert_eq!(response.headers()["access-control-max-age"], "3600");
+    }
+
+    #[test]
+    fn only_listed_origins_may_once_there_is_a_list() {
+        let cors = Cors::new(&["https://ui".to_owned()]);
+        let good = preflight(&cors, "https://ui").unwrap();
+        assert_eq!(good.headers()["access-control-allow-origin"], "https://ui");
+        let bad = preflight(&cors, "https://evil").unwrap();
+        assert!(!bad.headers().contains_key("access-control-allow-origin"));
+    }
+
+    #[test]
+    fn an_ordinary_request_is_no_preflight() {
+        let request = Request::options("/")
+            .header("origin", "https://ui")
+            .body(())
+            .unwrap();
+        assert!(Cors::new(&[]).preflight(&request).is_none());
+    }
+}

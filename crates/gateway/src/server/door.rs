@@ -1,0 +1,144 @@
+//! What every request passes, in order, and what is written onto every reply.
+
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+use tracing::{debug, warn};
+
+use super::auth::Auth;
+use super::cors::Cors;
+use super::info;
+use super::loads;
+use super::reply::{Reply, Visit};
+use super::request_id::RequestIds;
+use super::routes::{Action, Guard, Route, Routes};
+use crate::config::Options;
+use crate::error::Error;
+use crate::proxy::{Passage, Proxy, ReplyBody, linger};
+use crate::server::Shutdown;
+use crate::telemetry::Metrics;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The gate all lanes share.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    routes: Routes,
+    auth: Auth,
+    cors: Cors,
+    ids: RequestIds,
+    proxy: Proxy,
+    shutdown: Shutdown,
+}
+
+impl Gate {
+    pub(crate) fn new(
+        options: &Options,
+        proxy: Proxy,
+        metrics: &Metrics,
+        shutdown: Shutdown,
+    ) -> Result<Self, matchit::InsertError> {
+        Ok(Self {
+            routes: Routes::new(metrics)?,
+            auth: Auth::new(options.api_key.clone()),
+            cors: Cors::new(&options.cors_allowed_origins),
+            ids: RequestIds::new(options.request_id_headers.as_deref()),
+            proxy,
+            shutdown,
+        })
+    }
+
+    /// The life of a request, at the door.
+    pub(super) async fn answer(&self, lane: usize, request: Request<Incoming>) -> Response<Reply> {
+        let id = self.ids.of(request.headers(), request.uri().path());
+        let origin = request.headers().get(header::ORIGIN).cloned();
+        let bodiless = request.method() == Method::HEAD;
+        let passage = Passage {
+            lane,
+            request_id: &id,
+        };
+        let (mut visit, outcome) = self.visit(passage, request).await;
+        let mut response = match outcome {
+            Ok(response) => {
+                visit.answered(response.status(), "");
+                response
+            }
+            Err(error) => {
+                visit.answered(error.status(), error.code());
+                explain(&error, &id);
+                error.render().map(ReplyBody::from)
+            }
+        };
+        self.cors.mark(origin.as_ref(), response.headers_mut());
+        response.headers_mut().insert(REQUEST_ID, id);
+        response.map(|body| Reply::new(body, visit, bodiless))
+    }
+
+    async fn visit(
+        &self,
+        passage: Passage<'_>,
+        request: Request<Incoming>,
+    ) -> (Visit, Result<Response<ReplyBody>, Error>) {
+        if let Some(response) = self.cors.preflight(&request) {
+            return (
+                Visit::begin(self.routes.other()),
+                Ok(response.map(ReplyBody::from)),
+            );
+        }
+        let route = match self.routes.find(request.method(), request.uri().path()) {
+            Ok(route) => route,
+            Err(error) => {
+                linger(request.into_body());
+                return (Visit::begin(self.routes.other()), Err(error));
+            }
+        };
+        let visit = Visit::begin(&route.metrics);
+        // Too large beats unauthorised: no key is needed to be told to send less.
+        let may = self
+            .proxy
+            .check_length(&request)
+            .and_then(|()| match route.guard {
+                Guard::Public => Ok(()),
+                Guard::Key => self.auth.check(request.headers()),
+            });
+        if let Err(error) = may {
+            linger(request.into_body());
+            return (visit, Err(error));
+        }
+        (visit, self.act(route, passage, request).await)
+    }
+
+    async fn act(
+        &self,
+        route: &Route,
+        passage: Passage<'_>,
+        request: Request<Incoming>,
+    ) -> Result<Response<ReplyBody>, Error> {
+        let (lane, proxy) = (passage.lane, &self.proxy);
+        match route.action {
+            Action::Forward(row) => proxy.forward(row, passage, request).await,
+            // Rare ones are boxed, so that they do not make every request's future larger.
+            Action::Seek => Box::pin(proxy.seek(passage, request)).await,
+            Action::AskFirst(paths) => Box::pin(proxy.ask_first(lane, paths))
+                .await
+                .map(info::relay),
+            Action::Alive => Ok(info::text("OK")),
+            Action::Readiness => Ok(info::readiness(&proxy.fleet, self.shutdown.is_draining())),
+            Action::Models => info::models(&proxy.fleet),
+            Action::Workers => Ok(info::workers(&proxy.fleet)),
+            Action::Loads => Ok(Box::pin(loads::loads(proxy, lane)).await),
+            Action::FlushCache => Ok(Box::pin(loads::flush_cache(proxy, lane)).await),
+            Action::EngineMetrics => Ok(Box::pin(loads::engine_metrics(proxy, lane)).await),
+            Action::Absent(what) => Err(Error::NotImplemented(what)),
+        }
+    }
+}
+
+/// A reply that the gateway made itself says why, also in the log.
+fn explain(error: &Error, id: &HeaderValue) {
+    if error.status().is_server_error() {
+        warn!(request_id = ?id, code = error.code(), %error, "request failed");
+    } else {
+        debug!(request_id = ?id, code = error.code(), %error, "request refused");
+    }
+}

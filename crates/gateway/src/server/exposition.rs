@@ -1,0 +1,134 @@
+//! Prometheus text of several workers merged into one page (text format 0.0.4).
+
+use std::fmt::Write;
+
+/// Metric families in order of appearance; each has one `HELP` and one `TYPE`.
+#[derive(Debug, Default)]
+pub(super) struct Exposition {
+    families: Vec<Family>,
+}
+
+#[derive(Debug)]
+struct Family {
+    name: String,
+    comments: Vec<String>,
+    samples: Vec<String>,
+}
+
+impl Exposition {
+    /// Adds a worker's page. Colons in names become underscores, as upstream's dashboards expect.
+    pub(super) fn add(&mut self, page: &str, worker: &str) {
+        let mut current = None;
+        for line in page.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            if let Some(comment) = line.strip_prefix("# ") {
+                current = self.comment(comment).or(current);
+            } else if !line.starts_with('#')
+                && let Some((name, sample)) = label(line, worker)
+            {
+                let base = current.filter(|&at| self.belongs(at, &name));
+                let at = base.unwrap_or_else(|| self.family(&name));
+                self.families[at].samples.push(sample);
+            }
+        }
+    }
+
+    /// The merged page.
+    pub(super) fn render(&self) -> String {
+        let mut page = String::new();
+        for line in self
+            .families
+            .iter()
+            .flat_map(|family| family.comments.iter().chain(&family.samples))
+        {
+            let _ = writeln!(page, "{line}"); // writing to a String cannot fail
+        }
+        page
+    }
+
+    fn comment(&mut self, comment: &str) -> Option<usize> {
+        let mut words = comment.splitn(3, ' ');
+        let (kind, name) = (words.next()?, words.next()?.replace(':', "_"));
+        if !matches!(kind, "HELP" | "TYPE") {
+            return None;
+        }
+        let at = self.family(&name);
+        let start = format!("# {kind} ");
+        let comments = &mut self.families[at].comments;
+        if !comments.iter().any(|known| known.starts_with(&start)) {
+            comments.push(format!(
+                "{start}{name} {}",
+                words.next().unwrap_or_default()
+            ));
+        }
+        Some(at)
+    }
+
+    /// Histograms and summaries name their samples after the family, with a suffix.
+    fn belongs(&self, at: usize, sample: &str) -> bool {
+        let rest = sample.strip_prefix(&self.families[at].name);
+        matches!(
+            rest,
+            Some("" | "_bucket" | "_sum" | "_count" | "_total" | "_created")
+        )
+    }
+
+    fn family(&mut self, name: &str) -> usize {
+        let known = self.families.iter().position(|family| family.name == name);
+        known.unwrap_or_else(|| {
+            let (comments, samples) = (Vec::new(), Vec::new());
+            self.families.push(Family {
+                name: name.to_owned(),
+                comments,
+                samples,
+            });
+            self.families.len() - 1
+        })
+    }
+}
+
+/// The sample's name, and the sample with the worker's label first.
+fn label(line: &str, worker: &str) -> Option<(String, String)> {
+    let end = line.find(['{', ' '])?;
+    let name = line[..end].replace(':', "_");
+    let worker = worker.replace('\\', "\\\\").replace('"', "\\\"");
+    let rest = match line[end..].strip_prefix('{') {
+        Some(labels) if labels.starts_with('}') => format!("{{worker_addr=\"{worker}\"{labels}"),
+        Some(labels) => format!("{{worker_addr=\"{worker}\",{labels}"),
+        None => format!("{{worker_addr=\"{worker}\"}}{}", &line[end..]),
+    };
+    Some((name.clone(), name + &rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_are_merged_and_workers_told_apart() {
+        let page =
+            "# HELP sglang:reqs running\n# TYPE sglang:reqs gauge\nsglang:reqs{model=\"m\"} 3\n";
+        let mut merged = Exposition::default();
+        merged.add(page, "http://a:1");
+        merged.add(page, "http://b:1");
+        assert_eq!(
+            merged.render(),
+            "# HELP sglang_reqs running\n# TYPE sglang_reqs gauge\n\
+             sglang_reqs{worker_addr=\"http://a:1\",model=\"m\"} 3\n\
+             sglang_reqs{worker_addr=\"http://b:1\",model=\"m\"} 3\n"
+        );
+    }
+
+    #[test]
+    fn histogram_samples_stay_with_their_family() {
+        let page =
+            "# TYPE t histogram\nt_bucket{le=\"1\"} 1\nt_sum 1\nt_count 1\nplain 2\nempty{} 1\n";
+        let mut merged = Exposition::default();
+        merged.add(page, "w");
+        assert_eq!(merged.families.len(), 3);
+        assert_eq!(
+            merged.families[0].samples[0],
+            "t_bucket{worker_addr=\"w\",le=\"1\"} 1"
+        );
+        assert_eq!(merged.families[2].samples[0], "empty{worker_addr=\"w\"} 1");
+    }
+}

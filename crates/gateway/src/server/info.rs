@@ -1,0 +1,131 @@
+//! What the gateway answers by itself about itself and its fleet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use routing::Verdict;
+use serde_json::{Value, json};
+
+use crate::error::Error;
+use crate::fleet::{Answer, Fleet, UNKNOWN_MODEL, Worker};
+use crate::proxy::ReplyBody;
+
+/// A JSON reply.
+pub(super) fn json(status: StatusCode, value: &Value) -> Response<ReplyBody> {
+    fixed(status, "application/json", value.to_string())
+}
+
+/// A plain-text reply.
+pub(super) fn text(text: &'static str) -> Response<ReplyBody> {
+    fixed(StatusCode::OK, "text/plain; charset=utf-8", text)
+}
+
+/// A reply of the gateway's own.
+pub(super) fn fixed(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<ReplyBody> {
+    let mut response = Response::new(Full::new(body.into()).into());
+    *response.status_mut() = status;
+    let content_type = HeaderValue::from_static(content_type);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+/// A worker's answer, as it is.
+pub(super) fn relay(answer: Answer) -> Response<ReplyBody> {
+    let mut response = Response::new(Full::new(answer.body).into());
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    response
+}
+
+/// Whether requests can be served: probe this one before sending traffic.
+pub(super) fn readiness(fleet: &Fleet, draining: bool) -> Response<ReplyBody> {
+    let healthy = fleet.ready_count();
+    let reason = match (draining, healthy) {
+        (true, _) => "draining",
+        (false, 0) => "insufficient healthy workers",
+        _ => {
+            let total = fleet.workers().len();
+            let ready =
+                json!({"status": "ready", "healthy_workers": healthy, "total_workers": total});
+            return json(StatusCode::OK, &ready);
+        }
+    };
+    json(
+        StatusCode::SERVICE_UNAVAILABLE,
+        &json!({"status": "not ready", "reason": reason}),
+    )
+}
+
+/// The models of the ready workers, in the shape of `OpenAI`'s list.
+pub(super) fn models(fleet: &Fleet) -> Result<Response<ReplyBody>, Error> {
+    let ready = fleet.workers().iter().filter(|worker| worker.is_ready());
+    let ids: BTreeSet<_> = ready
+        .map(|worker| worker.identity.load().model.clone())
+        .collect();
+    if ids.is_empty() {
+        return Err(Error::NoWorkers);
+    }
+    let card = |id| json!({"id": id, "object": "model", "created": 0, "owned_by": "local"});
+    let data: Vec<_> = ids.into_iter().map(card).collect();
+    Ok(json(
+        StatusCode::OK,
+        &json!({"object": "list", "data": data}),
+    ))
+}
+
+/// Every worker: what it is and how it is doing.
+pub(super) fn workers(fleet: &Fleet) -> Response<ReplyBody> {
+    let workers: Vec<_> = fleet
+        .workers()
+        .iter()
+        .map(|worker| describe(worker))
+        .collect();
+    let total = workers.len();
+    let stats = json!({"prefill_count": 0, "decode_count": 0, "regular_count": total});
+    json(
+        StatusCode::OK,
+        &json!({"workers": workers, "total": total, "stats": stats}),
+    )
+}
+
+/// A worker in the union of the shapes that 0.3.2 and its successors give.
+fn describe(worker: &Worker) -> Value {
+    let (identity, verdict) = (worker.identity.load(), worker.verdict());
+    let models: Vec<_> = Some(&identity.model)
+        .filter(|model| *model != UNKNOWN_MODEL)
+        .map(|model| json!({"id": model}))
+        .into_iter()
+        .collect();
+    let mut metadata: BTreeMap<&str, &str> = BTreeMap::from([("priority", "50"), ("cost", "1")]);
+    metadata.extend(
+        identity
+            .labels
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str())),
+    );
+    json!({
+        "id": worker.id.to_string(),
+        "url": worker.url.as_str(),
+        "model_id": identity.model,
+        "models": models,
+        "priority": 50,
+        "cost": 1.0,
+        "worker_type": "regular",
+        "connection_mode": "http",
+        "runtime_type": "sglang",
+        "is_healthy": verdict == Verdict::Ready,
+        "status": verdict.as_str(),
+        "load": worker.load.requests(),
+        "metadata": metadata,
+        "labels": identity.labels,
+    })
+}

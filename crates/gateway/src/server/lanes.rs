@@ -1,0 +1,238 @@
+//! Lanes: one thread and one single-threaded runtime per core.
+//!
+//! A connection lives on one lane, and so do its requests and the connections to workers
+//! that carry them: nothing on a request's way crosses threads.
+
+use std::convert::Infallible;
+use std::net::TcpStream as StdTcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::{io, pin::pin};
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime;
+use tokio::sync::mpsc;
+use tokio::time::{Duration, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error, warn};
+
+use super::door::Gate;
+
+/// Accepted connections that wait for their lane's thread.
+const WAITING: usize = 1024;
+/// Largest head of a request, and largest piece of its body read at once, bytes.
+const READ_BUFFER: usize = 256 * 1024;
+/// Pause after the system refused a connection (no file descriptors left, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The two steps of stopping.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shutdown {
+    drain: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl Shutdown {
+    /// No new requests; those in flight may finish.
+    pub(crate) fn drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// Nothing may finish any more.
+    pub(crate) fn cut(&self) {
+        self.drain.cancel();
+        self.cut.cancel();
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.drain.is_cancelled()
+    }
+
+    /// Until the drain begins.
+    pub(crate) async fn draining(&self) {
+        self.drain.cancelled().await;
+    }
+
+    /// Until the drain is cut short.
+    pub(crate) async fn cut_short(&self) {
+        self.cut.cancelled().await;
+    }
+}
+
+/// All lanes of a gateway.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    lanes: Vec<Lane>,
+    /// Yields `None` once every lane has ended.
+    ended: mpsc::Receiver<()>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    connections: mpsc::Sender<StdTcpStream>,
+    open: Arc<AtomicUsize>,
+    thread: JoinHandle<()>,
+}
+
+impl Lanes {
+    /// Starts `count` lanes behind the gate.
+    pub(crate) fn start(count: usize, gate: &Arc<Gate>, shutdown: &Shutdown) -> io::Result<Self> {
+        let (running, ended) = mpsc::channel(1);
+        let lanes = (0..count.max(1)).map(|index| {
+            let runtime = runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let (connections, incoming) = mpsc::channel(WAITING);
+            let open = Arc::new(AtomicUsize::new(0));
+            let door = Door {
+                gate: Arc::clone(gate),
+                lane: index,
+            };
+            let serving = serve(door, incoming, Arc::clone(&open), shutdown.clone());
+            let running = running.clone();
+            let thread = thread::Builder::new()
+                .name(format!("smg-lane-{index}"))
+                .spawn(move || {
+                    runtime.block_on(serving);
+                    // Dropping the runtime drops what a cut drain left behind.
+                    drop(runtime);
+                    drop(running);
+                })?;
+            Ok(Lane {
+                connections,
+                open,
+                thread,
+            })
+        });
+        Ok(Self {
+            lanes: lanes.collect::<io::Result<_>>()?,
+            ended,
+        })
+    }
+
+    /// Hands accepted connections to the lane with the fewest open ones; runs until dropped.
+    pub(crate) async fn accept(&self, listener: TcpListener) {
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let prepared = stream.set_nodelay(true).and_then(|()| stream.into_std());
+            let idlest = self
+                .lanes
+                .iter()
+                .min_by_key(|lane| lane.open.load(Ordering::Relaxed));
+            let (Ok(stream), Some(lane)) = (prepared, idlest) else {
+                continue;
+            };
+            lane.open.fetch_add(1, Ordering::Relaxed);
+            if lane.connections.send(stream).await.is_err() {
+                error!("a lane ended before its time");
+                return;
+            }
+        }
+    }
+
+    /// Until every lane has ended.
+    pub(crate) async fn ended(&mut self) {
+        while self.ended.recv().await.is_some() {}
+    }
+
+    /// Waits for the threads, which have nothing left to do.
+    pub(crate) fn join(self) {
+        for lane in self.lanes {
+            if lane.thread.join().is_err() {
+                error!("a lane panicked");
+            }
+        }
+    }
+}
+
+/// The gate, as one lane's connections come to it.
+#[derive(Clone)]
+struct Door {
+    gate: Arc<Gate>,
+    lane: usize,
+}
+
+/// Counts a connection as open until dropped.
+struct Open(Arc<AtomicUsize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The life of a lane.
+async fn serve(
+    door: Door,
+    mut incoming: mpsc::Receiver<StdTcpStream>,
+    open: Arc<AtomicUsize>,
+    shutdown: Shutdown,
+) {
+    let connections = TaskTracker::new();
+    // Each lane has its own token: connections look at it often, and lanes share nothing.
+    let draining = CancellationToken::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.draining() => break,
+            stream = incoming.recv() => match stream {
+                Some(stream) => {
+                    let open = Open(Arc::clone(&open));
+                    let (door, draining) = (door.clone(), draining.clone());
+                    connections.spawn(async move {
+                        connection(stream, door, draining).await;
+                        drop(open);
+                    });
+                }
+                None => break,
+            },
+        }
+    }
+    draining.cancel();
+    connections.close();
+    tokio::select! {
+        () = connections.wait() => {}
+        () = shutdown.cut_short() => {}
+    }
+}
+
+/// The life of a client's connection, HTTP/1.1 or HTTP/2 with prior knowledge.
+async fn connection(stream: StdTcpStream, door: Door, draining: CancellationToken) {
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => {
+            warn!(%error, "cannot serve a connection");
+            return;
+        }
+    };
+    let service = service_fn(move |request| {
+        let gate = Arc::clone(&door.gate);
+        async move { Ok::<_, Infallible>(gate.answer(door.lane, request).await) }
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().max_buf_size(READ_BUFFER);
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        biased;
+        ended = serving.as_mut() => ended,
+        () = draining.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "connection ended abnormally");
+    }
+}

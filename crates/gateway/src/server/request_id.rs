@@ -1,0 +1,135 @@
+//! The request id: the client's, or a fresh one that looks like those of the field.
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+
+const ALPHANUMERIC: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+const RANDOM_PART: usize = 24;
+
+/// Where request ids come from.
+#[derive(Debug)]
+pub(super) struct RequestIds {
+    /// Searched in order.
+    headers: Vec<HeaderName>,
+}
+
+impl RequestIds {
+    pub(super) fn new(configured: Option<&[String]>) -> Self {
+        let usual = [
+            "x-request-id",
+            "x-correlation-id",
+            "x-trace-id",
+            "request-id",
+        ];
+        let headers = match configured {
+            Some(names) => names.iter().filter_map(|name| name.parse().ok()).collect(),
+            None => usual.map(HeaderName::from_static).to_vec(),
+        };
+        Self { headers }
+    }
+
+    /// The id of a request to `path`.
+    pub(super) fn of(&self, headers: &HeaderMap, path: &str) -> HeaderValue {
+        let mut sent = self.headers.iter().filter_map(|name| headers.get(name));
+        sent.find(|value| value.to_str().is_ok_and(|text| !text.is_empty()))
+            .cloned()
+            .unwrap_or_else(|| fresh(path))
+    }
+}
+
+fn fresh(path: &str) -> HeaderValue {
+    let mut id = Vec::with_capacity(10 + RANDOM_PART);
+    id.extend_from_slice(prefix(path).as_bytes());
+    let mut bits = fastrand::u128(..);
+    for _ in 0..RANDOM_PART / 2 {
+        // Two letters per division: 62² fits 128 bits twelve times with room to spare.
+        let pair = (bits % (62 * 62)) as usize;
+        id.extend([ALPHANUMERIC[pair / 62], ALPHANUMERIC[pair % 62]]);
+        bits /= 62 * 62;
+    }
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(id))
+        .unwrap_or(HeaderValue::from_static("req-"))
+}
+
+fn prefix(path: &str) -> &'static str {
+    let known = [
+        ("/chat/completions", "chatcmpl-"),
+        ("/completions", "cmpl-"),
+        ("/generate", "gnt-"),
+        ("/responses", "resp-"),
+        ("/messages", "msg_"),
+    ];
+    known
+        .iter()
+        .find(|(part, _)| path.contains(part))
+        .map_or("req-", |&(_, prefix)| prefix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(headers: &[(&'static str, &str)], path: &str) -> String {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, value.parse().unwrap());
+        }
+        RequestIds::new(None)
+            .of(&map, path)
+            .to_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    #[test]
+    fn the_clients_id_is_taken_in_order_of_preference() {
+        assert_eq!(
+            id(
+                &[("x-trace-id", "t"), ("x-correlation-id", "c")],
+                "/generate"
+            ),
+            "c"
+        );
+        assert_eq!(
+            id(
+                &[("x-correlation-id", "c"), ("x-request-id", "r")],
+                "/generate"
+            ),
+            "r"
+        );
+        assert!(id(&[("x-request-id", "")], "/generate").starts_with("gnt-"));
+    }
+
+    #[test]
+    fn a_fresh_id_has_the_prefix_of_its_path_and_is_fresh() {
+        for (path, prefix) in [
+            ("/v1/chat/completions", "chatcmpl-"),
+            ("/v1/completions", "cmpl-"),
+            ("/v1/responses", "resp-"),
+            ("/v1/messages", "msg_"),
+            ("/v1/embeddings", "req-"),
+        ] {
+            let fresh = id(&[], path);
+            assert!(
+                fresh.starts_with(prefix) && fresh.len() == prefix.len() + 24,
+                "{fresh}"
+            );
+            assert_ne!(fresh, id(&[], path));
+        }
+    }
+
+    #[test]
+    fn configured_headers_replace_the_usual_ones() {
+        let ids = RequestIds::new(Some(&["x-mine".to_owned()]));
+        let headers = HeaderMap::from_iter([
+            (
+                HeaderName::from_static("x-request-id"),
+                HeaderValue::from_static("a"),
+            ),
+            (
+                HeaderName::from_static("x-mine"),
+                HeaderValue::from_static("b"),
+            ),
+        ]);
+        assert_eq!(ids.of(&headers, "/"), "b");
+    }
+}

@@ -1,0 +1,353 @@
+//! The `smg_*` metrics. Handles are resolved when routes and workers are made, not per request.
+
+use std::sync::Arc;
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::endpoint::INFERENCE;
+use crate::error::Error;
+
+/// Bucket bounds of duration histograms, seconds, when no others are asked for.
+const DURATION_BUCKETS: [f64; 20] = [
+    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 45.0, 60.0,
+    90.0, 120.0, 180.0, 240.0,
+];
+
+const HTTP: &str = "http";
+const REGULAR: &str = "regular";
+
+/// Every metric of one gateway. Not global: several gateways may live in a process.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    http: Http,
+    router: Router,
+    /// What is told about workers.
+    pub(crate) worker: Worker,
+}
+
+/// The client's side.
+#[derive(Debug)]
+struct Http {
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    responses: IntCounterVec,
+    active: IntGauge,
+}
+
+/// Between the two.
+#[derive(Debug)]
+struct Router {
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    errors: IntCounterVec,
+    upstream_responses: IntCounterVec,
+    upstream_ok: IntCounter,
+    ttft: HistogramVec,
+}
+
+/// The workers' side. Gauges are set when somebody asks, from the fleet's own counters.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) pool_size: IntGaugeVec,
+    pub(crate) connections_active: IntGaugeVec,
+    pub(crate) requests_active: IntGaugeVec,
+    pub(crate) health: IntGaugeVec,
+    health_checks: IntCounterVec,
+    selection: IntCounterVec,
+    errors: IntCounterVec,
+}
+
+/// Makes metrics and registers them.
+struct Maker<'a> {
+    registry: &'a Registry,
+    buckets: &'a [f64],
+}
+
+impl Maker<'_> {
+    fn counter(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> prometheus::Result<IntCounterVec> {
+        let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.registry.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        self.registry.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn seconds(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<HistogramVec> {
+        let opts = HistogramOpts::new(name, help).buckets(self.buckets.to_vec());
+        let metric = HistogramVec::new(opts, labels)?;
+        self.registry.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+}
+
+impl Metrics {
+    /// All metrics, with `buckets` (seconds) for durations.
+    pub(crate) fn new(buckets: Option<&[f64]>) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let maker = Maker {
+            registry: &registry,
+            buckets: buckets.unwrap_or(&DURATION_BUCKETS),
+        };
+        let (http, router, worker) = (
+            Http::new(&maker)?,
+            Router::new(&maker)?,
+            Worker::new(&maker)?,
+        );
+        Ok(Self {
+            registry,
+            http,
+            router,
+            worker,
+        })
+    }
+
+    /// Everything in the Prometheus text format 0.0.4.
+    pub(crate) fn render(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// The handles of one route.
+    pub(crate) fn route(&self, method: &str, path: &'static str) -> RouteMetrics {
+        RouteMetrics {
+            path,
+            requests: self.http.requests.with_label_values(&[method, path]),
+            duration: self.http.duration.with_label_values(&[method, path]),
+            ok: self.http.responses.with_label_values(&[path, "200", ""]),
+            responses: self.http.responses.clone(),
+            active: self.http.active.clone(),
+        }
+    }
+
+    /// The handles of one model, for the policy that serves it.
+    pub(crate) fn model(&self, model: &str, policy: &str) -> Arc<ModelMetrics> {
+        let endpoint = |label: &str| {
+            let labels = [HTTP, REGULAR, HTTP, model, label];
+            let requests = |streaming| {
+                let labels = [HTTP, REGULAR, HTTP, model, label, streaming];
+                self.router.requests.with_label_values(&labels)
+            };
+            EndpointMetrics {
+                requests: [requests("false"), requests("true")],
+                duration: self.router.duration.with_label_values(&labels),
+                ttft: self
+                    .router
+                    .ttft
+                    .with_label_values(&[HTTP, REGULAR, model, label]),
+            }
+        };
+        Arc::new(ModelMetrics {
+            selections: self
+                .worker
+                .selection
+                .with_label_values(&[REGULAR, HTTP, model, policy]),
+            endpoints: INFERENCE.iter().map(|row| endpoint(row.label)).collect(),
+        })
+    }
+
+    /// A response that came from a worker.
+    pub(crate) fn upstream_response(&self, status: u16) {
+        if status == 200 {
+            self.router.upstream_ok.inc();
+        } else {
+            let mut digits = itoa::Buffer::new();
+            let labels = [HTTP, digits.format(status), ""];
+            self.router
+                .upstream_responses
+                .with_label_values(&labels)
+                .inc();
+        }
+    }
+
+    /// A request that the gateway could not serve.
+    pub(crate) fn request_error(&self, model: &str, endpoint: &str, error: &Error) {
+        let labels = [HTTP, REGULAR, HTTP, model, endpoint, error.metric_type()];
+        self.router.errors.with_label_values(&labels).inc();
+        if matches!(
+            error,
+            Error::Upstream { .. } | Error::UpstreamTimeout { .. }
+        ) {
+            self.worker
+                .errors
+                .with_label_values(&[REGULAR, HTTP, error.code()])
+                .inc();
+        }
+    }
+
+    /// A probe of a worker.
+    pub(crate) fn health_check(&self, passed: bool) {
+        let result = if passed { "success" } else { "failure" };
+        self.worker
+            .health_checks
+            .with_label_values(&[REGULAR, result])
+            .inc();
+    }
+}
+
+impl Http {
+    fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
+        let active = IntGauge::new("smg_http_connections_active", "requests in progress")?;
+        maker.registry.register(Box::new(active.clone()))?;
+        Ok(Self {
+            requests: maker.counter(
+                "smg_http_requests_total",
+                "requests received",
+                &["method", "path"],
+            )?,
+            duration: maker.seconds(
+                "smg_http_request_duration_seconds",
+                "time to the response head",
+                &["method", "path"],
+            )?,
+            responses: maker.counter(
+                "smg_http_responses_total",
+                "replies, counted when they end",
+                &["path", "status_code", "error_code"],
+            )?,
+            active,
+        })
+    }
+}
+
+impl Router {
+    fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
+        let request = [
+            "router_type",
+            "backend_type",
+            "connection_mode",
+            "model",
+            "endpoint",
+        ];
+        let with = |extra: &'static str| [&request[..], &[extra][..]].concat();
+        let upstream_responses = maker.counter(
+            "smg_router_upstream_responses_total",
+            "response heads received from workers",
+            &["router_type", "status_code", "error_code"],
+        )?;
+        Ok(Self {
+            requests: maker.counter(
+                "smg_router_requests_total",
+                "requests sent to a worker",
+                &with("streaming"),
+            )?,
+            duration: maker.seconds(
+                "smg_router_request_duration_seconds",
+                "routing decision to the end of the reply",
+                &request,
+            )?,
+            errors: maker.counter(
+                "smg_router_request_errors_total",
+                "requests the gateway could not serve",
+                &with("error_type"),
+            )?,
+            upstream_ok: upstream_responses.with_label_values(&[HTTP, "200", ""]),
+            upstream_responses,
+            ttft: maker.seconds(
+                "smg_router_ttft_seconds",
+                "routing decision to the first byte of a streamed reply",
+                &["router_type", "backend_type", "model", "endpoint"],
+            )?,
+        })
+    }
+}
+
+impl Worker {
+    fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            pool_size: maker.gauge(
+                "smg_worker_pool_size",
+                "workers known",
+                &["worker_type", "connection_mode", "model"],
+            )?,
+            connections_active: maker.gauge(
+                "smg_worker_connections_active",
+                "requests in flight at all workers",
+                &["worker_type", "connection_mode"],
+            )?,
+            requests_active: maker.gauge(
+                "smg_worker_requests_active",
+                "requests in flight at a worker",
+                &["worker"],
+            )?,
+            health: maker.gauge("smg_worker_health", "1 ready, 0 not", &["worker"])?,
+            health_checks: maker.counter(
+                "smg_worker_health_checks_total",
+                "probes of workers",
+                &["worker_type", "result"],
+            )?,
+            selection: maker.counter(
+                "smg_worker_selection_total",
+                "times a policy chose a worker",
+                &["worker_type", "connection_mode", "model", "policy"],
+            )?,
+            errors: maker.counter(
+                "smg_worker_errors_total",
+                "exchanges with workers that failed",
+                &["worker_type", "connection_mode", "error_type"],
+            )?,
+        })
+    }
+}
+
+/// The handles of one route.
+#[derive(Debug)]
+pub(crate) struct RouteMetrics {
+    path: &'static str,
+    pub(crate) requests: IntCounter,
+    pub(crate) duration: Histogram,
+    ok: IntCounter,
+    responses: IntCounterVec,
+    pub(crate) active: IntGauge,
+}
+
+impl RouteMetrics {
+    /// A reply ended.
+    pub(crate) fn response(&self, status: u16, error_code: &str) {
+        if status == 200 && error_code.is_empty() {
+            self.ok.inc();
+        } else {
+            let mut digits = itoa::Buffer::new();
+            let labels = [self.path, digits.format(status), error_code];
+            self.responses.with_label_values(&labels).inc();
+        }
+    }
+}
+
+/// The handles of one model.
+#[derive(Debug)]
+pub(crate) struct ModelMetrics {
+    /// Times its policy chose a worker.
+    pub(crate) selections: IntCounter,
+    /// By [`Inference::index`](crate::endpoint::Inference::index).
+    pub(crate) endpoints: Vec<EndpointMetrics>,
+}
+
+/// The handles of one model at one endpoint.
+#[derive(Debug)]
+pub(crate) struct EndpointMetrics {
+    requests: [IntCounter; 2],
+    /// Routing decision to the end of the reply.
+    pub(crate) duration: Histogram,
+    /// Routing decision to the first byte of a stream.
+    pub(crate) ttft: Histogram,
+}
+
+impl EndpointMetrics {
+    /// Requests sent to a worker.
+    pub(crate) fn requests(&self, streaming: bool) -> &IntCounter {
+        let [whole, streamed] = &self.requests;
+        if streaming { streamed } else { whole }
+    }
+}

@@ -1,0 +1,6 @@
+//! What the gateway tells about itself: log lines and `smg_*` metrics.
+
+pub(crate) mod logging;
+pub(crate) mod metrics;
+
+pub(crate) use metrics::{Metrics, ModelMetrics, RouteMetrics};

@@ -1,0 +1,345 @@
+//! Request heads written, response heads read.
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+
+use super::framing::{Chunk, Framing};
+
+/// More header lines than this are refused, as hyper does.
+const MAX_HEADERS: usize = 100;
+/// A response head larger than this is refused, bytes.
+pub(super) const MAX_HEAD: usize = 256 * 1024;
+
+/// A request head, ready for the socket.
+#[derive(Debug)]
+pub(crate) struct RequestHead {
+    pub(super) bytes: Vec<u8>,
+    pub(super) method: Method,
+}
+
+impl RequestHead {
+    /// Starts a head with its request line and `host`.
+    pub(crate) fn new(method: &Method, prefix: &str, path: &str, host: &str) -> Self {
+        let mut bytes = Vec::with_capacity(512);
+        for part in [
+            method.as_str(),
+            " ",
+            prefix,
+            path,
+            " HTTP/1.1\r\nhost: ",
+            host,
+            "\r\n",
+        ] {
+            bytes.extend_from_slice(part.as_bytes());
+        }
+        Self {
+            bytes,
+            method: method.clone(),
+        }
+    }
+
+    /// Adds a header line.
+    pub(crate) fn header(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.bytes.extend_from_slice(name.as_str().as_bytes());
+        self.bytes.extend_from_slice(b": ");
+        self.bytes.extend_from_slice(value.as_bytes());
+        self.bytes.extend_from_slice(b"\r\n");
+    }
+
+    /// Ends the head of a request whose body is `length` bytes long.
+    pub(crate) fn finish(mut self, length: usize) -> Self {
+        if length > 0 || self.method == Method::POST || self.method == Method::PUT {
+            self.bytes.extend_from_slice(b"content-length: ");
+            self.bytes
+                .extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+            self.bytes.extend_from_slice(b"\r\n");
+        }
+        self.bytes.extend_from_slice(b"\r\n");
+        self
+    }
+}
+
+/// A response head without its hop-by-hop lines, and what follows it.
+#[derive(Debug)]
+pub(crate) struct ResponseHead {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) framing: Framing,
+    /// Whether the connection may carry another request afterwards.
+    pub(crate) keep_alive: bool,
+}
+
+/// Reads a head from the front of `buffer`; `None` while it is incomplete.
+pub(super) fn parse(
+    buffer: &mut BytesMut,
+    method: &Method,
+) -> Result<Option<ResponseHead>, &'static str> {
+    loop {
+        let Some((status, head)) = parse_one(buffer, method)? else {
+            return Ok(None);
+        };
+        match status.as_u16() {
+            101 => return Err("switched protocols without being asked"),
+            100..=199 => {} // interim: the real head follows
+            _ => return Ok(Some(head)),
+        }
+    }
+}
+
+/// Where one header line's name and value stand in the head.
+type Line = (HeaderName, std::ops::Range<usize>);
+
+fn parse_one(
+    buffer: &mut BytesMut,
+    method: &Method,
+) -> Result<Option<(StatusCode, ResponseHead)>, &'static str> {
+    let mut lines = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut lines);
+    let used = match response.parse(buffer) {
+        Ok(httparse::Status::Complete(used)) => used,
+        Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD => return Ok(None),
+        Ok(httparse::Status::Partial) => return Err("response head is too large"),
+        Err(httparse::Error::TooManyHeaders) => return Err("response has too many headers"),
+        Err(_) => return Err("response is not HTTP/1.1"),
+    };
+    let status = response
+        .code
+        .and_then(|code| StatusCode::from_u16(code).ok());
+    let status = status.ok_or("response status is out of range")?;
+    let modern = response.version == Some(1);
+    let start = buffer.as_ptr() as usize;
+    let mut parts: Vec<Line> = Vec::with_capacity(response.headers.len());
+    for line in response.headers.iter() {
+        let name = HeaderName::from_bytes(line.name.as_bytes());
+        let at = line.value.as_ptr() as usize - start;
+        parts.push((
+            name.map_err(|_| "bad response header name")?,
+            at..at + line.value.len(),
+        ));
+    }
+    let head = buffer.split_to(used).freeze();
+    Ok(Some((
+        status,
+        assemble(status, method, modern, (&head, &parts))?,
+    )))
+}
+
+fn assemble(
+    status: StatusCode,
+    method: &Method,
+    modern: bool,
+    (head, lines): (&Bytes, &[Line]),
+) -> Result<ResponseHead, &'static str> {
+    let mut headers = HeaderMap::with_capacity(lines.len() + 4);
+    let mut wire = Wire {
+        keep_alive: modern,
+        ..Wire::default()
+    };
+    for (name, at) in lines {
+        let value = &head[at.clone()];
+        if wire.read(name, value)? {
+            let value = HeaderValue::from_maybe_shared(head.slice(at.clone()));
+            headers.append(name, value.map_err(|_| "bad response header value")?);
+        }
+    }
+    for name in &wire.named {
+        headers.remove(name);
+    }
+    let framing = wire.framing(status, method);
+    if matches!(framing, Framing::Chunked(_) | Framing::UntilClose) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    Ok(ResponseHead {
+        status,
+        headers,
+        keep_alive: wire.may_reuse(&framing),
+        framing,
+    })
+}
+
+/// What the hop-by-hop lines say.
+#[derive(Default)]
+struct Wire {
+    keep_alive: bool,
+    length: Option<u64>,
+    /// Transfer codings were named; whether `chunked` is the last.
+    chunked: Option<bool>,
+    /// Headers that `connection` names as hop-by-hop.
+    named: Vec<HeaderName>,
+}
+
+impl Wire {
+    /// Takes note of a line; tells whether the client gets it.
+    fn read(&mut self, name: &HeaderName, value: &[u8]) -> Result<bool, &'static str> {
+        if *name == header::CONTENT_LENGTH {
+            let length = content_length(value).ok_or("bad content-length")?;
+            if self
+                .length
+                .replace(length)
+                .is_some_and(|earlier| earlier != length)
+            {
+                return Err("two different content-lengths");
+            }
+            return Ok(true);
+        }
+        if *name == header::TRANSFER_ENCODING {
+            self.chunked = Some(tokens(value).last().is_some_and(|last| last == "chunked"));
+        } else if *name == header::CONNECTION {
+            for token in tokens(value) {
+                match token.as_str() {
+                    "close" => self.keep_alive = false,
+                    "keep-alive" => {}
+                    other => self.named.extend(other.parse::<HeaderName>().ok()),
+                }
+            }
+        }
+        Ok(!is_hop_by_hop(name))
+    }
+
+    fn framing(&self, status: StatusCode, method: &Method) -> Framing {
+        let bodiless = matches!(status.as_u16(), 204 | 304) || *method == Method::HEAD;
+        match (self.chunked, self.length) {
+            _ if bodiless => Framing::Done,
+            (Some(true), _) => Framing::Chunked(Chunk::Size),
+            (Some(false), _) | (None, None) => Framing::UntilClose,
+            (None, Some(0)) => Framing::Done,
+            (None, Some(length)) => Framing::Length(length),
+        }
+    }
+
+    /// Both framings at once may be an attempt at smuggling: such a connection ends here.
+    fn may_reuse(&self, framing: &Framing) -> bool {
+        let ambiguous = self.chunked.is_some() && self.length.is_some();
+        self.keep_alive && !ambiguous && *framing != Framing::UntilClose
+    }
+}
+
+fn content_length(value: &[u8]) -> Option<u64> {
+    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    digits
+        .then(|| std::str::from_utf8(value).ok()?.parse().ok())
+        .flatten()
+}
+
+fn tokens(value: &[u8]) -> impl Iterator<Item = String> {
+    value
+        .split(|&byte| byte == b',')
+        .map(|token| String::from_utf8_lossy(token).trim().to_ascii_lowercase())
+        .filter(|token| !token.is_empty())
+}
+
+/// Headers that concern one connection, not the message (RFC 9110 §7.6.1).
+pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
+    *name == header::CONNECTION
+        || *name == header::TRANSFER_ENCODING
+        || *name == header::UPGRADE
+        || *name == header::TE
+        || *name == header::TRAILER
+        || *name == header::PROXY_AUTHENTICATE
+        || *name == header::PROXY_AUTHORIZATION
+        || matches!(name.as_str(), "keep-alive" | "proxy-connection")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<Option<ResponseHead>, &'static str> {
+        parse(&mut BytesMut::from(text), &Method::POST)
+    }
+
+    fn whole(text: &str) -> ResponseHead {
+        read(text).unwrap().unwrap()
+    }
+
+    #[test]
+    fn repeated_headers_survive_and_hop_by_hop_ones_do_not() {
+        let head = whole(
+            "HTTP/1.1 200 OK\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nConnection: x-secret\r\n\
+             Keep-Alive: timeout=5\r\nX-Secret: 1\r\nContent-Length: 3\r\n\r\n",
+        );
+        let cookies: Vec<_> = head.headers.get_all("set-cookie").iter().collect();
+        assert_eq!(cookies, ["a=1", "b=2"]);
+        assert_eq!(head.headers.len(), 3);
+        assert_eq!(head.framing, Framing::Length(3));
+        assert!(head.keep_alive);
+    }
+
+    #[test]
+    fn interim_responses_are_skipped() {
+        let head =
+            whole("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n");
+        assert_eq!(head.status, 404);
+        assert_eq!(head.framing, Framing::Done);
+    }
+
+    #[test]
+    fn an_incomplete_head_waits_for_more() {
+        assert!(read("HTTP/1.1 200 OK\r\nContent-Le").unwrap().is_none());
+    }
+
+    #[test]
+    fn the_body_ends_where_the_rules_say() {
+        let framing = |lines: &str| whole(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n")).framing;
+        assert_eq!(framing(""), Framing::UntilClose);
+        assert_eq!(framing("Transfer-Encoding: gzip\r\n"), Framing::UntilClose);
+        assert_eq!(
+            framing("Transfer-Encoding: gzip, chunked\r\n"),
+            Framing::Chunked(Chunk::Size)
+        );
+        let none = whole("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n");
+        assert_eq!(none.framing, Framing::Done);
+    }
+
+    #[test]
+    fn a_connection_with_two_framings_is_not_reused() {
+        let head =
+            whole("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n");
+        assert_eq!(head.framing, Framing::Chunked(Chunk::Size));
+        assert!(!head.keep_alive);
+        assert!(!head.headers.contains_key("content-length"));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for text in [
+            "SSH-2.0-OpenSSH\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: -3\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: +3\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        ] {
+            assert!(read(text).is_err(), "{text}");
+        }
+        assert!(read(&"HTTP/1.1 200 OK\r\n".repeat(20_000)).is_err());
+    }
+
+    #[test]
+    fn an_old_or_closing_worker_is_not_asked_again() {
+        assert!(!whole("HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n").keep_alive);
+        assert!(
+            !whole("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").keep_alive
+        );
+    }
+
+    #[test]
+    fn a_request_head_is_what_it_should_be() {
+        let mut head = RequestHead::new(&Method::POST, "/v2", "/generate?a=1", "w:80");
+        head.header(&header::ACCEPT, &HeaderValue::from_static("*/*"));
+        let text = String::from_utf8(head.finish(2).bytes).unwrap();
+        assert_eq!(
+            text,
+            "POST /v2/generate?a=1 HTTP/1.1\r\nhost: w:80\r\naccept: */*\r\ncontent-length: 2\r\n\r\n"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse(&mut BytesMut::from(&bytes[..]), &Method::GET);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Health, information and what is asked of every worker.
+
+use crate::support::{Step, Worker, get, json, ok, post, start};
+
+#[tokio::test]
+async fn information_comes_from_a_worker_in_both_spellings() {
+    let worker = Worker::listening(0, |request| match request.path() {
+        "/get_model_info" => json(200, r#"{"model_path":"/old"}"#),
+        "/server_info" => json(200, r#"{"version":"0.5"}"#),
+        "/health" | "/health_generate" => json(200, ""),
+        _ => json(404, r#"{"detail":"Not Found"}"#),
+    })
+    .await;
+    let gateway = start(&[&worker]).await;
+    for path in ["/get_model_info", "/model_info"] {
+        assert_eq!(
+            get(&gateway, path).await.json()["model_path"],
+            "/old",
+            "{path}"
+        );
+    }
+    for path in ["/get_server_info", "/server_info"] {
+        assert_eq!(get(&gateway, path).await.json()["version"], "0.5", "{path}");
+    }
+    assert_eq!(get(&gateway, "/health_generate").await.status, 200);
+    assert_eq!(get(&gateway, "/liveness").await.text(), "OK");
+}
+
+#[tokio::test]
+async fn models_are_listed_once() {
+    let workers = [Worker::doing(ok()).await, Worker::doing(ok()).await];
+    let gateway = start(&[&workers[0], &workers[1]]).await;
+    let reply = get(&gateway, "/v1/models").await;
+    assert_eq!(reply.header("content-type"), "application/json");
+    let list = reply.json();
+    assert_eq!(list["data"].as_array().unwrap().len(), 1);
+    assert_eq!(list["data"][0]["id"], "test-model");
+}
+
+#[tokio::test]
+async fn loads_are_told_in_both_shapes() {
+    let new = Worker::listening(0, |request| match request.path().split('?').next() {
+        Some("/v1/loads") => json(
+            200,
+            r#"{"loads":[{"dp_rank":0,"num_running_reqs":2,"num_used_tokens":7}]}"#,
+        ),
+        _ => ok(),
+    })
+    .await;
+    let old = Worker::listening(0, |request| match request.path() {
+        "/get_load" => json(
+            200,
+            r#"[{"dp_rank":0,"num_tokens":3},{"dp_rank":1,"num_tokens":4}]"#,
+        ),
+        "/health" => ok(),
+        _ => json(404, "{}"),
+    })
+    .await;
+    let silent = Worker::listening(0, |request| {
+        if request.path() == "/health" {
+            ok()
+        } else {
+            vec![Step::Close]
+        }
+    })
+    .await;
+    let gateway = start(&[&new, &old, &silent]).await;
+    for path in ["/get_loads", "/v1/loads"] {
+        let reply = get(&gateway, path).await.json();
+        let loads: Vec<_> = reply["workers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|w| w["load"].as_i64().unwrap())
+            .collect();
+        assert_eq!(loads, [7, 7, -1]);
+        assert_eq!(reply["dp_rank_count"], 3);
+        assert_eq!(reply["loads"][0]["worker"], new.url());
+        assert_eq!(reply["aggregate"]["total_running_reqs"], 2);
+    }
+}
+
+#[tokio::test]
+async fn a_partly_flushed_fleet_is_206() {
+    let good = Worker::doing(ok()).await;
+    let gateway = start(&[&good]).await;
+    let reply = post(&gateway, "/flush_cache", "").await;
+    assert_eq!(
+        (reply.status, &reply.json()["status"]),
+        (200, &"success".into())
+    );
+    let bad = Worker::doing(json(400, "busy")).await;
+    let gateway = start(&[&good, &bad]).await;
+    let reply = post(&gateway, "/flush_cache", "").await;
+    let json = reply.json();
+    assert_eq!(
+        (reply.status, &json["status"]),
+        (206, &"partial_success".into())
+    );
+    assert_eq!(json["failed"][0]["worker"], bad.url());
+    assert_eq!(json["workers_flushed"], 1);
+}
+
+#[tokio::test]
+async fn engine_metrics_are_merged() {
+    let page = "# TYPE sglang:num_running_reqs gauge\nsglang:num_running_reqs{model=\"m\"} 3\n";
+    let worker = Worker::doing(json(200, page)).await;
+    let gateway = start(&[&worker]).await;
+    let text = get(&gateway, "/engine_metrics").await.text();
+    let sample = format!(
+        "sglang_num_running_reqs{{worker_addr=\"{}\",model=\"m\"}} 3",
+        worker.url()
+    );
+    assert!(text.contains(&sample), "{text}");
+}
+
+#[tokio::test]
+async fn a_stored_response_is_found_wherever_it_is() {
+    let without = Worker::doing(json(404, r#"{"detail":"Not Found"}"#)).await;
+    let with = Worker::doing(json(200, r#"{"id":"resp_1"}"#)).await;
+    let gateway = start(&[&without, &with]).await;
+    assert_eq!(
+        get(&gateway, "/v1/responses/resp_1").await.json()["id"],
+        "resp_1"
+    );
+    assert_eq!(
+        post(&gateway, "/v1/responses/resp_1/cancel", "{}")
+            .await
+            .status,
+        200
+    );
+    let cancel = with.received().pop().unwrap();
+    assert_eq!(
+        (cancel.path(), cancel.body.len()),
+        ("/v1/responses/resp_1/cancel", 0)
+    );
+
+    let gateway = start(&[&without]).await;
+    assert_eq!(get(&gateway, "/v1/responses/resp_1").await.status, 404);
+    assert_eq!(gateway.in_flight().await, 0);
+}
+
+#[tokio::test]
+async fn metrics_count_what_happened() {
+    let worker = Worker::doing(ok()).await;
+    let gateway = start(&[&worker]).await;
+    for _ in 0..3 {
+        post(&gateway, "/v1/chat/completions", "{}").await;
+    }
+    get(&gateway, "/nowhere").await;
+    let page = gateway.metrics().await;
+    let url = worker.url();
+    for line in [
+        r#"smg_http_requests_total{method="POST",path="/v1/chat/completions"} 3"#.to_owned(),
+        r#"smg_http_responses_total{error_code="",path="/v1/chat/completions",status_code="200"} 3"#.to_owned(),
+        r#"smg_http_responses_total{error_code="unknown_url",path="other",status_code="404"} 1"#.to_owned(),
+        r#"smg_router_requests_total{backend_type="regular",connection_mode="http",endpoint="chat",model="test-model",router_type="http",streaming="false"} 3"#.to_owned(),
+        r#"smg_worker_selection_total{connection_mode="http",model="test-model",policy="round_robin",worker_type="regular"} 3"#.to_owned(),
+        format!(r#"smg_worker_health{{worker="{url}"}} 1"#),
+        format!(r#"smg_worker_requests_active{{worker="{url}"}} 0"#),
+    ] {
+        assert!(page.contains(&line), "{line}\n{page}");
+    }
+}

@@ -1,0 +1,19 @@
+//! The gateway over real sockets, against workers that do exactly what a test says.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod admin;
+mod bad_input;
+mod bodies;
+mod fleet_health;
+mod headers;
+mod shutdown;
+mod streaming;
+mod support;
+mod tidy;
+mod worker_faults;

@@ -1,0 +1,98 @@
+//! Stopping: what is in flight finishes, unless it is cut short.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use gateway::{Gateway, StartError};
+use tokio::net::TcpStream;
+
+use crate::support::{Client, Step, Worker, json, ok, options, post, start, start_with, until};
+
+const REQUEST: &[u8] = b"POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+
+async fn refuses(addr: SocketAddr) -> bool {
+    TcpStream::connect(addr).await.is_err()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_lets_requests_finish_and_takes_no_new_ones() {
+    let slow = [vec![Step::Wait], ok()].concat();
+    let worker = Worker::doing(slow).await;
+    let gateway = start(&[&worker]).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(REQUEST).await;
+    until(|| async { worker.received().len() == 1 }).await;
+    gateway.gateway.drain();
+    let addr = gateway.gateway.addr();
+    until(|| async { refuses(addr).await }).await;
+    assert!(!gateway.gateway.wait(Duration::from_millis(50)));
+    worker.go_on();
+    assert_eq!(client.reply().await.status, 200);
+    assert!(client.closed().await);
+    assert!(gateway.gateway.wait(Duration::from_secs(5)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_gateway_stops_at_once_even_with_open_connections() {
+    let worker = Worker::doing(ok()).await;
+    let gateway = start(&[&worker]).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(REQUEST).await;
+    client.reply().await;
+    gateway.gateway.drain();
+    assert!(gateway.gateway.wait(Duration::from_secs(1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_ends_what_is_in_flight() {
+    let worker = Worker::doing(vec![Step::Hang]).await;
+    let gateway = start(&[&worker]).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(REQUEST).await;
+    until(|| async { worker.received().len() == 1 }).await;
+    gateway.gateway.drain();
+    gateway.gateway.cut();
+    assert!(gateway.gateway.wait(Duration::from_secs(5)));
+    assert!(client.closed().await);
+    until(|| async { worker.disconnects() == 1 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_grace_period_bounds_the_drain() {
+    let worker = Worker::doing(vec![Step::Hang]).await;
+    let mut options = options(&[&worker]);
+    options.shutdown_grace_period_secs = 1;
+    let gateway = start_with(options).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(REQUEST).await;
+    until(|| async { worker.received().len() == 1 }).await;
+    gateway.gateway.drain();
+    assert!(gateway.gateway.wait(Duration::from_secs(5)));
+}
+
+#[tokio::test]
+async fn several_gateways_live_side_by_side() {
+    let worker = Worker::doing(json(200, "{}")).await;
+    let (one, other) = (start(&[&worker]).await, start(&[&worker]).await);
+    drop(one);
+    assert_eq!(post(&other, "/generate", "{}").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_told_by_name() {
+    let gateway = start(&[]).await;
+    let mut options = options(&[]);
+    options.port = gateway.gateway.addr().port();
+    let error = Gateway::start(&options).unwrap_err();
+    assert!(matches!(error, StartError::Environment { .. }));
+    assert!(
+        error.to_string().contains(&options.port.to_string()),
+        "{error}"
+    );
+    options.port = 0;
+    options.host = "no such host".into();
+    assert!(matches!(
+        Gateway::start(&options).unwrap_err(),
+        StartError::Environment { .. }
+    ));
+}

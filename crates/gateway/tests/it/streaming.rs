@@ -1,0 +1,126 @@
+//! Streams: relayed as they come, at the client's pace, and dropped when it leaves.
+
+use std::time::Duration;
+
+use crate::support::{Client, Step, Worker, start, until};
+
+const REQUEST: &[u8] =
+    b"POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\n\
+    content-length: 15\r\n\r\n{\"stream\":true}";
+
+fn chunk(text: &str) -> Step {
+    Step::Send(format!("{:x}\r\n{text}\r\n", text.len()).into_bytes())
+}
+
+fn head() -> Step {
+    let head =
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    Step::Send(head.into())
+}
+
+fn end() -> Step {
+    Step::Send(b"0\r\n\r\n".to_vec())
+}
+
+#[tokio::test]
+async fn events_arrive_as_they_are_sent() {
+    let worker = Worker::doing(vec![
+        head(),
+        chunk("data: 1\n\n"),
+        Step::Wait,
+        chunk("data: 2\n\ndata: 3"),
+        Step::Wait,
+        chunk("\n\ndata: [DONE]\n\n"),
+        end(),
+    ])
+    .await;
+    let gateway = start(&[&worker]).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(REQUEST).await;
+    let first = client.read_until("data: 1\n\n").await;
+    assert!(first.contains("content-type: text/event-stream") && !first.contains("data: 2"));
+    assert_eq!(gateway.in_flight().await, 1);
+    worker.go_on();
+    assert!(!client.read_until("data: 3").await.contains("DONE"));
+    worker.go_on();
+    let reply = client.reply().await;
+    assert_eq!(
+        reply.text(),
+        "data: 1\n\ndata: 2\n\ndata: 3\n\ndata: [DONE]\n\n"
+    );
+    assert!(reply.whole);
+    until(|| async { gateway.in_flight().await == 0 }).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_amid_a_stream_ends_it_at_the_worker() {
+    let worker = Worker::doing(vec![head(), chunk("data: 1\n\n"), Step::Hang]).await;
+    let gateway = start(&[&worker]).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(REQUEST).await;
+    client.read_until("data: 1").await;
+    drop(client);
+    until(|| async { worker.disconnects() == 1 }).await;
+    until(|| async { gateway.in_flight().await == 0 }).await;
+    assert!(
+        gateway
+            .metrics()
+            .await
+            .contains(r#"error_code="client_closed_request""#)
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_the_worker_is_silent_ends_it_too() {
+    let worker = Worker::doing(vec![Step::Hang]).await;
+    let gateway = start(&[&worker]).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(REQUEST).await;
+    until(|| async { worker.received().len() == 1 }).await;
+    assert_eq!(gateway.in_flight().await, 1);
+    drop(client);
+    until(|| async { worker.disconnects() == 1 }).await;
+    until(|| async { gateway.in_flight().await == 0 }).await;
+}
+
+#[tokio::test]
+async fn a_slow_client_slows_the_worker_instead_of_filling_memory() {
+    // 64 MiB in 64 kB chunks: far more than all socket buffers on the way hold.
+    let mut steps = vec![head()];
+    steps.extend(std::iter::repeat_n(chunk(&"x".repeat(65_536)), 1024));
+    steps.push(Step::Send(b"0\r\n\r\n".to_vec()));
+    let worker = Worker::doing(steps).await;
+    let gateway = start(&[&worker]).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(REQUEST).await;
+    client.read_until("xxxx").await;
+    let before = resident_bytes();
+    // Nothing is read for a while: whoever buffers without a bound would do it now.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(resident_bytes() < before + 16 * 1024 * 1024);
+    let reply = client.reply().await;
+    assert_eq!((reply.body.len(), reply.whole), (64 * 1024 * 1024, true));
+}
+
+fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/statm").unwrap();
+    status.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+#[tokio::test]
+async fn a_thousand_streams_at_once_all_end_well() {
+    let mut steps = vec![head()];
+    steps.extend((0..20).map(|n| chunk(&format!("data: {n}\n\n"))));
+    steps.push(end());
+    let worker = Worker::doing(steps).await;
+    let gateway = start(&[&worker]).await;
+    let clients = (0..1000).map(|_| async {
+        let mut client = Client::to(&gateway).await;
+        client.send(REQUEST).await;
+        let reply = client.reply().await;
+        assert!(reply.whole && reply.text().ends_with("data: 19\n\n"));
+    });
+    futures_util::future::join_all(clients).await;
+    until(|| async { gateway.in_flight().await == 0 }).await;
+    assert_eq!(worker.disconnects(), 0);
+}

@@ -1,0 +1,89 @@
+//! A gateway on a free port, scripted workers, and a client that sees every byte.
+
+mod client;
+mod worker;
+
+use std::future::Future;
+use std::time::Duration;
+
+use gateway::{Gateway, Options};
+use routing::PolicyKind;
+use tokio::time::{sleep, timeout};
+
+pub(crate) use client::{Client, get, post, raw};
+pub(crate) use worker::{Received, Step, Worker, json, ok};
+
+/// Longest wait for anything; reached only when a test fails.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A gateway under test.
+pub(crate) struct Running {
+    pub(crate) gateway: Gateway,
+}
+
+/// Options of a gateway before these workers, on free ports.
+pub(crate) fn options(workers: &[&Worker]) -> Options {
+    Options {
+        worker_urls: workers.iter().map(|worker| worker.url()).collect(),
+        policy: PolicyKind::RoundRobin,
+        host: "127.0.0.1".into(),
+        port: 0,
+        prometheus_port: Some(0),
+        worker_startup_check_interval: 1,
+        ..Options::default()
+    }
+}
+
+/// Starts a gateway whose workers are all ready.
+pub(crate) async fn start(workers: &[&Worker]) -> Running {
+    start_with(options(workers)).await
+}
+
+/// Starts a gateway and waits until its workers are ready.
+pub(crate) async fn start_with(options: Options) -> Running {
+    let count = options.worker_urls.len();
+    let key = options.api_key.clone();
+    let running = Running {
+        gateway: Gateway::start(&options).unwrap(),
+    };
+    drop(key);
+    let ready = format!("\"healthy_workers\":{count}");
+    if count > 0 {
+        until(|| async { get(&running, "/readiness").await.text().contains(&ready) }).await;
+    }
+    running
+}
+
+/// Waits for a condition.
+pub(crate) async fn until<F: Future<Output = bool>>(mut condition: impl FnMut() -> F) {
+    let waiting = async {
+        while !condition().await {
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(DEADLINE, waiting)
+        .await
+        .expect("condition did not come true");
+}
+
+impl Running {
+    /// Requests in flight at the gateway's workers.
+    pub(crate) async fn in_flight(&self) -> i64 {
+        let workers: serde_json::Value = get(self, "/workers").await.json();
+        let workers = workers["workers"].as_array().unwrap().clone();
+        workers
+            .iter()
+            .map(|worker| worker["load"].as_i64().unwrap())
+            .sum()
+    }
+
+    /// The metrics page.
+    pub(crate) async fn metrics(&self) -> String {
+        let addr = self.gateway.metrics_addr().unwrap();
+        let mut client = Client::connect(addr).await;
+        client
+            .send(b"GET /metrics HTTP/1.1\r\nhost: m\r\n\r\n")
+            .await;
+        client.reply().await.text()
+    }
+}

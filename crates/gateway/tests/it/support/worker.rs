@@ -1,0 +1,234 @@
+//! A worker that does exactly what a test says, byte for byte.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+/// What a worker does with a request, step by step.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    Send(Vec<u8>),
+    /// Waits until the test calls [`Worker::go_on`], or the gateway closes.
+    Wait,
+    /// Closes the connection.
+    Close,
+    /// Keeps the connection open and silent until the gateway closes it.
+    Hang,
+}
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub(crate) struct Received {
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+    /// Counts the connections of this worker.
+    pub(crate) connection: usize,
+}
+
+impl Received {
+    pub(crate) fn path(&self) -> &str {
+        self.head.split(' ').nth(1).unwrap_or_default()
+    }
+
+    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+        let start = format!("{name}: ");
+        self.head
+            .split("\r\n")
+            .filter_map(|line| line.strip_prefix(&start))
+            .collect()
+    }
+}
+
+type Script = dyn Fn(&Received) -> Vec<Step> + Send + Sync;
+
+/// A scripted worker; gone when dropped.
+pub(crate) struct Worker {
+    port: u16,
+    state: Arc<State>,
+    task: JoinHandle<()>,
+}
+
+struct State {
+    script: Box<Script>,
+    received: Mutex<Vec<Received>>,
+    go_on: Notify,
+    connections: AtomicUsize,
+    disconnects: AtomicUsize,
+}
+
+/// A JSON reply.
+pub(crate) fn json(status: u16, body: &str) -> Vec<Step> {
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    );
+    vec![Step::Send((head + body).into_bytes())]
+}
+
+/// The reply `{"ok":true}`.
+pub(crate) fn ok() -> Vec<Step> {
+    json(200, r#"{"ok":true}"#)
+}
+
+impl Worker {
+    /// A worker that answers every POST by this script, and questions about itself truthfully.
+    pub(crate) async fn scripted(
+        script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static,
+    ) -> Self {
+        Self::listening(0, move |request| {
+            if request.head.starts_with("GET /health ") {
+                json(200, "")
+            } else if request.head.starts_with("GET /server_info ") {
+                json(200, r#"{"served_model_name":"test-model","tp_size":1}"#)
+            } else if request.head.starts_with("GET /model_info ") {
+                json(200, "{}")
+            } else {
+                script(request)
+            }
+        })
+        .await
+    }
+
+    /// A worker that answers every POST with these steps.
+    pub(crate) async fn doing(steps: Vec<Step>) -> Self {
+        Self::scripted(move |_| steps.clone()).await
+    }
+
+    /// A worker on this port whose script answers everything.
+    pub(crate) async fn listening(
+        port: u16,
+        script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = Arc::new(State {
+            script: Box::new(script),
+            received: Mutex::default(),
+            go_on: Notify::new(),
+            connections: AtomicUsize::new(0),
+            disconnects: AtomicUsize::new(0),
+        });
+        let serving = Arc::clone(&state);
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let connection = serving.connections.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(Arc::clone(&serving).serve(stream, connection));
+            }
+        });
+        Self { port, state, task }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The POSTs and other inference requests so far.
+    pub(crate) fn received(&self) -> Vec<Received> {
+        let questions = [
+            "/health",
+            "/server_info",
+            "/get_server_info",
+            "/model_info",
+            "/get_model_info",
+        ];
+        let mut received = self.state.received.lock().unwrap().clone();
+        received.retain(|request| !questions.contains(&request.path()));
+        received
+    }
+
+    /// Times the gateway closed a connection amid a request.
+    pub(crate) fn disconnects(&self) -> usize {
+        self.state.disconnects.load(Ordering::SeqCst)
+    }
+
+    /// Lets every waiting request go on.
+    pub(crate) fn go_on(&self) {
+        self.state.go_on.notify_waiters();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl State {
+    async fn serve(self: Arc<Self>, mut stream: TcpStream, connection: usize) {
+        let mut buffer = Vec::new();
+        while let Some(request) = read_request(&mut stream, &mut buffer, connection).await {
+            self.received.lock().unwrap().push(request.clone());
+            for step in (self.script)(&request) {
+                if !self.take(step, &mut stream).await {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn take(&self, step: Step, stream: &mut TcpStream) -> bool {
+        let mut byte = [0];
+        match step {
+            Step::Send(bytes) => {
+                if stream.write_all(&bytes).await.is_err() {
+                    self.disconnects.fetch_add(1, Ordering::SeqCst);
+                    return false;
+                }
+                true
+            }
+            Step::Close => false,
+            Step::Wait => tokio::select! {
+                () = self.go_on.notified() => true,
+                _ = stream.read(&mut byte) => {
+                    self.disconnects.fetch_add(1, Ordering::SeqCst);
+                    false
+                }
+            },
+            Step::Hang => {
+                let _ = stream.read(&mut byte).await;
+                self.disconnects.fetch_add(1, Ordering::SeqCst);
+                false
+            }
+        }
+    }
+}
+
+async fn read_request(
+    stream: &mut TcpStream,
+    buffer: &mut Vec<u8>,
+    connection: usize,
+) -> Option<Received> {
+    let end = loop {
+        if let Some(at) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if stream.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
+    let length = head
+        .split("\r\n")
+        .find_map(|line| line.strip_prefix("content-length: "));
+    let length: usize = length.map_or(0, |length| length.parse().unwrap());
+    while buffer.len() < end + length {
+        if stream.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    }
+    let body = buffer[end..end + length].to_vec();
+    buffer.drain(..end + length);
+    Some(Received {
+        head,
+        body,
+        connection,
+    })
+}
