@@ -1,0 +1,172 @@
+//! Prompts as the engine sees them: a length in tokens and one hash per cache page.
+
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// Bytes of UTF-8 text that count as one token.
+///
+/// A stand-in for a tokenizer: about right for English, low for CJK text and code.
+pub const BYTES_PER_TOKEN: usize = 4;
+
+const SEED: u64 = 0x51_7c_c1_b7_27_22_0a_95;
+const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A prompt, reduced to what prefill time and prefix reuse depend on.
+///
+/// Pages are hashed in a chain, so equal page `i` means equal tokens `0..=i`. Only full pages are
+/// hashed into the list; the rest of the prompt is never reused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prompt {
+    pages: Vec<u64>,
+    tokens: u32,
+    digest: u64,
+}
+
+impl Prompt {
+    /// Counts [`BYTES_PER_TOKEN`] bytes as one token, at least one in all.
+    pub fn from_text(text: &str, page_size: u32) -> Self {
+        let bytes = text.as_bytes();
+        let pieces = bytes.chunks(page_size.max(1) as usize * BYTES_PER_TOKEN);
+        let full = page_size.max(1) as usize * BYTES_PER_TOKEN;
+        let tokens = bytes.len().div_ceil(BYTES_PER_TOKEN).max(1) as u32;
+        Self::chained(
+            pieces.map(|page| (page.len() == full, page_of_bytes(page))),
+            tokens,
+        )
+    }
+
+    /// Token ids are counted exactly. Four-byte pieces of a text, packed little-endian
+    /// into ids, share pages with that text.
+    pub fn from_ids(ids: &[u32], page_size: u32) -> Self {
+        let full = page_size.max(1) as usize;
+        let pages = ids
+            .chunks(full)
+            .map(|page| (page.len() == full, page_of_ids(page)));
+        Self::chained(pages, (ids.len() as u32).max(1))
+    }
+
+    /// From page hashes made elsewhere (they must be chained), for simulations without text.
+    pub fn from_pages(pages: Vec<u64>, tokens: u32) -> Self {
+        let digest = pages.last().copied().unwrap_or(SEED);
+        Self {
+            pages,
+            tokens,
+            digest,
+        }
+    }
+
+    fn chained(pages: impl Iterator<Item = (bool, u64)>, tokens: u32) -> Self {
+        let mut chain = SEED;
+        let mut full = Vec::with_capacity(pages.size_hint().0);
+        for (is_full, page) in pages {
+            chain = mix(chain, page);
+            if is_full {
+                full.push(chain);
+            }
+        }
+        Self {
+            pages: full,
+            tokens,
+            digest: mix(chain, u64::from(tokens)),
+        }
+    }
+
+    /// Length in tokens.
+    pub fn tokens(&self) -> u32 {
+        self.tokens
+    }
+
+    /// Chained hashes of the full pages, first page first.
+    pub fn pages(&self) -> &[u64] {
+        &self.pages
+    }
+
+    /// A hash of the whole prompt.
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// Gives the page list's memory back once prefill no longer needs it.
+    pub(super) fn take_pages(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.pages)
+    }
+}
+
+fn page_of_bytes(page: &[u8]) -> u64 {
+    let (words, rest) = page.as_chunks::<BYTES_PER_TOKEN>();
+    let hash = words.iter().fold(SEED, |hash, word| {
+        mix(hash, u32::from_le_bytes(*word).into())
+    });
+    if rest.is_empty() {
+        return hash;
+    }
+    let mut last = [0; BYTES_PER_TOKEN];
+    for (to, from) in last.iter_mut().zip(rest) {
+        *to = *from;
+    }
+    mix(hash, u32::from_le_bytes(last).into())
+}
+
+fn page_of_ids(page: &[u32]) -> u64 {
+    page.iter().fold(SEED, |hash, id| mix(hash, u64::from(*id)))
+}
+
+/// One round of a multiply-and-fold hash; also the generator behind the made-up text.
+pub(crate) fn mix(hash: u64, word: u64) -> u64 {
+    let wide = u128::from(hash ^ word.wrapping_add(ODD)) * u128::from(ODD);
+    (wide as u64) ^ ((wide >> 64) as u64)
+}
+
+/// Hashes keys that are hashes already (or counters) by leaving them as they are.
+#[derive(Debug, Default)]
+pub(super) struct AsIs(u64);
+
+/// For maps keyed by page hash or job number.
+pub(super) type AsIsBuild = BuildHasherDefault<AsIs>;
+
+impl Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0.wrapping_mul(ODD)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = mix(self.0, u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn four_bytes_are_a_token_and_only_full_pages_are_hashed() {
+        let prompt = Prompt::from_text(&"x".repeat(4 * 16 * 2 + 5), 16);
+        assert_eq!((prompt.tokens(), prompt.pages().len()), (34, 2));
+    }
+
+    #[test]
+    fn a_longer_prompt_keeps_the_pages_of_its_prefix() {
+        let short = Prompt::from_text(&"abcdefgh".repeat(16), 8);
+        let long = Prompt::from_text(&"abcdefgh".repeat(32), 8);
+        assert_eq!(long.pages()[..short.pages().len()], *short.pages());
+        assert_ne!(long.digest(), short.digest());
+    }
+
+    #[test]
+    fn a_page_stands_for_everything_before_it() {
+        let one = Prompt::from_ids(&[1, 2, 3, 4], 2);
+        let other = Prompt::from_ids(&[9, 2, 3, 4], 2);
+        assert_ne!(one.pages()[1], other.pages()[1]);
+    }
+
+    #[test]
+    fn ids_that_spell_a_text_share_its_pages() {
+        let ids = [u32::from_le_bytes(*b"abcd"), u32::from_le_bytes(*b"efgh")];
+        assert_eq!(Prompt::from_ids(&ids, 2), Prompt::from_text("abcdefgh", 2));
+    }
+}

@@ -1,0 +1,134 @@
+//! What can be made to go wrong.
+
+use serde::{Deserialize, Serialize};
+
+use crate::SimError;
+
+/// Faults of a worker, off by default. They hit inference calls, except where said otherwise.
+///
+/// Set with [`crate::SimOptions::faults`], [`crate::SimWorker::set_faults`] or
+/// `POST /sim/faults`; setting replaces all of them and starts the counts anew. The ones that
+/// break HTTP itself (`close_before_headers`, `garbage_headers`, `close_mid_headers`,
+/// `bad_content_length`) are meant for HTTP/1 connections.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Faults {
+    /// Chance that a call is hit, 0 to 1.
+    pub fault_rate: f64,
+    /// Faults of inference calls end after this many hits; 0 = never.
+    pub count: u32,
+    /// All faults end this many milliseconds after they were set; 0 = never.
+    pub for_ms: u64,
+    /// Answer with this status (200 to 599) and a JSON error body.
+    pub status: Option<u16>,
+    /// `status` ends after this many answers; 0 = never.
+    pub status_count: u32,
+    /// `Retry-After` in seconds, sent with `status`.
+    pub retry_after: Option<u32>,
+    /// What `/health` and `/health_generate` answer.
+    pub health_status: Option<u16>,
+    /// `/health` and `/health_generate` never answer.
+    pub health_hang: bool,
+    /// Milliseconds before an answer begins.
+    pub delay_first_byte_ms: u64,
+    /// Milliseconds before each chunk of a body.
+    pub chunk_delay_ms: u64,
+    /// Close the connection instead of answering.
+    pub close_before_headers: bool,
+    /// Answer with bytes that are no HTTP, then close.
+    pub garbage_headers: bool,
+    /// Close in the middle of the response's headers.
+    pub close_mid_headers: bool,
+    /// Close, abnormally, after this many bytes of the body.
+    pub close_mid_body: Option<u64>,
+    /// Say nothing more after this many bytes of the body, and keep the connection.
+    pub stall_mid_body: Option<u64>,
+    /// Send two `Set-Cookie` headers.
+    pub duplicate_set_cookie: bool,
+    /// Answer 200 with a JSON body of this many bytes; 0 = off.
+    pub huge_body_bytes: u64,
+    /// Answer 200 with this as `Content-Length` (say "banana" or "-1"), then close.
+    pub bad_content_length: Option<String>,
+    /// Reset every new connection at once (of all endpoints: over HTTP it can be cleared on an
+    /// open connection only, or by `for_ms`).
+    pub refuse_connections: bool,
+    /// Close the connection after each stream without announcing it.
+    pub close_after_stream: bool,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            fault_rate: 1.0,
+            count: 0,
+            for_ms: 0,
+            status: None,
+            status_count: 0,
+            retry_after: None,
+            health_status: None,
+            health_hang: false,
+            delay_first_byte_ms: 0,
+            chunk_delay_ms: 0,
+            close_before_headers: false,
+            garbage_headers: false,
+            close_mid_headers: false,
+            close_mid_body: None,
+            stall_mid_body: None,
+            duplicate_set_cookie: false,
+            huge_body_bytes: 0,
+            bad_content_length: None,
+            refuse_connections: false,
+            close_after_stream: false,
+        }
+    }
+}
+
+impl Faults {
+    /// Checks every rule; the first broken one is the error.
+    pub fn check(&self) -> Result<(), SimError> {
+        if !(0.0..=1.0).contains(&self.fault_rate) {
+            return Err(SimError::option(
+                "fault_rate",
+                self.fault_rate,
+                "must be 0 to 1",
+            ));
+        }
+        let statuses = [
+            ("status", self.status),
+            ("health_status", self.health_status),
+        ];
+        for (field, status) in statuses {
+            if let Some(status) = status.filter(|status| !(200..=599).contains(status)) {
+                return Err(SimError::option(field, status, "must be 200 to 599"));
+            }
+        }
+        let length = self
+            .bad_content_length
+            .iter()
+            .find(|text| text.contains(['\r', '\n']));
+        match length {
+            Some(text) => Err(SimError::option(
+                "bad_content_length",
+                text,
+                "must be one line",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether any fault would hit an inference call.
+    pub(crate) fn hits_inference(&self) -> bool {
+        self.status.is_some()
+            || self.delay_first_byte_ms > 0
+            || self.chunk_delay_ms > 0
+            || self.close_before_headers
+            || self.garbage_headers
+            || self.close_mid_headers
+            || self.close_mid_body.is_some()
+            || self.stall_mid_body.is_some()
+            || self.duplicate_set_cookie
+            || self.huge_body_bytes > 0
+            || self.bad_content_length.is_some()
+            || self.close_after_stream
+    }
+}

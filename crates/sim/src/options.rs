@@ -1,0 +1,228 @@
+//! What a simulated worker can be told: names, types and defaults.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::EngineOptions;
+use crate::{Faults, SimError};
+
+/// Waiting requests when `max_queued_requests` is 0: enough to never matter, but a bound.
+const UNBOUNDED_QUEUE: usize = 1 << 16;
+const LONGEST_STEP_MS: f64 = 3_600_000.0;
+
+/// The worker's part in prefill/decode disaggregation (`disaggregation_mode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Does both.
+    #[default]
+    Null,
+    /// Computes prompts: every answer is one token, made when prefill is over.
+    Prefill,
+    /// Makes tokens: prompts cost it no time. It does not wait for its prefill partner, which
+    /// lives in another process.
+    Decode,
+}
+
+impl Role {
+    /// As `disaggregation_mode` spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+/// How one simulated worker behaves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SimOptions {
+    /// Address to listen on, a name or an IP.
+    pub host: String,
+    /// Port to listen on; 0 takes a free one.
+    pub port: u16,
+    /// Name of the model it claims to serve.
+    pub model: String,
+    /// Bearer key that every call but health and metrics must carry.
+    pub api_key: Option<String>,
+    /// Data-parallel ranks: independent engines behind one port.
+    pub dp_size: u32,
+    /// Part in prefill/decode disaggregation.
+    pub role: Role,
+    /// Bootstrap port it reports; nothing listens there.
+    pub bootstrap_port: u16,
+    /// Prompt tokens computed per second and rank; 0 = instantly.
+    pub prefill_tokens_per_sec: f64,
+    /// Milliseconds of a decode step, whatever the batch; 0 with the next one = instantly.
+    pub decode_step_base_ms: f64,
+    /// Milliseconds that each sequence of the batch adds to a decode step.
+    pub decode_step_per_seq_ms: f64,
+    /// Sequences in prefill and decode per rank.
+    pub max_running_requests: usize,
+    /// Sequences that may wait per rank, beyond them 503; 0 = 65,536.
+    pub max_queued_requests: usize,
+    /// Prompt tokens the prefix cache of a rank holds; 0 = no cache.
+    pub kv_cache_tokens: usize,
+    /// Tokens per cache page.
+    pub page_size: u32,
+    /// Tokens made when a request sets no maximum; such an answer ends with "stop".
+    pub default_output_tokens: u32,
+    /// Milliseconds after start during which health and inference answer 503.
+    pub startup_delay_ms: u64,
+    /// Requests kept for `recorded()` and `GET /sim/requests`, the oldest dropped first.
+    pub record_requests: usize,
+    /// Seed of request ids and of `fault_rate`.
+    pub seed: u64,
+    /// Faults from the start on.
+    pub faults: Faults,
+}
+
+impl Default for SimOptions {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".to_owned(),
+            port: 0,
+            model: "sim-model".to_owned(),
+            api_key: None,
+            dp_size: 1,
+            role: Role::Null,
+            bootstrap_port: 8998,
+            prefill_tokens_per_sec: 0.0,
+            decode_step_base_ms: 0.0,
+            decode_step_per_seq_ms: 0.0,
+            max_running_requests: 256,
+            max_queued_requests: 0,
+            kv_cache_tokens: 262_144,
+            page_size: 16,
+            default_output_tokens: 32,
+            startup_delay_ms: 0,
+            record_requests: 0,
+            seed: 0,
+            faults: Faults::default(),
+        }
+    }
+}
+
+impl SimOptions {
+    /// Checks every rule; the first broken one is the error.
+    pub fn check(&self) -> Result<(), SimError> {
+        let speeds = [
+            ("prefill_tokens_per_sec", self.prefill_tokens_per_sec, 1e12),
+            (
+                "decode_step_base_ms",
+                self.decode_step_base_ms,
+                LONGEST_STEP_MS,
+            ),
+            (
+                "decode_step_per_seq_ms",
+                self.decode_step_per_seq_ms,
+                LONGEST_STEP_MS,
+            ),
+        ];
+        for (field, value, most) in speeds {
+            if !(0.0..=most).contains(&value) {
+                let why = "must be 0 or more (steps: at most an hour)";
+                return Err(SimError::option(field, value, why));
+            }
+        }
+        if self.prefill_tokens_per_sec > 0.0 && self.prefill_tokens_per_sec < 1e-3 {
+            let (field, why) = ("prefill_tokens_per_sec", "must be 0 or at least 0.001");
+            return Err(SimError::option(field, self.prefill_tokens_per_sec, why));
+        }
+        let sizes = [
+            ("dp_size", self.dp_size as usize, 1024),
+            ("max_running_requests", self.max_running_requests, 1_000_000),
+            ("page_size", self.page_size as usize, 65_536),
+        ];
+        for (field, value, most) in sizes {
+            if value == 0 || value > most {
+                return Err(SimError::option(
+                    field,
+                    value,
+                    "must be at least 1 and of sane size",
+                ));
+            }
+        }
+        self.faults.check()
+    }
+
+    /// The model behind one rank.
+    pub(crate) fn engine(&self) -> EngineOptions {
+        let prefills = self.role != Role::Decode;
+        EngineOptions {
+            prefill_tokens_per_sec: if prefills {
+                self.prefill_tokens_per_sec
+            } else {
+                0.0
+            },
+            decode_step_base: millis(self.decode_step_base_ms),
+            decode_step_per_seq: millis(self.decode_step_per_seq_ms),
+            max_running_requests: self.max_running_requests,
+            max_queued_requests: match self.max_queued_requests {
+                0 => UNBOUNDED_QUEUE,
+                limit => limit,
+            },
+            kv_cache_tokens: self.kv_cache_tokens,
+            page_size: self.page_size,
+        }
+    }
+}
+
+fn millis(value: f64) -> Duration {
+    Duration::from_secs_f64(value / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_survive_json() {
+        let options = SimOptions::default();
+        options.check().unwrap();
+        let json = serde_json::to_string(&options).unwrap();
+        assert_eq!(serde_json::from_str::<SimOptions>(&json).unwrap(), options);
+        assert_eq!(serde_json::from_str::<SimOptions>("{}").unwrap(), options);
+    }
+
+    #[test]
+    fn an_unknown_option_is_refused() {
+        assert!(serde_json::from_str::<SimOptions>(r#"{"speed": 1}"#).is_err());
+    }
+
+    #[test]
+    fn a_broken_rule_names_its_option() {
+        let options = SimOptions {
+            page_size: 0,
+            ..SimOptions::default()
+        };
+        assert!(
+            options
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("page_size")
+        );
+        let options = SimOptions {
+            decode_step_base_ms: f64::NAN,
+            ..SimOptions::default()
+        };
+        assert!(
+            options
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("decode_step_base_ms")
+        );
+    }
+
+    #[test]
+    fn a_role_is_spelled_as_sglang_spells_it() {
+        for role in [Role::Null, Role::Prefill, Role::Decode] {
+            assert_eq!(serde_json::to_value(role).unwrap(), role.as_str());
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Response bodies: whole, streamed, huge, and the ways they may break.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
+
+use super::stream::TokenStream;
+use super::wire::Line;
+use super::worker::Visit;
+use crate::Faults;
+
+const FILLER: Bytes = Bytes::from_static(&[b'x'; 64 * 1024]);
+const FILLER_HEAD: &[u8] = b"{\"text\":\"";
+const FILLER_TAIL: &[u8] = b"\"}";
+
+/// What a body consists of.
+#[derive(Debug)]
+pub(crate) enum Content {
+    /// Known bytes, if any are left.
+    Whole(Option<Bytes>),
+    /// Events as tokens come.
+    Stream(Box<TokenStream>),
+    /// A JSON object of a given size.
+    Filler { size: u64, sent: u64 },
+}
+
+impl Content {
+    pub(crate) fn filler(size: u64) -> Self {
+        let least = (FILLER_HEAD.len() + FILLER_TAIL.len()) as u64;
+        Self::Filler {
+            size: size.max(least),
+            sent: 0,
+        }
+    }
+
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        match self {
+            Self::Whole(bytes) => Poll::Ready(bytes.take()),
+            Self::Stream(stream) => stream.poll_event(cx),
+            Self::Filler { size, sent } => {
+                let chunk = filler_chunk(*size, *sent);
+                *sent += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+                Poll::Ready(chunk)
+            }
+        }
+    }
+
+    fn left(&self) -> Option<u64> {
+        match self {
+            Self::Whole(bytes) => Some(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Stream(_) => None,
+            Self::Filler { size, sent } => Some(size - sent),
+        }
+    }
+}
+
+fn filler_chunk(size: u64, sent: u64) -> Option<Bytes> {
+    let tail = FILLER_TAIL.len() as u64;
+    match size - sent {
+        0 => None,
+        _ if sent == 0 => Some(Bytes::from_static(FILLER_HEAD)),
+        left if left == tail => Some(Bytes::from_static(FILLER_TAIL)),
+        left => Some(FILLER.slice(..(left - tail).min(FILLER.len() as u64) as usize)),
+    }
+}
+
+/// How a body goes wrong.
+#[derive(Debug)]
+pub(crate) struct Trouble {
+    close_at: Option<u64>,
+    stall_at: Option<u64>,
+    sent: u64,
+    flushed: bool,
+    gap: Duration,
+    pause: Option<Pin<Box<Sleep>>>,
+    hang_up: Option<Arc<Line>>,
+}
+
+impl Trouble {
+    pub(crate) fn new(faults: &Faults, line: &Arc<Line>) -> Self {
+        Self {
+            close_at: faults.close_mid_body,
+            stall_at: faults.stall_mid_body,
+            sent: 0,
+            flushed: false,
+            gap: Duration::from_millis(faults.chunk_delay_ms),
+            pause: None,
+            hang_up: faults.close_after_stream.then(|| Arc::clone(line)),
+        }
+    }
+
+    /// Decides whether the next chunk may come.
+    fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.close_at.is_some_and(|limit| self.sent >= limit) {
+            if self.flushed {
+                let cut = "cut off by close_mid_body";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, cut)));
+            }
+            self.flushed = true; // lets what was sent so far reach the socket first
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if self.stall_at.is_some_and(|limit| self.sent >= limit) {
+            return Poll::Pending;
+        }
+        if !self.gap.is_zero() {
+            let gap = self.gap;
+            let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(gap)));
+            ready!(pause.as_mut().poll(cx));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Cuts a chunk at the limit.
+    fn admit(&mut self, mut chunk: Bytes) -> Bytes {
+        self.pause = None;
+        if let Some(limit) = [self.close_at, self.stall_at].into_iter().flatten().min() {
+            chunk.truncate((limit - self.sent).min(chunk.len() as u64) as usize);
+        }
+        self.sent += chunk.len() as u64;
+        chunk
+    }
+}
+
+/// The body of every answer.
+#[derive(Debug)]
+pub(crate) struct SimBody {
+    content: Content,
+    length: Option<u64>,
+    trouble: Option<Box<Trouble>>,
+    visit: Option<Visit>,
+}
+
+impl SimBody {
+    pub(crate) fn new(content: Content) -> Self {
+        Self {
+            length: content.left(),
+            content,
+            trouble: None,
+            visit: None,
+        }
+    }
+
+    pub(crate) fn whole(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        Self::new(Content::Whole((!bytes.is_empty()).then_some(bytes)))
+    }
+
+    pub(crate) fn is_stream(&self) -> bool {
+        matches!(self.content, Content::Stream(_))
+    }
+
+    pub(crate) fn set_trouble(&mut self, mut trouble: Trouble) {
+        if !self.is_stream() {
+            trouble.hang_up = None;
+        }
+        self.trouble = Some(Box::new(trouble));
+    }
+
+    /// Ties the visit's end to the body's; an empty body is over already.
+    pub(crate) fn set_visit(&mut self, mut visit: Visit) {
+        if self.is_end_stream() {
+            visit.finish();
+        } else {
+            self.visit = Some(visit);
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(mut visit) = self.visit.take() {
+            visit.finish();
+        }
+    }
+}
+
+impl Body for SimBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let this = &mut *self;
+        if let Some(trouble) = &mut this.trouble
+            && let Err(error) = ready!(trouble.poll_permit(cx))
+        {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let Some(mut chunk) = ready!(this.content.poll_chunk(cx)) else {
+            this.finish();
+            if let Some(line) = this
+                .trouble
+                .as_mut()
+                .and_then(|trouble| trouble.hang_up.take())
+            {
+                line.hang_up();
+            }
+            return Poll::Ready(None);
+        };
+        if let Some(trouble) = &mut this.trouble {
+            chunk = trouble.admit(chunk);
+        }
+        if let Some(length) = &mut this.length {
+            *length -= chunk.len() as u64;
+        }
+        if this.is_end_stream() {
+            this.finish();
+        }
+        Poll::Ready(Some(Ok(Frame::data(chunk))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.length == Some(0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.length
+            .map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}

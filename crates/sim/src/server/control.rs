@@ -1,0 +1,191 @@
+//! The endpoints around inference: health, models, info, cache, aborts.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Response, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::body::SimBody;
+use super::exchange::{Answer, json_bytes};
+use super::parse::{Prompts, Text};
+use super::refusal::{Refusal, Shape};
+use super::route::Control;
+use super::worker::Worker;
+use super::{info, loads, metrics, words};
+use crate::engine::{Job, Prompt};
+
+#[derive(Deserialize)]
+struct AbortRequest<'a> {
+    #[serde(borrow, default)]
+    rid: Option<Text<'a>>,
+    #[serde(default)]
+    abort_all: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct TokenizeRequest<'a> {
+    #[serde(borrow)]
+    prompt: Prompts<'a>,
+}
+
+#[derive(Deserialize)]
+struct DetokenizeRequest<'a> {
+    #[serde(borrow)]
+    tokens: Prompts<'a>,
+}
+
+/// Answers a call that is not inference.
+pub(crate) async fn answer(
+    worker: &Arc<Worker>,
+    control: Control<'_>,
+    query: &str,
+    body: &[u8],
+) -> Answer {
+    Ok(match control {
+        Control::Health => health(worker).await,
+        Control::HealthGenerate => health_generate(worker).await,
+        Control::ServerInfo => json(&info::server(worker)),
+        Control::ModelInfo => json(&info::model(worker)),
+        Control::Models => json(&info::models(worker)),
+        Control::Model(id) => json(&info::model_card(worker, id)?),
+        Control::GetLoad => json(&loads::get_load(worker)),
+        Control::Loads => loads::answer(worker, query)?,
+        Control::Metrics => text(metrics::page(worker)),
+        Control::FlushCache => flush_cache(worker),
+        Control::AbortRequest => abort_request(worker, body)?,
+        Control::Tokenize => tokenize(body)?,
+        Control::Detokenize => detokenize(body)?,
+        Control::Response(id) => json_bytes(kept_response(worker, id)?),
+        Control::CancelResponse(id) => return Err(cancel_response(worker, id)),
+        Control::Profile => text("Profiling is not simulated.\n".to_owned()),
+    })
+}
+
+fn json(value: &Value) -> Response<SimBody> {
+    json_bytes(value.to_string())
+}
+
+/// 200 with plain text.
+pub(crate) fn text(body: String) -> Response<SimBody> {
+    let mut response = Response::new(SimBody::whole(body));
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, plain);
+    response
+}
+
+fn empty(status: StatusCode) -> Response<SimBody> {
+    let mut response = Response::new(SimBody::whole(Bytes::new()));
+    *response.status_mut() = status;
+    response
+}
+
+async fn health(worker: &Worker) -> Response<SimBody> {
+    let faults = worker.faults.present();
+    if faults.health_hang {
+        std::future::pending::<()>().await;
+    }
+    let faulted = faults
+        .health_status
+        .and_then(|code| StatusCode::from_u16(code).ok());
+    empty(match faulted {
+        Some(status) => status,
+        None if worker.is_up() => StatusCode::OK,
+        None => StatusCode::SERVICE_UNAVAILABLE,
+    })
+}
+
+/// Healthy once the engine has made a token, behind whatever it is busy with.
+async fn health_generate(worker: &Worker) -> Response<SimBody> {
+    let shallow = health(worker).await;
+    if shallow.status() != StatusCode::OK {
+        return shallow;
+    }
+    let prompt = Prompt::from_ids(&[0], worker.options.page_size);
+    let job = Job {
+        prompt,
+        output_tokens: 1,
+        watched: false,
+    };
+    let ticket = worker.floor.submit(0, job, &worker.fresh_id());
+    match ticket {
+        Ok(mut ticket) => {
+            ticket.finish().await;
+            empty(StatusCode::OK)
+        }
+        Err(_) => empty(StatusCode::SERVICE_UNAVAILABLE),
+    }
+}
+
+fn flush_cache(worker: &Worker) -> Response<SimBody> {
+    let flushed = worker.floor.flush_cache();
+    let said = if flushed {
+        "Cache flushed.\nPlease check backend logs for more details. \
+         (When there are running or waiting requests, the operation will not be performed.)\n"
+    } else {
+        "Flush cache failed: there are running or waiting requests.\n"
+    };
+    let mut response = text(said.to_owned());
+    if !flushed {
+        *response.status_mut() = StatusCode::BAD_REQUEST;
+    }
+    response
+}
+
+fn parsed<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body).map_err(|error| Refusal::bad(Shape::Flat, error))
+}
+
+fn abort_request(worker: &Worker, body: &[u8]) -> Answer {
+    let request: AbortRequest<'_> = parsed(body)?;
+    let rid = request.rid.unwrap_or_default();
+    worker
+        .floor
+        .abort(rid.as_str(), request.abort_all == Some(true));
+    Ok(empty(StatusCode::OK))
+}
+
+fn tokenize(body: &[u8]) -> Answer {
+    let prompts = parsed::<TokenizeRequest<'_>>(body)?.prompt;
+    let mut ids = prompts.ids();
+    let counts: Vec<usize> = ids.iter().map(Vec::len).collect();
+    let max = info::CONTEXT_LENGTH;
+    if prompts.is_batch() {
+        return Ok(json(
+            &json!({"tokens": ids, "count": counts, "max_model_len": max}),
+        ));
+    }
+    let ids = ids.pop().unwrap_or_default();
+    Ok(json(
+        &json!({"tokens": ids, "count": ids.len(), "max_model_len": max}),
+    ))
+}
+
+fn detokenize(body: &[u8]) -> Answer {
+    let prompts = parsed::<DetokenizeRequest<'_>>(body)?.tokens;
+    let texts: Vec<String> = prompts
+        .ids()
+        .iter()
+        .map(|ids| words::detokenize(ids))
+        .collect();
+    Ok(json(&if prompts.is_batch() {
+        json!({"text": texts})
+    } else {
+        json!({"text": texts.concat()})
+    }))
+}
+
+fn kept_response(worker: &Worker, id: &str) -> Result<Bytes, Refusal> {
+    worker.kept_response(id).ok_or_else(|| {
+        let message = format!("Response with id '{id}' not found.");
+        Refusal::new(StatusCode::NOT_FOUND, Shape::Nested, message)
+    })
+}
+
+/// Only finished responses are known, and those cannot be cancelled.
+fn cancel_response(worker: &Worker, id: &str) -> Refusal {
+    let finished = |_| Refusal::bad(Shape::Nested, "Cannot cancel a synchronous response.");
+    kept_response(worker, id).map_or_else(|unknown| unknown, finished)
+}

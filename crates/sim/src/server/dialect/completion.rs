@@ -1,0 +1,168 @@
+//! `/v1/completions`.
+
+use bytes::{Bytes, BytesMut};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
+
+use super::{Dialect, StreamOptions, Understood, data, document, done, usage_object, wants_usage};
+use crate::server::parse::{OneOrMany, Prompts, Routing, Sampling, Text};
+use crate::server::refusal::{Refusal, Shape};
+use crate::server::sequence::{Ask, Sequence};
+use crate::server::words;
+use crate::server::worker::{Worker, unix_seconds};
+
+/// OpenAI's default for this endpoint.
+const DEFAULT_MOST: u32 = 16;
+
+#[derive(Deserialize)]
+struct CompletionRequest<'a> {
+    #[serde(borrow)]
+    prompt: Prompts<'a>,
+    #[serde(borrow, default)]
+    model: Option<Text<'a>>,
+    #[serde(default)]
+    max_tokens: Option<u32>,
+    #[serde(default)]
+    n: Option<u32>,
+    #[serde(default)]
+    echo: Option<bool>,
+    #[serde(default)]
+    logprobs: Option<u32>,
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(default)]
+    stream_options: Option<StreamOptions>,
+    #[serde(default)]
+    stop: Option<OneOrMany<String>>,
+    #[serde(default)]
+    ignore_eos: Option<bool>,
+    #[serde(default)]
+    rid: Option<OneOrMany<String>>,
+    #[serde(default)]
+    bootstrap_room: Option<IgnoredAny>,
+    #[serde(default)]
+    data_parallel_rank: Option<u32>,
+    #[serde(default)]
+    routed_dp_rank: Option<u32>,
+}
+
+struct Completion {
+    model: String,
+    created: u64,
+    echo: Vec<String>, // the prompts, if they are to be repeated
+    logprobs: bool,
+    usage: bool,
+}
+
+/// Reads a request.
+pub(crate) fn read(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> {
+    let request: CompletionRequest<'_> =
+        serde_json::from_slice(body).map_err(|error| Refusal::bad(Shape::Flat, error))?;
+    let sampling = Sampling {
+        most: request.max_tokens.or(Some(DEFAULT_MOST)),
+        n: request.n,
+        ignore_eos: request.ignore_eos,
+        stop: request.stop,
+    };
+    let ranks = [request.routed_dp_rank, request.data_parallel_rank];
+    let ask = Ask {
+        prompts: request.prompt.to_engine(worker.options.page_size),
+        sampling: vec![sampling],
+        routing: Routing::new(request.rid, ranks, request.bootstrap_room),
+        stream: request.stream == Some(true),
+    };
+    let model = request.model.map(|model| model.0.into_owned());
+    let echo = request.echo == Some(true);
+    let completion = Completion {
+        model: model.unwrap_or_else(|| worker.options.model.clone()),
+        created: unix_seconds(),
+        echo: if echo {
+            request.prompt.texts()
+        } else {
+            Vec::new()
+        },
+        logprobs: request.logprobs.is_some(),
+        usage: wants_usage(request.stream_options),
+    };
+    Ok((ask, Box::new(completion)))
+}
+
+impl Completion {
+    fn echoed(&self, sequence: &Sequence) -> &str {
+        self.echo.get(sequence.prompt).map_or("", String::as_str)
+    }
+
+    fn logprobs(&self, sequence: &Sequence, from: u32, to: u32) -> Option<Value> {
+        let tokens = |one: fn(u64, u32) -> Value| -> Vec<Value> {
+            (from..to).map(|at| one(sequence.seed, at)).collect()
+        };
+        self.logprobs.then(|| {
+            json!({
+                "tokens": tokens(|seed, at| words::word(seed, at).into()),
+                "token_logprobs": tokens(|seed, at| words::logprob(seed, at).into()),
+                "top_logprobs": tokens(|_, _| Value::Null),
+                "text_offset": tokens(|_, _| (-1).into()),
+            })
+        })
+    }
+
+    fn object(&self, reply: &[Sequence], choices: &[Value], usage: Option<&Value>) -> Value {
+        json!({
+            "id": reply.first().map_or("", |sequence| &sequence.rid),
+            "object": "text_completion", "created": self.created, "model": self.model,
+            "choices": choices, "usage": usage,
+        })
+    }
+
+    fn choice(&self, sequence: &Sequence, text: &str, range: (u32, u32)) -> Value {
+        json!({
+            "index": sequence.index, "text": text,
+            "logprobs": self.logprobs(sequence, range.0, range.1), "finish_reason": null,
+        })
+    }
+
+    fn final_choice(&self, sequence: &Sequence, text: &str, range: (u32, u32)) -> Value {
+        let mut choice = self.choice(sequence, text, range);
+        choice["finish_reason"] = sequence.finish_reason().into();
+        choice["matched_stop"] = sequence.finish_object()["matched"].clone();
+        choice
+    }
+}
+
+impl Dialect for Completion {
+    fn document(&mut self, reply: &[Sequence]) -> Bytes {
+        let choice = |sequence: &Sequence| {
+            let tokens = sequence.tokens();
+            let text = format!("{}{}", self.echoed(sequence), sequence.text(tokens));
+            self.final_choice(sequence, &text, (0, tokens))
+        };
+        let choices: Vec<Value> = reply.iter().map(choice).collect();
+        document(&self.object(reply, &choices, Some(&usage_object(reply))))
+    }
+
+    fn token(&mut self, sequence: &Sequence, at: u32, out: &mut BytesMut) {
+        let (space, word) = sequence.piece(at);
+        let echoed = if at == 0 { self.echoed(sequence) } else { "" };
+        let choice = self.choice(sequence, &format!("{echoed}{space}{word}"), (at, at + 1));
+        data(
+            out,
+            &self.object(std::slice::from_ref(sequence), &[choice], None),
+        );
+    }
+
+    fn ending(&mut self, sequence: &Sequence, told: u32, out: &mut BytesMut) {
+        let choice = self.final_choice(sequence, "", (told, told));
+        data(
+            out,
+            &self.object(std::slice::from_ref(sequence), &[choice], None),
+        );
+    }
+
+    fn closing(&mut self, reply: &[Sequence], out: &mut BytesMut) {
+        if self.usage {
+            data(out, &self.object(reply, &[], Some(&usage_object(reply))));
+        }
+        done(out);
+    }
+}

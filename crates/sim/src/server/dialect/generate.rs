@@ -1,0 +1,188 @@
+//! `/generate`, SGLang's own API.
+
+use bytes::{Bytes, BytesMut};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::{Dialect, Understood, data, document, done};
+use crate::engine::mix;
+use crate::server::parse::{OneOrMany, Prompts, Routing, Sampling};
+use crate::server::refusal::{Refusal, Shape};
+use crate::server::sequence::{Ask, Sequence};
+use crate::server::words;
+use crate::server::worker::Worker;
+
+/// SGLang's default `max_new_tokens`.
+const DEFAULT_MOST: u32 = 128;
+
+#[derive(Deserialize)]
+struct GenerateRequest<'a> {
+    #[serde(borrow, default)]
+    text: Option<Prompts<'a>>,
+    #[serde(borrow, default)]
+    input_ids: Option<Prompts<'a>>,
+    #[serde(borrow, default)]
+    sampling_params: Option<&'a RawValue>,
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(default)]
+    return_logprob: Option<OneOrMany<bool>>,
+    #[serde(default)]
+    logprob_start_len: Option<OneOrMany<i64>>,
+    #[serde(default)]
+    rid: Option<OneOrMany<String>>,
+    #[serde(default)]
+    bootstrap_room: Option<IgnoredAny>,
+    #[serde(default)]
+    data_parallel_rank: Option<u32>,
+    #[serde(default)]
+    routed_dp_rank: Option<u32>,
+}
+
+struct Generate {
+    list: bool,
+    input_ids: Vec<Vec<u32>>, // kept for log probabilities only
+    logprobs: bool,
+    logprobs_from: i64,
+}
+
+/// Reads a request.
+pub(crate) fn read(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> {
+    let request: GenerateRequest<'_> =
+        serde_json::from_slice(body).map_err(|error| Refusal::bad(Shape::Flat, error))?;
+    let ((Some(prompts), None) | (None, Some(prompts))) = (request.text, request.input_ids) else {
+        let message = "Either text, input_ids or input_embeds should be provided.";
+        return Err(Refusal::bad(Shape::Nested, message));
+    };
+    let sampling = sampling(request.sampling_params)?;
+    let copies = sampling
+        .iter()
+        .filter_map(|sampling| sampling.n)
+        .max()
+        .unwrap_or(1);
+    let logprobs = request
+        .return_logprob
+        .is_some_and(|wanted| wanted.into_vec().contains(&true));
+    let start = request
+        .logprob_start_len
+        .and_then(|start| start.into_vec().first().copied());
+    let generate = Generate {
+        list: prompts.is_batch() || copies > 1,
+        input_ids: if logprobs { prompts.ids() } else { Vec::new() },
+        logprobs,
+        logprobs_from: start.unwrap_or(-1),
+    };
+    let ranks = [request.routed_dp_rank, request.data_parallel_rank];
+    let ask = Ask {
+        prompts: prompts.to_engine(worker.options.page_size),
+        sampling,
+        routing: Routing::new(request.rid, ranks, request.bootstrap_room),
+        stream: request.stream == Some(true),
+    };
+    Ok((ask, Box::new(generate)))
+}
+
+fn sampling(params: Option<&RawValue>) -> Result<Vec<Sampling>, Refusal> {
+    let params = params.map_or("{}", RawValue::get);
+    let read = if params.trim_start().starts_with('[') {
+        serde_json::from_str(params)
+    } else {
+        serde_json::from_str(params).map(|one: Option<Sampling>| vec![one.unwrap_or_default()])
+    };
+    let refused = |error| Refusal::bad(Shape::Nested, format!("sampling_params: {error}"));
+    let mut sampling: Vec<Sampling> = read.map_err(refused)?;
+    for one in &mut sampling {
+        one.most = one.most.or(Some(DEFAULT_MOST));
+    }
+    Ok(sampling)
+}
+
+impl Generate {
+    /// The object for a sequence's first `tokens` tokens.
+    fn object(&self, sequence: &Sequence, tokens: u32, ended: bool) -> Value {
+        let mut meta = json!({
+            "id": *sequence.rid,
+            "finish_reason": if ended { sequence.finish_object() } else { Value::Null },
+            "prompt_tokens": sequence.prompt_tokens,
+            "weight_version": "default",
+            "num_retractions": 0,
+            "completion_tokens": tokens,
+            "cached_tokens": sequence.cached_tokens(),
+            "e2e_latency": null,
+        });
+        if ended {
+            let since = sequence.ticket.floor.now().saturating_sub(sequence.started);
+            meta["e2e_latency"] = since.as_secs_f64().into();
+        }
+        if sequence.routed {
+            meta["dp_rank"] = sequence.ticket.rank.into();
+        }
+        if self.logprobs {
+            self.add_logprobs(sequence, tokens, &mut meta);
+        }
+        let ids: Vec<u32> = (0..tokens)
+            .map(|at| words::word_id(sequence.seed, at))
+            .collect();
+        json!({"text": sequence.text(tokens), "output_ids": ids, "meta_info": meta})
+    }
+
+    fn add_logprobs(&self, sequence: &Sequence, tokens: u32, meta: &mut Value) {
+        let prompt = self
+            .input_ids
+            .get(sequence.prompt)
+            .map_or(&[][..], Vec::as_slice);
+        let last = prompt.len().saturating_sub(1);
+        let first = usize::try_from(self.logprobs_from).map_or(last, |from| from.min(last));
+        let logprob = |at: usize, id: &u32| {
+            (at > first).then(|| words::logprob(mix(sequence.seed, u64::from(*id)), at as u32))
+        };
+        let input = prompt.iter().enumerate().skip(first);
+        meta["input_token_logprobs"] = input
+            .map(|(at, id)| json!([logprob(at, id), id, null]))
+            .collect();
+        let output = |at| {
+            json!([
+                words::logprob(sequence.seed, at),
+                words::word_id(sequence.seed, at),
+                null
+            ])
+        };
+        meta["output_token_logprobs"] = (0..tokens).map(output).collect();
+    }
+
+    fn frame(&self, sequence: &Sequence, tokens: u32, ended: bool, out: &mut BytesMut) {
+        let mut object = self.object(sequence, tokens, ended);
+        if self.list {
+            object["index"] = sequence.index.into();
+        }
+        data(out, &object);
+    }
+}
+
+impl Dialect for Generate {
+    fn document(&mut self, reply: &[Sequence]) -> Bytes {
+        let object = |sequence: &Sequence| self.object(sequence, sequence.tokens(), true);
+        if self.list {
+            document(&reply.iter().map(object).collect::<Vec<Value>>())
+        } else {
+            document(&reply.first().map(object))
+        }
+    }
+
+    fn token(&mut self, sequence: &Sequence, at: u32, out: &mut BytesMut) {
+        if !sequence.is_last(at) {
+            self.frame(sequence, at + 1, false, out);
+        }
+    }
+
+    /// The last token and the reason for stopping come in one frame.
+    fn ending(&mut self, sequence: &Sequence, told: u32, out: &mut BytesMut) {
+        self.frame(sequence, told, true, out);
+    }
+
+    fn closing(&mut self, _reply: &[Sequence], out: &mut BytesMut) {
+        done(out);
+    }
+}

@@ -1,0 +1,152 @@
+//! `/v1/messages`, the Anthropic API.
+
+use std::borrow::Cow;
+
+use bytes::{Bytes, BytesMut};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
+
+use super::chat::{Message, render};
+use super::{Dialect, Understood, document, event};
+use crate::engine::Prompt;
+use crate::server::parse::{OneOrMany, Routing, Sampling, Text};
+use crate::server::refusal::{Refusal, Shape};
+use crate::server::sequence::{Ask, Sequence, Usage};
+use crate::server::worker::Worker;
+
+#[derive(Deserialize)]
+struct MessagesRequest<'a> {
+    max_tokens: u32,
+    #[serde(borrow)]
+    messages: Vec<Message<'a>>,
+    #[serde(borrow, default)]
+    system: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    model: Option<Text<'a>>,
+    #[serde(default)]
+    stop_sequences: Option<Vec<String>>,
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(default)]
+    bootstrap_room: Option<IgnoredAny>,
+    #[serde(default)]
+    data_parallel_rank: Option<u32>,
+    #[serde(default)]
+    routed_dp_rank: Option<u32>,
+}
+
+struct Messages {
+    model: String,
+}
+
+/// Reads a request.
+pub(crate) fn read(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> {
+    let request: MessagesRequest<'_> =
+        serde_json::from_slice(body).map_err(|error| Refusal::bad(Shape::Anthropic, error))?;
+    if request.messages.is_empty() {
+        return Err(Refusal::bad(
+            Shape::Anthropic,
+            "messages: must not be empty",
+        ));
+    }
+    let system = request.system.map(|text| Message {
+        role: Text(Cow::Borrowed("system")),
+        content: Some(text),
+    });
+    let prompt = render(system.iter().chain(&request.messages));
+    let ranks = [request.routed_dp_rank, request.data_parallel_rank];
+    let sampling = Sampling {
+        most: Some(request.max_tokens),
+        stop: request.stop_sequences.map(OneOrMany::Many),
+        ..Sampling::default()
+    };
+    let ask = Ask {
+        prompts: vec![Prompt::from_text(&prompt, worker.options.page_size)],
+        sampling: vec![sampling],
+        routing: Routing::new(None, ranks, request.bootstrap_room),
+        stream: request.stream == Some(true),
+    };
+    let model = request.model.map(|model| model.0.into_owned());
+    let model = model.unwrap_or_else(|| worker.options.model.clone());
+    Ok((ask, Box::new(Messages { model })))
+}
+
+/// Reason and stop string, as this API words them.
+fn stop_of(sequence: &Sequence) -> Value {
+    let matched = sequence.finish_object()["matched"].clone();
+    match sequence.finish_reason() {
+        "length" => json!({"stop_reason": "max_tokens", "stop_sequence": null}),
+        _ if matched.is_string() => {
+            json!({"stop_reason": "stop_sequence", "stop_sequence": matched})
+        }
+        _ => json!({"stop_reason": "end_turn", "stop_sequence": null}),
+    }
+}
+
+impl Messages {
+    fn object(&self, sequence: &Sequence, content: &Value) -> Value {
+        let Usage {
+            prompt,
+            completion,
+            cached,
+        } = Usage::of(std::slice::from_ref(sequence));
+        json!({
+            "id": format!("msg_{}", sequence.rid), "type": "message", "role": "assistant",
+            "model": self.model, "content": content, "stop_reason": null, "stop_sequence": null,
+            "usage": {
+                "input_tokens": prompt, "output_tokens": completion,
+                "cache_read_input_tokens": cached,
+            },
+        })
+    }
+}
+
+impl Dialect for Messages {
+    fn document(&mut self, reply: &[Sequence]) -> Bytes {
+        let Some(sequence) = reply.first() else {
+            return Bytes::new();
+        };
+        let text = sequence.text(sequence.tokens());
+        let mut object = self.object(sequence, &json!([{"type": "text", "text": text}]));
+        let stop = stop_of(sequence);
+        object["stop_reason"] = stop["stop_reason"].clone();
+        object["stop_sequence"] = stop["stop_sequence"].clone();
+        document(&object)
+    }
+
+    fn opening(&mut self, reply: &[Sequence], out: &mut BytesMut) {
+        let Some(sequence) = reply.first() else {
+            return;
+        };
+        let message = self.object(sequence, &json!([]));
+        event(
+            out,
+            "message_start",
+            &json!({"type": "message_start", "message": message}),
+        );
+        let block = json!({"type": "text", "text": ""});
+        let start = json!({"type": "content_block_start", "index": 0, "content_block": block});
+        event(out, "content_block_start", &start);
+    }
+
+    fn token(&mut self, sequence: &Sequence, at: u32, out: &mut BytesMut) {
+        let (space, word) = sequence.piece(at);
+        let delta = json!({"type": "text_delta", "text": format!("{space}{word}")});
+        let fields = json!({"type": "content_block_delta", "index": 0, "delta": delta});
+        event(out, "content_block_delta", &fields);
+    }
+
+    fn ending(&mut self, sequence: &Sequence, told: u32, out: &mut BytesMut) {
+        let stop = json!({"type": "content_block_stop", "index": 0});
+        event(out, "content_block_stop", &stop);
+        let fields = json!({
+            "type": "message_delta", "delta": stop_of(sequence), "usage": {"output_tokens": told},
+        });
+        event(out, "message_delta", &fields);
+    }
+
+    fn closing(&mut self, _reply: &[Sequence], out: &mut BytesMut) {
+        event(out, "message_stop", &json!({"type": "message_stop"}));
+    }
+}

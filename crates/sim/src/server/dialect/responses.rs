@@ -1,0 +1,238 @@
+//! `/v1/responses`.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
+
+use super::chat::{Message, render};
+use super::{Dialect, Understood, document, event};
+use crate::engine::Prompt;
+use crate::server::parse::{Routing, Sampling, Text};
+use crate::server::refusal::{Refusal, Shape};
+use crate::server::sequence::{Ask, Sequence, Usage};
+use crate::server::worker::{Worker, unix_seconds};
+
+#[derive(Deserialize)]
+struct ResponsesRequest<'a> {
+    #[serde(borrow)]
+    input: Input<'a>,
+    #[serde(borrow, default)]
+    instructions: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    model: Option<Text<'a>>,
+    #[serde(default)]
+    max_output_tokens: Option<u32>,
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(default)]
+    bootstrap_room: Option<IgnoredAny>,
+    #[serde(default)]
+    data_parallel_rank: Option<u32>,
+    #[serde(default)]
+    routed_dp_rank: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Input<'a> {
+    Plain(Cow<'a, str>),
+    Items(#[serde(borrow)] Vec<Item<'a>>),
+}
+
+/// A message; items of other kinds (tool calls and the like) have no role and are skipped.
+#[derive(Deserialize)]
+struct Item<'a> {
+    #[serde(borrow, default)]
+    role: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    content: Option<Text<'a>>,
+}
+
+struct Response {
+    worker: Arc<Worker>,
+    model: String,
+    created: u64,
+    text: String, // told so far, in a stream
+    number: u64,  // of the next event
+}
+
+/// Reads a request.
+pub(crate) fn read(worker: &Arc<Worker>, body: &[u8]) -> Result<Understood, Refusal> {
+    let request: ResponsesRequest<'_> =
+        serde_json::from_slice(body).map_err(|error| Refusal::bad(Shape::Nested, error))?;
+    let message = |role: Text<'static>, content| Message {
+        role,
+        content: Some(content),
+    };
+    let named = |role| Text(Cow::Borrowed(role));
+    let mut prompt = Vec::new();
+    prompt.extend(
+        request
+            .instructions
+            .map(|text| message(named("system"), text)),
+    );
+    match request.input {
+        Input::Plain(text) => prompt.push(message(named("user"), Text(text))),
+        Input::Items(items) => prompt.extend(items.into_iter().filter_map(|item| {
+            Some(Message {
+                role: item.role?,
+                content: item.content,
+            })
+        })),
+    }
+    let ranks = [request.routed_dp_rank, request.data_parallel_rank];
+    let ask = Ask {
+        prompts: vec![Prompt::from_text(
+            &render(&prompt),
+            worker.options.page_size,
+        )],
+        sampling: vec![Sampling {
+            most: request.max_output_tokens,
+            ..Sampling::default()
+        }],
+        routing: Routing::new(None, ranks, request.bootstrap_room),
+        stream: request.stream == Some(true),
+    };
+    let model = request.model.map(|model| model.0.into_owned());
+    let response = Response {
+        worker: Arc::clone(worker),
+        model: model.unwrap_or_else(|| worker.options.model.clone()),
+        created: unix_seconds(),
+        text: String::new(),
+        number: 0,
+    };
+    Ok((ask, Box::new(response)))
+}
+
+fn id_of(sequence: &Sequence) -> String {
+    format!("resp_{}", sequence.rid)
+}
+
+fn message(sequence: &Sequence, status: &str, content: &Value) -> Value {
+    json!({
+        "id": format!("msg_{}", sequence.rid), "type": "message", "role": "assistant",
+        "status": status, "content": content,
+    })
+}
+
+fn part(text: &str) -> Value {
+    json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
+}
+
+impl Response {
+    fn object(&self, sequence: &Sequence, status: &str, output: &Value) -> Value {
+        let usage = (status != "in_progress").then(|| {
+            let Usage {
+                prompt,
+                completion,
+                cached,
+            } = Usage::of(std::slice::from_ref(sequence));
+            json!({
+                "input_tokens": prompt, "input_tokens_details": {"cached_tokens": cached},
+                "output_tokens": completion, "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": prompt + completion,
+            })
+        });
+        let incomplete = status == "incomplete";
+        json!({
+            "id": id_of(sequence), "object": "response", "created_at": self.created,
+            "status": status, "model": self.model, "output": output, "usage": usage,
+            "error": null, "metadata": {}, "parallel_tool_calls": true, "tool_choice": "auto",
+            "tools": [],
+            "incomplete_details": incomplete.then(|| json!({"reason": "max_output_tokens"})),
+        })
+    }
+
+    /// The finished response, which is also kept for later.
+    fn finished(&self, sequence: &Sequence) -> Value {
+        let status = match sequence.finish_reason() {
+            "length" => "incomplete",
+            "abort" => "cancelled",
+            _ => "completed",
+        };
+        let content = json!([part(&sequence.text(sequence.tokens()))]);
+        let output = json!([message(sequence, "completed", &content)]);
+        let object = self.object(sequence, status, &output);
+        self.worker
+            .keep_response(id_of(sequence), document(&object));
+        object
+    }
+
+    fn say(&mut self, out: &mut BytesMut, kind: &str, mut fields: Value) {
+        fields["type"] = kind.into();
+        fields["sequence_number"] = self.number.into();
+        self.number += 1;
+        event(out, kind, &fields);
+    }
+}
+
+fn placed(sequence: &Sequence) -> Value {
+    json!({"item_id": format!("msg_{}", sequence.rid), "output_index": 0, "content_index": 0})
+}
+
+impl Dialect for Response {
+    fn document(&mut self, reply: &[Sequence]) -> Bytes {
+        document(&reply.first().map(|sequence| self.finished(sequence)))
+    }
+
+    fn opening(&mut self, reply: &[Sequence], out: &mut BytesMut) {
+        let Some(sequence) = reply.first() else {
+            return;
+        };
+        for kind in ["response.created", "response.in_progress"] {
+            let object = self.object(sequence, "in_progress", &json!([]));
+            self.say(out, kind, json!({"response": object}));
+        }
+        let item = message(sequence, "in_progress", &json!([]));
+        self.say(
+            out,
+            "response.output_item.added",
+            json!({"output_index": 0, "item": item}),
+        );
+        let mut added = placed(sequence);
+        added["part"] = part("");
+        self.say(out, "response.content_part.added", added);
+    }
+
+    fn token(&mut self, sequence: &Sequence, at: u32, out: &mut BytesMut) {
+        let (space, word) = sequence.piece(at);
+        let mut delta = placed(sequence);
+        delta["delta"] = format!("{space}{word}").into();
+        delta["logprobs"] = json!([]);
+        self.text.push_str(space);
+        self.text.push_str(word);
+        self.say(out, "response.output_text.delta", delta);
+    }
+
+    fn ending(&mut self, sequence: &Sequence, _told: u32, out: &mut BytesMut) {
+        let mut done = placed(sequence);
+        done["text"] = self.text.as_str().into();
+        done["logprobs"] = json!([]);
+        self.say(out, "response.output_text.done", done);
+        let mut done = placed(sequence);
+        done["part"] = part(&self.text);
+        self.say(out, "response.content_part.done", done);
+        let item = message(sequence, "completed", &json!([part(&self.text)]));
+        self.say(
+            out,
+            "response.output_item.done",
+            json!({"output_index": 0, "item": item}),
+        );
+    }
+
+    fn closing(&mut self, reply: &[Sequence], out: &mut BytesMut) {
+        let Some(sequence) = reply.first() else {
+            return;
+        };
+        let object = self.finished(sequence);
+        let kind = match sequence.finish_reason() {
+            "length" => "response.incomplete",
+            _ => "response.completed",
+        };
+        self.say(out, kind, json!({"response": object}));
+    }
+}

@@ -1,0 +1,183 @@
+//! The faults in force: counts, expiry and the dice.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use crate::Faults;
+use crate::engine::mix;
+
+/// Faults as set, and how much of them is left.
+#[derive(Debug)]
+pub(crate) struct FaultBox {
+    quiet: AtomicBool, // no fault is set: the way past the lock
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    faults: Faults,
+    hits_left: Option<u32>,
+    statuses_left: Option<u32>,
+    expires: Option<SystemTime>,
+    dice: u64,
+}
+
+impl FaultBox {
+    pub(crate) fn new(faults: Faults, seed: u64) -> Self {
+        let state = State {
+            faults: Faults::default(),
+            hits_left: None,
+            statuses_left: None,
+            expires: None,
+            dice: seed,
+        };
+        let this = Self {
+            quiet: AtomicBool::new(true),
+            state: Mutex::new(state),
+        };
+        this.set(faults);
+        this
+    }
+
+    /// Replaces all faults and starts their counts anew.
+    pub(crate) fn set(&self, faults: Faults) {
+        let mut state = self.lock();
+        let some = |count: u32| (count > 0).then_some(count);
+        state.hits_left = some(faults.count);
+        state.statuses_left = some(faults.status_count);
+        let lifetime = Duration::from_millis(faults.for_ms);
+        state.expires = (faults.for_ms > 0).then(|| SystemTime::now() + lifetime);
+        state.faults = faults;
+        self.quiet.store(state.faults == Faults::default(), Relaxed);
+    }
+
+    /// The faults still in force.
+    pub(crate) fn present(&self) -> Faults {
+        let mut state = self.lock();
+        state.expire();
+        state.faults.clone()
+    }
+
+    /// What hits this inference call, if anything.
+    pub(crate) fn draw(&self) -> Option<Box<Faults>> {
+        if self.quiet.load(Relaxed) {
+            return None;
+        }
+        let mut state = self.lock();
+        state.expire();
+        if !state.faults.hits_inference() || !state.roll() {
+            return None;
+        }
+        let drawn = Box::new(state.faults.clone());
+        state.use_up();
+        Some(drawn)
+    }
+
+    /// Whether this new connection is refused.
+    pub(crate) fn refuses(&self) -> bool {
+        if self.quiet.load(Relaxed) {
+            return false;
+        }
+        let mut state = self.lock();
+        state.expire();
+        state.faults.refuse_connections && state.roll()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn expire(&mut self) {
+        if self.expires.is_some_and(|at| SystemTime::now() >= at) {
+            self.faults = Faults::default();
+            self.expires = None;
+        }
+    }
+
+    fn roll(&mut self) -> bool {
+        self.dice = mix(self.dice, 1);
+        let fraction = (self.dice >> 11) as f64 / (1_u64 << 53) as f64;
+        fraction < self.faults.fault_rate
+    }
+
+    fn use_up(&mut self) {
+        if self.faults.status.is_some() && counted_down(&mut self.statuses_left) {
+            self.faults.status = None;
+        }
+        if counted_down(&mut self.hits_left) {
+            self.faults = Faults {
+                health_status: self.faults.health_status,
+                health_hang: self.faults.health_hang,
+                refuse_connections: self.faults.refuse_connections,
+                ..Faults::default()
+            };
+        }
+    }
+}
+
+/// Takes one off; true when that was the last.
+fn counted_down(left: &mut Option<u32>) -> bool {
+    match left {
+        Some(count) => {
+            *count -= 1;
+            let last = *count == 0;
+            if last {
+                *left = None;
+            }
+            last
+        }
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counted_status_ends_and_the_other_faults_stay() {
+        let faults = Faults {
+            status: Some(500),
+            status_count: 2,
+            duplicate_set_cookie: true,
+            ..Faults::default()
+        };
+        let faults = FaultBox::new(faults, 0);
+        let drawn: Vec<Option<u16>> = (0..3).map(|_| faults.draw().unwrap().status).collect();
+        assert_eq!(drawn, [Some(500), Some(500), None]);
+    }
+
+    #[test]
+    fn counted_faults_end_and_health_stays_ill() {
+        let faults = Faults {
+            count: 1,
+            close_before_headers: true,
+            health_status: Some(503),
+            ..Faults::default()
+        };
+        let faults = FaultBox::new(faults, 0);
+        assert!(faults.draw().is_some());
+        assert!(faults.draw().is_none());
+        assert_eq!(faults.present().health_status, Some(503));
+    }
+
+    #[test]
+    fn the_rate_is_kept_and_the_seed_decides() {
+        let faults = Faults {
+            status: Some(500),
+            fault_rate: 0.3,
+            ..Faults::default()
+        };
+        let draw = |seed| -> Vec<bool> {
+            let faults = FaultBox::new(faults.clone(), seed);
+            (0..1000).map(|_| faults.draw().is_some()).collect()
+        };
+        let hits = draw(1).into_iter().filter(|hit| *hit).count();
+        assert!((230..370).contains(&hits), "{hits} of 1000");
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1), draw(2));
+    }
+}

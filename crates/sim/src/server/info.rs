@@ -1,0 +1,91 @@
+//! What the worker says about itself.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::refusal::{Refusal, Shape};
+use super::worker::{Worker, unix_seconds};
+
+/// Tokens of context it claims; not enforced.
+pub(crate) const CONTEXT_LENGTH: u32 = 131_072;
+/// The SGLang release whose answers are imitated.
+pub(crate) const VERSION: &str = "0.5.9";
+
+/// `/server_info`.
+pub(crate) fn server(worker: &Worker) -> Value {
+    let options = &worker.options;
+    let states: Vec<Value> = worker
+        .floor
+        .loads()
+        .iter()
+        .map(|load| {
+            json!({
+                "last_gen_throughput": load.tokens_per_sec,
+                "memory_usage": {"token_capacity": options.kv_cache_tokens},
+            })
+        })
+        .collect();
+    json!({
+        "model_path": options.model,
+        "tokenizer_path": options.model,
+        "served_model_name": options.model,
+        "host": options.host,
+        "tp_size": 1,
+        "dp_size": options.dp_size,
+        "pp_size": 1,
+        "is_embedding": false,
+        "context_length": CONTEXT_LENGTH,
+        "page_size": options.page_size,
+        "load_balance_method": "round_robin",
+        "disaggregation_mode": options.role.as_str(),
+        "disaggregation_bootstrap_port": options.bootstrap_port,
+        "max_running_requests": options.max_running_requests,
+        "max_queued_requests": options.max_queued_requests,
+        "max_total_tokens": options.kv_cache_tokens,
+        "random_seed": options.seed,
+        "status": if worker.is_up() { "ready" } else { "starting" },
+        "max_total_num_tokens": options.kv_cache_tokens,
+        "max_req_input_len": CONTEXT_LENGTH - 6,
+        "weight_version": "default",
+        "internal_states": states,
+        "version": VERSION,
+        "simulated": true,
+    })
+}
+
+/// `/model_info`.
+pub(crate) fn model(worker: &Worker) -> Value {
+    json!({
+        "model_path": worker.options.model,
+        "tokenizer_path": worker.options.model,
+        "is_generation": true,
+        "preferred_sampling_params": null,
+        "weight_version": "default",
+        "has_image_understanding": false,
+        "has_audio_understanding": false,
+        "model_type": "sim",
+        "architectures": ["SimForCausalLM"],
+    })
+}
+
+fn card(worker: &Worker) -> Value {
+    let model = &worker.options.model;
+    json!({
+        "id": model, "object": "model", "created": unix_seconds(), "owned_by": "sglang",
+        "root": model, "parent": null, "max_model_len": CONTEXT_LENGTH,
+    })
+}
+
+/// `/v1/models`.
+pub(crate) fn models(worker: &Worker) -> Value {
+    json!({"object": "list", "data": [card(worker)]})
+}
+
+/// `/v1/models/{id}`.
+pub(crate) fn model_card(worker: &Worker, id: &str) -> Result<Value, Refusal> {
+    if id == worker.options.model {
+        return Ok(card(worker));
+    }
+    let message = format!("The model '{id}' does not exist");
+    Err(Refusal::new(StatusCode::NOT_FOUND, Shape::Flat, message))
+}

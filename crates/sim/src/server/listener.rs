@@ -1,0 +1,107 @@
+//! Accepting connections and serving them.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use std::{io, net};
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use socket2::{Domain, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
+
+use super::exchange;
+use super::record::bump;
+use super::wire::{Line, Wire};
+use super::worker::Worker;
+use crate::SimError;
+
+const BACKLOG: i32 = 4096;
+/// Before an accept that failed (no file descriptors left, say) is tried again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+/// A listening socket for `host:port`.
+pub(crate) fn bind(host: &str, port: u16) -> Result<net::TcpListener, SimError> {
+    let failed = |source| SimError::Bind {
+        address: format!("{host}:{port}"),
+        source,
+    };
+    let addresses = (host, port).to_socket_addrs().map_err(failed)?;
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match bind_one(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(last))
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Accepts until dropped.
+pub(crate) async fn accept(worker: Arc<Worker>, listener: TcpListener) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let number = bump(&worker.counts.connections);
+        if worker.faults.refuses() {
+            reset(&stream);
+            continue;
+        }
+        let _ = stream.set_nodelay(true);
+        tokio::spawn(serve(
+            Presence::new(&worker),
+            Arc::new(Line::new(number)),
+            stream,
+        ));
+    }
+}
+
+/// Makes the peer see a reset instead of an orderly end.
+fn reset(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// A connection counted as open.
+struct Presence(Arc<Worker>);
+
+impl Presence {
+    fn new(worker: &Arc<Worker>) -> Self {
+        bump(&worker.counts.connections_open);
+        Self(Arc::clone(worker))
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.0.counts.connections_open.fetch_sub(1, Relaxed);
+    }
+}
+
+async fn serve(presence: Presence, line: Arc<Line>, stream: TcpStream) {
+    let io = TokioIo::new(Wire::new(stream, Arc::clone(&line)));
+    let worker = Arc::clone(&presence.0);
+    let service = service_fn(move |request| {
+        exchange::answer(Arc::clone(&worker), Arc::clone(&line), request)
+    });
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None);
+    // How a connection ended is told by the counts, not here.
+    let _ = server.serve_connection(io, service).await;
+}

@@ -1,0 +1,160 @@
+//! How busy the worker is: `/get_load`, `/v1/loads`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::control::text;
+use super::exchange::{Answer, json_bytes};
+use super::refusal::{Refusal, Shape};
+use super::worker::Worker;
+use super::{info, metrics};
+use crate::SimOptions;
+use crate::engine::EngineLoad;
+
+fn timestamp() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Four decimals, as people read them.
+fn rounded(value: f64) -> f64 {
+    (value * 10_000.0).round() / 10_000.0
+}
+
+pub(crate) fn share(part: f64, whole: usize) -> f64 {
+    if whole == 0 {
+        0.0
+    } else {
+        rounded(part / whole as f64)
+    }
+}
+
+/// `/get_load`: one object per rank.
+pub(crate) fn get_load(worker: &Worker) -> Value {
+    let now = timestamp();
+    let loads = worker.floor.loads();
+    let object = |(rank, load): (usize, &EngineLoad)| {
+        json!({
+            "dp_rank": rank, "num_reqs": load.running + load.waiting,
+            "num_waiting_reqs": load.waiting,
+            "num_tokens": load.used_tokens + load.waiting_uncached_tokens,
+            "num_pending_tokens": load.waiting_uncached_tokens, "ts_tic": now,
+        })
+    };
+    loads.iter().enumerate().map(object).collect()
+}
+
+/// `/v1/loads`, with `dp_rank`, `include` and `format` of its query.
+pub(crate) fn answer(worker: &Worker, query: &str) -> Answer {
+    let value = |name: &str| {
+        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs
+            .filter(|(key, _)| *key == name)
+            .map(|(_, value)| value)
+            .next_back()
+    };
+    if value("format") == Some("prometheus") {
+        return Ok(text(metrics::page(worker)));
+    }
+    let only = match value("dp_rank").map(str::parse::<usize>) {
+        None => None,
+        Some(Ok(rank)) if rank < worker.options.dp_size as usize => Some(rank),
+        Some(_) => return Err(Refusal::bad(Shape::Flat, "dp_rank: no such rank")),
+    };
+    let include = value("include")
+        .unwrap_or("all")
+        .replace("%2C", ",")
+        .replace("%2c", ",");
+    let included = |section: &str| {
+        include
+            .split(',')
+            .any(|name| name == section || name == "all")
+    };
+    let now = timestamp();
+    let mut loads: Vec<(usize, EngineLoad)> =
+        worker.floor.loads().into_iter().enumerate().collect();
+    loads.retain(|(rank, _)| only.is_none_or(|only| only == *rank));
+    let object = |(rank, load): &(usize, EngineLoad)| {
+        trimmed(rank_object(&worker.options, *rank, load, now), &included)
+    };
+    let ranks: Vec<Value> = loads.iter().map(object).collect();
+    let document = json!({
+        "timestamp": now, "version": info::VERSION, "dp_rank_count": worker.options.dp_size,
+        "accelerator": "sim", "num_accelerators": worker.options.dp_size,
+        "aggregate": aggregate(&worker.options, &loads), "loads": ranks,
+    });
+    serde_json::to_vec(&document)
+        .map(json_bytes)
+        .map_err(|error| {
+            Refusal::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                Shape::Flat,
+                error.to_string(),
+            )
+        })
+}
+
+/// Leaves out the sections that were not asked for.
+fn trimmed(mut object: Value, included: &dyn Fn(&str) -> bool) -> Value {
+    if let Some(fields) = object.as_object_mut() {
+        for (key, section) in [
+            ("memory", "memory"),
+            ("disaggregation", "disagg"),
+            ("queues", "queues"),
+        ] {
+            if !included(section) {
+                fields.remove(key);
+            }
+        }
+    }
+    object
+}
+
+fn rank_object(options: &SimOptions, rank: usize, load: &EngineLoad, now: f64) -> Value {
+    let limit = options.max_running_requests;
+    json!({
+        "dp_rank": rank, "timestamp": now,
+        "num_running_reqs": load.running,
+        "num_waiting_reqs": load.waiting,
+        "num_waiting_uncached_tokens": load.waiting_uncached_tokens,
+        "num_used_tokens": load.used_tokens,
+        "num_total_tokens": load.used_tokens + load.waiting_uncached_tokens,
+        "max_total_num_tokens": options.kv_cache_tokens,
+        "token_usage": share(load.used_tokens as f64, options.kv_cache_tokens),
+        "gen_throughput": rounded(load.tokens_per_sec),
+        "cache_hit_rate": rounded(load.cache_hit_rate()),
+        "utilization": share(load.running as f64, limit),
+        "max_running_requests": limit,
+        "memory": {
+            "weight_gb": 0.0, "kv_cache_gb": 0.0, "graph_gb": 0.0,
+            "token_capacity": options.kv_cache_tokens,
+        },
+        "disaggregation": {
+            "mode": options.role.as_str(),
+            "prefill_prealloc_queue_reqs": 0, "prefill_inflight_queue_reqs": 0,
+            "decode_prealloc_queue_reqs": 0, "decode_transfer_queue_reqs": 0,
+            "decode_retracted_queue_reqs": 0,
+            "kv_transfer_speed_gb_s": 0.0, "kv_transfer_latency_ms": 0.0,
+        },
+        "queues": {"waiting": load.waiting, "grammar": 0, "paused": 0, "retracted": 0},
+    })
+}
+
+/// Totals and means over the ranks.
+fn aggregate(options: &SimOptions, loads: &[(usize, EngineLoad)]) -> Value {
+    let sum = |of: fn(&EngineLoad) -> f64| loads.iter().map(|(_, load)| of(load)).sum::<f64>();
+    let count = |of: fn(&EngineLoad) -> u64| loads.iter().map(|(_, load)| of(load)).sum::<u64>();
+    let ranks = loads.len().max(1);
+    json!({
+        "total_running_reqs": count(|load| load.running as u64),
+        "total_waiting_reqs": count(|load| load.waiting as u64),
+        "total_reqs": count(|load| (load.running + load.waiting) as u64),
+        "total_tokens": count(|load| load.used_tokens + load.waiting_uncached_tokens),
+        "avg_token_usage": share(sum(|load| load.used_tokens as f64), options.kv_cache_tokens * ranks),
+        "avg_throughput": share(sum(|load| load.tokens_per_sec), ranks),
+        "avg_utilization": share(sum(|load| load.running as f64), options.max_running_requests * ranks),
+    })
+}

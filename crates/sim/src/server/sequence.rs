@@ -1,0 +1,270 @@
+//! From what a request asks for to sequences on the floor.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::parse::{OneOrMany, Routing, Sampling};
+use super::refusal::{Refusal, Shape};
+use super::ticket::{End, Ticket};
+use super::words;
+use super::worker::Worker;
+use crate::Role;
+use crate::engine::{Job, Prompt, mix};
+
+/// Sequences one request may start.
+const MOST_SEQUENCES: usize = 4096;
+/// The end-of-sequence token of the simulated model.
+const EOS_ID: u32 = 2;
+
+/// What a request asks the engine for.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) prompts: Vec<Prompt>,
+    pub(crate) sampling: Vec<Sampling>, // one for all prompts, or one for each
+    pub(crate) routing: Routing,
+    pub(crate) stream: bool,
+}
+
+/// Why a sequence will stop.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Stop {
+    /// The maximum is reached.
+    Length,
+    /// The model is done.
+    Eos,
+    /// A stop string comes up.
+    Matched(String),
+}
+
+/// One answer in the making.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) ticket: Ticket,
+    pub(crate) rid: Arc<str>,
+    pub(crate) index: usize,
+    pub(crate) prompt: usize,
+    pub(crate) prompt_tokens: u32,
+    pub(crate) seed: u64,
+    pub(crate) routed: bool,
+    pub(crate) started: Duration,
+    limit: u32,
+    stop: Stop,
+}
+
+impl Ask {
+    /// Starts every sequence, or none.
+    pub(crate) fn start(self, worker: &Worker, shape: Shape) -> Result<Vec<Sequence>, Refusal> {
+        let options = &worker.options;
+        if options.role != Role::Null && !self.routing.has_room {
+            let message = "Disaggregated request received without bootstrap room id";
+            return Err(Refusal::bad(shape, message));
+        }
+        if let Some(rank) = self.routing.rank.filter(|rank| *rank >= options.dp_size) {
+            let message = format!("data_parallel_rank {rank} is not below {}", options.dp_size);
+            return Err(Refusal::bad(shape, message));
+        }
+        let copies = self.sampling.iter().filter_map(|s| s.n).max().unwrap_or(1) as usize;
+        let total = copies.saturating_mul(self.prompts.len());
+        if copies == 0 || total > MOST_SEQUENCES {
+            return Err(Refusal::bad(
+                shape,
+                format!("n must be 1 to {MOST_SEQUENCES} in all"),
+            ));
+        }
+        if self.sampling.len() > 1 && self.sampling.len() != self.prompts.len() {
+            return Err(Refusal::bad(
+                shape,
+                "sampling_params must be one or one per prompt",
+            ));
+        }
+        let mut sequences = Vec::with_capacity(total);
+        for (number, prompt) in self.prompts.iter().enumerate() {
+            for copy in 0..copies {
+                let place = Place {
+                    index: sequences.len(),
+                    number,
+                    copy,
+                    total,
+                };
+                sequences.push(self.start_one(worker, prompt, &place, shape)?);
+            }
+        }
+        Ok(sequences)
+    }
+
+    fn start_one(
+        &self,
+        worker: &Worker,
+        prompt: &Prompt,
+        place: &Place,
+        shape: Shape,
+    ) -> Result<Sequence, Refusal> {
+        let seed = mix(prompt.digest(), place.copy as u64);
+        let sampling = self.sampling.get(place.number).or(self.sampling.first());
+        let (limit, stop) = plan(sampling, seed, worker);
+        let rid = self.rid(worker, place);
+        let rank = self
+            .routing
+            .rank
+            .unwrap_or_else(|| worker.floor.next_rank());
+        let started = worker.floor.now();
+        let prompt_tokens = prompt.tokens();
+        let job = Job {
+            prompt: prompt.clone(),
+            output_tokens: limit,
+            watched: self.stream,
+        };
+        let ticket = worker.floor.submit(rank, job, &rid);
+        Ok(Sequence {
+            ticket: ticket.map_err(|_| Refusal::queue_full(shape))?,
+            rid,
+            index: place.index,
+            prompt: place.number,
+            prompt_tokens,
+            seed,
+            routed: self.routing.rank.is_some(),
+            started,
+            limit,
+            stop,
+        })
+    }
+
+    fn rid(&self, worker: &Worker, place: &Place) -> Arc<str> {
+        match &self.routing.rids {
+            Some(OneOrMany::One(rid)) if place.total == 1 => rid.as_str().into(),
+            Some(OneOrMany::One(rid)) => format!("{rid}_{}", place.index).into(),
+            Some(OneOrMany::Many(rids)) => match rids.get(place.number) {
+                Some(rid) => rid.as_str().into(),
+                None => worker.fresh_id(),
+            },
+            None => worker.fresh_id(),
+        }
+    }
+}
+
+/// Where a sequence stands within its request.
+struct Place {
+    index: usize,
+    number: usize,
+    copy: usize,
+    total: usize,
+}
+
+/// How many tokens will be made, and why no more.
+fn plan(sampling: Option<&Sampling>, seed: u64, worker: &Worker) -> (u32, Stop) {
+    let most = sampling.and_then(|sampling| sampling.most);
+    let ignore_eos = sampling.and_then(|sampling| sampling.ignore_eos) == Some(true);
+    let mut limit = most.unwrap_or(worker.options.default_output_tokens);
+    if worker.options.role == Role::Prefill {
+        limit = limit.min(1);
+    }
+    if let Some(stops) = sampling.and_then(|sampling| sampling.stop.clone())
+        && let Some((tokens, stop)) = first_stop(&stops.into_vec(), seed, limit)
+    {
+        return (tokens, Stop::Matched(stop));
+    }
+    let by_length = most.is_some() || ignore_eos;
+    (limit, if by_length { Stop::Length } else { Stop::Eos })
+}
+
+/// The token that completes a stop string first.
+fn first_stop(stops: &[String], seed: u64, limit: u32) -> Option<(u32, String)> {
+    let mut text = String::new();
+    for at in 0..limit {
+        words::speak(seed, at, at + 1, &mut text);
+        let hit = stops
+            .iter()
+            .find(|stop| !stop.is_empty() && text.contains(stop.as_str()));
+        if let Some(stop) = hit {
+            return Some((at + 1, stop.clone()));
+        }
+    }
+    None
+}
+
+impl Sequence {
+    /// Tokens made so far.
+    pub(crate) fn tokens(&self) -> u32 {
+        self.ticket.progress.tokens
+    }
+
+    /// Prompt tokens found in the cache.
+    pub(crate) fn cached_tokens(&self) -> u32 {
+        self.ticket.progress.cached_tokens
+    }
+
+    /// Whether nothing more will come.
+    pub(crate) fn is_over(&self) -> bool {
+        self.ticket.progress.end.is_some()
+    }
+
+    /// Whether token `at` is the last one.
+    pub(crate) fn is_last(&self, at: u32) -> bool {
+        at + 1 == self.limit
+    }
+
+    /// The text of the first `tokens` tokens, without the stop string if it ends there.
+    pub(crate) fn text(&self, tokens: u32) -> String {
+        let mut text = String::with_capacity(tokens as usize * 4);
+        words::speak(self.seed, 0, tokens, &mut text);
+        if let (Stop::Matched(stop), true) = (&self.stop, tokens == self.limit) {
+            text.truncate(text.find(stop.as_str()).unwrap_or(text.len()));
+        }
+        text
+    }
+
+    /// The piece that token `at` adds to the text.
+    pub(crate) fn piece(&self, at: u32) -> (&'static str, &'static str) {
+        if matches!(self.stop, Stop::Matched(_)) && self.is_last(at) {
+            return ("", "");
+        }
+        (if at == 0 { "" } else { " " }, words::word(self.seed, at))
+    }
+
+    /// "stop", "length" or "abort".
+    pub(crate) fn finish_reason(&self) -> &'static str {
+        match (self.ticket.progress.end, &self.stop) {
+            (Some(End::Aborted), _) => "abort",
+            (_, Stop::Length) => "length",
+            _ => "stop",
+        }
+    }
+
+    /// As `/generate` tells it in `meta_info`.
+    pub(crate) fn finish_object(&self) -> Value {
+        if self.ticket.progress.end == Some(End::Aborted) {
+            return json!({"type": "abort", "message": "Aborted", "status_code": null});
+        }
+        match &self.stop {
+            Stop::Length => json!({"type": "length", "length": self.limit}),
+            Stop::Eos => json!({"type": "stop", "matched": EOS_ID}),
+            Stop::Matched(stop) => json!({"type": "stop", "matched": stop}),
+        }
+    }
+}
+
+/// Prompt, completion and cached tokens of a whole request; copies of a prompt count it once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    pub(crate) prompt: u32,
+    pub(crate) completion: u32,
+    pub(crate) cached: u32,
+}
+
+impl Usage {
+    pub(crate) fn of(sequences: &[Sequence]) -> Self {
+        let mut usage = Self::default();
+        let mut counted = None;
+        for sequence in sequences {
+            usage.completion += sequence.tokens();
+            if counted != Some(sequence.prompt) {
+                counted = Some(sequence.prompt);
+                usage.prompt += sequence.prompt_tokens;
+                usage.cached += sequence.cached_tokens();
+            }
+        }
+        usage
+    }
+}

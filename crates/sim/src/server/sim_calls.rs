@@ -1,0 +1,47 @@
+//! `/sim/*`: faults, counts and records over HTTP; never counted, recorded or faulted.
+
+use std::sync::Arc;
+
+use http::{Method, StatusCode};
+
+use super::exchange::{Answer, json_bytes};
+use super::refusal::{Refusal, Shape};
+use super::route::SimCall;
+use super::worker::Worker;
+use crate::Faults;
+
+/// Answers a call to the simulator itself.
+pub(crate) fn answer(worker: &Arc<Worker>, call: SimCall, method: &Method, body: &[u8]) -> Answer {
+    match call {
+        SimCall::Faults if *method == Method::POST => {
+            let text = if body.is_empty() { b"{}" } else { body };
+            let faults: Faults =
+                serde_json::from_slice(text).map_err(|error| Refusal::bad(Shape::Nested, error))?;
+            faults
+                .check()
+                .map_err(|error| Refusal::bad(Shape::Nested, error))?;
+            worker.faults.set(faults);
+            document(&worker.faults.present())
+        }
+        SimCall::Faults => document(&worker.faults.present()),
+        SimCall::Stats => document(&worker.counts.snapshot()),
+        SimCall::Requests => document(&worker.ring.snapshot()),
+        SimCall::Reset => {
+            worker.faults.set(Faults::default());
+            worker.ring.clear();
+            worker.counts.reset();
+            document(&worker.counts.snapshot())
+        }
+    }
+}
+
+fn document(value: &impl serde::Serialize) -> Answer {
+    let failed = |error: serde_json::Error| {
+        Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            Shape::Nested,
+            error.to_string(),
+        )
+    };
+    serde_json::to_vec(value).map(json_bytes).map_err(failed)
+}

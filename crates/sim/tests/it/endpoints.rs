@@ -1,0 +1,381 @@
+//! Every endpoint has SGLang's shape.
+
+use serde_json::{Value, json};
+use sim::{Role, SimOptions};
+
+use crate::client::{Client, chat, get, post, start, started};
+
+#[test]
+fn health_is_empty() {
+    let worker = started();
+    for path in ["/health", "/health_generate"] {
+        let reply = get(&worker, path);
+        assert_eq!((reply.status, reply.text()), (200, ""), "{path}");
+    }
+}
+
+#[test]
+fn the_worker_tells_who_it_is() {
+    let options = SimOptions {
+        model: "org/model".to_owned(),
+        dp_size: 3,
+        role: Role::Decode,
+        bootstrap_port: 9123,
+        ..SimOptions::default()
+    };
+    let worker = start(options);
+    for path in ["/server_info", "/get_server_info"] {
+        let info = get(&worker, path).json();
+        assert_eq!(info["served_model_name"], "org/model");
+        assert_eq!(info["dp_size"], 3);
+        assert_eq!(info["disaggregation_mode"], "decode");
+        assert_eq!(info["disaggregation_bootstrap_port"], 9123);
+        assert_eq!(info["internal_states"].as_array().unwrap().len(), 3);
+    }
+    for path in ["/model_info", "/get_model_info"] {
+        assert_eq!(get(&worker, path).json()["is_generation"], true);
+    }
+    let models = get(&worker, "/v1/models").json();
+    assert_eq!(models["data"][0]["id"], "org/model");
+    assert_eq!(models["data"][0]["owned_by"], "sglang");
+    assert_eq!(
+        get(&worker, "/v1/models/org/model").json()["object"],
+        "model"
+    );
+    assert_eq!(get(&worker, "/v1/models/other").status, 404);
+}
+
+#[test]
+fn a_chat_answer_is_an_openai_completion() {
+    let worker = started();
+    let reply = post(
+        &worker,
+        "/v1/chat/completions",
+        &chat("hi", r#","max_tokens":5,"n":2"#),
+    );
+    assert_eq!(reply.header("content-type"), ["application/json"]);
+    let answer = reply.json();
+    assert_eq!(answer["object"], "chat.completion");
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 2);
+    assert_eq!(answer["choices"][1]["index"], 1);
+    assert_eq!(answer["choices"][0]["message"]["role"], "assistant");
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    assert_eq!(answer["usage"]["completion_tokens"], 10);
+    assert!(answer["usage"]["prompt_tokens_details"]["cached_tokens"].is_number());
+}
+
+#[test]
+fn without_a_maximum_the_model_stops_by_itself() {
+    let worker = start(SimOptions {
+        default_output_tokens: 3,
+        ..SimOptions::default()
+    });
+    let answer = post(&worker, "/v1/chat/completions", &chat("hi", "")).json();
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    assert_eq!(answer["usage"]["completion_tokens"], 3);
+    let answer = post(
+        &worker,
+        "/v1/chat/completions",
+        &chat("hi", r#","ignore_eos":true"#),
+    )
+    .json();
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+}
+
+#[test]
+fn a_stop_string_ends_the_text_before_it() {
+    let worker = started();
+    let whole = post(
+        &worker,
+        "/v1/completions",
+        r#"{"prompt":"p","max_tokens":20}"#,
+    )
+    .json();
+    let text = whole["choices"][0]["text"].as_str().unwrap();
+    let stop = text.split(' ').nth(4).unwrap();
+    let body = format!(r#"{{"prompt":"p","max_tokens":20,"stop":["{stop}"]}}"#);
+    let answer = post(&worker, "/v1/completions", &body).json();
+    let cut = answer["choices"][0]["text"].as_str().unwrap();
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    assert_eq!(answer["choices"][0]["matched_stop"], stop);
+    assert!(text.starts_with(cut) && !cut.contains(stop));
+}
+
+#[test]
+fn the_same_prompt_gets_the_same_answer_everywhere() {
+    let (one, other) = (started(), started());
+    let ask = |worker| {
+        let body = chat("what is it?", r#","max_tokens":9"#);
+        post(worker, "/v1/chat/completions", &body).json()["choices"][0]["message"].clone()
+    };
+    assert_eq!(ask(&one), ask(&other));
+    assert_eq!(ask(&one), ask(&one));
+}
+
+#[test]
+fn completions_take_every_shape_of_prompt() {
+    let worker = started();
+    for (prompt, choices, prompt_tokens) in [
+        (r#""hello world.""#, 1, 3),
+        (r#"["abcd","efgh"]"#, 2, 2),
+        ("[1,2,3]", 1, 3),
+        ("[[1,2],[3]]", 2, 3),
+    ] {
+        let body = format!(r#"{{"prompt":{prompt},"max_tokens":4}}"#);
+        let answer = post(&worker, "/v1/completions", &body).json();
+        assert_eq!(
+            answer["choices"].as_array().unwrap().len(),
+            choices,
+            "{prompt}"
+        );
+        assert_eq!(answer["usage"]["prompt_tokens"], prompt_tokens, "{prompt}");
+    }
+    let body = r#"{"prompt":"said: ","max_tokens":2,"echo":true,"logprobs":1}"#;
+    let choice = post(&worker, "/v1/completions", body).json()["choices"][0].clone();
+    assert!(choice["text"].as_str().unwrap().starts_with("said: "));
+    assert_eq!(
+        choice["logprobs"]["token_logprobs"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+}
+
+#[test]
+fn generate_answers_one_or_a_list() {
+    let worker = start(SimOptions {
+        dp_size: 2,
+        ..SimOptions::default()
+    });
+    let body = r#"{"input_ids":[5,6,7],"sampling_params":{"max_new_tokens":2},"rid":"r1",
+                   "return_logprob":true,"logprob_start_len":0,"data_parallel_rank":1}"#;
+    let answer = post(&worker, "/generate", body).json();
+    let meta = &answer["meta_info"];
+    assert_eq!(meta["id"], "r1");
+    assert_eq!(
+        meta["finish_reason"],
+        json!({"type": "length", "length": 2})
+    );
+    assert_eq!(
+        (&meta["prompt_tokens"], &meta["completion_tokens"]),
+        (&json!(3), &json!(2))
+    );
+    assert_eq!(meta["dp_rank"], 1);
+    assert_eq!(meta["input_token_logprobs"][0], json!([null, 5, null]));
+    assert_eq!(meta["input_token_logprobs"].as_array().unwrap().len(), 3);
+    assert_eq!(meta["output_token_logprobs"].as_array().unwrap().len(), 2);
+    assert_eq!(answer["output_ids"].as_array().unwrap().len(), 2);
+
+    let body =
+        r#"{"text":["a","b"],"sampling_params":[{"max_new_tokens":1},{"max_new_tokens":2}]}"#;
+    let answers = post(&worker, "/generate", body).json();
+    let made: Vec<&Value> = answers
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| &a["meta_info"]["completion_tokens"])
+        .collect();
+    assert_eq!(made, [1, 2]);
+}
+
+#[test]
+fn generate_takes_put_and_needs_no_content_type() {
+    let worker = started();
+    let mut client = Client::new(&worker);
+    client.send("PUT /generate", "", r#"{"text":"a"}"#);
+    let reply = client.reply();
+    assert_eq!(reply.json()["meta_info"]["completion_tokens"], 128);
+}
+
+#[test]
+fn a_rank_that_does_not_exist_is_refused() {
+    let worker = started();
+    let reply = post(&worker, "/generate", r#"{"text":"a","routed_dp_rank":1}"#);
+    assert_eq!(reply.status, 400);
+    assert!(
+        reply.json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("rank 1")
+    );
+}
+
+#[test]
+fn embeddings_come_as_floats_or_base64() {
+    let worker = started();
+    let floats = post(
+        &worker,
+        "/v1/embeddings",
+        r#"{"input":["a","b"],"model":"m"}"#,
+    )
+    .json();
+    assert_eq!(floats["data"][1]["embedding"].as_array().unwrap().len(), 8);
+    assert_eq!(floats["usage"]["total_tokens"], 2);
+    let body = r#"{"input":"a","encoding_format":"base64","dimensions":3}"#;
+    let packed = post(&worker, "/v1/embeddings", body).json();
+    assert_eq!(packed["data"][0]["embedding"].as_str().unwrap().len(), 16);
+}
+
+#[test]
+fn rerank_answers_a_bare_array_best_first() {
+    let worker = started();
+    let body = r#"{"query":"q","documents":["a","b","c"]}"#;
+    let ranks = post(&worker, "/v1/rerank", body).json();
+    let scores: Vec<f64> = ranks
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["score"].as_f64().unwrap())
+        .collect();
+    assert!(scores.is_sorted_by(|a, b| a >= b) && scores.len() == 3);
+    assert!(ranks[0]["document"].is_string() && ranks[0]["meta_info"]["id"].is_string());
+    let body = r#"{"query":"q","documents":["a","b"],"return_documents":false,"top_n":1}"#;
+    let ranks = post(&worker, "/v1/rerank", body).json();
+    assert_eq!(
+        (ranks.as_array().unwrap().len(), ranks[0].get("document")),
+        (1, None)
+    );
+}
+
+#[test]
+fn classify_and_score_give_probabilities() {
+    let worker = started();
+    let classes = post(&worker, "/v1/classify", r#"{"input":"a"}"#).json();
+    assert_eq!(classes["data"][0]["num_classes"], 2);
+    let body = r#"{"query":"q","items":["a","b"],"label_token_ids":[1,2]}"#;
+    let scores = post(&worker, "/v1/score", body).json();
+    assert_eq!(scores["scores"][1].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_response_can_be_fetched_later() {
+    let worker = started();
+    let answer = post(
+        &worker,
+        "/v1/responses",
+        r#"{"input":"hi","max_output_tokens":3}"#,
+    )
+    .json();
+    assert_eq!(answer["status"], "incomplete");
+    assert_eq!(answer["output"][0]["content"][0]["type"], "output_text");
+    let id = answer["id"].as_str().unwrap();
+    assert_eq!(get(&worker, &format!("/v1/responses/{id}")).json(), answer);
+    assert_eq!(
+        post(&worker, &format!("/v1/responses/{id}/cancel"), "").status,
+        400
+    );
+    let unknown = get(&worker, "/v1/responses/resp_x");
+    assert_eq!(unknown.status, 404);
+    assert!(unknown.json()["error"]["message"].is_string());
+}
+
+#[test]
+fn messages_follow_the_anthropic_shape() {
+    let worker = started();
+    let body = r#"{"max_tokens":2,"system":"s","messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}]}"#;
+    let answer = post(&worker, "/v1/messages", body).json();
+    assert_eq!(
+        (&answer["type"], &answer["stop_reason"]),
+        (&json!("message"), &json!("max_tokens"))
+    );
+    assert_eq!(answer["usage"]["output_tokens"], 2);
+    let refused = post(&worker, "/v1/messages", "{}");
+    assert_eq!(
+        (refused.status, &refused.json()["type"]),
+        (400, &json!("error"))
+    );
+}
+
+#[test]
+fn tokens_turn_back_into_text() {
+    let worker = started();
+    let tokens = post(&worker, "/v1/tokenize", r#"{"prompt":"hello world"}"#).json();
+    assert_eq!(tokens["count"], 3);
+    let body = format!(r#"{{"tokens":{}}}"#, tokens["tokens"]);
+    assert_eq!(
+        post(&worker, "/v1/detokenize", &body).json()["text"],
+        "hello world"
+    );
+}
+
+#[test]
+fn loads_are_told_for_each_rank() {
+    let worker = start(SimOptions {
+        dp_size: 2,
+        ..SimOptions::default()
+    });
+    let loads = get(&worker, "/get_load").json();
+    assert_eq!(loads.as_array().unwrap().len(), 2);
+    assert_eq!(loads[1]["num_tokens"], 0);
+    let loads = get(&worker, "/v1/loads?include=core,queues").json();
+    assert_eq!(loads["loads"][1]["dp_rank"], 1);
+    assert_eq!(loads["loads"][0]["queues"]["waiting"], 0);
+    assert_eq!(loads["loads"][0].get("memory"), None);
+    assert_eq!(loads["aggregate"]["total_reqs"], 0);
+    assert_eq!(
+        get(&worker, "/v1/loads?dp_rank=1").json()["loads"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    assert_eq!(get(&worker, "/v1/loads?dp_rank=7").status, 400);
+    assert!(
+        get(&worker, "/v1/loads?format=prometheus")
+            .text()
+            .contains("sglang:token_usage{")
+    );
+    assert!(
+        get(&worker, "/metrics")
+            .text()
+            .contains("\nsglang:num_running_reqs{model_name=\"sim-model\",dp_rank=\"1\"} 0\n")
+    );
+}
+
+#[test]
+fn errors_have_their_endpoints_shape() {
+    let worker = started();
+    let flat = post(&worker, "/v1/chat/completions", "{\"messages\":");
+    assert_eq!(
+        (flat.status, &flat.json()["object"]),
+        (400, &json!("error"))
+    );
+    assert_eq!(flat.json()["code"], 400);
+    let nested = post(
+        &worker,
+        "/generate",
+        r#"{"text":"a","sampling_params":{"max_new_tokens":-1}}"#,
+    );
+    assert_eq!(nested.status, 400);
+    assert!(nested.json()["error"]["message"].is_string());
+    let unknown = post(&worker, "/v1/nothing", "{}");
+    assert_eq!(
+        (unknown.status, unknown.json()),
+        (404, json!({"detail": "Not Found"}))
+    );
+    let method = get(&worker, "/v1/chat/completions");
+    assert_eq!((method.status, method.header("allow")), (405, vec!["POST"]));
+    let mut client = Client::new(&worker);
+    client.send(
+        "POST /v1/chat/completions",
+        "content-type: text/plain\r\n",
+        &chat("a", ""),
+    );
+    assert_eq!(client.reply().status, 400);
+}
+
+#[test]
+fn a_prefill_worker_makes_one_token_and_needs_a_room() {
+    let worker = start(SimOptions {
+        role: Role::Prefill,
+        ..SimOptions::default()
+    });
+    let body = r#"{"text":"a","sampling_params":{"max_new_tokens":9},
+                   "bootstrap_host":"h","bootstrap_port":null,"bootstrap_room":7}"#;
+    assert_eq!(
+        post(&worker, "/generate", body).json()["meta_info"]["completion_tokens"],
+        1
+    );
+    assert_eq!(post(&worker, "/generate", r#"{"text":"a"}"#).status, 400);
+}

@@ -1,0 +1,257 @@
+//! Every fault does what it says.
+
+use std::time::Duration;
+
+use serde_json::json;
+use sim::{Faults, SimWorker};
+
+use crate::client::{Client, chat, get, post, started, until};
+
+fn faulty(faults: Faults) -> SimWorker {
+    let worker = started();
+    worker.set_faults(faults).unwrap();
+    worker
+}
+
+/// A chat on a connection of its own, unread.
+fn asked(worker: &SimWorker, rest: &str) -> Client {
+    let mut client = Client::new(worker);
+    client.post("/v1/chat/completions", &chat("hi", rest));
+    client
+}
+
+const STREAM: &str = r#","stream":true,"max_tokens":20"#;
+
+#[test]
+fn a_status_comes_as_often_as_counted() {
+    let worker = faulty(Faults {
+        status: Some(429),
+        status_count: 2,
+        retry_after: Some(7),
+        ..Faults::default()
+    });
+    let refused = asked(&worker, "").reply();
+    assert_eq!(
+        (refused.status, refused.header("retry-after")),
+        (429, vec!["7"])
+    );
+    assert_eq!(refused.json()["object"], "error");
+    let refused = post(&worker, "/generate", r#"{"text":"a"}"#);
+    assert_eq!(refused.status, 429);
+    assert!(refused.json()["error"]["message"].is_string());
+    assert_eq!(asked(&worker, "").reply().status, 200);
+    assert_eq!(worker.stats().faulted, 2);
+}
+
+#[test]
+fn health_can_be_ill_or_silent() {
+    let worker = faulty(Faults {
+        health_status: Some(503),
+        ..Faults::default()
+    });
+    assert_eq!(get(&worker, "/health").status, 503);
+    assert_eq!(asked(&worker, "").reply().status, 200);
+    worker
+        .set_faults(Faults {
+            health_hang: true,
+            ..Faults::default()
+        })
+        .unwrap();
+    let mut client = Client::new(&worker);
+    client.send("GET /health", "", "");
+    assert_eq!(asked(&worker, "").reply().status, 200, "while health hangs");
+    worker.set_faults(Faults::default()).unwrap();
+    assert_eq!(get(&worker, "/health").status, 200);
+}
+
+#[test]
+fn the_connection_can_end_before_the_answer() {
+    let worker = faulty(Faults {
+        close_before_headers: true,
+        count: 1,
+        ..Faults::default()
+    });
+    assert!(asked(&worker, "").head().unwrap().is_none());
+    until(&worker, |stats| {
+        stats.disconnects == 1 && stats.in_flight == 0
+    });
+    assert_eq!(asked(&worker, "").reply().status, 200, "counted once");
+}
+
+#[test]
+fn garbage_is_not_http() {
+    let worker = faulty(Faults {
+        garbage_headers: true,
+        ..Faults::default()
+    });
+    let mut client = asked(&worker, "");
+    assert!(client.head().is_err());
+    assert!(client.is_closed());
+}
+
+#[test]
+fn the_connection_can_end_within_the_headers() {
+    let worker = faulty(Faults {
+        close_mid_headers: true,
+        ..Faults::default()
+    });
+    assert!(asked(&worker, "").head().unwrap().is_none());
+    until(&worker, |stats| stats.connections_open == 0);
+}
+
+#[test]
+fn a_content_length_can_be_nonsense() {
+    let worker = faulty(Faults {
+        bad_content_length: Some("banana".to_owned()),
+        ..Faults::default()
+    });
+    let mut client = asked(&worker, "");
+    let head = client.head().unwrap().unwrap();
+    assert_eq!(head.header("content-length"), ["banana"]);
+}
+
+#[test]
+fn a_body_can_break_off() {
+    let worker = faulty(Faults {
+        close_mid_body: Some(30),
+        ..Faults::default()
+    });
+    for rest in ["", STREAM] {
+        let reply = asked(&worker, rest).reply();
+        assert_eq!(
+            (reply.status, reply.body.len(), reply.whole),
+            (200, 30, false),
+            "{rest}"
+        );
+    }
+    worker
+        .set_faults(Faults {
+            close_mid_body: Some(0),
+            ..Faults::default()
+        })
+        .unwrap();
+    let reply = asked(&worker, STREAM).reply();
+    assert_eq!(
+        (reply.status, reply.body.len(), reply.whole),
+        (200, 0, false)
+    );
+    until(&worker, |stats| stats.disconnects == 3);
+}
+
+#[test]
+fn a_body_can_stall_until_the_client_leaves() {
+    let worker = faulty(Faults {
+        stall_mid_body: Some(10),
+        ..Faults::default()
+    });
+    let mut client = asked(&worker, STREAM);
+    assert_eq!(client.head().unwrap().unwrap().status, 200);
+    assert_eq!(client.chunk().unwrap().unwrap().len(), 10);
+    assert_eq!(worker.stats().in_flight, 1);
+    drop(client);
+    until(&worker, |stats| {
+        stats.in_flight == 0 && stats.disconnects == 1
+    });
+}
+
+#[test]
+fn two_cookies_are_two_headers() {
+    let worker = faulty(Faults {
+        duplicate_set_cookie: true,
+        ..Faults::default()
+    });
+    assert_eq!(asked(&worker, "").reply().header("set-cookie").len(), 2);
+}
+
+#[test]
+fn a_huge_body_is_valid_json_of_that_size() {
+    let worker = faulty(Faults {
+        huge_body_bytes: 300_000,
+        ..Faults::default()
+    });
+    let reply = asked(&worker, "").reply();
+    assert_eq!((reply.body.len(), reply.whole), (300_000, true));
+    assert!(reply.json()["text"].is_string());
+}
+
+#[test]
+fn delays_delay() {
+    let worker = faulty(Faults {
+        delay_first_byte_ms: 30,
+        chunk_delay_ms: 5,
+        ..Faults::default()
+    });
+    let start = tokio::time::Instant::now();
+    let mut client = asked(&worker, STREAM);
+    client.head().unwrap();
+    assert!(start.elapsed() >= Duration::from_millis(30));
+    client.body(&mut crate::client::Reply::default()).unwrap();
+    assert!(start.elapsed() >= Duration::from_millis(30 + 20 * 5));
+}
+
+#[test]
+fn new_connections_can_be_reset() {
+    let worker = started();
+    let mut before = Client::new(&worker);
+    before.post("/sim/faults", r#"{"refuse_connections":true}"#);
+    assert_eq!(before.reply().status, 200);
+    assert!(Client::new(&worker).is_closed());
+    before.post("/sim/faults", "{}");
+    before.reply();
+    assert_eq!(get(&worker, "/health").status, 200);
+}
+
+#[test]
+fn the_connection_can_end_after_a_stream_unannounced() {
+    let worker = faulty(Faults {
+        close_after_stream: true,
+        ..Faults::default()
+    });
+    let mut client = asked(&worker, STREAM);
+    let reply = client.reply();
+    assert!(reply.whole && reply.header("connection").is_empty());
+    assert!(client.is_closed());
+    let mut client = asked(&worker, "");
+    client.reply();
+    client.post("/v1/chat/completions", &chat("hi", ""));
+    assert_eq!(
+        client.reply().status,
+        200,
+        "whole answers keep the connection"
+    );
+}
+
+#[test]
+fn faults_are_told_and_set_over_http() {
+    let worker = started();
+    assert_eq!(get(&worker, "/sim/faults").json(), json!(Faults::default()));
+    let set = post(&worker, "/sim/faults", r#"{"status":500,"for_ms":3600000}"#);
+    assert_eq!(set.json()["status"], 500);
+    assert_eq!(asked(&worker, "").reply().status, 500);
+    for wrong in [
+        r#"{"status":99}"#,
+        r#"{"fault_rate":2}"#,
+        r#"{"typo":1}"#,
+        "nonsense",
+    ] {
+        assert_eq!(post(&worker, "/sim/faults", wrong).status, 400, "{wrong}");
+    }
+    assert_eq!(
+        asked(&worker, "").reply().status,
+        500,
+        "a mistake changes nothing"
+    );
+    post(&worker, "/sim/faults", "{}");
+    assert_eq!(asked(&worker, "").reply().status, 200);
+}
+
+#[test]
+fn faults_end_by_themselves() {
+    let worker = faulty(Faults {
+        status: Some(500),
+        for_ms: 1,
+        ..Faults::default()
+    });
+    while asked(&worker, "").reply().status == 500 {}
+    assert_eq!(get(&worker, "/sim/faults").json(), json!(Faults::default()));
+}

@@ -1,0 +1,143 @@
+//! Starting, stopping, keys, and what is remembered of requests.
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+use sim::{Outcome, SimError, SimOptions};
+
+use crate::client::{Client, LIMIT, chat, get, post, start, started, until};
+
+#[test]
+fn a_stopped_worker_is_gone() {
+    let worker = started();
+    let mut idle = Client::new(&worker);
+    idle.send("GET /health", "", "");
+    idle.reply();
+    assert!(!worker.wait(Duration::ZERO));
+    worker.stop();
+    assert!(worker.wait(LIMIT));
+    assert!(idle.is_closed());
+    assert!(TcpStream::connect(worker.addr()).is_err());
+}
+
+#[test]
+fn a_port_in_use_is_an_error() {
+    let worker = started();
+    let options = SimOptions {
+        port: worker.addr().port(),
+        ..SimOptions::default()
+    };
+    let error = sim::SimWorker::start(options).unwrap_err();
+    assert!(matches!(error, SimError::Bind { .. }), "{error}");
+}
+
+#[test]
+fn a_port_is_free_again_after_the_worker() {
+    let first = started();
+    let port = first.addr().port();
+    post(&first, "/generate", r#"{"text":"a"}"#);
+    drop(first);
+    start(SimOptions {
+        port,
+        ..SimOptions::default()
+    });
+}
+
+#[test]
+fn a_key_guards_all_but_health_and_metrics() {
+    let worker = start(SimOptions {
+        api_key: Some("k1".to_owned()),
+        ..SimOptions::default()
+    });
+    for open in ["/health", "/health_generate", "/metrics"] {
+        assert_eq!(get(&worker, open).status, 200, "{open}");
+    }
+    let refused = get(&worker, "/v1/models");
+    assert_eq!(
+        (refused.status, refused.text()),
+        (401, r#"{"error":"Unauthorized"}"#)
+    );
+    for (key, status) in [("Bearer k1", 200), ("Bearer k2", 401), ("k1", 401)] {
+        let mut client = Client::new(&worker);
+        client.send("GET /v1/models", &format!("authorization: {key}\r\n"), "");
+        assert_eq!(client.reply().status, status, "{key}");
+    }
+}
+
+#[test]
+fn a_starting_worker_is_not_healthy_yet() {
+    let worker = start(SimOptions {
+        startup_delay_ms: 3_600_000,
+        ..SimOptions::default()
+    });
+    assert_eq!(get(&worker, "/health").status, 503);
+    assert_eq!(post(&worker, "/generate", r#"{"text":"a"}"#).status, 503);
+    assert_eq!(get(&worker, "/server_info").json()["status"], "starting");
+}
+
+#[test]
+fn requests_are_recorded_to_the_byte() {
+    let worker = started();
+    let mut client = Client::new(&worker);
+    let body = r#"{ "text" : "a",  "x":1.50 }"#;
+    client.send(
+        "POST /generate?a=b%20c",
+        "X-One: 1\r\nx-two: 2\r\nX-One: 3\r\n",
+        body,
+    );
+    client.reply();
+    client.send("GET /health", "", "");
+    client.reply();
+    let seen = worker.recorded();
+    assert_eq!(
+        (seen[0].method.as_str(), seen[0].path.as_str()),
+        ("POST", "/generate?a=b%20c")
+    );
+    assert_eq!(seen[0].header("x-one"), ["1", "3"]);
+    assert_eq!(&seen[0].body[..], body.as_bytes());
+    assert_eq!(seen[0].outcome, Outcome::Finished);
+    assert_eq!(seen[0].connection, seen[1].connection);
+    assert_eq!(get(&worker, "/sim/requests").json()[0]["body"], body);
+}
+
+#[test]
+fn the_record_is_bounded_and_can_be_reset() {
+    let worker = start(SimOptions {
+        record_requests: 2,
+        ..SimOptions::default()
+    });
+    for path in ["/a", "/b", "/c"] {
+        get(&worker, path);
+    }
+    let paths: Vec<String> = worker
+        .recorded()
+        .into_iter()
+        .map(|seen| seen.path)
+        .collect();
+    assert_eq!(paths, ["/b", "/c"]);
+    assert_eq!(
+        post(&worker, "/sim/reset", "").json()["control_requests"],
+        0
+    );
+    assert!(worker.recorded().is_empty());
+}
+
+#[test]
+fn counts_tell_requests_streams_and_connections() {
+    let worker = started();
+    let mut client = Client::new(&worker);
+    client.post("/v1/chat/completions", &chat("a", r#","stream":true"#));
+    client.reply();
+    client.post("/v1/chat/completions", &chat("a", ""));
+    client.reply();
+    until(&worker, |stats| stats.in_flight == 0);
+    let stats = worker.stats();
+    assert_eq!(
+        (stats.requests, stats.streams, stats.connections),
+        (2, 1, 1)
+    );
+    assert_eq!((stats.disconnects, stats.connections_open), (0, 1));
+    assert_eq!(get(&worker, "/sim/stats").json()["requests"], 2);
+    drop(client);
+    until(&worker, |stats| stats.connections_open == 0);
+}

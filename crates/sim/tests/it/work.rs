@@ -1,0 +1,168 @@
+//! The engine behind the endpoints: caching, queueing, aborting.
+
+use serde_json::json;
+use sim::SimOptions;
+
+use crate::client::{Client, chat, get, post, start, started, until};
+
+/// A worker whose prefill takes practically forever.
+fn stuck() -> SimOptions {
+    SimOptions {
+        prefill_tokens_per_sec: 0.001,
+        record_requests: 16,
+        ..SimOptions::default()
+    }
+}
+
+#[test]
+fn a_prompt_seen_before_is_cached() {
+    let worker = started();
+    let body = chat(&"All work and no play. ".repeat(40), r#","max_tokens":1"#);
+    let cached = |body: &str| {
+        let usage = post(&worker, "/v1/chat/completions", body).json()["usage"].clone();
+        let cached = usage["prompt_tokens_details"]["cached_tokens"]
+            .as_u64()
+            .unwrap();
+        (cached, usage["prompt_tokens"].as_u64().unwrap())
+    };
+    assert_eq!(cached(&body).0, 0);
+    let (hit, all) = cached(&body);
+    assert!(hit > 0 && hit >= all - 16 && hit < all, "{hit} of {all}");
+    assert_eq!(get(&worker, "/flush_cache").status, 200);
+    assert_eq!(cached(&body).0, 0);
+}
+
+#[test]
+fn a_client_that_leaves_during_prefill_frees_its_place() {
+    let worker = start(stuck());
+    let mut client = Client::new(&worker);
+    client.post("/v1/chat/completions", &chat("hi", ""));
+    until(&worker, |stats| stats.in_flight == 1);
+    drop(client);
+    until(&worker, |stats| {
+        stats.aborted == 1 && stats.disconnects == 1 && stats.in_flight == 0
+    });
+    assert_eq!(get(&worker, "/get_load").json()[0]["num_reqs"], 0);
+    assert_eq!(json!(worker.recorded()[0].outcome), "disconnected");
+}
+
+#[test]
+fn a_client_that_leaves_a_stream_or_the_queue_frees_its_place() {
+    let worker = start(SimOptions {
+        max_running_requests: 1,
+        decode_step_base_ms: 20.0,
+        ..stuck()
+    });
+    worker.set_faults(sim::Faults::default()).unwrap();
+    let mut first = Client::new(&worker);
+    first.post("/v1/chat/completions", &chat("hi", r#","stream":true"#));
+    until(&worker, |stats| stats.streams == 1);
+    let mut second = Client::new(&worker);
+    second.post("/v1/chat/completions", &chat("hi", r#","stream":true"#));
+    until(&worker, |stats| stats.streams == 2);
+    assert_eq!(get(&worker, "/get_load").json()[0]["num_waiting_reqs"], 1);
+    drop(second);
+    until(&worker, |stats| stats.aborted == 1);
+    assert_eq!(get(&worker, "/get_load").json()[0]["num_waiting_reqs"], 0);
+    drop(first);
+    until(&worker, |stats| stats.aborted == 2 && stats.in_flight == 0);
+}
+
+#[test]
+fn a_full_queue_answers_503() {
+    let worker = start(SimOptions {
+        max_queued_requests: 1,
+        ..stuck()
+    });
+    let mut clients = [Client::new(&worker), Client::new(&worker)];
+    for client in &mut clients {
+        client.post("/generate", r#"{"text":"a"}"#);
+    }
+    until(&worker, |stats| stats.in_flight == 2);
+    let refused = post(&worker, "/generate", r#"{"text":"a"}"#);
+    assert_eq!(refused.status, 503);
+    assert_eq!(
+        refused.json()["error"]["message"],
+        "The request queue is full."
+    );
+    let refused = post(
+        &worker,
+        "/v1/chat/completions",
+        &chat("a", r#","stream":true"#),
+    );
+    assert_eq!(
+        (refused.status, &refused.json()["code"]),
+        (503, &json!(503))
+    );
+}
+
+#[test]
+fn an_aborted_request_is_answered_as_such() {
+    let worker = start(stuck());
+    let mut client = Client::new(&worker);
+    client.post("/generate", r#"{"text":"a","rid":"mine"}"#);
+    until(&worker, |stats| stats.in_flight == 1);
+    assert_eq!(
+        post(&worker, "/abort_request", r#"{"rid":"other"}"#).status,
+        200
+    );
+    assert_eq!(worker.stats().aborted, 0);
+    assert_eq!(
+        post(&worker, "/abort_request", r#"{"rid":"mine"}"#).text(),
+        ""
+    );
+    assert_eq!(
+        client.reply().json()["meta_info"]["finish_reason"]["type"],
+        "abort"
+    );
+    let mut client = Client::new(&worker);
+    client.post("/v1/chat/completions", &chat("a", r#","stream":true"#));
+    until(&worker, |stats| stats.in_flight == 1);
+    post(&worker, "/abort_request", r#"{"abort_all":true}"#);
+    assert!(client.reply().text().contains(r#""finish_reason":"abort""#));
+}
+
+#[test]
+fn the_cache_is_not_flushed_under_a_running_request() {
+    let worker = start(stuck());
+    let mut client = Client::new(&worker);
+    client.post("/generate", r#"{"text":"a"}"#);
+    until(&worker, |stats| stats.in_flight == 1);
+    assert_eq!(post(&worker, "/flush_cache", "").status, 400);
+    drop(client);
+    until(&worker, |stats| stats.in_flight == 0);
+    assert!(
+        post(&worker, "/flush_cache", "")
+            .text()
+            .starts_with("Cache flushed")
+    );
+}
+
+#[test]
+fn ranks_have_caches_of_their_own() {
+    let worker = start(SimOptions {
+        dp_size: 2,
+        page_size: 1,
+        ..SimOptions::default()
+    });
+    let cached = |rank: u32| {
+        let body = format!(r#"{{"input_ids":[1,2,3,4],"data_parallel_rank":{rank}}}"#);
+        post(&worker, "/generate", &body).json()["meta_info"]["cached_tokens"].clone()
+    };
+    assert_eq!([cached(0), cached(1), cached(0), cached(1)], [0, 0, 3, 3]);
+}
+
+#[test]
+fn the_time_of_an_answer_is_that_of_the_model() {
+    let worker = start(SimOptions {
+        prefill_tokens_per_sec: 100.0,
+        decode_step_base_ms: 10.0,
+        ..SimOptions::default()
+    });
+    // 5 tokens at 100/s and 4 steps of 10 ms
+    let body = r#"{"input_ids":[1,2,3,4,5],"sampling_params":{"max_new_tokens":5}}"#;
+    let latency = post(&worker, "/generate", body).json()["meta_info"]["e2e_latency"]
+        .as_f64()
+        .unwrap();
+    assert!(latency >= 0.09, "{latency}");
+}
