@@ -1,1 +1,58 @@
-//! The Python door.
+//! The Python door: the only Rust that knows Python exists.
+//!
+//! `router` is the class scripts use, `convert` brings keywords into `gateway::Options`,
+//! `errors` brings errors out, `running` and `signals` are the life of a server in a process
+//! that belongs to Python.
+
+mod contract;
+mod convert;
+mod enums;
+mod errors;
+mod objects;
+mod router;
+mod running;
+mod signals;
+mod sim;
+mod version;
+
+/// The extension module of the package.
+#[pyo3::pymodule]
+mod sgl_model_gateway_rs {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::contract::{constructor_defaults, option_defaults, option_names};
+    #[pymodule_export]
+    use crate::enums::{BackendType, HistoryBackendType, PolicyType, Role};
+    #[pymodule_export]
+    use crate::objects::{
+        ApiKeyEntry, ControlPlaneAuthConfig, JwtConfig, OracleConfig, PostgresConfig, RedisConfig,
+    };
+    #[pymodule_export]
+    use crate::router::Router;
+    #[pymodule_export]
+    use crate::sim::{SimWorker, sim_option_defaults};
+    #[pymodule_export]
+    use crate::version::{
+        get_available_tool_call_parsers, get_verbose_version_string, get_version_string,
+    };
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        // One class, two names: `PyRole` is what programs import, `Role` what documents say.
+        for name in [
+            "Role",
+            "ApiKeyEntry",
+            "JwtConfig",
+            "ControlPlaneAuthConfig",
+            "OracleConfig",
+            "PostgresConfig",
+            "RedisConfig",
+        ] {
+            module.add(name, module.getattr(format!("Py{name}"))?)?;
+        }
+        let range_error = crate::errors::range_error_type(module.py())?;
+        module.add("OptionRangeError", range_error)?;
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -1,0 +1,50 @@
+# The few verbs of this project. `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help demo build lint test bench fmt
+
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+# maturin installs into the environment that VIRTUAL_ENV names.
+export VIRTUAL_ENV := $(VENV)
+unexport CONDA_PREFIX
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+RUST := Cargo.toml Cargo.lock build.rs $(shell find src crates -name '*.rs' -o -name Cargo.toml)
+BUILT := $(VENV)/.built
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: $(BUILT) ## simulated workers, a gateway, some load, a table; DEMO_ARGS="--workers 8 --exit"
+	$(BIN)/python -m sgl_model_gateway demo $(DEMO_ARGS)
+
+build: $(BUILT) ## .venv with everything, the extension as it is shipped (release)
+
+test: ## Rust tests, then Python tests; PYTEST_ARGS="-k signals"
+	cargo test --workspace
+	@$(MAKE) --no-print-directory $(BUILT)
+	$(BIN)/python -m pytest py_test/ $(PYTEST_ARGS)
+
+lint: $(BUILT) ## formatting, clippy, ruff, mypy, and the stub against the extension
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/stubtest --concise --allowlist py_test/stubtest_allowlist.txt sgl_model_gateway.sgl_model_gateway_rs
+
+fmt: $(BUILT) ## format everything
+	cargo fmt --all
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BUILT) ## how a figure in bench/RESULTS.md is reproduced
+	@cat bench/README.md 2>/dev/null || echo "no benchmarks yet"
+
+$(BUILT): pyproject.toml $(RUST)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/maturin || $(BIN)/python -m pip install --quiet 'maturin>=1.9,<2'
+	$(BIN)/maturin develop --release --extras dev
+	@touch $@

@@ -1,0 +1,143 @@
+"""`launch_router`, the console script, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+
+from sgl_model_gateway import cli, launch_router, launch_server, sim_worker
+from sgl_model_gateway.router_args import RouterArgs
+from sgl_model_gateway.sgl_model_gateway_rs import (
+    SimWorker,
+    get_verbose_version_string,
+    get_version_string,
+    sim_option_defaults,
+)
+
+
+@pytest.fixture
+def router(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    monkeypatch.setattr(launch_router, "_set_title", Mock())
+    monkeypatch.setattr(launch_router, "Router", mock := Mock())
+    return mock
+
+
+# --- launch_router
+
+
+def test_it_takes_router_args_or_a_namespace(router: Mock) -> None:
+    args = RouterArgs(port=5)
+    assert launch_router.launch_router(args) is None  # type: ignore[func-returns-value]
+    router.from_args.assert_called_once_with(args)
+    router.from_args.return_value.start.assert_called_once_with()
+    launch_router.launch_router(SimpleNamespace(port=6, worker_urls=["http://a"]))  # type: ignore[arg-type]
+    assert router.from_args.call_args.args[0] == RouterArgs(port=6, worker_urls=["http://a"])
+
+
+def test_a_failure_is_logged_and_raised(router: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
+    router.from_args.side_effect = RuntimeError("no luck")
+    monkeypatch.setattr(launch_router, "logger", logger := Mock())
+    with pytest.raises(RuntimeError, match="no luck"):
+        launch_router.launch_router(RouterArgs())
+    assert logger.error.call_args.args[0] == "Error starting router: no luck"
+
+
+def test_what_python_alone_would_do_is_refused_by_name(router: Mock) -> None:
+    for name in ("mini_lb", "test_external_dp_routing"):
+        with pytest.raises(ValueError, match=f"'{name}' is not supported yet"):
+            launch_router.launch_router(RouterArgs(**{name: True}))  # type: ignore[arg-type]
+    assert launch_router.logger.name == "router"
+    assert not hasattr(launch_router, "MiniLoadBalancer")
+
+
+def test_a_mistake_on_the_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        launch_router.run(["--prefill", "http://a", "x"])
+    assert str(exit_.value.code).startswith("error: Invalid bootstrap port")
+    with pytest.raises(SystemExit) as exit_:
+        launch_router.run(["--worker-urls", "ftp://a"])
+    assert exit_.value.code == 1
+
+
+# --- the console script
+
+
+def outcome(argv: list[str]) -> object:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(argv)
+    return exit_.value.code
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("--version", get_version_string()),
+        ("-V", get_version_string()),
+        ("--version-verbose", get_verbose_version_string()),
+    ],
+)
+def test_versions(flag: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome([flag]) == 0
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+@pytest.mark.parametrize(("argv", "code"), [([], 1), (["nonsense"], 1), (["--port"], 1), (["-h"], 0), (["--help"], 0)])
+def test_help_goes_to_stdout(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(argv) == code
+    out, err = capsys.readouterr()
+    assert out.startswith("usage:") and all(word in out for word in ("launch", "server", "demo", "sim-worker"))
+    assert err == ""
+
+
+def test_a_version_flag_comes_first_or_not_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(["launch", "--version"]) == 2
+
+
+def test_launch_hands_its_flags_on(router: Mock) -> None:
+    cli.main(["launch", "--port", "7", "--worker-urls", "http://a"])
+    args = router.from_args.call_args.args[0]
+    assert (args.port, args.worker_urls, args.prometheus_port) == (7, ["http://a"], 29000)
+
+
+def test_launch_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(["launch", "--help"]) == 0
+    assert "--worker-urls" in capsys.readouterr().out
+
+
+def test_server_swaps_argv_and_says_that_it_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sys.argv
+    assert "not built yet" in str(outcome(["server", "--x"]))
+    monkeypatch.setattr(launch_server, "main", lambda: seen.extend(sys.argv))
+    seen: list[str] = []
+    cli.main(["server", "--x"])
+    assert seen[0].endswith(" server") and seen[1:] == ["--x"] and sys.argv is before
+
+
+@pytest.mark.parametrize("module", ["sgl_model_gateway", "sgl_model_gateway.launch_router"])
+def test_modules_run(module: str) -> None:
+    run = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("usage:")
+
+
+# --- the simulated worker's flags
+
+
+def test_every_option_of_the_simulated_worker_has_a_flag() -> None:
+    assert sim_worker.options(sim_worker.create_parser().parse_args([])) == sim_option_defaults()
+
+
+def test_options_that_are_off_by_default_have_the_right_type() -> None:
+    # Set together, each unset option is accepted by the worker with the type its flag gives it.
+    unset = [(flag, name in sim_worker._TEXT) for _, name, flag, default in sim_worker._table() if default is None]
+    argv = [f"--{flag.replace('_', '-')}={'text' if text else 500}" for flag, text in unset]
+    SimWorker(**sim_worker.options(sim_worker.create_parser().parse_args(argv)))
+
+
+def test_a_bad_simulated_worker_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        sim_worker.main(["--page-size", "0"])
+    assert exit_.value.code == 2 and "page_size" in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""The console script: `sgl-model-gateway`, `smg`, `amg`, `sglang-router`, `python -m sgl_model_gateway`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+_EPILOG = """\
+examples:
+  %(prog)s launch --worker-urls http://gpu-1:30000 http://gpu-2:30000
+  %(prog)s launch --help
+  %(prog)s demo --workers 4
+"""
+
+
+def _program() -> str:
+    name = os.path.basename(sys.argv[0])
+    return "python -m sgl_model_gateway" if name == "__main__.py" else name
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """The parser for the first word; each command reads the rest itself."""
+    parser = argparse.ArgumentParser(
+        prog=_program(),
+        description="SGLang Model Gateway",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-V", "--version", action="store_true", help="print the version (as the first argument)")
+    parser.add_argument(
+        "--version-verbose", action="store_true", help="print the version and how it was built (as the first argument)"
+    )
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+    for name, text in (
+        ("launch", "start a gateway"),
+        ("server", "start SGLang servers together with a gateway (not built yet)"),
+        ("sim-worker", "start a simulated worker"),
+        ("demo", "start simulated workers and a gateway, and send them some load"),
+    ):
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a command line; `None` means this process's own."""
+    argv = sys.argv[1:] if argv is None else argv
+    first, rest = (argv[0], argv[1:]) if argv else ("", [])
+    if first in ("--version", "-V", "--version-verbose"):
+        _print_version(verbose=first == "--version-verbose")
+        sys.exit(0)
+    if first in _COMMANDS:
+        _COMMANDS[first](rest)
+    else:
+        create_parser().print_help()
+        sys.exit(0 if first in ("-h", "--help") else 1)
+
+
+def _print_version(*, verbose: bool) -> None:
+    from . import sgl_model_gateway_rs as extension
+
+    print(extension.get_verbose_version_string() if verbose else extension.get_version_string())
+
+
+def _launch(argv: list[str]) -> None:
+    from .launch_router import run
+
+    run(argv, prog=_program())
+
+
+def _server(argv: list[str]) -> None:
+    from . import launch_server
+
+    # launch_server reads sys.argv, as it does when it is run by itself.
+    saved, sys.argv = sys.argv, [f"{_program()} server", *argv]
+    try:
+        launch_server.main()
+    except NotImplementedError as error:
+        sys.exit(f"error: {error}")
+    finally:
+        sys.argv = saved
+
+
+def _sim_worker(argv: list[str]) -> None:
+    from . import sim_worker
+
+    sim_worker.main(argv, prog=f"{_program()} sim-worker")
+
+
+def _demo(argv: list[str]) -> None:
+    from . import demo
+
+    demo.main(argv)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "launch": _launch,
+    "server": _server,
+    "sim-worker": _sim_worker,
+    "demo": _demo,
+}

@@ -1,0 +1,151 @@
+"""`python -m sgl_model_gateway demo`: simulated workers, a gateway in front of them, some load, and what went where."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NoReturn
+
+from .demo_load import MODEL, Progress, call, send, served_by, table
+from .router import Router
+from .sgl_model_gateway_rs import SimWorker
+
+# A small model on a small GPU, roughly.
+_WORKER = {
+    "model": MODEL,
+    "prefill_tokens_per_sec": 20_000.0,
+    "decode_step_base_ms": 8.0,
+    "decode_step_per_seq_ms": 0.2,
+    "record_requests": 10_000,
+}
+_PORT = 30000
+_PATIENCE = 30.0
+_GRACE = 5
+
+_WHAT_NOW = """
+The fleet keeps serving at {url} (Ctrl-C ends it). Try:
+
+  curl {url}/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+  curl -N {url}/generate -H 'content-type: application/json' \\
+    -d '{{"text": "Once upon a time", "sampling_params": {{"max_new_tokens": 16}}, "stream": true}}'
+
+  curl {url}/workers
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{url}/v1", api_key="none")
+  answer = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}])
+  print(answer.choices[0].message.content)
+"""
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="sgl-model-gateway demo", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--workers", type=int, default=4, help="simulated workers to start")
+    parser.add_argument("--requests", type=int, default=96, help="requests to send")
+    parser.add_argument("--processes", action="store_true", help="run every worker in a process of its own")
+    parser.add_argument("--exit", action="store_true", help="end after the load instead of keeping the fleet up")
+    args = parser.parse_args(argv)
+    if args.workers < 1 or args.requests < 1:
+        parser.error("--workers and --requests must be at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the demo; Ctrl-C or SIGTERM ends everything, with exit code 0."""
+    args = _parse(argv)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with ExitStack() as stack:
+            _run(args, stack)
+    except KeyboardInterrupt:
+        print("\nstopped")
+    except (RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _run(args: argparse.Namespace, stack: ExitStack) -> None:
+    started = time.monotonic()
+    worker = _worker_process if args.processes else _worker_here
+    workers = [stack.enter_context(worker()) for _ in range(args.workers)]
+    gateway = stack.enter_context(_gateway(workers))
+    _wait_until_ready(gateway.url, args.workers)
+    print(
+        f"{args.workers} simulated workers behind {gateway.url}, up in {time.monotonic() - started:.2f} s", flush=True
+    )
+
+    started = time.monotonic()
+    results = send(gateway.url, args.requests, Progress(args.requests))
+    print(f"{len(results)} requests in {time.monotonic() - started:.2f} s\n")
+    print(table(results, served_by(workers), workers), flush=True)
+    if not args.exit:
+        print(_WHAT_NOW.format(url=gateway.url, model=MODEL), flush=True)
+        gateway.wait()
+
+
+@contextmanager
+def _worker_here() -> Iterator[str]:
+    with SimWorker(**_WORKER) as worker:
+        yield worker.url
+
+
+@contextmanager
+def _worker_process() -> Iterator[str]:
+    flags = [word for name, value in _WORKER.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "sgl_model_gateway.sim_worker", *flags]
+    # A session of its own: Ctrl-C in the terminal reaches the demo alone, which then ends its workers.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline().split()
+            if not line:
+                raise RuntimeError(f"a simulated worker ended with exit code {process.wait()}")
+            yield line[-1]
+        finally:
+            process.terminate()
+
+
+def _gateway(workers: list[str]) -> Router:
+    """On the usual port if it is free, else on any."""
+    options: dict[str, Any] = {
+        "worker_urls": workers,
+        "host": "127.0.0.1",
+        "policy": "round_robin",
+        "log_level": "warn",
+        "worker_startup_check_interval": 1,
+        "shutdown_grace_period_secs": _GRACE,
+    }
+    try:
+        return Router(port=_PORT, **options).start_background()
+    except RuntimeError:
+        return Router(port=0, **options).start_background()
+
+
+def _wait_until_ready(base: str, expected: int) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while (healthy := _healthy(base)) < expected:
+        if time.monotonic() > deadline:
+            _give_up(healthy, expected)
+        time.sleep(0.02)
+
+
+def _healthy(base: str) -> int:
+    return sum(bool(worker["is_healthy"]) for worker in json.load(call(base, "GET", "/workers"))["workers"])
+
+
+def _give_up(healthy: int, expected: int) -> NoReturn:
+    raise RuntimeError(f"only {healthy} of {expected} workers came up within {_PATIENCE:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Structured flag values: labels, workers with a bootstrap port, admin keys, role names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+
+logger = logging.getLogger(__name__)
+
+_ROLES = ("admin", "user")
+
+
+def selector(items: Iterable[str] | Mapping[str, str] | str | None) -> dict[str, str]:
+    """`["a=b", "c=d e=f"]` as a dict. A token without `=` is dropped with a warning."""
+    if isinstance(items, Mapping):
+        return dict(items)
+    labels = {}
+    for token in " ".join([items] if isinstance(items, str) else items or ()).split():
+        key, equals, value = token.partition("=")
+        if equals:
+            labels[key] = value
+        else:
+            logger.warning("selector %r is ignored: expected key=value", token)
+    return labels
+
+
+def prefill_urls(occurrences: Iterable[Sequence[str]] | None) -> list[tuple[str, int | None]]:
+    """Every `--prefill URL [PORT|none]` as `(url, port)`."""
+    return [_prefill(occurrence) for occurrence in occurrences or ()]
+
+
+def _prefill(values: Sequence[str]) -> tuple[str, int | None]:
+    if len(values) > 2:
+        raise ValueError(f"Too many values for one prefill worker: {' '.join(values)!r}; expected URL [PORT|none]")
+    url, port = values[0], values[1] if len(values) == 2 else "none"
+    if port.lower() == "none":
+        return url, None
+    try:
+        return url, int(port)
+    except ValueError:
+        raise ValueError(f"Invalid bootstrap port: {port!r}; expected a number or 'none'") from None
+
+
+def decode_urls(occurrences: Iterable[Sequence[str]] | None) -> list[str]:
+    """Every `--decode URL`."""
+    return [values[0] for values in occurrences or ()]
+
+
+def control_plane_api_keys(entries: Iterable[str] | None) -> list[tuple[str, str, str, str]]:
+    """`id:name:role:key` as `(id, name, key, role)`; the key may hold colons. No error repeats an entry."""
+    keys = []
+    for number, entry in enumerate(entries or (), 1):
+        parts = entry.split(":", 3)
+        if len(parts) < 4:
+            raise ValueError(f"Invalid API key format in entry {number}: expected id:name:role:key")
+        identifier, name, role, key = parts
+        if role.lower() not in _ROLES:
+            raise ValueError(f"Invalid role in API key entry {number}: expected admin or user")
+        keys.append((identifier, name, key, role.lower()))
+    return keys
+
+
+def jwt_role_mapping(entries: Iterable[str] | None) -> dict[str, str]:
+    """`theirs=ours` as a dict, ours being admin or user."""
+    mapping = {}
+    for entry in entries or ():
+        theirs, equals, ours = entry.partition("=")
+        if not equals:
+            raise ValueError(f"Invalid role mapping format: {entry!r}; expected idp_role=gateway_role")
+        if ours.lower() not in _ROLES:
+            raise ValueError(f"Invalid gateway role: {ours!r}; expected admin or user")
+        mapping[theirs] = ours.lower()
+    return mapping

@@ -1,0 +1,250 @@
+"""`Router` for scripts, and the way from `RouterArgs` to the Rust class of the same name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+from .router_args import RouterArgs, keyword_fields
+from .sgl_model_gateway_rs import (
+    BackendType,
+    HistoryBackendType,
+    PolicyType,
+    PyApiKeyEntry,
+    PyControlPlaneAuthConfig,
+    PyJwtConfig,
+    PyOracleConfig,
+    PyPostgresConfig,
+    PyRedisConfig,
+    PyRole,
+)
+from .sgl_model_gateway_rs import Router as _Router
+
+__all__ = [
+    "BackendType",
+    "HistoryBackendType",
+    "PolicyType",
+    "PyApiKeyEntry",
+    "PyControlPlaneAuthConfig",
+    "PyJwtConfig",
+    "PyOracleConfig",
+    "PyPostgresConfig",
+    "PyRedisConfig",
+    "PyRole",
+    "Router",
+    "backend_from_str",
+    "build_control_plane_auth_config",
+    "history_backend_from_str",
+    "policy_from_str",
+    "role_from_str",
+]
+
+logger = logging.getLogger(__name__)
+
+_Member = TypeVar("_Member", BackendType, HistoryBackendType)
+
+_POLICIES = {
+    "random": PolicyType.Random,
+    "round_robin": PolicyType.RoundRobin,
+    "cache_aware": PolicyType.CacheAware,
+    "power_of_two": PolicyType.PowerOfTwo,
+    "bucket": PolicyType.Bucket,
+    "manual": PolicyType.Manual,
+    "consistent_hashing": PolicyType.ConsistentHashing,
+    "prefix_hash": PolicyType.PrefixHash,
+}
+_BACKENDS = {"sglang": BackendType.Sglang, "openai": BackendType.Openai}
+_HISTORY_BACKENDS: dict[str, HistoryBackendType] = {
+    "memory": HistoryBackendType.Memory,
+    "none": getattr(HistoryBackendType, "None"),
+    "oracle": HistoryBackendType.Oracle,
+    "postgres": HistoryBackendType.Postgres,
+    "redis": HistoryBackendType.Redis,
+}
+
+
+def policy_from_str(name: str | PolicyType | None) -> PolicyType | None:
+    """The member a policy's name stands for; `KeyError` when there is none."""
+    return name if name is None or isinstance(name, PolicyType) else _POLICIES[name]
+
+
+def backend_from_str(name: str | BackendType | None) -> BackendType:
+    """The member a backend's name stands for, in any case; `Sglang` when unset."""
+    return _member("backend", name, _BACKENDS, BackendType.Sglang)
+
+
+def history_backend_from_str(name: str | HistoryBackendType | None) -> HistoryBackendType:
+    """The member a history backend's name stands for, in any case; `Memory` when unset."""
+    return _member("history backend", name, _HISTORY_BACKENDS, HistoryBackendType.Memory)
+
+
+def _member(what: str, name: str | _Member | None, members: Mapping[str, _Member], default: _Member) -> _Member:
+    if name is None:
+        return default
+    if not isinstance(name, str):
+        return name
+    try:
+        return members[name.lower()]
+    except KeyError:
+        raise ValueError(f"Unknown {what}: {name}. Valid options: {', '.join(members)}") from None
+
+
+def role_from_str(name: str) -> PyRole:
+    """`Admin` for admin in any case; everything else is `User`, the lesser role."""
+    return PyRole.Admin if name.lower() == "admin" else PyRole.User
+
+
+def build_control_plane_auth_config(args: Mapping[str, Any]) -> PyControlPlaneAuthConfig | None:
+    """Who may use the admin API; `None` when neither keys nor tokens are configured."""
+    api_keys = [
+        PyApiKeyEntry(id=identifier, name=name, key=key, role=role_from_str(role))
+        for identifier, name, key, role in args.get("control_plane_api_keys") or ()
+    ]
+    jwt = _jwt(args)
+    audit = bool(args.get("control_plane_audit_enabled"))
+    if not api_keys and jwt is None:
+        if audit:
+            logger.warning("control_plane_audit_enabled has no effect without API keys or JWT")
+        return None
+    return PyControlPlaneAuthConfig(jwt=jwt, api_keys=api_keys, audit_enabled=audit)
+
+
+def _jwt(args: Mapping[str, Any]) -> PyJwtConfig | None:
+    issuer, audience = args.get("jwt_issuer"), args.get("jwt_audience")
+    if issuer and audience:
+        return PyJwtConfig(
+            issuer=issuer,
+            audience=audience,
+            jwks_uri=args.get("jwt_jwks_uri"),
+            role_mapping=args.get("jwt_role_mapping") or {},
+            role_claim=args.get("jwt_role_claim") or "roles",
+        )
+    if issuer or audience or args.get("jwt_jwks_uri") or args.get("jwt_role_mapping"):
+        logger.warning("JWT is not used: jwt_issuer/jwt_audience missing, both are needed")
+    return None
+
+
+def _keywords(args: RouterArgs) -> dict[str, Any]:
+    """`RouterArgs` as keywords of the Rust class. The caller's object stays as it is."""
+    keywords = {name: getattr(args, name) for name in keyword_fields()}
+    if args.service_discovery or args.pd_disaggregation:
+        keywords["worker_urls"] = []
+    if not args.pd_disaggregation:
+        keywords["prefill_urls"] = keywords["decode_urls"] = None
+    for name in ("policy", "prefill_policy", "decode_policy"):
+        keywords[name] = policy_from_str(keywords[name])
+    keywords["backend"] = backend_from_str(args.backend)
+    keywords["history_backend"] = history_backend_from_str(args.history_backend)
+    return (
+        keywords
+        | _stores(args, keywords["history_backend"])
+        | {"control_plane_auth": build_control_plane_auth_config(vars(args))}
+    )
+
+
+def _stores(args: RouterArgs, selected: HistoryBackendType) -> dict[str, Any]:
+    """The configuration of the selected history store, `None` for the others."""
+    stores: dict[str, Any] = dict.fromkeys(("oracle_config", "postgres_config", "redis_config"))
+    if selected == HistoryBackendType.Oracle:
+        stores["oracle_config"] = PyOracleConfig(
+            password=args.oracle_password,
+            username=args.oracle_username,
+            connect_descriptor=args.oracle_tns_alias or args.oracle_connect_descriptor,
+            wallet_path=args.oracle_wallet_path,
+            pool_min=args.oracle_pool_min,
+            pool_max=args.oracle_pool_max,
+            pool_timeout_secs=args.oracle_pool_timeout_secs,
+        )
+    elif selected == HistoryBackendType.Postgres:
+        stores["postgres_config"] = PyPostgresConfig(db_url=args.postgres_db_url, pool_max=args.postgres_pool_max)
+    elif selected == HistoryBackendType.Redis:
+        days = args.redis_retention_days
+        stores["redis_config"] = PyRedisConfig(
+            url=args.redis_url,  # type: ignore[arg-type]  # the class itself refuses None
+            pool_max=args.redis_pool_max,
+            retention_days=None if days is None or days < 0 else days,
+        )
+    return stores
+
+
+class Router:
+    """A gateway in this process.
+
+    Built from keywords, `Router(worker_urls=[...], policy="round_robin", port=0)`, from a `RouterArgs`
+    (`Router.from_args`), or around the Rust object itself.
+
+        with Router(worker_urls=["http://gpu-1:30000"], port=0) as gateway:
+            print(gateway.url)
+    """
+
+    __signature__ = _Router.__signature__
+
+    def __init__(self, router: Any = None, /, *args: Any, **keywords: Any) -> None:
+        if isinstance(router, (list, tuple)):  # worker_urls by position
+            router, args = None, (router, *args)
+        if router is not None and (args or keywords):
+            raise TypeError("Router() takes options or a Rust router, not both")
+        self._router: _Router = _Router(*args, **keywords) if router is None else router
+
+    @staticmethod
+    def from_args(args: RouterArgs) -> Router:
+        """A router with these options; `args` can be used again."""
+        return Router(_Router(**_keywords(args)))
+
+    def start(self) -> None:
+        """Serves until SIGINT, SIGTERM, SIGQUIT (in the main thread) or `stop()`.
+
+        The first of them lets requests in flight finish, the second ends them.
+        """
+        self._router.start()
+
+    def start_background(self) -> Router:
+        """Starts serving and returns, the script goes on."""
+        self._router.start_background()
+        return self
+
+    def stop(self, timeout: float | None = 0.0) -> bool:
+        """Lets requests in flight finish and stops; a second call ends them. From any thread.
+
+        Waits up to `timeout` seconds (`None`: as long as it takes) and says whether everything has stopped.
+        """
+        return self._router.stop(timeout)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits for the end without asking for it; says whether it has come."""
+        return self._router.wait(timeout)
+
+    @property
+    def running(self) -> bool:
+        """Whether it is serving or draining."""
+        return self._router.running
+
+    @property
+    def url(self) -> str:
+        """Where it listens, as a URL that works on this machine."""
+        return self._router.url
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where Prometheus reads; `None` without a metrics listener."""
+        return self._router.metrics_url
+
+    def __enter__(self) -> Router:
+        self._router.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._router.__exit__(kind, error, trace)
+
+    def __getattr__(self, name: str) -> Any:
+        # Options read as attributes. Dunder and private names are not options, and `_router` may not be there yet.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._router, name)
+
+    def __repr__(self) -> str:
+        return repr(self._router)

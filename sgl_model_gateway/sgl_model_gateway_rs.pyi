@@ -1,0 +1,205 @@
+"""Types of the extension module; `make lint` checks them against the real one."""
+
+from collections.abc import Mapping, Sequence
+from inspect import Signature
+from types import TracebackType
+from typing import Any, ClassVar, final
+
+from typing_extensions import Self
+
+__all__ = [
+    "ApiKeyEntry",
+    "BackendType",
+    "ControlPlaneAuthConfig",
+    "HistoryBackendType",
+    "JwtConfig",
+    "OptionRangeError",
+    "OracleConfig",
+    "PolicyType",
+    "PostgresConfig",
+    "PyApiKeyEntry",
+    "PyControlPlaneAuthConfig",
+    "PyJwtConfig",
+    "PyOracleConfig",
+    "PyPostgresConfig",
+    "PyRedisConfig",
+    "PyRole",
+    "RedisConfig",
+    "Role",
+    "Router",
+    "SimWorker",
+    "__version__",
+    "constructor_defaults",
+    "get_available_tool_call_parsers",
+    "get_verbose_version_string",
+    "get_version_string",
+    "option_defaults",
+    "option_names",
+    "sim_option_defaults",
+]
+
+__version__: str
+
+class OptionRangeError(ValueError, OverflowError): ...
+
+@final
+class PolicyType:
+    Random: ClassVar[PolicyType]
+    RoundRobin: ClassVar[PolicyType]
+    CacheAware: ClassVar[PolicyType]
+    PowerOfTwo: ClassVar[PolicyType]
+    Bucket: ClassVar[PolicyType]
+    Manual: ClassVar[PolicyType]
+    ConsistentHashing: ClassVar[PolicyType]
+    PrefixHash: ClassVar[PolicyType]
+    def __int__(self) -> int: ...
+    def __hash__(self) -> int: ...
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class BackendType:
+    Sglang: ClassVar[BackendType]
+    Openai: ClassVar[BackendType]
+    def __int__(self) -> int: ...
+    def __hash__(self) -> int: ...
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class HistoryBackendType:
+    # The member `None` cannot be spelt here; it is reached with getattr.
+    Memory: ClassVar[HistoryBackendType]
+    Oracle: ClassVar[HistoryBackendType]
+    Postgres: ClassVar[HistoryBackendType]
+    Redis: ClassVar[HistoryBackendType]
+    def __int__(self) -> int: ...
+    def __hash__(self) -> int: ...
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class PyRole:
+    Admin: ClassVar[PyRole]
+    User: ClassVar[PyRole]
+    def __int__(self) -> int: ...
+    def __hash__(self) -> int: ...
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class PyApiKeyEntry:
+    id: str
+    name: str
+    key: str
+    role: PyRole
+    def __new__(cls, id: str, name: str, key: str, role: PyRole = ...) -> Self: ...
+
+@final
+class PyJwtConfig:
+    issuer: str
+    audience: str
+    jwks_uri: str | None
+    role_mapping: dict[str, str]
+    role_claim: str
+    def __new__(
+        cls,
+        issuer: str,
+        audience: str,
+        jwks_uri: str | None = None,
+        role_mapping: Mapping[str, str] = ...,
+        role_claim: str = ...,
+    ) -> Self: ...
+
+@final
+class PyControlPlaneAuthConfig:
+    jwt: PyJwtConfig | None
+    api_keys: list[PyApiKeyEntry]
+    audit_enabled: bool
+    def __new__(
+        cls, jwt: PyJwtConfig | None = None, api_keys: Sequence[PyApiKeyEntry] = ..., audit_enabled: bool = True
+    ) -> Self: ...
+
+@final
+class PyOracleConfig:
+    password: str | None
+    username: str | None
+    connect_descriptor: str | None
+    wallet_path: str | None
+    pool_min: int
+    pool_max: int
+    pool_timeout_secs: int
+    def __new__(
+        cls,
+        password: str | None = None,
+        username: str | None = None,
+        connect_descriptor: str | None = None,
+        wallet_path: str | None = None,
+        pool_min: int = 1,
+        pool_max: int = 16,
+        pool_timeout_secs: int = 30,
+    ) -> Self: ...
+
+@final
+class PyPostgresConfig:
+    db_url: str | None
+    pool_max: int
+    def __new__(cls, db_url: str | None = None, pool_max: int = 16) -> Self: ...
+
+@final
+class PyRedisConfig:
+    url: str
+    pool_max: int
+    retention_days: int | None
+    def __new__(cls, url: str, pool_max: int = 16, retention_days: int | None = ...) -> Self: ...
+
+Role = PyRole
+ApiKeyEntry = PyApiKeyEntry
+JwtConfig = PyJwtConfig
+ControlPlaneAuthConfig = PyControlPlaneAuthConfig
+OracleConfig = PyOracleConfig
+PostgresConfig = PyPostgresConfig
+RedisConfig = PyRedisConfig
+
+@final
+class Router:
+    # Every option by position or keyword; `inspect.signature(Router)` lists them.
+    __signature__: ClassVar[Signature]
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
+    def start(self) -> None: ...
+    def start_background(self) -> Router: ...
+    def stop(self, timeout: float | None = 0.0) -> bool: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+    @property
+    def running(self) -> bool: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def metrics_url(self) -> str | None: ...
+    def __enter__(self) -> Router: ...
+    def __exit__(
+        self, _class: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> bool: ...
+    def __getattr__(self, name: str, /) -> Any: ...
+    def __dir__(self) -> list[str]: ...
+
+@final
+class SimWorker:
+    # The options of `sim_option_defaults()` as keywords.
+    def __new__(cls, **kwargs: Any) -> Self: ...
+    def start(self) -> None: ...
+    def start_background(self) -> SimWorker: ...
+    def stop(self, timeout: float | None = 0.0) -> bool: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+    @property
+    def running(self) -> bool: ...
+    @property
+    def url(self) -> str: ...
+    def __enter__(self) -> SimWorker: ...
+    def __exit__(
+        self, _class: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> bool: ...
+
+def get_version_string() -> str: ...
+def get_verbose_version_string() -> str: ...
+def get_available_tool_call_parsers() -> list[str]: ...
+def option_names() -> list[str]: ...
+def option_defaults() -> dict[str, Any]: ...
+def constructor_defaults() -> dict[str, Any]: ...
+def sim_option_defaults() -> dict[str, Any]: ...

@@ -1,0 +1,74 @@
+"""`python -m sgl_model_gateway.sim_worker`: a simulated SGLang worker, for demos and tests without a GPU.
+
+Flags are the options of the simulated worker itself; the options under `faults` have `--fault-` in front.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from .sgl_model_gateway_rs import SimWorker, sim_option_defaults
+
+# Unset by default, so the default does not tell that they are text; the other unset ones are numbers.
+_TEXT = {"api_key", "bad_content_length"}
+
+
+def _table() -> Iterator[tuple[str, str, str, Any]]:
+    """Group, name, flag and default of every option."""
+    for name, default in sim_option_defaults().items():
+        if not isinstance(default, dict):
+            yield "", name, name, default
+            continue
+        for inner, value in default.items():
+            yield name, inner, f"fault-{inner.removeprefix('fault_')}", value
+
+
+def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """A flag for every option."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    for group, name, flag, default in _table():
+        settings: dict[str, Any] = {"action": "store_true"}
+        if not isinstance(default, bool):
+            kind = (str if name in _TEXT else int) if default is None else type(default)
+            settings = {"type": kind, "metavar": kind.__name__.upper()}
+        parser.add_argument(
+            f"--{flag.replace('_', '-')}", dest=f"{group}.{name}", default=default, help=" ", **settings
+        )
+    return parser
+
+
+def options(args: argparse.Namespace) -> dict[str, Any]:
+    """Parsed flags as keywords of `SimWorker`."""
+    keywords: dict[str, Any] = {}
+    for key, value in vars(args).items():
+        group, _, name = key.partition(".")
+        (keywords.setdefault(group, {}) if group else keywords)[name] = value
+    return keywords
+
+
+def main(argv: list[str] | None = None, prog: str | None = None) -> None:
+    """Serves until SIGINT or SIGTERM."""
+    parser = create_parser(prog)
+    args = parser.parse_args(argv)
+    try:
+        worker = SimWorker(**options(args))
+    except ValueError as error:
+        parser.error(str(error))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: worker.stop())
+    try:
+        worker.start_background()
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")
+    print(f"simulated worker listening on {worker.url}", flush=True)
+    worker.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+//! The option surface as data: for the signature, for attributes, and for the test that compares
+//! flags, `RouterArgs`, `Router` keywords and `gateway::Options`.
+
+use gateway::Options;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyType};
+use pythonize::pythonize;
+use serde_json::{Map, Value, json};
+
+use crate::convert::SECRET;
+use crate::enums::{BackendType, HistoryBackendType, PolicyType};
+use crate::errors;
+
+/// Where the constructor's defaults differ from the command line's, as they always have:
+/// a `Router` built in a script listens on 3001, waits ten minutes for its workers, and takes
+/// them in turn.
+pub(crate) fn overrides() -> Map<String, Value> {
+    Map::from_iter([
+        ("policy".to_owned(), json!("round_robin")),
+        ("port".to_owned(), json!(3001)),
+        ("worker_startup_timeout_secs".to_owned(), json!(600)),
+    ])
+}
+
+/// The names of all options, in positional order.
+pub(crate) fn names() -> Vec<String> {
+    Options::NAMES.iter().map(ToString::to_string).collect()
+}
+
+/// One option as Python sees it: enums as members, secrets as `"MASKED"` or `None`.
+pub(crate) fn shown<'py>(
+    py: Python<'py>,
+    options: &Options,
+    name: &str,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let mut all = serde_json::to_value(options).map_err(errors::bug)?;
+    let Some(value) = all.get_mut(name).map(Value::take) else {
+        return Ok(None);
+    };
+    let object = match name {
+        _ if value.is_null() => py.None().into_bound(py),
+        "policy" | "prefill_policy" | "decode_policy" => {
+            member(&py.get_type::<PolicyType>(), &value)?
+        }
+        "backend" => member(&py.get_type::<BackendType>(), &value)?,
+        "history_backend" => member(&py.get_type::<HistoryBackendType>(), &value)?,
+        _ if SECRET.contains(&name) => "MASKED".into_pyobject(py)?.into_any(),
+        _ => pythonize(py, &value)?,
+    };
+    Ok(Some(object))
+}
+
+/// The member of an enum by its word: `round_robin` is `RoundRobin`.
+fn member<'py>(class: &Bound<'py, PyType>, word: &Value) -> PyResult<Bound<'py, PyAny>> {
+    let parts = word.as_str().unwrap_or_default().split('_');
+    let name = parts.map(|part| {
+        let (first, rest) = part.split_at(part.len().min(1));
+        first.to_uppercase() + rest
+    });
+    class.getattr(name.collect::<String>())
+}
+
+/// The names of all options, in the positional order of `Router(...)`.
+#[pyfunction]
+pub(crate) fn option_names() -> Vec<String> {
+    names()
+}
+
+/// Every option's default, as plain values.
+#[pyfunction]
+pub(crate) fn option_defaults(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    Ok(pythonize(py, &Options::default())?)
+}
+
+/// Those defaults of `Router(...)` that differ from `option_defaults()`.
+#[pyfunction]
+pub(crate) fn constructor_defaults(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    Ok(pythonize(py, &overrides())?.cast_into()?)
+}

@@ -1,0 +1,85 @@
+//! Errors, as Python knows them: a wrong type is `TypeError`, a configuration mistake
+//! `ValueError`, a number that does not fit `ValueError` and `OverflowError` in one, trouble with
+//! the environment `RuntimeError`.
+
+use gateway::StartError;
+use gateway::config::ConfigError;
+use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PySystemError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyType};
+
+/// The class of "a number that does not fit".
+pub(crate) fn range_error_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let class = CLASS.get_or_try_init(py, || {
+        let bases = (
+            py.get_type::<PyValueError>(),
+            py.get_type::<PyOverflowError>(),
+        );
+        let names = PyDict::new(py);
+        names.set_item("__module__", "sgl_model_gateway.sgl_model_gateway_rs")?;
+        names.set_item("__doc__", "An integer option is out of its range.")?;
+        let class = py
+            .get_type::<PyType>()
+            .call1(("OptionRangeError", bases, names))?;
+        PyResult::Ok(class.cast_into::<PyType>()?.unbind())
+    })?;
+    Ok(class.bind(py).clone())
+}
+
+/// A number that does not fit.
+pub(crate) fn range(py: Python<'_>, message: String) -> PyErr {
+    match range_error_type(py) {
+        Ok(class) => PyErr::from_type(class, message),
+        Err(error) => error,
+    }
+}
+
+/// A broken rule.
+pub(crate) fn rule(error: &ConfigError) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+/// A gateway that could not start.
+pub(crate) fn start(error: &StartError) -> PyErr {
+    match error {
+        StartError::Config(error) => rule(error),
+        StartError::Environment { .. } => PyRuntimeError::new_err(error.to_string()),
+    }
+}
+
+/// Words of serde that mean nothing in Python.
+const PYTHON_WORDS: [(&str, &str); 9] = [
+    ("invalid type: null", "invalid type: None"),
+    ("expected u16", "expected an integer from 0 to 65535"),
+    ("expected u32", "expected an integer from 0 to 2^32-1"),
+    ("expected u64", "expected an integer from 0 to 2^64-1"),
+    ("expected usize", "expected an integer from 0 to 2^64-1"),
+    ("expected i32", "expected an integer from -2^31 to 2^31-1"),
+    ("expected f64", "expected a number"),
+    ("expected a sequence", "expected a list"),
+    ("expected a map", "expected a dict"),
+];
+
+/// What serde says about one keyword. It has no kinds of its own, so its wording decides.
+pub(crate) fn keyword(py: Python<'_>, place: &str, error: &serde_json::Error) -> PyErr {
+    let text = error.to_string();
+    let words = PYTHON_WORDS.iter();
+    let plain = words.fold(text.clone(), |text, (rust, python)| {
+        text.replace(rust, python)
+    });
+    let message = format!("{place}: {plain}");
+    if text.starts_with("invalid type") {
+        PyTypeError::new_err(message)
+    } else if text.starts_with("invalid value: integer") {
+        range(py, message)
+    } else {
+        PyValueError::new_err(message)
+    }
+}
+
+/// A failure of our own making.
+pub(crate) fn bug(error: impl std::fmt::Display) -> PyErr {
+    PySystemError::new_err(error.to_string())
+}

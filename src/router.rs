@@ -1,0 +1,163 @@
+//! `Router`: the class scripts use.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use gateway::{Gateway, Options};
+use pyo3::exceptions::{PyAttributeError, PyTypeError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTuple, PyType};
+
+use crate::running::{Running, Server, url};
+use crate::{contract, convert, errors};
+
+impl Server for Gateway {
+    fn addr(&self) -> SocketAddr {
+        Self::addr(self)
+    }
+
+    fn drain(&self) {
+        Self::drain(self);
+    }
+
+    fn cut(&self) {
+        Self::cut(self);
+    }
+
+    fn wait(&self, timeout: Duration) -> bool {
+        Self::wait(self, timeout)
+    }
+}
+
+/// A gateway in this process. Takes every option as a keyword, `worker_urls` first.
+///
+/// `start()` serves until a signal or `stop()` ends it; `start_background()` and `with` serve
+/// while the script goes on. Every option reads as an attribute; one that holds a secret reads
+/// as "MASKED".
+#[pyclass(frozen, module = "sgl_model_gateway.sgl_model_gateway_rs")]
+pub(crate) struct Router {
+    options: Options,
+    running: Running<Gateway>,
+}
+
+#[pymethods]
+impl Router {
+    #[new]
+    #[pyo3(signature = (*args, **kwargs))]
+    fn new(args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        let given = convert::arguments("Router", &contract::names(), args, kwargs)?;
+        if !given.contains("worker_urls")? {
+            let message = "Router() missing 1 required argument: 'worker_urls'";
+            return Err(PyTypeError::new_err(message));
+        }
+        let options: Options = convert::options("Router", contract::overrides(), &given)?;
+        options.check().map_err(|error| errors::rule(&error))?;
+        Ok(Self {
+            options,
+            running: Running::default(),
+        })
+    }
+
+    /// Built from the one list of options, so that `help()` and notebooks show them all.
+    #[classattr]
+    fn __signature__(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+        let inspect = py.import("inspect")?;
+        let parameter = inspect.getattr("Parameter")?;
+        let kind = parameter.getattr("POSITIONAL_OR_KEYWORD")?;
+        let defaults: Options =
+            convert::options("Router", contract::overrides(), &PyDict::new(py))?;
+        let parameters = PyList::empty(py);
+        for name in Options::NAMES {
+            let more = PyDict::new(py);
+            if *name != "worker_urls" {
+                more.set_item("default", contract::shown(py, &defaults, name)?)?;
+            }
+            parameters.append(parameter.call((*name, &kind), Some(&more))?)?;
+        }
+        inspect.getattr("Signature")?.call1((parameters,))
+    }
+
+    /// Serves until SIGINT, SIGTERM, SIGQUIT (in the main thread) or `stop()`. The first lets
+    /// requests in flight finish, the second ends them.
+    fn start(&self, py: Python<'_>) -> PyResult<()> {
+        self.running
+            .block(py, || Gateway::start(&self.options), errors::start)
+    }
+
+    /// Starts serving and returns the router.
+    fn start_background<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
+        let this = slf.get();
+        this.running
+            .launch(slf.py(), || Gateway::start(&this.options), errors::start)?;
+        Ok(slf.clone())
+    }
+
+    /// Stops taking requests and lets those in flight finish; a second call ends them. Waits up
+    /// to `timeout` seconds (`None`: as long as it takes); true once everything has stopped.
+    #[pyo3(signature = (timeout = 0.0))]
+    fn stop(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        self.running.stop(py, timeout)
+    }
+
+    /// Waits for the end without asking for it; true once everything has stopped.
+    #[pyo3(signature = (timeout = None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        self.running.wait(py, timeout)
+    }
+
+    /// Whether it is serving or draining.
+    #[getter]
+    fn running(&self, py: Python<'_>) -> bool {
+        self.running.current(py).is_some()
+    }
+
+    /// Where it listens, as a URL that works on this machine.
+    #[getter]
+    fn url(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(url(self.running.require(py)?.server.addr()))
+    }
+
+    /// Where Prometheus reads; `None` without a metrics listener.
+    #[getter]
+    fn metrics_url(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        let addr = self.running.require(py)?.server.metrics_addr();
+        Ok(addr.map(|addr| url(addr) + "/metrics"))
+    }
+
+    fn __enter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
+        if slf.get().running(slf.py()) {
+            return Ok(slf.clone());
+        }
+        Self::start_background(slf)
+    }
+
+    #[pyo3(signature = (_class, _error, _traceback))]
+    fn __exit__(
+        &self,
+        _class: Option<&Bound<'_, PyType>>,
+        _error: Option<&Bound<'_, PyAny>>,
+        _traceback: Option<&Bound<'_, PyAny>>,
+        py: Python<'_>,
+    ) -> PyResult<bool> {
+        self.running.leave(py).map(|()| false)
+    }
+
+    fn __getattr__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        contract::shown(py, &self.options, name)?.ok_or_else(|| {
+            PyAttributeError::new_err(format!("'Router' object has no attribute '{name}'"))
+        })
+    }
+
+    fn __dir__(slf: &Bound<'_, Self>) -> PyResult<Vec<String>> {
+        let mut names: Vec<String> = slf.get_type().dir()?.extract()?;
+        names.extend(contract::names());
+        Ok(names)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        match self.url(py) {
+            Ok(url) => format!("<Router at {url}>"),
+            Err(_) => "<Router, not running>".to_owned(),
+        }
+    }
+}

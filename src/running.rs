@@ -1,0 +1,209 @@
+//! A server inside a Python process: at most one at a time per object, started and stopped from
+//! any thread, never holding the GIL while it waits.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::signals::Handlers;
+
+/// Longest time between two looks at Python's signals.
+const SLICE: Duration = Duration::from_millis(50);
+/// How long a cut server may take to be gone before an exception goes on its way.
+const AFTER_CUT: Duration = Duration::from_secs(5);
+
+/// Something that serves on threads of its own until told to stop.
+pub(crate) trait Server: Send + Sync {
+    /// Where it listens.
+    fn addr(&self) -> SocketAddr;
+    /// Stop, letting what is in flight finish.
+    fn drain(&self);
+    /// Stop now.
+    fn cut(&self);
+    /// Whether it has stopped, waiting up to `timeout` for it.
+    fn wait(&self, timeout: Duration) -> bool;
+}
+
+/// One server from its start to its stop.
+pub(crate) struct Run<S> {
+    pub(crate) server: S,
+    stopping: AtomicBool,
+}
+
+impl<S: Server> Run<S> {
+    /// Asks it to stop: politely the first time, for good the second.
+    fn stop(&self) {
+        if self.stopping.swap(true, Ordering::AcqRel) {
+            self.server.cut();
+        } else {
+            self.server.drain();
+        }
+    }
+
+    fn drain(&self) {
+        if !self.stopping.swap(true, Ordering::AcqRel) {
+            self.server.drain();
+        }
+    }
+
+    fn over(&self) -> bool {
+        self.server.wait(Duration::ZERO)
+    }
+
+    /// Waits until it is over (`true`) or `limit` has passed, with an eye on Python's signals.
+    fn wait(&self, py: Python<'_>, limit: Option<Duration>) -> PyResult<bool> {
+        let mut left = limit;
+        loop {
+            let slice = left.map_or(SLICE, |left| left.min(SLICE));
+            if py.detach(|| self.server.wait(slice)) {
+                return Ok(true);
+            }
+            py.check_signals()?;
+            left = left.map(|left| left.saturating_sub(slice));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Waits until it is over, passing on every signal that comes in.
+    fn serve(&self, py: Python<'_>, signals: &Handlers<'_>) -> PyResult<()> {
+        let mut seen = 0;
+        loop {
+            while seen < signals.count() {
+                self.stop();
+                seen += 1;
+            }
+            match self.wait(py, Some(SLICE)) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => return Err(self.abandon(py, error)),
+            }
+        }
+    }
+
+    /// An exception is on its way through: nothing may be left running behind it.
+    fn abandon(&self, py: Python<'_>, error: PyErr) -> PyErr {
+        self.server.cut();
+        py.detach(|| self.server.wait(AFTER_CUT));
+        error
+    }
+}
+
+/// The place for one running server.
+pub(crate) struct Running<S>(Mutex<Option<Arc<Run<S>>>>);
+
+impl<S> Default for Running<S> {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+impl<S: Server> Running<S> {
+    /// Starts a server; an error when one is running already.
+    pub(crate) fn launch<E: Send>(
+        &self,
+        py: Python<'_>,
+        start: impl FnOnce() -> Result<S, E> + Send,
+        to_python: impl FnOnce(&E) -> PyErr,
+    ) -> PyResult<Arc<Run<S>>> {
+        let started = py.detach(|| {
+            let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if slot.as_ref().is_some_and(|run| !run.over()) {
+                return None;
+            }
+            let run = start().map(|server| {
+                let stopping = AtomicBool::new(false);
+                Arc::new(Run { server, stopping })
+            });
+            *slot = run.as_ref().ok().cloned();
+            Some(run)
+        });
+        match started {
+            Some(run) => run.map_err(|error| to_python(&error)),
+            None => Err(PyRuntimeError::new_err("already running; stop it first")),
+        }
+    }
+
+    /// Starts a server and waits for its end. In the main thread SIGINT, SIGTERM and SIGQUIT end it.
+    pub(crate) fn block<E: Send>(
+        &self,
+        py: Python<'_>,
+        start: impl FnOnce() -> Result<S, E> + Send,
+        to_python: impl FnOnce(&E) -> PyErr,
+    ) -> PyResult<()> {
+        let signals = Handlers::install(py)?;
+        let outcome = self
+            .launch(py, start, to_python)
+            .and_then(|run| run.serve(py, &signals));
+        let restored = signals.restore();
+        outcome.and(restored)
+    }
+
+    /// The server, when one is running.
+    pub(crate) fn current(&self, py: Python<'_>) -> Option<Arc<Run<S>>> {
+        py.detach(|| {
+            let slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            slot.clone().filter(|run| !run.over())
+        })
+    }
+
+    /// The server, or an error that says there is none.
+    pub(crate) fn require(&self, py: Python<'_>) -> PyResult<Arc<Run<S>>> {
+        self.current(py)
+            .ok_or_else(|| PyRuntimeError::new_err("not running; start it first"))
+    }
+
+    /// First call drains, second cuts; then waits up to `timeout` seconds. `true` once it is over.
+    pub(crate) fn stop(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let limit = limit(timeout)?;
+        match self.current(py) {
+            Some(run) => {
+                py.detach(|| run.stop());
+                run.wait(py, limit)
+            }
+            None => Ok(true),
+        }
+    }
+
+    /// Waits for the end without asking for it.
+    pub(crate) fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let limit = limit(timeout)?;
+        self.current(py).map_or(Ok(true), |run| run.wait(py, limit))
+    }
+
+    /// The end of a `with` block: drains and waits; an interrupt cuts the drain short.
+    pub(crate) fn leave(&self, py: Python<'_>) -> PyResult<()> {
+        let Some(run) = self.current(py) else {
+            return Ok(());
+        };
+        py.detach(|| run.drain());
+        match run.wait(py, None) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(run.abandon(py, error)),
+        }
+    }
+}
+
+fn limit(timeout: Option<f64>) -> PyResult<Option<Duration>> {
+    let to_duration = |seconds| {
+        Duration::try_from_secs_f64(seconds)
+            .map_err(|_| PyValueError::new_err("timeout must be a number of seconds, 0 or more"))
+    };
+    timeout.map(to_duration).transpose()
+}
+
+/// A URL that reaches `addr` from this machine: an address that means "all" becomes loopback.
+pub(crate) fn url(mut addr: SocketAddr) -> String {
+    if addr.ip().is_unspecified() {
+        addr.set_ip(match addr.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    format!("http://{addr}")
+}
