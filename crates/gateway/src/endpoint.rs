@@ -15,6 +15,29 @@ pub(crate) struct Inference {
     pub(crate) undeclared: Undeclared,
     /// What becomes of the worker's reply.
     pub(crate) reply: Reply,
+    /// The fields its prompt is made of, in the order a chat template puts them.
+    pub(crate) prompt: [PromptField; 3],
+}
+
+/// A field of a request's body that prompts are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PromptField {
+    Messages,
+    Text,
+    InputIds,
+    Prompt,
+    Input,
+    Query,
+    Instructions,
+    System,
+    Tools,
+    /// No field.
+    None,
+}
+
+impl PromptField {
+    /// How many there are, [`Self::None`] aside.
+    pub(crate) const COUNT: usize = Self::None as usize;
 }
 
 /// What a body without `content-type: application/json` gets, as upstream answers it.
@@ -37,23 +60,24 @@ pub(crate) enum Reply {
     Rerank,
 }
 
+use PromptField::{
+    Input, InputIds, Instructions, Messages, None, Prompt, Query, System, Text, Tools,
+};
 use Reply::{Rerank, Verbatim};
 use Undeclared::{BadRequest, OnlyIfAbsent, Unsupported};
 
 /// Every inference endpoint that is forwarded to one worker.
+#[rustfmt::skip]
 pub(crate) const INFERENCE: [Inference; 9] = [
-    row(0, "/generate", "generate", OnlyIfAbsent, Verbatim),
-    row(1, "/v1/chat/completions", "chat", BadRequest, Verbatim),
-    row(2, "/v1/completions", "completions", Unsupported, Verbatim),
-    row(3, "/v1/embeddings", "embeddings", Unsupported, Verbatim),
-    row(4, "/v1/classify", "classify", Unsupported, Verbatim),
-    row(5, "/v1/rerank", "rerank", Unsupported, Rerank),
-    Inference {
-        path: "/rerank",
-        ..row(6, "/v1/rerank", "rerank", BadRequest, Rerank)
-    },
-    row(7, "/v1/responses", "responses", BadRequest, Verbatim),
-    row(8, "/v1/messages", "messages", BadRequest, Verbatim),
+    row(0, "/generate", "generate", OnlyIfAbsent, [Text, InputIds, None]),
+    row(1, "/v1/chat/completions", "chat", BadRequest, [Tools, Messages, None]),
+    row(2, "/v1/completions", "completions", Unsupported, [Prompt, None, None]),
+    row(3, "/v1/embeddings", "embeddings", Unsupported, [Input, None, None]),
+    row(4, "/v1/classify", "classify", Unsupported, [Input, None, None]),
+    Inference { reply: Rerank, ..row(5, "/v1/rerank", "rerank", Unsupported, [Query, None, None]) },
+    Inference { path: "/rerank", reply: Rerank, ..row(6, "/v1/rerank", "rerank", BadRequest, [Query, None, None]) },
+    row(7, "/v1/responses", "responses", BadRequest, [Tools, Instructions, Input]),
+    row(8, "/v1/messages", "messages", BadRequest, [Tools, System, Messages]),
 ];
 
 const fn row(
@@ -61,7 +85,7 @@ const fn row(
     path: &'static str,
     label: &'static str,
     undeclared: Undeclared,
-    reply: Reply,
+    prompt: [PromptField; 3],
 ) -> Inference {
     Inference {
         index,
@@ -69,7 +93,8 @@ const fn row(
         worker_path: path,
         label,
         undeclared,
-        reply,
+        reply: Verbatim,
+        prompt,
     }
 }
 

@@ -1,27 +1,42 @@
 //! Load counted from the routing decision to the last byte.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// What one worker is doing for this gateway.
 ///
-/// Changed only by taking and dropping a [`Lease`]; nothing ever resets it.
+/// Changed only by taking, advancing and dropping a [`Lease`]; nothing ever resets it.
 #[derive(Debug, Default)]
 pub struct Load {
     requests: AtomicUsize,
+    waiting: AtomicUsize,
+    queued_tokens: AtomicU64,
 }
 
 impl Load {
     /// Requests in flight.
     pub fn requests(&self) -> usize {
-        self.requests.load(Ordering::Relaxed)
+        self.requests.load(Relaxed)
     }
 
-    /// Counts one more request until the lease is dropped.
-    pub fn lease(self: &Arc<Self>) -> Lease {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+    /// Requests past their first byte: each holds a decode slot.
+    pub fn decoding(&self) -> usize {
+        self.requests().saturating_sub(self.waiting.load(Relaxed))
+    }
+
+    /// Prompt tokens sent there, believed uncached, whose requests wait for a first byte.
+    pub fn queued_tokens(&self) -> u64 {
+        self.queued_tokens.load(Relaxed)
+    }
+
+    /// Counts one more request, with so many prompt tokens to prefill, until the lease is dropped.
+    pub fn lease(self: &Arc<Self>, uncached_tokens: u64) -> Lease {
+        self.requests.fetch_add(1, Relaxed);
+        self.waiting.fetch_add(1, Relaxed);
+        self.queued_tokens.fetch_add(uncached_tokens, Relaxed);
         Lease {
             load: Arc::clone(self),
+            queued: Some(uncached_tokens),
         }
     }
 }
@@ -31,27 +46,70 @@ impl Load {
 #[must_use = "a dropped lease no longer counts"]
 pub struct Lease {
     load: Arc<Load>,
+    /// Prompt tokens still to be prefilled; `None` after the first byte.
+    queued: Option<u64>,
+}
+
+impl Lease {
+    /// The worker has begun to answer: the prompt is prefilled, what follows is decoding.
+    pub fn first_byte(&mut self) {
+        if let Some(tokens) = self.queued.take() {
+            self.load.waiting.fetch_sub(1, Relaxed);
+            self.load.queued_tokens.fetch_sub(tokens, Relaxed);
+        }
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.load.requests.fetch_sub(1, Ordering::Relaxed);
+        self.first_byte();
+        self.load.requests.fetch_sub(1, Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn counts(load: &Load) -> (usize, usize, u64) {
+        (load.requests(), load.decoding(), load.queued_tokens())
+    }
 
     #[test]
     fn a_lease_counts_until_it_is_dropped() {
         let load = Arc::new(Load::default());
-        let first = load.lease();
-        let second = load.lease();
-        assert_eq!(load.requests(), 2);
-        drop(first);
-        assert_eq!(load.requests(), 1);
+        let mut first = load.lease(100);
+        let second = load.lease(7);
+        assert_eq!(counts(&load), (2, 0, 107));
+        first.first_byte();
+        first.first_byte();
+        assert_eq!(counts(&load), (2, 1, 7));
         drop(second);
-        assert_eq!(load.requests(), 0);
+        assert_eq!(counts(&load), (1, 1, 0));
+        drop(first);
+        assert_eq!(counts(&load), (0, 0, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_every_counter_ends_at_zero(
+            steps in prop::collection::vec((any::<u16>(), 0..3_u8, any::<prop::sample::Index>()), 0..100),
+        ) {
+            let load = Arc::new(Load::default());
+            let mut leases = Vec::new();
+            for (tokens, step, index) in steps {
+                match step {
+                    0 => leases.push(load.lease(tokens.into())),
+                    1 if !leases.is_empty() => index.get_mut(&mut leases).first_byte(),
+                    _ if !leases.is_empty() => drop(leases.swap_remove(index.index(leases.len()))),
+                    _ => {}
+                }
+                prop_assert_eq!(load.requests(), leases.len());
+            }
+            drop(leases);
+            prop_assert_eq!(counts(&load), (0, 0, 0));
+        }
     }
 }

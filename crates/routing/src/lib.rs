@@ -7,10 +7,13 @@ mod candidate;
 mod health;
 mod lease;
 pub mod policy;
+pub mod prefix;
+mod prompt;
 mod request;
 
 pub use candidate::{Candidate, Candidates};
 pub use health::{Health, Thresholds, Verdict};
 pub use lease::{Lease, Load};
-pub use policy::{Policy, PolicyKind};
+pub use policy::{Params, Pick, Policy, PolicyKind, Ranked};
+pub use prompt::Prompt;
 pub use request::{Draw, Request};

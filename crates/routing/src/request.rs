@@ -1,10 +1,20 @@
 //! What a policy may know about a request.
 
+use std::time::Duration;
+
+use crate::Prompt;
+
 /// One request, as far as routing is concerned.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Request<'a> {
     /// The `model` field of the body, when there is one.
     pub model: Option<&'a str>,
+    /// The prompt; empty for endpoints without one.
+    pub prompt: Prompt<'a>,
+    /// `X-SMG-Routing-Key`, when the client sent one: requests with equal keys belong together.
+    pub routing_key: Option<&'a str>,
+    /// Time since some fixed moment, for what ages.
+    pub now: Duration,
     /// The caller's share of chance: 64 random bits, so that decisions replay.
     pub chance: u64,
 }

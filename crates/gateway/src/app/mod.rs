@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use routing::{Policy, PolicyKind, Thresholds};
+use routing::Thresholds;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::runtime;
@@ -236,30 +236,15 @@ async fn sweep(fleet: Arc<Fleet>) {
     }
 }
 
-/// The policy and its name. The default one is not built yet; the nearest that is steps in.
-fn policy(options: &Options) -> Result<(Box<dyn Policy>, &'static str), ConfigError> {
-    let asked = options.policy;
-    let stand_in = || {
-        Some((
-            PolicyKind::RoundRobin.build()?,
-            PolicyKind::RoundRobin.as_str(),
-        ))
-    };
-    if let Some(policy) = asked.build() {
-        return Ok((policy, asked.as_str()));
-    }
-    let (policy, used) = stand_in().ok_or_else(|| ConfigError::policy(asked))?;
-    warn!(asked = asked.as_str(), used, "policy is not built yet");
-    Ok((policy, used))
-}
-
 /// The fleet, and the name of the policy that picks from it.
 fn assemble_fleet(
     options: &Options,
     metrics: &Metrics,
     lanes: usize,
 ) -> Result<(Arc<Fleet>, &'static str), ConfigError> {
-    let (policy, name) = policy(options)?;
+    let name = options.policy.as_str();
+    let policy = options.policy.build(&options.policy_params());
+    let policy = policy.ok_or_else(|| ConfigError::policy(options.policy))?;
     // One more lane than there are threads: the control thread's probes.
     let limits = Arc::new(PoolLimits::new(options, lanes + 1));
     let thresholds = Thresholds {

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use routing::PolicyKind;
+use routing::{Params, PolicyKind};
 use thiserror::Error;
 
 use super::{Options, WorkerUrl, unbuilt};
@@ -40,7 +40,9 @@ impl ConfigError {
     }
 
     pub(crate) fn policy(kind: PolicyKind) -> Self {
-        let built = PolicyKind::ALL.iter().filter(|kind| kind.build().is_some());
+        let built = PolicyKind::ALL
+            .iter()
+            .filter(|kind| kind.build(&Params::default()).is_some());
         let names: Vec<_> = built.map(|kind| kind.as_str()).collect();
         let why = format!(
             "this policy is not supported yet; use one of {}",
@@ -110,11 +112,10 @@ impl Options {
     }
 
     fn check_policy(&self) -> Result<(), ConfigError> {
-        // The default policy is not built yet, so it stands for the nearest that is.
-        if self.policy == PolicyKind::CacheAware || self.policy.build().is_some() {
-            return Ok(());
+        match self.policy.build(&Params::default()) {
+            Some(_) => Ok(()),
+            None => Err(ConfigError::policy(self.policy)),
         }
-        Err(ConfigError::policy(self.policy))
     }
 
     fn check_positive(&self) -> Result<(), ConfigError> {

@@ -6,6 +6,7 @@
 mod check;
 mod objects;
 mod options;
+mod params;
 mod secret;
 mod unbuilt;
 mod worker_url;
@@ -14,6 +15,6 @@ pub use check::ConfigError;
 pub use objects::{
     ApiKeyEntry, ControlPlaneAuth, JwtConfig, OracleConfig, PostgresConfig, RedisConfig, Role,
 };
-pub use options::{AssignmentMode, Backend, HistoryBackend, LogLevel, Options};
+pub use options::{Backend, HistoryBackend, LogLevel, Options};
 pub use secret::Secret;
 pub use worker_url::WorkerUrl;

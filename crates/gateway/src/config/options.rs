@@ -3,21 +3,10 @@
 use std::collections::BTreeMap;
 
 use routing::PolicyKind;
+use routing::policy::AssignmentMode;
 use serde::{Deserialize, Serialize};
 
 use super::{ControlPlaneAuth, OracleConfig, PostgresConfig, RedisConfig, Secret};
-
-/// How the manual policy places a key it has not seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AssignmentMode {
-    /// By chance.
-    Random,
-    /// Fewest requests in flight.
-    MinLoad,
-    /// Fewest keys.
-    MinGroup,
-}
 
 /// What kind of server stands behind the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

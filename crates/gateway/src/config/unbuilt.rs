@@ -6,11 +6,7 @@ use super::{ConfigError, Options};
 
 /// Option and the feature it waits for. A line leaves this list when its feature lands.
 const UNBUILT: &[(&str, &str)] = &[
-    ("cache_threshold", "cache-aware routing"),
-    ("balance_abs_threshold", "cache-aware routing"),
-    ("balance_rel_threshold", "cache-aware routing"),
     ("eviction_interval_secs", "cache-aware routing"),
-    ("max_tree_size", "cache-aware routing"),
     ("cache_aware_prefill_backlog_rate", "cache-aware routing"),
     (
         "cache_aware_prefill_backlog_hop_factor",

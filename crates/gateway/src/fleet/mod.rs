@@ -52,12 +52,36 @@ impl Fleet {
     }
 
     /// Chooses a worker and counts the request there; `None` when no worker is ready.
-    pub(crate) fn place(&self, request: &Request<'_>) -> Option<Placed> {
+    ///
+    /// `target`, the client's `X-SMG-Target-Worker`, names a worker by index in
+    /// configuration order, URL or id; a worker that is not there or not ready is `None`.
+    pub(crate) fn place(&self, request: &Request<'_>, target: Option<&str>) -> Option<Placed> {
         let ready = self.ready.load();
-        let candidate = self.policy.pick(Candidates::new(&ready)?, request);
-        let worker = Arc::clone(self.workers.get(candidate.slot)?);
-        let lease = worker.load.lease();
+        let aimed = target.map(|target| self.aim(&ready, target));
+        let pick = match &aimed {
+            Some(aimed) => self
+                .policy
+                .pick(Candidates::new(aimed.as_slice())?, request),
+            None => self.policy.pick(Candidates::new(&ready)?, request),
+        };
+        let worker = Arc::clone(self.workers.get(pick.candidate.slot)?);
+        let uncached = request.prompt.tokens().saturating_sub(pick.matched_tokens);
+        let lease = worker.load.lease(uncached);
         Some(Placed { worker, lease })
+    }
+
+    /// The ready worker that a client names, alone or not at all.
+    fn aim(&self, ready: &[Candidate], target: &str) -> Vec<Candidate> {
+        let index = target.parse().ok();
+        let named = |candidate: &&Candidate| {
+            index == Some(candidate.slot)
+                || *candidate.url == *target.trim_end_matches('/')
+                || self
+                    .workers
+                    .get(candidate.slot)
+                    .is_some_and(|worker| worker.is_called(target))
+        };
+        ready.iter().find(named).cloned().into_iter().collect()
     }
 
     /// The first ready worker in configuration order.
@@ -72,17 +96,22 @@ impl Fleet {
 
     /// Takes over the workers' present verdicts.
     pub(crate) fn refresh(&self) {
-        let candidate = |(slot, worker): (usize, &Arc<Worker>)| {
-            let load = Arc::clone(&worker.load);
-            worker.is_ready().then_some(Candidate { slot, load })
+        self.ready
+            .store(Arc::new(self.candidates(Worker::is_ready)));
+    }
+
+    fn candidates(&self, wanted: impl Fn(&Worker) -> bool) -> Vec<Candidate> {
+        let candidate = |(slot, worker): (usize, &Arc<Worker>)| Candidate {
+            slot,
+            generation: 0,
+            url: worker.url.as_str().into(),
+            load: Arc::clone(&worker.load),
         };
-        let ready = self
-            .workers
-            .iter()
-            .enumerate()
-            .filter_map(candidate)
-            .collect();
-        self.ready.store(Arc::new(ready));
+        let workers = self.workers.iter().enumerate();
+        workers
+            .filter(|(_, worker)| wanted(worker))
+            .map(candidate)
+            .collect()
     }
 
     /// Closes connections that have been idle for too long.

@@ -53,6 +53,11 @@ impl Worker {
         }
     }
 
+    /// Whether this is its id.
+    pub(crate) fn is_called(&self, id: &str) -> bool {
+        Uuid::parse_str(id).is_ok_and(|id| id == self.id)
+    }
+
     /// Whether it may get requests.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Relaxed)

@@ -1,7 +1,5 @@
-//! The client's body: bounded, whole, and read only where routing needs it.
+//! The client's body: declared as JSON, bounded, whole.
 
-use std::borrow::Cow;
-use std::fmt;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -9,9 +7,6 @@ use http::StatusCode;
 use http::header::{self, HeaderMap};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use crate::endpoint::Undeclared;
@@ -125,133 +120,9 @@ async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
     Ok(None)
 }
 
-/// The fields of a request body that routing reads. Everything else is only checked to be JSON.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Peek<'a> {
-    pub(super) model: Option<Cow<'a, str>>,
-    pub(super) stream: bool,
-}
-
-impl<'a> Peek<'a> {
-    /// Reads a JSON object (RFC 8259).
-    pub(super) fn read(body: &'a [u8]) -> Result<Self, Error> {
-        serde_json::from_slice(body).map_err(|error| {
-            let what = if error.is_data() {
-                "Invalid JSON data"
-            } else {
-                "JSON syntax error"
-            };
-            Error::Json(format!("{what}: {error}; expected a JSON object"))
-        })
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "lowercase")]
-enum Field {
-    Model,
-    Stream,
-    #[serde(other)]
-    Other,
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Peek<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(PeekVisitor)
-    }
-}
-
-struct PeekVisitor;
-
-impl<'de> Visitor<'de> for PeekVisitor {
-    type Value = Peek<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    /// A field of an unexpected type is the worker's to judge: here it counts as absent.
-    /// Of a repeated field the last one counts, as in Python.
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Peek<'de>, A::Error> {
-        let mut peek = Peek::default();
-        while let Some(field) = map.next_key::<Field>()? {
-            match field {
-                Field::Model => peek.model = text(map.next_value::<&RawValue>()?),
-                Field::Stream => {
-                    peek.stream = matches!(map.next_value::<&RawValue>()?.get(), "true" | "1");
-                }
-                Field::Other => {
-                    map.next_value::<IgnoredAny>()?;
-                }
-            }
-        }
-        Ok(peek)
-    }
-}
-
-fn text(value: &RawValue) -> Option<Cow<'_, str>> {
-    #[derive(Deserialize)]
-    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-    serde_json::from_str::<Text<'_>>(value.get())
-        .ok()
-        .map(|text| text.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn peek(body: &str) -> Peek<'_> {
-        Peek::read(body.as_bytes()).unwrap()
-    }
-
-    #[test]
-    fn only_model_and_stream_are_read() {
-        let peek =
-            peek(r#"{"messages":[{"model":"no"}],"model":"a\u0062","stream":true,"x":1e999}"#);
-        assert_eq!(
-            peek,
-            Peek {
-                model: Some("ab".into()),
-                stream: true
-            }
-        );
-    }
-
-    #[test]
-    fn fields_of_another_type_count_as_absent() {
-        assert_eq!(peek(r#"{"model":7,"stream":"yes"}"#), Peek::default());
-        assert_eq!(peek(r#"{"model":null,"stream":null}"#), Peek::default());
-    }
-
-    #[test]
-    fn of_a_repeated_field_the_last_counts() {
-        assert_eq!(peek(r#"{"model":"a","model":"b"}"#).model.unwrap(), "b");
-    }
-
-    #[test]
-    fn deep_nesting_is_accepted() {
-        let deep = format!(r#"{{"a":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
-        assert_eq!(peek(&deep), Peek::default());
-    }
-
-    #[test]
-    fn what_is_no_json_object_is_refused() {
-        for body in [
-            "",
-            "{",
-            "[]",
-            "1",
-            "{\"a\":}",
-            "{} {}",
-            "{'a':1}",
-            "\u{feff}{}",
-        ] {
-            let error = Peek::read(body.as_bytes()).unwrap_err();
-            assert_eq!(error.status(), 400, "{body}");
-            assert!(error.to_string().contains("JSON object"), "{error}");
-        }
-    }
 
     #[test]
     fn json_is_recognised_with_parameters_and_suffixes() {

@@ -3,6 +3,7 @@
 mod ask;
 mod inbound;
 mod outbound;
+mod peek;
 mod relay;
 mod rerank;
 mod seek;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::HeaderValue;
+use http::header::{HeaderMap, HeaderValue};
 use http::{Request, Response, request};
 use hyper::body::Incoming;
 use routing::Request as RoutingRequest;
@@ -27,8 +28,8 @@ use crate::endpoint::{Inference, Reply};
 use crate::error::Error;
 use crate::fleet::{Fleet, Placed, UNKNOWN_MODEL, WorkerBody};
 use crate::telemetry::Metrics;
-use inbound::Peek;
 use outbound::HeaderRules;
+use peek::Peek;
 use relay::Record;
 
 /// Carries requests to workers.
@@ -40,6 +41,8 @@ pub(crate) struct Proxy {
     timeout: Duration,
     max_payload: u64,
     rules: HeaderRules,
+    /// What the age of routing state is counted from.
+    started: Instant,
 }
 
 /// What the server knows of a request besides its bytes.
@@ -57,6 +60,7 @@ impl Proxy {
             metrics,
             timeout: Duration::from_secs(options.request_timeout_secs),
             max_payload: options.max_payload_size,
+            started: Instant::now(),
             rules: HeaderRules {
                 credentials_are_ours: options.api_key.is_some(),
             },
@@ -95,14 +99,17 @@ impl Proxy {
         }
         let body = inbound::read(body, self.max_payload).await?;
         let peek = Peek::read(&body)?;
-        let chance = fastrand::u64(..);
         let routing = RoutingRequest {
             model: peek.model.as_deref(),
-            chance,
+            prompt: peek.prompt(row.prompt),
+            routing_key: header_text(&parts.headers, "x-smg-routing-key"),
+            now: self.started.elapsed(),
+            chance: fastrand::u64(..),
         };
+        let target = header_text(&parts.headers, "x-smg-target-worker");
         let placed = self
             .fleet
-            .place(&routing)
+            .place(&routing, target)
             .ok_or(Error::NoAvailableWorkers)?;
         let record = Self::record(row, &placed, peek.stream);
         let response = self.attempt(row, passage, (&parts, &body), &placed).await?;
@@ -159,4 +166,13 @@ impl Proxy {
         debug!(request_id = ?passage.request_id, error = %outcome, "attempt failed");
         Err(outcome)
     }
+}
+
+/// A header's value, when it is text and not empty.
+fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers
+        .get(name)?
+        .to_str()
+        .ok()
+        .filter(|text| !text.is_empty())
 }

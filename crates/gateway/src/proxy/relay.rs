@@ -52,7 +52,7 @@ pub(crate) struct Relay {
     record: Option<Record>,
     /// Told at the next poll, so that what came before is flushed to the client first.
     failed: Option<ReplyError>,
-    _lease: Lease,
+    lease: Lease,
 }
 
 /// The reply that relays `response`.
@@ -73,7 +73,7 @@ pub(super) fn reply(
             silence,
             record,
             failed: None,
-            _lease: lease,
+            lease,
         }))
     })
 }
@@ -119,6 +119,7 @@ impl Relay {
             Poll::Ready(Some(Err(error))) => error.into(),
             Poll::Ready(piece) => {
                 self.silence.end();
+                self.lease.first_byte();
                 if let Some(record) = &mut self.record {
                     record.first_byte();
                 }

@@ -62,7 +62,7 @@ impl Proxy {
         passage: Passage<'_>,
         parts: &request::Parts,
     ) -> Option<Found> {
-        let lease = worker.load.lease();
+        let lease = worker.load.lease(0);
         let path = outbound::path(parts, parts.uri.path());
         let head = self
             .rules

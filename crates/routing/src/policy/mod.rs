@@ -1,5 +1,7 @@
 //! Policies: the one trait, and the one list of all of them.
 
+mod cache_aware;
+mod params;
 mod random;
 mod round_robin;
 
@@ -7,12 +9,55 @@ use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
+pub use params::{AssignmentMode, Balance, Params};
+
 use crate::{Candidate, Candidates, Request};
 
 /// Chooses a worker.
 pub trait Policy: Send + Sync + Debug {
-    /// The worker this request goes to. Must not block.
-    fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> &'a Candidate;
+    /// The worker this request goes to; the policy may learn from its own choice. Must not block.
+    fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a>;
+
+    /// What [`pick`](Self::pick) would weigh, best first, changing nothing. Empty where a
+    /// policy has no costs to show.
+    fn rank<'a>(&self, _from: Candidates<'a>, _request: &Request<'_>) -> Vec<Ranked<'a>> {
+        Vec::new()
+    }
+
+    /// Everybody there is, ready or not, whenever that changes. What is not in the list, or
+    /// has a new generation, is forgotten.
+    fn members(&self, _all: &[Candidate]) {}
+}
+
+/// A policy's choice.
+#[derive(Clone, Copy, Debug)]
+pub struct Pick<'a> {
+    /// The worker.
+    pub candidate: &'a Candidate,
+    /// Prompt tokens believed to be cached there.
+    pub matched_tokens: u64,
+}
+
+impl<'a> From<&'a Candidate> for Pick<'a> {
+    fn from(candidate: &'a Candidate) -> Self {
+        Self {
+            candidate,
+            matched_tokens: 0,
+        }
+    }
+}
+
+/// A candidate and what speaks for and against it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ranked<'a> {
+    /// The worker.
+    pub candidate: &'a Candidate,
+    /// Prompt tokens believed to be cached there.
+    pub matched_tokens: u64,
+    /// Prompt tokens waiting there before this request.
+    pub queued_tokens: u64,
+    /// Predicted cost, in tokens of prefill; infinite for one that a guard excludes.
+    pub cost: f64,
 }
 
 /// The policies by name, as flags, fields and metrics spell them.
@@ -65,12 +110,12 @@ impl PolicyKind {
     }
 
     /// A fresh instance; `None` while the policy is not built.
-    pub fn build(self) -> Option<Box<dyn Policy>> {
+    pub fn build(self, params: &Params) -> Option<Box<dyn Policy>> {
         match self {
             Self::Random => Some(Box::new(random::Random)),
             Self::RoundRobin => Some(Box::new(round_robin::RoundRobin::default())),
-            Self::CacheAware
-            | Self::PowerOfTwo
+            Self::CacheAware => Some(Box::new(cache_aware::CacheAware::new(params))),
+            Self::PowerOfTwo
             | Self::Bucket
             | Self::Manual
             | Self::ConsistentHashing

@@ -1,13 +1,13 @@
 //! Uniform chance.
 
 use super::Policy;
-use crate::{Candidate, Candidates, Request};
+use crate::{Candidates, Pick, Request};
 
 #[derive(Debug)]
 pub(super) struct Random;
 
 impl Policy for Random {
-    fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> &'a Candidate {
-        from.wrapping(request.draw().index(from.count()))
+    fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
+        from.wrapping(request.draw().index(from.count())).into()
     }
 }

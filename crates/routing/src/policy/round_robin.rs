@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Policy;
-use crate::{Candidate, Candidates, Request};
+use crate::{Candidates, Pick, Request};
 
 #[derive(Debug, Default)]
 pub(super) struct RoundRobin {
@@ -11,7 +11,8 @@ pub(super) struct RoundRobin {
 }
 
 impl Policy for RoundRobin {
-    fn pick<'a>(&self, from: Candidates<'a>, _request: &Request<'_>) -> &'a Candidate {
+    fn pick<'a>(&self, from: Candidates<'a>, _request: &Request<'_>) -> Pick<'a> {
         from.wrapping(self.turn.fetch_add(1, Ordering::Relaxed))
+            .into()
     }
 }

@@ -1,3 +1,4 @@
 //! Laws that every policy keeps.
 
 mod policy_laws;
+mod prefix_model;

@@ -4,21 +4,22 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use routing::{Candidate, Candidates, Policy, PolicyKind, Request};
+use routing::{Candidate, Candidates, Params, Policy, PolicyKind, Request};
 
 fn fleet(size: usize) -> Vec<Candidate> {
-    (0..size)
-        .map(|slot| Candidate {
-            slot,
-            load: Arc::default(),
-        })
-        .collect()
+    let candidate = |slot| Candidate {
+        slot,
+        generation: 0,
+        url: format!("http://worker-{slot}:80").into(),
+        load: Arc::default(),
+    };
+    (0..size).map(candidate).collect()
 }
 
 fn built() -> Vec<(PolicyKind, Box<dyn Policy>)> {
     PolicyKind::ALL
         .iter()
-        .filter_map(|&kind| Some((kind, kind.build()?)))
+        .filter_map(|&kind| Some((kind, kind.build(&Params::default())?)))
         .collect()
 }
 
@@ -29,7 +30,7 @@ proptest! {
             let all = fleet(size);
             let from = Candidates::new(&all).unwrap();
             for &chance in &chances {
-                let slot = policy.pick(from, &Request { chance, ..Request::default() }).slot;
+                let slot = policy.pick(from, &Request { chance, ..Request::default() }).candidate.slot;
                 prop_assert!(slot < size, "{kind:?} chose {slot} of {size}");
             }
         }
@@ -42,7 +43,7 @@ proptest! {
         for ((kind, one), (_, other)) in built().into_iter().zip(built()) {
             for &chance in &chances {
                 let request = Request { chance, ..Request::default() };
-                prop_assert_eq!(one.pick(from, &request).slot, other.pick(from, &request).slot, "{:?}", kind);
+                prop_assert_eq!(one.pick(from, &request).candidate.slot, other.pick(from, &request).candidate.slot, "{:?}", kind);
             }
         }
     }
@@ -63,6 +64,7 @@ fn an_idle_fleet_is_used_as_a_whole() {
                             ..Request::default()
                         },
                     )
+                    .candidate
                     .slot
             })
             .collect();
@@ -77,6 +79,7 @@ fn a_policy_survives_a_shrinking_fleet() {
             let all = fleet(size);
             let slot = policy
                 .pick(Candidates::new(&all).unwrap(), &Request::default())
+                .candidate
                 .slot;
             assert!(slot < size, "{kind:?} chose a worker that left");
         }
@@ -87,10 +90,10 @@ fn a_policy_survives_a_shrinking_fleet() {
 fn round_robin_gives_each_worker_the_same_share() {
     let all = fleet(5);
     let from = Candidates::new(&all).unwrap();
-    let policy = PolicyKind::RoundRobin.build().unwrap();
+    let policy = PolicyKind::RoundRobin.build(&Params::default()).unwrap();
     let mut counts = [0; 5];
     for _ in 0..100 {
-        counts[policy.pick(from, &Request::default()).slot] += 1;
+        counts[policy.pick(from, &Request::default()).candidate.slot] += 1;
     }
     assert_eq!(counts, [20; 5]);
 }

@@ -1,0 +1,66 @@
+//! The options that policies read, as policies want them.
+
+use std::time::Duration;
+
+use routing::Params;
+use routing::policy::Balance;
+
+use super::Options;
+
+impl Options {
+    /// The tunables of all policies.
+    ///
+    /// The guards of `cache_aware` are on only when somebody set them: left at their defaults
+    /// they would cost latency and gain nothing, because its costs already weigh both.
+    pub(crate) fn policy_params(&self) -> Params {
+        let unset = Self::default();
+        #[expect(
+            clippy::float_cmp,
+            reason = "asks whether the value was touched, not how near it is"
+        )]
+        let threshold_set = self.cache_threshold != unset.cache_threshold;
+        #[expect(
+            clippy::float_cmp,
+            reason = "asks whether the value was touched, not how near it is"
+        )]
+        let balance_set = self.balance_rel_threshold != unset.balance_rel_threshold
+            || self.balance_abs_threshold != unset.balance_abs_threshold;
+        Params {
+            index_bytes: usize::try_from(self.max_tree_size).unwrap_or(usize::MAX),
+            cache_threshold: threshold_set.then_some(self.cache_threshold),
+            balance: balance_set.then_some(Balance {
+                relative: self.balance_rel_threshold,
+                absolute: self.balance_abs_threshold,
+            }),
+            bucket_adjust_interval: Duration::from_secs(self.bucket_adjust_interval_secs),
+            assignment: self.assignment_mode,
+            max_idle: Duration::from_secs(self.max_idle_secs),
+            ..Params::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guards_are_off_until_they_are_set() {
+        let params = Options::default().policy_params();
+        assert_eq!((params.cache_threshold, params.balance), (None, None));
+        let options = Options {
+            cache_threshold: 0.5,
+            balance_abs_threshold: 8,
+            ..Options::default()
+        };
+        let params = options.policy_params();
+        assert_eq!(params.cache_threshold, Some(0.5));
+        assert_eq!(
+            params.balance,
+            Some(Balance {
+                relative: 1.5,
+                absolute: 8
+            })
+        );
+    }
+}

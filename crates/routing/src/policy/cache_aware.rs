@@ -1,0 +1,168 @@
+//! Where the prompt costs least: prefixes that are cached, queues, and those queued behind.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::{Balance, Params, Pick, Policy, Ranked};
+use crate::prefix::{BLOCK, PrefixIndex, hash_blocks};
+use crate::{Candidate, Candidates, Request};
+
+/// Decisions over which utilisation is averaged, per worker.
+const MEMORY: f64 = 4.0;
+/// Work is charged at most so many times over.
+const MOST: f64 = 20.0;
+
+/// Chooses the worker of lowest predicted cost
+///
+/// ```text
+/// cost(w) = tokens queued at w + charge × tokens of this prompt not cached at w
+/// charge  = 1 / (1 − ρ),   ρ = share of workers that are prefilling, averaged over decisions
+/// ```
+///
+/// Tokens of prefill cost more than their own time, because whoever arrives while the worker
+/// is busy waits for them, too: in a queue of utilisation ρ, work is waited for 1 / (1 − ρ)
+/// times in all. So an idle fleet spreads and a busy one keeps prefixes together, with no
+/// knob to set. Arrivals see time averages, so ρ needs no clock.
+#[derive(Debug)]
+pub(super) struct CacheAware {
+    index: PrefixIndex,
+    /// ρ, as bits of an `f64`.
+    busy: AtomicU64,
+    threshold: f64,
+    balance: Option<Balance>,
+}
+
+thread_local! {
+    /// Block hashes and matches of the decision at hand: kept, so that deciding allocates nothing.
+    static SCRATCH: RefCell<(Vec<u64>, Vec<u32>)> = RefCell::default();
+}
+
+/// What one decision weighs.
+struct Weighing<'a, 'm> {
+    request: &'a Request<'a>,
+    matched: &'m [u32],
+    charge: f64,
+    /// Most requests a worker may have in flight.
+    most: f64,
+    threshold: f64,
+}
+
+impl CacheAware {
+    pub(super) fn new(params: &Params) -> Self {
+        Self {
+            index: PrefixIndex::new(params.index_bytes),
+            busy: AtomicU64::new(0),
+            threshold: params.cache_threshold.unwrap_or(0.0),
+            balance: params.balance,
+        }
+    }
+
+    /// Runs `decide` with what is known of the request's prompt.
+    fn weigh<T>(
+        &self,
+        from: Candidates<'_>,
+        request: &Request<'_>,
+        decide: impl FnOnce(&Weighing<'_, '_>, &[u64]) -> T,
+    ) -> T {
+        SCRATCH.with_borrow_mut(|(blocks, matched)| {
+            hash_blocks(&request.prompt, blocks);
+            self.index.matches(blocks, matched);
+            let weighing = Weighing {
+                request,
+                matched,
+                charge: (1.0 / (1.0 - self.utilisation())).min(MOST),
+                most: self.most(from),
+                threshold: self.threshold,
+            };
+            decide(&weighing, blocks)
+        })
+    }
+
+    fn utilisation(&self) -> f64 {
+        f64::from_bits(self.busy.load(Relaxed)).min(1.0 - 1.0 / MOST)
+    }
+
+    /// Takes this arrival's view of the fleet into the average. A lost race loses one sample.
+    fn observe(&self, from: Candidates<'_>) {
+        let busy = from
+            .iter()
+            .filter(|candidate| candidate.load.queued_tokens() > 0)
+            .count();
+        let (share, count) = (busy as f64 / from.count() as f64, from.count() as f64);
+        let before = f64::from_bits(self.busy.load(Relaxed));
+        let after = before + (share - before) / (MEMORY * count);
+        self.busy.store(after.to_bits(), Relaxed);
+    }
+
+    fn most(&self, from: Candidates<'_>) -> f64 {
+        let Some(balance) = self.balance else {
+            return f64::INFINITY;
+        };
+        let least = from
+            .iter()
+            .map(|candidate| candidate.load.requests())
+            .min()
+            .unwrap_or(0);
+        least as f64 * balance.relative + balance.absolute as f64
+    }
+}
+
+impl Weighing<'_, '_> {
+    /// Prompt tokens believed cached at a worker.
+    fn matched(&self, candidate: &Candidate) -> u64 {
+        let blocks = self.matched.get(candidate.slot).copied().unwrap_or(0);
+        let bytes = u64::from(blocks) * BLOCK as u64;
+        let enough = bytes as f64 >= self.threshold * self.request.prompt.bytes() as f64;
+        if enough {
+            self.request.prompt.to_tokens(bytes)
+        } else {
+            0
+        }
+    }
+
+    fn cost(&self, candidate: &Candidate) -> f64 {
+        if candidate.load.requests() as f64 > self.most {
+            return f64::INFINITY;
+        }
+        let new = self
+            .request
+            .prompt
+            .tokens()
+            .saturating_sub(self.matched(candidate));
+        candidate.load.queued_tokens() as f64 + self.charge * new as f64
+    }
+}
+
+impl Policy for CacheAware {
+    fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
+        self.observe(from);
+        self.weigh(from, request, |weighing, blocks| {
+            let cheapest = from.cheapest(&mut request.draw(), |candidate| weighing.cost(candidate));
+            if !blocks.is_empty() {
+                self.index.insert(blocks, cheapest);
+            }
+            Pick {
+                candidate: cheapest,
+                matched_tokens: weighing.matched(cheapest),
+            }
+        })
+    }
+
+    fn rank<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Vec<Ranked<'a>> {
+        let mut ranked: Vec<_> = self.weigh(from, request, |weighing, _| {
+            let rank = |candidate: &'a Candidate| Ranked {
+                candidate,
+                matched_tokens: weighing.matched(candidate),
+                queued_tokens: candidate.load.queued_tokens(),
+                cost: weighing.cost(candidate),
+            };
+            from.iter().map(rank).collect()
+        });
+        ranked.sort_by(|one, other| one.cost.total_cmp(&other.cost));
+        ranked
+    }
+
+    fn members(&self, all: &[Candidate]) {
+        self.index.members(all);
+    }
+}

@@ -1,0 +1,62 @@
+//! The tunables of all policies together; each reads its own.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How the manual policy places a key it has not seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AssignmentMode {
+    /// By chance.
+    Random,
+    /// Fewest requests in flight.
+    MinLoad,
+    /// Fewest keys.
+    MinGroup,
+}
+
+/// Tunables. The guards of `cache_aware` are `None` unless somebody asked for them.
+#[derive(Clone, Debug)]
+pub struct Params {
+    /// Bytes that all prefix indexes of a policy may use.
+    pub index_bytes: usize,
+    /// Guard: a match of a smaller share of the prompt (0..1) is no affinity.
+    pub cache_threshold: Option<f64>,
+    /// Guard: a worker with more than `min × relative + absolute` requests is passed over.
+    pub balance: Option<Balance>,
+    /// `bucket`: pause between recalculations of its boundaries.
+    pub bucket_adjust_interval: Duration,
+    /// `manual`: how a new key is placed.
+    pub assignment: AssignmentMode,
+    /// `manual`: a key idle for longer is forgotten.
+    pub max_idle: Duration,
+    /// `prefix_hash`: tokens of the prompt that make the key.
+    pub prefix_tokens: u64,
+    /// Rings: a worker with more than this times the mean load is passed over (at least 1).
+    pub load_factor: f64,
+}
+
+/// A limit on how much more a worker may have in flight than the least loaded one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Balance {
+    /// Factor on the least loaded worker's requests (at least 1).
+    pub relative: f64,
+    /// Requests on top of that.
+    pub absolute: u64,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            index_bytes: 64 * 1024 * 1024,
+            cache_threshold: None,
+            balance: None,
+            bucket_adjust_interval: Duration::from_secs(5),
+            assignment: AssignmentMode::Random,
+            max_idle: Duration::from_hours(4),
+            prefix_tokens: 256,
+            load_factor: 1.25,
+        }
+    }
+}

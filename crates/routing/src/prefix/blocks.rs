@@ -1,0 +1,73 @@
+//! A prompt as a list of block hashes.
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::Prompt;
+
+/// Bytes per block: about 16 tokens, the page of an engine's own cache.
+pub const BLOCK: usize = 64;
+/// Blocks of a prompt that are looked at; what follows (1 MiB of text) adds nothing to a choice.
+pub const MAX_BLOCKS: usize = 16 * 1024;
+
+/// Writes the hashes of a prompt's whole blocks to `hashes`, replacing what was there.
+///
+/// Parts are hashed as if concatenated; a last piece shorter than a block is left out.
+pub fn hash_blocks(prompt: &Prompt<'_>, hashes: &mut Vec<u64>) {
+    hashes.clear();
+    let (mut carry, mut carried) = ([0; BLOCK], 0);
+    for mut part in prompt.parts() {
+        if carried > 0 {
+            let taken = part.len().min(BLOCK - carried);
+            carry[carried..carried + taken].copy_from_slice(&part[..taken]);
+            (carried, part) = (carried + taken, &part[taken..]);
+            if carried < BLOCK {
+                continue;
+            }
+            hashes.push(xxh3_64(&carry));
+        }
+        let (whole, rest) = part.as_chunks::<BLOCK>();
+        let room = MAX_BLOCKS.saturating_sub(hashes.len());
+        hashes.extend(whole.iter().take(room).map(|block| xxh3_64(block)));
+        carry[..rest.len()].copy_from_slice(rest);
+        carried = rest.len();
+    }
+    hashes.truncate(MAX_BLOCKS);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hashes(parts: [&[u8]; 3]) -> Vec<u64> {
+        let mut hashes = vec![7];
+        hash_blocks(&Prompt::text(parts), &mut hashes);
+        hashes
+    }
+
+    #[test]
+    fn only_whole_blocks_count() {
+        assert!(hashes([&[1; BLOCK - 1], b"", b""]).is_empty());
+        assert_eq!(hashes([&[1; 3 * BLOCK + 5], b"", b""]).len(), 3);
+    }
+
+    #[test]
+    fn very_long_prompts_are_cut() {
+        assert_eq!(
+            hashes([&vec![1; (MAX_BLOCKS + 9) * BLOCK], b"x", b""]).len(),
+            MAX_BLOCKS
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn how_a_prompt_is_cut_into_parts_does_not_matter(
+            text in prop::collection::vec(any::<u8>(), 0..500), a in 0..500_usize, b in 0..500_usize,
+        ) {
+            let (a, b) = (a.min(b).min(text.len()), a.max(b).min(text.len()));
+            let parts = [&text[..a], &text[a..b], &text[b..]];
+            prop_assert_eq!(hashes(parts), hashes([&text, b"", b""]));
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The prefix index against a naive model, and its promises about memory.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use routing::Candidate;
+use routing::prefix::PrefixIndex;
+
+fn worker(slot: usize, generation: u32) -> Candidate {
+    Candidate {
+        slot,
+        generation,
+        url: "http://w:1".into(),
+        load: Arc::default(),
+    }
+}
+
+fn matches(index: &PrefixIndex, blocks: &[u64], workers: usize) -> Vec<u32> {
+    let mut matched = Vec::new();
+    index.matches(blocks, &mut matched);
+    matched.resize(workers, 0);
+    matched
+}
+
+/// Prefixes per worker, kept as what they are.
+#[derive(Default)]
+struct Model {
+    held: HashMap<usize, HashSet<Vec<u64>>>,
+}
+
+impl Model {
+    fn insert(&mut self, blocks: &[u64], slot: usize) {
+        let held = self.held.entry(slot).or_default();
+        held.extend((1..=blocks.len()).map(|end| blocks[..end].to_vec()));
+    }
+
+    fn matches(&self, blocks: &[u64], workers: usize) -> Vec<u32> {
+        let longest = |slot| {
+            let held = self.held.get(&slot)?;
+            (1..=blocks.len())
+                .rev()
+                .find(|&end| held.contains(&blocks[..end]))
+        };
+        (0..workers)
+            .map(|slot| longest(slot).unwrap_or(0) as u32)
+            .collect()
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Insert(Vec<u64>, usize),
+    Ask(Vec<u64>),
+    Replace(usize),
+}
+
+fn step(workers: usize) -> impl Strategy<Value = Step> {
+    // Few different blocks, so that prefixes are shared, split and extended all the time.
+    let blocks = || prop::collection::vec(0..3_u64, 0..12);
+    prop_oneof![
+        6 => (blocks(), 0..workers).prop_map(|(blocks, slot)| Step::Insert(blocks, slot)),
+        4 => blocks().prop_map(Step::Ask),
+        1 => (0..workers).prop_map(Step::Replace),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn with_room_enough_it_knows_exactly_what_was_inserted(
+        // More workers than a small holder set keeps inline.
+        steps in prop::collection::vec(step(9), 1..120),
+    ) {
+        let (index, mut model, mut generations) = (PrefixIndex::new(1 << 22), Model::default(), [0; 9]);
+        for step in steps {
+            match step {
+                Step::Insert(blocks, slot) => {
+                    index.insert(&blocks, &worker(slot, generations[slot]));
+                    model.insert(&blocks, slot);
+                }
+                Step::Ask(blocks) => {
+                    prop_assert_eq!(matches(&index, &blocks, 9), model.matches(&blocks, 9));
+                }
+                Step::Replace(slot) => {
+                    generations[slot] += 1;
+                    let all: Vec<_> = (0..9).map(|slot| worker(slot, generations[slot])).collect();
+                    index.members(&all);
+                    model.held.remove(&slot);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_budget_is_never_exceeded(
+        budget in 2_000..40_000_usize,
+        inserts in prop::collection::vec((prop::collection::vec(0..5_u64, 1..60), 0..80_usize), 1..300),
+    ) {
+        let index = PrefixIndex::new(budget);
+        for (blocks, slot) in inserts {
+            index.insert(&blocks, &worker(slot, 0));
+            prop_assert!(index.bytes() <= budget, "{} > {budget}", index.bytes());
+            let matched = matches(&index, &blocks, 80)[slot] as usize;
+            prop_assert!(matched == blocks.len() || index.bytes() * 2 > budget, "the latest is kept");
+        }
+    }
+
+    #[test]
+    fn garbage_and_emptiness_match_nothing(blocks in prop::collection::vec(any::<u64>(), 0..20)) {
+        let index = PrefixIndex::new(1 << 20);
+        prop_assert!(matches(&index, &blocks, 3).iter().all(|&depth| depth == 0));
+        index.insert(&[], &worker(0, 0));
+        prop_assert_eq!(index.nodes(), 0);
+    }
+}
+
+#[test]
+fn the_least_recently_used_prefix_goes_first() {
+    let index = PrefixIndex::new(64 * 1024);
+    let prompt = |n: u64| [n, n + 1_000_000];
+    let mut inserted = 0;
+    let kept = |n: u64| matches(&index, &prompt(n), 1)[0] > 0;
+    // Prompt 0 is used again and again, the others once.
+    while inserted < 10_000 {
+        inserted += 1;
+        index.insert(&prompt(inserted), &worker(0, 0));
+        index.insert(&prompt(0), &worker(0, 0));
+    }
+    assert!(kept(0) && kept(inserted));
+    let oldest = (1..=inserted).find(|&n| kept(n)).unwrap();
+    assert!(oldest > 1, "something was evicted");
+    assert!((oldest..=inserted).all(kept), "and it was the oldest");
+}
+
+#[test]
+fn a_worker_that_left_is_forgotten_at_once_and_its_memory_soon() {
+    let index = PrefixIndex::new(1 << 22);
+    for n in 0..5000 {
+        index.insert(&[n, n + 1], &worker(1, 0));
+    }
+    index.insert(&[7, 8], &worker(0, 0));
+    let full = index.nodes();
+    index.members(&[worker(0, 0)]);
+    assert_eq!(matches(&index, &[7, 8], 2), [2, 0]);
+    assert_eq!(matches(&index, &[9, 10], 2), [0, 0]);
+    for n in 0..200 {
+        index.insert(&[n % 3, 42], &worker(0, 0));
+    }
+    assert!(index.nodes() < 10, "{} of {full} nodes left", index.nodes());
+    index.insert(&[9, 10], &worker(1, 1));
+    assert_eq!(matches(&index, &[9, 10], 2), [0, 2]);
+    assert_eq!(matches(&index, &[11, 12], 2), [0, 0]);
+}
