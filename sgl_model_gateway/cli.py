@@ -12,6 +12,7 @@ examples:
   %(prog)s launch --worker-urls http://gpu-1:30000 http://gpu-2:30000
   %(prog)s launch --help
   %(prog)s demo --workers 4
+  %(prog)s simulate --trace trace.jsonl --workers 8 --policy all
 """
 
 
@@ -38,6 +39,7 @@ def create_parser() -> argparse.ArgumentParser:
         ("server", "start SGLang servers together with a gateway (not built yet)"),
         ("sim-worker", "start a simulated worker"),
         ("demo", "start simulated workers and a gateway, and send them some load"),
+        ("simulate", "replay a trace under several policies in virtual time, and compare them"),
     ):
         commands.add_parser(name, help=text, add_help=False)
     return parser
@@ -94,9 +96,16 @@ def _demo(argv: list[str]) -> None:
     demo.main(argv)
 
 
+def _simulate(argv: list[str]) -> None:
+    from . import simulate
+
+    simulate.main(argv, prog=f"{_program()} simulate")
+
+
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "launch": _launch,
     "server": _server,
     "sim-worker": _sim_worker,
     "demo": _demo,
+    "simulate": _simulate,
 }

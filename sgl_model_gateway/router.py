@@ -54,6 +54,7 @@ _POLICIES = {
     "manual": PolicyType.Manual,
     "consistent_hashing": PolicyType.ConsistentHashing,
     "prefix_hash": PolicyType.PrefixHash,
+    "least_load": PolicyType.LeastLoad,
 }
 _BACKENDS = {"sglang": BackendType.Sglang, "openai": BackendType.Openai}
 _HISTORY_BACKENDS: dict[str, HistoryBackendType] = {

@@ -36,6 +36,7 @@ POLICIES = (
     "manual",
     "consistent_hashing",
     "prefix_hash",
+    "least_load",
 )
 LOG_LEVELS = ("debug", "info", "warn", "error")
 HISTORY = ("memory", "none", "oracle", "postgres", "redis")
@@ -88,11 +89,11 @@ class RouterArgs:
     decode_policy: str | None = option(None, POLICY, "how a decode worker is chosen; unset means --policy", choices=POLICIES)
     worker_startup_timeout_secs: int = option(1800, PD, "seconds a worker may take to come up; it is retried slowly afterwards")
     worker_startup_check_interval: int = option(30, PD, "longest pause between start-up probes of a worker, seconds")
-    cache_threshold: float = option(0.3, POLICY, "cache_aware: share of a prompt (0..1) that must match for the match to decide")
-    balance_abs_threshold: int = option(64, POLICY, "load gap, in requests, that counts as imbalance together with the relative one")
+    cache_threshold: float = option(0.3, POLICY, "cache_aware: when set, a match of a smaller share of the prompt (0..1) is no affinity")
+    balance_abs_threshold: int = option(64, POLICY, "load gap, in requests (bucket: in prompt bytes), that counts as imbalance together with the relative one")
     balance_rel_threshold: float = option(1.5, POLICY, "load ratio (at least 1) that counts as imbalance together with the absolute one")
     eviction_interval_secs: int = option(60, POLICY, "seconds between sweeps of idle routing state")
-    max_tree_size: int = option(67108864, POLICY, "cache_aware: size cap of the prefix index")
+    max_tree_size: int = option(67108864, POLICY, "cache_aware: prompt text the prefix index may know, bytes; left alone, only --prefix-index-bytes bounds it")
     max_idle_secs: int = option(14400, POLICY, "manual: seconds after which an idle routing key is forgotten")
     assignment_mode: str = option("random", POLICY, "manual: how a key not seen before is placed", choices=("random", "min_load", "min_group"))
     max_payload_size: int = option(536870912, POLICY, "largest accepted request body, bytes")
@@ -187,6 +188,8 @@ class RouterArgs:
     tcp_keepalive_secs: int = option(30, REQUEST, "TCP keep-alive of connections to workers, seconds")
     enable_wasm: bool = option(False, REQUEST, "run WASM middleware")
     jwt_role_claim: str = option("roles", AUTH, "claim that holds the role", keyword=False)
+    prefix_index_bytes: int = option(67108864, POLICY, "memory of the cache_aware prefix index, bytes")
+    explain_routing: bool = option(False, POLICY, "say on every reply why it was routed as it was (otherwise only for requests with x-smg-explain: 1)")
     # fmt: on
 
     @staticmethod

@@ -22,6 +22,7 @@ pub(crate) enum PolicyType {
     Manual,
     ConsistentHashing,
     PrefixHash,
+    LeastLoad,
 }
 
 /// What kind of server stands behind the gateway.

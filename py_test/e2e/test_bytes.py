@@ -59,7 +59,7 @@ def test_a_reply_is_the_same_with_and_without_the_gateway(sim_workers, gateway):
         through = session.post(f"{door.url}/v1/embeddings", json=body, timeout=20)
         assert through.content == direct.content
         added = set(through.headers) - set(direct.headers)
-        assert {name.lower() for name in added} <= {"x-request-id", "date"}
+        assert {name.lower() for name in added} <= {"x-request-id", "x-smg-routed-worker-id", "date"}
 
 
 def test_repeated_response_headers_survive(sim_workers, gateway):

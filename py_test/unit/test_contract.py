@@ -124,12 +124,14 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "tcp_keepalive_secs",
         "enable_wasm",
         "jwt_role_claim",
+        "prefix_index_bytes",
+        "explain_routing",
     ]
 
 
 def test_the_three_policy_flags_know_every_policy(flags: dict[str, argparse.Action]) -> None:
     for flag in ("--policy", "--prefill-policy", "--decode-policy"):
-        assert set(flags[flag].choices or ()) == set(POLICIES) and len(POLICIES) == 8
+        assert set(flags[flag].choices or ()) == set(POLICIES) and len(POLICIES) == 9
 
 
 def test_the_groups_come_in_the_published_order() -> None:

@@ -28,7 +28,7 @@ from sgl_model_gateway.sgl_model_gateway_rs import (
 
 WORKERS = ["http://127.0.0.1:1"]
 ENUMS = {
-    PolicyType: "Random RoundRobin CacheAware PowerOfTwo Bucket Manual ConsistentHashing PrefixHash",
+    PolicyType: "Random RoundRobin CacheAware PowerOfTwo Bucket Manual ConsistentHashing PrefixHash LeastLoad",
     BackendType: "Sglang Openai",
     HistoryBackendType: "Memory None Oracle Postgres Redis",
     PyRole: "Admin User",

@@ -42,7 +42,7 @@ def keywords_of(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_policies_by_name() -> None:
-    assert [int(policy_from_str(name)) for name in POLICIES] == [0, 1, 2, 3, 4, 5, 6, 7]  # type: ignore[arg-type]
+    assert [int(policy_from_str(name)) for name in POLICIES] == list(range(9))  # type: ignore[arg-type]
     assert policy_from_str(None) is None
     assert policy_from_str(PolicyType.Random) == PolicyType.Random
     for name in ("fancy", "RANDOM", ""):

@@ -37,6 +37,9 @@ pub(crate) enum Error {
     /// The client stopped amid the request body.
     #[error("request body ended early: {0}")]
     BodyIncomplete(String),
+    /// The client fell silent amid the request body.
+    #[error("request body did not arrive in time")]
+    BodyTimeout,
     /// The request body is not a JSON object.
     #[error("{0}")]
     Json(String),
@@ -70,6 +73,7 @@ impl Error {
                 StatusCode::BAD_GATEWAY
             }
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::BodyIncomplete(_) | Self::Json(_) => StatusCode::BAD_REQUEST,
             Self::ContentType { status, .. } => *status,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -94,6 +98,7 @@ impl Error {
             Self::RerankResponse { .. } => "rerank_response_build_failed",
             Self::TooLarge { .. } => "payload_too_large",
             Self::BodyIncomplete(_) => "request_body_incomplete",
+            Self::BodyTimeout => "request_body_timeout",
             Self::Json(_)
             | Self::ContentType {
                 status: StatusCode::BAD_REQUEST,

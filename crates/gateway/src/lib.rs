@@ -15,3 +15,4 @@ mod wire;
 
 pub use app::{Gateway, StartError};
 pub use config::Options;
+pub use telemetry::close_log;

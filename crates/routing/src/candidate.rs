@@ -39,24 +39,42 @@ impl<'a> Candidates<'a> {
             .unwrap_or(self.first)
     }
 
+    /// The candidate in a slot of the fleet, if it is one.
+    pub fn in_slot(self, slot: usize) -> Option<&'a Candidate> {
+        let in_place = self.all.get(slot).filter(|found| found.slot == slot);
+        in_place.or_else(|| {
+            let search = self
+                .all
+                .binary_search_by_key(&slot, |candidate| candidate.slot);
+            self.all.get(search.ok()?)
+        })
+    }
+
     /// How many there are; at least one.
     pub fn count(self) -> usize {
         self.all.len()
     }
 
-    /// All of them, in configuration order.
+    /// What each would have in flight, on average, with one more request among them.
+    pub(crate) fn share_of_next(self) -> f64 {
+        let requests = |candidate: &Candidate| candidate.load.requests();
+        let total: usize = self.iter().map(requests).sum();
+        (total + 1) as f64 / self.count() as f64
+    }
+
+    /// All of them, in configuration order: by ascending slot.
     pub fn iter(self) -> impl Iterator<Item = &'a Candidate> {
         self.all.iter()
     }
 
-    /// The candidate of lowest cost, ties by chance; costs are finite or infinite, never NaN.
-    pub fn cheapest(
+    /// The candidate of lowest cost, ties by chance; costs must be comparable, so never NaN.
+    pub fn cheapest<C: PartialOrd>(
         self,
         draw: &mut Draw,
-        mut cost: impl FnMut(&Candidate) -> f64,
+        mut cost: impl FnMut(&Candidate) -> C,
     ) -> &'a Candidate {
-        let (mut best, mut lowest, mut ties) = (self.first, f64::INFINITY, 0);
-        for candidate in self.iter() {
+        let (mut best, mut lowest, mut ties) = (self.first, cost(self.first), 1);
+        for candidate in self.iter().skip(1) {
             let cost = cost(candidate);
             if cost < lowest {
                 (best, lowest, ties) = (candidate, cost, 1);
@@ -98,6 +116,18 @@ pub(crate) mod tests {
         let from = Candidates::new(&all).unwrap();
         assert_eq!(from.wrapping(7).slot, 1);
         assert_eq!(from.count(), 3);
+    }
+
+    #[test]
+    fn a_slot_is_found_whoever_is_missing() {
+        let mut all = fleet(9);
+        all.retain(|candidate| ![0, 3, 4].contains(&candidate.slot));
+        let from = Candidates::new(&all).unwrap();
+        for slot in 0..12 {
+            let found = from.in_slot(slot).map(|candidate| candidate.slot);
+            let there = slot < 9 && ![0, 3, 4].contains(&slot);
+            assert_eq!(found, there.then_some(slot));
+        }
     }
 
     #[test]

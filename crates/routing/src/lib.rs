@@ -6,10 +6,13 @@
 mod candidate;
 mod health;
 mod lease;
+mod lengths;
 pub mod policy;
 pub mod prefix;
 mod prompt;
 mod request;
+mod ring;
+mod sticky;
 
 pub use candidate::{Candidate, Candidates};
 pub use health::{Health, Thresholds, Verdict};

@@ -46,7 +46,16 @@ impl<'a> Prompt<'a> {
 
     /// So many of its bytes in tokens, estimated.
     pub fn to_tokens(&self, bytes: u64) -> u64 {
-        bytes.div_ceil(if self.ids { IDS } else { TEXT })
+        bytes.div_ceil(self.bytes_per_token())
+    }
+
+    /// So many of its tokens in bytes, estimated.
+    pub fn to_bytes(&self, tokens: u64) -> u64 {
+        tokens.saturating_mul(self.bytes_per_token())
+    }
+
+    fn bytes_per_token(&self) -> u64 {
+        if self.ids { IDS } else { TEXT }
     }
 }
 

@@ -20,6 +20,11 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
+    /// The routing key, when it says something.
+    pub(crate) fn key(&self) -> Option<&str> {
+        self.routing_key.filter(|key| !key.is_empty())
+    }
+
     /// A stream of random numbers that follows from `chance`.
     pub fn draw(&self) -> Draw {
         Draw { state: self.chance }

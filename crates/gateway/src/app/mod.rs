@@ -10,10 +10,11 @@ use std::thread;
 use std::time::Duration;
 
 use routing::Thresholds;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::runtime;
-use tokio::time::{interval, timeout};
+use tokio::time::{Instant, interval, timeout};
 use tracing::{error, info, warn};
 
 use crate::config::{ConfigError, Options, WorkerUrl};
@@ -78,6 +79,7 @@ struct Control {
     probers: Vec<Prober>,
     shutdown: Shutdown,
     grace: Duration,
+    eviction_interval: Duration,
 }
 
 impl Gateway {
@@ -90,9 +92,9 @@ impl Gateway {
     /// machine refuses: a port in use, an unknown host, an unwritable log directory.
     pub fn start(options: &Options) -> Result<Self, StartError> {
         options.check()?;
-        logging::check(options)
+        logging::install(options)
             .map_err(|error| StartError::environment("write logs to log_dir", error))?;
-        logging::install(options);
+        raise_file_limit();
         let listener = listen::on("the gateway", &options.host, options.port)?;
         let metrics_listener = listen::metrics(options)?;
         let addr = listen::local_addr(&listener)?;
@@ -106,7 +108,12 @@ impl Gateway {
             Arc::new(metrics.map_err(|error| StartError::environment("make metrics", error))?);
         let lane_count = thread::available_parallelism().map_or(1, usize::from);
         let (fleet, policy) = assemble_fleet(options, &metrics, lane_count)?;
-        let proxy = Proxy::new(options, Arc::clone(&fleet), Arc::clone(&metrics));
+        let proxy = Proxy::new(
+            options,
+            Arc::clone(&fleet),
+            Arc::clone(&metrics),
+            lane_count,
+        );
         let shutdown = Shutdown::default();
         let gate = Gate::new(options, proxy, &metrics, shutdown.clone())
             .map_err(|error| StartError::environment("build the routes", error))?;
@@ -123,21 +130,10 @@ impl Gateway {
             probers,
             shutdown: shutdown.clone(),
             grace,
+            eviction_interval: Duration::from_secs(options.eviction_interval_secs),
         };
-        let runtime = runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| StartError::environment("start a runtime", error))?;
-        let stopped = Arc::new(Stopped::default());
-        let (ending, workers) = (Arc::clone(&stopped), options.worker_urls.len());
-        thread::Builder::new()
-            .name("smg-control".to_owned())
-            .spawn(move || {
-                if let Err(error) = runtime.block_on(control.run()) {
-                    error!(%error, "gateway stopped by the system");
-                }
-                drop(runtime);
-                ending.set();
-            })
-            .map_err(|error| StartError::environment("start threads", error))?;
+        let stopped = control.spawn()?;
+        let workers = options.worker_urls.len();
         info!(%addr, metrics = ?metrics_addr, policy, workers, lanes = lane_count, "gateway listening");
         Ok(Self {
             addr,
@@ -195,6 +191,27 @@ impl Stopped {
 }
 
 impl Control {
+    /// Runs on a thread of its own; what is returned tells when it has ended.
+    fn spawn(self) -> Result<Arc<Stopped>, StartError> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| StartError::environment("start a runtime", error))?;
+        let stopped = Arc::new(Stopped::default());
+        let ending = Arc::clone(&stopped);
+        let run = move || {
+            if let Err(error) = runtime.block_on(self.run()) {
+                error!(%error, "gateway stopped by the system");
+            }
+            // Not waiting for a name look-up that may be under way.
+            runtime.shutdown_background();
+            ending.set();
+        };
+        let thread = thread::Builder::new()
+            .name("smg-control".to_owned())
+            .spawn(run);
+        thread.map_err(|error| StartError::environment("start threads", error))?;
+        Ok(stopped)
+    }
+
     async fn run(mut self) -> io::Result<()> {
         let listener = TcpListener::from_std(self.listener)?;
         for prober in self.probers {
@@ -205,7 +222,7 @@ impl Control {
             let (metrics, fleet) = (Arc::clone(&self.metrics), Arc::clone(&self.fleet));
             tokio::spawn(serve_metrics(listener, metrics, fleet));
         }
-        tokio::spawn(sweep(Arc::clone(&self.fleet)));
+        tokio::spawn(sweep(Arc::clone(&self.fleet), self.eviction_interval));
         tokio::select! {
             () = self.shutdown.draining() => {}
             () = self.lanes.accept(listener) => self.shutdown.cut(),
@@ -228,11 +245,30 @@ impl Control {
     }
 }
 
-async fn sweep(fleet: Arc<Fleet>) {
+/// As many sockets as the system grants: a stream takes two.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum {
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            warn!(%error, limit = ?limit.current, "cannot raise the limit of open files");
+        }
+    }
+}
+
+async fn sweep(fleet: Arc<Fleet>, eviction_interval: Duration) {
     let mut ticks = interval(SWEEP);
+    let mut policy_swept = Instant::now();
     loop {
         ticks.tick().await;
         fleet.sweep_connections();
+        if policy_swept.elapsed() >= eviction_interval {
+            fleet.sweep_policy();
+            policy_swept = Instant::now();
+        }
     }
 }
 
@@ -244,7 +280,6 @@ fn assemble_fleet(
 ) -> Result<(Arc<Fleet>, &'static str), ConfigError> {
     let name = options.policy.as_str();
     let policy = options.policy.build(&options.policy_params());
-    let policy = policy.ok_or_else(|| ConfigError::policy(options.policy))?;
     // One more lane than there are threads: the control thread's probes.
     let limits = Arc::new(PoolLimits::new(options, lanes + 1));
     let thresholds = Thresholds {
@@ -270,7 +305,7 @@ fn assemble_fleet(
         )))
     };
     let workers: Result<Vec<_>, ConfigError> = options.worker_urls.iter().map(worker).collect();
-    Ok((Arc::new(Fleet::new(workers?, policy)), name))
+    Ok((Arc::new(Fleet::new(workers?, policy, name)), name))
 }
 
 fn probers(

@@ -2,10 +2,14 @@
 
 use std::fmt::Display;
 
-use routing::{Params, PolicyKind};
 use thiserror::Error;
 
 use super::{Options, WorkerUrl, unbuilt};
+
+/// Largest prefix index, bytes: it is reserved (not filled) at once.
+const MOST_INDEX: u64 = 16 << 30;
+/// Linux takes no longer TCP keep-alive, seconds.
+const MOST_KEEPALIVE: u64 = 32_767;
 
 /// A configuration mistake: which option, its value, and what is allowed.
 #[derive(Debug, Error)]
@@ -39,18 +43,6 @@ impl ConfigError {
         Self::invalid("worker_url", format_args!("{url:?}"), why)
     }
 
-    pub(crate) fn policy(kind: PolicyKind) -> Self {
-        let built = PolicyKind::ALL
-            .iter()
-            .filter(|kind| kind.build(&Params::default()).is_some());
-        let names: Vec<_> = built.map(|kind| kind.as_str()).collect();
-        let why = format!(
-            "this policy is not supported yet; use one of {}",
-            names.join(", ")
-        );
-        Self::invalid("policy", kind.as_str(), why)
-    }
-
     fn invalid(field: &'static str, value: impl Display, why: impl Into<String>) -> Self {
         Self::Invalid {
             field,
@@ -68,7 +60,6 @@ impl Options {
         self.check_positive()?;
         self.check_headers()?;
         self.check_buckets()?;
-        self.check_policy()?;
         unbuilt::refuse(self)
     }
 
@@ -111,13 +102,6 @@ impl Options {
         Ok(())
     }
 
-    fn check_policy(&self) -> Result<(), ConfigError> {
-        match self.policy.build(&Params::default()) {
-            Some(_) => Ok(()),
-            None => Err(ConfigError::policy(self.policy)),
-        }
-    }
-
     fn check_positive(&self) -> Result<(), ConfigError> {
         let at_least_one = [
             ("max_payload_size", self.max_payload_size),
@@ -147,12 +131,33 @@ impl Options {
             ("tcp_keepalive_secs", self.tcp_keepalive_secs),
             ("eviction_interval_secs", self.eviction_interval_secs),
             ("max_tree_size", self.max_tree_size),
+            ("prefix_index_bytes", self.prefix_index_bytes),
+            (
+                "bucket_adjust_interval_secs",
+                self.bucket_adjust_interval_secs,
+            ),
             ("cb_failure_threshold", self.cb_failure_threshold.into()),
             ("cb_success_threshold", self.cb_success_threshold.into()),
             ("cb_timeout_duration_secs", self.cb_timeout_duration_secs),
             ("cb_window_duration_secs", self.cb_window_duration_secs),
             ("retry_max_retries", self.retry_max_retries.into()),
         ];
+        if self.prefix_index_bytes > MOST_INDEX {
+            let why = format!("must be at most {MOST_INDEX}");
+            return Err(ConfigError::invalid(
+                "prefix_index_bytes",
+                self.prefix_index_bytes,
+                why,
+            ));
+        }
+        if self.tcp_keepalive_secs > MOST_KEEPALIVE {
+            let why = format!("must be at most {MOST_KEEPALIVE}");
+            return Err(ConfigError::invalid(
+                "tcp_keepalive_secs",
+                self.tcp_keepalive_secs,
+                why,
+            ));
+        }
         match at_least_one.into_iter().find(|&(_, value)| value == 0) {
             Some((field, value)) => Err(ConfigError::invalid(field, value, "must be at least 1")),
             None => Ok(()),
@@ -160,13 +165,11 @@ impl Options {
     }
 
     fn check_headers(&self) -> Result<(), ConfigError> {
-        if !self.health_check_endpoint.starts_with('/') {
-            let value = &self.health_check_endpoint;
-            return Err(ConfigError::invalid(
-                "health_check_endpoint",
-                value,
-                "must start with /",
-            ));
+        let path: Result<http::uri::PathAndQuery, _> = self.health_check_endpoint.parse();
+        if path.is_err() || !self.health_check_endpoint.starts_with('/') {
+            let value = format!("{:?}", self.health_check_endpoint);
+            let why = "must be a path that starts with /";
+            return Err(ConfigError::invalid("health_check_endpoint", value, why));
         }
         for name in self.request_id_headers.iter().flatten() {
             if http::HeaderName::try_from(name.as_str()).is_err() {
@@ -217,6 +220,8 @@ impl Options {
 
 #[cfg(test)]
 mod tests {
+    use routing::PolicyKind;
+
     use super::*;
 
     fn error(options: &Options) -> String {
@@ -240,12 +245,14 @@ mod tests {
     }
 
     #[test]
-    fn an_unbuilt_policy_is_refused_with_what_there_is() {
-        let options = Options {
-            policy: PolicyKind::Manual,
-            ..Options::default()
-        };
-        assert!(error(&options).contains("round_robin"));
+    fn every_policy_is_accepted() {
+        for policy in PolicyKind::ALL {
+            let options = Options {
+                policy,
+                ..Options::default()
+            };
+            options.check().unwrap();
+        }
     }
 
     #[test]
@@ -266,6 +273,25 @@ mod tests {
             ..Options::default()
         };
         assert!(error(&options).contains("request_timeout_secs"));
+    }
+
+    #[test]
+    fn what_the_system_would_refuse_later_is_refused_now() {
+        let options = Options {
+            tcp_keepalive_secs: 40_000,
+            ..Options::default()
+        };
+        assert!(error(&options).contains("tcp_keepalive_secs"));
+        for endpoint in ["health", "/a b", "/a\r\nx: y", ""] {
+            let options = Options {
+                health_check_endpoint: endpoint.into(),
+                ..Options::default()
+            };
+            assert!(
+                error(&options).contains("health_check_endpoint"),
+                "{endpoint:?}"
+            );
+        }
     }
 
     #[test]

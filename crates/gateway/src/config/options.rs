@@ -92,7 +92,7 @@ options! {
     balance_rel_threshold: f64 = 1.5;
     /// Pause between sweeps of idle routing state, seconds.
     eviction_interval_secs: u64 = 60;
-    /// Size cap of the prefix index.
+    /// Prompt text that the prefix index may know, bytes; left alone, only its memory bounds it.
     max_tree_size: u64 = 67_108_864;
     /// Idle time after which `manual` forgets a routing key, seconds.
     max_idle_secs: u64 = 14_400;
@@ -256,4 +256,8 @@ options! {
     tcp_keepalive_secs: u64 = 30;
     /// WASM middleware.
     enable_wasm: bool = false;
+    /// Memory of the prefix index, bytes.
+    prefix_index_bytes: u64 = 67_108_864;
+    /// Every reply says why it was routed as it was, as if asked with `x-smg-explain`.
+    explain_routing: bool = false;
 }

@@ -26,7 +26,8 @@ impl Options {
         let balance_set = self.balance_rel_threshold != unset.balance_rel_threshold
             || self.balance_abs_threshold != unset.balance_abs_threshold;
         Params {
-            index_bytes: usize::try_from(self.max_tree_size).unwrap_or(usize::MAX),
+            index_bytes: usize::try_from(self.prefix_index_bytes).unwrap_or(usize::MAX),
+            index_text: (self.max_tree_size != unset.max_tree_size).then_some(self.max_tree_size),
             cache_threshold: threshold_set.then_some(self.cache_threshold),
             balance: balance_set.then_some(Balance {
                 relative: self.balance_rel_threshold,

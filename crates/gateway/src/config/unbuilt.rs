@@ -6,19 +6,18 @@ use super::{ConfigError, Options};
 
 /// Option and the feature it waits for. A line leaves this list when its feature lands.
 const UNBUILT: &[(&str, &str)] = &[
-    ("eviction_interval_secs", "cache-aware routing"),
-    ("cache_aware_prefill_backlog_rate", "cache-aware routing"),
+    (
+        "cache_aware_prefill_backlog_rate",
+        "a tunable prefill backlog (cache_aware weighs queues by itself)",
+    ),
     (
         "cache_aware_prefill_backlog_hop_factor",
-        "cache-aware routing",
+        "a tunable prefill backlog (cache_aware weighs queues by itself)",
     ),
     (
         "cache_aware_prefill_backlog_hop_scale",
-        "cache-aware routing",
+        "a tunable prefill backlog (cache_aware weighs queues by itself)",
     ),
-    ("max_idle_secs", "the manual policy"),
-    ("assignment_mode", "the manual policy"),
-    ("bucket_adjust_interval_secs", "the bucket policy"),
     ("dp_aware", "data-parallel routing"),
     ("enable_igw", "multi-model routing"),
     ("service_discovery", "service discovery"),

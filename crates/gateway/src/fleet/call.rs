@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Limited};
 
 use super::Worker;
+use crate::config::WorkerUrl;
 use crate::wire::{Connection, Framing, RequestHead, WireError};
 
 /// An answer to one of the gateway's own questions larger than this is refused, bytes.
@@ -99,6 +100,11 @@ pub(crate) struct WorkerBody {
 }
 
 impl WorkerBody {
+    /// The worker it comes from.
+    pub(crate) fn url(&self) -> &WorkerUrl {
+        &self.worker.url
+    }
+
     fn finish(&mut self) {
         if let Some(connection) = self.connection.take()
             && self.keep_alive

@@ -12,6 +12,9 @@ use tokio::time::{Instant, timeout};
 use crate::config::{Options, WorkerUrl};
 use crate::wire::{Connection, RequestHead, ResponseHead, WireError};
 
+/// A kept connection that ends within this time was closed before the worker saw the request.
+const DIED_UNSEEN: Duration = Duration::from_secs(1);
+
 /// How connections to workers are kept.
 #[derive(Clone, Debug)]
 pub(crate) struct PoolLimits {
@@ -69,8 +72,9 @@ impl Connections {
 
     /// Sends a request over an idle connection, or a new one.
     ///
-    /// A kept connection may have died unseen: when it ends before the first byte of a
-    /// response, the request goes out once more on a fresh one.
+    /// A kept connection may have died unseen: when it ends at once, before the first byte of
+    /// a response, the request goes out once more on a fresh one. A worker that closes later
+    /// had the request and may have run it.
     pub(crate) async fn send(
         &self,
         lane: usize,
@@ -78,9 +82,10 @@ impl Connections {
         body: &Bytes,
     ) -> Result<Exchange, WireError> {
         if let Some(mut connection) = self.take(lane) {
+            let sent = Instant::now();
             match connection.exchange(head, body).await {
                 Ok(head) => return Ok(Exchange { head, connection }),
-                Err(WireError::Unanswered) => {}
+                Err(WireError::Unanswered) if sent.elapsed() < DIED_UNSEEN => {}
                 Err(error) => return Err(error),
             }
         }

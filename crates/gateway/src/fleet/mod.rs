@@ -7,9 +7,11 @@ mod probe;
 mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use routing::{Candidate, Candidates, Lease, Policy, Request};
+use routing::{Candidate, Candidates, Lease, Policy, Ranked, Request};
+use tokio::time::Instant;
 
 pub(crate) use call::{Answer, WorkerBody};
 pub(crate) use connections::{Connections, PoolLimits};
@@ -26,6 +28,9 @@ pub(crate) struct Fleet {
     /// The ready ones; rebuilt when a worker's verdict changes, read without a lock.
     ready: ArcSwap<Vec<Candidate>>,
     policy: Box<dyn Policy>,
+    policy_name: &'static str,
+    /// What the age of routing state is counted from.
+    started: Instant,
 }
 
 /// A routing decision: the worker, and this request's place at it.
@@ -33,14 +38,28 @@ pub(crate) struct Fleet {
 pub(crate) struct Placed {
     pub(crate) worker: Arc<Worker>,
     pub(crate) lease: Lease,
+    /// The worker's place in configuration order.
+    pub(crate) slot: usize,
+    /// Prompt tokens believed to be cached there.
+    pub(crate) matched_tokens: u64,
+    /// Prompt tokens that waited there before.
+    pub(crate) queued_before: u64,
+    /// Requests in flight there before.
+    pub(crate) requests_before: usize,
 }
 
 impl Fleet {
-    pub(crate) fn new(workers: Vec<Arc<Worker>>, policy: Box<dyn Policy>) -> Self {
+    pub(crate) fn new(
+        workers: Vec<Arc<Worker>>,
+        policy: Box<dyn Policy>,
+        policy_name: &'static str,
+    ) -> Self {
         let fleet = Self {
             workers,
             ready: ArcSwap::default(),
             policy,
+            policy_name,
+            started: Instant::now(),
         };
         fleet.refresh();
         fleet
@@ -66,8 +85,57 @@ impl Fleet {
         };
         let worker = Arc::clone(self.workers.get(pick.candidate.slot)?);
         let uncached = request.prompt.tokens().saturating_sub(pick.matched_tokens);
+        let (queued_before, requests_before) =
+            (worker.load.queued_tokens(), worker.load.requests());
         let lease = worker.load.lease(uncached);
-        Some(Placed { worker, lease })
+        let (slot, matched_tokens) = (pick.candidate.slot, pick.matched_tokens);
+        Some(Placed {
+            worker,
+            lease,
+            slot,
+            matched_tokens,
+            queued_before,
+            requests_before,
+        })
+    }
+
+    /// What the policy would weigh, best first; where it has no costs, the ready workers as
+    /// they stand, all at cost 0.
+    pub(crate) fn rank<T>(
+        &self,
+        request: &Request<'_>,
+        use_ranked: impl FnOnce(&[Ranked<'_>]) -> T,
+    ) -> T {
+        let ready = self.ready.load();
+        let Some(from) = Candidates::new(&ready) else {
+            return use_ranked(&[]);
+        };
+        let mut ranked = self.policy.rank(from, request);
+        if ranked.is_empty() {
+            let bare = |candidate| Ranked {
+                candidate,
+                matched_tokens: 0,
+                queued_tokens: 0,
+                cost: 0.0,
+            };
+            ranked.extend(from.iter().map(bare));
+        }
+        use_ranked(&ranked)
+    }
+
+    /// Time as policies count it.
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Frees routing state that nobody needs any more.
+    pub(crate) fn sweep_policy(&self) {
+        self.policy.sweep(self.now());
+    }
+
+    /// The policy, by the name users write.
+    pub(crate) fn policy_name(&self) -> &'static str {
+        self.policy_name
     }
 
     /// The ready worker that a client names, alone or not at all.
@@ -125,6 +193,8 @@ impl Fleet {
     pub(crate) fn observe(&self, metrics: &Metrics) {
         let gauges = &metrics.worker;
         gauges.pool_size.reset();
+        gauges.requests_active.reset();
+        gauges.health.reset();
         let mut active = 0;
         for worker in &self.workers {
             let url = worker.url.as_str();
@@ -133,11 +203,9 @@ impl Fleet {
             gauges
                 .requests_active
                 .with_label_values(&[url])
-                .set(requests);
-            gauges
-                .health
-                .with_label_values(&[url])
-                .set(worker.is_ready().into());
+                .add(requests);
+            let health = gauges.health.with_label_values(&[url]);
+            health.set(health.get().max(worker.is_ready().into()));
             let identity = worker.identity.load();
             gauges
                 .pool_size

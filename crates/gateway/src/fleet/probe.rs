@@ -17,6 +17,12 @@ use crate::telemetry::Metrics;
 
 /// First pause between start-up probes; it doubles up to the check interval.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// How long a worker that came up may take to tell what it is before it gets requests.
+const IDENTIFY_FIRST: Duration = Duration::from_secs(1);
+/// How often a worker that does not tell what it is is asked, where probes are off.
+const IDENTIFY_TRIES: u32 = 3;
+/// No pause is longer; "never" is spelt with large numbers.
+const LONGEST: Duration = Duration::from_hours(24 * 365);
 
 /// How workers are probed.
 #[derive(Clone, Debug)]
@@ -34,10 +40,11 @@ impl ProbeSettings {
     pub(crate) fn new(options: &Options) -> Self {
         Self {
             endpoint: options.health_check_endpoint.clone(),
-            interval: Duration::from_secs(options.health_check_interval_secs),
+            interval: Duration::from_secs(options.health_check_interval_secs).min(LONGEST),
             timeout: Duration::from_secs(options.health_check_timeout_secs),
             startup_timeout: Duration::from_secs(options.worker_startup_timeout_secs),
-            startup_interval: Duration::from_secs(options.worker_startup_check_interval),
+            startup_interval: Duration::from_secs(options.worker_startup_check_interval)
+                .min(LONGEST),
             watch: !options.disable_health_check,
         }
     }
@@ -60,13 +67,19 @@ impl Prober {
     /// Runs until dropped.
     pub(crate) async fn run(self) {
         self.come_up().await;
-        while self.settings.watch || !self.worker.identity.load().is_known() {
+        let mut unknown = IDENTIFY_TRIES;
+        let mut passed = true;
+        while self.settings.watch || (unknown > 0 && !self.worker.identity.load().is_known()) {
             // Spread over the interval, so that a fleet is not probed in one burst.
-            let pause = self.settings.interval.mul_f64(0.9 + 0.2 * fastrand::f64());
-            sleep(pause).await;
-            let passed = self.probe().await;
+            sleep(self.settings.interval.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
+            let before = std::mem::replace(&mut passed, self.probe().await);
             if self.settings.watch {
                 self.record(passed);
+            }
+            // A worker that was away may have come back as another one.
+            if passed && !(before && self.worker.identity.load().is_known()) {
+                self.identify().await;
+                unknown = unknown.saturating_sub(1);
             }
         }
     }
@@ -86,7 +99,12 @@ impl Prober {
             sleep(if late { slow } else { pause }).await;
             pause = (pause * 2).min(self.settings.startup_interval);
         }
+        // Requests need not wait long for a worker to tell what it is.
+        let identified = timeout(IDENTIFY_FIRST, self.identify()).await;
         self.record(true);
+        if identified.is_err() {
+            self.identify().await;
+        }
     }
 
     fn record(&self, passed: bool) {
@@ -100,16 +118,13 @@ impl Prober {
         }
     }
 
-    /// One probe; learns what the worker is while that is unknown.
+    /// One probe.
     async fn probe(&self) -> bool {
         let passed = self
             .ask(&self.settings.endpoint)
             .await
             .is_some_and(|(status, _)| status.is_success());
         self.metrics.health_check(passed);
-        if passed && !self.worker.identity.load().is_known() {
-            self.identify().await;
-        }
         passed
     }
 
@@ -120,6 +135,9 @@ impl Prober {
             ["/model_info", "/get_model_info"],
         ] {
             answers.extend(self.facts(paths).await);
+        }
+        if answers.is_empty() {
+            return;
         }
         let labels = identity::labels(&answers);
         let model = identity::model(&labels);

@@ -15,6 +15,8 @@ use crate::config::{Secret, WorkerUrl};
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) id: Uuid,
+    /// The id, for `x-smg-routed-worker-id`.
+    pub(crate) id_header: HeaderValue,
     pub(crate) url: WorkerUrl,
     /// `Bearer <key>`, when the worker has a key.
     pub(crate) bearer: Option<HeaderValue>,
@@ -41,8 +43,11 @@ impl Worker {
             value.set_sensitive(true);
             Some(value)
         });
+        let id = Uuid::new_v4();
+        let id_header = HeaderValue::try_from(id.to_string());
         Self {
-            id: Uuid::new_v4(),
+            id,
+            id_header: id_header.unwrap_or(HeaderValue::from_static("unknown")),
             url,
             bearer,
             load: Arc::default(),

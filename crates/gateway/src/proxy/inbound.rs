@@ -16,6 +16,8 @@ use crate::error::Error;
 const TRUSTED_RESERVE: u64 = 1024 * 1024;
 /// How long a refused request's body is read on.
 const LINGER: Duration = Duration::from_secs(5);
+/// Longest silence of a client amid its body.
+const BODY_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Refuses a body that its own `content-length` says is too large, before any of it is read.
 pub(super) fn check_length(body: &Incoming, limit: u64) -> Result<(), Error> {
@@ -72,7 +74,7 @@ fn is_json(value: &[u8]) -> bool {
 /// Reads a whole body of at most `limit` bytes.
 pub(super) async fn read(mut body: Incoming, limit: u64) -> Result<Bytes, Error> {
     let whole = collect(&mut body, limit).await;
-    if whole.is_err() {
+    if matches!(whole, Err(Error::TooLarge { .. })) {
         linger(body);
     }
     whole
@@ -85,7 +87,7 @@ pub(super) async fn read(mut body: Incoming, limit: u64) -> Result<Bytes, Error>
 pub(crate) fn linger(mut body: Incoming) {
     if !body.is_end_stream() {
         tokio::spawn(timeout(LINGER, async move {
-            while body.frame().await.is_some() {}
+            while let Some(Ok(_)) = body.frame().await {}
         }));
     }
 }
@@ -111,13 +113,20 @@ async fn collect(body: &mut Incoming, limit: u64) -> Result<Bytes, Error> {
 }
 
 async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Error::BodyIncomplete(error.to_string()))?;
-        if let Ok(data) = frame.into_data() {
-            return Ok(Some(data));
+    loop {
+        let frame = timeout(BODY_PATIENCE, body.frame())
+            .await
+            .map_err(|_| Error::BodyTimeout)?;
+        match frame {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(Error::BodyIncomplete(error.to_string())),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
         }
     }
-    Ok(None)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! How a request travels: from the client's bytes to one worker and back.
 
 mod ask;
+mod decisions;
+mod explain;
 mod inbound;
 mod outbound;
 mod peek;
@@ -26,8 +28,9 @@ pub(crate) use relay::{ReplyBody, ReplyError};
 use crate::config::Options;
 use crate::endpoint::{Inference, Reply};
 use crate::error::Error;
-use crate::fleet::{Fleet, Placed, UNKNOWN_MODEL, WorkerBody};
+use crate::fleet::{Fleet, Placed, UNKNOWN_MODEL, Worker, WorkerBody};
 use crate::telemetry::Metrics;
+use decisions::Decisions;
 use outbound::HeaderRules;
 use peek::Peek;
 use relay::Record;
@@ -41,8 +44,9 @@ pub(crate) struct Proxy {
     timeout: Duration,
     max_payload: u64,
     rules: HeaderRules,
-    /// What the age of routing state is counted from.
-    started: Instant,
+    decisions: Decisions,
+    /// Whether every reply tells why it was routed as it was.
+    explain_all: bool,
 }
 
 /// What the server knows of a request besides its bytes.
@@ -54,13 +58,19 @@ pub(crate) struct Passage<'a> {
 }
 
 impl Proxy {
-    pub(crate) fn new(options: &Options, fleet: Arc<Fleet>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        options: &Options,
+        fleet: Arc<Fleet>,
+        metrics: Arc<Metrics>,
+        lanes: usize,
+    ) -> Self {
         Self {
             fleet,
             metrics,
             timeout: Duration::from_secs(options.request_timeout_secs),
             max_payload: options.max_payload_size,
-            started: Instant::now(),
+            decisions: Decisions::new(lanes),
+            explain_all: options.explain_routing,
             rules: HeaderRules {
                 credentials_are_ours: options.api_key.is_some(),
             },
@@ -79,9 +89,14 @@ impl Proxy {
         passage: Passage<'_>,
         request: Request<Incoming>,
     ) -> Result<Response<ReplyBody>, Error> {
-        let outcome = self.carry(row, passage, request).await;
+        let mut placed_at = None;
+        let outcome = self.carry(row, passage, request, &mut placed_at).await;
         if let Err(error) = &outcome {
-            self.metrics.request_error(UNKNOWN_MODEL, row.label, error);
+            let identity = placed_at.map(|worker: Arc<Worker>| worker.identity.load_full());
+            let model = identity
+                .as_ref()
+                .map_or(UNKNOWN_MODEL, |identity| &identity.model);
+            self.metrics.request_error(model, row.label, error);
         }
         outcome
     }
@@ -91,8 +106,10 @@ impl Proxy {
         row: &'static Inference,
         passage: Passage<'_>,
         request: Request<Incoming>,
+        placed_at: &mut Option<Arc<Worker>>,
     ) -> Result<Response<ReplyBody>, Error> {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        outbound::prepare(&mut parts, row);
         if let Err(error) = inbound::check_declared(row.undeclared, &parts.headers) {
             linger(body);
             return Err(error);
@@ -103,24 +120,24 @@ impl Proxy {
             model: peek.model.as_deref(),
             prompt: peek.prompt(row.prompt),
             routing_key: header_text(&parts.headers, "x-smg-routing-key"),
-            now: self.started.elapsed(),
+            now: self.fleet.now(),
             chance: fastrand::u64(..),
         };
         let target = header_text(&parts.headers, "x-smg-target-worker");
+        let considered = self.consider(&parts.headers, &routing);
         let placed = self
             .fleet
             .place(&routing, target)
             .ok_or(Error::NoAvailableWorkers)?;
+        *placed_at = Some(Arc::clone(&placed.worker));
+        let explanation = self.explain(row, passage, &routing, (&placed, considered));
         let record = Self::record(row, &placed, peek.stream);
         let response = self.attempt(row, passage, (&parts, &body), &placed).await?;
+        let mut response = relay::reply(response, placed.lease, self.timeout, Some(record));
+        explanation.write(response.headers_mut());
         match row.reply {
-            Reply::Verbatim => Ok(relay::reply(
-                response,
-                placed.lease,
-                self.timeout,
-                Some(record),
-            )),
-            Reply::Rerank => rerank::reply(&body, &placed, response).await,
+            Reply::Verbatim => Ok(response),
+            Reply::Rerank => rerank::reply(&body, &placed.worker, response).await,
         }
     }
 

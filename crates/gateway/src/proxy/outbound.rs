@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 
-use http::header::{self, HeaderMap, HeaderName};
-use http::{Method, request};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Version, request};
 
 use super::Passage;
+use crate::endpoint::{Inference, Reply};
 use crate::fleet::Worker;
 use crate::wire::{RequestHead, is_hop_by_hop};
 
@@ -47,6 +48,22 @@ impl HeaderRules {
     }
 }
 
+/// Makes a client's head fit for HTTP/1.1 and for what becomes of the reply.
+pub(super) fn prepare(parts: &mut request::Parts, row: &Inference) {
+    if row.reply == Reply::Rerank {
+        // The reply is read here, so it must come as it is.
+        parts.headers.remove(header::ACCEPT_ENCODING);
+    }
+    let crumbs = parts.headers.get_all(header::COOKIE);
+    if parts.version == Version::HTTP_2 && crumbs.iter().nth(1).is_some() {
+        // HTTP/2 clients may split cookies; towards HTTP/1.1 they are one (RFC 9113 §8.2.3).
+        let cookies: Vec<_> = crumbs.iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
+            parts.headers.insert(header::COOKIE, joined);
+        }
+    }
+}
+
 /// Headers that the gateway writes itself. `expect` was answered when the body was read.
 fn is_replaced(name: &HeaderName) -> bool {
     *name == header::HOST
@@ -80,8 +97,6 @@ pub(super) fn path<'a>(parts: &'a request::Parts, worker_path: &'a str) -> Cow<'
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     #[test]

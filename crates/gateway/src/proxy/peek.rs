@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::endpoint::PromptField;
+use crate::endpoint::{INFERENCE, Inference, PromptField};
 use crate::error::Error;
 
 /// The fields of a request body that routing reads. Everything else is only checked to be JSON.
@@ -44,6 +44,32 @@ impl<'a> Peek<'a> {
             [list, "", ""] | ["", list, ""] if is_ids(list) => Prompt::ids(list.as_bytes()),
             parts => Prompt::text(parts.map(str::as_bytes)),
         }
+    }
+}
+
+impl Peek<'_> {
+    /// The endpoint whose shape the body has.
+    pub(super) fn likely_endpoint(&self) -> &'static Inference {
+        let has = |field: PromptField| {
+            self.prompt
+                .get(field as usize)
+                .is_some_and(|raw| !raw.is_empty())
+        };
+        let path = if has(PromptField::Messages) {
+            "/v1/chat/completions"
+        } else if has(PromptField::Prompt) {
+            "/v1/completions"
+        } else if has(PromptField::Input) {
+            "/v1/responses"
+        } else if has(PromptField::Query) {
+            "/rerank"
+        } else {
+            "/generate"
+        };
+        INFERENCE
+            .iter()
+            .find(|row| row.path == path)
+            .unwrap_or(&INFERENCE[0])
     }
 }
 
@@ -179,7 +205,6 @@ mod tests {
 
     #[test]
     fn a_prompt_is_the_raw_json_of_its_fields_in_order() {
-        use crate::endpoint::INFERENCE;
         let prompt = |path: &str, body: &str| {
             let row = INFERENCE.iter().find(|row| row.path == path).unwrap();
             let prompt = peek(body).prompt(row.prompt);

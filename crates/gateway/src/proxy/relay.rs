@@ -127,7 +127,10 @@ impl Relay {
             }
             Poll::Pending => ReplyError::Silent(ready!(self.silence.poll(cx))),
         };
-        warn!(%error, "reply cut short");
+        warn!(worker = %self.body.url(), %error, "reply cut short");
+        if let Some(record) = &self.record {
+            record.model.cut_replies.inc();
+        }
         self.failed = Some(error);
         cx.waker().wake_by_ref();
         Poll::Pending

@@ -10,9 +10,9 @@ use http_body_util::{BodyExt, Full, Limited};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::relay::ReplyBody;
+use super::relay::{ReplyBody, ReplyError};
 use crate::error::Error;
-use crate::fleet::{Placed, UNKNOWN_MODEL, WorkerBody};
+use crate::fleet::{UNKNOWN_MODEL, Worker};
 
 /// A rerank answer larger than this is refused, bytes.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
@@ -70,17 +70,17 @@ struct Wrapped<'a> {
 /// The reply to a rerank request; a worker's error passes through as it is.
 pub(super) async fn reply(
     request: &[u8],
-    placed: &Placed,
-    response: Response<WorkerBody>,
+    worker: &Worker,
+    response: Response<ReplyBody>,
 ) -> Result<Response<ReplyBody>, Error> {
     let unusable = |why: String| Error::RerankResponse {
-        worker: placed.worker.url.to_string(),
+        worker: worker.url.to_string(),
         why,
     };
     let (mut parts, body) = response.into_parts();
     let body = Limited::new(body, MAX_ANSWER).collect().await;
     let mut body = body
-        .map_err(|error| unusable(error.to_string()))?
+        .map_err(|error| failed(error.as_ref(), worker))?
         .to_bytes();
     if parts.status == StatusCode::OK {
         body = wrap(&Query::read(request), &body).map_err(|error| unusable(error.to_string()))?;
@@ -89,6 +89,20 @@ pub(super) async fn reply(
         parts.headers.remove(header::CONTENT_LENGTH);
     }
     Ok(Response::from_parts(parts, Full::new(body).into()))
+}
+
+fn failed(error: &(dyn std::error::Error + 'static), worker: &Worker) -> Error {
+    let worker = worker.url.to_string();
+    match error.downcast_ref() {
+        Some(ReplyError::Silent(limit)) => Error::UpstreamTimeout {
+            worker,
+            seconds: limit.as_secs(),
+        },
+        _ => Error::RerankResponse {
+            worker,
+            why: error.to_string(),
+        },
+    }
 }
 
 fn wrap(query: &Query, body: &[u8]) -> serde_json::Result<Bytes> {

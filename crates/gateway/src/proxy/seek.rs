@@ -5,13 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
-use http::{Request, Response, request};
+use http::{Method, Request, Response, request};
 use hyper::body::Incoming;
 use routing::Lease;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::ask::FAN_OUT;
+use super::ask::{FAN_OUT, WORK_PATIENCE};
 use super::relay::{self, ReplyBody};
 use super::{Passage, Proxy, outbound};
 use crate::error::Error;
@@ -64,11 +64,17 @@ impl Proxy {
     ) -> Option<Found> {
         let lease = worker.load.lease(0);
         let path = outbound::path(parts, parts.uri.path());
+        // What answers GET need not answer HEAD; hyper leaves the body out.
+        let method = if parts.method == Method::HEAD {
+            &Method::GET
+        } else {
+            &parts.method
+        };
         let head = self
             .rules
-            .head(worker, &parts.method, &path, (&parts.headers, passage));
+            .head(worker, method, &path, (&parts.headers, passage));
         let (head, body) = (head.finish(0), Bytes::new());
-        match timeout(self.timeout, worker.send(passage.lane, &head, &body)).await {
+        match timeout(WORK_PATIENCE, worker.send(passage.lane, &head, &body)).await {
             Ok(Ok(response)) => Some((response, lease)),
             Ok(Err(error)) => {
                 debug!(worker = %worker.url, %error, "worker gave no answer");

@@ -67,6 +67,24 @@ impl Cors {
     }
 }
 
+/// Takes away what the worker says about origins: who may read replies is decided here.
+pub(super) fn disown(response: &mut HeaderMap) {
+    if response
+        .remove(header::ACCESS_CONTROL_ALLOW_ORIGIN)
+        .is_some()
+    {
+        for name in [
+            header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            header::ACCESS_CONTROL_ALLOW_METHODS,
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            header::ACCESS_CONTROL_MAX_AGE,
+        ] {
+            response.remove(name);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +112,18 @@ mod tests {
         assert_eq!(good.headers()["access-control-allow-origin"], "https://ui");
         let bad = preflight(&cors, "https://evil").unwrap();
         assert!(!bad.headers().contains_key("access-control-allow-origin"));
+    }
+
+    #[test]
+    fn a_workers_own_permission_is_taken_away() {
+        let mut response = HeaderMap::new();
+        response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, ANY);
+        response.insert(
+            header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+            HeaderValue::from_static("true"),
+        );
+        disown(&mut response);
+        assert!(response.is_empty(), "{response:?}");
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! What every request passes, in order, and what is written onto every reply.
 
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tracing::{debug, warn};
 
 use super::auth::Auth;
-use super::cors::Cors;
+use super::cors::{self, Cors};
 use super::info;
+use super::lanes::Presence;
 use super::loads;
 use super::reply::{Reply, Visit};
 use super::request_id::RequestIds;
@@ -49,7 +50,12 @@ impl Gate {
     }
 
     /// The life of a request, at the door.
-    pub(super) async fn answer(&self, lane: usize, request: Request<Incoming>) -> Response<Reply> {
+    pub(super) async fn answer(
+        &self,
+        lane: usize,
+        present: Presence,
+        request: Request<Incoming>,
+    ) -> Response<Reply> {
         let id = self.ids.of(request.headers(), request.uri().path());
         let origin = request.headers().get(header::ORIGIN).cloned();
         let bodiless = request.method() == Method::HEAD;
@@ -71,7 +77,7 @@ impl Gate {
         };
         self.cors.mark(origin.as_ref(), response.headers_mut());
         response.headers_mut().insert(REQUEST_ID, id);
-        response.map(|body| Reply::new(body, visit, bodiless))
+        response.map(|body| Reply::new(body, (visit, present), bodiless))
     }
 
     async fn visit(
@@ -105,7 +111,11 @@ impl Gate {
             linger(request.into_body());
             return (visit, Err(error));
         }
-        (visit, self.act(route, passage, request).await)
+        let outcome = self.act(route, passage, request).await.map(|mut response| {
+            cors::disown(response.headers_mut());
+            response
+        });
+        (visit, outcome)
     }
 
     async fn act(
@@ -129,6 +139,15 @@ impl Gate {
             Action::Loads => Ok(Box::pin(loads::loads(proxy, lane)).await),
             Action::FlushCache => Ok(Box::pin(loads::flush_cache(proxy, lane)).await),
             Action::EngineMetrics => Ok(Box::pin(loads::engine_metrics(proxy, lane)).await),
+            Action::Decisions => Ok(info::json(
+                StatusCode::OK,
+                &proxy.last_decisions(info::limit(request.uri())),
+            )),
+            Action::DryRun => {
+                let (parts, body) = request.into_parts();
+                let ranked = Box::pin(proxy.dry_run(&parts, body)).await?;
+                Ok(info::json(StatusCode::OK, &ranked))
+            }
             Action::Absent(what) => Err(Error::NotImplemented(what)),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, Uri};
 use http_body_util::Full;
 use routing::Verdict;
 use serde_json::{Value, json};
@@ -36,6 +36,13 @@ pub(super) fn fixed(
         .headers_mut()
         .insert(header::CONTENT_TYPE, content_type);
     response
+}
+
+/// The `limit` of a query; 100 when there is none that is a number.
+pub(super) fn limit(uri: &Uri) -> usize {
+    let mut pairs = uri.query().unwrap_or_default().split('&');
+    let limit = pairs.find_map(|pair| pair.strip_prefix("limit="));
+    limit.and_then(|limit| limit.parse().ok()).unwrap_or(100)
 }
 
 /// A worker's answer, as it is.

@@ -11,12 +11,12 @@ use std::thread::{self, JoinHandle};
 use std::{io, pin::pin};
 
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
 use tokio::sync::mpsc;
-use tokio::time::{Duration, sleep};
+use tokio::time::{Duration, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
@@ -27,6 +27,10 @@ use super::door::Gate;
 const WAITING: usize = 1024;
 /// Largest head of a request, and largest piece of its body read at once, bytes.
 const READ_BUFFER: usize = 256 * 1024;
+/// Longest wait for a request's head, the idle time before it included; nginx's default.
+const HEAD_PATIENCE: Duration = Duration::from_secs(75);
+/// How often a draining connection is looked at.
+const IDLE_CHECK: Duration = Duration::from_millis(250);
 /// Pause after the system refused a connection (no file descriptors left, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -164,6 +168,23 @@ struct Door {
     lane: usize,
 }
 
+/// Counts a request as in progress on its connection until dropped.
+#[derive(Debug)]
+pub(super) struct Presence(Arc<AtomicUsize>);
+
+impl Presence {
+    fn new(busy: &Arc<AtomicUsize>) -> Self {
+        busy.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(busy))
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Counts a connection as open until dropped.
 struct Open(Arc<AtomicUsize>);
 
@@ -183,22 +204,26 @@ async fn serve(
     let connections = TaskTracker::new();
     // Each lane has its own token: connections look at it often, and lanes share nothing.
     let draining = CancellationToken::new();
+    let connect = |stream| {
+        let open = Open(Arc::clone(&open));
+        let (door, draining) = (door.clone(), draining.clone());
+        connections.spawn(async move {
+            connection(stream, door, draining).await;
+            drop(open);
+        });
+    };
     loop {
         tokio::select! {
             biased;
             () = shutdown.draining() => break,
             stream = incoming.recv() => match stream {
-                Some(stream) => {
-                    let open = Open(Arc::clone(&open));
-                    let (door, draining) = (door.clone(), draining.clone());
-                    connections.spawn(async move {
-                        connection(stream, door, draining).await;
-                        drop(open);
-                    });
-                }
+                Some(stream) => connect(stream),
                 None => break,
             },
         }
+    }
+    while let Ok(stream) = incoming.try_recv() {
+        connect(stream);
     }
     draining.cancel();
     connections.close();
@@ -217,19 +242,32 @@ async fn connection(stream: StdTcpStream, door: Door, draining: CancellationToke
             return;
         }
     };
+    let busy = Arc::new(AtomicUsize::new(0));
+    let present = Arc::clone(&busy);
     let service = service_fn(move |request| {
-        let gate = Arc::clone(&door.gate);
-        async move { Ok::<_, Infallible>(gate.answer(door.lane, request).await) }
+        let (gate, present) = (Arc::clone(&door.gate), Presence::new(&present));
+        async move { Ok::<_, Infallible>(gate.answer(door.lane, present, request).await) }
     });
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().max_buf_size(READ_BUFFER);
+    let http1 = &mut builder.http1();
+    http1
+        .max_buf_size(READ_BUFFER)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_PATIENCE);
     let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         biased;
         ended = serving.as_mut() => ended,
         () = draining.cancelled() => {
             serving.as_mut().graceful_shutdown();
-            serving.await
+            // A connection without a whole request has nothing to finish.
+            loop {
+                match timeout(IDLE_CHECK, serving.as_mut()).await {
+                    Ok(ended) => break ended,
+                    Err(_) if busy.load(Ordering::Relaxed) == 0 => return,
+                    Err(_) => {}
+                }
+            }
         }
     };
     if let Err(error) = ended {

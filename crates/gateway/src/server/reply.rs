@@ -9,6 +9,7 @@ use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
+use super::lanes::Presence;
 use crate::proxy::{ReplyBody, ReplyError};
 use crate::telemetry::RouteMetrics;
 
@@ -17,15 +18,24 @@ use crate::telemetry::RouteMetrics;
 pub(crate) struct Reply {
     body: ReplyBody,
     visit: Visit,
+    _present: Presence,
 }
 
 impl Reply {
     /// `bodiless`: the client asked with HEAD and will not read the body.
-    pub(super) fn new(body: ReplyBody, mut visit: Visit, bodiless: bool) -> Self {
+    pub(super) fn new(
+        body: ReplyBody,
+        (mut visit, present): (Visit, Presence),
+        bodiless: bool,
+    ) -> Self {
         if bodiless || body.is_end_stream() {
             visit.end = End::Whole;
         }
-        Self { body, visit }
+        Self {
+            body,
+            visit,
+            _present: present,
+        }
     }
 }
 

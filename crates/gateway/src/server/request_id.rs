@@ -4,6 +4,8 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 const ALPHANUMERIC: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 const RANDOM_PART: usize = 24;
+/// 62⁸ is well within 64 bits, so every letter is as likely as any other.
+const LETTERS_PER_DRAW: usize = 8;
 
 /// Where request ids come from.
 #[derive(Debug)]
@@ -39,12 +41,12 @@ impl RequestIds {
 fn fresh(path: &str) -> HeaderValue {
     let mut id = Vec::with_capacity(10 + RANDOM_PART);
     id.extend_from_slice(prefix(path).as_bytes());
-    let mut bits = fastrand::u128(..);
-    for _ in 0..RANDOM_PART / 2 {
-        // Two letters per division: 62² fits 128 bits twelve times with room to spare.
-        let pair = (bits % (62 * 62)) as usize;
-        id.extend([ALPHANUMERIC[pair / 62], ALPHANUMERIC[pair % 62]]);
-        bits /= 62 * 62;
+    for _ in 0..RANDOM_PART / LETTERS_PER_DRAW {
+        let mut bits = fastrand::u64(..);
+        for _ in 0..LETTERS_PER_DRAW {
+            id.push(ALPHANUMERIC[(bits % 62) as usize]);
+            bits /= 62;
+        }
     }
     HeaderValue::from_maybe_shared(bytes::Bytes::from(id))
         .unwrap_or(HeaderValue::from_static("req-"))
@@ -114,6 +116,21 @@ mod tests {
                 "{fresh}"
             );
             assert_ne!(fresh, id(&[], path));
+        }
+    }
+
+    #[test]
+    fn every_letter_of_an_id_varies() {
+        let ids: Vec<_> = (0..200)
+            .map(|_| id(&[], "/generate").into_bytes())
+            .collect();
+        for at in "gnt-".len().."gnt-".len() + RANDOM_PART {
+            let letters: std::collections::HashSet<_> = ids.iter().map(|id| id[at]).collect();
+            assert!(
+                letters.len() > 40,
+                "letter {at} takes {} values",
+                letters.len()
+            );
         }
     }
 

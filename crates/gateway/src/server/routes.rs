@@ -33,19 +33,21 @@ pub(super) enum Action {
     Workers,
     Loads,
     FlushCache,
+    Decisions,
+    DryRun,
     EngineMetrics,
     /// A route of the field that this gateway does not have.
     Absent(&'static str),
 }
 
 use Action::{
-    Absent, Alive, AskFirst, EngineMetrics, FlushCache, Forward, Loads, Models, Readiness, Seek,
-    Workers,
+    Absent, Alive, AskFirst, Decisions, DryRun, EngineMetrics, FlushCache, Forward, Loads, Models,
+    Readiness, Seek, Workers,
 };
 use Guard::{Key, Public};
 
 /// Routes besides the inference endpoints.
-const ROUTES: [(&str, &Method, Guard, Action); 17] = [
+const ROUTES: [(&str, &Method, Guard, Action); 19] = [
     ("/health", &Method::GET, Public, Alive),
     ("/liveness", &Method::GET, Public, Alive),
     ("/readiness", &Method::GET, Public, Readiness),
@@ -93,6 +95,8 @@ const ROUTES: [(&str, &Method, Guard, Action); 17] = [
     ("/get_loads", &Method::GET, Key, Loads),
     ("/v1/loads", &Method::GET, Key, Loads),
     ("/flush_cache", &Method::POST, Key, FlushCache),
+    ("/debug/decisions", &Method::GET, Key, Decisions),
+    ("/route/explain", &Method::POST, Key, DryRun),
 ];
 
 /// A route, and what is counted of it.

@@ -1,75 +1,99 @@
 //! Log lines, installed once per process.
 
-use std::io::IsTerminal;
-use std::sync::OnceLock;
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use tracing_appender::non_blocking::WorkerGuard;
+use tracing::Subscriber;
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 use crate::config::{LogLevel, Options};
 
 type Level = reload::Handle<EnvFilter, Registry>;
+type Guards = Vec<WorkerGuard>;
+
+/// Lines that wait to be written; more are dropped rather than hold up a request.
+const WAITING_LINES: usize = 8192;
 
 /// The process's log: the level may change with every gateway, the rest is the first one's.
-static LOG: OnceLock<(Level, Option<WorkerGuard>)> = OnceLock::new();
+static LOG: OnceLock<(Level, Mutex<Guards>)> = OnceLock::new();
 
 /// Writes log lines as the options ask for.
 ///
 /// The first gateway of a process decides where lines go and how they look; a later one
 /// only sets the level. A subscriber installed by somebody else is left alone.
-pub(crate) fn install(options: &Options) {
+///
+/// # Errors
+/// When `log_dir` cannot be written.
+pub(crate) fn install(options: &Options) -> Result<(), InitError> {
     let filter = filter(options);
+    let file = options.log_dir.as_deref().map(daily_file).transpose()?;
     if let Some((level, _)) = LOG.get() {
         // Fails only when the subscriber is gone, and then there is nobody to tell.
         let _ = level.reload(filter);
-        return;
+        return Ok(());
     }
     let (filter, level) = reload::Layer::new(filter);
-    let (file, guard) = match options.log_dir.as_deref().map(daily_file) {
-        Some(Ok((writer, guard))) => (
-            Some(fmt::layer().with_ansi(false).with_writer(writer)),
-            Some(guard),
-        ),
-        _ => (None, None),
-    };
     let ansi = std::io::stderr().is_terminal();
-    let console = fmt::layer()
-        .with_ansi(ansi)
-        .with_writer(std::io::stderr)
-        .with_target(false);
-    let console = if options.json_log {
-        console.json().boxed()
-    } else {
-        console.boxed()
-    };
+    let (console, guard) = in_background(std::io::stderr());
+    let mut guards = vec![guard];
+    let console = layer(options, console, ansi);
+    let file = file.map(|file| {
+        let (file, guard) = in_background(file);
+        guards.push(guard);
+        layer(options, file, false)
+    });
     let installed = tracing_subscriber::registry()
         .with(filter)
         .with(console)
         .with(file)
         .try_init();
     if installed.is_ok() {
-        let _ = LOG.set((level, guard));
+        let _ = LOG.set((level, Mutex::new(guards)));
+    }
+    Ok(())
+}
+
+/// Writes out what still waits. Lines after this are lost: for the end of a process.
+pub fn close_log() {
+    if let Some((_, guards)) = LOG.get() {
+        guards
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 }
 
-/// Makes sure that log files can be written, before anything starts.
-pub(crate) fn check(options: &Options) -> std::io::Result<()> {
-    match &options.log_dir {
-        Some(dir) => std::fs::create_dir_all(dir),
-        None => Ok(()),
+/// A writer that never makes a request wait, whoever reads (or does not read) the lines.
+fn in_background(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
+    let builder = NonBlockingBuilder::default().buffered_lines_limit(WAITING_LINES);
+    builder.lossy(true).finish(writer)
+}
+
+fn layer<S>(options: &Options, writer: NonBlocking, ansi: bool) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let layer = fmt::layer()
+        .with_ansi(ansi)
+        .with_writer(writer)
+        .with_target(false);
+    if options.json_log {
+        layer.json().boxed()
+    } else {
+        layer.boxed()
     }
 }
 
-type Writer = tracing_appender::non_blocking::NonBlocking;
-
-fn daily_file(dir: &str) -> Result<(Writer, WorkerGuard), tracing_appender::rolling::InitError> {
-    let daily = tracing_appender::rolling::Builder::new()
-        .rotation(tracing_appender::rolling::Rotation::DAILY)
+fn daily_file(dir: &str) -> Result<RollingFileAppender, InitError> {
+    RollingFileAppender::builder()
+        .rotation(Rotation::DAILY)
         .filename_prefix("smg")
-        .build(dir)?;
-    Ok(tracing_appender::non_blocking(daily))
+        .build(dir)
 }
 
 fn filter(options: &Options) -> EnvFilter {
@@ -80,5 +104,9 @@ fn filter(options: &Options) -> EnvFilter {
         LogLevel::Error => "error",
     };
     let ours = format!("warn,gateway={level},routing={level},sim={level}");
-    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(ours))
+    let set = std::env::var(EnvFilter::DEFAULT_ENV).is_ok_and(|value| !value.is_empty());
+    let environment = set
+        .then(EnvFilter::try_from_default_env)
+        .and_then(Result::ok);
+    environment.unwrap_or_else(|| EnvFilter::new(ours))
 }

@@ -153,6 +153,10 @@ impl Metrics {
                 .worker
                 .selection
                 .with_label_values(&[REGULAR, HTTP, model, policy]),
+            cut_replies: self
+                .worker
+                .errors
+                .with_label_values(&[REGULAR, HTTP, "stream_error"]),
             endpoints: INFERENCE.iter().map(|row| endpoint(row.label)).collect(),
         })
     }
@@ -330,6 +334,8 @@ impl RouteMetrics {
 pub(crate) struct ModelMetrics {
     /// Times its policy chose a worker.
     pub(crate) selections: IntCounter,
+    /// Replies that broke off after their first byte.
+    pub(crate) cut_replies: IntCounter,
     /// By [`Inference::index`](crate::endpoint::Inference::index).
     pub(crate) endpoints: Vec<EndpointMetrics>,
 }

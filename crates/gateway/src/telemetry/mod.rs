@@ -3,4 +3,5 @@
 pub(crate) mod logging;
 pub(crate) mod metrics;
 
+pub use logging::close_log;
 pub(crate) use metrics::{Metrics, ModelMetrics, RouteMetrics};

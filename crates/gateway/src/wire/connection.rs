@@ -39,6 +39,8 @@ pub(crate) enum WireError {
 pub(crate) struct Connection {
     stream: TcpStream,
     buffer: BytesMut,
+    /// A byte of the response at hand has come.
+    answered: bool,
 }
 
 impl Connection {
@@ -46,6 +48,7 @@ impl Connection {
         Self {
             stream,
             buffer: BytesMut::new(),
+            answered: false,
         }
     }
 
@@ -68,6 +71,7 @@ impl Connection {
     ) -> Result<ResponseHead, WireError> {
         let total = head.bytes.len() + body.len();
         let mut sent = 0;
+        self.answered = false;
         let mut response = poll_fn(|cx| {
             while sent < total {
                 match self.poll_send(cx, (&head.bytes, body), sent) {
@@ -110,12 +114,11 @@ impl Connection {
     ) -> Poll<Result<ResponseHead, WireError>> {
         loop {
             let read = ready!(self.poll_fill(cx));
-            let unanswered = self.buffer.is_empty();
             match read {
-                Ok(0) | Err(_) if unanswered => return Poll::Ready(Err(WireError::Unanswered)),
+                Ok(0) | Err(_) if !self.answered => return Poll::Ready(Err(WireError::Unanswered)),
                 Ok(0) => return cut("connection closed amid the response head"),
                 Err(error) => return cut(error),
-                Ok(_) => {}
+                Ok(_) => self.answered = true,
             }
             match head::parse(&mut self.buffer, &request.method) {
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),

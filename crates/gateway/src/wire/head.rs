@@ -1,5 +1,7 @@
 //! Request heads written, response heads read.
 
+use std::mem::MaybeUninit;
+
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
@@ -94,9 +96,10 @@ fn parse_one(
     buffer: &mut BytesMut,
     method: &Method,
 ) -> Result<Option<(StatusCode, ResponseHead)>, &'static str> {
-    let mut lines = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut response = httparse::Response::new(&mut lines);
-    let used = match response.parse(buffer) {
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut []);
+    let parser = httparse::ParserConfig::default();
+    let used = match parser.parse_response_with_uninit_headers(&mut response, buffer, &mut lines) {
         Ok(httparse::Status::Complete(used)) => used,
         Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD => return Ok(None),
         Ok(httparse::Status::Partial) => return Err("response head is too large"),
@@ -146,6 +149,7 @@ fn assemble(
     for name in &wire.named {
         headers.remove(name);
     }
+    wire.check_bodiless(status);
     let framing = wire.framing(status, method);
     if matches!(framing, Framing::Chunked(_) | Framing::UntilClose) {
         headers.remove(header::CONTENT_LENGTH);
@@ -184,17 +188,28 @@ impl Wire {
             return Ok(true);
         }
         if *name == header::TRANSFER_ENCODING {
-            self.chunked = Some(tokens(value).last().is_some_and(|last| last == "chunked"));
+            let last = tokens(value).last();
+            self.chunked = Some(last.is_some_and(|last| last.eq_ignore_ascii_case(b"chunked")));
         } else if *name == header::CONNECTION {
             for token in tokens(value) {
-                match token.as_str() {
-                    "close" => self.keep_alive = false,
-                    "keep-alive" => {}
-                    other => self.named.extend(other.parse::<HeaderName>().ok()),
+                if token.eq_ignore_ascii_case(b"close") {
+                    self.keep_alive = false;
+                } else if !token.eq_ignore_ascii_case(b"keep-alive") {
+                    self.named.extend(HeaderName::from_bytes(token).ok());
                 }
             }
         }
         Ok(!is_hop_by_hop(name))
+    }
+
+    /// A status without a body that announces one: what follows may be that body.
+    fn check_bodiless(&mut self, status: StatusCode) {
+        let announced = self.chunked.is_some() || self.length.is_some_and(|length| length > 0);
+        let bodiless = status == StatusCode::NO_CONTENT
+            || (status == StatusCode::NOT_MODIFIED && self.chunked.is_some());
+        if announced && bodiless {
+            self.keep_alive = false;
+        }
     }
 
     fn framing(&self, status: StatusCode, method: &Method) -> Framing {
@@ -222,11 +237,9 @@ fn content_length(value: &[u8]) -> Option<u64> {
         .flatten()
 }
 
-fn tokens(value: &[u8]) -> impl Iterator<Item = String> {
-    value
-        .split(|&byte| byte == b',')
-        .map(|token| String::from_utf8_lossy(token).trim().to_ascii_lowercase())
-        .filter(|token| !token.is_empty())
+fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let tokens = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+    tokens.filter(|token| !token.is_empty())
 }
 
 /// Headers that concern one connection, not the message (RFC 9110 §7.6.1).
@@ -292,6 +305,7 @@ mod tests {
         );
         let none = whole("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n");
         assert_eq!(none.framing, Framing::Done);
+        assert!(!none.keep_alive, "the five bytes may follow");
     }
 
     #[test]

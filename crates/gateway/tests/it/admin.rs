@@ -162,3 +162,20 @@ async fn metrics_count_what_happened() {
         assert!(page.contains(&line), "{line}\n{page}");
     }
 }
+
+#[tokio::test]
+async fn head_of_a_stored_response_asks_workers_with_get() {
+    let worker = Worker::doing(json(200, r#"{"id":"resp_1"}"#)).await;
+    let gateway = start(&[&worker]).await;
+    let mut client = crate::support::Client::to(&gateway).await;
+    client
+        .send(b"HEAD /v1/responses/resp_1 HTTP/1.1\r\nhost: g\r\n\r\n")
+        .await;
+    assert!(
+        client
+            .read_until("\r\n\r\n")
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
+    assert!(worker.received()[0].head.starts_with("GET "));
+}

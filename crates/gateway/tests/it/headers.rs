@@ -155,3 +155,20 @@ async fn browsers_may_read_replies() {
             .is_empty()
     );
 }
+
+#[tokio::test]
+async fn a_worker_cannot_open_replies_to_other_origins() {
+    let head = "HTTP/1.1 200 OK\r\naccess-control-allow-origin: *\r\ncontent-length: 2\r\n\r\n{}";
+    let worker = Worker::doing(vec![Step::Send(head.into())]).await;
+    let mut options = options(&[&worker]);
+    options.cors_allowed_origins = vec!["https://ui".into()];
+    let gateway = start_with(options).await;
+    for (origin, allowed) in [("https://evil", ""), ("https://ui", "https://ui")] {
+        let request = format!(
+            "POST /generate HTTP/1.1\r\nhost: g\r\norigin: {origin}\r\ncontent-length: 2\r\n\r\n{{}}"
+        );
+        let reply = raw(&gateway, request.as_bytes()).await;
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.header("access-control-allow-origin"), allowed);
+    }
+}

@@ -96,3 +96,20 @@ async fn a_port_in_use_is_told_by_name() {
         StartError::Environment { .. }
     ));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_a_request_head_does_not_hold_up_the_drain() {
+    let gateway = start(&[]).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(b"GET /hea").await;
+    gateway.gateway.drain();
+    assert!(gateway.gateway.wait(Duration::from_secs(2)));
+}
+
+#[tokio::test]
+async fn a_log_directory_that_cannot_be_written_is_told() {
+    let mut options = options(&[]);
+    options.log_dir = Some("/proc/self".into());
+    let error = Gateway::start(&options).unwrap_err();
+    assert!(error.to_string().contains("log_dir"), "{error}");
+}

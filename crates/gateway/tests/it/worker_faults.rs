@@ -160,3 +160,65 @@ async fn connections_to_workers_are_reused() {
         worker.received().iter().map(|r| r.connection).collect();
     assert_eq!(used.len(), 1);
 }
+
+#[tokio::test]
+async fn a_request_that_a_worker_ran_for_a_while_is_not_sent_again() {
+    // The second request on a connection runs for more than a second and is then dropped.
+    let worker = Worker::scripted(|request| {
+        let again = request.all("x-again");
+        if again.is_empty() {
+            ok()
+        } else {
+            vec![Step::Wait, Step::Close]
+        }
+    })
+    .await;
+    let gateway = start(&[&worker]).await;
+    let mut client = crate::support::Client::to(&gateway).await;
+    client.send(b"POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}").await;
+    assert_eq!(client.reply().await.status, 200);
+    client.send(b"POST /generate HTTP/1.1\r\nhost: g\r\nx-again: 1\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}").await;
+    until(|| async { worker.received().len() == 2 }).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    worker.go_on();
+    assert_eq!(client.reply().await.status, 502);
+    assert_eq!(worker.received().len(), 2);
+}
+
+#[tokio::test]
+async fn a_worker_that_began_to_answer_is_not_asked_again() {
+    let worker = Worker::scripted(|request| {
+        let processing = bytes("HTTP/1.1 102 Processing\r\n\r\n");
+        if request.all("x-again").is_empty() {
+            ok()
+        } else {
+            vec![processing, Step::Close]
+        }
+    })
+    .await;
+    let gateway = start(&[&worker]).await;
+    let mut client = crate::support::Client::to(&gateway).await;
+    for (line, status) in [("", 200), ("x-again: 1\r\n", 502)] {
+        let request = format!(
+            "POST /generate HTTP/1.1\r\nhost: g\r\n{line}content-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
+        );
+        client.send(request.as_bytes()).await;
+        assert_eq!(client.reply().await.status, status);
+    }
+    assert_eq!(worker.received().len(), 2);
+}
+
+#[tokio::test]
+async fn silence_amid_a_rerank_answer_is_a_gateway_timeout() {
+    let half = bytes("HTTP/1.1 200 OK\r\ncontent-length: 30\r\n\r\n[{\"");
+    let worker = Worker::doing(vec![half, Step::Hang]).await;
+    let mut options = options(&[&worker]);
+    options.request_timeout_secs = 1;
+    let gateway = start_with(options).await;
+    let reply = post(&gateway, "/v1/rerank", "{}").await;
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (504, "call_upstream_timeout")
+    );
+    assert_eq!(gateway.in_flight().await, 0);
+}

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use super::{Balance, Params, Pick, Policy, Ranked};
 use crate::prefix::{BLOCK, PrefixIndex, hash_blocks};
@@ -50,7 +51,7 @@ struct Weighing<'a, 'm> {
 impl CacheAware {
     pub(super) fn new(params: &Params) -> Self {
         Self {
-            index: PrefixIndex::new(params.index_bytes),
+            index: PrefixIndex::new(params.index_bytes, params.index_text),
             busy: AtomicU64::new(0),
             threshold: params.cache_threshold.unwrap_or(0.0),
             balance: params.balance,
@@ -164,5 +165,9 @@ impl Policy for CacheAware {
 
     fn members(&self, all: &[Candidate]) {
         self.index.members(all);
+    }
+
+    fn sweep(&self, _now: Duration) {
+        while self.index.purge() {}
     }
 }

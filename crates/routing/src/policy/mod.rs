@@ -1,11 +1,18 @@
 //! Policies: the one trait, and the one list of all of them.
 
+mod bucket;
 mod cache_aware;
+mod consistent_hashing;
+mod least_load;
+mod manual;
 mod params;
+mod power_of_two;
+mod prefix_hash;
 mod random;
 mod round_robin;
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +34,9 @@ pub trait Policy: Send + Sync + Debug {
     /// Everybody there is, ready or not, whenever that changes. What is not in the list, or
     /// has a new generation, is forgotten.
     fn members(&self, _all: &[Candidate]) {}
+
+    /// Frees what nobody needs any more: called now and then, also while no request comes.
+    fn sweep(&self, _now: Duration) {}
 }
 
 /// A policy's choice.
@@ -80,11 +90,13 @@ pub enum PolicyKind {
     ConsistentHashing,
     /// A ring of prompt prefixes.
     PrefixHash,
+    /// The shortest predicted wait.
+    LeastLoad,
 }
 
 impl PolicyKind {
     /// Every policy, in the order `PolicyType` numbers them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Random,
         Self::RoundRobin,
         Self::CacheAware,
@@ -93,6 +105,7 @@ impl PolicyKind {
         Self::Manual,
         Self::ConsistentHashing,
         Self::PrefixHash,
+        Self::LeastLoad,
     ];
 
     /// The name users write.
@@ -106,20 +119,22 @@ impl PolicyKind {
             Self::Manual => "manual",
             Self::ConsistentHashing => "consistent_hashing",
             Self::PrefixHash => "prefix_hash",
+            Self::LeastLoad => "least_load",
         }
     }
 
-    /// A fresh instance; `None` while the policy is not built.
-    pub fn build(self, params: &Params) -> Option<Box<dyn Policy>> {
+    /// A fresh instance.
+    pub fn build(self, params: &Params) -> Box<dyn Policy> {
         match self {
-            Self::Random => Some(Box::new(random::Random)),
-            Self::RoundRobin => Some(Box::new(round_robin::RoundRobin::default())),
-            Self::CacheAware => Some(Box::new(cache_aware::CacheAware::new(params))),
-            Self::PowerOfTwo
-            | Self::Bucket
-            | Self::Manual
-            | Self::ConsistentHashing
-            | Self::PrefixHash => None,
+            Self::Random => Box::new(random::Random),
+            Self::RoundRobin => Box::new(round_robin::RoundRobin::default()),
+            Self::CacheAware => Box::new(cache_aware::CacheAware::new(params)),
+            Self::PowerOfTwo => Box::new(power_of_two::PowerOfTwo),
+            Self::Bucket => Box::new(bucket::Bucket::new(params)),
+            Self::Manual => Box::new(manual::Manual::new(params)),
+            Self::ConsistentHashing => Box::new(consistent_hashing::ConsistentHashing::new(params)),
+            Self::PrefixHash => Box::new(prefix_hash::PrefixHash::new(params)),
+            Self::LeastLoad => Box::new(least_load::LeastLoad),
         }
     }
 }

@@ -21,6 +21,8 @@ pub enum AssignmentMode {
 pub struct Params {
     /// Bytes that all prefix indexes of a policy may use.
     pub index_bytes: usize,
+    /// Bytes of prompt text that an index may know, when its memory alone is not to decide.
+    pub index_text: Option<u64>,
     /// Guard: a match of a smaller share of the prompt (0..1) is no affinity.
     pub cache_threshold: Option<f64>,
     /// Guard: a worker with more than `min × relative + absolute` requests is passed over.
@@ -50,6 +52,7 @@ impl Default for Params {
     fn default() -> Self {
         Self {
             index_bytes: 64 * 1024 * 1024,
+            index_text: None,
             cache_threshold: None,
             balance: None,
             bucket_adjust_interval: Duration::from_secs(5),

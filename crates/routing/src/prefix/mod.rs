@@ -10,6 +10,7 @@ mod holders;
 mod members;
 mod tree;
 
+use std::fmt;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use blocks::{BLOCK, MAX_BLOCKS, hash_blocks};
@@ -22,22 +23,22 @@ use tree::Tree;
 const PURGE_SLICE: usize = 512;
 
 /// The index. Look-ups do not block each other; an insertion is short and exclusive.
-#[derive(Debug)]
 pub struct PrefixIndex {
     inner: RwLock<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     tree: Tree,
     members: Members,
 }
 
 impl PrefixIndex {
-    /// An empty index that never uses more than `budget` bytes.
-    pub fn new(budget: usize) -> Self {
+    /// An empty index that never uses more than `budget` bytes of memory, nor knows more than
+    /// `text` bytes of prompts.
+    pub fn new(budget: usize, text: Option<u64>) -> Self {
+        let most = text.map_or(u64::MAX, |text| text / BLOCK as u64);
         let inner = Inner {
-            tree: Tree::new(budget),
+            tree: Tree::new(budget, usize::try_from(most).unwrap_or(usize::MAX)),
             members: Members::default(),
         };
         Self {
@@ -81,6 +82,13 @@ impl PrefixIndex {
         inner.purge_slice();
     }
 
+    /// Frees one slice of what departed workers left behind; tells whether there is more.
+    pub fn purge(&self) -> bool {
+        let mut inner = self.write();
+        inner.purge_slice();
+        inner.members.purging().is_some()
+    }
+
     /// Bytes in use; never above the budget.
     pub fn bytes(&self) -> usize {
         self.read().tree.bytes()
@@ -97,6 +105,18 @@ impl PrefixIndex {
 
     fn write(&self) -> RwLockWriteGuard<'_, Inner> {
         self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for PrefixIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = self.read();
+        let (bytes, peak) = (inner.tree.bytes(), inner.tree.peak());
+        f.debug_struct("PrefixIndex")
+            .field("nodes", &inner.tree.nodes())
+            .field("bytes", &bytes)
+            .field("peak_bytes", &peak)
+            .finish()
     }
 }
 

@@ -34,9 +34,13 @@ pub(super) struct Tree {
     newest: At,
     oldest: At,
     budget: usize,
+    blocks: usize,
+    most_blocks: usize,
     /// Blocks and large holder sets.
     heap: usize,
     live: usize,
+    /// Most bytes in use after any insertion.
+    peak: usize,
 }
 
 /// Where a walk ended: the nodes on the way, and how many blocks of the last one match.
@@ -50,7 +54,8 @@ struct Walk {
 }
 
 impl Tree {
-    pub(super) fn new(budget: usize) -> Self {
+    /// At most `budget` bytes of memory and `most_blocks` blocks.
+    pub(super) fn new(budget: usize, most_blocks: usize) -> Self {
         let most = budget / (size_of::<Node>() + OVERHEAD + 8);
         let buckets = (most / 2).next_power_of_two().clamp(16, 1 << 31);
         Self {
@@ -61,8 +66,11 @@ impl Tree {
             newest: 0,
             oldest: 0,
             budget,
+            blocks: 0,
+            most_blocks,
             heap: 0,
             live: 0,
+            peak: 0,
         }
     }
 
@@ -71,6 +79,11 @@ impl Tree {
         let table = self.buckets.len() * size_of::<At>();
         let nodes = self.nodes.len() * size_of::<Node>() + self.free.capacity() * size_of::<At>();
         table + nodes + self.heap
+    }
+
+    /// The most bytes that were ever in use.
+    pub(super) fn peak(&self) -> usize {
+        self.peak
     }
 
     pub(super) fn nodes(&self) -> usize {
@@ -92,7 +105,7 @@ impl Tree {
     /// From now on `seat` has these blocks.
     pub(super) fn insert(&mut self, blocks: &[u64], seat: Seat) {
         let worst = blocks.len() * 8 + (blocks.len() / MAX_RUN + 3) * node_cost();
-        self.make_room(worst.min(self.budget));
+        self.make_room(worst.min(self.budget), blocks.len().min(self.most_blocks));
         let mut walk = self.walk(blocks);
         let held = walk
             .path
@@ -117,7 +130,8 @@ impl Tree {
             self.unlink(at);
             self.link_newest(at);
         }
-        self.make_room(0);
+        self.make_room(0, 0);
+        self.peak = self.peak.max(self.bytes());
     }
 
     /// Takes `seat` from up to `slice` nodes, starting at `from`; tells where to go on.
@@ -183,6 +197,7 @@ impl Tree {
         // The lower part keeps its number; it leaves its bucket before its first block changes.
         self.unchain(lower, parent, head[0]);
         self.heap -= blocks.len() * 8 + OVERHEAD;
+        self.blocks -= head.len();
         let upper = self.place(parent, head);
         self.heap += holders.heap_bytes() + tail.len() * 8 + OVERHEAD;
         self.nodes[upper as usize].holders = holders;
@@ -204,6 +219,7 @@ impl Tree {
     /// Puts a node under `parent` as the newest of all.
     fn place(&mut self, parent: At, blocks: Box<[u64]>) -> At {
         self.heap += blocks.len() * 8 + OVERHEAD;
+        self.blocks += blocks.len();
         self.live += 1;
         let node = Node {
             blocks,
@@ -230,9 +246,11 @@ impl Tree {
         self.heap = self.heap + holders.heap_bytes() - before;
     }
 
-    /// Evicts the least recently used leaves until `needed` more bytes fit.
-    fn make_room(&mut self, needed: usize) {
-        while self.oldest != 0 && self.bytes() + needed > self.budget {
+    /// Evicts the least recently used leaves until so many more bytes and blocks fit.
+    fn make_room(&mut self, bytes: usize, blocks: usize) {
+        while self.oldest != 0
+            && (self.bytes() + bytes > self.budget || self.blocks + blocks > self.most_blocks)
+        {
             self.remove(self.oldest);
         }
     }
@@ -240,6 +258,7 @@ impl Tree {
     fn remove(&mut self, at: At) {
         let node = self.node(at);
         debug_assert_eq!(node.children, 0, "only leaves are removed");
+        let count = node.blocks.len();
         let (parent, first) = (
             node.parent,
             node.blocks.first().copied().unwrap_or_default(),
@@ -251,6 +270,7 @@ impl Tree {
         self.nodes[at as usize] = Node::default();
         self.free.push(at);
         self.live -= 1;
+        self.blocks -= count;
     }
 
     fn node(&self, at: At) -> &Node {

@@ -1,4 +1,10 @@
-//! Laws that every policy keeps.
+//! Laws that every policy keeps, and what each of them promises.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod by_key;
+mod by_length;
+mod by_load;
 mod policy_laws;
 mod prefix_model;
+mod support;

@@ -71,7 +71,7 @@ proptest! {
         // More workers than a small holder set keeps inline.
         steps in prop::collection::vec(step(9), 1..120),
     ) {
-        let (index, mut model, mut generations) = (PrefixIndex::new(1 << 22), Model::default(), [0; 9]);
+        let (index, mut model, mut generations) = (PrefixIndex::new(1 << 22, None), Model::default(), [0; 9]);
         for step in steps {
             match step {
                 Step::Insert(blocks, slot) => {
@@ -96,7 +96,7 @@ proptest! {
         budget in 2_000..40_000_usize,
         inserts in prop::collection::vec((prop::collection::vec(0..5_u64, 1..60), 0..80_usize), 1..300),
     ) {
-        let index = PrefixIndex::new(budget);
+        let index = PrefixIndex::new(budget, None);
         for (blocks, slot) in inserts {
             index.insert(&blocks, &worker(slot, 0));
             prop_assert!(index.bytes() <= budget, "{} > {budget}", index.bytes());
@@ -107,7 +107,7 @@ proptest! {
 
     #[test]
     fn garbage_and_emptiness_match_nothing(blocks in prop::collection::vec(any::<u64>(), 0..20)) {
-        let index = PrefixIndex::new(1 << 20);
+        let index = PrefixIndex::new(1 << 20, None);
         prop_assert!(matches(&index, &blocks, 3).iter().all(|&depth| depth == 0));
         index.insert(&[], &worker(0, 0));
         prop_assert_eq!(index.nodes(), 0);
@@ -115,8 +115,21 @@ proptest! {
 }
 
 #[test]
+fn a_limit_on_text_bounds_what_is_known() {
+    let index = PrefixIndex::new(1 << 22, Some(64 * 100));
+    for n in 0..500 {
+        index.insert(&[n, n + 1, n + 2, n + 3], &worker(0, 0));
+    }
+    let known = (0..500)
+        .filter(|&n| matches(&index, &[n, n + 1, n + 2, n + 3], 1)[0] == 4)
+        .count();
+    assert_eq!(known, 25, "100 blocks hold 25 prompts");
+    assert_eq!(matches(&index, &[499, 500, 501, 502], 1), [4]);
+}
+
+#[test]
 fn the_least_recently_used_prefix_goes_first() {
-    let index = PrefixIndex::new(64 * 1024);
+    let index = PrefixIndex::new(64 * 1024, None);
     let prompt = |n: u64| [n, n + 1_000_000];
     let mut inserted = 0;
     let kept = |n: u64| matches(&index, &prompt(n), 1)[0] > 0;
@@ -134,7 +147,7 @@ fn the_least_recently_used_prefix_goes_first() {
 
 #[test]
 fn a_worker_that_left_is_forgotten_at_once_and_its_memory_soon() {
-    let index = PrefixIndex::new(1 << 22);
+    let index = PrefixIndex::new(1 << 22, None);
     for n in 0..5000 {
         index.insert(&[n, n + 1], &worker(1, 0));
     }
@@ -143,9 +156,7 @@ fn a_worker_that_left_is_forgotten_at_once_and_its_memory_soon() {
     index.members(&[worker(0, 0)]);
     assert_eq!(matches(&index, &[7, 8], 2), [2, 0]);
     assert_eq!(matches(&index, &[9, 10], 2), [0, 0]);
-    for n in 0..200 {
-        index.insert(&[n % 3, 42], &worker(0, 0));
-    }
+    while index.purge() {}
     assert!(index.nodes() < 10, "{} of {full} nodes left", index.nodes());
     index.insert(&[9, 10], &worker(1, 1));
     assert_eq!(matches(&index, &[9, 10], 2), [0, 2]);

@@ -10,7 +10,7 @@ use gateway::{Gateway, Options};
 use routing::PolicyKind;
 use tokio::time::{sleep, timeout};
 
-pub(crate) use client::{Client, get, post, raw};
+pub(crate) use client::{Client, Reply, get, post, raw};
 pub(crate) use worker::{Received, Step, Worker, json, ok};
 
 /// Longest wait for anything; reached only when a test fails.

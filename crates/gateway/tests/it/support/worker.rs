@@ -58,6 +58,7 @@ struct State {
     go_on: Notify,
     connections: AtomicUsize,
     disconnects: AtomicUsize,
+    sent: AtomicUsize,
 }
 
 /// A JSON reply.
@@ -111,6 +112,7 @@ impl Worker {
             go_on: Notify::new(),
             connections: AtomicUsize::new(0),
             disconnects: AtomicUsize::new(0),
+            sent: AtomicUsize::new(0),
         });
         let serving = Arc::clone(&state);
         let task = tokio::spawn(async move {
@@ -149,6 +151,11 @@ impl Worker {
         self.state.disconnects.load(Ordering::SeqCst)
     }
 
+    /// Bytes of replies that went into sockets so far.
+    pub(crate) fn sent(&self) -> usize {
+        self.state.sent.load(Ordering::SeqCst)
+    }
+
     /// Lets every waiting request go on.
     pub(crate) fn go_on(&self) {
         self.state.go_on.notify_waiters();
@@ -182,6 +189,7 @@ impl State {
                     self.disconnects.fetch_add(1, Ordering::SeqCst);
                     return false;
                 }
+                self.sent.fetch_add(bytes.len(), Ordering::SeqCst);
                 true
             }
             Step::Close => false,

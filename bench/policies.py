@@ -1,0 +1,82 @@
+"""The tables of policies.md: `python bench/policies.py TRACE.jsonl > tables.md` (two to three minutes)."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from sgl_model_gateway.sgl_model_gateway_rs import FleetTrace, fleet_policies
+from sgl_model_gateway.simulate import compare
+
+SPEEDS = [10.0, 20.0, 30.0, 40.0, 50.0]
+SEEDS = list(range(1, 21))
+CHARGES = [f"charge_{k}" for k in (1, 2, 3, 5, 8, 12, 20)]
+SIZED = ["cache_aware", "sized_3", "sized_5", "sized_8", "sized_12", "sized_20"]
+BLOCK = 512
+DECODE_HEAVY = {
+    "output_scale": 4.0,
+    "decode_ms": 0.7,
+    "decode_per_seq_ms": 0.01,
+    "decode_interference": 0.5,
+    "max_running": 32,
+}
+# Title, requests, speeds, options.
+SETTINGS: list[tuple[str, int, list[float], dict[str, Any]]] = [
+    ("4 000 blocks per worker", 3000, SPEEDS, {}),
+    ("1 000 blocks per worker", 3000, SPEEDS, {"kv_tokens": 1000 * BLOCK}),
+    ("16 000 blocks per worker", 3000, SPEEDS, {"kv_tokens": 16000 * BLOCK}),
+    ("decode-heavy, 4 000 blocks", 3000, SPEEDS, DECODE_HEAVY),
+    ("the whole trace, 4 000 blocks", 20000, SPEEDS, {}),
+    ("32 workers, 4 times the speed", 12000, [4 * speed for speed in SPEEDS], {"workers": 32}),
+]
+
+
+def main(path: str) -> None:
+    policies = [*fleet_policies(), *CHARGES]
+    summary = [
+        "| setting | speed | mean, best other | cache_aware | p99, best other | cache_aware |",
+        "|" + " --- |" * 6,
+    ]
+    for title, limit, speeds, options in SETTINGS:
+        runs = compare(FleetTrace(path, limit), policies, speeds=speeds, seeds=SEEDS, **options)
+        print(f"### {title}\n\n" + "\n".join(table(runs, policies)) + "\n")
+        summary += [verdict(title, run) for run in runs]
+    for blocks in (1000, 4000):
+        print(f"### {blocks:,} blocks per worker, 12 000 requests: what the index should believe\n")
+        options, trace = {"kv_tokens": blocks * BLOCK}, FleetTrace(path, 12000)
+        runs = compare(trace, SIZED, speeds=SPEEDS, seeds=SEEDS[:5], **options)
+        for times in (1, 2, 4):
+            known = 8 * blocks * BLOCK * times
+            bounded = compare(trace, ["cache_aware"], speeds=SPEEDS, seeds=SEEDS[:5], index_tokens=known, **options)
+            for run, other in zip(runs, bounded, strict=True):
+                run["policies"] += other["policies"]
+        names = [*SIZED, *(f"cache_aware, index of {times} × all caches" for times in (1, 2, 4))]
+        print("\n".join(table(runs, names)) + "\n")
+    print("### How far cache_aware is from the best\n\n" + "\n".join(summary))
+
+
+def table(runs: list[dict[str, Any]], policies: list[str]) -> list[str]:
+    lines = ["| policy | " + " | ".join(f"{run['speed']:g}×" for run in runs) + " |", "|" + " --- |" * (len(runs) + 1)]
+    for place, policy in enumerate(policies):
+        cells = [cell(run["policies"][place]) for run in runs]
+        lines.append(f"| {policy} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def cell(report: dict[str, Any]) -> str:
+    return f"{report['hit_ratio']:.3f}, {report['ttft_mean_ms']:.0f}, {report['ttft_p99_ms']:.0f}"
+
+
+def verdict(title: str, run: dict[str, Any]) -> str:
+    words = []
+    for field in ("ttft_mean_ms", "ttft_p99_ms"):
+        ours = next(report for report in run["policies"] if report["policy"] == "cache_aware")
+        best = min((report for report in run["policies"] if report is not ours), key=lambda report: report[field])
+        ratio = ours[field] / best[field] - 1
+        mark = "**" if ratio > 0.05 else ""
+        words += [f"{best[field]:.0f} ({best['policy']})", f"{mark}{ours[field]:.0f} ({ratio:+.1%}){mark}"]
+    return f"| {title} | {run['speed']:g}× | " + " | ".join(words) + " |"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

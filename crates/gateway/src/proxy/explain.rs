@@ -1,0 +1,203 @@
+//! Why a request goes where it goes: on its reply, for the last ones, or without sending it.
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::request;
+use hyper::body::Incoming;
+use routing::{Ranked, Request as RoutingRequest};
+use serde_json::{Value, json};
+
+use super::decisions::Decision;
+use super::peek::Peek;
+use super::{Passage, Proxy, header_text, inbound};
+use crate::endpoint::Inference;
+use crate::error::Error;
+use crate::fleet::{Placed, Worker};
+
+/// Asks for the headers below on the reply.
+const ASKED: &str = "x-smg-explain";
+const WORKER_ID: HeaderName = HeaderName::from_static("x-smg-routed-worker-id");
+const WORKER: HeaderName = HeaderName::from_static("x-smg-routed-worker");
+const POLICY: HeaderName = HeaderName::from_static("x-smg-routed-policy");
+const MATCHED: HeaderName = HeaderName::from_static("x-smg-matched-tokens");
+const NEW: HeaderName = HeaderName::from_static("x-smg-new-tokens");
+const QUEUED: HeaderName = HeaderName::from_static("x-smg-queued-tokens");
+const RUNNER_UP: HeaderName = HeaderName::from_static("x-smg-runner-up");
+
+/// What a reply tells about its routing.
+#[derive(Debug)]
+pub(super) struct Explanation {
+    worker_id: HeaderValue,
+    /// Only when asked for.
+    details: Option<Box<Details>>,
+}
+
+#[derive(Debug)]
+struct Details {
+    worker: String,
+    policy: &'static str,
+    matched: u64,
+    new: u64,
+    queued: u64,
+    runner_up: Option<String>,
+}
+
+/// Who would be second, asked before the decision changes what is known.
+pub(super) struct RunnerUp {
+    ranked: Vec<(usize, String)>,
+}
+
+impl Explanation {
+    /// Writes itself onto a reply's head.
+    pub(super) fn write(self, headers: &mut HeaderMap) {
+        headers.insert(WORKER_ID, self.worker_id);
+        let Some(details) = self.details else { return };
+        let mut number = |name, number: u64| headers.insert(name, number.into());
+        number(MATCHED, details.matched);
+        number(NEW, details.new);
+        number(QUEUED, details.queued);
+        headers.insert(POLICY, HeaderValue::from_static(details.policy));
+        let mut text =
+            |name, text: String| HeaderValue::try_from(text).map(|text| headers.insert(name, text));
+        let written = text(WORKER, details.worker).is_ok();
+        debug_assert!(written, "a worker's URL is a header value");
+        if let Some(runner_up) = details.runner_up {
+            let written = text(RUNNER_UP, runner_up).is_ok();
+            debug_assert!(written, "and so is another's");
+        }
+    }
+}
+
+impl Proxy {
+    /// Whether the client asks why; then also who else was considered.
+    pub(super) fn consider(
+        &self,
+        headers: &HeaderMap,
+        request: &RoutingRequest<'_>,
+    ) -> Option<RunnerUp> {
+        let asked =
+            self.explain_all || header_text(headers, ASKED).is_some_and(|value| value != "0");
+        asked.then(|| {
+            let url = |ranked: &Ranked<'_>| {
+                let cost = ranked.cost;
+                (
+                    ranked.candidate.slot,
+                    format!("{}; cost={cost:.0}", ranked.candidate.url),
+                )
+            };
+            RunnerUp {
+                ranked: self
+                    .fleet
+                    .rank(request, |ranked| ranked.iter().map(url).collect()),
+            }
+        })
+    }
+
+    /// Records a decision; what the reply will tell of it.
+    pub(super) fn explain(
+        &self,
+        row: &'static Inference,
+        passage: Passage<'_>,
+        request: &RoutingRequest<'_>,
+        (placed, considered): (&Placed, Option<RunnerUp>),
+    ) -> Explanation {
+        let decision = Decision {
+            at: request.now,
+            request_id: passage.request_id.clone(),
+            endpoint: row.label,
+            slot: placed.slot,
+            prompt_tokens: request.prompt.tokens(),
+            matched_tokens: placed.matched_tokens,
+            queued_tokens: placed.queued_before,
+            requests: placed.requests_before,
+        };
+        let details = considered.map(|considered| {
+            let others = considered
+                .ranked
+                .into_iter()
+                .filter(|(slot, _)| *slot != placed.slot);
+            Box::new(Details {
+                worker: placed.worker.url.to_string(),
+                policy: self.fleet.policy_name(),
+                matched: decision.matched_tokens,
+                new: decision
+                    .prompt_tokens
+                    .saturating_sub(decision.matched_tokens),
+                queued: decision.queued_tokens,
+                runner_up: others.map(|(_, url)| url).next(),
+            })
+        });
+        self.decisions.record(passage.lane, decision);
+        Explanation {
+            worker_id: placed.worker.id_header.clone(),
+            details,
+        }
+    }
+
+    /// The last decisions, newest first.
+    pub(crate) fn last_decisions(&self, most: usize) -> Value {
+        let (workers, now) = (self.fleet.workers(), self.fleet.now());
+        let url = |slot: usize| workers.get(slot).map(|worker| worker.url.as_str());
+        let decisions = self.decisions.latest(most);
+        let decisions: Vec<_> = decisions
+            .iter()
+            .map(|decision| decision.to_json(url(decision.slot), now))
+            .collect();
+        json!({"policy": self.fleet.policy_name(), "decisions": decisions})
+    }
+
+    /// What would be decided for a request with this body; nothing is sent or learnt.
+    pub(crate) async fn dry_run(
+        &self,
+        parts: &request::Parts,
+        body: Incoming,
+    ) -> Result<Value, Error> {
+        let body = inbound::read(body, self.max_payload).await?;
+        let peek = Peek::read(&body)?;
+        let request = RoutingRequest {
+            model: peek.model.as_deref(),
+            prompt: peek.prompt(peek.likely_endpoint().prompt),
+            routing_key: header_text(&parts.headers, "x-smg-routing-key"),
+            now: self.fleet.now(),
+            chance: fastrand::u64(..),
+        };
+        let tokens = request.prompt.tokens();
+        let ranked = self
+            .fleet
+            .rank(&request, |ranked| self.describe(tokens, ranked));
+        let away = self
+            .fleet
+            .workers()
+            .iter()
+            .filter(|worker| !worker.is_ready());
+        let away: Vec<_> = away.map(|worker| worker.url.as_str()).collect();
+        Ok(json!({
+            "policy": self.fleet.policy_name(),
+            "endpoint": peek.likely_endpoint().path,
+            "model": peek.model,
+            "prompt_tokens": tokens,
+            "candidates": ranked,
+            "not_ready": away,
+        }))
+    }
+
+    fn describe(&self, tokens: u64, ranked: &[Ranked<'_>]) -> Vec<Value> {
+        let one = |ranked: &Ranked<'_>| {
+            let worker: Option<&Worker> = self
+                .fleet
+                .workers()
+                .get(ranked.candidate.slot)
+                .map(|worker| &**worker);
+            json!({
+                "worker_id": worker.map(|worker| worker.id.to_string()),
+                "worker": *ranked.candidate.url,
+                "matched_tokens": ranked.matched_tokens,
+                "new_tokens": tokens.saturating_sub(ranked.matched_tokens),
+                "queued_tokens": ranked.queued_tokens,
+                "requests": ranked.candidate.load.requests(),
+                "decoding": ranked.candidate.load.decoding(),
+                "cost": Some(ranked.cost).filter(|cost| cost.is_finite()),
+            })
+        };
+        ranked.iter().map(one).collect()
+    }
+}

@@ -1,0 +1,48 @@
+//! A ring of keys, with bounded loads.
+
+use super::{Params, Policy};
+use crate::ring::{SharedRing, position};
+use crate::{Candidates, Pick, Request};
+
+/// A routing key goes to the first worker clockwise from it on the ring, so a worker that
+/// comes or goes moves only its own share of the keys.
+///
+/// A worker with more than `ceil(load_factor × (requests in flight + 1) / workers)` requests
+/// is passed over for the next on the ring (Mirrokni, Thorup & Zadimoghaddam, 2018): a
+/// popular key spills instead of drowning its worker. Requests without a key go anywhere.
+#[derive(Debug)]
+pub(super) struct ConsistentHashing {
+    ring: SharedRing,
+    factor: f64,
+}
+
+impl ConsistentHashing {
+    pub(super) fn new(params: &Params) -> Self {
+        Self {
+            ring: SharedRing::default(),
+            factor: params.load_factor.max(1.0),
+        }
+    }
+}
+
+impl Policy for ConsistentHashing {
+    fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
+        let mut draw = request.draw();
+        let Some(key) = request.key() else {
+            return from.wrapping(draw.index(from.count())).into();
+        };
+        let most = (self.factor * from.share_of_next()).ceil();
+        let fits = |requests: usize| requests as f64 <= most;
+        self.ring
+            .read(from)
+            .first(from, position(key.as_bytes()), |candidate| {
+                fits(candidate.load.requests())
+            })
+            .unwrap_or_else(|| from.cheapest(&mut draw, |candidate| candidate.load.requests()))
+            .into()
+    }
+
+    fn members(&self, all: &[crate::Candidate]) {
+        self.ring.members(all);
+    }
+}

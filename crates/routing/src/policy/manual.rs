@@ -1,0 +1,75 @@
+//! Sticky sessions, by routing key.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{AssignmentMode, Params, Policy};
+use crate::sticky::{MAX_KEYS, Sticky};
+use crate::{Candidate, Candidates, Pick, Request};
+
+/// A key stays with the worker it was first given to; workers that are added move nobody.
+///
+/// While that worker is no candidate the key has a second home, and returns when the first is
+/// back; only when neither is there does it get a new one. Keys are known by their 64-bit
+/// hash, at most [`MAX_KEYS`] of them, the least recently used making room; a key idle for
+/// longer than `max_idle` is forgotten. Homes are URLs: a worker that restarts keeps its keys.
+///
+/// New keys, and requests without one, are placed by the assignment mode: by chance, where
+/// the fewest requests are in flight (then the fewest queued tokens), or where the fewest
+/// keys were served last; ties by chance.
+#[derive(Debug)]
+pub(super) struct Manual {
+    sticky: Mutex<Sticky>,
+    assignment: AssignmentMode,
+}
+
+impl Manual {
+    pub(super) fn new(params: &Params) -> Self {
+        Self {
+            sticky: Mutex::new(Sticky::new(MAX_KEYS, params.max_idle)),
+            assignment: params.assignment,
+        }
+    }
+
+    fn place<'a>(
+        &self,
+        from: Candidates<'a>,
+        request: &Request<'_>,
+        sticky: &Sticky,
+    ) -> &'a Candidate {
+        let draw = &mut request.draw();
+        match self.assignment {
+            AssignmentMode::Random => from.wrapping(draw.index(from.count())),
+            AssignmentMode::MinLoad => from.cheapest(draw, |candidate| {
+                (candidate.load.requests(), candidate.load.queued_tokens())
+            }),
+            AssignmentMode::MinGroup => from.cheapest(draw, |candidate| sticky.keys_at(candidate)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sticky> {
+        self.sticky.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Policy for Manual {
+    fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
+        let mut sticky = self.lock();
+        let Some(key) = request.key().map(|key| xxh3_64(key.as_bytes())) else {
+            return self.place(from, request, &sticky).into();
+        };
+        if let Some(home) = sticky.find(key, from, request.now) {
+            return home.into();
+        }
+        let candidate = self.place(from, request, &sticky);
+        sticky.assign(key, candidate, request.now);
+        candidate.into()
+    }
+
+    fn sweep(&self, now: Duration) {
+        // In small bites, so that no request waits long for its key.
+        while self.lock().forget_idle(now) {}
+    }
+}

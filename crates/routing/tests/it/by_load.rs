@@ -1,0 +1,108 @@
+//! `power_of_two` and `least_load`, and fairness.
+
+use routing::{Candidates, Lease, Params, Policy, PolicyKind, Request};
+
+use crate::support::{fleet, shares, slot};
+
+fn build(kind: PolicyKind) -> Box<dyn Policy> {
+    kind.build(&Params::default())
+}
+
+#[test]
+fn chance_is_fair_within_five_per_cent() {
+    use PolicyKind::{LeastLoad, PowerOfTwo, Random, RoundRobin};
+    for kind in [Random, RoundRobin, PowerOfTwo, LeastLoad] {
+        let shares = shares(build(kind).as_ref(), &fleet(4), 10_000);
+        let fair = shares.iter().all(|share| share.abs_diff(2_500) <= 125);
+        assert!(fair, "{kind:?}: {shares:?}");
+    }
+}
+
+#[test]
+fn of_two_the_one_with_fewer_requests_wins() {
+    let all = fleet(2);
+    let _lease = all[0].load.lease(0);
+    assert_eq!(
+        shares(build(PolicyKind::PowerOfTwo).as_ref(), &all, 100),
+        [0, 100]
+    );
+}
+
+#[test]
+fn of_two_with_as_many_requests_the_one_with_the_shorter_queue_wins() {
+    let all = fleet(2);
+    let _leases = [all[0].load.lease(10), all[1].load.lease(9)];
+    assert_eq!(
+        shares(build(PolicyKind::PowerOfTwo).as_ref(), &all, 100),
+        [0, 100]
+    );
+}
+
+#[test]
+fn the_two_are_distinct_so_the_most_loaded_worker_gets_nothing() {
+    let all = fleet(5);
+    let _lease = all[3].load.lease(0);
+    let shares = shares(build(PolicyKind::PowerOfTwo).as_ref(), &all, 10_000);
+    assert_eq!(shares[3], 0);
+    assert!(shares.iter().filter(|share| **share > 2_000).count() == 4);
+}
+
+#[test]
+fn one_of_one_is_taken() {
+    assert_eq!(
+        shares(build(PolicyKind::PowerOfTwo).as_ref(), &fleet(1), 5),
+        [5]
+    );
+}
+
+#[test]
+fn two_choices_keep_a_fleet_much_more_even_than_one() {
+    let spread = |kind| {
+        let (all, policy) = (fleet(50), build(kind));
+        let leases: Vec<_> = (0..5_000)
+            .map(|chance| {
+                let request = Request {
+                    chance,
+                    ..Request::default()
+                };
+                all[slot(policy.as_ref(), &all, &request)].load.lease(1)
+            })
+            .collect();
+        let loads = all.iter().map(|worker| worker.load.requests());
+        let most = loads.max().unwrap();
+        drop(leases);
+        most
+    };
+    let (two, one) = (spread(PolicyKind::PowerOfTwo), spread(PolicyKind::Random));
+    assert!(
+        two <= 104 && one >= 115,
+        "of 100 each: {two} with two, {one} with one"
+    );
+}
+
+#[test]
+fn the_shortest_queue_wins_and_decoding_breaks_near_ties() {
+    let (all, policy) = (fleet(3), build(PolicyKind::LeastLoad));
+    let mut first: Vec<_> = (0..10).map(|_| all[0].load.lease(50)).collect();
+    let _second = all[1].load.lease(1_000);
+    let _third = all[2].load.lease(1_020);
+    // 10 × (50 + 16), 1000 + 16, 1020 + 16.
+    assert_eq!(shares(policy.as_ref(), &all, 9), [9, 0, 0]);
+    // The second has the shorter queue still, but four more that decode: 1000 + 5 × 16.
+    let mut decoding: Vec<_> = (0..4).map(|_| all[1].load.lease(0)).collect();
+    decoding.iter_mut().for_each(Lease::first_byte);
+    first.extend((0..10).map(|_| all[0].load.lease(100)));
+    assert_eq!(shares(policy.as_ref(), &all, 9), [0, 0, 9]);
+}
+
+#[test]
+fn the_ranking_says_what_was_weighed() {
+    let (all, policy) = (fleet(3), build(PolicyKind::LeastLoad));
+    let _leases = [all[0].load.lease(100), all[2].load.lease(7)];
+    let ranked = policy.rank(Candidates::new(&all).unwrap(), &Request::default());
+    let shown: Vec<_> = ranked
+        .iter()
+        .map(|ranked| (ranked.candidate.slot, ranked.queued_tokens, ranked.cost))
+        .collect();
+    assert_eq!(shown, [(1, 0, 0.0), (2, 7, 23.0), (0, 100, 116.0)]);
+}

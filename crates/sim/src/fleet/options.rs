@@ -1,0 +1,165 @@
+//! How a simulated fleet is sized, and what befalls it.
+
+use routing::Params;
+use routing::prefix::BLOCK;
+use serde::{Deserialize, Serialize};
+
+use crate::SimError;
+
+/// Something that happens to a worker, at a time of the trace's own clock.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// Milliseconds since the trace's first request, before `speed`.
+    pub at_ms: f64,
+    /// Which worker, counted from 0.
+    pub worker: usize,
+    /// What.
+    pub kind: ChangeKind,
+}
+
+/// What happens to a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// It dies: what waits there is routed anew, answers that had begun are cut.
+    Leave,
+    /// It is there (again), with an empty cache.
+    Join,
+    /// Its cache is emptied, and the gateway knows.
+    Flush,
+}
+
+/// Options of a fleet. Times are the trace's, divided by `speed`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FleetOptions {
+    /// Workers.
+    pub workers: usize,
+    /// How many times faster than recorded requests arrive.
+    pub speed: f64,
+    /// Prompt tokens that a worker computes per second.
+    pub prefill_tps: f64,
+    /// Prompt tokens that a worker's prefix cache holds.
+    pub kv_tokens: usize,
+    /// Tokens per block of the trace (`hash_ids`).
+    pub block_tokens: u32,
+    /// Milliseconds per output token of a sequence that decodes alone.
+    pub decode_ms: f64,
+    /// Milliseconds that every further sequence of the batch adds to that.
+    pub decode_per_seq_ms: f64,
+    /// Share of prefill speed (0..1) that a full decode batch takes away.
+    pub decode_interference: f64,
+    /// Factor on the trace's output lengths.
+    pub output_scale: f64,
+    /// Sequences in prefill and decode per worker.
+    pub max_running: usize,
+    /// Requests that may wait per worker; one more is rejected.
+    pub max_queued: usize,
+    /// Requests whose first token comes within so many milliseconds are goodput.
+    pub ttft_slo_ms: f64,
+    /// Bytes that the policy's prefix index may use.
+    pub index_bytes: usize,
+    /// Prompt tokens that the index may know, at all workers together; 0 = what fits.
+    pub index_tokens: u64,
+    /// Seed of all chance.
+    pub seed: u64,
+    /// Workers that leave, join or are flushed.
+    pub changes: Vec<Change>,
+}
+
+impl Default for FleetOptions {
+    fn default() -> Self {
+        Self {
+            workers: 8,
+            speed: 1.0,
+            prefill_tps: 160_000.0,
+            kv_tokens: 4000 * 512,
+            block_tokens: 512,
+            decode_ms: 0.025,
+            decode_per_seq_ms: 0.0,
+            decode_interference: 0.0,
+            output_scale: 1.0,
+            max_running: 256,
+            max_queued: 65_536,
+            ttft_slo_ms: 1000.0,
+            index_bytes: Params::default().index_bytes,
+            index_tokens: 0,
+            seed: 0,
+            changes: Vec::new(),
+        }
+    }
+}
+
+const POSITIVE: &str = "must be above 0 and of sane size";
+const COUNT: &str = "must be at least 1 and of sane size";
+const SHARE: &str = "must be from 0 to 1";
+const AMOUNT: &str = "must be 0 or more and of sane size";
+const KNOWN: &str = "must be below the number of workers";
+
+impl FleetOptions {
+    /// Checks every rule; the first broken one is the error.
+    pub fn check(&self) -> Result<(), SimError> {
+        let numbers = [
+            ("speed", self.speed, 1e-6, 1e9, POSITIVE),
+            ("prefill_tps", self.prefill_tps, 1e-3, 1e12, POSITIVE),
+            ("decode_ms", self.decode_ms, 0.0, 1e6, AMOUNT),
+            (
+                "decode_per_seq_ms",
+                self.decode_per_seq_ms,
+                0.0,
+                1e6,
+                AMOUNT,
+            ),
+            (
+                "decode_interference",
+                self.decode_interference,
+                0.0,
+                1.0,
+                SHARE,
+            ),
+            ("output_scale", self.output_scale, 0.0, 1e6, AMOUNT),
+            ("ttft_slo_ms", self.ttft_slo_ms, 0.0, 1e12, AMOUNT),
+        ];
+        for (field, value, least, most, why) in numbers {
+            if !(least..=most).contains(&value) {
+                return Err(SimError::option(field, value, why));
+            }
+        }
+        let sizes = [
+            ("workers", self.workers, 65_535),
+            ("block_tokens", self.block_tokens as usize, 1 << 20),
+            ("max_running", self.max_running, 1_000_000),
+            ("index_bytes", self.index_bytes, 4 << 30),
+        ];
+        for (field, value, most) in sizes {
+            if value == 0 || value > most {
+                return Err(SimError::option(field, value, COUNT));
+            }
+        }
+        self.changes
+            .iter()
+            .try_for_each(|change| self.check_change(change))
+    }
+
+    /// Whole blocks that a worker's cache holds.
+    pub(super) fn cache_blocks(&self) -> usize {
+        self.kv_tokens / self.block_tokens.max(1) as usize
+    }
+
+    /// The bound on what the index knows, in bytes of prompts as the policy sees them.
+    pub(super) fn index_text(&self) -> Option<u64> {
+        let blocks = self.index_tokens.div_ceil(self.block_tokens.into());
+        (self.index_tokens > 0).then_some(blocks.saturating_mul(BLOCK as u64))
+    }
+
+    fn check_change(&self, change: &Change) -> Result<(), SimError> {
+        if change.worker >= self.workers {
+            return Err(SimError::option("changes.worker", change.worker, KNOWN));
+        }
+        if !(0.0..=1e15).contains(&change.at_ms) {
+            return Err(SimError::option("changes.at_ms", change.at_ms, AMOUNT));
+        }
+        Ok(())
+    }
+}

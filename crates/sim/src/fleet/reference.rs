@@ -1,0 +1,126 @@
+//! References to measure policies by: a fixed charge for uncached tokens.
+
+use std::sync::{Mutex, PoisonError};
+
+use routing::prefix::{BLOCK, PrefixIndex, hash_blocks};
+use routing::{Candidate, Candidates, Params, Pick, Policy, Request};
+
+use crate::engine::{PrefixCache, mix};
+
+/// Prompt tokens queued plus `factor` times the own uncached ones.
+#[derive(Debug)]
+pub(super) struct Charge {
+    belief: Belief,
+    factor: f64,
+}
+
+/// What is believed to be cached where.
+#[derive(Debug)]
+pub(super) enum Belief {
+    /// What the gateway's own index says.
+    Index(Box<PrefixIndex>),
+    /// A cache like the worker's own for each, by slot, with the generation it is for.
+    Sized {
+        blocks: usize,
+        caches: Mutex<Vec<(u32, PrefixCache)>>,
+    },
+}
+
+impl Belief {
+    pub(super) fn indexed(params: &Params) -> Self {
+        let index = PrefixIndex::new(params.index_bytes, params.index_text);
+        Self::Index(Box::new(index))
+    }
+
+    pub(super) fn sized(blocks: usize) -> Self {
+        Self::Sized {
+            blocks,
+            caches: Mutex::default(),
+        }
+    }
+
+    /// Leading blocks that each worker has, by slot.
+    fn matches(&self, blocks: &[u64]) -> Vec<u32> {
+        let mut matched = Vec::new();
+        match self {
+            Self::Index(index) => index.matches(blocks, &mut matched),
+            Self::Sized { caches, .. } => {
+                let caches = caches.lock().unwrap_or_else(PoisonError::into_inner);
+                let pages = chained(blocks);
+                matched.extend(caches.iter().map(|(_, cache)| cache.matched(&pages) as u32));
+            }
+        }
+        matched
+    }
+
+    fn insert(&self, blocks: &[u64], candidate: &Candidate) {
+        match self {
+            Self::Index(index) => index.insert(blocks, candidate),
+            Self::Sized { caches, .. } => {
+                let mut caches = caches.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some((_, cache)) = caches.get_mut(candidate.slot) {
+                    cache.touch(&chained(blocks));
+                }
+            }
+        }
+    }
+
+    fn members(&self, all: &[Candidate]) {
+        match self {
+            Self::Index(index) => index.members(all),
+            Self::Sized { blocks, caches } => {
+                let mut caches = caches.lock().unwrap_or_else(PoisonError::into_inner);
+                let slots = all.iter().map(|candidate| candidate.slot + 1).max();
+                caches.resize_with(slots.unwrap_or(0), || (0, PrefixCache::new(*blocks)));
+                for candidate in all {
+                    let (generation, cache) = &mut caches[candidate.slot];
+                    if *generation != candidate.generation {
+                        *generation = candidate.generation;
+                        cache.clear();
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn chained(blocks: &[u64]) -> Vec<u64> {
+    let chain = |chain: &mut u64, block: &u64| {
+        *chain = mix(*chain, *block);
+        Some(*chain)
+    };
+    blocks.iter().scan(0, chain).collect()
+}
+
+impl Charge {
+    pub(super) fn new(belief: Belief, factor: f64) -> Self {
+        Self { belief, factor }
+    }
+}
+
+impl Policy for Charge {
+    fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
+        let mut blocks = Vec::new();
+        hash_blocks(&request.prompt, &mut blocks);
+        let matched = self.belief.matches(&blocks);
+        let matched = |candidate: &Candidate| {
+            let blocks = matched.get(candidate.slot).copied().unwrap_or(0);
+            request.prompt.to_tokens(u64::from(blocks) * BLOCK as u64)
+        };
+        let candidate = from.cheapest(&mut request.draw(), |candidate| {
+            let new = request.prompt.tokens().saturating_sub(matched(candidate));
+            candidate.load.queued_tokens() as f64 + self.factor * new as f64
+        });
+        if !blocks.is_empty() {
+            self.belief.insert(&blocks, candidate);
+        }
+        Pick {
+            candidate,
+            matched_tokens: matched(candidate),
+        }
+    }
+
+    fn members(&self, all: &[Candidate]) {
+        self.belief.members(all);
+    }
+}

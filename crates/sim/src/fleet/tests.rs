@@ -1,0 +1,267 @@
+//! What the simulated fleet promises.
+
+use std::ops::ControlFlow;
+
+use super::run::Fleet;
+use super::*;
+
+/// Requests 10 ms apart; every fourth begins a new conversation of its own user.
+fn lines(count: usize, users: usize) -> String {
+    let line = |at: usize| {
+        let (user, turn) = (at % users, at / users);
+        let ids: Vec<_> = (0..=turn.min(20)).map(|block| user * 100 + block).collect();
+        let tokens = ids.len() * 512;
+        format!(
+            r#"{{"timestamp": {}, "input_length": {tokens}, "output_length": 20, "hash_ids": {ids:?}}}"#,
+            at * 10
+        )
+    };
+    (0..count).map(|at| line(at) + "\n").collect()
+}
+
+fn trace(count: usize, users: usize) -> Trace {
+    Trace::read(lines(count, users).as_bytes(), usize::MAX).unwrap()
+}
+
+fn run(trace: &Trace, options: &FleetOptions, policy: &str) -> Report {
+    let go_on = &mut |_| ControlFlow::Continue(());
+    simulate(trace, options, &Contender::named(policy).unwrap(), go_on).unwrap()
+}
+
+fn change(at_ms: f64, worker: usize, kind: ChangeKind) -> Change {
+    Change {
+        at_ms,
+        worker,
+        kind,
+    }
+}
+
+#[test]
+fn equal_seeds_give_equal_results() {
+    let (trace, options) = (trace(400, 13), FleetOptions::default());
+    let seeded = |seed| FleetOptions {
+        seed,
+        ..options.clone()
+    };
+    for contender in Contender::all() {
+        let once = run(&trace, &seeded(7), contender.name());
+        let again = run(&trace, &seeded(7), contender.name());
+        assert_eq!(once.ttft_quantiles_ms, again.ttft_quantiles_ms, "{once:?}");
+        assert!((once.hit_ratio - again.hit_ratio).abs() < 1e-12);
+    }
+    let random = |seed| run(&trace, &seeded(seed), "random").ttft_quantiles_ms;
+    assert_ne!(random(1), random(2));
+}
+
+#[test]
+fn one_worker_hits_what_many_miss_in_turn() {
+    // Two requests with the same block: one worker has it the second time, two in turn do not.
+    let trace = trace(2, 1);
+    let fleet = |workers| FleetOptions {
+        workers,
+        ..FleetOptions::default()
+    };
+    let one = run(&trace, &fleet(1), "round_robin");
+    let two = run(&trace, &fleet(2), "round_robin");
+    assert!((one.hit_ratio - 1.0 / 3.0).abs() < 1e-9, "{one:?}");
+    assert!(
+        two.hit_ratio.abs() < 1e-9 && (two.imbalance - 4.0 / 3.0).abs() < 1e-9,
+        "{two:?}"
+    );
+    assert!((one.ttft_max_ms - 3.2).abs() < 1e-9 && (two.ttft_max_ms - 6.4).abs() < 1e-9);
+}
+
+#[test]
+fn every_lease_ends_whatever_happens() {
+    let trace = trace(300, 7);
+    let options = FleetOptions {
+        workers: 3,
+        speed: 40.0,
+        max_queued: 5,
+        max_running: 2,
+        decode_ms: 1.0,
+        changes: vec![
+            change(500.0, 0, ChangeKind::Leave),
+            change(900.0, 1, ChangeKind::Flush),
+            change(1500.0, 0, ChangeKind::Join),
+            change(1600.0, 2, ChangeKind::Leave),
+        ],
+        ..FleetOptions::default()
+    };
+    let sized = Contender::named("sized_3").unwrap();
+    for contender in Contender::all().into_iter().chain([sized]) {
+        let policy = contender.build(&options);
+        let mut fleet = Fleet::new(&trace, &options, policy);
+        for request in 0..trace.len() {
+            fleet.run_until(trace.at_ms(request) / 1000.0 / options.speed);
+            fleet.route(request, trace.at_ms(request) / 1000.0 / options.speed);
+        }
+        assert!(fleet.in_flight().0 > 0);
+        fleet.run_until(f64::MAX);
+        assert_eq!(fleet.in_flight(), (0, 0), "{}", contender.name());
+        let report = fleet.report(contender.name());
+        assert!(
+            report.rejected > 0 && report.cut > 0 && report.rerouted > 0,
+            "{report:?}"
+        );
+    }
+}
+
+#[test]
+fn full_queues_reject_and_rejects_are_no_goodput() {
+    let trace = trace(100, 100);
+    let options = FleetOptions {
+        workers: 1,
+        speed: 1e6,
+        max_queued: 9,
+        ..FleetOptions::default()
+    };
+    let report = run(&trace, &options, "round_robin");
+    assert_eq!((report.requests, report.rejected), (100, 90));
+    assert!((report.goodput - 0.1).abs() < 1e-9);
+    assert!((report.ttft_max_ms - 10.0 * 3.2).abs() < 0.1, "{report:?}");
+}
+
+#[test]
+fn without_workers_everything_is_rejected() {
+    let options = FleetOptions {
+        workers: 1,
+        changes: vec![change(0.0, 0, ChangeKind::Leave)],
+        ..FleetOptions::default()
+    };
+    let report = run(&trace(10, 1), &options, "round_robin");
+    assert_eq!((report.rejected, report.ttft_quantiles_ms[0]), (10, 0.0));
+}
+
+#[test]
+fn a_flushed_worker_has_forgotten() {
+    let flushed = FleetOptions {
+        workers: 1,
+        changes: vec![change(15.0, 0, ChangeKind::Flush)],
+        ..FleetOptions::default()
+    };
+    let trace = trace(3, 1);
+    let usual = run(
+        &trace,
+        &FleetOptions {
+            workers: 1,
+            ..FleetOptions::default()
+        },
+        "round_robin",
+    );
+    assert!((usual.hit_ratio - 0.5).abs() < 1e-9);
+    assert!((run(&trace, &flushed, "round_robin").hit_ratio - 1.0 / 6.0).abs() < 1e-9);
+}
+
+#[test]
+fn who_knows_the_caches_size_believes_what_is_true() {
+    // A cache that holds 8 of 10 blocks: the beginnings of what 5 users said.
+    let options = FleetOptions {
+        workers: 1,
+        kv_tokens: 8 * 512,
+        ..FleetOptions::default()
+    };
+    let (trace, policy) = (trace(60, 5), Contender::named("sized_3").unwrap());
+    let mut fleet = Fleet::new(&trace, &options, policy.build(&options));
+    for request in 0..trace.len() {
+        let now = trace.at_ms(request);
+        fleet.run_until(now);
+        let cached = fleet.cached_tokens();
+        fleet.route(request, now);
+        // Idle workers begin at once; 16 tokens of the prompt's bytes are a block of 512.
+        let believed = trace.tokens(request, 512) / 32 - fleet.in_flight().1;
+        assert_eq!(fleet.cached_tokens() - cached, believed * 32);
+    }
+    assert!(fleet.cached_tokens() > 0);
+}
+
+#[test]
+fn what_decodes_slows_prefill_when_told_so() {
+    let trace = trace(400, 400);
+    let options = FleetOptions {
+        workers: 1,
+        decode_ms: 10.0,
+        max_running: 32,
+        ..FleetOptions::default()
+    };
+    let slowed = FleetOptions {
+        decode_interference: 0.9,
+        ..options.clone()
+    };
+    let (free, slow) = (
+        run(&trace, &options, "random"),
+        run(&trace, &slowed, "random"),
+    );
+    assert!((free.ttft_max_ms - 3.2).abs() < 1e-6, "{free:?}");
+    assert!(slow.ttft_mean_ms > 1.5 * free.ttft_mean_ms, "{slow:?}");
+}
+
+#[test]
+fn it_can_be_broken_off() {
+    let stop = &mut |_| ControlFlow::Break(());
+    let options = FleetOptions::default();
+    assert!(
+        simulate(
+            &trace(5, 1),
+            &options,
+            &Contender::named("random").unwrap(),
+            stop
+        )
+        .is_none()
+    );
+}
+
+#[test]
+fn bad_traces_say_where() {
+    let read = |text: &str| {
+        Trace::read(text.as_bytes(), usize::MAX)
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(read("\n \n"), "the trace is empty");
+    let good = lines(1, 1);
+    assert!(read(&format!("{good}{{")).starts_with("line 2: EOF while parsing"));
+    assert!(read(r#"{"timestamp": 1}"#).starts_with("line 1: missing field `input_length`"));
+    assert!(read(&good.replace(": 0,", ": -1,")).contains("-1 is not a time"));
+}
+
+#[test]
+fn lines_out_of_order_are_sorted() {
+    let mut shuffled: Vec<_> = lines(3, 1).lines().map(str::to_owned).collect();
+    shuffled.swap(0, 2);
+    let sorted = Trace::read(shuffled.join("\n").as_bytes(), usize::MAX).unwrap();
+    assert!(!sorted.was_sorted() && trace(3, 1).was_sorted());
+    assert_eq!(sorted.ids(2).len(), 3);
+    assert!((sorted.span_ms() - 20.0).abs() < 1e-9);
+}
+
+#[test]
+fn unknown_policies_are_told_the_known() {
+    let error = Contender::named("rond_robin").unwrap_err().to_string();
+    assert!(
+        error.contains("'rond_robin'") && error.contains("round_robin, cache_aware"),
+        "{error}"
+    );
+    assert!(Contender::named("charge_x").is_err() && Contender::named("charge_2.5").is_ok());
+}
+
+#[test]
+fn a_broken_rule_names_its_option() {
+    FleetOptions::default().check().unwrap();
+    let options = FleetOptions {
+        speed: f64::NAN,
+        ..FleetOptions::default()
+    };
+    assert!(options.check().unwrap_err().to_string().contains("'speed'"));
+    let options = FleetOptions {
+        changes: vec![change(0.0, 8, ChangeKind::Join)],
+        ..FleetOptions::default()
+    };
+    assert!(
+        options
+            .check()
+            .unwrap_err()
+            .to_string()
+            .contains("changes.worker")
+    );
+}

@@ -1,0 +1,201 @@
+//! Traces in Mooncake's format: a JSON object per line.
+//!
+//! `{"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [..]}`, where
+//! each hash id stands for a block of the prompt (Qin et al., FAST 2025).
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::ops::Range;
+use std::path::Path;
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::engine::mix;
+
+/// Longest prompt that is believed.
+const LONGEST: u32 = 1 << 26;
+/// What page chains start from.
+const SEED: u64 = 0x6d6f_6f6e_6361_6b65;
+
+/// Why a trace cannot be used.
+#[derive(Debug, Error)]
+pub enum TraceError {
+    /// It cannot be read.
+    #[error("cannot read the trace: {0}")]
+    Read(#[from] io::Error),
+    /// A line is not what it should be.
+    #[error("line {number}: {why}")]
+    Line {
+        /// Which, counted from 1.
+        number: usize,
+        /// What is wrong with it.
+        why: LineError,
+    },
+    /// Nothing in it.
+    #[error("the trace is empty")]
+    Empty,
+}
+
+/// What is wrong with a line of a trace.
+#[derive(Debug, Error)]
+pub enum LineError {
+    /// Not text.
+    #[error("not UTF-8")]
+    Encoding,
+    /// Not JSON, or not of the right shape.
+    #[error("{}", within_line(.0))]
+    Json(#[from] serde_json::Error),
+    /// Not a moment.
+    #[error("timestamp {0} is not a time")]
+    Time(f64),
+    /// More than anybody sends.
+    #[error("input_length {0} is too long")]
+    Length(u32),
+}
+
+#[derive(Deserialize)]
+struct Line {
+    timestamp: f64,
+    input_length: u32,
+    output_length: u32,
+    hash_ids: Vec<u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Row {
+    ms: f64,
+    input: u32,
+    output: u32,
+    blocks: Range<usize>,
+}
+
+/// Requests in order of time; those of equal times in order of lines.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    rows: Vec<Row>,
+    ids: Vec<u64>,
+    /// Per block: a hash of it and everything before it.
+    pages: Vec<u64>,
+    sorted: bool,
+}
+
+impl Trace {
+    /// Reads up to `limit` requests of a file.
+    pub fn open(path: &Path, limit: usize) -> Result<Self, TraceError> {
+        Self::read(BufReader::new(File::open(path)?), limit)
+    }
+
+    /// Reads up to `limit` requests; empty lines are none.
+    pub fn read(from: impl BufRead, limit: usize) -> Result<Self, TraceError> {
+        let mut trace = Self {
+            rows: Vec::new(),
+            ids: Vec::new(),
+            pages: Vec::new(),
+            sorted: true,
+        };
+        for (index, line) in from.lines().enumerate() {
+            if trace.rows.len() >= limit {
+                break;
+            }
+            let bad = |why| TraceError::Line {
+                number: index + 1,
+                why,
+            };
+            let line = line.map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidData => bad(LineError::Encoding),
+                _ => TraceError::Read(error),
+            })?;
+            if !line.trim().is_empty() {
+                trace.push(parse(&line).map_err(bad)?);
+            }
+        }
+        trace.sorted = trace.rows.is_sorted_by(|one, next| one.ms <= next.ms);
+        trace.rows.sort_by(|one, next| one.ms.total_cmp(&next.ms));
+        let first = trace.rows.first().ok_or(TraceError::Empty)?.ms;
+        trace.rows.iter_mut().for_each(|row| row.ms -= first);
+        Ok(trace)
+    }
+
+    fn push(&mut self, line: Line) {
+        let start = self.ids.len();
+        let mut chain = SEED;
+        for id in line.hash_ids {
+            chain = mix(chain, id);
+            self.ids.push(id);
+            self.pages.push(chain);
+        }
+        self.rows.push(Row {
+            ms: line.timestamp,
+            input: line.input_length,
+            output: line.output_length,
+            blocks: start..self.ids.len(),
+        });
+    }
+
+    /// Requests.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Never: an empty trace is an error.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Whether the lines were in order of time.
+    pub fn was_sorted(&self) -> bool {
+        self.sorted
+    }
+
+    /// From the first request to the last, in milliseconds.
+    pub fn span_ms(&self) -> f64 {
+        self.rows.last().map_or(0.0, |row| row.ms)
+    }
+
+    /// Milliseconds from the first request to this one.
+    pub(super) fn at_ms(&self, request: usize) -> f64 {
+        self.rows[request].ms
+    }
+
+    /// Tokens to make.
+    pub(super) fn output(&self, request: usize) -> u32 {
+        self.rows[request].output
+    }
+
+    /// Tokens of the prompt: whole blocks, or more where the trace names fewer than it counts.
+    pub(super) fn tokens(&self, request: usize, block_tokens: u32) -> u64 {
+        let row = &self.rows[request];
+        (row.blocks.len() as u64 * u64::from(block_tokens)).max(row.input.into())
+    }
+
+    /// The blocks' own ids.
+    pub(super) fn ids(&self, request: usize) -> &[u64] {
+        &self.ids[self.rows[request].blocks.clone()]
+    }
+
+    /// The blocks as a prefix cache knows them.
+    pub(super) fn pages(&self, request: usize) -> &[u64] {
+        &self.pages[self.rows[request].blocks.clone()]
+    }
+}
+
+fn parse(line: &str) -> Result<Line, LineError> {
+    let parsed: Line = serde_json::from_str(line)?;
+    if !parsed.timestamp.is_finite() || parsed.timestamp < 0.0 {
+        return Err(LineError::Time(parsed.timestamp));
+    }
+    if parsed.input_length > LONGEST {
+        return Err(LineError::Length(parsed.input_length));
+    }
+    Ok(parsed)
+}
+
+/// The message with its place in the line: which line it is the caller knows.
+fn within_line(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rsplit_once(" at line ") {
+        Some((why, _)) => format!("{why} (column {})", error.column()),
+        None => text,
+    }
+}

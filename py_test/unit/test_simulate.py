@@ -1,0 +1,299 @@
+"""`simulate`: traces, results, tables, pictures, and what is said about mistakes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgl_model_gateway import cli, simulate
+from sgl_model_gateway.sgl_model_gateway_rs import FleetTrace, fleet_option_defaults, fleet_policies, simulate_fleet
+
+
+def conversations(requests: int, users: int = 20, gap: float = 100.0) -> list[dict[str, Any]]:
+    """Users who take turns; every turn repeats what was said before, and adds a block."""
+    rows = []
+    for number in range(requests):
+        user, turn = number % users, number // users % 12
+        ids = [user * 100_000 + number // users // 12 * 100 + block for block in range(turn + 2)]
+        rows.append({"timestamp": number * gap, "input_length": len(ids) * 512, "output_length": 100, "hash_ids": ids})
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    return write(tmp_path / "trace.jsonl", conversations(400))
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
+    simulate.main([*map(str, arguments), "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as end:
+        simulate.main([*map(str, arguments)], prog="simulate")
+    said = capsys.readouterr()
+    assert end.value.code == 2 and not said.out and said.err.count("\n") == 1
+    return said.err.strip()
+
+
+# --- results
+
+
+def test_json_has_a_run_per_speed_and_a_report_per_policy(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = as_json(capsys, "--trace", trace, "--speed", "10,40", "--policy", "round_robin, cache_aware,charge_3")
+    assert result["trace"]["requests"] == 400 and result["trace"]["was_sorted"] is True
+    assert result["options"]["workers"] == 8 and result["options"]["seeds"] == [0]
+    assert [run["speed"] for run in result["runs"]] == [10, 40]
+    for run in result["runs"]:
+        assert [report["policy"] for report in run["policies"]] == ["round_robin", "cache_aware", "charge_3"]
+        for report in run["policies"]:
+            assert report["requests"] == 400 and report["rejected"] == 0
+            assert 0 <= report["hit_ratio"] <= 1 and 0 <= report["goodput"] <= 1 and report["imbalance"] >= 1
+            times = [report[f"ttft_{which}_ms"] for which in ("p50", "p90", "p99", "max")]
+            assert times == sorted(times) and times[0] > 0
+            assert report["decision_max_us"] >= report["decision_mean_us"] > 0
+
+
+def test_prefixes_are_found_again(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = as_json(capsys, "--trace", trace, "--speed", 20, "--policy", "round_robin,cache_aware")["runs"][0]
+    by_turns, aware = run["policies"]
+    assert aware["hit_ratio"] > by_turns["hit_ratio"] + 0.1
+    assert aware["ttft_mean_ms"] < by_turns["ttft_mean_ms"]
+
+
+def test_every_policy_of_the_gateway_takes_part(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reports = as_json(capsys, "--trace", trace, "--speed", 20)["runs"][0]["policies"]
+    assert [report["policy"] for report in reports] == fleet_policies()
+    assert {"random", "round_robin", "cache_aware"} <= set(fleet_policies())
+
+
+def test_equal_seeds_give_equal_results(trace: Path) -> None:
+    def times(seed: int) -> Any:
+        return simulate_fleet(FleetTrace(trace), "random", seed=seed, speed=50.0)["ttft_quantiles_ms"]
+
+    assert times(1) == times(1) != times(2)
+
+
+def test_seeds_are_averaged(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def mean(seeds: str) -> float:
+        result = as_json(capsys, "--trace", trace, "--speed", 50, "--policy", "random", "--seed", seeds)
+        return float(result["runs"][0]["policies"][0]["ttft_mean_ms"])
+
+    assert mean("1,2") == pytest.approx((mean("1") + mean("2")) / 2)
+
+
+def test_a_single_worker_is_a_queue(tmp_path: Path) -> None:
+    # Two blocks at 1024 tokens/s take a second; the second request waits for the first, its block is cached by then.
+    rows = [{"timestamp": 5, "input_length": 1024, "output_length": 1, "hash_ids": [1, 2]}] * 2
+    report = simulate_fleet(
+        FleetTrace(write(tmp_path / "t", rows)), "round_robin", workers=1, prefill_tps=1024.0, ttft_slo_ms=500.0
+    )
+    assert report["hit_ratio"] == 0.5 and report["goodput"] == 0
+    assert report["ttft_quantiles_ms"][0] == report["ttft_max_ms"] == 1000
+
+
+def test_full_queues_reject(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--workers", 1, "--max-queued", 3, "--speed", 1e6, "--policy", "random"]
+    report = as_json(capsys, "--trace", trace, *flags)["runs"][0]["policies"][0]
+    assert report["rejected"] == 400 - 4 and report["goodput"] <= 0.01
+
+
+def test_workers_come_and_go(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--workers", 2, "--speed", 60, "--policy", "cache_aware", "--decode-ms", 5]
+    events = ["--event", "20000:1:leave", "--event", "30000:1:join", "--event", "35000:0:flush"]
+    usual = as_json(capsys, "--trace", trace, *flags)["runs"][0]["policies"][0]
+    churned = as_json(capsys, "--trace", trace, *flags, *events)["runs"][0]["policies"][0]
+    assert usual["rerouted"] == usual["cut"] == 0 < churned["rerouted"] + churned["cut"]
+    assert churned["hit_ratio"] < usual["hit_ratio"] and churned["rejected"] == 0
+    simulate.main([str(word) for word in ("--trace", trace, *flags, *events)])
+    assert "rerouted" in capsys.readouterr().out
+
+
+def test_limit_and_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = conversations(50)
+    path = write(tmp_path / "shuffled", rows[25:] + rows[:25])
+    assert not FleetTrace(path).was_sorted and len(FleetTrace(path)) == 50
+    assert FleetTrace(path, 10).span_secs == pytest.approx(0.9)
+    straight = FleetTrace(write(tmp_path / "straight", rows))
+    ours, theirs = (simulate_fleet(trace, "cache_aware") for trace in (FleetTrace(path), straight))
+    assert ours["ttft_quantiles_ms"] == theirs["ttft_quantiles_ms"]
+    simulate.main(["--trace", str(path), "--policy", "random"])
+    assert "sorted by time" in capsys.readouterr().out
+
+
+# --- what people see
+
+
+def test_the_table_is_aligned_and_marks_the_best(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["simulate", "--trace", str(trace), "--speed", "20,30", "--policy", "random,cache_aware"])
+    said = capsys.readouterr()
+    assert said.err == "" and said.out.count("speed ") == 2
+    head, rule, *rows = said.out.split("\n\n")[1].splitlines()[1:]
+    assert head.split()[:3] == ["policy", "hit", "mean"] and set(rule) == {"-"}
+    assert [row.split()[0] for row in rows] == ["random", "cache_aware"]
+    ends = [[match.end() for match in re.finditer(r"[\d.,]+(?=[* ]|$)", row)] for row in rows]
+    assert ends[0] == ends[1]
+    assert re.search(r"cache_aware +0\.\d{3}\*", rows[1]) and not re.search(r"random +0\.\d{3}\*", rows[0])
+
+
+def test_progress_is_for_terminals(trace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    simulate.main(["--trace", str(trace), "--policy", "random"])
+    said = capsys.readouterr()
+    assert "[#####" in said.err and said.err.endswith("\r\x1b[K") and "#" not in said.out
+
+
+def test_the_page_stands_alone(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "out.html"
+    simulate.main(["--trace", str(trace), "--speed", "10,30", "--policy", "random,cache_aware", "--plot", str(page)])
+    text = page.read_text()
+    assert text.count("<svg") == 4 and text.count("<polyline") == 4
+    assert "cache_aware" in text and "nan" not in text and "src=" not in text and "http" not in text
+    points = re.findall(r'points="([^"]+)"', text)[0].split()
+    heights = [float(point.split(",")[1]) for point in points]
+    assert heights == sorted(heights, reverse=True)
+
+
+def test_a_png_needs_matplotlib(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "out.png"
+    if find_spec("matplotlib"):
+        simulate.main(["--trace", str(trace), "--policy", "random", "--plot", str(picture)])
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    else:
+        said = refused(capsys, "--trace", trace, "--policy", "random", "--plot", picture)
+        assert "matplotlib" in said and ".html" in said and not picture.exists()
+
+
+def test_as_a_module_of_its_own(trace: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "sgl_model_gateway.simulate",
+        "--trace",
+        str(trace),
+        "--policy",
+        "random",
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["runs"] and done.stderr == ""
+
+
+def test_help_names_policies_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        simulate.main(["--help"])
+    said = capsys.readouterr().out
+    assert "--decode-interference" in said and "cache_aware" in said
+    assert set(simulate._OPTIONS) == set(fleet_option_defaults()) - {"speed", "seed", "changes"}
+
+
+# --- mistakes
+
+
+def test_bad_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "No such file" in refused(capsys, "--trace", tmp_path / "missing")
+    assert "empty" in refused(capsys, "--trace", write(tmp_path / "empty", []))
+    path = write(tmp_path / "bad", conversations(2))
+    with path.open("a") as file:
+        file.write('{"timestamp": 3, "input_length": 1')
+    assert f"{path}: line 3: EOF while parsing" in refused(capsys, "--trace", path)
+    for line, why in (
+        ("[]", "line 1: "),
+        ('{"timestamp": 0}', "line 1: missing field `input_length`"),
+        ('{"timestamp": -1, "input_length": 1, "output_length": 1, "hash_ids": []}', "not a time"),
+        ('{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": [-1]}', "line 1: invalid value"),
+        ('{"timestamp": 0, "input_length": 4000000000, "output_length": 1, "hash_ids": []}', "too long"),
+    ):
+        path.write_text(line)
+        assert why in refused(capsys, "--trace", path)
+    path.write_bytes(b"\xff\xfe")
+    assert "line 1: not UTF-8" in refused(capsys, "--trace", path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--policy", "cash_aware"], "unknown policy 'cash_aware' (choose from random, round_robin, cache_aware"),
+        (["--policy", "charge_x"], "unknown policy 'charge_x'"),
+        (["--policy", ","], "choose from"),
+        (["--workers", "0"], "'workers'"),
+        (["--speed", "0"], "'speed'"),
+        (["--speed", "fast"], "--speed"),
+        (["--speed", ","], "--speed"),
+        (["--seed", "1.5"], "--seed"),
+        (["--limit", "0"], "--limit"),
+        (["--decode-interference", "2"], "'decode_interference'"),
+        (["--prefill-tps", "nan"], "'prefill_tps'"),
+        (["--workers", "-1"], "workers"),
+        (["--event", "1:2"], "--event"),
+        (["--event", "1:9:leave"], "changes.worker"),
+        (["--event", "1:0:explode"], "leave|join|flush"),
+        (["--plot", "out.svg"], ".html"),
+        (["--plot", "/nowhere/out.html"], "no directory"),
+        (["--nonsense"], "--nonsense"),
+    ],
+    ids=" ".join,
+)
+def test_bad_flags(trace: Path, capsys: pytest.CaptureFixture[str], flags: list[str], why: str) -> None:
+    assert why in refused(capsys, "--trace", trace, *flags)
+
+
+def test_mistakes_of_callers(trace: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        FleetTrace(trace.parent / "missing")
+    with pytest.raises(ValueError, match="unknown policy"):
+        simulate_fleet(FleetTrace(trace), "nobody")
+    with pytest.raises(TypeError, match="Did you mean 'workers'"):
+        simulate_fleet(FleetTrace(trace), "random", wokers=2)
+
+
+def test_progress_may_raise(trace: Path) -> None:
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate_fleet(FleetTrace(trace), "random", stop)
+
+
+# --- speed
+
+
+def test_two_thousand_requests_under_every_policy_are_quick(tmp_path: Path) -> None:
+    trace = FleetTrace(write(tmp_path / "t", conversations(2000, users=100, gap=20.0)))
+    started = time.monotonic()
+    for policy in fleet_policies():
+        simulate_fleet(trace, policy)
+    assert time.monotonic() - started < 10
+
+
+def test_other_threads_run_meanwhile(tmp_path: Path) -> None:
+    trace = FleetTrace(write(tmp_path / "t", conversations(5000, gap=20.0)))
+    ticks, over = [0], threading.Event()
+
+    def tick() -> None:
+        while not over.is_set():
+            ticks[0] += 1
+            time.sleep(0)
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    # Without a callback only the look at signals needs the GIL.
+    simulate_fleet(trace, "cache_aware")
+    over.set()
+    ticker.join()
+    assert ticks[0] > 0

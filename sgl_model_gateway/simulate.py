@@ -1,0 +1,273 @@
+"""`python -m sgl_model_gateway simulate`: replay a trace under several policies, in virtual time, and compare them.
+
+The trace is in Mooncake's format, a JSON object per line: timestamp (ms), input_length, output_length (tokens) and
+hash_ids, one per block of 512 prompt tokens. The policies are the gateway's own; each knows only what it routed and
+which requests have shown their first byte. Every worker is one prefill server with an LRU prefix cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .sgl_model_gateway_rs import FleetTrace, fleet_option_defaults, fleet_policies, simulate_fleet
+from .simulate_table import table
+
+# The numeric options of the simulated fleet. `speed`, `seed` and `changes` have flags of their own.
+_OPTIONS = {
+    "workers": "workers",
+    "prefill_tps": "prompt tokens a worker computes per second",
+    "kv_tokens": "prompt tokens a worker's prefix cache holds",
+    "block_tokens": "tokens per block of the trace",
+    "decode_ms": "milliseconds per output token of a sequence that decodes alone",
+    "decode_per_seq_ms": "milliseconds every further sequence adds to that",
+    "decode_interference": "share of prefill speed (0..1) that a full decode batch takes away",
+    "output_scale": "factor on the trace's output lengths",
+    "max_running": "sequences in prefill and decode per worker",
+    "max_queued": "requests that may wait per worker; one more is rejected",
+    "ttft_slo_ms": "first tokens within so many milliseconds are goodput",
+    "index_bytes": "bytes of memory for the policy's prefix index",
+    "index_tokens": "prompt tokens the index may know, at all workers together; 0: what fits",
+}
+_REFERENCES = ("charge_", "sized_")
+_CHOICES = ", ".join(f"{name}K" for name in _REFERENCES)
+_EVENTS = ("leave", "join", "flush")
+_DISTRIBUTION = "ttft_quantiles_ms"
+
+
+def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    def parse(text: str) -> list[Any]:
+        return [kind(part.strip()) for part in text.split(",") if part.strip()]
+
+    parse.__name__ = f"list of {kind.__name__}s"
+    return parse
+
+
+def _event(text: str) -> dict[str, Any]:
+    at, worker, kind = text.split(":")
+    if kind not in _EVENTS:
+        raise ValueError(kind)
+    return {"at_ms": float(at), "worker": int(worker), "kind": kind}
+
+
+_event.__name__ = "MS:WORKER:leave|join|flush"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """All flags; those of the fleet have the fleet's own defaults."""
+    parser = _Parser(
+        prog=prog,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"policies: {', '.join(fleet_policies())}\n"
+        "for reference: charge_K takes the lowest queued + K x own uncached tokens, whatever the load;\n"
+        "sized_K does that and knows how much the caches hold. Best values are marked with *.",
+    )
+    parser.add_argument("--trace", required=True, type=Path, metavar="FILE", help="the trace")
+    parser.add_argument("--policy", type=_list_of(str), default=["all"], metavar="A,B", help="policies; default all")
+    parser.add_argument(
+        "--speed",
+        type=_list_of(float),
+        default=[1.0],
+        metavar="X,Y",
+        help="how many times faster than recorded requests arrive; a table for each; default 1",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N requests")
+    parser.add_argument(
+        "--seed", type=_list_of(int), default=[0], metavar="N,M", help="seeds; results are averaged; default 0"
+    )
+    parser.add_argument(
+        "--event",
+        type=_event,
+        action="append",
+        default=[],
+        metavar="MS:WORKER:KIND",
+        help="a worker dies (leave), comes (back) with an empty cache (join), or loses its cache (flush), in the"
+        " trace's own time; can be repeated",
+    )
+    defaults = fleet_option_defaults()
+    for name, text in _OPTIONS.items():
+        kind, flag = type(defaults[name]), f"--{name.replace('_', '-')}"
+        parser.add_argument(
+            flag, type=kind, default=defaults[name], metavar=kind.__name__.upper(), help=f"{text}; default %(default)s"
+        )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture: .html, or .png with matplotlib")
+    return parser
+
+
+class _Bar:
+    """How far all runs together are; on terminals only."""
+
+    _WIDTH = 30
+
+    def __init__(self, runs: int, requests: int) -> None:
+        self._total, self._requests = max(1, runs * requests), requests
+        self._before, self._live = 0, sys.stderr.isatty()
+        self._label = ""
+
+    def begin(self, label: str) -> None:
+        self._label = label
+
+    def __call__(self, arrived: int) -> None:
+        if self._live:
+            done = self._before + arrived
+            bar = "#" * (self._WIDTH * done // self._total)
+            print(f"\r[{bar:.<{self._WIDTH}}] {self._label:<32.32}", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        self._before += self._requests
+
+    def clear(self) -> None:
+        if self._live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def compare(
+    trace: FleetTrace,
+    policies: list[str],
+    *,
+    speeds: list[float],
+    seeds: list[int],
+    progress: _Bar | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """A dict per speed: `{"speed": ..., "policies": [report, ...]}`; reports are means over the seeds."""
+    progress = progress or _Bar(len(policies) * len(speeds) * len(seeds), len(trace))
+    runs = []
+    for speed in speeds:
+        reports = []
+        for policy in policies:
+            progress.begin(f"{policy} at {speed:g}x")
+            seeded = []
+            for seed in seeds:
+                seeded.append(simulate_fleet(trace, policy, progress, speed=speed, seed=seed, **options))
+                progress.end()
+            reports.append(_mean(seeded))
+        runs.append({"speed": speed, "policies": reports})
+    return runs
+
+
+def _mean(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    if len(reports) == 1:
+        return reports[0]
+    mean: dict[str, Any] = {}
+    for name, value in reports[0].items():
+        values = [report[name] for report in reports]
+        if isinstance(value, list):
+            mean[name] = [math.fsum(column) / len(values) for column in zip(*values, strict=True)]
+        else:
+            mean[name] = value if isinstance(value, str) else math.fsum(values) / len(values)
+    return mean
+
+
+def _plotter(parser: argparse.ArgumentParser, path: Path | None) -> Callable[..., None] | None:
+    """Found before the work begins, so that nothing is computed in vain."""
+    if path is None:
+        return None
+    from . import simulate_plot
+
+    if path.suffix not in (".html", ".png"):
+        parser.error(f"--plot {path}: the name must end in .html or .png")
+    if path.suffix == ".png" and not simulate_plot.can_draw_png():
+        parser.error(f"--plot {path}: PNG needs matplotlib, which is not installed; use a name ending in .html")
+    if not path.parent.is_dir():
+        parser.error(f"--plot {path}: there is no directory {path.parent}")
+    return simulate_plot.write_png if path.suffix == ".png" else simulate_plot.write_html
+
+
+def _read(parser: argparse.ArgumentParser, args: argparse.Namespace) -> FleetTrace:
+    if args.limit is not None and args.limit < 1:
+        parser.error("--limit must be at least 1")
+    try:
+        return FleetTrace(args.trace, args.limit)
+    except OSError as error:
+        parser.error(f"cannot read {args.trace}: {error.strerror or error}")
+    except ValueError as error:
+        parser.error(f"{args.trace}: {error}")
+
+
+def _chosen(parser: argparse.ArgumentParser, given: list[str]) -> list[str]:
+    known = fleet_policies()
+    names = dict.fromkeys(name for word in given for name in (known if word == "all" else [word]))
+    if not names:
+        parser.error(f"--policy: choose from {', '.join(known)}, {_CHOICES}, or all")
+    for name in names:
+        if name not in known and not name.startswith(_REFERENCES):
+            parser.error(f"unknown policy '{name}' (choose from {', '.join(known)}, {_CHOICES}, or all)")
+    return list(names)
+
+
+def main(argv: list[str] | None = None, prog: str | None = None) -> None:
+    """Runs the comparison and prints it."""
+    parser = create_parser(prog)
+    args = parser.parse_args(argv)
+    policies = _chosen(parser, args.policy)
+    if not args.speed or not args.seed:
+        parser.error("--speed and --seed need a value each")
+    write = _plotter(parser, args.plot)
+    trace = _read(parser, args)
+    options = {name: getattr(args, name) for name in _OPTIONS} | {"changes": args.event}
+    bar = _Bar(len(policies) * len(args.speed) * len(args.seed), len(trace))
+    try:
+        runs = compare(trace, policies, speeds=args.speed, seeds=args.seed, progress=bar, **options)
+    except ValueError as error:
+        bar.clear()
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        bar.clear()
+        sys.exit(130)
+    bar.clear()
+    if write:
+        try:
+            write(args.plot, runs, args.trace.name)
+        except OSError as error:
+            parser.error(f"cannot write {args.plot}: {error.strerror or error}")
+    print(_as_json(args, trace, runs, options) if args.json else _as_text(args, trace, runs))
+
+
+def _as_json(args: argparse.Namespace, trace: FleetTrace, runs: list[dict[str, Any]], options: dict[str, Any]) -> str:
+    about = {
+        "file": str(args.trace),
+        "requests": len(trace),
+        "span_secs": trace.span_secs,
+        "was_sorted": trace.was_sorted,
+    }
+    plain = [
+        {
+            "speed": run["speed"],
+            "policies": [
+                {name: value for name, value in report.items() if name != _DISTRIBUTION} for report in run["policies"]
+            ],
+        }
+        for run in runs
+    ]
+    return json.dumps({"trace": about, "options": options | {"seeds": args.seed}, "runs": plain}, indent=2)
+
+
+def _as_text(args: argparse.Namespace, trace: FleetTrace, runs: list[dict[str, Any]]) -> str:
+    order = "" if trace.was_sorted else ", sorted by time"
+    head = f"{args.trace.name}: {len(trace)} requests over {trace.span_secs:.0f} s{order}; {args.workers} workers"
+    parts = [head]
+    for run in runs:
+        busiest = max(report["busy"] for report in run["policies"])
+        parts.append(
+            f"\nspeed {run['speed']:g} (prefill up to {busiest:.0%} busy; TTFT in ms)\n{table(run['policies'])}"
+        )
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The simulator's pictures: a page with inline SVG that needs nothing else, or a PNG by matplotlib."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+_COLOURS = (
+    *("#2f6fde", "#d9480f", "#2b8a3e", "#9c36b5", "#c92a2a"),
+    *("#0b7285", "#e67700", "#5f3dc4", "#a61e4d", "#495057"),
+)
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 760, 340, 60, 40
+_BAR, _GAP, _NAMES = 14, 14, 170
+_STYLE = """\
+body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #212529 }
+svg { display: block; margin: .5rem 0 1.5rem; max-width: 100% }
+text { font: 12px system-ui, sans-serif; fill: #495057 }
+.grid { stroke: #e9ecef } .curve { fill: none; stroke-width: 2 }
+.key { display: inline-block; margin-right: 1rem } .key i { display: inline-block; width: 1rem; height: 3px;
+margin-right: .4rem; vertical-align: middle }"""
+
+_Reports = list[dict[str, Any]]
+
+
+def write_html(path: Path, runs: list[dict[str, Any]], title: str) -> None:
+    """A page: per speed the distribution of TTFT and bars of its mean and 99th percentile."""
+    title = html.escape(title)
+    parts = [f"<h1>{title}</h1>"]
+    for run in runs:
+        reports = run["policies"]
+        parts.append(f"<h2>Speed {run['speed']:g}</h2><p>Share of requests whose first token came within …</p>")
+        parts.append(_curves(reports))
+        parts.append(f"<p>{_keys(reports)}</p><p>TTFT, mean (dark) and 99th percentile (light), and hit ratio</p>")
+        parts.append(_bars(reports))
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f"{''.join(parts)}</html>\n"
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _colour(place: int) -> str:
+    return _COLOURS[place % len(_COLOURS)]
+
+
+def _keys(reports: _Reports) -> str:
+    key = '<span class="key"><i style="background:{}"></i>{}</span>'
+    return "".join(key.format(_colour(place), html.escape(report["policy"])) for place, report in enumerate(reports))
+
+
+def _decades(reports: _Reports) -> tuple[int, int]:
+    """Powers of ten that hold all times, for a logarithmic axis; very small times are cut off."""
+    times = [max(time, 0.1) for report in reports for time in report["ttft_quantiles_ms"]]
+    low = math.floor(math.log10(min(times)))
+    return low, max(low + 1, math.ceil(math.log10(max(times))))
+
+
+def _time(milliseconds: float) -> str:
+    return f"{milliseconds / 1000:,.4g} s" if milliseconds >= 1000 else f"{milliseconds:.4g} ms"
+
+
+def _curves(reports: _Reports) -> str:
+    low, high = _decades(reports)
+    wide, tall = _WIDTH - _LEFT - 20, _HEIGHT - _BOTTOM - 10
+
+    def x(time: float) -> float:
+        return _LEFT + wide * (math.log10(max(time, 10.0**low)) - low) / (high - low)
+
+    def y(share: float) -> float:
+        return 10 + tall * (1 - share)
+
+    def grid() -> Iterator[str]:
+        for decade in range(low, high + 1):
+            at = x(10.0**decade)
+            yield f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="10" y2="{10 + tall}"/>'
+            yield f'<text x="{at:.1f}" y="{_HEIGHT - 20}" text-anchor="middle">{_time(10.0**decade)}</text>'
+        for share in (0, 0.25, 0.5, 0.75, 1):
+            yield f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + wide}" y1="{y(share):.1f}" y2="{y(share):.1f}"/>'
+            yield f'<text x="{_LEFT - 8}" y="{y(share) + 4:.1f}" text-anchor="end">{share:.0%}</text>'
+
+    def curve(place: int, report: dict[str, Any]) -> str:
+        times = report["ttft_quantiles_ms"]
+        points = " ".join(f"{x(time):.1f},{y(at / (len(times) - 1)):.1f}" for at, time in enumerate(times))
+        name = html.escape(report["policy"])
+        return f'<polyline class="curve" stroke="{_colour(place)}" points="{points}"><title>{name}</title></polyline>'
+
+    curves = (curve(place, report) for place, report in enumerate(reports))
+    return _svg(_HEIGHT, [*grid(), *curves])
+
+
+def _bars(reports: _Reports) -> str:
+    longest = max(max(report["ttft_p99_ms"], report["ttft_mean_ms"]) for report in reports) or 1.0
+    wide = _WIDTH - _NAMES - 170
+    parts = []
+    for place, report in enumerate(reports):
+        top, mean, p99 = 5 + place * (2 * _BAR + _GAP), report["ttft_mean_ms"], report["ttft_p99_ms"]
+        bar = f'<rect x="{_NAMES}" height="{_BAR}" fill="{_colour(place)}"'
+        parts += [
+            f'<text x="{_NAMES - 8}" y="{top + _BAR + 4}" text-anchor="end">{html.escape(report["policy"])}</text>',
+            f'{bar} y="{top}" width="{wide * mean / longest:.1f}"/>',
+            f'{bar} y="{top + _BAR}" width="{wide * p99 / longest:.1f}" opacity=".4"/>',
+            f'<text x="{_NAMES + wide + 8}" y="{top + _BAR + 4}">{_time(mean)} / {_time(p99)}'
+            f" ({report['hit_ratio']:.1%})</text>",
+        ]
+    return _svg(len(reports) * (2 * _BAR + _GAP) + 5, parts)
+
+
+def _svg(height: int, parts: list[str]) -> str:
+    return f'<svg viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" role="img">{"".join(parts)}</svg>'
+
+
+def can_draw_png() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def write_png(path: Path, runs: list[dict[str, Any]], title: str) -> None:
+    """A row per speed: the distribution of TTFT, and bars of its mean and 99th percentile."""
+    from importlib import import_module
+
+    figures = import_module("matplotlib.figure")  # no display, no global state
+    figure = figures.Figure(figsize=(14, 5 * len(runs)), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(len(runs), 2, squeeze=False)
+    for (curves, bars), run in zip(axes, runs, strict=True):
+        reports = run["policies"]
+        for place, report in enumerate(reports):
+            times = [max(time, 0.1) for time in report["ttft_quantiles_ms"]]
+            shares = [at / (len(times) - 1) for at in range(len(times))]
+            curves.plot(times, shares, color=_colour(place), label=report["policy"])
+            bars.barh(place - 0.2, report["ttft_mean_ms"], 0.4, color=_colour(place))
+            bars.barh(place + 0.2, report["ttft_p99_ms"], 0.4, color=_colour(place), alpha=0.4)
+        curves.set(xscale="log", xlabel="TTFT (ms)", ylabel="share of requests", title=f"speed {run['speed']:g}")
+        curves.legend()
+        bars.set(xlabel="TTFT (ms): mean dark, 99th percentile light")
+        bars.set_yticks(range(len(reports)), [report["policy"] for report in reports])
+        bars.invert_yaxis()
+    figure.savefig(path, dpi=120)

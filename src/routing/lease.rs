@@ -1,0 +1,95 @@
+//! One request's place at a worker, as an object of Python's.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::routing::{Candidate, Lease};
+use pyo3::prelude::*;
+use pyo3::types::{PyAny, PyType};
+
+/// Where a request goes. It counts there until `release()`, the end of a `with` block, or the
+/// object's own end.
+#[pyclass(frozen, module = "sgl_model_gateway.sgl_model_gateway_rs")]
+pub(crate) struct RoutingLease {
+    worker: Arc<str>,
+    matched_tokens: u64,
+    prompt_tokens: u64,
+    /// `None` once released.
+    lease: Mutex<Option<Lease>>,
+}
+
+impl RoutingLease {
+    pub(super) fn new(candidate: &Candidate, matched_tokens: u64, prompt_tokens: u64) -> Self {
+        let uncached = prompt_tokens.saturating_sub(matched_tokens);
+        Self {
+            worker: Arc::clone(&candidate.url),
+            matched_tokens,
+            prompt_tokens,
+            lease: Mutex::new(Some(candidate.load.lease(uncached))),
+        }
+    }
+
+    /// Never held for longer than a few instructions, so the GIL may be kept meanwhile.
+    fn with<T>(&self, act: impl FnOnce(&mut Option<Lease>) -> T) -> T {
+        act(&mut self.lease.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[pymethods]
+impl RoutingLease {
+    /// The worker's URL.
+    #[getter]
+    fn worker(&self) -> &str {
+        &self.worker
+    }
+
+    /// Prompt tokens believed to be cached there.
+    #[getter]
+    fn matched_tokens(&self) -> u64 {
+        self.matched_tokens
+    }
+
+    /// Prompt tokens in all: exact for token ids, estimated for text.
+    #[getter]
+    fn prompt_tokens(&self) -> u64 {
+        self.prompt_tokens
+    }
+
+    /// Whether it no longer counts.
+    #[getter]
+    fn released(&self) -> bool {
+        self.with(|lease| lease.is_none())
+    }
+
+    /// The worker has begun to answer: the prompt no longer waits there. Later calls do nothing.
+    fn first_token(&self) {
+        self.with(|lease| lease.as_mut().map(Lease::first_byte));
+    }
+
+    /// The request is over. Later calls do nothing.
+    fn release(&self) {
+        self.with(Option::take);
+    }
+
+    fn __enter__<'py>(slf: &Bound<'py, Self>) -> Bound<'py, Self> {
+        slf.clone()
+    }
+
+    #[pyo3(signature = (_class, _error, _traceback))]
+    fn __exit__(
+        &self,
+        _class: Option<&Bound<'_, PyType>>,
+        _error: Option<&Bound<'_, PyAny>>,
+        _traceback: Option<&Bound<'_, PyAny>>,
+    ) -> bool {
+        self.release();
+        false
+    }
+
+    fn __repr__(&self) -> String {
+        let (matched, all) = (self.matched_tokens, self.prompt_tokens);
+        format!(
+            "<RoutingLease at {}: {matched} of {all} tokens cached>",
+            self.worker
+        )
+    }
+}
