@@ -46,6 +46,11 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
+    /// Tokens its prefix cache holds, when it told.
+    pub(crate) fn cache_tokens(&self) -> Option<u64> {
+        self.labels.get("max_total_num_tokens")?.parse().ok()
+    }
+
     /// Whether the worker told its model.
     pub(crate) fn is_known(&self) -> bool {
         self.model != UNKNOWN_MODEL

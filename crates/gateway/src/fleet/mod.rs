@@ -21,6 +21,9 @@ pub(crate) use worker::Worker;
 
 use crate::telemetry::Metrics;
 
+/// Bytes of text per token, as the prefix index counts.
+const BYTES_PER_TOKEN: u64 = 4;
+
 /// All workers, in configuration order, and the policy that picks among the ready ones.
 #[derive(Debug)]
 pub(crate) struct Fleet {
@@ -166,12 +169,27 @@ impl Fleet {
     pub(crate) fn refresh(&self) {
         self.ready
             .store(Arc::new(self.candidates(Worker::is_ready)));
+        let ready = self.workers.iter().filter(|worker| worker.is_ready());
+        // `None` as soon as one of them does not tell.
+        let tokens: Option<u64> = ready
+            .map(|worker| worker.identity.load().cache_tokens())
+            .sum();
+        let told = tokens.filter(|tokens| *tokens > 0);
+        self.policy
+            .capacity(told.map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN)));
+    }
+
+    /// The worker's cache is empty: what is believed of it goes at once.
+    pub(crate) fn forget(&self, worker: &Worker) {
+        worker.begin_anew();
+        self.policy.members(&self.candidates(|_| true));
+        self.refresh();
     }
 
     fn candidates(&self, wanted: impl Fn(&Worker) -> bool) -> Vec<Candidate> {
         let candidate = |(slot, worker): (usize, &Arc<Worker>)| Candidate {
             slot,
-            generation: 0,
+            generation: worker.generation(),
             url: worker.url.as_str().into(),
             load: Arc::clone(&worker.load),
         };

@@ -111,6 +111,10 @@ impl Prober {
         let (before, after) = self.worker.judge(|health| {
             health.record(passed);
         });
+        if (before, after) == (Verdict::NotReady, Verdict::Ready) {
+            // Away for several probes: most likely restarted, with nothing cached.
+            self.fleet.forget(&self.worker);
+        }
         if before != after {
             self.fleet.refresh();
             let model = self.worker.identity.load().model.clone();
@@ -148,6 +152,7 @@ impl Prober {
             labels,
             metrics,
         }));
+        self.fleet.refresh();
     }
 
     /// The JSON object at the first of `paths` that is not 404.

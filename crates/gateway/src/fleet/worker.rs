@@ -1,6 +1,6 @@
 //! One worker.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -28,6 +28,8 @@ pub(crate) struct Worker {
     pub(crate) identity: ArcSwap<Identity>,
     health: Mutex<Health>,
     ready: AtomicBool,
+    /// Counts its lives: what routing learnt of an earlier one does not hold.
+    generation: AtomicU32,
 }
 
 impl Worker {
@@ -55,6 +57,7 @@ impl Worker {
             identity: ArcSwap::from_pointee(identity),
             health: Mutex::new(Health::new(thresholds)),
             ready: AtomicBool::new(false),
+            generation: AtomicU32::new(0),
         }
     }
 
@@ -66,6 +69,16 @@ impl Worker {
     /// Whether it may get requests.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Its present life.
+    pub(super) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// It restarted, or its cache was flushed.
+    pub(super) fn begin_anew(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Where it stands.

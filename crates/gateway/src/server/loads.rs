@@ -77,7 +77,10 @@ pub(super) async fn flush_cache(proxy: &Proxy, lane: usize) -> Response<ReplyBod
     for asked in &asked {
         let url = asked.worker.url.as_str();
         match failure(&asked.answer) {
-            None => successful.push(json!(url)),
+            None => {
+                proxy.fleet.forget(&asked.worker);
+                successful.push(json!(url));
+            }
             Some(error) => failed.push(json!({"worker": url, "error": error})),
         }
     }

@@ -1,7 +1,7 @@
 //! Every decision can be explained: on its reply, afterwards, or without sending anything.
 
 use crate::support::{
-    Client, Running, Step, Worker, get, ok, options, post, raw, start_with, until,
+    Client, Running, Step, Worker, get, json, ok, options, post, raw, start_with, until,
 };
 
 async fn cache_aware(workers: &[&Worker]) -> Running {
@@ -142,4 +142,75 @@ async fn queued_prompts_count_until_the_first_byte() {
     assert_eq!(gateway.in_flight().await, 1);
     drop(client);
     until(|| async { gateway.in_flight().await == 0 }).await;
+}
+
+#[tokio::test]
+async fn the_index_believes_in_no_more_than_the_workers_hold() {
+    // 256 tokens are 1 kB of prompts: about five of these.
+    let worker = Worker::listening(0, |request| match request.path() {
+        "/server_info" => json(200, r#"{"model_path":"/m","max_total_num_tokens":256}"#),
+        _ => ok(),
+    })
+    .await;
+    let gateway = cache_aware(&[&worker]).await;
+    for n in 0..20 {
+        let body = format!(r#"{{"text":"{n}{}"}}"#, "x".repeat(200));
+        assert_eq!(post(&gateway, "/generate", &body).await.status, 200);
+    }
+    let matched = |n: usize| {
+        let body = format!(r#"{{"text":"{n}{}"}}"#, "x".repeat(200));
+        let gateway = &gateway;
+        async move {
+            let page = post(gateway, "/route/explain", &body).await.json();
+            page["candidates"][0]["matched_tokens"].as_u64().unwrap()
+        }
+    };
+    assert!(matched(19).await > 0);
+    assert_eq!(matched(0).await, 0);
+}
+
+#[tokio::test]
+async fn a_flushed_worker_is_believed_to_hold_nothing() {
+    let worker = Worker::doing(ok()).await;
+    let gateway = cache_aware(&[&worker]).await;
+    post(&gateway, "/v1/chat/completions", &chat("hi ")).await;
+    let matched = || async {
+        let page = post(&gateway, "/route/explain", &chat("hi ")).await.json();
+        page["candidates"][0]["matched_tokens"].as_u64().unwrap()
+    };
+    assert!(matched().await > 100);
+    assert_eq!(post(&gateway, "/flush_cache", "").await.status, 200);
+    assert_eq!(matched().await, 0);
+}
+
+#[tokio::test]
+async fn a_worker_that_was_away_is_believed_to_hold_nothing() {
+    let sick = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let state = std::sync::Arc::clone(&sick);
+    let worker = Worker::listening(0, move |request| {
+        let failing = state.load(std::sync::atomic::Ordering::SeqCst);
+        if failing && request.path() == "/health" {
+            json(500, "{}")
+        } else {
+            ok()
+        }
+    })
+    .await;
+    let mut options = options(&[&worker]);
+    options.policy = routing::PolicyKind::CacheAware;
+    options.health_check_interval_secs = 1;
+    options.health_failure_threshold = 1;
+    options.health_success_threshold = 1;
+    let gateway = start_with(options).await;
+    post(&gateway, "/v1/chat/completions", &chat("hi ")).await;
+    let ready = |wanted: u16| {
+        let gateway = &gateway;
+        until(move || async move { get(gateway, "/readiness").await.status == wanted })
+    };
+    sick.store(true, std::sync::atomic::Ordering::SeqCst);
+    ready(503).await;
+    sick.store(false, std::sync::atomic::Ordering::SeqCst);
+    ready(200).await;
+    let page = post(&gateway, "/route/explain", &chat("hi ")).await.json();
+    assert_eq!(page["candidates"][0]["matched_tokens"], 0);
 }

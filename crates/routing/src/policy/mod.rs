@@ -35,6 +35,9 @@ pub trait Policy: Send + Sync + Debug {
     /// has a new generation, is forgotten.
     fn members(&self, _all: &[Candidate]) {}
 
+    /// How many bytes of prompts the workers' caches hold together, when all of them tell.
+    fn capacity(&self, _text: Option<u64>) {}
+
     /// Frees what nobody needs any more: called now and then, also while no request comes.
     fn sweep(&self, _now: Duration) {}
 }

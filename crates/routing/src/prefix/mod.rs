@@ -36,9 +36,8 @@ impl PrefixIndex {
     /// An empty index that never uses more than `budget` bytes of memory, nor knows more than
     /// `text` bytes of prompts.
     pub fn new(budget: usize, text: Option<u64>) -> Self {
-        let most = text.map_or(u64::MAX, |text| text / BLOCK as u64);
         let inner = Inner {
-            tree: Tree::new(budget, usize::try_from(most).unwrap_or(usize::MAX)),
+            tree: Tree::new(budget, most_blocks(text)),
             members: Members::default(),
         };
         Self {
@@ -82,6 +81,12 @@ impl PrefixIndex {
         inner.purge_slice();
     }
 
+    /// From now on it knows no more than `text` bytes of prompts; a lower limit than before is
+    /// reached over the next insertions.
+    pub fn limit_text(&self, text: Option<u64>) {
+        self.write().tree.limit_blocks(most_blocks(text));
+    }
+
     /// Frees one slice of what departed workers left behind; tells whether there is more.
     pub fn purge(&self) -> bool {
         let mut inner = self.write();
@@ -106,6 +111,11 @@ impl PrefixIndex {
     fn write(&self) -> RwLockWriteGuard<'_, Inner> {
         self.inner.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn most_blocks(text: Option<u64>) -> usize {
+    let most = text.map_or(u64::MAX, |text| text / BLOCK as u64);
+    usize::try_from(most).unwrap_or(usize::MAX)
 }
 
 impl fmt::Debug for PrefixIndex {

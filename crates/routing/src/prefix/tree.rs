@@ -7,6 +7,8 @@ type At = u32;
 
 /// Blocks per node at most, so that splitting one stays cheap.
 const MAX_RUN: usize = 1024;
+/// Leaves evicted at once for the sake of the limit on blocks.
+const EVICTION_SLICE: usize = 1024;
 /// What an allocation costs besides its bytes.
 const OVERHEAD: usize = 16;
 
@@ -59,9 +61,9 @@ impl Tree {
         let most = budget / (size_of::<Node>() + OVERHEAD + 8);
         let buckets = (most / 2).next_power_of_two().clamp(16, 1 << 31);
         Self {
-            // Reserved, not touched: growing later would copy everything at once.
+            // Both reserved, not touched: growing later would copy everything at once.
             nodes: root(most.min(1 << 31) + 2),
-            free: Vec::new(),
+            free: Vec::with_capacity(most.min(1 << 31)),
             buckets: vec![0; buckets],
             newest: 0,
             oldest: 0,
@@ -77,7 +79,7 @@ impl Tree {
     /// Bytes in use, freed nodes that wait for reuse included.
     pub(super) fn bytes(&self) -> usize {
         let table = self.buckets.len() * size_of::<At>();
-        let nodes = self.nodes.len() * size_of::<Node>() + self.free.capacity() * size_of::<At>();
+        let nodes = self.nodes.len() * size_of::<Node>() + self.free.len() * size_of::<At>();
         table + nodes + self.heap
     }
 
@@ -246,11 +248,22 @@ impl Tree {
         self.heap = self.heap + holders.heap_bytes() - before;
     }
 
+    /// Another limit on blocks.
+    pub(super) fn limit_blocks(&mut self, most: usize) {
+        self.most_blocks = most;
+    }
+
     /// Evicts the least recently used leaves until so many more bytes and blocks fit.
+    ///
+    /// Memory is a hard limit; a limit on blocks that was lowered is approached in slices.
     fn make_room(&mut self, bytes: usize, blocks: usize) {
-        while self.oldest != 0
-            && (self.bytes() + bytes > self.budget || self.blocks + blocks > self.most_blocks)
-        {
+        while self.oldest != 0 && self.bytes() + bytes > self.budget {
+            self.remove(self.oldest);
+        }
+        for _ in 0..EVICTION_SLICE {
+            if self.oldest == 0 || self.blocks.saturating_add(blocks) <= self.most_blocks {
+                return;
+            }
             self.remove(self.oldest);
         }
     }

@@ -125,6 +125,12 @@ fn a_limit_on_text_bounds_what_is_known() {
         .count();
     assert_eq!(known, 25, "100 blocks hold 25 prompts");
     assert_eq!(matches(&index, &[499, 500, 501, 502], 1), [4]);
+    index.limit_text(Some(64 * 8));
+    index.insert(&[1, 2, 3, 4], &worker(0, 0));
+    assert!(
+        index.nodes() <= 2,
+        "a lower limit is kept from the next insertion on"
+    );
 }
 
 #[test]
