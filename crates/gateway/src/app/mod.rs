@@ -224,8 +224,13 @@ impl Control {
         }
         tokio::spawn(sweep(Arc::clone(&self.fleet), self.eviction_interval));
         tokio::select! {
+            biased;
             () = self.shutdown.draining() => {}
-            () = self.lanes.accept(listener) => self.shutdown.cut(),
+            // Idle lanes end as soon as a drain begins; before that, none may.
+            () = self.lanes.accept(listener) => if !self.shutdown.is_draining() {
+                error!("a lane ended before its time");
+                self.shutdown.cut();
+            },
         }
         let in_flight: usize = self
             .fleet

@@ -119,7 +119,8 @@ impl Lanes {
         })
     }
 
-    /// Hands accepted connections to the lane with the fewest open ones; runs until dropped.
+    /// Hands accepted connections to the lane with the fewest open ones; runs until dropped or
+    /// a lane has ended.
     pub(crate) async fn accept(&self, listener: TcpListener) {
         loop {
             let stream = match listener.accept().await {
@@ -140,7 +141,6 @@ impl Lanes {
             };
             lane.open.fetch_add(1, Ordering::Relaxed);
             if lane.connections.send(stream).await.is_err() {
-                error!("a lane ended before its time");
                 return;
             }
         }

@@ -113,3 +113,20 @@ async fn a_log_directory_that_cannot_be_written_is_told() {
     let error = Gateway::start(&options).unwrap_err();
     assert!(error.to_string().contains("log_dir"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_arrive_with_the_drain_do_not_cut_it_short() {
+    for _ in 0..10 {
+        let worker = Worker::doing([vec![Step::Wait], ok()].concat()).await;
+        let gateway = start(&[&worker]).await;
+        let mut client = Client::to(&gateway).await;
+        client.send(REQUEST).await;
+        until(|| async { worker.received().len() == 1 }).await;
+        let addr = gateway.gateway.addr();
+        let storm = tokio::spawn(async move { while !refuses(addr).await {} });
+        gateway.gateway.drain();
+        storm.await.unwrap();
+        worker.go_on();
+        assert_eq!(client.reply().await.status, 200);
+    }
+}
