@@ -64,7 +64,7 @@ impl Fleet {
             policy_name,
             started: Instant::now(),
         };
-        fleet.refresh();
+        fleet.introduce();
         fleet
     }
 
@@ -182,6 +182,11 @@ impl Fleet {
     /// The worker's cache is empty: what is believed of it goes at once.
     pub(crate) fn forget(&self, worker: &Worker) {
         worker.begin_anew();
+        self.introduce();
+    }
+
+    /// Tells the policy who is there, ready or not.
+    fn introduce(&self) {
         self.policy.members(&self.candidates(|_| true));
         self.refresh();
     }
@@ -234,5 +239,57 @@ impl Fleet {
             .connections_active
             .with_label_values(&["regular", "http"])
             .set(active);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use routing::{Pick, Thresholds};
+
+    use super::*;
+    use crate::Options;
+    use crate::config::WorkerUrl;
+
+    /// The generations of all members, every time they were told.
+    #[derive(Clone, Debug, Default)]
+    struct Heard(Arc<Mutex<Vec<Vec<u32>>>>);
+
+    impl Policy for Heard {
+        fn pick<'a>(&self, from: Candidates<'a>, _request: &Request<'_>) -> Pick<'a> {
+            from.wrapping(0).into()
+        }
+
+        fn members(&self, all: &[Candidate]) {
+            let generations = all.iter().map(|candidate| candidate.generation).collect();
+            self.0.lock().unwrap().push(generations);
+        }
+    }
+
+    fn worker(metrics: &Metrics) -> Arc<Worker> {
+        let url = WorkerUrl::parse("http://w:1").unwrap();
+        let limits = Arc::new(PoolLimits::new(&Options::default(), 1));
+        let identity = Identity {
+            model: UNKNOWN_MODEL.to_owned(),
+            labels: std::collections::BTreeMap::new(),
+            metrics: metrics.model(UNKNOWN_MODEL, "heard"),
+        };
+        let connections = Connections::new(url.clone(), limits);
+        let thresholds = Thresholds {
+            failure: 1,
+            success: 1,
+        };
+        Arc::new(Worker::new(url, None, connections, identity, thresholds))
+    }
+
+    #[test]
+    fn the_policy_is_told_of_every_worker_at_the_start_and_of_every_new_life() {
+        let (heard, metrics) = (Heard::default(), Metrics::new(None).unwrap());
+        let workers = vec![worker(&metrics), worker(&metrics)];
+        let fleet = Fleet::new(workers, Box::new(heard.clone()), "heard");
+        assert_eq!(*heard.0.lock().unwrap(), [[0, 0]]);
+        fleet.forget(&fleet.workers()[1]);
+        assert_eq!(*heard.0.lock().unwrap(), [[0, 0], [0, 1]]);
     }
 }

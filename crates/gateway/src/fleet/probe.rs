@@ -111,15 +111,17 @@ impl Prober {
         let (before, after) = self.worker.judge(|health| {
             health.record(passed);
         });
-        if (before, after) == (Verdict::NotReady, Verdict::Ready) {
+        if before == after {
+            return;
+        }
+        if before == Verdict::NotReady {
             // Away for several probes: most likely restarted, with nothing cached.
             self.fleet.forget(&self.worker);
-        }
-        if before != after {
+        } else {
             self.fleet.refresh();
-            let model = self.worker.identity.load().model.clone();
-            info!(worker = %self.worker.url, model, from = before.as_str(), to = after.as_str(), "worker changed");
         }
+        let model = self.worker.identity.load().model.clone();
+        info!(worker = %self.worker.url, model, from = before.as_str(), to = after.as_str(), "worker changed");
     }
 
     /// One probe.

@@ -106,6 +106,7 @@ impl Proxy {
         row: &'static Inference,
         passage: Passage<'_>,
         request: Request<Incoming>,
+        // Whose model a failure counts for.
         placed_at: &mut Option<Arc<Worker>>,
     ) -> Result<Response<ReplyBody>, Error> {
         let (mut parts, body) = request.into_parts();
@@ -129,15 +130,18 @@ impl Proxy {
             .fleet
             .place(&routing, target)
             .ok_or(Error::NoAvailableWorkers)?;
-        *placed_at = Some(Arc::clone(&placed.worker));
         let explanation = self.explain(row, passage, &routing, (&placed, considered));
         let record = Self::record(row, &placed, peek.stream);
-        let response = self.attempt(row, passage, (&parts, &body), &placed).await?;
+        let attempt = self.attempt(row, passage, (&parts, &body), &placed).await;
+        let response = attempt.inspect_err(|_| *placed_at = Some(Arc::clone(&placed.worker)))?;
         let mut response = relay::reply(response, placed.lease, self.timeout, Some(record));
         explanation.write(response.headers_mut());
         match row.reply {
             Reply::Verbatim => Ok(response),
-            Reply::Rerank => rerank::reply(&body, &placed.worker, response).await,
+            Reply::Rerank => {
+                let reply = rerank::reply(&body, &placed.worker, response).await;
+                reply.inspect_err(|_| *placed_at = Some(placed.worker))
+            }
         }
     }
 
