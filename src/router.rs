@@ -16,6 +16,10 @@ impl Server for Gateway {
         Self::addr(self)
     }
 
+    fn leave(&self) {
+        Self::leave(self);
+    }
+
     fn drain(&self) {
         Self::drain(self);
     }

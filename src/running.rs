@@ -20,7 +20,11 @@ const AFTER_CUT: Duration = Duration::from_secs(5);
 pub(crate) trait Server: Send + Sync {
     /// Where it listens.
     fn addr(&self) -> SocketAddr;
-    /// Stop, letting what is in flight finish.
+    /// Stop, letting clients go elsewhere and what is in flight finish.
+    fn leave(&self) {
+        self.drain();
+    }
+    /// Stop taking connections, letting what is in flight finish.
     fn drain(&self);
     /// Stop now.
     fn cut(&self);
@@ -35,6 +39,16 @@ pub(crate) struct Run<S> {
 }
 
 impl<S: Server> Run<S> {
+    /// Passes a signal on. Whoever types Ctrl-C wants no clients to be sent elsewhere first.
+    fn signal(&self, is_interrupt: bool) {
+        if is_interrupt || self.stopping.load(Ordering::Acquire) {
+            self.stop();
+        } else {
+            self.stopping.store(true, Ordering::Release);
+            self.server.leave();
+        }
+    }
+
     /// Asks it to stop: politely the first time, for good the second.
     fn stop(&self) {
         if self.stopping.swap(true, Ordering::AcqRel) {
@@ -74,8 +88,8 @@ impl<S: Server> Run<S> {
     fn serve(&self, py: Python<'_>, signals: &Handlers<'_>) -> PyResult<()> {
         let mut seen = 0;
         loop {
-            while seen < signals.count() {
-                self.stop();
+            for is_interrupt in signals.since(seen) {
+                self.signal(is_interrupt);
                 seen += 1;
             }
             match self.wait(py, Some(SLICE)) {

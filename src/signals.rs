@@ -8,6 +8,9 @@ use pyo3::types::PyModule;
 /// The signals that end a server.
 const NAMES: [&str; 3] = ["SIGINT", "SIGTERM", "SIGQUIT"];
 
+/// Its number everywhere Python runs.
+const SIGINT: i32 = 2;
+
 /// A Python handler that writes down what it is called with.
 #[pyclass(frozen)]
 #[derive(Default)]
@@ -68,9 +71,11 @@ impl<'py> Handlers<'py> {
         Ok(())
     }
 
-    /// How many signals have come in.
-    pub(crate) fn count(&self) -> usize {
-        self.recorder.get().received().len()
+    /// The signals that have come in after so many others: whether each is an interrupt.
+    pub(crate) fn since(&self, seen: usize) -> Vec<bool> {
+        let received = self.recorder.get().received();
+        let new = received.into_iter().skip(seen);
+        new.map(|number| number == SIGINT).collect()
     }
 
     /// Puts the previous handlers back, then tells them what came in meanwhile. The default

@@ -126,6 +126,14 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "jwt_role_claim",
         "prefix_index_bytes",
         "explain_routing",
+        "retry_budget_ratio",
+        "retry_budget_min_per_sec",
+        "max_requests_per_worker",
+        "outlier_ejection",
+        "outlier_max_ejected_ratio",
+        "slow_start_secs",
+        "worker_drain_timeout_secs",
+        "reuse_port",
     ]
 
 

@@ -13,9 +13,19 @@ use crate::wire::WireError;
 /// A request the gateway answers itself, or could not finish.
 #[derive(Debug, Error)]
 pub(crate) enum Error {
-    /// No worker is ready to take an inference request.
-    #[error("no available workers (all unhealthy or still starting)")]
-    NoAvailableWorkers,
+    /// No worker takes inference requests.
+    #[error("no available workers (all circuits open, unhealthy or still starting)")]
+    NoAvailableWorkers { retry_after: u64 },
+    /// A cap or rate is reached and too many wait already.
+    #[error("too many requests: {what} is reached and {waiting} requests wait already")]
+    QueueFull {
+        what: &'static str,
+        waiting: usize,
+        retry_after: u64,
+    },
+    /// The wait for a place took too long.
+    #[error("no place within {seconds} s: {what} is reached")]
+    QueueTimeout { what: &'static str, seconds: u64 },
     /// No worker can be asked for information.
     #[error("no workers available to answer this")]
     NoWorkers,
@@ -59,6 +69,12 @@ pub(crate) enum Error {
         path: String,
         allow: String,
     },
+    /// What should be a worker's id is none.
+    #[error("Invalid worker_id '{id}' (expected UUID). Error: {why}")]
+    WorkerId { id: String, why: String },
+    /// There is no such worker.
+    #[error("Worker {0} not found")]
+    WorkerNotFound(uuid::Uuid),
     /// A route of the field that this gateway does not have.
     #[error("{0} is not implemented")]
     NotImplemented(&'static str),
@@ -67,17 +83,20 @@ pub(crate) enum Error {
 impl Error {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::NoAvailableWorkers | Self::NoWorkers => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoAvailableWorkers { .. } | Self::NoWorkers => StatusCode::SERVICE_UNAVAILABLE,
+            Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::BodyTimeout | Self::QueueTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Upstream { .. } | Self::NoWorkerResponse | Self::RerankResponse { .. } => {
                 StatusCode::BAD_GATEWAY
             }
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::BodyIncomplete(_) | Self::Json(_) => StatusCode::BAD_REQUEST,
+            Self::BodyIncomplete(_) | Self::Json(_) | Self::WorkerId { .. } => {
+                StatusCode::BAD_REQUEST
+            }
             Self::ContentType { status, .. } => *status,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::UnknownUrl { .. } => StatusCode::NOT_FOUND,
+            Self::UnknownUrl { .. } | Self::WorkerNotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
         }
@@ -86,7 +105,9 @@ impl Error {
     /// The stable name that `error.code`, `X-SMG-Error-Code` and metrics carry.
     pub(crate) fn code(&self) -> &'static str {
         match self {
-            Self::NoAvailableWorkers => "no_available_workers",
+            Self::NoAvailableWorkers { .. } => "no_available_workers",
+            Self::QueueFull { .. } => "queue_full",
+            Self::QueueTimeout { .. } => "queue_timeout",
             Self::NoWorkers => "no_workers",
             Self::UpstreamTimeout { .. } => "call_upstream_timeout",
             Self::Upstream {
@@ -107,6 +128,8 @@ impl Error {
             Self::ContentType { .. } => "unsupported_media_type",
             Self::Unauthorized => "invalid_api_key",
             Self::UnknownUrl { .. } => "unknown_url",
+            Self::WorkerId { .. } => "BAD_REQUEST",
+            Self::WorkerNotFound(_) => "WORKER_NOT_FOUND",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::NotImplemented(_) => "not_implemented",
         }
@@ -115,8 +138,8 @@ impl Error {
     /// The `error_type` label of `smg_router_request_errors_total`.
     pub(crate) fn metric_type(&self) -> &'static str {
         match self {
-            Self::NoAvailableWorkers | Self::NoWorkers => "no_workers",
-            Self::UpstreamTimeout { .. } => "timeout",
+            Self::NoAvailableWorkers { .. } | Self::NoWorkers => "no_workers",
+            Self::UpstreamTimeout { .. } | Self::QueueTimeout { .. } => "timeout",
             Self::Upstream { .. } | Self::NoWorkerResponse | Self::RerankResponse { .. } => {
                 "backend_error"
             }
@@ -131,7 +154,10 @@ impl Error {
         let mut response = envelope(status, self.code(), self);
         let headers = response.headers_mut();
         match self {
-            Self::NoAvailableWorkers | Self::NoWorkers => {
+            Self::NoAvailableWorkers { retry_after } | Self::QueueFull { retry_after, .. } => {
+                headers.insert(header::RETRY_AFTER, (*retry_after).into());
+            }
+            Self::NoWorkers | Self::QueueTimeout { .. } => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::Unauthorized => {
@@ -149,19 +175,29 @@ impl Error {
     }
 }
 
+/// The server-sent event before the abnormal end of a stream that broke off.
+pub(crate) fn final_event(error: impl Display) -> Bytes {
+    let body = body("server_error", "stream_error", error);
+    Bytes::from(format!("data: {body}\n\n"))
+}
+
+fn body(kind: &str, code: &str, message: impl Display) -> serde_json::Value {
+    serde_json::json!({
+        "error": { "message": message.to_string(), "type": kind, "param": null, "code": code }
+    })
+}
+
 fn envelope(
     status: StatusCode,
     code: &'static str,
     message: impl Display,
 ) -> Response<Full<Bytes>> {
-    let kind = if status.is_client_error() {
-        "invalid_request_error"
-    } else {
-        "server_error"
+    let kind = match status {
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        status if status.is_client_error() => "invalid_request_error",
+        _ => "server_error",
     };
-    let body = serde_json::json!({
-        "error": { "message": message.to_string(), "type": kind, "param": null, "code": code }
-    });
+    let body = body(kind, code, message);
     let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -181,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_envelope_has_what_clients_read() {
-        let response = Error::NoAvailableWorkers.render();
+        let response = Error::NoAvailableWorkers { retry_after: 1 }.render();
         assert_eq!(response.status(), 503);
         assert_eq!(
             response.headers()["x-smg-error-code"],

@@ -16,6 +16,8 @@ pub enum Verdict {
     Pending,
     /// Gets requests.
     Ready,
+    /// Was ready until an exchange with it failed; a probe is under way.
+    Suspect,
     /// Was ready; its probes fail.
     NotReady,
     /// Did not come up within the start-up time. Still probed, at a slow pace.
@@ -28,7 +30,7 @@ impl Verdict {
         match self {
             Self::Pending => "pending",
             Self::Ready => "ready",
-            Self::NotReady => "not_ready",
+            Self::Suspect | Self::NotReady => "not_ready",
             Self::Failed => "failed",
         }
     }
@@ -62,12 +64,22 @@ impl Health {
     /// The first success makes a starting worker ready: it had to come up, not to recover.
     pub fn record(&mut self, passed: bool) -> Verdict {
         match (self.verdict, passed) {
-            (Verdict::Pending | Verdict::Failed, true) => self.turn(Verdict::Ready),
+            (Verdict::Pending | Verdict::Failed | Verdict::Suspect, true) => {
+                self.turn(Verdict::Ready);
+            }
+            (Verdict::Suspect, false) => self.turn(Verdict::NotReady),
             (Verdict::Ready, false) => self.count(self.thresholds.failure, Verdict::NotReady),
             (Verdict::NotReady, true) => self.count(self.thresholds.success, Verdict::Ready),
             (Verdict::Ready, true) | (_, false) => self.streak = 0,
         }
         self.verdict
+    }
+
+    /// An exchange with the worker failed in a way that it may be gone: the next probe decides.
+    pub fn suspect(&mut self) {
+        if self.verdict == Verdict::Ready {
+            self.turn(Verdict::Suspect);
+        }
     }
 
     /// The start-up time is over: a worker that never came up has failed.
@@ -135,6 +147,24 @@ mod tests {
             Verdict::NotReady
         );
         assert_eq!(after(&[&down[..], &[true, true]].concat()), Verdict::Ready);
+    }
+
+    #[test]
+    fn one_probe_decides_about_a_suspect() {
+        for (passed, verdict) in [(true, Verdict::Ready), (false, Verdict::NotReady)] {
+            let mut health = health();
+            health.record(true);
+            health.suspect();
+            assert_eq!(health.verdict(), Verdict::Suspect);
+            assert_eq!(health.record(passed), verdict);
+        }
+    }
+
+    #[test]
+    fn only_a_ready_worker_can_become_suspect() {
+        let mut health = health();
+        health.suspect();
+        assert_eq!(health.verdict(), Verdict::Pending);
     }
 
     #[test]

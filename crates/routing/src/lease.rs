@@ -29,9 +29,23 @@ impl Load {
         self.queued_tokens.load(Relaxed)
     }
 
+    /// As [`lease`](Self::lease), but only while fewer than `most` requests are in flight.
+    pub fn lease_below(self: &Arc<Self>, most: usize, uncached_tokens: u64) -> Option<Lease> {
+        let one_more = |requests| (requests < most).then_some(requests + 1);
+        self.requests
+            .fetch_update(Relaxed, Relaxed, one_more)
+            .ok()?;
+        Some(self.entered(uncached_tokens))
+    }
+
     /// Counts one more request, with so many prompt tokens to prefill, until the lease is dropped.
     pub fn lease(self: &Arc<Self>, uncached_tokens: u64) -> Lease {
         self.requests.fetch_add(1, Relaxed);
+        self.entered(uncached_tokens)
+    }
+
+    /// The rest of a lease whose request has been counted.
+    fn entered(self: &Arc<Self>, uncached_tokens: u64) -> Lease {
         self.waiting.fetch_add(1, Relaxed);
         self.queued_tokens.fetch_add(uncached_tokens, Relaxed);
         Lease {
@@ -90,6 +104,17 @@ mod tests {
         assert_eq!(counts(&load), (1, 1, 0));
         drop(first);
         assert_eq!(counts(&load), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_full_worker_gives_no_lease() {
+        let load = Arc::new(Load::default());
+        let first = load.lease_below(2, 5).unwrap();
+        let _second = load.lease_below(2, 5).unwrap();
+        assert!(load.lease_below(2, 5).is_none());
+        assert_eq!(counts(&load), (2, 0, 10));
+        drop(first);
+        assert!(load.lease_below(2, 5).is_some());
     }
 
     proptest! {

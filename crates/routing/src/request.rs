@@ -44,6 +44,12 @@ impl Draw {
         (wide >> 64) as usize
     }
 
+    /// A number in `0..1`.
+    pub fn fraction(&mut self) -> f64 {
+        // The 53 bits a double holds.
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
     fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;

@@ -2,57 +2,110 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener as TokioListener;
+use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::StartError;
 use crate::config::Options;
+use crate::fleet::Fleet;
 
 /// Connections the kernel may hold before they are accepted.
 const BACKLOG: i32 = 4096;
 /// Metrics port when none was asked for.
 const METRICS_PORT: u16 = 29_000;
+/// Longest wait for a ready worker before a port that is shared is listened on nevertheless.
+const TAKE_OVER: Duration = Duration::from_secs(30);
+/// How often it is looked whether there is one.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// The metrics listener, as the options ask for it.
 pub(super) fn metrics(options: &Options) -> Result<Option<TcpListener>, StartError> {
     let host = options.prometheus_host.as_deref().unwrap_or("127.0.0.1");
     if let Some(port) = options.prometheus_port {
-        return on("metrics", host, port).map(Some);
+        return on("metrics", host, port, options.reuse_port)
+            .and_then(listening)
+            .map(Some);
     }
     // Nobody asked for this port, so somebody else having it is no reason not to start.
-    let listener = on("metrics", host, METRICS_PORT);
+    let listener = on("metrics", host, METRICS_PORT, options.reuse_port).and_then(listening);
     if let Err(error) = &listener {
         warn!(%error, "no metrics: set prometheus_port to have them elsewhere");
     }
     Ok(listener.ok())
 }
 
-/// Where a listener listens.
-pub(super) fn local_addr(listener: &TcpListener) -> Result<SocketAddr, StartError> {
-    listener
-        .local_addr()
-        .map_err(|error| StartError::environment("read a listener's address", error))
+/// The gateway's own port.
+#[derive(Debug)]
+pub(super) struct Port {
+    socket: Socket,
+    /// Another process may listen on it, too.
+    shared: bool,
 }
 
-/// Listens on a host name or address (IPv6 with or without brackets).
-pub(super) fn on(what: &str, host: &str, port: u16) -> Result<TcpListener, StartError> {
+impl Port {
+    /// Binds the port. One that is shared is not listened on yet: from that moment the system
+    /// gives this process its part of the connections, and no worker may be ready for them.
+    pub(super) fn bind(options: &Options) -> Result<Self, StartError> {
+        let shared = options.reuse_port;
+        let mut socket = on("the gateway", &options.host, options.port, shared)?;
+        if !shared {
+            socket = listening(socket)?.into();
+        }
+        Ok(Self { socket, shared })
+    }
+
+    /// Where it is bound.
+    pub(super) fn addr(&self) -> Result<SocketAddr, StartError> {
+        let addr = self.socket.local_addr();
+        let addr = addr.and_then(|addr| addr.as_socket().ok_or(io::ErrorKind::Unsupported.into()));
+        addr.map_err(|error| StartError::environment("read a listener's address", error))
+    }
+
+    /// Listens; where the port is shared, only once this process can serve.
+    pub(super) async fn listen(self, fleet: &Fleet) -> io::Result<TokioListener> {
+        if self.shared {
+            let able = async {
+                while fleet.ready_count() == 0 {
+                    sleep(LOOK).await;
+                }
+            };
+            if timeout(TAKE_OVER, able).await.is_err() {
+                warn!("no worker is ready, listening on the shared port nevertheless");
+            }
+            self.socket.listen(BACKLOG)?;
+        }
+        TokioListener::from_std(self.socket.into())
+    }
+}
+
+fn listening(socket: Socket) -> Result<TcpListener, StartError> {
+    let listened = socket.listen(BACKLOG);
+    listened.map_err(|error| StartError::environment("listen", error))?;
+    Ok(socket.into())
+}
+
+/// A socket bound to a host name or address (IPv6 with or without brackets).
+fn on(what: &str, host: &str, port: u16, shared: bool) -> Result<Socket, StartError> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let failed = |error: io::Error| {
         StartError::environment(format!("listen for {what} on {host}:{port}"), error)
     };
     let addr = (bare, port).to_socket_addrs().map_err(failed)?.next();
     let addr = addr.ok_or_else(|| failed(io::ErrorKind::AddrNotAvailable.into()))?;
-    let bind = || -> io::Result<TcpListener> {
+    let bind = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
+        socket.set_reuse_port(shared)?;
         if addr.is_ipv6() && addr.ip().is_unspecified() {
             socket.set_only_v6(false)?;
         }
         socket.set_nonblocking(true)?;
         socket.bind(&addr.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(TcpListener::from(socket))
+        Ok(socket)
     };
     bind().map_err(failed)
 }

@@ -1,5 +1,6 @@
 //! The composition root: options in, a running gateway out. Reads top to bottom.
 
+mod assemble;
 mod listen;
 
 use std::fmt::Display;
@@ -9,24 +10,27 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use routing::Thresholds;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::runtime;
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::config::{ConfigError, Options, WorkerUrl};
-use crate::fleet::{
-    Connections, Fleet, Identity, PoolLimits, ProbeSettings, Prober, UNKNOWN_MODEL, Worker,
-};
+use crate::config::{ConfigError, Options};
+use crate::fleet::{Fleet, ProbeSettings, Prober, Worker};
 use crate::proxy::Proxy;
-use crate::server::{Gate, Lanes, Shutdown, serve_metrics};
+use crate::server::{Admission, Gate, Lanes, Shutdown, State, serve_metrics};
 use crate::telemetry::{Metrics, logging};
+use listen::Port;
 
 /// Pause between sweeps of idle connections.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// Longest time for which clients are served that do not know yet that it is stopping.
+const SETTLE: Duration = Duration::from_secs(5);
+/// Pause between comparisons of workers with their peers.
+const COMPARISON: Duration = Duration::from_secs(10);
 
 /// Why a gateway did not start.
 #[derive(Debug, Error)]
@@ -71,10 +75,10 @@ struct Stopped {
 
 /// Everything the control thread runs.
 struct Control {
-    listener: StdTcpListener,
     metrics_listener: Option<StdTcpListener>,
     fleet: Arc<Fleet>,
     metrics: Arc<Metrics>,
+    admission: Arc<Admission>,
     lanes: Lanes,
     probers: Vec<Prober>,
     shutdown: Shutdown,
@@ -95,19 +99,20 @@ impl Gateway {
         logging::install(options)
             .map_err(|error| StartError::environment("write logs to log_dir", error))?;
         raise_file_limit();
-        let listener = listen::on("the gateway", &options.host, options.port)?;
+        let listener = Port::bind(options)?;
         let metrics_listener = listen::metrics(options)?;
-        let addr = listen::local_addr(&listener)?;
+        let addr = listener.addr()?;
         let metrics_addr = metrics_listener
             .as_ref()
-            .map(listen::local_addr)
-            .transpose()?;
+            .map(StdTcpListener::local_addr)
+            .transpose()
+            .map_err(|error| StartError::environment("read a listener's address", error))?;
 
         let metrics = Metrics::new(options.prometheus_duration_buckets.as_deref());
         let metrics =
             Arc::new(metrics.map_err(|error| StartError::environment("make metrics", error))?);
         let lane_count = thread::available_parallelism().map_or(1, usize::from);
-        let (fleet, policy) = assemble_fleet(options, &metrics, lane_count)?;
+        let (fleet, policy) = assemble::fleet(options, &metrics, lane_count)?;
         let proxy = Proxy::new(
             options,
             Arc::clone(&fleet),
@@ -115,24 +120,29 @@ impl Gateway {
             lane_count,
         );
         let shutdown = Shutdown::default();
-        let gate = Gate::new(options, proxy, &metrics, shutdown.clone())
+        let admission = Arc::new(Admission::new(options, &metrics));
+        let state = State {
+            shutdown: shutdown.clone(),
+            admission: Arc::clone(&admission),
+        };
+        let gate = Gate::new(options, proxy, &metrics, state)
             .map_err(|error| StartError::environment("build the routes", error))?;
         let lanes = Lanes::start(lane_count, &Arc::new(gate), &shutdown)
             .map_err(|error| StartError::environment("start threads", error))?;
         let probers = probers(options, &fleet, &metrics, (policy, lane_count));
         let grace = Duration::from_secs(options.shutdown_grace_period_secs);
         let control = Control {
-            listener,
             metrics_listener,
             fleet,
             metrics,
+            admission,
             lanes,
             probers,
             shutdown: shutdown.clone(),
             grace,
             eviction_interval: Duration::from_secs(options.eviction_interval_secs),
         };
-        let stopped = control.spawn()?;
+        let stopped = control.spawn(listener)?;
         let workers = options.worker_urls.len();
         info!(%addr, metrics = ?metrics_addr, policy, workers, lanes = lane_count, "gateway listening");
         Ok(Self {
@@ -153,10 +163,17 @@ impl Gateway {
         self.metrics_addr
     }
 
+    /// Begins a stop that clients can follow: `/readiness` says `draining` and replies close
+    /// their connections, but who comes nevertheless is served; after half the grace period,
+    /// at most 5 s, goes on as [`drain`](Self::drain). Returns at once.
+    pub fn leave(&self) {
+        self.shutdown.leave();
+    }
+
     /// Begins a graceful stop: no new connections, requests in flight may finish within the
     /// grace period. Returns at once; calling it again changes nothing.
     pub fn drain(&self) {
-        self.shutdown.drain();
+        self.shutdown.close();
     }
 
     /// Ends the drain now; what is in flight is cut.
@@ -192,13 +209,13 @@ impl Stopped {
 
 impl Control {
     /// Runs on a thread of its own; what is returned tells when it has ended.
-    fn spawn(self) -> Result<Arc<Stopped>, StartError> {
+    fn spawn(self, port: Port) -> Result<Arc<Stopped>, StartError> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| StartError::environment("start a runtime", error))?;
         let stopped = Arc::new(Stopped::default());
         let ending = Arc::clone(&stopped);
         let run = move || {
-            if let Err(error) = runtime.block_on(self.run()) {
+            if let Err(error) = runtime.block_on(self.run(port)) {
                 error!(%error, "gateway stopped by the system");
             }
             // Not waiting for a name look-up that may be under way.
@@ -212,34 +229,22 @@ impl Control {
         Ok(stopped)
     }
 
-    async fn run(mut self) -> io::Result<()> {
-        let listener = TcpListener::from_std(self.listener)?;
-        for prober in self.probers {
+    async fn run(mut self, port: Port) -> io::Result<()> {
+        for prober in std::mem::take(&mut self.probers) {
             tokio::spawn(prober.run());
         }
-        if let Some(listener) = self.metrics_listener {
+        if let Some(listener) = self.metrics_listener.take() {
             let listener = TcpListener::from_std(listener)?;
             let (metrics, fleet) = (Arc::clone(&self.metrics), Arc::clone(&self.fleet));
-            tokio::spawn(serve_metrics(listener, metrics, fleet));
+            let admission = Arc::clone(&self.admission);
+            tokio::spawn(serve_metrics(listener, metrics, (fleet, admission)));
         }
         tokio::spawn(sweep(Arc::clone(&self.fleet), self.eviction_interval));
-        tokio::select! {
-            biased;
-            () = self.shutdown.draining() => {}
-            // Idle lanes end as soon as a drain begins; before that, none may.
-            () = self.lanes.accept(listener) => if !self.shutdown.is_draining() {
-                error!("a lane ended before its time");
-                self.shutdown.cut();
-            },
-        }
-        let in_flight: usize = self
-            .fleet
-            .workers()
-            .iter()
-            .map(|worker| worker.load.requests())
-            .sum();
-        info!(in_flight, grace_secs = self.grace.as_secs(), "draining");
-        if timeout(self.grace, self.lanes.ended()).await.is_err() {
+        let admission = Arc::clone(&self.admission);
+        tokio::spawn(async move { admission.pay_in().await });
+        let begun = self.accept(port).await?;
+        let left = self.grace.saturating_sub(begun.elapsed());
+        if timeout(left, self.lanes.ended()).await.is_err() {
             warn!("grace period is over, cutting what is in flight");
         }
         self.shutdown.cut();
@@ -247,6 +252,47 @@ impl Control {
         self.lanes.join();
         info!("gateway stopped");
         Ok(())
+    }
+
+    /// Takes connections until a stop has come so far that none are taken; tells when it began.
+    async fn accept(&self, port: Port) -> io::Result<Instant> {
+        let shutdown = &self.shutdown;
+        let listener = tokio::select! {
+            listener = port.listen(&self.fleet) => Some(listener?),
+            () = shutdown.left() => None,
+        };
+        let begun = match listener {
+            Some(listener) => self.serve(&listener).await,
+            None => Instant::now(),
+        };
+        shutdown.drain();
+        Ok(begun)
+    }
+
+    /// Serves until told to take no more connections; tells when the stop began.
+    async fn serve(&self, listener: &TcpListener) -> Instant {
+        let (shutdown, lanes) = (&self.shutdown, &self.lanes);
+        tokio::select! {
+            biased;
+            () = shutdown.left() => {}
+            () = lanes.accept(listener) => {
+                error!("a lane ended before its time");
+                return Instant::now();
+            }
+        }
+        let begun = Instant::now();
+        let settle = (self.grace / 2).min(SETTLE);
+        let workers = self.fleet.workers();
+        let in_flight: usize = workers.iter().map(|worker| worker.load.requests()).sum();
+        info!(in_flight, grace_secs = self.grace.as_secs(), "draining");
+        tokio::select! {
+            biased;
+            () = shutdown.closed() => {}
+            () = sleep(settle) => {}
+            () = lanes.accept(listener) => {}
+        }
+        lanes.accept_rest(listener).await;
+        begun
     }
 }
 
@@ -266,51 +312,20 @@ fn raise_file_limit() {
 
 async fn sweep(fleet: Arc<Fleet>, eviction_interval: Duration) {
     let mut ticks = interval(SWEEP);
-    let mut policy_swept = Instant::now();
+    let (mut policy_swept, mut compared) = (Instant::now(), Instant::now());
     loop {
         ticks.tick().await;
         fleet.sweep_connections();
+        fleet.pass_time();
+        if compared.elapsed() >= COMPARISON {
+            fleet.compare_peers();
+            compared = Instant::now();
+        }
         if policy_swept.elapsed() >= eviction_interval {
             fleet.sweep_policy();
             policy_swept = Instant::now();
         }
     }
-}
-
-/// The fleet, and the name of the policy that picks from it.
-fn assemble_fleet(
-    options: &Options,
-    metrics: &Metrics,
-    lanes: usize,
-) -> Result<(Arc<Fleet>, &'static str), ConfigError> {
-    let name = options.policy.as_str();
-    let policy = options.policy.build(&options.policy_params());
-    // One more lane than there are threads: the control thread's probes.
-    let limits = Arc::new(PoolLimits::new(options, lanes + 1));
-    let thresholds = Thresholds {
-        failure: options.health_failure_threshold,
-        success: options.health_success_threshold,
-    };
-    let unknown = metrics.model(UNKNOWN_MODEL, name);
-    let worker = |text: &String| {
-        let url = WorkerUrl::parse(text).map_err(|why| ConfigError::worker_url(text, why))?;
-        let identity = Identity {
-            model: UNKNOWN_MODEL.to_owned(),
-            labels: std::collections::BTreeMap::new(),
-            metrics: Arc::clone(&unknown),
-        };
-        let connections = Connections::new(url.clone(), Arc::clone(&limits));
-        let key = options.api_key.as_ref();
-        Ok(Arc::new(Worker::new(
-            url,
-            key,
-            connections,
-            identity,
-            thresholds,
-        )))
-    };
-    let workers: Result<Vec<_>, ConfigError> = options.worker_urls.iter().map(worker).collect();
-    Ok((Arc::new(Fleet::new(workers?, policy, name)), name))
 }
 
 fn probers(

@@ -79,6 +79,18 @@ impl Options {
                 f64::INFINITY,
             ),
             ("retry_jitter_factor", self.retry_jitter_factor, 0.0, 1.0),
+            (
+                "retry_budget_ratio",
+                self.retry_budget_ratio,
+                0.0,
+                f64::INFINITY,
+            ),
+            (
+                "outlier_max_ejected_ratio",
+                self.outlier_max_ejected_ratio,
+                0.0,
+                1.0,
+            ),
         ];
         for (field, value, low, high) in rules {
             // Written so that NaN is refused, too.

@@ -146,7 +146,7 @@ options! {
     prefill_policy: Option<PolicyKind> = None;
     /// Policy of the decode pool.
     decode_policy: Option<PolicyKind> = None;
-    /// Concurrency cap; 0 or less means none.
+    /// Requests in flight through the gateway, to their last byte; 0 or less means no cap.
     max_concurrent_requests: i32 = -1;
     /// Browser origins allowed; empty means any.
     cors_allowed_origins: Vec<String> = Vec::new();
@@ -186,11 +186,11 @@ options! {
     disable_health_check: bool = false;
     /// Multi-model gateway mode.
     enable_igw: bool = false;
-    /// Waiting room once the concurrency cap is hit, requests.
+    /// Requests that may wait for a place under a cap or rate; more are refused with 429.
     queue_size: u64 = 100;
-    /// Longest wait there, seconds.
+    /// Longest wait for a place, seconds; then 408.
     queue_timeout_secs: u64 = 60;
-    /// Requests admitted per second; unset means no rate of its own.
+    /// Requests admitted per second; unset, 0 or less means no rate.
     rate_limit_tokens_per_second: Option<i32> = None;
     /// Model id or directory from which a tokenizer is loaded.
     model_path: Option<String> = None;
@@ -260,4 +260,20 @@ options! {
     prefix_index_bytes: u64 = 67_108_864;
     /// Every reply says why it was routed as it was, as if asked with `x-smg-explain`.
     explain_routing: bool = false;
+    /// Retries allowed per request, on average: the retry budget.
+    retry_budget_ratio: f64 = 0.1;
+    /// Retries per second allowed in any case.
+    retry_budget_min_per_sec: u32 = 10;
+    /// Requests in flight per worker; more wait in the queue. 0 means no cap.
+    max_requests_per_worker: u64 = 0;
+    /// Rest workers that fail or crawl far more than their peers.
+    outlier_ejection: bool = false;
+    /// Largest share of the fleet that rests so at a time (0..1); one worker always may.
+    outlier_max_ejected_ratio: f64 = 0.2;
+    /// Time over which a worker that came back is given its full share again, seconds.
+    slow_start_secs: u64 = 10;
+    /// How long a worker that is removed may finish what it has, seconds.
+    worker_drain_timeout_secs: u64 = 180;
+    /// Share the port with another gateway, so that a new process can take over from an old one.
+    reuse_port: bool = false;
 }

@@ -2,12 +2,37 @@
 
 use std::time::Duration;
 
-use routing::Params;
 use routing::policy::Balance;
+use routing::{BreakerRules, Params, RetryRules};
 
 use super::Options;
 
 impl Options {
+    /// How often a request is tried, and after which pauses.
+    pub(crate) fn retry_rules(&self) -> RetryRules {
+        RetryRules {
+            tries: if self.disable_retries {
+                1
+            } else {
+                self.retry_max_retries.max(1)
+            },
+            first_pause: Duration::from_millis(self.retry_initial_backoff_ms),
+            longest_pause: Duration::from_millis(self.retry_max_backoff_ms),
+            growth: self.retry_backoff_multiplier,
+            jitter: self.retry_jitter_factor,
+        }
+    }
+
+    /// When circuit breakers open and close; `None` when they are off.
+    pub(crate) fn breaker_rules(&self) -> Option<BreakerRules> {
+        (!self.disable_circuit_breaker).then(|| BreakerRules {
+            failures: self.cb_failure_threshold,
+            successes: self.cb_success_threshold,
+            open_for: Duration::from_secs(self.cb_timeout_duration_secs),
+            window: Duration::from_secs(self.cb_window_duration_secs),
+        })
+    }
+
     /// The tunables of all policies.
     ///
     /// The guards of `cache_aware` are on only when somebody set them: left at their defaults

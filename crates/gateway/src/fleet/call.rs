@@ -3,15 +3,16 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{self, HeaderMap};
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Limited};
+use tokio::time::timeout;
 
 use super::Worker;
-use crate::config::WorkerUrl;
 use crate::wire::{Connection, Framing, RequestHead, WireError};
 
 /// An answer to one of the gateway's own questions larger than this is refused, bytes.
@@ -41,6 +42,8 @@ impl Worker {
             connection: Some(exchange.connection),
             framing: head.framing,
             keep_alive: head.keep_alive,
+            ahead: None,
+            broken: None,
         };
         if body.framing == Framing::Done {
             body.finish();
@@ -51,18 +54,23 @@ impl Worker {
         Ok(response)
     }
 
-    /// Asks the worker something with its own key, and reads the whole answer.
+    /// Asks the worker something with its own key, and reads the whole answer. A body is JSON.
     pub(crate) async fn ask(
         self: &Arc<Self>,
         lane: usize,
         method: &Method,
         path: &str,
+        body: &Bytes,
     ) -> Result<Answer, WireError> {
         let mut head = self.request_head(method, path);
         if let Some(bearer) = &self.bearer {
             head.header(&header::AUTHORIZATION, bearer);
         }
-        let response = self.send(lane, &head.finish(0), &Bytes::new()).await?;
+        if !body.is_empty() {
+            let json = HeaderValue::from_static("application/json");
+            head.header(&header::CONTENT_TYPE, &json);
+        }
+        let response = self.send(lane, &head.finish(body.len()), body).await?;
         let (parts, body) = response.into_parts();
         let body = Limited::new(body, MAX_ANSWER).collect().await;
         let body = body
@@ -97,12 +105,31 @@ pub(crate) struct WorkerBody {
     connection: Option<Connection>,
     framing: Framing,
     keep_alive: bool,
+    /// Read already, not yet given out.
+    ahead: Option<Bytes>,
+    /// How reading ahead ended, told after what it read.
+    broken: Option<WireError>,
 }
 
 impl WorkerBody {
-    /// The worker it comes from.
-    pub(crate) fn url(&self) -> &WorkerUrl {
-        &self.worker.url
+    /// Reads ahead, up to about `most` bytes and for as long as `patience`; what was read is
+    /// given out again. A body read to its end no longer holds a connection.
+    pub(crate) async fn read_ahead(&mut self, most: usize, patience: Duration) -> &[u8] {
+        let mut read = BytesMut::new();
+        let reading = async {
+            while read.len() < most {
+                match self.frame().await {
+                    Some(Ok(frame)) => read.extend(frame.into_data().ok()),
+                    Some(Err(error)) => {
+                        self.broken = Some(error);
+                        return;
+                    }
+                    None => return,
+                }
+            }
+        };
+        let _ = timeout(patience, reading).await;
+        self.ahead.insert(read.freeze())
     }
 
     fn finish(&mut self) {
@@ -123,6 +150,12 @@ impl Body for WorkerBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         let body = &mut *self;
+        if let Some(ahead) = body.ahead.take().filter(|ahead| !ahead.is_empty()) {
+            return Poll::Ready(Some(Ok(Frame::data(ahead))));
+        }
+        if let Some(error) = body.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         let Some(connection) = &mut body.connection else {
             return Poll::Ready(None);
         };
@@ -136,13 +169,14 @@ impl Body for WorkerBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.framing == Framing::Done
+        self.framing == Framing::Done && self.ahead.as_ref().is_none_or(Bytes::is_empty)
     }
 
     fn size_hint(&self) -> SizeHint {
+        let ahead = self.ahead.as_ref().map_or(0, Bytes::len) as u64;
         match self.framing {
-            Framing::Done => SizeHint::with_exact(0),
-            Framing::Length(left) => SizeHint::with_exact(left),
+            Framing::Done => SizeHint::with_exact(ahead),
+            Framing::Length(left) => SizeHint::with_exact(ahead + left),
             Framing::Chunked(_) | Framing::UntilClose => SizeHint::default(),
         }
     }

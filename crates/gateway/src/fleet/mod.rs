@@ -1,54 +1,69 @@
 //! Who is there: the workers, what is known of them, and which one gets a request.
 
 mod call;
+mod care;
 mod connections;
 mod identity;
+mod place;
 mod probe;
+mod room;
+mod standing;
+mod ticket;
 mod worker;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use routing::{Candidate, Candidates, Lease, Policy, Ranked, Request};
+use prometheus::IntGaugeVec;
+use routing::{Outliers, Policy};
 use tokio::time::Instant;
 
 pub(crate) use call::{Answer, WorkerBody};
 pub(crate) use connections::{Connections, PoolLimits};
 pub(crate) use identity::{Identity, UNKNOWN_MODEL};
+pub(crate) use place::{NoPlace, Placed, Wish};
 pub(crate) use probe::{ProbeSettings, Prober};
-pub(crate) use worker::Worker;
+pub(crate) use room::{NoRoom, Room};
+pub(crate) use standing::Standing;
+pub(crate) use ticket::Ticket;
+pub(crate) use worker::{NewWorker, Worker};
 
 use crate::telemetry::Metrics;
+use place::Ready;
 
 /// Bytes of text per token, as the prefix index counts.
 const BYTES_PER_TOKEN: u64 = 4;
 
-/// All workers, in configuration order, and the policy that picks among the ready ones.
+/// All workers, in configuration order, and the policy that picks among those that are open.
 #[derive(Debug)]
 pub(crate) struct Fleet {
-    workers: Vec<Arc<Worker>>,
-    /// The ready ones; rebuilt when a worker's verdict changes, read without a lock.
-    ready: ArcSwap<Vec<Candidate>>,
+    workers: ArcSwap<Vec<Arc<Worker>>>,
+    /// The open ones; rebuilt when a standing changes, read without a lock.
+    ready: ArcSwap<Ready>,
+    refreshing: Mutex<()>,
     policy: Box<dyn Policy>,
     policy_name: &'static str,
+    rules: FleetRules,
+    /// `None` when workers are not compared.
+    outliers: Option<Mutex<Outliers>>,
     /// What the age of routing state is counted from.
     started: Instant,
 }
 
-/// A routing decision: the worker, and this request's place at it.
-#[derive(Debug)]
-pub(crate) struct Placed {
-    pub(crate) worker: Arc<Worker>,
-    pub(crate) lease: Lease,
-    /// The worker's place in configuration order.
-    pub(crate) slot: usize,
-    /// Prompt tokens believed to be cached there.
-    pub(crate) matched_tokens: u64,
-    /// Prompt tokens that waited there before.
-    pub(crate) queued_before: u64,
-    /// Requests in flight there before.
-    pub(crate) requests_before: usize,
+/// How workers are treated.
+#[derive(Debug, Default)]
+pub(crate) struct FleetRules {
+    /// Time over which a worker that came back gets its full share again.
+    pub(crate) slow_start: Duration,
+    /// A failed connection takes a worker out until a probe has passed.
+    pub(crate) suspicion: bool,
+    /// How long a worker that leaves may finish what it has.
+    pub(crate) drain_timeout: Duration,
+    /// The cap on requests per worker, and who waits because of it.
+    pub(crate) room: Option<Arc<Room>>,
+    /// Largest share of outliers that rest at a time, where workers are compared.
+    pub(crate) most_outliers: Option<f64>,
 }
 
 impl Fleet {
@@ -56,79 +71,40 @@ impl Fleet {
         workers: Vec<Arc<Worker>>,
         policy: Box<dyn Policy>,
         policy_name: &'static str,
-    ) -> Self {
-        let fleet = Self {
-            workers,
+        rules: FleetRules,
+    ) -> Arc<Self> {
+        let outliers = rules.most_outliers.map(Outliers::new).map(Mutex::new);
+        let fleet = Arc::new(Self {
+            workers: ArcSwap::from_pointee(workers),
             ready: ArcSwap::default(),
+            refreshing: Mutex::default(),
             policy,
             policy_name,
+            rules,
+            outliers,
             started: Instant::now(),
-        };
+        });
+        for worker in fleet.workers().iter() {
+            // A worker has one fleet.
+            let _ = worker.home.set(Arc::downgrade(&fleet));
+        }
         fleet.introduce();
         fleet
     }
 
     /// Every worker, ready or not.
-    pub(crate) fn workers(&self) -> &[Arc<Worker>] {
-        &self.workers
-    }
-
-    /// Chooses a worker and counts the request there; `None` when no worker is ready.
-    ///
-    /// `target`, the client's `X-SMG-Target-Worker`, names a worker by index in
-    /// configuration order, URL or id; a worker that is not there or not ready is `None`.
-    pub(crate) fn place(&self, request: &Request<'_>, target: Option<&str>) -> Option<Placed> {
-        let ready = self.ready.load();
-        let aimed = target.map(|target| self.aim(&ready, target));
-        let pick = match &aimed {
-            Some(aimed) => self
-                .policy
-                .pick(Candidates::new(aimed.as_slice())?, request),
-            None => self.policy.pick(Candidates::new(&ready)?, request),
-        };
-        let worker = Arc::clone(self.workers.get(pick.candidate.slot)?);
-        let uncached = request.prompt.tokens().saturating_sub(pick.matched_tokens);
-        let (queued_before, requests_before) =
-            (worker.load.queued_tokens(), worker.load.requests());
-        let lease = worker.load.lease(uncached);
-        let (slot, matched_tokens) = (pick.candidate.slot, pick.matched_tokens);
-        Some(Placed {
-            worker,
-            lease,
-            slot,
-            matched_tokens,
-            queued_before,
-            requests_before,
-        })
-    }
-
-    /// What the policy would weigh, best first; where it has no costs, the ready workers as
-    /// they stand, all at cost 0.
-    pub(crate) fn rank<T>(
-        &self,
-        request: &Request<'_>,
-        use_ranked: impl FnOnce(&[Ranked<'_>]) -> T,
-    ) -> T {
-        let ready = self.ready.load();
-        let Some(from) = Candidates::new(&ready) else {
-            return use_ranked(&[]);
-        };
-        let mut ranked = self.policy.rank(from, request);
-        if ranked.is_empty() {
-            let bare = |candidate| Ranked {
-                candidate,
-                matched_tokens: 0,
-                queued_tokens: 0,
-                cost: 0.0,
-            };
-            ranked.extend(from.iter().map(bare));
-        }
-        use_ranked(&ranked)
+    pub(crate) fn workers(&self) -> Arc<Vec<Arc<Worker>>> {
+        self.workers.load_full()
     }
 
     /// Time as policies count it.
     pub(crate) fn now(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// The cap on requests per worker, and who waits because of it.
+    pub(crate) fn room(&self) -> Option<&Room> {
+        self.rules.room.as_deref()
     }
 
     /// Frees routing state that nobody needs any more.
@@ -141,85 +117,40 @@ impl Fleet {
         self.policy_name
     }
 
-    /// The ready worker that a client names, alone or not at all.
-    fn aim(&self, ready: &[Candidate], target: &str) -> Vec<Candidate> {
-        let index = target.parse().ok();
-        let named = |candidate: &&Candidate| {
-            index == Some(candidate.slot)
-                || *candidate.url == *target.trim_end_matches('/')
-                || self
-                    .workers
-                    .get(candidate.slot)
-                    .is_some_and(|worker| worker.is_called(target))
-        };
-        ready.iter().find(named).cloned().into_iter().collect()
-    }
-
     /// The first ready worker in configuration order.
-    pub(crate) fn first_ready(&self) -> Option<&Arc<Worker>> {
-        self.workers.iter().find(|worker| worker.is_ready())
+    pub(crate) fn first_ready(&self) -> Option<Arc<Worker>> {
+        let workers = self.workers.load();
+        workers.iter().find(|worker| worker.is_ready()).cloned()
     }
 
     /// How many workers are ready.
     pub(crate) fn ready_count(&self) -> usize {
-        self.ready.load().len()
-    }
-
-    /// Takes over the workers' present verdicts.
-    pub(crate) fn refresh(&self) {
-        self.ready
-            .store(Arc::new(self.candidates(Worker::is_ready)));
-        let ready = self.workers.iter().filter(|worker| worker.is_ready());
-        // `None` as soon as one of them does not tell.
-        let tokens: Option<u64> = ready
-            .map(|worker| worker.identity.load().cache_tokens())
-            .sum();
-        let told = tokens.filter(|tokens| *tokens > 0);
-        self.policy
-            .capacity(told.map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN)));
-    }
-
-    /// The worker's cache is empty: what is believed of it goes at once.
-    pub(crate) fn forget(&self, worker: &Worker) {
-        worker.begin_anew();
-        self.introduce();
-    }
-
-    /// Tells the policy who is there, ready or not.
-    fn introduce(&self) {
-        self.policy.members(&self.candidates(|_| true));
-        self.refresh();
-    }
-
-    fn candidates(&self, wanted: impl Fn(&Worker) -> bool) -> Vec<Candidate> {
-        let candidate = |(slot, worker): (usize, &Arc<Worker>)| Candidate {
-            slot,
-            generation: worker.generation(),
-            url: worker.url.as_str().into(),
-            load: Arc::clone(&worker.load),
-        };
-        let workers = self.workers.iter().enumerate();
-        workers
-            .filter(|(_, worker)| wanted(worker))
-            .map(candidate)
-            .collect()
+        let workers = self.workers.load();
+        workers.iter().filter(|worker| worker.is_ready()).count()
     }
 
     /// Closes connections that have been idle for too long.
     pub(crate) fn sweep_connections(&self) {
-        for worker in &self.workers {
+        for worker in self.workers().iter() {
             worker.connections.sweep();
         }
     }
 
     /// Sets the gauges that describe the fleet as it is now.
     pub(crate) fn observe(&self, metrics: &Metrics) {
-        let gauges = &metrics.worker;
+        let (gauges, breakers) = (&metrics.worker, &metrics.resilience);
         gauges.pool_size.reset();
         gauges.requests_active.reset();
         gauges.health.reset();
+        for breaker in [
+            &breakers.cb_state,
+            &breakers.cb_failures,
+            &breakers.cb_successes,
+        ] {
+            breaker.reset();
+        }
         let mut active = 0;
-        for worker in &self.workers {
+        for worker in self.workers().iter() {
             let url = worker.url.as_str();
             let requests = i64::try_from(worker.load.requests()).unwrap_or(i64::MAX);
             active += requests;
@@ -229,6 +160,16 @@ impl Fleet {
                 .add(requests);
             let health = gauges.health.with_label_values(&[url]);
             health.set(health.get().max(worker.is_ready().into()));
+            worker.look(|standing| {
+                let Some(breaker) = &standing.breaker else {
+                    return;
+                };
+                let set = |gauge: &IntGaugeVec, value| gauge.with_label_values(&[url]).set(value);
+                let failures = i64::try_from(breaker.failures()).unwrap_or(i64::MAX);
+                set(&breakers.cb_state, breaker.circuit().as_number());
+                set(&breakers.cb_failures, failures);
+                set(&breakers.cb_successes, breaker.successes().into());
+            });
             let identity = worker.identity.load();
             gauges
                 .pool_size
@@ -244,9 +185,7 @@ impl Fleet {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
-    use routing::{Pick, Thresholds};
+    use routing::{Candidate, Candidates, Health, Pick, Request, Thresholds};
 
     use super::*;
     use crate::Options;
@@ -267,27 +206,40 @@ mod tests {
         }
     }
 
-    fn worker(metrics: &Metrics) -> Arc<Worker> {
-        let url = WorkerUrl::parse("http://w:1").unwrap();
+    pub(super) fn worker(slot: usize, metrics: &Metrics) -> Arc<Worker> {
+        let url = WorkerUrl::parse(&format!("http://w{slot}:1")).unwrap();
         let limits = Arc::new(PoolLimits::new(&Options::default(), 1));
-        let identity = Identity {
-            model: UNKNOWN_MODEL.to_owned(),
-            labels: std::collections::BTreeMap::new(),
-            metrics: metrics.model(UNKNOWN_MODEL, "heard"),
-        };
-        let connections = Connections::new(url.clone(), limits);
         let thresholds = Thresholds {
             failure: 1,
             success: 1,
         };
-        Arc::new(Worker::new(url, None, connections, identity, thresholds))
+        Arc::new(Worker::new(NewWorker {
+            slot,
+            connections: Connections::new(url.clone(), limits),
+            metrics: metrics.of_worker(url.as_str()),
+            url,
+            key: None,
+            identity: Identity {
+                model: UNKNOWN_MODEL.to_owned(),
+                labels: std::collections::BTreeMap::new(),
+                metrics: metrics.model(UNKNOWN_MODEL, "heard"),
+            },
+            standing: Standing::new(Health::new(thresholds), None),
+            compared: false,
+            room: None,
+        }))
     }
 
     #[test]
     fn the_policy_is_told_of_every_worker_at_the_start_and_of_every_new_life() {
         let (heard, metrics) = (Heard::default(), Metrics::new(None).unwrap());
-        let workers = vec![worker(&metrics), worker(&metrics)];
-        let fleet = Fleet::new(workers, Box::new(heard.clone()), "heard");
+        let workers = vec![worker(0, &metrics), worker(1, &metrics)];
+        let fleet = Fleet::new(
+            workers,
+            Box::new(heard.clone()),
+            "heard",
+            FleetRules::default(),
+        );
         assert_eq!(*heard.0.lock().unwrap(), [[0, 0]]);
         fleet.forget(&fleet.workers()[1]);
         assert_eq!(*heard.0.lock().unwrap(), [[0, 0], [0, 1]]);

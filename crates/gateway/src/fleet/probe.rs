@@ -1,14 +1,15 @@
 //! Watching one worker: waiting for it to come up, then asking how it is.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use routing::Verdict;
 use serde_json::{Map, Value};
-use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, info, warn};
+use tokio::time::{Instant, timeout};
+use tracing::{debug, warn};
 
 use super::identity::{self, Identity};
 use super::{Fleet, Worker};
@@ -21,6 +22,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const IDENTIFY_FIRST: Duration = Duration::from_secs(1);
 /// How often a worker that does not tell what it is is asked, where probes are off.
 const IDENTIFY_TRIES: u32 = 3;
+static NO_BODY: Bytes = Bytes::new();
 /// No pause is longer; "never" is spelt with large numbers.
 const LONGEST: Duration = Duration::from_hours(24 * 365);
 
@@ -64,18 +66,19 @@ pub(crate) struct Prober {
 }
 
 impl Prober {
-    /// Runs until dropped.
+    /// Runs until the worker has left.
     pub(crate) async fn run(self) {
         self.come_up().await;
         let mut unknown = IDENTIFY_TRIES;
-        let mut passed = true;
-        while self.settings.watch || (unknown > 0 && !self.worker.identity.load().is_known()) {
-            // Spread over the interval, so that a fleet is not probed in one burst.
-            sleep(self.settings.interval.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
+        let (mut passed, mut pause) = (true, self.pause(None));
+        while self.goes_on(unknown) {
+            // Rung when an exchange with the worker failed: then it is not left to the clock.
+            let _ = timeout(pause, self.worker.wake.notified()).await;
             let before = std::mem::replace(&mut passed, self.probe().await);
             if self.settings.watch {
-                self.record(passed);
+                self.fleet.probed(&self.worker, passed);
             }
+            pause = self.pause(Some(pause).filter(|_| !before));
             // A worker that was away may have come back as another one.
             if passed && !(before && self.worker.identity.load().is_known()) {
                 self.identify().await;
@@ -84,44 +87,51 @@ impl Prober {
         }
     }
 
+    fn goes_on(&self, unknown: u32) -> bool {
+        let curious = unknown > 0 && !self.worker.identity.load().is_known();
+        (self.settings.watch || curious) && !self.worker.gone.load(Relaxed)
+    }
+
+    /// The pause before the next probe: the interval for a worker that is well; otherwise
+    /// short, and longer every time, so that one that comes back need not wait.
+    fn pause(&self, earlier: Option<Duration>) -> Duration {
+        let verdict = Fleet::verdict(&self.worker);
+        let pause = match (verdict, earlier) {
+            (Verdict::Ready | Verdict::Pending, _) => self.settings.interval,
+            (_, None) => FIRST_PAUSE,
+            (_, Some(earlier)) => earlier * 2,
+        };
+        // Spread, so that a fleet is not probed in one burst.
+        pause
+            .min(self.settings.interval)
+            .mul_f64(0.9 + 0.2 * fastrand::f64())
+    }
+
     /// Waits for the first answer; after the start-up time at a slow pace, but for ever.
     async fn come_up(&self) {
         let give_up = Instant::now().checked_add(self.settings.startup_timeout);
         let mut pause = FIRST_PAUSE.min(self.settings.startup_interval);
         while !self.probe().await {
             let late = give_up.is_some_and(|at| Instant::now() >= at);
-            if late && self.worker.verdict() == Verdict::Pending {
-                self.worker.judge(routing::Health::give_up);
+            if late && Fleet::verdict(&self.worker) == Verdict::Pending {
+                self.fleet.give_up(&self.worker);
                 let seconds = self.settings.startup_timeout.as_secs();
                 warn!(worker = %self.worker.url, seconds, "worker did not come up, probing on");
             }
             let slow = self.settings.startup_interval.max(self.settings.interval);
-            sleep(if late { slow } else { pause }).await;
+            let rung = self.worker.wake.notified();
+            let _ = timeout(if late { slow } else { pause }, rung).await;
+            if self.worker.gone.load(Relaxed) {
+                return;
+            }
             pause = (pause * 2).min(self.settings.startup_interval);
         }
         // Requests need not wait long for a worker to tell what it is.
         let identified = timeout(IDENTIFY_FIRST, self.identify()).await;
-        self.record(true);
+        self.fleet.probed(&self.worker, true);
         if identified.is_err() {
             self.identify().await;
         }
-    }
-
-    fn record(&self, passed: bool) {
-        let (before, after) = self.worker.judge(|health| {
-            health.record(passed);
-        });
-        if before == after {
-            return;
-        }
-        if before == Verdict::NotReady {
-            // Away for several probes: most likely restarted, with nothing cached.
-            self.fleet.forget(&self.worker);
-        } else {
-            self.fleet.refresh();
-        }
-        let model = self.worker.identity.load().model.clone();
-        info!(worker = %self.worker.url, model, from = before.as_str(), to = after.as_str(), "worker changed");
     }
 
     /// One probe.
@@ -173,7 +183,7 @@ impl Prober {
 
     async fn ask(&self, path: &str) -> Option<(StatusCode, Bytes)> {
         let worker = &self.worker;
-        let asked = worker.ask(self.lane, &Method::GET, path);
+        let asked = worker.ask(self.lane, &Method::GET, path, &NO_BODY);
         match timeout(self.settings.timeout, asked).await {
             Ok(Ok(answer)) => Some((answer.status, answer.body)),
             Ok(Err(error)) => {

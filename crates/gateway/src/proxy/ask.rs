@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
-use http::{Method, StatusCode};
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use super::Proxy;
+use super::peek::Peek;
+use super::{Passage, Proxy, inbound};
 use crate::error::Error;
 use crate::fleet::{Answer, Worker};
 
@@ -27,25 +30,67 @@ pub(crate) struct Asked {
     pub(crate) answer: Result<Answer, Error>,
 }
 
+/// What workers are asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Question {
+    method: Method,
+    /// The first that a worker has is the one.
+    paths: &'static [&'static str],
+    /// JSON, or nothing.
+    body: Bytes,
+}
+
+impl Question {
+    /// To tell something.
+    pub(crate) fn get(paths: &'static [&'static str]) -> Self {
+        Self {
+            method: Method::GET,
+            paths,
+            body: Bytes::new(),
+        }
+    }
+
+    /// To do something.
+    pub(crate) fn post(paths: &'static [&'static str], body: Bytes) -> Self {
+        Self {
+            method: Method::POST,
+            paths,
+            body,
+        }
+    }
+
+    /// Longest wait for an answer.
+    fn patience(&self) -> Duration {
+        if self.method == Method::GET {
+            PATIENCE
+        } else {
+            WORK_PATIENCE
+        }
+    }
+}
+
 impl Proxy {
     /// The answer of the first ready worker to the first of `paths` that is not 404 there.
-    pub(crate) async fn ask_first(&self, lane: usize, paths: &[&str]) -> Result<Answer, Error> {
+    pub(crate) async fn ask_first(
+        &self,
+        lane: usize,
+        paths: &'static [&'static str],
+    ) -> Result<Answer, Error> {
         let worker = self.fleet.first_ready().ok_or(Error::NoWorkers)?;
-        ask(worker, lane, &Method::GET, paths, WORK_PATIENCE).await
+        ask(&worker, lane, &Question::get(paths), WORK_PATIENCE).await
     }
 
     /// Every worker's answer, in configuration order. One that is not ready is only asked to
     /// do things (POST), not to tell them.
-    pub(crate) async fn ask_all(&self, lane: usize, method: &Method, paths: &[&str]) -> Vec<Asked> {
+    pub(crate) async fn ask_all(&self, lane: usize, question: &Question) -> Vec<Asked> {
+        let workers = self.fleet.workers();
         let mut asked: Vec<BoxFuture<'_, Asked>> = Vec::new();
-        for worker in self.fleet.workers() {
+        for worker in workers.iter() {
             asked.push(Box::pin(async move {
-                let tell = *method == Method::GET;
-                let patience = if tell { PATIENCE } else { WORK_PATIENCE };
-                let answer = if tell && !worker.is_ready() {
+                let answer = if question.method == Method::GET && !worker.is_ready() {
                     Err(Error::NoWorkerResponse)
                 } else {
-                    ask(worker, lane, method, paths, patience).await
+                    ask(worker, lane, question, question.patience()).await
                 };
                 Asked {
                     worker: Arc::clone(worker),
@@ -55,19 +100,37 @@ impl Proxy {
         }
         stream::iter(asked).buffered(FAN_OUT).collect().await
     }
+
+    /// Passes `/abort_request` on to every worker: only the engine that runs the request knows
+    /// its `rid`, the others ignore it. The first success is the reply.
+    pub(crate) async fn abort(
+        &self,
+        passage: Passage<'_>,
+        request: Request<Incoming>,
+    ) -> Result<Answer, Error> {
+        let body = inbound::read(request.into_body(), self.max_payload).await?;
+        Peek::read(&body)?;
+        let question = Question::post(&["/abort_request"], body);
+        let mut answers = self.ask_all(passage.lane, &question).await;
+        let success = |asked: &Asked| asked.answer.as_ref().is_ok_and(|it| it.status.is_success());
+        let best = answers.iter().position(success).unwrap_or(0);
+        if answers.is_empty() {
+            return Err(Error::NoWorkers);
+        }
+        answers.swap_remove(best).answer
+    }
 }
 
 async fn ask(
     worker: &Arc<Worker>,
     lane: usize,
-    method: &Method,
-    paths: &[&str],
+    question: &Question,
     patience: Duration,
 ) -> Result<Answer, Error> {
     let mut last = Err(Error::NoWorkerResponse);
-    for path in paths {
-        let asked = timeout(patience, worker.ask(lane, method, path)).await;
-        last = match asked {
+    for path in question.paths {
+        let asked = worker.ask(lane, &question.method, path, &question.body);
+        last = match timeout(patience, asked).await {
             Ok(Ok(answer)) if answer.status == StatusCode::NOT_FOUND => Ok(answer),
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(source)) => Err(Error::Upstream {

@@ -26,17 +26,31 @@ pub(super) struct Decision {
     pub(super) queued_tokens: u64,
     /// Requests in flight there before this one.
     pub(super) requests: usize,
+    /// Tries of this request before.
+    pub(super) tries: u32,
 }
 
 /// A ring of decisions per lane: each lane writes its own, only a reader visits all.
 #[derive(Debug)]
 pub(super) struct Decisions {
-    lanes: Vec<Mutex<VecDeque<Decision>>>,
+    lanes: Vec<Mutex<Ring>>,
+}
+
+#[derive(Debug)]
+struct Ring {
+    latest: VecDeque<Decision>,
+    /// Requests decided about, ever; another try of one is none.
+    requests: u64,
 }
 
 impl Decisions {
     pub(super) fn new(lanes: usize) -> Self {
-        let ring = || Mutex::new(VecDeque::with_capacity(KEPT));
+        let ring = || {
+            Mutex::new(Ring {
+                latest: VecDeque::with_capacity(KEPT),
+                requests: 0,
+            })
+        };
         Self {
             lanes: std::iter::repeat_with(ring).take(lanes.max(1)).collect(),
         }
@@ -45,11 +59,21 @@ impl Decisions {
     pub(super) fn record(&self, lane: usize, decision: Decision) {
         if let Some(ring) = self.lanes.get(lane) {
             let mut ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
-            if ring.len() == KEPT {
-                ring.pop_front();
+            ring.requests += u64::from(decision.tries == 0);
+            if ring.latest.len() == KEPT {
+                ring.latest.pop_front();
             }
-            ring.push_back(decision);
+            ring.latest.push_back(decision);
         }
+    }
+
+    /// How many requests were ever decided about.
+    pub(super) fn requests(&self) -> u64 {
+        let locked = |ring: &Mutex<Ring>| {
+            let ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
+            ring.requests
+        };
+        self.lanes.iter().map(locked).sum()
     }
 
     /// The latest decisions of all lanes, newest first.
@@ -59,6 +83,7 @@ impl Decisions {
             all.extend(
                 ring.lock()
                     .unwrap_or_else(PoisonError::into_inner)
+                    .latest
                     .iter()
                     .cloned(),
             );
@@ -82,6 +107,7 @@ impl Decision {
             "new_tokens": self.prompt_tokens.saturating_sub(self.matched_tokens),
             "queued_tokens_before": self.queued_tokens,
             "requests_before": self.requests,
+            "tries_before": self.tries,
         })
     }
 }
@@ -100,6 +126,7 @@ mod tests {
             matched_tokens: 4,
             queued_tokens: 0,
             requests: 0,
+            tries: 0,
         }
     }
 

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use super::decisions::Decision;
 use super::peek::Peek;
-use super::{Passage, Proxy, header_text, inbound};
-use crate::endpoint::Inference;
+use super::tries::Job;
+use super::{Proxy, header_text, inbound};
 use crate::error::Error;
-use crate::fleet::{Placed, Worker};
+use crate::fleet::Placed;
 
 /// Asks for the headers below on the reply.
 const ASKED: &str = "x-smg-explain";
@@ -21,6 +21,7 @@ const POLICY: HeaderName = HeaderName::from_static("x-smg-routed-policy");
 const MATCHED: HeaderName = HeaderName::from_static("x-smg-matched-tokens");
 const NEW: HeaderName = HeaderName::from_static("x-smg-new-tokens");
 const QUEUED: HeaderName = HeaderName::from_static("x-smg-queued-tokens");
+const TRIES: HeaderName = HeaderName::from_static("x-smg-tries");
 const RUNNER_UP: HeaderName = HeaderName::from_static("x-smg-runner-up");
 
 /// What a reply tells about its routing.
@@ -38,6 +39,7 @@ struct Details {
     matched: u64,
     new: u64,
     queued: u64,
+    tries: u32,
     runner_up: Option<String>,
 }
 
@@ -55,6 +57,7 @@ impl Explanation {
         number(MATCHED, details.matched);
         number(NEW, details.new);
         number(QUEUED, details.queued);
+        number(TRIES, u64::from(details.tries) + 1);
         headers.insert(POLICY, HeaderValue::from_static(details.policy));
         let mut text =
             |name, text: String| HeaderValue::try_from(text).map(|text| headers.insert(name, text));
@@ -69,13 +72,9 @@ impl Explanation {
 
 impl Proxy {
     /// Whether the client asks why; then also who else was considered.
-    pub(super) fn consider(
-        &self,
-        headers: &HeaderMap,
-        request: &RoutingRequest<'_>,
-    ) -> Option<RunnerUp> {
-        let asked =
-            self.explain_all || header_text(headers, ASKED).is_some_and(|value| value != "0");
+    pub(super) fn consider(&self, job: Job<'_>) -> Option<RunnerUp> {
+        let header = header_text(&job.parts.headers, ASKED);
+        let asked = self.explain_all || header.is_some_and(|value| value != "0");
         asked.then(|| {
             let url = |ranked: &Ranked<'_>| {
                 let cost = ranked.cost;
@@ -87,48 +86,51 @@ impl Proxy {
             RunnerUp {
                 ranked: self
                     .fleet
-                    .rank(request, |ranked| ranked.iter().map(url).collect()),
+                    .rank(job.routing, |ranked| ranked.iter().map(url).collect()),
             }
         })
     }
 
-    /// Records a decision; what the reply will tell of it.
+    /// Records a decision, taken after so many tries; what the reply will tell of it.
     pub(super) fn explain(
         &self,
-        row: &'static Inference,
-        passage: Passage<'_>,
-        request: &RoutingRequest<'_>,
-        (placed, considered): (&Placed, Option<RunnerUp>),
+        job: Job<'_>,
+        placed: &Placed,
+        considered: Option<RunnerUp>,
+        tries: u32,
     ) -> Explanation {
+        let (request, worker) = (job.routing, &placed.ticket.worker);
         let decision = Decision {
             at: request.now,
-            request_id: passage.request_id.clone(),
-            endpoint: row.label,
-            slot: placed.slot,
+            request_id: job.passage.request_id.clone(),
+            endpoint: job.row.label,
+            slot: worker.slot,
             prompt_tokens: request.prompt.tokens(),
             matched_tokens: placed.matched_tokens,
             queued_tokens: placed.queued_before,
             requests: placed.requests_before,
+            tries,
         };
         let details = considered.map(|considered| {
             let others = considered
                 .ranked
                 .into_iter()
-                .filter(|(slot, _)| *slot != placed.slot);
+                .filter(|(slot, _)| *slot != worker.slot);
             Box::new(Details {
-                worker: placed.worker.url.to_string(),
+                worker: worker.url.to_string(),
                 policy: self.fleet.policy_name(),
                 matched: decision.matched_tokens,
                 new: decision
                     .prompt_tokens
                     .saturating_sub(decision.matched_tokens),
                 queued: decision.queued_tokens,
+                tries,
                 runner_up: others.map(|(_, url)| url).next(),
             })
         });
-        self.decisions.record(passage.lane, decision);
+        self.decisions.record(job.passage.lane, decision);
         Explanation {
-            worker_id: placed.worker.id_header.clone(),
+            worker_id: worker.id_header.clone(),
             details,
         }
     }
@@ -136,7 +138,10 @@ impl Proxy {
     /// The last decisions, newest first.
     pub(crate) fn last_decisions(&self, most: usize) -> Value {
         let (workers, now) = (self.fleet.workers(), self.fleet.now());
-        let url = |slot: usize| workers.get(slot).map(|worker| worker.url.as_str());
+        let url = |slot: usize| {
+            let worker = workers.iter().find(|worker| worker.slot == slot)?;
+            Some(worker.url.as_str())
+        };
         let decisions = self.decisions.latest(most);
         let decisions: Vec<_> = decisions
             .iter()
@@ -164,11 +169,8 @@ impl Proxy {
         let ranked = self
             .fleet
             .rank(&request, |ranked| self.describe(tokens, ranked));
-        let away = self
-            .fleet
-            .workers()
-            .iter()
-            .filter(|worker| !worker.is_ready());
+        let workers = self.fleet.workers();
+        let away = workers.iter().filter(|worker| !worker.is_ready());
         let away: Vec<_> = away.map(|worker| worker.url.as_str()).collect();
         Ok(json!({
             "policy": self.fleet.policy_name(),
@@ -181,12 +183,10 @@ impl Proxy {
     }
 
     fn describe(&self, tokens: u64, ranked: &[Ranked<'_>]) -> Vec<Value> {
+        let workers = self.fleet.workers();
         let one = |ranked: &Ranked<'_>| {
-            let worker: Option<&Worker> = self
-                .fleet
-                .workers()
-                .get(ranked.candidate.slot)
-                .map(|worker| &**worker);
+            let slot = ranked.candidate.slot;
+            let worker = workers.iter().find(|worker| worker.slot == slot);
             json!({
                 "worker_id": worker.map(|worker| worker.id.to_string()),
                 "worker": *ranked.candidate.url,

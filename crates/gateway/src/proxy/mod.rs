@@ -9,31 +9,29 @@ mod peek;
 mod relay;
 mod rerank;
 mod seek;
+mod tries;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{HeaderMap, HeaderValue};
-use http::{Request, Response, request};
+use http::{Request, Response};
 use hyper::body::Incoming;
-use routing::Request as RoutingRequest;
-use tokio::time::{Instant, timeout};
-use tracing::debug;
+use routing::{Request as RoutingRequest, RetryBudget, RetryRules};
 
-pub(crate) use ask::Asked;
+pub(crate) use ask::{Asked, Question};
 pub(crate) use inbound::linger;
 pub(crate) use relay::{ReplyBody, ReplyError};
 
 use crate::config::Options;
 use crate::endpoint::{Inference, Reply};
 use crate::error::Error;
-use crate::fleet::{Fleet, Placed, UNKNOWN_MODEL, Worker, WorkerBody};
+use crate::fleet::{Fleet, UNKNOWN_MODEL, Worker};
 use crate::telemetry::Metrics;
 use decisions::Decisions;
 use outbound::HeaderRules;
 use peek::Peek;
-use relay::Record;
+use tries::Job;
 
 /// Carries requests to workers.
 #[derive(Debug)]
@@ -45,6 +43,8 @@ pub(crate) struct Proxy {
     max_payload: u64,
     rules: HeaderRules,
     decisions: Decisions,
+    retry: RetryRules,
+    budget: Mutex<RetryBudget>,
     /// Whether every reply tells why it was routed as it was.
     explain_all: bool,
 }
@@ -70,6 +70,11 @@ impl Proxy {
             timeout: Duration::from_secs(options.request_timeout_secs),
             max_payload: options.max_payload_size,
             decisions: Decisions::new(lanes),
+            retry: options.retry_rules(),
+            budget: Mutex::new(RetryBudget::new(
+                options.retry_budget_ratio,
+                options.retry_budget_min_per_sec,
+            )),
             explain_all: options.explain_routing,
             rules: HeaderRules {
                 credentials_are_ours: options.api_key.is_some(),
@@ -124,68 +129,32 @@ impl Proxy {
             now: self.fleet.now(),
             chance: fastrand::u64(..),
         };
-        let target = header_text(&parts.headers, "x-smg-target-worker");
-        let considered = self.consider(&parts.headers, &routing);
-        let placed = self
-            .fleet
-            .place(&routing, target)
-            .ok_or(Error::NoAvailableWorkers)?;
-        let explanation = self.explain(row, passage, &routing, (&placed, considered));
-        let record = Self::record(row, &placed, peek.stream);
-        let attempt = self.attempt(row, passage, (&parts, &body), &placed).await;
-        let response = attempt.inspect_err(|_| *placed_at = Some(Arc::clone(&placed.worker)))?;
-        let mut response = relay::reply(response, placed.lease, self.timeout, Some(record));
-        explanation.write(response.headers_mut());
+        let job = Job {
+            row,
+            passage,
+            parts: &parts,
+            body: &body,
+            routing: &routing,
+            target: header_text(&parts.headers, "x-smg-target-worker"),
+            streaming: peek.stream,
+        };
+        let mut record = None;
+        let tried = self.try_workers(job, &mut record).await?;
+        let blame = |_: &Error| *placed_at = Some(Arc::clone(&tried.worker));
+        let response = tried.answer.inspect_err(blame)?;
+        let Some(ticket) = tried.ticket else {
+            // Only a try that is followed by another one gives its place back.
+            return Err(Error::NoWorkerResponse);
+        };
+        let mut response = relay::reply(response, ticket, self.timeout, record);
+        tried.explanation.write(response.headers_mut());
         match row.reply {
             Reply::Verbatim => Ok(response),
             Reply::Rerank => {
-                let reply = rerank::reply(&body, &placed.worker, response).await;
-                reply.inspect_err(|_| *placed_at = Some(placed.worker))
+                let reply = rerank::reply(&body, &tried.worker, response).await;
+                reply.inspect_err(|_| *placed_at = Some(tried.worker))
             }
         }
-    }
-
-    /// Counts the decision; the record goes with the reply.
-    fn record(row: &'static Inference, placed: &Placed, streaming: bool) -> Record {
-        let model = Arc::clone(&placed.worker.identity.load().metrics);
-        model.selections.inc();
-        if let Some(endpoint) = model.endpoints.get(row.index) {
-            endpoint.requests(streaming).inc();
-        }
-        Record::new(model, row.index, streaming, Instant::now())
-    }
-
-    /// One try at one worker.
-    async fn attempt(
-        &self,
-        row: &'static Inference,
-        passage: Passage<'_>,
-        (parts, body): (&request::Parts, &Bytes),
-        placed: &Placed,
-    ) -> Result<Response<WorkerBody>, Error> {
-        let worker = &placed.worker;
-        let path = outbound::path(parts, row.worker_path);
-        let head = self
-            .rules
-            .head(worker, &parts.method, &path, (&parts.headers, passage));
-        let head = head.finish(body.len());
-        let sent = timeout(self.timeout, worker.send(passage.lane, &head, body)).await;
-        let outcome = match sent {
-            Ok(Ok(response)) => {
-                self.metrics.upstream_response(response.status().as_u16());
-                return Ok(response);
-            }
-            Ok(Err(source)) => Error::Upstream {
-                worker: worker.url.to_string(),
-                source,
-            },
-            Err(_) => Error::UpstreamTimeout {
-                worker: worker.url.to_string(),
-                seconds: self.timeout.as_secs(),
-            },
-        };
-        debug!(request_id = ?passage.request_id, error = %outcome, "attempt failed");
-        Err(outcome)
     }
 }
 

@@ -6,15 +6,17 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
+use http::header::{self, HeaderMap};
+use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
-use routing::Lease;
+use routing::Outcome;
 use thiserror::Error;
 use tokio::time::{Instant, Sleep};
 use tracing::warn;
 
-use crate::fleet::WorkerBody;
+use crate::error::final_event;
+use crate::fleet::{Ticket, Worker, WorkerBody};
 use crate::telemetry::ModelMetrics;
 use crate::wire::WireError;
 
@@ -50,32 +52,70 @@ pub(crate) struct Relay {
     body: WorkerBody,
     silence: Silence,
     record: Option<Record>,
+    events: Option<Events>,
     /// Told at the next poll, so that what came before is flushed to the client first.
     failed: Option<ReplyError>,
-    lease: Lease,
+    status: StatusCode,
+    ticket: Ticket,
+}
+
+/// A stream of server-sent events: one that breaks off between two of them can still tell why.
+#[derive(Debug, Default)]
+struct Events {
+    /// The last two bytes; two line feeds end an event.
+    tail: [u8; 2],
+    begun: bool,
+}
+
+impl Events {
+    /// The events of a reply, if it is made of such and may end in one more.
+    fn of(status: StatusCode, headers: &HeaderMap, body: &WorkerBody) -> Option<Self> {
+        let kind = headers.get(header::CONTENT_TYPE)?.as_bytes();
+        let events = kind.get(..17)?.eq_ignore_ascii_case(b"text/event-stream");
+        let plain = !headers.contains_key(header::CONTENT_ENCODING);
+        let open_ended = body.size_hint().exact().is_none();
+        (events && plain && open_ended && status.is_success()).then(Self::default)
+    }
+
+    fn pass(&mut self, piece: &[u8]) {
+        self.begun = true;
+        match piece {
+            [.., one, two] => self.tail = [*one, *two],
+            [one] => self.tail = [self.tail[1], *one],
+            [] => {}
+        }
+    }
+
+    fn between_two(&self) -> bool {
+        !self.begun || self.tail == *b"\n\n"
+    }
 }
 
 /// The reply that relays `response`.
 pub(super) fn reply(
     response: Response<WorkerBody>,
-    lease: Lease,
+    ticket: Ticket,
     longest_silence: Duration,
     record: Option<Record>,
 ) -> Response<ReplyBody> {
-    response.map(|body| {
-        let silence = Silence {
+    let (parts, body) = response.into_parts();
+    let mut relay = Relay {
+        silence: Silence {
             limit: longest_silence,
             since: None,
             timer: None,
-        };
-        ReplyBody::Relay(Box::new(Relay {
-            body,
-            silence,
-            record,
-            failed: None,
-            lease,
-        }))
-    })
+        },
+        record,
+        events: Events::of(parts.status, &parts.headers, &body),
+        failed: None,
+        status: parts.status,
+        ticket,
+        body,
+    };
+    if relay.body.is_end_stream() {
+        relay.end();
+    }
+    Response::from_parts(parts, ReplyBody::Relay(Box::new(relay)))
 }
 
 impl Body for ReplyBody {
@@ -117,23 +157,56 @@ impl Relay {
         }
         let error = match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Err(error))) => error.into(),
-            Poll::Ready(piece) => {
-                self.silence.end();
-                self.lease.first_byte();
-                if let Some(record) = &mut self.record {
-                    record.first_byte();
-                }
-                return Poll::Ready(piece.map(|piece| piece.map_err(ReplyError::from)));
-            }
+            Poll::Ready(piece) => return Poll::Ready(self.pass(piece)),
             Poll::Pending => ReplyError::Silent(ready!(self.silence.poll(cx))),
         };
-        warn!(worker = %self.body.url(), %error, "reply cut short");
+        let last = self.fail(error);
+        cx.waker().wake_by_ref();
+        match last {
+            Some(event) => Poll::Ready(Some(Ok(Frame::data(event)))),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Lets a piece pass, or the end.
+    fn pass(
+        &mut self,
+        piece: Option<Result<Frame<Bytes>, WireError>>,
+    ) -> Option<Result<Frame<Bytes>, ReplyError>> {
+        self.silence.end();
+        self.ticket.first_byte();
+        if let Some(record) = &mut self.record {
+            record.first_byte();
+        }
+        if let (Some(events), Some(Ok(frame))) = (&mut self.events, &piece)
+            && let Some(data) = frame.data_ref()
+        {
+            events.pass(data);
+        }
+        // hyper asks no more once the announced length is reached.
+        if piece.is_none() || self.body.is_end_stream() {
+            self.end();
+        }
+        piece.map(|piece| piece.map_err(ReplyError::from))
+    }
+
+    /// The reply has come to its end.
+    fn end(&mut self) {
+        self.ticket.settle(Outcome::Answered(self.status.as_u16()));
+    }
+
+    /// The reply has broken off. A last event for the client, where there may be one.
+    fn fail(&mut self, error: ReplyError) -> Option<Bytes> {
+        let worker = &self.ticket.worker.url;
+        warn!(%worker, %error, "reply cut short");
+        self.ticket.settle(Outcome::Cut);
         if let Some(record) = &self.record {
             record.model.cut_replies.inc();
         }
+        let events = self.events.take().filter(Events::between_two);
+        let last = events.map(|_| final_event(&error));
         self.failed = Some(error);
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        last
     }
 }
 
@@ -192,6 +265,15 @@ impl Record {
             endpoint,
             awaiting_first: streaming,
             decided,
+        }
+    }
+
+    /// The request goes to this worker now.
+    pub(super) fn follow(&mut self, worker: &Worker) {
+        let identity = worker.identity.load();
+        identity.metrics.selections.inc();
+        if !Arc::ptr_eq(&self.model, &identity.metrics) {
+            self.model = Arc::clone(&identity.metrics);
         }
     }
 

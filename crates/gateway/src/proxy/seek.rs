@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use http::{Method, Request, Response, request};
 use hyper::body::Incoming;
-use routing::Lease;
+use routing::Outcome;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -15,10 +15,10 @@ use super::ask::{FAN_OUT, WORK_PATIENCE};
 use super::relay::{self, ReplyBody};
 use super::{Passage, Proxy, outbound};
 use crate::error::Error;
-use crate::fleet::{Worker, WorkerBody};
+use crate::fleet::{Ticket, Worker, WorkerBody};
 
 /// An answer, and the place at the worker that gave it.
-type Found = (Response<WorkerBody>, Lease);
+type Found = (Response<WorkerBody>, Ticket);
 
 impl Proxy {
     /// Sends the request, without its body, to every ready worker; the first success is the
@@ -32,23 +32,19 @@ impl Proxy {
             return Err(Error::NoWorkers);
         }
         let (parts, _body) = request.into_parts();
+        let workers = self.fleet.workers();
         let mut asked: Vec<BoxFuture<'_, Option<Found>>> = Vec::new();
-        for worker in self
-            .fleet
-            .workers()
-            .iter()
-            .filter(|worker| worker.is_ready())
-        {
+        for worker in workers.iter().filter(|worker| worker.is_ready()) {
             asked.push(Box::pin(self.ask_one(worker, passage, &parts)));
         }
         let mut answers = stream::iter(asked).buffer_unordered(FAN_OUT);
         let mut last = None;
         while let Some(answer) = answers.next().await {
-            let Some((response, lease)) = answer else {
+            let Some((response, ticket)) = answer else {
                 continue;
             };
             let found = response.status().is_success();
-            last = Some(relay::reply(response, lease, self.timeout, None));
+            last = Some(relay::reply(response, ticket, self.timeout, None));
             if found {
                 break;
             }
@@ -62,7 +58,7 @@ impl Proxy {
         passage: Passage<'_>,
         parts: &request::Parts,
     ) -> Option<Found> {
-        let lease = worker.load.lease(0);
+        let mut ticket = Ticket::aside(worker);
         let path = outbound::path(parts, parts.uri.path());
         // What answers GET need not answer HEAD; hyper leaves the body out.
         let method = if parts.method == Method::HEAD {
@@ -75,9 +71,10 @@ impl Proxy {
             .head(worker, method, &path, (&parts.headers, passage));
         let (head, body) = (head.finish(0), Bytes::new());
         match timeout(WORK_PATIENCE, worker.send(passage.lane, &head, &body)).await {
-            Ok(Ok(response)) => Some((response, lease)),
+            Ok(Ok(response)) => Some((response, ticket)),
             Ok(Err(error)) => {
                 debug!(worker = %worker.url, %error, "worker gave no answer");
+                ticket.settle(Outcome::Lost);
                 None
             }
             Err(_) => {

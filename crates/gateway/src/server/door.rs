@@ -1,10 +1,13 @@
 //! What every request passes, in order, and what is written onto every reply.
 
+use std::sync::Arc;
+
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tracing::{debug, warn};
 
+use super::admission::{Admission, Admitted};
 use super::auth::Auth;
 use super::cors::{self, Cors};
 use super::info;
@@ -29,7 +32,14 @@ pub(crate) struct Gate {
     cors: Cors,
     ids: RequestIds,
     proxy: Proxy,
-    shutdown: Shutdown,
+    state: State,
+}
+
+/// What the gate shares with whoever runs the gateway.
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    pub(crate) shutdown: Shutdown,
+    pub(crate) admission: Arc<Admission>,
 }
 
 impl Gate {
@@ -37,7 +47,7 @@ impl Gate {
         options: &Options,
         proxy: Proxy,
         metrics: &Metrics,
-        shutdown: Shutdown,
+        state: State,
     ) -> Result<Self, matchit::InsertError> {
         Ok(Self {
             routes: Routes::new(metrics)?,
@@ -45,7 +55,7 @@ impl Gate {
             cors: Cors::new(&options.cors_allowed_origins),
             ids: RequestIds::new(options.request_id_headers.as_deref()),
             proxy,
-            shutdown,
+            state,
         })
     }
 
@@ -59,6 +69,7 @@ impl Gate {
         let id = self.ids.of(request.headers(), request.uri().path());
         let origin = request.headers().get(header::ORIGIN).cloned();
         let bodiless = request.method() == Method::HEAD;
+        let version = request.version();
         let passage = Passage {
             lane,
             request_id: &id,
@@ -77,6 +88,10 @@ impl Gate {
         };
         self.cors.mark(origin.as_ref(), response.headers_mut());
         response.headers_mut().insert(REQUEST_ID, id);
+        if self.state.shutdown.is_leaving() && version < Version::HTTP_2 {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
         response.map(|body| Reply::new(body, (visit, present), bodiless))
     }
 
@@ -98,7 +113,7 @@ impl Gate {
                 return (Visit::begin(self.routes.other()), Err(error));
             }
         };
-        let visit = Visit::begin(&route.metrics);
+        let mut visit = Visit::begin(&route.metrics);
         // Too large beats unauthorised: no key is needed to be told to send less.
         let may = self
             .proxy
@@ -107,9 +122,17 @@ impl Gate {
                 Guard::Public => Ok(()),
                 Guard::Key => self.auth.check(request.headers()),
             });
-        if let Err(error) = may {
-            linger(request.into_body());
-            return (visit, Err(error));
+        let admitted = match (may, route.action) {
+            // Too much beats badly asked: the body has not been looked at.
+            (Ok(()), Action::Forward(_)) => self.state.admission.admit().await,
+            (may, _) => may.map(|()| Admitted::default()),
+        };
+        match admitted {
+            Ok(admitted) => visit.admit(admitted),
+            Err(error) => {
+                linger(request.into_body());
+                return (visit, Err(error));
+            }
         }
         let outcome = self.act(route, passage, request).await.map(|mut response| {
             cors::disown(response.headers_mut());
@@ -133,9 +156,18 @@ impl Gate {
                 .await
                 .map(info::relay),
             Action::Alive => Ok(info::text("OK")),
-            Action::Readiness => Ok(info::readiness(&proxy.fleet, self.shutdown.is_draining())),
+            Action::Readiness => Ok(info::readiness(
+                &proxy.fleet,
+                self.state.shutdown.is_leaving(),
+            )),
             Action::Models => info::models(&proxy.fleet),
             Action::Workers => Ok(info::workers(&proxy.fleet)),
+            Action::Worker => info::worker(&proxy.fleet, request.uri().path()),
+            Action::RemoveWorker => info::remove(&proxy.fleet, request.uri().path()),
+            Action::Limits => Ok(info::limits(&proxy.fleet, &self.state.admission)),
+            Action::Abort => Box::pin(proxy.abort(passage, request))
+                .await
+                .map(info::relay),
             Action::Loads => Ok(Box::pin(loads::loads(proxy, lane)).await),
             Action::FlushCache => Ok(Box::pin(loads::flush_cache(proxy, lane)).await),
             Action::EngineMetrics => Ok(Box::pin(loads::engine_metrics(proxy, lane)).await),

@@ -1,16 +1,18 @@
 //! What the gateway answers by itself about itself and its fleet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode, Uri};
 use http_body_util::Full;
-use routing::Verdict;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
+use super::admission::Admission;
 use crate::error::Error;
-use crate::fleet::{Answer, Fleet, UNKNOWN_MODEL, Worker};
+use crate::fleet::{Answer, Fleet, Room, UNKNOWN_MODEL, Worker};
 use crate::proxy::ReplyBody;
 
 /// A JSON reply.
@@ -74,7 +76,8 @@ pub(super) fn readiness(fleet: &Fleet, draining: bool) -> Response<ReplyBody> {
 
 /// The models of the ready workers, in the shape of `OpenAI`'s list.
 pub(super) fn models(fleet: &Fleet) -> Result<Response<ReplyBody>, Error> {
-    let ready = fleet.workers().iter().filter(|worker| worker.is_ready());
+    let workers = fleet.workers();
+    let ready = workers.iter().filter(|worker| worker.is_ready());
     let ids: BTreeSet<_> = ready
         .map(|worker| worker.identity.load().model.clone())
         .collect();
@@ -104,9 +107,52 @@ pub(super) fn workers(fleet: &Fleet) -> Response<ReplyBody> {
     )
 }
 
+/// The worker that the last part of a path names.
+fn named(fleet: &Fleet, path: &str) -> Result<Arc<Worker>, Error> {
+    let id = path.rsplit('/').next().unwrap_or_default();
+    let id = Uuid::parse_str(id).map_err(|error| Error::WorkerId {
+        id: id.to_owned(),
+        why: error.to_string(),
+    })?;
+    let workers = fleet.workers();
+    let found = workers.iter().find(|worker| worker.id == id);
+    found.cloned().ok_or(Error::WorkerNotFound(id))
+}
+
+/// One worker.
+pub(super) fn worker(fleet: &Fleet, path: &str) -> Result<Response<ReplyBody>, Error> {
+    Ok(json(StatusCode::OK, &describe(&*named(fleet, path)?)))
+}
+
+/// A worker leaves: no new requests for it, and it is gone once those it has are done.
+pub(super) fn remove(fleet: &Arc<Fleet>, path: &str) -> Result<Response<ReplyBody>, Error> {
+    let worker = named(fleet, path)?;
+    let newly = fleet.begin_leaving(&worker);
+    let in_flight = worker.load.requests();
+    let told = json!({
+        "status": "accepted",
+        "worker_id": worker.id.to_string(),
+        "in_flight": in_flight,
+        "message": "Worker removal queued for background processing",
+    });
+    if newly {
+        let fleet = Arc::clone(fleet);
+        tokio::spawn(async move { fleet.finish_leaving(&worker).await });
+    }
+    Ok(json(StatusCode::ACCEPTED, &told))
+}
+
+/// What limits are in force, and how far they are used up.
+pub(super) fn limits(fleet: &Fleet, admission: &Admission) -> Response<ReplyBody> {
+    let mut limits = admission.describe();
+    limits["max_requests_per_worker"] = json!(fleet.room().map(Room::cap));
+    limits["queued_for_a_worker"] = json!(fleet.room().map_or(0, Room::waiting));
+    json(StatusCode::OK, &limits)
+}
+
 /// A worker in the union of the shapes that 0.3.2 and its successors give.
 fn describe(worker: &Worker) -> Value {
-    let (identity, verdict) = (worker.identity.load(), worker.verdict());
+    let (identity, glance) = (worker.identity.load(), worker.glance());
     let models: Vec<_> = Some(&identity.model)
         .filter(|model| *model != UNKNOWN_MODEL)
         .map(|model| json!({"id": model}))
@@ -129,8 +175,9 @@ fn describe(worker: &Worker) -> Value {
         "worker_type": "regular",
         "connection_mode": "http",
         "runtime_type": "sglang",
-        "is_healthy": verdict == Verdict::Ready,
-        "status": verdict.as_str(),
+        "is_healthy": glance.ready,
+        "status": glance.status(),
+        "circuit_breaker": glance.circuit.as_str(),
         "load": worker.load.requests(),
         "metadata": metadata,
         "labels": identity.labels,

@@ -4,12 +4,15 @@
 //! that carry them: nothing on a request's way crosses threads.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::TcpStream as StdTcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::thread::{self, JoinHandle};
 use std::{io, pin::pin};
 
+use futures_util::FutureExt;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -21,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
 
+use super::Shutdown;
 use super::door::Gate;
 
 /// Accepted connections that wait for their lane's thread.
@@ -31,42 +35,11 @@ const READ_BUFFER: usize = 256 * 1024;
 const HEAD_PATIENCE: Duration = Duration::from_secs(75);
 /// How often a draining connection is looked at.
 const IDLE_CHECK: Duration = Duration::from_millis(250);
+/// How long a connection that was never served may take for its first request, once a drain
+/// has begun: its client could not know.
+const FIRST_REQUEST: Duration = Duration::from_millis(500);
 /// Pause after the system refused a connection (no file descriptors left, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// The two steps of stopping.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Shutdown {
-    drain: CancellationToken,
-    cut: CancellationToken,
-}
-
-impl Shutdown {
-    /// No new requests; those in flight may finish.
-    pub(crate) fn drain(&self) {
-        self.drain.cancel();
-    }
-
-    /// Nothing may finish any more.
-    pub(crate) fn cut(&self) {
-        self.drain.cancel();
-        self.cut.cancel();
-    }
-
-    pub(crate) fn is_draining(&self) -> bool {
-        self.drain.is_cancelled()
-    }
-
-    /// Until the drain begins.
-    pub(crate) async fn draining(&self) {
-        self.drain.cancelled().await;
-    }
-
-    /// Until the drain is cut short.
-    pub(crate) async fn cut_short(&self) {
-        self.cut.cancelled().await;
-    }
-}
 
 /// All lanes of a gateway.
 #[derive(Debug)]
@@ -119,31 +92,44 @@ impl Lanes {
         })
     }
 
-    /// Hands accepted connections to the lane with the fewest open ones; runs until dropped or
-    /// a lane has ended.
-    pub(crate) async fn accept(&self, listener: TcpListener) {
+    /// Hands accepted connections to lanes; runs until dropped or a lane has ended.
+    pub(crate) async fn accept(&self, listener: &TcpListener) {
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    if self.hand_over(stream).await.is_err() {
+                        return;
+                    }
+                }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
                     sleep(ACCEPT_PAUSE).await;
-                    continue;
                 }
-            };
-            let prepared = stream.set_nodelay(true).and_then(|()| stream.into_std());
-            let idlest = self
-                .lanes
-                .iter()
-                .min_by_key(|lane| lane.open.load(Ordering::Relaxed));
-            let (Ok(stream), Some(lane)) = (prepared, idlest) else {
-                continue;
-            };
-            lane.open.fetch_add(1, Ordering::Relaxed);
-            if lane.connections.send(stream).await.is_err() {
+            }
+        }
+    }
+
+    /// Takes what the system has accepted for a listener that is about to close.
+    pub(crate) async fn accept_rest(&self, listener: &TcpListener) {
+        while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
+            if self.hand_over(stream).await.is_err() {
                 return;
             }
         }
+    }
+
+    /// Gives a connection to the lane with the fewest open ones; an error when that has ended.
+    async fn hand_over(&self, stream: TcpStream) -> Result<(), ()> {
+        let prepared = stream.set_nodelay(true).and_then(|()| stream.into_std());
+        let idlest = self
+            .lanes
+            .iter()
+            .min_by_key(|lane| lane.open.load(Ordering::Relaxed));
+        let (Ok(stream), Some(lane)) = (prepared, idlest) else {
+            return Ok(());
+        };
+        lane.open.fetch_add(1, Ordering::Relaxed);
+        lane.connections.send(stream).await.map_err(|_| ())
     }
 
     /// Until every lane has ended.
@@ -243,8 +229,9 @@ async fn connection(stream: StdTcpStream, door: Door, draining: CancellationToke
         }
     };
     let busy = Arc::new(AtomicUsize::new(0));
-    let present = Arc::clone(&busy);
-    let service = service_fn(move |request| {
+    let (present, served) = (Arc::clone(&busy), AtomicBool::new(false));
+    let service = service_fn(|request| {
+        served.store(true, Ordering::Relaxed);
         let (gate, present) = (Arc::clone(&door.gate), Presence::new(&present));
         async move { Ok::<_, Infallible>(gate.answer(door.lane, present, request).await) }
     });
@@ -259,6 +246,14 @@ async fn connection(stream: StdTcpStream, door: Door, draining: CancellationToke
         biased;
         ended = serving.as_mut() => ended,
         () = draining.cancelled() => {
+            if !served.load(Ordering::Relaxed) {
+                // Nothing can be said to a client before it asks.
+                let asked = poll_fn(|cx| match serving.as_mut().poll(cx) {
+                    Poll::Pending if !served.load(Ordering::Relaxed) => Poll::Pending,
+                    _ => Poll::Ready(()),
+                });
+                let _ = timeout(FIRST_REQUEST, asked).await;
+            }
             serving.as_mut().graceful_shutdown();
             // A connection without a whole request has nothing to finish.
             loop {

@@ -1,18 +1,19 @@
 //! What is asked of every worker: loads, cache flush, engine metrics.
 
-use http::{Method, Response, StatusCode};
+use bytes::Bytes;
+use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::info;
 use crate::error::Error;
-use crate::proxy::{Asked, Proxy, ReplyBody};
+use crate::proxy::{Asked, Proxy, Question, ReplyBody};
 
 const LOADS: &str = "/v1/loads?include=core,disagg,queues,memory";
 
 /// The workers' own loads: `workers` as in 0.3.2, the rest in SGLang's `/v1/loads` shape.
 pub(super) async fn loads(proxy: &Proxy, lane: usize) -> Response<ReplyBody> {
     let asked = proxy
-        .ask_all(lane, &Method::GET, &[LOADS, "/get_load"])
+        .ask_all(lane, &Question::get(&[LOADS, "/get_load"]))
         .await;
     let (mut workers, mut loads) = (Vec::new(), Vec::new());
     for asked in &asked {
@@ -72,7 +73,8 @@ fn ranks(asked: &Asked) -> Vec<Map<String, Value>> {
 
 /// Flushes every worker's prefix cache: 200 when all did, 206 when some did not.
 pub(super) async fn flush_cache(proxy: &Proxy, lane: usize) -> Response<ReplyBody> {
-    let asked = proxy.ask_all(lane, &Method::POST, &["/flush_cache"]).await;
+    let question = Question::post(&["/flush_cache"], Bytes::new());
+    let asked = proxy.ask_all(lane, &question).await;
     let (mut successful, mut failed) = (Vec::new(), Vec::new());
     for asked in &asked {
         let url = asked.worker.url.as_str();
@@ -115,7 +117,7 @@ fn failure(answer: &Result<crate::fleet::Answer, Error>) -> Option<String> {
 
 /// Every worker's Prometheus metrics, told apart by a `worker_addr` label.
 pub(super) async fn engine_metrics(proxy: &Proxy, lane: usize) -> Response<ReplyBody> {
-    let asked = proxy.ask_all(lane, &Method::GET, &["/metrics"]).await;
+    let asked = proxy.ask_all(lane, &Question::get(&["/metrics"])).await;
     if asked.is_empty() {
         let none = "No available workers";
         return info::fixed(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", none);

@@ -1,5 +1,6 @@
 //! Who may come in: listening, the table of routes, and what every request passes.
 
+mod admission;
 mod auth;
 mod cors;
 mod door;
@@ -11,7 +12,10 @@ mod reply;
 mod request_id;
 mod routes;
 mod scrape;
+mod shutdown;
 
-pub(crate) use door::Gate;
-pub(crate) use lanes::{Lanes, Shutdown};
+pub(crate) use admission::Admission;
+pub(crate) use door::{Gate, State};
+pub(crate) use lanes::Lanes;
 pub(crate) use scrape::serve_metrics;
+pub(crate) use shutdown::Shutdown;

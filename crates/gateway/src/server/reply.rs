@@ -9,6 +9,7 @@ use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
+use super::admission::Admitted;
 use super::lanes::Presence;
 use crate::proxy::{ReplyBody, ReplyError};
 use crate::telemetry::RouteMetrics;
@@ -85,6 +86,8 @@ pub(super) struct Visit {
     status: StatusCode,
     code: &'static str,
     end: End,
+    /// Its place under the limits, held to the last byte.
+    admitted: Admitted,
 }
 
 impl Visit {
@@ -97,7 +100,13 @@ impl Visit {
             status: StatusCode::OK,
             code: "",
             end: End::Abandoned,
+            admitted: Admitted::default(),
         }
+    }
+
+    /// The request has been let in.
+    pub(super) fn admit(&mut self, admitted: Admitted) {
+        self.admitted = admitted;
     }
 
     /// The response head is known.

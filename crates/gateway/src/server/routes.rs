@@ -31,9 +31,17 @@ pub(super) enum Action {
     Readiness,
     Models,
     Workers,
+    /// One worker.
+    Worker,
+    /// A worker leaves.
+    RemoveWorker,
     Loads,
     FlushCache,
+    /// The workers are told to give up a request.
+    Abort,
     Decisions,
+    /// What limits are in force.
+    Limits,
     DryRun,
     EngineMetrics,
     /// A route of the field that this gateway does not have.
@@ -41,13 +49,13 @@ pub(super) enum Action {
 }
 
 use Action::{
-    Absent, Alive, AskFirst, Decisions, DryRun, EngineMetrics, FlushCache, Forward, Loads, Models,
-    Readiness, Seek, Workers,
+    Abort, Absent, Alive, AskFirst, Decisions, DryRun, EngineMetrics, FlushCache, Forward, Limits,
+    Loads, Models, Readiness, RemoveWorker, Seek, Worker, Workers,
 };
 use Guard::{Key, Public};
 
 /// Routes besides the inference endpoints.
-const ROUTES: [(&str, &Method, Guard, Action); 19] = [
+const ROUTES: [(&str, &Method, Guard, Action); 23] = [
     ("/health", &Method::GET, Public, Alive),
     ("/liveness", &Method::GET, Public, Alive),
     ("/readiness", &Method::GET, Public, Readiness),
@@ -92,9 +100,13 @@ const ROUTES: [(&str, &Method, Guard, Action); 19] = [
     ),
     ("/v1/responses/{id}/cancel", &Method::POST, Key, Seek),
     ("/workers", &Method::GET, Key, Workers),
+    ("/workers/{id}", &Method::GET, Key, Worker),
+    ("/workers/{id}", &Method::DELETE, Key, RemoveWorker),
     ("/get_loads", &Method::GET, Key, Loads),
     ("/v1/loads", &Method::GET, Key, Loads),
     ("/flush_cache", &Method::POST, Key, FlushCache),
+    ("/abort_request", &Method::POST, Key, Abort),
+    ("/debug/limits", &Method::GET, Key, Limits),
     ("/debug/decisions", &Method::GET, Key, Decisions),
     ("/route/explain", &Method::POST, Key, DryRun),
 ];

@@ -15,13 +15,18 @@ use tokio::net::TcpListener;
 use tokio::time::{Duration, sleep};
 use tracing::{debug, warn};
 
+use super::Admission;
 use crate::fleet::Fleet;
 use crate::telemetry::Metrics;
 
 const TEXT_FORMAT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4");
 
 /// Serves metrics until dropped.
-pub(crate) async fn serve_metrics(listener: TcpListener, metrics: Arc<Metrics>, fleet: Arc<Fleet>) {
+pub(crate) async fn serve_metrics(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    (fleet, admission): (Arc<Fleet>, Arc<Admission>),
+) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -32,7 +37,9 @@ pub(crate) async fn serve_metrics(listener: TcpListener, metrics: Arc<Metrics>, 
             }
         };
         let (metrics, fleet) = (Arc::clone(&metrics), Arc::clone(&fleet));
+        let admission = Arc::clone(&admission);
         let page = service_fn(move |request: Request<Incoming>| {
+            admission.observe(&metrics);
             let response = page(&request, &metrics, &fleet);
             async move { Ok::<_, Infallible>(response) }
         });

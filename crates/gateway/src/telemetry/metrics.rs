@@ -1,12 +1,16 @@
 //! The `smg_*` metrics. Handles are resolved when routes and workers are made, not per request.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
+use super::handles::{
+    AdmissionMetrics, EndpointMetrics, ModelMetrics, RouteMetrics, WorkerMetrics,
+};
 use crate::endpoint::INFERENCE;
 use crate::error::Error;
 
@@ -23,19 +27,26 @@ const REGULAR: &str = "regular";
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
-    http: Http,
+    /// What is told about clients.
+    pub(crate) http: Http,
     router: Router,
     /// What is told about workers.
     pub(crate) worker: Worker,
+    /// What is told about failures.
+    pub(crate) resilience: Resilience,
 }
 
 /// The client's side.
 #[derive(Debug)]
-struct Http {
+pub(crate) struct Http {
     requests: IntCounterVec,
     duration: HistogramVec,
     responses: IntCounterVec,
     active: IntGauge,
+    rate_limit: IntCounterVec,
+    /// Requests that wait for a place, and how many may.
+    pub(crate) queued: IntGauge,
+    pub(crate) queue_limit: IntGauge,
 }
 
 /// Between the two.
@@ -59,6 +70,19 @@ pub(crate) struct Worker {
     health_checks: IntCounterVec,
     selection: IntCounterVec,
     errors: IntCounterVec,
+}
+
+/// Breakers and retries.
+#[derive(Debug)]
+pub(crate) struct Resilience {
+    pub(crate) cb_state: IntGaugeVec,
+    pub(crate) cb_failures: IntGaugeVec,
+    pub(crate) cb_successes: IntGaugeVec,
+    cb_transitions: IntCounterVec,
+    cb_outcomes: IntCounterVec,
+    retries: IntCounterVec,
+    retries_exhausted: IntCounterVec,
+    retry_backoff: HistogramVec,
 }
 
 /// Makes metrics and registers them.
@@ -85,6 +109,12 @@ impl Maker<'_> {
         Ok(metric)
     }
 
+    fn number(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        let metric = IntGauge::new(name, help)?;
+        self.registry.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
     fn seconds(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<HistogramVec> {
         let opts = HistogramOpts::new(name, help).buckets(self.buckets.to_vec());
         let metric = HistogramVec::new(opts, labels)?;
@@ -101,16 +131,14 @@ impl Metrics {
             registry: &registry,
             buckets: buckets.unwrap_or(&DURATION_BUCKETS),
         };
-        let (http, router, worker) = (
-            Http::new(&maker)?,
-            Router::new(&maker)?,
-            Worker::new(&maker)?,
-        );
+        let (http, router) = (Http::new(&maker)?, Router::new(&maker)?);
+        let (worker, resilience) = (Worker::new(&maker)?, Resilience::new(&maker)?);
         Ok(Self {
             registry,
             http,
             router,
             worker,
+            resilience,
         })
     }
 
@@ -161,6 +189,51 @@ impl Metrics {
         })
     }
 
+    /// The handles of one worker.
+    pub(crate) fn of_worker(&self, url: &str) -> WorkerMetrics {
+        let outcome = |outcome| {
+            self.resilience
+                .cb_outcomes
+                .with_label_values(&[url, outcome])
+        };
+        WorkerMetrics {
+            url: url.to_owned(),
+            successes: outcome("success"),
+            failures: outcome("failure"),
+            transitions: self.resilience.cb_transitions.clone(),
+        }
+    }
+
+    /// The handles of admission.
+    pub(crate) fn admission(&self) -> AdmissionMetrics {
+        let result = |result| self.http.rate_limit.with_label_values(&[result]);
+        AdmissionMetrics {
+            allowed: result("allowed"),
+            rejected: result("rejected"),
+        }
+    }
+
+    /// A request goes to a worker once more.
+    pub(crate) fn retry(&self, endpoint: &str) {
+        let retries = &self.resilience.retries;
+        retries.with_label_values(&[REGULAR, endpoint]).inc();
+    }
+
+    /// A request that might have been tried again was not.
+    pub(crate) fn retries_exhausted(&self, endpoint: &str) {
+        let exhausted = &self.resilience.retries_exhausted;
+        exhausted.with_label_values(&[REGULAR, endpoint]).inc();
+    }
+
+    /// A request waits before its next try.
+    pub(crate) fn backoff(&self, tries: u32, pause: Duration) {
+        let mut digits = itoa::Buffer::new();
+        self.resilience
+            .retry_backoff
+            .with_label_values(&[digits.format(tries)])
+            .observe(pause.as_secs_f64());
+    }
+
     /// A response that came from a worker.
     pub(crate) fn upstream_response(&self, status: u16) {
         if status == 200 {
@@ -202,9 +275,15 @@ impl Metrics {
 
 impl Http {
     fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
-        let active = IntGauge::new("smg_http_connections_active", "requests in progress")?;
-        maker.registry.register(Box::new(active.clone()))?;
         Ok(Self {
+            active: maker.number("smg_http_connections_active", "requests in progress")?,
+            rate_limit: maker.counter(
+                "smg_http_rate_limit_total",
+                "inference requests admitted and refused, where there is a limit",
+                &["result"],
+            )?,
+            queued: maker.number("smg_http_queue_depth", "requests that wait for a place")?,
+            queue_limit: maker.number("smg_http_queue_size_limit", "requests that may wait")?,
             requests: maker.counter(
                 "smg_http_requests_total",
                 "requests received",
@@ -220,7 +299,6 @@ impl Http {
                 "replies, counted when they end",
                 &["path", "status_code", "error_code"],
             )?,
-            active,
         })
     }
 }
@@ -305,55 +383,49 @@ impl Worker {
     }
 }
 
-/// The handles of one route.
-#[derive(Debug)]
-pub(crate) struct RouteMetrics {
-    path: &'static str,
-    pub(crate) requests: IntCounter,
-    pub(crate) duration: Histogram,
-    ok: IntCounter,
-    responses: IntCounterVec,
-    pub(crate) active: IntGauge,
-}
-
-impl RouteMetrics {
-    /// A reply ended.
-    pub(crate) fn response(&self, status: u16, error_code: &str) {
-        if status == 200 && error_code.is_empty() {
-            self.ok.inc();
-        } else {
-            let mut digits = itoa::Buffer::new();
-            let labels = [self.path, digits.format(status), error_code];
-            self.responses.with_label_values(&labels).inc();
-        }
-    }
-}
-
-/// The handles of one model.
-#[derive(Debug)]
-pub(crate) struct ModelMetrics {
-    /// Times its policy chose a worker.
-    pub(crate) selections: IntCounter,
-    /// Replies that broke off after their first byte.
-    pub(crate) cut_replies: IntCounter,
-    /// By [`Inference::index`](crate::endpoint::Inference::index).
-    pub(crate) endpoints: Vec<EndpointMetrics>,
-}
-
-/// The handles of one model at one endpoint.
-#[derive(Debug)]
-pub(crate) struct EndpointMetrics {
-    requests: [IntCounter; 2],
-    /// Routing decision to the end of the reply.
-    pub(crate) duration: Histogram,
-    /// Routing decision to the first byte of a stream.
-    pub(crate) ttft: Histogram,
-}
-
-impl EndpointMetrics {
-    /// Requests sent to a worker.
-    pub(crate) fn requests(&self, streaming: bool) -> &IntCounter {
-        let [whole, streamed] = &self.requests;
-        if streaming { streamed } else { whole }
+impl Resilience {
+    fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            cb_state: maker.gauge(
+                "smg_worker_cb_state",
+                "circuit breaker: 0 closed, 1 open, 2 half-open",
+                &["worker"],
+            )?,
+            cb_failures: maker.gauge(
+                "smg_worker_cb_consecutive_failures",
+                "failures in a row",
+                &["worker"],
+            )?,
+            cb_successes: maker.gauge(
+                "smg_worker_cb_consecutive_successes",
+                "trials in a row that succeeded since the breaker half-opened",
+                &["worker"],
+            )?,
+            cb_transitions: maker.counter(
+                "smg_worker_cb_transitions_total",
+                "changes of circuit breakers",
+                &["worker", "from", "to"],
+            )?,
+            cb_outcomes: maker.counter(
+                "smg_worker_cb_outcomes_total",
+                "tries that say something about a worker",
+                &["worker", "outcome"],
+            )?,
+            retries: maker.counter(
+                "smg_worker_retries_total",
+                "requests sent once more",
+                &["worker_type", "endpoint"],
+            )?,
+            retries_exhausted: maker.counter(
+                "smg_worker_retries_exhausted_total",
+                "requests that failed with no retry left",
+                &["worker_type", "endpoint"],
+            )?,
+            retry_backoff: maker.seconds(
+                "smg_worker_retry_backoff_seconds",
+                "pauses before another try",
+                &["attempt"],
+            )?,
+        })
     }
 }

@@ -1,7 +1,9 @@
 //! What the gateway tells about itself: log lines and `smg_*` metrics.
 
+mod handles;
 pub(crate) mod logging;
 pub(crate) mod metrics;
 
+pub(crate) use handles::{AdmissionMetrics, ModelMetrics, RouteMetrics, WorkerMetrics};
 pub use logging::close_log;
-pub(crate) use metrics::{Metrics, ModelMetrics, RouteMetrics};
+pub(crate) use metrics::Metrics;

@@ -162,7 +162,7 @@ async fn connections_to_workers_are_reused() {
 }
 
 #[tokio::test]
-async fn a_request_that_a_worker_ran_for_a_while_is_not_sent_again() {
+async fn without_retries_a_request_that_a_worker_ran_for_a_while_is_not_sent_again() {
     // The second request on a connection runs for more than a second and is then dropped.
     let worker = Worker::scripted(|request| {
         let again = request.all("x-again");
@@ -173,7 +173,9 @@ async fn a_request_that_a_worker_ran_for_a_while_is_not_sent_again() {
         }
     })
     .await;
-    let gateway = start(&[&worker]).await;
+    let mut options = options(&[&worker]);
+    options.disable_retries = true;
+    let gateway = start_with(options).await;
     let mut client = crate::support::Client::to(&gateway).await;
     client.send(b"POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}").await;
     assert_eq!(client.reply().await.status, 200);

@@ -126,6 +126,14 @@ impl PolicyKind {
         }
     }
 
+    /// Whether it keeps requests with the same key or prompt together, whatever the load.
+    pub fn is_sticky(self) -> bool {
+        matches!(
+            self,
+            Self::Manual | Self::ConsistentHashing | Self::PrefixHash
+        )
+    }
+
     /// A fresh instance.
     pub fn build(self, params: &Params) -> Box<dyn Policy> {
         match self {

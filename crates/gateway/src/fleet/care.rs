@@ -1,0 +1,218 @@
+//! What happens to workers: probes, outcomes, rests, leaving, and what follows for the fleet.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
+
+use routing::{Circuit, Figures, Health, Meaning, Outliers, Verdict};
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::place::Ready;
+use super::standing::{Glance, Standing};
+use super::{BYTES_PER_TOKEN, Fleet, Worker};
+
+impl Fleet {
+    /// A probe of a worker ended.
+    pub(super) fn probed(&self, worker: &Worker, passed: bool) {
+        let now = self.now();
+        let (after, before) = self.change(worker, |standing| {
+            let before = standing.health.verdict();
+            let came = standing.health.record(passed) == Verdict::Ready && before != Verdict::Ready;
+            // One that comes up while the others work is as cold as one that comes back.
+            let late = before == Verdict::NotReady || now > self.rules.slow_start;
+            if came && late && before != Verdict::Suspect {
+                standing.returned = Some(now).filter(|_| !self.rules.slow_start.is_zero());
+            }
+            before
+        });
+        if before == after.verdict {
+            return;
+        }
+        if before == Verdict::NotReady {
+            // Away for several probes: most likely restarted, with nothing cached.
+            self.forget(worker);
+        }
+        let model = worker.identity.load().model.clone();
+        info!(worker = %worker.url, model, from = before.as_str(), to = after.status(), "worker changed");
+    }
+
+    /// A worker did not come up in time.
+    pub(super) fn give_up(&self, worker: &Worker) {
+        self.change(worker, |standing| standing.health.give_up());
+    }
+
+    /// A try at a worker ended in a way that says something about it.
+    pub(super) fn learn(&self, worker: &Worker, meaning: Meaning, on_trial: bool) {
+        let now = self.now();
+        let suspect = meaning.suspect && self.rules.suspicion;
+        self.change(worker, |standing| {
+            if let Some(breaker) = &mut standing.breaker {
+                if on_trial {
+                    breaker.end_trial(meaning.mark, now);
+                } else {
+                    breaker.record(meaning.mark, now);
+                }
+            }
+            if suspect {
+                standing.health.suspect();
+            }
+        });
+        if suspect {
+            worker.wake.notify_one();
+        }
+    }
+
+    /// Lets time go by for every worker.
+    pub(crate) fn pass_time(&self) {
+        let now = self.now();
+        for worker in self.workers().iter() {
+            let pass = |standing: &mut Standing| {
+                let cold = standing.returned.is_some();
+                standing.pass_time(now, self.rules.slow_start);
+                cold && standing.returned.is_none()
+            };
+            let (_, warmed_up) = self.change(worker, pass);
+            if warmed_up {
+                self.refresh();
+            }
+        }
+    }
+
+    /// Compares every worker with its peers; who does far worse rests for a while.
+    pub(crate) fn compare_peers(&self) {
+        let Some(outliers) = &self.outliers else {
+            return;
+        };
+        let (now, workers) = (self.now(), self.workers());
+        let figures: BTreeMap<usize, Figures> = workers
+            .iter()
+            .filter_map(|worker| Some((worker.slot, worker.tally.as_ref()?.take())))
+            .collect();
+        let mut outliers = outliers.lock().unwrap_or_else(PoisonError::into_inner);
+        for ejection in Outliers::judge(&mut outliers, &figures, workers.len(), now) {
+            let slot = ejection.slot;
+            let Some(worker) = workers.iter().find(|worker| worker.slot == slot) else {
+                continue;
+            };
+            self.change(worker, |standing| {
+                standing.rests_until = Some(ejection.until);
+            });
+            let rest_secs = ejection.until.saturating_sub(now).as_secs();
+            warn!(worker = %worker.url, why = ?ejection.misfit, rest_secs, "worker does far worse than its peers, resting it");
+        }
+    }
+
+    /// No new requests for this worker from now on; false when it was leaving already.
+    pub(crate) fn begin_leaving(&self, worker: &Worker) -> bool {
+        let leave = |standing: &mut Standing| !std::mem::replace(&mut standing.draining, true);
+        let (_, newly) = self.change(worker, leave);
+        let in_flight = worker.load.requests();
+        info!(worker = %worker.url, in_flight, "worker is leaving");
+        newly
+    }
+
+    /// Waits for the end of what a leaving worker has, though not for ever; then it is gone.
+    pub(crate) async fn finish_leaving(&self, worker: &Arc<Worker>) {
+        let done = async {
+            while worker.load.requests() > 0 {
+                worker.left.notified().await;
+            }
+        };
+        let _ = timeout(self.rules.drain_timeout, done).await;
+        let in_flight = worker.load.requests();
+        self.workers.rcu(|workers| {
+            let stays = workers.iter().filter(|other| other.id != worker.id);
+            stays.cloned().collect::<Vec<_>>()
+        });
+        worker.gone.store(true, Relaxed);
+        worker.wake.notify_one();
+        self.introduce();
+        info!(worker = %worker.url, in_flight, "worker removed");
+    }
+
+    /// Seconds after which asking again may help, when no worker takes requests.
+    pub(crate) fn retry_after_secs(&self) -> u64 {
+        let now = self.now();
+        let opens_up = |worker: &Arc<Worker>| {
+            worker.look(|standing| {
+                let healthy = standing.health.verdict() == Verdict::Ready;
+                standing.breaker.as_ref().filter(|_| healthy)?.opens_up_at()
+            })
+        };
+        let soonest = self.workers().iter().filter_map(opens_up).min();
+        let wait = soonest.unwrap_or_default().saturating_sub(now);
+        wait.as_secs().max(1)
+    }
+
+    /// Changes a worker's standing and draws the consequences.
+    pub(super) fn change<T>(
+        &self,
+        worker: &Worker,
+        change: impl FnOnce(&mut Standing) -> T,
+    ) -> (Glance, T) {
+        let (before, after, result) = worker.change(change);
+        if before.circuit != after.circuit {
+            let (from, to) = (before.circuit.as_str(), after.circuit.as_str());
+            worker.metrics.transition(from, to);
+            if after.circuit == Circuit::Open {
+                warn!(worker = %worker.url, from, to, "circuit breaker opened");
+            } else {
+                info!(worker = %worker.url, from, to, "circuit breaker changed");
+            }
+        }
+        let listed = |glance: &Glance| (glance.ready, glance.open, glance.last_resort);
+        if listed(&before) != listed(&after) {
+            self.refresh();
+        }
+        (after, result)
+    }
+
+    /// Takes over the workers' present standings.
+    pub(super) fn refresh(&self) {
+        let one_at_a_time = self.refreshing.lock();
+        let workers = self.workers.load();
+        let those = |wanted: fn(&Glance) -> bool| -> Vec<Arc<Worker>> {
+            let those = workers.iter().filter(|worker| wanted(&worker.glance()));
+            those.cloned().collect()
+        };
+        let mut ready = those(|glance| glance.open);
+        if ready.is_empty() {
+            // A doubtful worker beats none.
+            ready = those(|glance| glance.last_resort);
+        }
+        self.ready.store(Arc::new(Ready::new(ready)));
+        // `None` as soon as one of those that are up does not tell.
+        let up = workers.iter().filter(|worker| {
+            let verdict = worker.glance().verdict;
+            !matches!(verdict, Verdict::Pending | Verdict::Failed)
+        });
+        let tokens: Option<u64> = up.map(|worker| worker.identity.load().cache_tokens()).sum();
+        let told = tokens.filter(|tokens| *tokens > 0);
+        self.policy
+            .capacity(told.map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN)));
+        drop(one_at_a_time);
+        if let Some(room) = &self.rules.room {
+            room.look_all();
+        }
+    }
+
+    /// The worker's cache is empty: what is believed of it goes at once.
+    pub(crate) fn forget(&self, worker: &Worker) {
+        worker.begin_anew();
+        self.introduce();
+    }
+
+    /// Tells the policy who is there, ready or not.
+    pub(super) fn introduce(&self) {
+        let workers = self.workers.load();
+        let all: Vec<_> = workers.iter().map(|worker| worker.candidate()).collect();
+        self.policy.members(&all);
+        self.refresh();
+    }
+
+    /// A worker's health, for those who wait for it to change.
+    pub(super) fn verdict(worker: &Worker) -> Verdict {
+        worker.look(|standing| Health::verdict(&standing.health))
+    }
+}

@@ -1,0 +1,223 @@
+//! Which worker gets a request, and its place there.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use routing::{Breaker, Candidate, Candidates, Circuit, Ranked, Request, thin, warmth};
+
+use super::{Fleet, Ticket, Worker};
+
+/// What a request asks of its routing.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wish<'a> {
+    /// The client's `X-SMG-Target-Worker`: index in configuration order, URL or id.
+    pub(crate) target: Option<&'a str>,
+    /// Slots of workers where it has failed.
+    pub(crate) tried: &'a [usize],
+}
+
+/// A routing decision: this request's place at a worker.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    pub(crate) ticket: Ticket,
+    /// Prompt tokens believed to be cached there.
+    pub(crate) matched_tokens: u64,
+    /// Prompt tokens that waited there before.
+    pub(crate) queued_before: u64,
+    /// Requests in flight there before.
+    pub(crate) requests_before: usize,
+}
+
+/// Why there is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// No worker takes requests, or not the one that was asked for.
+    Nobody,
+    /// Whoever takes requests has been tried.
+    Tried,
+    /// Whoever takes requests has as many as it may have.
+    Full,
+}
+
+/// The workers that take requests, at one moment.
+#[derive(Debug, Default)]
+pub(super) struct Ready {
+    /// As policies see them, by ascending slot.
+    candidates: Vec<Candidate>,
+    /// The same workers in the same order.
+    workers: Vec<Arc<Worker>>,
+    /// Slots of those that came back lately, and when.
+    cold: Vec<(usize, Duration)>,
+}
+
+impl Ready {
+    /// Of these workers, by ascending slot.
+    pub(super) fn new(workers: Vec<Arc<Worker>>) -> Self {
+        let cold = |worker: &Arc<Worker>| {
+            let returned = worker.look(|standing| standing.returned)?;
+            Some((worker.slot, returned))
+        };
+        Self {
+            candidates: workers.iter().map(|worker| worker.candidate()).collect(),
+            cold: workers.iter().filter_map(cold).collect(),
+            workers,
+        }
+    }
+
+    fn worker(&self, slot: usize) -> Option<&Arc<Worker>> {
+        let in_place = self.workers.get(slot).filter(|found| found.slot == slot);
+        in_place.or_else(|| {
+            let at = self
+                .workers
+                .binary_search_by_key(&slot, |worker| worker.slot);
+            self.workers.get(at.ok()?)
+        })
+    }
+}
+
+impl Fleet {
+    /// Chooses a worker and counts the request there.
+    pub(crate) fn place(&self, request: &Request<'_>, wish: Wish<'_>) -> Result<Placed, NoPlace> {
+        let ready = self.ready.load();
+        let mut from = self.narrow(&ready, request, wish)?;
+        loop {
+            let candidates = Candidates::new(&from).ok_or(self.none_left())?;
+            let pick = self.policy.pick(candidates, request);
+            let (slot, matched_tokens) = (pick.candidate.slot, pick.matched_tokens);
+            let worker = ready.worker(slot).ok_or(NoPlace::Nobody)?;
+            let (queued_before, requests_before) =
+                (worker.load.queued_tokens(), worker.load.requests());
+            let uncached = request.prompt.tokens().saturating_sub(matched_tokens);
+            if let Some(ticket) = self.enter(worker, uncached) {
+                return Ok(Placed {
+                    ticket,
+                    matched_tokens,
+                    queued_before,
+                    requests_before,
+                });
+            }
+            // Somebody else took its last place.
+            from.to_mut().retain(|candidate| candidate.slot != slot);
+        }
+    }
+
+    /// What the policy would weigh, best first; where it has no costs, the ready workers as
+    /// they stand, all at cost 0.
+    pub(crate) fn rank<T>(
+        &self,
+        request: &Request<'_>,
+        use_ranked: impl FnOnce(&[Ranked<'_>]) -> T,
+    ) -> T {
+        let ready = self.ready.load();
+        let Some(from) = Candidates::new(&ready.candidates) else {
+            return use_ranked(&[]);
+        };
+        let mut ranked = self.policy.rank(from, request);
+        if ranked.is_empty() {
+            let bare = |candidate| Ranked {
+                candidate,
+                matched_tokens: 0,
+                queued_tokens: 0,
+                cost: 0.0,
+            };
+            ranked.extend(from.iter().map(bare));
+        }
+        use_ranked(&ranked)
+    }
+
+    /// The candidates for a request; nothing is copied unless something narrows the choice.
+    fn narrow<'r>(
+        &self,
+        ready: &'r Ready,
+        request: &Request<'_>,
+        wish: Wish<'_>,
+    ) -> Result<Cow<'r, [Candidate]>, NoPlace> {
+        let mut from = match wish.target {
+            None => Cow::Borrowed(&*ready.candidates),
+            Some(target) => Cow::Owned(aim(ready, target)),
+        };
+        if from.is_empty() {
+            return Err(NoPlace::Nobody);
+        }
+        if !wish.tried.is_empty() {
+            from.to_mut()
+                .retain(|candidate| !wish.tried.contains(&candidate.slot));
+            if from.is_empty() {
+                return Err(NoPlace::Tried);
+            }
+        }
+        if let Some(room) = &self.rules.room {
+            let full = |candidate: &Candidate| candidate.load.requests() >= room.cap();
+            if from.iter().any(full) {
+                from.to_mut().retain(|candidate| !full(candidate));
+                if from.is_empty() {
+                    return Err(NoPlace::Full);
+                }
+            }
+        }
+        if !ready.cold.is_empty() && from.len() > 1 {
+            self.leave_out_cold(ready, from.to_mut(), request);
+        }
+        Ok(from)
+    }
+
+    fn leave_out_cold(&self, ready: &Ready, from: &mut Vec<Candidate>, request: &Request<'_>) {
+        let now = self.now();
+        // Not the numbers the policy draws: the two choices are independent.
+        let chance = request.chance.rotate_left(32);
+        let mut draw = Request {
+            chance,
+            ..Request::default()
+        }
+        .draw();
+        thin(from, &mut draw, |candidate| {
+            let cold = ready.cold.iter().find(|(slot, _)| *slot == candidate.slot);
+            cold.map_or(1.0, |(_, returned)| {
+                warmth(now.saturating_sub(*returned), self.rules.slow_start)
+            })
+        });
+    }
+
+    /// A place at this worker, unless its cap or its half-open breaker forbids it.
+    fn enter(&self, worker: &Arc<Worker>, uncached: u64) -> Option<Ticket> {
+        let lease = match &self.rules.room {
+            None => worker.load.lease(uncached),
+            Some(room) => worker.load.lease_below(room.cap(), uncached)?,
+        };
+        let mut on_trial = false;
+        if !worker.is_clean() {
+            let (after, began) = self.change(worker, |standing| {
+                standing.breaker.as_mut().is_some_and(Breaker::begin_trial)
+            });
+            if !began && after.circuit != Circuit::Closed {
+                return None;
+            }
+            on_trial = began;
+        }
+        Some(Ticket::new(Arc::clone(worker), lease, uncached, on_trial))
+    }
+
+    fn none_left(&self) -> NoPlace {
+        if self.rules.room.is_some() {
+            NoPlace::Full
+        } else {
+            NoPlace::Nobody
+        }
+    }
+}
+
+/// The ready worker that a client names, alone or not at all.
+fn aim(ready: &Ready, target: &str) -> Vec<Candidate> {
+    let index = target.parse().ok();
+    let named = |(candidate, worker): &(&Candidate, &Arc<Worker>)| {
+        index == Some(candidate.slot)
+            || *candidate.url == *target.trim_end_matches('/')
+            || worker.is_called(target)
+    };
+    let mut both = ready.candidates.iter().zip(&ready.workers);
+    both.find(named)
+        .map(|(candidate, _)| candidate.clone())
+        .into_iter()
+        .collect()
+}

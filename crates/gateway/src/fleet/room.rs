@@ -1,0 +1,163 @@
+//! Waiting for a place at a worker, where workers have a cap on requests in flight.
+
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tokio::time::timeout;
+
+/// A waiter looks again after this time at the latest: the place it was woken for may not
+/// have been one for it, but for another.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// The cap, and who waits because of it, longest wait first.
+#[derive(Debug)]
+pub(crate) struct Room {
+    /// Requests in flight per worker.
+    cap: usize,
+    /// Requests that may wait.
+    limit: usize,
+    longest_wait: Duration,
+    waiting: AtomicUsize,
+    freed: Notify,
+}
+
+/// Why nobody waits any longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    /// Too many wait already.
+    QueueFull,
+    /// The wait took too long.
+    TookTooLong,
+}
+
+/// Counts a request as waiting until dropped.
+struct Waiting<'a>(&'a Room);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, SeqCst);
+    }
+}
+
+impl Room {
+    pub(crate) fn new(cap: usize, limit: usize, longest_wait: Duration) -> Self {
+        Self {
+            cap,
+            limit,
+            longest_wait,
+            waiting: AtomicUsize::new(0),
+            freed: Notify::new(),
+        }
+    }
+
+    /// Requests that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(SeqCst)
+    }
+
+    /// Requests in flight per worker.
+    pub(crate) fn cap(&self) -> usize {
+        self.cap
+    }
+
+    /// The longest wait.
+    pub(crate) fn longest_wait(&self) -> Duration {
+        self.longest_wait
+    }
+
+    /// A request has left its worker.
+    pub(super) fn one_left(&self) {
+        if self.waiting() > 0 {
+            self.freed.notify_one();
+        }
+    }
+
+    /// There may be room for several.
+    pub(super) fn look_all(&self) {
+        self.freed.notify_waiters();
+    }
+
+    /// Waits until `place` finds something; whoever waited longer is asked first.
+    pub(crate) async fn wait<T>(&self, mut place: impl FnMut() -> Option<T>) -> Result<T, NoRoom> {
+        let before = self.waiting.fetch_add(1, SeqCst);
+        let waiting = Waiting(self);
+        if before >= self.limit {
+            return Err(NoRoom::QueueFull);
+        }
+        // Nobody jumps the queue.
+        let mut may_look = before == 0;
+        let waited = timeout(self.longest_wait, async {
+            loop {
+                let mut freed = std::pin::pin!(self.freed.notified());
+                // From here on, what is freed while looking is not missed.
+                Notified::enable(freed.as_mut());
+                if may_look && let Some(placed) = place() {
+                    return placed;
+                }
+                may_look = true;
+                let _ = timeout(LOOK_AGAIN, freed).await;
+            }
+        })
+        .await;
+        drop(waiting);
+        waited.map_err(|_| NoRoom::TookTooLong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::Arc;
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_queue_is_bounded_and_its_waits_are_exact() {
+        let room = Arc::new(Room::new(1, 2, Duration::from_secs(3)));
+        let started = Instant::now();
+        let wait = || {
+            let room = Arc::clone(&room);
+            tokio::spawn(async move { room.wait(|| None::<()>).await })
+        };
+        let waiting = [wait(), wait()];
+        while room.waiting() < 2 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(room.wait(|| None::<()>).await, Err(NoRoom::QueueFull));
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        for waited in waiting {
+            assert_eq!(waited.await.unwrap(), Err(NoRoom::TookTooLong));
+        }
+        assert_eq!(started.elapsed(), Duration::from_secs(3));
+        assert_eq!(room.waiting(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_is_told_at_once() {
+        let room = Room::new(1, 2, Duration::from_secs(3));
+        let (free, started) = (Cell::new(false), Instant::now());
+        let freeing = async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            free.set(true);
+            room.one_left();
+        };
+        let (placed, ()) = tokio::join!(room.wait(|| free.get().then_some(7)), freeing);
+        assert_eq!(placed, Ok(7));
+        assert_eq!(started.elapsed(), Duration::from_millis(1));
+    }
+
+    #[tokio::test]
+    async fn who_leaves_the_queue_frees_a_place() {
+        let room = Room::new(1, 1, Duration::from_secs(3));
+        {
+            let mut waiting = std::pin::pin!(room.wait(|| None::<()>));
+            assert!(futures_util::poll!(waiting.as_mut()).is_pending());
+            assert_eq!(room.waiting(), 1);
+        }
+        assert_eq!(room.waiting(), 0);
+    }
+}

@@ -1,0 +1,301 @@
+//! How many requests are let in, how fast, and who waits at the door.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, interval, timeout_at};
+
+use crate::config::Options;
+use crate::error::Error;
+use crate::telemetry::{AdmissionMetrics, Metrics};
+
+/// Pause between payments into a rate's bucket.
+const PAYMENT: Duration = Duration::from_millis(10);
+
+/// The limits in force. Without any, a request passes without touching anything shared.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    cap: Option<Cap>,
+    rate: Option<Rate>,
+    queue: Queue,
+    metrics: AdmissionMetrics,
+}
+
+/// Requests in flight, from here to the last byte of their replies.
+#[derive(Debug)]
+struct Cap {
+    most: usize,
+    places: Arc<Semaphore>,
+}
+
+/// Requests per second: a bucket that holds one second's worth. Whoever waits is served in
+/// the order of arrival.
+#[derive(Debug)]
+struct Rate {
+    per_second: usize,
+    bucket: Semaphore,
+}
+
+#[derive(Debug)]
+struct Queue {
+    limit: usize,
+    longest_wait: Duration,
+    waiting: AtomicUsize,
+}
+
+/// Counts a request as waiting until dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A request's place under the cap, given back when dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Admitted {
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Admission {
+    pub(crate) fn new(options: &Options, metrics: &Metrics) -> Self {
+        let positive = |number: i32| usize::try_from(number).ok().filter(|number| *number > 0);
+        let cap = |most| Cap {
+            most,
+            places: Arc::new(Semaphore::new(most)),
+        };
+        let rate = |per_second| Rate {
+            per_second,
+            bucket: Semaphore::new(per_second),
+        };
+        let queue = Queue {
+            limit: usize::try_from(options.queue_size).unwrap_or(usize::MAX),
+            longest_wait: Duration::from_secs(options.queue_timeout_secs),
+            waiting: AtomicUsize::new(0),
+        };
+        Self {
+            cap: positive(options.max_concurrent_requests).map(cap),
+            rate: options
+                .rate_limit_tokens_per_second
+                .and_then(positive)
+                .map(rate),
+            queue,
+            metrics: metrics.admission(),
+        }
+    }
+
+    /// Lets a request in, perhaps after a wait.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`] when too many wait, [`Error::QueueTimeout`] after too long a wait.
+    pub(super) async fn admit(&self) -> Result<Admitted, Error> {
+        if self.cap.is_none() && self.rate.is_none() {
+            return Ok(Admitted::default());
+        }
+        let admitted = self.enter().await;
+        match &admitted {
+            Ok(_) => self.metrics.allowed.inc(),
+            Err(_) => self.metrics.rejected.inc(),
+        }
+        admitted
+    }
+
+    async fn enter(&self) -> Result<Admitted, Error> {
+        let deadline = Instant::now() + self.queue.longest_wait;
+        if let Some(rate) = &self.rate {
+            let taken = if let Ok(taken) = rate.bucket.try_acquire() {
+                taken
+            } else {
+                let taken = rate.bucket.acquire();
+                self.wait("rate_limit_tokens_per_second", deadline, taken)
+                    .await?
+            };
+            // Spent, not lent: the clock pays it in again.
+            taken.forget();
+        }
+        let Some(cap) = &self.cap else {
+            return Ok(Admitted::default());
+        };
+        let place = if let Ok(place) = Arc::clone(&cap.places).try_acquire_owned() {
+            place
+        } else {
+            let place = Arc::clone(&cap.places).acquire_owned();
+            self.wait("max_concurrent_requests", deadline, place)
+                .await?
+        };
+        Ok(Admitted {
+            _place: Some(place),
+        })
+    }
+
+    /// Waits in the queue for `place`.
+    async fn wait<T, E>(
+        &self,
+        what: &'static str,
+        deadline: Instant,
+        place: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Error> {
+        let before = self.queue.waiting.fetch_add(1, Relaxed);
+        let _waiting = Waiting(&self.queue.waiting);
+        if before >= self.queue.limit {
+            return Err(Error::QueueFull {
+                what,
+                waiting: before,
+                retry_after: 1,
+            });
+        }
+        // Semaphores are never closed.
+        match timeout_at(deadline, place).await {
+            Ok(Ok(place)) => Ok(place),
+            _ => Err(Error::QueueTimeout {
+                what,
+                seconds: self.queue.longest_wait.as_secs(),
+            }),
+        }
+    }
+
+    /// Requests that wait.
+    fn waiting(&self) -> usize {
+        self.queue.waiting.load(Relaxed)
+    }
+
+    /// Sets the gauges of the queue.
+    pub(crate) fn observe(&self, metrics: &Metrics) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.http.queued.set(number(self.waiting()));
+        metrics.http.queue_limit.set(number(self.queue.limit));
+    }
+
+    /// Pays into the rate's bucket; ends at once when there is no rate.
+    pub(crate) async fn pay_in(&self) {
+        let Some(rate) = &self.rate else { return };
+        let started = Instant::now();
+        let (mut ticks, mut paid) = (interval(PAYMENT), 0);
+        loop {
+            ticks.tick().await;
+            let due = started.elapsed().as_micros() * rate.per_second as u128 / 1_000_000;
+            let owed = usize::try_from(due.saturating_sub(paid)).unwrap_or(usize::MAX);
+            paid = due;
+            let room = rate
+                .per_second
+                .saturating_sub(rate.bucket.available_permits());
+            rate.bucket.add_permits(owed.min(room));
+        }
+    }
+
+    /// What is in force, for `GET /debug/limits`.
+    pub(super) fn describe(&self) -> Value {
+        let in_flight = self
+            .cap
+            .as_ref()
+            .map(|cap| cap.most - cap.places.available_permits());
+        json!({
+            "max_concurrent_requests": self.cap.as_ref().map(|cap| cap.most),
+            "concurrent_requests": in_flight,
+            "rate_limit_tokens_per_second": self.rate.as_ref().map(|rate| rate.per_second),
+            "queue_size": self.queue.limit,
+            "queue_timeout_secs": self.queue.longest_wait.as_secs(),
+            "queued": self.waiting(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+    use futures_util::poll;
+
+    use super::*;
+
+    fn admission(change: impl FnOnce(&mut Options)) -> Admission {
+        let mut options = Options {
+            queue_size: 2,
+            queue_timeout_secs: 5,
+            ..Options::default()
+        };
+        change(&mut options);
+        Admission::new(&options, &Metrics::new(None).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_limited_unless_asked_for() {
+        let admission = admission(|options| options.queue_size = 0);
+        let admitted = join_all((0..10_000).map(|_| admission.admit())).await;
+        assert!(admitted.iter().all(Result::is_ok));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_cap_holds_until_the_last_byte_and_the_queue_is_first_come_first_served() {
+        let admission = admission(|options| options.max_concurrent_requests = 1);
+        let first = admission.admit().await.unwrap();
+        let (mut second, mut third) = (Box::pin(admission.admit()), Box::pin(admission.admit()));
+        assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending());
+        assert!(matches!(
+            admission.admit().await,
+            Err(Error::QueueFull { waiting: 2, .. })
+        ));
+        drop(first);
+        assert!(poll!(&mut third).is_pending());
+        let second = second.await.unwrap();
+        drop(second);
+        third.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_is_as_long_as_it_was_said_to_be() {
+        let admission = admission(|options| options.max_concurrent_requests = 1);
+        let _held = admission.admit().await.unwrap();
+        let started = Instant::now();
+        let refused = admission.admit().await.unwrap_err();
+        assert_eq!(started.elapsed(), Duration::from_secs(5));
+        assert_eq!(refused.status().as_u16(), 408);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_leaves_the_queue_frees_its_place() {
+        let admission = admission(|options| options.max_concurrent_requests = 1);
+        let held = admission.admit().await.unwrap();
+        {
+            let mut leaving = Box::pin(admission.admit());
+            assert!(poll!(&mut leaving).is_pending());
+            assert_eq!(admission.waiting(), 1);
+        }
+        assert_eq!(admission.waiting(), 0);
+        drop(held);
+        admission.admit().await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_is_kept_whatever_is_in_flight() {
+        let admission = admission(|options| {
+            options.rate_limit_tokens_per_second = Some(100);
+            options.queue_size = 1000;
+        });
+        let started = Instant::now();
+        let all = join_all((0..300).map(|_| admission.admit()));
+        tokio::select! {
+            admitted = all => assert!(admitted.iter().all(Result::is_ok)),
+            () = admission.pay_in() => unreachable!("pays in for ever"),
+        }
+        let took = started.elapsed();
+        assert!(
+            took >= Duration::from_secs(2) && took < Duration::from_millis(2100),
+            "{took:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn zero_and_less_mean_no_limit() {
+        for number in [0, -1] {
+            let admission = admission(|options| {
+                options.max_concurrent_requests = number;
+                options.rate_limit_tokens_per_second = Some(number);
+            });
+            assert!(admission.cap.is_none() && admission.rate.is_none());
+        }
+    }
+}
