@@ -5,6 +5,8 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
+#[cfg(target_os = "linux")]
+use socket2::{SockFilter, SockRef};
 use tokio::net::TcpListener as TokioListener;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
@@ -58,6 +60,11 @@ impl Port {
         Ok(Self { socket, shared })
     }
 
+    /// Whether another process may listen on it, too.
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
     /// Where it is bound.
     pub(super) fn addr(&self) -> Result<SocketAddr, StartError> {
         let addr = self.socket.local_addr();
@@ -80,6 +87,27 @@ impl Port {
         }
         TokioListener::from_std(self.socket.into())
     }
+}
+
+/// Has the system ignore whoever wants a new connection from this listener, but finish those
+/// it has begun. A client that is ignored asks again within a second (RFC 6298 §2.1), and then
+/// only the other process on the shared port is left to answer.
+#[cfg(target_os = "linux")]
+pub(super) fn ignore_newcomers(listener: &TokioListener) -> io::Result<()> {
+    // On the TCP header: SYN without ACK is dropped, everything else passes.
+    SockRef::from(listener).attach_filter(&[
+        SockFilter::new(0x30, 0, 0, 13),       // load the byte of flags
+        SockFilter::new(0x54, 0, 0, 0x12),     // keep SYN and ACK
+        SockFilter::new(0x15, 0, 1, 0x02),     // SYN alone?
+        SockFilter::new(0x06, 0, 0, 0),        // drop
+        SockFilter::new(0x06, 0, 0, u32::MAX), // pass
+    ])
+}
+
+/// Other systems have no such filter; a client may meet a port that closes.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn ignore_newcomers(_listener: &TokioListener) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 fn listening(socket: Socket) -> Result<TcpListener, StartError> {

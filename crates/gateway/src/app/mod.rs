@@ -29,6 +29,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// Longest time for which clients are served that do not know yet that it is stopping.
 const SETTLE: Duration = Duration::from_secs(5);
+/// Time for connections that are being made when a shared port is given up.
+const HANDSHAKE: Duration = Duration::from_millis(100);
 /// Pause between comparisons of workers with their peers.
 const COMPARISON: Duration = Duration::from_secs(10);
 
@@ -256,13 +258,13 @@ impl Control {
 
     /// Takes connections until a stop has come so far that none are taken; tells when it began.
     async fn accept(&self, port: Port) -> io::Result<Instant> {
-        let shutdown = &self.shutdown;
+        let (shutdown, shared) = (&self.shutdown, port.is_shared());
         let listener = tokio::select! {
             listener = port.listen(&self.fleet) => Some(listener?),
             () = shutdown.left() => None,
         };
         let begun = match listener {
-            Some(listener) => self.serve(&listener).await,
+            Some(listener) => self.serve(listener, shared).await,
             None => Instant::now(),
         };
         shutdown.drain();
@@ -270,12 +272,12 @@ impl Control {
     }
 
     /// Serves until told to take no more connections; tells when the stop began.
-    async fn serve(&self, listener: &TcpListener) -> Instant {
+    async fn serve(&self, listener: TcpListener, shared: bool) -> Instant {
         let (shutdown, lanes) = (&self.shutdown, &self.lanes);
         tokio::select! {
             biased;
             () = shutdown.left() => {}
-            () = lanes.accept(listener) => {
+            () = lanes.accept(&listener) => {
                 error!("a lane ended before its time");
                 return Instant::now();
             }
@@ -289,9 +291,12 @@ impl Control {
             biased;
             () = shutdown.closed() => {}
             () = sleep(settle) => {}
-            () = lanes.accept(listener) => {}
+            () = lanes.accept(&listener) => {}
         }
-        lanes.accept_rest(listener).await;
+        if shared && listen::ignore_newcomers(&listener).is_ok() {
+            let _ = timeout(HANDSHAKE, lanes.accept(&listener)).await;
+        }
+        lanes.close(listener).await;
         begun
     }
 }

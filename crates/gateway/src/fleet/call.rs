@@ -13,6 +13,7 @@ use http_body_util::{BodyExt, Limited};
 use tokio::time::timeout;
 
 use super::Worker;
+use crate::config::WorkerUrl;
 use crate::wire::{Connection, Framing, RequestHead, WireError};
 
 /// An answer to one of the gateway's own questions larger than this is refused, bytes.
@@ -112,6 +113,11 @@ pub(crate) struct WorkerBody {
 }
 
 impl WorkerBody {
+    /// The worker it comes from.
+    pub(crate) fn url(&self) -> &WorkerUrl {
+        &self.worker.url
+    }
+
     /// Reads ahead, up to about `most` bytes and for as long as `patience`; what was read is
     /// given out again. A body read to its end no longer holds a connection.
     pub(crate) async fn read_ahead(&mut self, most: usize, patience: Duration) -> &[u8] {

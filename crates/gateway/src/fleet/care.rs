@@ -26,7 +26,8 @@ impl Fleet {
             }
             before
         });
-        if before == after.verdict {
+        let cleared = before == Verdict::Suspect && after.verdict == Verdict::Ready;
+        if before == after.verdict || cleared {
             return;
         }
         if before == Verdict::NotReady {
@@ -172,22 +173,21 @@ impl Fleet {
     pub(super) fn refresh(&self) {
         let one_at_a_time = self.refreshing.lock();
         let workers = self.workers.load();
+        // One glance each: a worker that changes meanwhile must not fall between two looks.
+        let known: Vec<_> = workers.iter().map(|it| (it, it.glance())).collect();
         let those = |wanted: fn(&Glance) -> bool| -> Vec<Arc<Worker>> {
-            let those = workers.iter().filter(|worker| wanted(&worker.glance()));
-            those.cloned().collect()
+            let those = known.iter().filter(|(_, glance)| wanted(glance));
+            those.map(|(worker, _)| Arc::clone(worker)).collect()
         };
-        let mut ready = those(|glance| glance.open);
-        if ready.is_empty() {
-            // A doubtful worker beats none.
-            ready = those(|glance| glance.last_resort);
-        }
-        self.ready.store(Arc::new(Ready::new(ready)));
+        let (open, doubtful) = (those(|it| it.open), those(|it| it.last_resort));
+        self.ready.store(Arc::new(Ready::new(&open, &doubtful)));
         // `None` as soon as one of those that are up does not tell.
-        let up = workers.iter().filter(|worker| {
-            let verdict = worker.glance().verdict;
-            !matches!(verdict, Verdict::Pending | Verdict::Failed)
-        });
-        let tokens: Option<u64> = up.map(|worker| worker.identity.load().cache_tokens()).sum();
+        let up = known
+            .iter()
+            .filter(|(_, glance)| !matches!(glance.verdict, Verdict::Pending | Verdict::Failed));
+        let tokens: Option<u64> = up
+            .map(|(worker, _)| worker.identity.load().cache_tokens())
+            .sum();
         let told = tokens.filter(|tokens| *tokens > 0);
         self.policy
             .capacity(told.map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN)));

@@ -38,29 +38,42 @@ pub(crate) enum NoPlace {
     Tried,
     /// Whoever takes requests has as many as it may have.
     Full,
+    /// Others took every last place.
+    Lost,
 }
+
+/// Looks at the fleet for one request when others take its place.
+const LOOKS: usize = 8;
 
 /// The workers that take requests, at one moment.
 #[derive(Debug, Default)]
 pub(super) struct Ready {
     /// As policies see them, by ascending slot.
     candidates: Vec<Candidate>,
-    /// The same workers in the same order.
+    /// All of these workers, by ascending slot.
     workers: Vec<Arc<Worker>>,
+    /// Those against whom only a probe under way speaks: for requests that nobody else can have.
+    doubtful: Vec<Candidate>,
     /// Slots of those that came back lately, and when.
     cold: Vec<(usize, Duration)>,
 }
 
 impl Ready {
-    /// Of these workers, by ascending slot.
-    pub(super) fn new(workers: Vec<Arc<Worker>>) -> Self {
+    /// Of these workers, by ascending slot; the second are the doubtful ones.
+    pub(super) fn new(open: &[Arc<Worker>], doubtful: &[Arc<Worker>]) -> Self {
         let cold = |worker: &Arc<Worker>| {
             let returned = worker.look(|standing| standing.returned)?;
             Some((worker.slot, returned))
         };
+        let candidates = |workers: &[Arc<Worker>]| -> Vec<Candidate> {
+            workers.iter().map(|worker| worker.candidate()).collect()
+        };
+        let mut workers = [open, doubtful].concat();
+        workers.sort_by_key(|worker| worker.slot);
         Self {
-            candidates: workers.iter().map(|worker| worker.candidate()).collect(),
-            cold: workers.iter().filter_map(cold).collect(),
+            candidates: candidates(open),
+            doubtful: candidates(doubtful),
+            cold: open.iter().filter_map(cold).collect(),
             workers,
         }
     }
@@ -79,10 +92,22 @@ impl Ready {
 impl Fleet {
     /// Chooses a worker and counts the request there.
     pub(crate) fn place(&self, request: &Request<'_>, wish: Wish<'_>) -> Result<Placed, NoPlace> {
+        let mut placed = self.place_once(request, wish);
+        for _ in 0..LOOKS {
+            match placed {
+                // What was known of the fleet was out of date.
+                Err(NoPlace::Lost) => placed = self.place_once(request, wish),
+                placed => return placed,
+            }
+        }
+        placed
+    }
+
+    fn place_once(&self, request: &Request<'_>, wish: Wish<'_>) -> Result<Placed, NoPlace> {
         let ready = self.ready.load();
         let mut from = self.narrow(&ready, request, wish)?;
         loop {
-            let candidates = Candidates::new(&from).ok_or(self.none_left())?;
+            let candidates = Candidates::new(&from).ok_or(NoPlace::Lost)?;
             let pick = self.policy.pick(candidates, request);
             let (slot, matched_tokens) = (pick.candidate.slot, pick.matched_tokens);
             let worker = ready.worker(slot).ok_or(NoPlace::Nobody)?;
@@ -137,15 +162,22 @@ impl Fleet {
             None => Cow::Borrowed(&*ready.candidates),
             Some(target) => Cow::Owned(aim(ready, target)),
         };
-        if from.is_empty() {
-            return Err(NoPlace::Nobody);
-        }
+        let untried = |candidate: &Candidate| !wish.tried.contains(&candidate.slot);
         if !wish.tried.is_empty() {
-            from.to_mut()
-                .retain(|candidate| !wish.tried.contains(&candidate.slot));
-            if from.is_empty() {
-                return Err(NoPlace::Tried);
-            }
+            from.to_mut().retain(untried);
+        }
+        if from.is_empty() && wish.target.is_none() {
+            // A doubtful worker beats none.
+            from = Cow::Borrowed(&ready.doubtful);
+            from.to_mut().retain(untried);
+        }
+        if from.is_empty() {
+            let tried = !wish.tried.is_empty();
+            return Err(if tried {
+                NoPlace::Tried
+            } else {
+                NoPlace::Nobody
+            });
         }
         if let Some(room) = &self.rules.room {
             let full = |candidate: &Candidate| candidate.load.requests() >= room.cap();
@@ -197,14 +229,6 @@ impl Fleet {
         }
         Some(Ticket::new(Arc::clone(worker), lease, uncached, on_trial))
     }
-
-    fn none_left(&self) -> NoPlace {
-        if self.rules.room.is_some() {
-            NoPlace::Full
-        } else {
-            NoPlace::Nobody
-        }
-    }
 }
 
 /// The ready worker that a client names, alone or not at all.
@@ -215,8 +239,10 @@ fn aim(ready: &Ready, target: &str) -> Vec<Candidate> {
             || *candidate.url == *target.trim_end_matches('/')
             || worker.is_called(target)
     };
-    let mut both = ready.candidates.iter().zip(&ready.workers);
-    both.find(named)
+    let known = ready.candidates.iter().chain(&ready.doubtful);
+    let mut known = known.filter_map(|it| Some((it, ready.worker(it.slot)?)));
+    let found = known.find(named);
+    found
         .map(|(candidate, _)| candidate.clone())
         .into_iter()
         .collect()

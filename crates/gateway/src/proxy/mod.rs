@@ -142,11 +142,7 @@ impl Proxy {
         let tried = self.try_workers(job, &mut record).await?;
         let blame = |_: &Error| *placed_at = Some(Arc::clone(&tried.worker));
         let response = tried.answer.inspect_err(blame)?;
-        let Some(ticket) = tried.ticket else {
-            // Only a try that is followed by another one gives its place back.
-            return Err(Error::NoWorkerResponse);
-        };
-        let mut response = relay::reply(response, ticket, self.timeout, record);
+        let mut response = relay::reply(response, tried.ticket, self.timeout, record);
         tried.explanation.write(response.headers_mut());
         match row.reply {
             Reply::Verbatim => Ok(response),

@@ -53,10 +53,12 @@ pub(crate) struct Relay {
     silence: Silence,
     record: Option<Record>,
     events: Option<Events>,
-    /// Told at the next poll, so that what came before is flushed to the client first.
+    /// Told only once what came before has been flushed to the client.
     failed: Option<ReplyError>,
+    flushed: bool,
     status: StatusCode,
-    ticket: Ticket,
+    /// Given back already by a refusal that is the last answer after all.
+    ticket: Option<Ticket>,
 }
 
 /// A stream of server-sent events: one that breaks off between two of them can still tell why.
@@ -94,7 +96,7 @@ impl Events {
 /// The reply that relays `response`.
 pub(super) fn reply(
     response: Response<WorkerBody>,
-    ticket: Ticket,
+    ticket: Option<Ticket>,
     longest_silence: Duration,
     record: Option<Record>,
 ) -> Response<ReplyBody> {
@@ -108,6 +110,7 @@ pub(super) fn reply(
         record,
         events: Events::of(parts.status, &parts.headers, &body),
         failed: None,
+        flushed: false,
         status: parts.status,
         ticket,
         body,
@@ -152,6 +155,10 @@ impl Body for ReplyBody {
 
 impl Relay {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
+        if self.failed.is_some() && !std::mem::replace(&mut self.flushed, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Some(Err(error)));
         }
@@ -160,12 +167,10 @@ impl Relay {
             Poll::Ready(piece) => return Poll::Ready(self.pass(piece)),
             Poll::Pending => ReplyError::Silent(ready!(self.silence.poll(cx))),
         };
-        let last = self.fail(error);
-        cx.waker().wake_by_ref();
-        match last {
-            Some(event) => Poll::Ready(Some(Ok(Frame::data(event)))),
-            None => Poll::Pending,
+        if let Some(event) = self.fail(error) {
+            return Poll::Ready(Some(Ok(Frame::data(event))));
         }
+        self.poll(cx)
     }
 
     /// Lets a piece pass, or the end.
@@ -174,7 +179,9 @@ impl Relay {
         piece: Option<Result<Frame<Bytes>, WireError>>,
     ) -> Option<Result<Frame<Bytes>, ReplyError>> {
         self.silence.end();
-        self.ticket.first_byte();
+        if let Some(ticket) = &mut self.ticket {
+            ticket.first_byte();
+        }
         if let Some(record) = &mut self.record {
             record.first_byte();
         }
@@ -192,14 +199,17 @@ impl Relay {
 
     /// The reply has come to its end.
     fn end(&mut self) {
-        self.ticket.settle(Outcome::Answered(self.status.as_u16()));
+        if let Some(ticket) = &mut self.ticket {
+            ticket.settle(Outcome::Answered(self.status.as_u16()));
+        }
     }
 
     /// The reply has broken off. A last event for the client, where there may be one.
     fn fail(&mut self, error: ReplyError) -> Option<Bytes> {
-        let worker = &self.ticket.worker.url;
-        warn!(%worker, %error, "reply cut short");
-        self.ticket.settle(Outcome::Cut);
+        warn!(worker = %self.body.url(), %error, "reply cut short");
+        if let Some(ticket) = &mut self.ticket {
+            ticket.settle(Outcome::Cut);
+        }
         if let Some(record) = &self.record {
             record.model.cut_replies.inc();
         }

@@ -44,7 +44,7 @@ impl Proxy {
                 continue;
             };
             let found = response.status().is_success();
-            last = Some(relay::reply(response, ticket, self.timeout, None));
+            last = Some(relay::reply(response, Some(ticket), self.timeout, None));
             if found {
                 break;
             }

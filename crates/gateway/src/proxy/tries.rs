@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Response, StatusCode, header, request};
 use routing::{Again, Outcome, Request as RoutingRequest};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
 use super::explain::Explanation;
@@ -76,12 +76,9 @@ impl Proxy {
                 Ok(placed) => placed,
                 Err(error) => match last {
                     None => return Err(error),
-                    Some(last) if !self.may_try_on(&course) => return Ok(last),
-                    Some(_) => {
-                        // Whoever is left has failed already, or nobody is left.
-                        self.pause(job, &mut course, deadline).await;
-                        continue;
-                    }
+                    // Whoever is left has failed already, or nobody is left: later, perhaps.
+                    Some(_) if self.pause(job, &mut course, deadline).await => continue,
+                    Some(last) => return Ok(last),
                 },
             };
             if last.is_some() {
@@ -122,7 +119,7 @@ impl Proxy {
             room => match self.fleet.place(job.routing, wish) {
                 Ok(placed) => return Ok(placed),
                 Err(NoPlace::Full) => room,
-                Err(NoPlace::Nobody | NoPlace::Tried) => None,
+                Err(NoPlace::Nobody | NoPlace::Tried | NoPlace::Lost) => None,
             },
         };
         let nobody = || Error::NoAvailableWorkers {
@@ -220,8 +217,8 @@ impl Proxy {
         }
     }
 
-    /// Waits before workers that failed are tried again.
-    async fn pause(&self, job: Job<'_>, course: &mut Course, deadline: Instant) {
+    /// Waits before workers that failed are tried again; false when that makes no sense.
+    async fn pause(&self, job: Job<'_>, course: &mut Course, deadline: Instant) -> bool {
         let chance = job.routing.chance.rotate_left(16);
         let mut draw = RoutingRequest {
             chance,
@@ -229,11 +226,15 @@ impl Proxy {
         }
         .draw();
         let pause = self.retry.pause(course.tries, &mut draw);
+        if !self.may_try_on(course) || Instant::now() + pause >= deadline {
+            return false;
+        }
         self.metrics.backoff(course.tries, pause);
         course.tried.clear();
         // A pause is a try: a fleet that stays away is not waited for without end.
         course.tries += 1;
-        sleep_until((Instant::now() + pause).min(deadline)).await;
+        sleep(pause).await;
+        true
     }
 }
 

@@ -12,7 +12,6 @@ use std::task::Poll;
 use std::thread::{self, JoinHandle};
 use std::{io, pin::pin};
 
-use futures_util::FutureExt;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -109,10 +108,17 @@ impl Lanes {
         }
     }
 
-    /// Takes what the system has accepted for a listener that is about to close.
-    pub(crate) async fn accept_rest(&self, listener: &TcpListener) {
-        while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
-            if self.hand_over(stream).await.is_err() {
+    /// Closes a listener; what the system has accepted for it is served.
+    pub(crate) async fn close(&self, listener: TcpListener) {
+        // Asked of the system itself: the runtime may not have heard of the last ones yet.
+        let Ok(listener) = listener.into_std() else {
+            return;
+        };
+        while let Ok((stream, _)) = listener.accept() {
+            let stream = stream.set_nonblocking(true).map(|()| stream);
+            if let Ok(stream) = stream.and_then(TcpStream::from_std)
+                && self.hand_over(stream).await.is_err()
+            {
                 return;
             }
         }

@@ -10,9 +10,13 @@
 mod admin;
 mod bad_input;
 mod bodies;
+mod breakers;
+mod chaos;
 mod fleet_health;
 mod headers;
 mod http2;
+mod limits;
+mod retries;
 mod shutdown;
 mod streaming;
 mod support;

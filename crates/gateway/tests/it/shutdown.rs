@@ -1,12 +1,16 @@
 //! Stopping: what is in flight finishes, unless it is cut short.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gateway::{Gateway, StartError};
 use tokio::net::TcpStream;
 
-use crate::support::{Client, Step, Worker, json, ok, options, post, start, start_with, until};
+use crate::support::{
+    Client, Step, Worker, get, json, ok, options, post, start, start_with, until,
+};
 
 const REQUEST: &[u8] = b"POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
 
@@ -129,4 +133,75 @@ async fn connections_that_arrive_with_the_drain_do_not_cut_it_short() {
         worker.go_on();
         assert_eq!(client.reply().await.status, 200);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_says_so_and_serves_for_a_while() {
+    let worker = Worker::doing(ok()).await;
+    let mut options = options(&[&worker]);
+    options.shutdown_grace_period_secs = 1;
+    let gateway = start_with(options).await;
+    let mut kept = Client::to(&gateway).await;
+    kept.send(REQUEST).await;
+    assert_eq!(kept.reply().await.header("connection"), "");
+    gateway.gateway.leave();
+    let ready = get(&gateway, "/readiness").await;
+    assert_eq!(
+        (ready.status, &ready.json()["reason"]),
+        (503, &"draining".into())
+    );
+    kept.send(REQUEST).await;
+    let reply = kept.reply().await;
+    assert_eq!((reply.status, reply.header("connection")), (200, "close"));
+    assert!(kept.closed().await);
+    assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
+    assert!(gateway.gateway.wait(Duration::from_secs(5)));
+    assert!(refuses(gateway.gateway.addr()).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_made_before_the_drain_gets_its_first_request_served() {
+    let worker = Worker::doing(ok()).await;
+    let gateway = start(&[&worker]).await;
+    let mut client = Client::to(&gateway).await;
+    gateway.gateway.drain();
+    client.send(REQUEST).await;
+    assert_eq!(client.reply().await.status, 200);
+    assert!(gateway.gateway.wait(Duration::from_secs(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_gateway_takes_over_the_port_without_losing_a_request() {
+    let worker = Worker::doing(ok()).await;
+    let mut options = options(&[&worker]);
+    options.reuse_port = true;
+    options.shutdown_grace_period_secs = 1;
+    let old = start_with(options.clone()).await;
+    options.port = old.gateway.addr().port();
+    let (addr, over) = (old.gateway.addr(), Arc::new(AtomicBool::new(false)));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let over = Arc::clone(&over);
+            tokio::spawn(async move {
+                let mut served = 0;
+                while !over.load(Ordering::SeqCst) {
+                    let mut client = Client::connect(addr).await;
+                    client.send(REQUEST).await;
+                    assert_eq!(client.reply().await.status, 200);
+                    served += 1;
+                }
+                served
+            })
+        })
+        .collect();
+    let new = Gateway::start(&options).unwrap();
+    old.gateway.leave();
+    assert!(old.gateway.wait(Duration::from_secs(10)));
+    over.store(true, Ordering::SeqCst);
+    let mut served = 0;
+    for client in clients {
+        served += client.await.unwrap();
+    }
+    assert!(served > 100, "{served}");
+    assert_eq!(new.addr().port(), addr.port());
 }

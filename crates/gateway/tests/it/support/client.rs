@@ -99,6 +99,20 @@ impl Client {
         let _ = self.stream.write_all(bytes).await;
     }
 
+    /// Reads one whole reply; `None` when the connection ends before its head.
+    pub(crate) async fn try_reply(&mut self) -> Option<Reply> {
+        while !self.buffer.windows(4).any(|four| four == b"\r\n\r\n") {
+            if timeout(DEADLINE, self.fill())
+                .await
+                .expect("no reply in time")
+                == 0
+            {
+                return None;
+            }
+        }
+        Some(self.reply().await)
+    }
+
     /// Reads one whole reply.
     pub(crate) async fn reply(&mut self) -> Reply {
         timeout(DEADLINE, self.read_reply())

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use gateway::{Gateway, Options};
 use routing::PolicyKind;
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 pub(crate) use client::{Client, Reply, get, post, raw};
@@ -47,6 +48,8 @@ pub(crate) async fn start_with(options: Options) -> Running {
         gateway: Gateway::start(&options).unwrap(),
     };
     drop(key);
+    // A shared port is listened on only once a worker is ready.
+    until(|| async { TcpStream::connect(running.gateway.addr()).await.is_ok() }).await;
     let ready = format!("\"healthy_workers\":{count}");
     if count > 0 {
         until(|| async { get(&running, "/readiness").await.text().contains(&ready) }).await;

@@ -1,12 +1,14 @@
 //! A worker that does exactly what a test says, byte for byte.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::sleep;
 
 /// What a worker does with a request, step by step.
 #[derive(Clone, Debug)]
@@ -16,6 +18,14 @@ pub(crate) enum Step {
     Wait,
     /// Closes the connection.
     Close,
+    /// Closes the connection so that the gateway sees a reset.
+    Reset,
+    /// Sends no more, but leaves the connection open.
+    HalfClose,
+    /// Does nothing for a while.
+    Pause(Duration),
+    /// Sets a flag.
+    Note(Arc<AtomicBool>),
     /// Keeps the connection open and silent until the gateway closes it.
     Hang,
 }
@@ -104,7 +114,14 @@ impl Worker {
         port: u16,
         script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let listener = loop {
+            match TcpListener::bind(("127.0.0.1", port)).await {
+                Ok(listener) => break listener,
+                // The one before on this port may not be quite gone.
+                Err(_) if port != 0 => sleep(Duration::from_millis(1)).await,
+                Err(error) => panic!("{error}"),
+            }
+        };
         let port = listener.local_addr().unwrap().port();
         let state = Arc::new(State {
             script: Box::new(script),
@@ -116,9 +133,12 @@ impl Worker {
         });
         let serving = Arc::clone(&state);
         let task = tokio::spawn(async move {
+            // Dropped with the listener: a worker that is gone has no connections.
+            let mut open = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let connection = serving.connections.fetch_add(1, Ordering::SeqCst);
-                tokio::spawn(Arc::clone(&serving).serve(stream, connection));
+                open.spawn(Arc::clone(&serving).serve(stream, connection));
+                while open.try_join_next().is_some() {}
             }
         });
         Self { port, state, task }
@@ -126,6 +146,12 @@ impl Worker {
 
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Ends it and everything it was doing.
+    pub(crate) async fn kill(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -193,6 +219,22 @@ impl State {
                 true
             }
             Step::Close => false,
+            Step::Reset => {
+                let _ = socket2::SockRef::from(&*stream).set_linger(Some(Duration::ZERO));
+                false
+            }
+            Step::HalfClose => {
+                let _ = stream.shutdown().await;
+                true
+            }
+            Step::Note(flag) => {
+                flag.store(true, Ordering::SeqCst);
+                true
+            }
+            Step::Pause(pause) => {
+                sleep(pause).await;
+                true
+            }
             Step::Wait => tokio::select! {
                 () = self.go_on.notified() => true,
                 _ = stream.read(&mut byte) => {

@@ -1,0 +1,236 @@
+//! Circuit breakers, passive health, outliers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use gateway::Options;
+use tokio::time::Instant;
+
+use crate::support::{
+    Client, Running, Step, Worker, get, json, ok, options, post, start, start_with, until,
+};
+
+/// Options without retries and with a breaker that opens after three failures for a second.
+fn touchy(workers: &[&Worker]) -> Options {
+    Options {
+        disable_retries: true,
+        cb_failure_threshold: 3,
+        cb_success_threshold: 2,
+        cb_timeout_duration_secs: 1,
+        disable_health_check: true,
+        ..options(workers)
+    }
+}
+
+async fn circuit(gateway: &Running, index: usize) -> String {
+    let workers = get(gateway, "/workers").await.json();
+    let circuit = &workers["workers"][index]["circuit_breaker"];
+    circuit.as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn failures_open_it_and_then_the_answer_comes_at_once_with_a_time_to_come_back() {
+    let worker = Worker::doing(json(500, "{}")).await;
+    let gateway = start_with(touchy(&[&worker])).await;
+    for _ in 0..3 {
+        assert_eq!(post(&gateway, "/generate", "{}").await.status, 500);
+    }
+    assert_eq!(circuit(&gateway, 0).await, "open");
+    let reply = post(&gateway, "/generate", "{}").await;
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (503, "no_available_workers")
+    );
+    assert_eq!(reply.header("retry-after"), "1");
+    assert_eq!(worker.received().len(), 3);
+    let url = worker.url();
+    let metrics = gateway.metrics().await;
+    for line in [
+        format!("smg_worker_cb_state{{worker=\"{url}\"}} 1"),
+        format!("smg_worker_cb_outcomes_total{{outcome=\"failure\",worker=\"{url}\"}} 3"),
+        format!(
+            "smg_worker_cb_transitions_total{{from=\"closed\",to=\"open\",worker=\"{url}\"}} 1"
+        ),
+        format!("smg_worker_health{{worker=\"{url}\"}} 1"),
+    ] {
+        assert!(metrics.contains(&line), "{line}\n{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn half_open_takes_one_trial_at_a_time_and_closes_after_enough() {
+    let well = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&well);
+    let worker = Worker::scripted(move |_| {
+        if told.load(Ordering::SeqCst) {
+            [vec![Step::Wait], ok()].concat()
+        } else {
+            json(500, "{}")
+        }
+    })
+    .await;
+    let gateway = start_with(touchy(&[&worker])).await;
+    for _ in 0..3 {
+        post(&gateway, "/generate", "{}").await;
+    }
+    well.store(true, Ordering::SeqCst);
+    until(|| async { circuit(&gateway, 0).await == "half_open" }).await;
+    for trial in 0..2 {
+        let mut first = Client::to(&gateway).await;
+        first.send(b"POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}").await;
+        until(|| async { worker.received().len() == 4 + trial }).await;
+        // While it is on trial nobody else gets through.
+        assert_eq!(post(&gateway, "/generate", "{}").await.status, 503);
+        worker.go_on();
+        assert_eq!(first.reply().await.status, 200);
+    }
+    assert_eq!(circuit(&gateway, 0).await, "closed");
+}
+
+#[tokio::test]
+async fn client_errors_and_full_queues_never_open_it() {
+    let refusals = [
+        json(400, "{}"),
+        json(404, "{}"),
+        json(422, "{}"),
+        json(429, "{}"),
+        json(503, r#"{"error":{"message":"The request queue is full."}}"#),
+        vec![Step::Send(
+            b"HTTP/1.1 503 Busy\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n".to_vec(),
+        )],
+    ];
+    let turn = std::sync::atomic::AtomicUsize::new(0);
+    let worker = Worker::scripted(move |_| {
+        refusals[turn.fetch_add(1, Ordering::SeqCst) % refusals.len()].clone()
+    })
+    .await;
+    let gateway = start_with(touchy(&[&worker])).await;
+    for _ in 0..60 {
+        post(&gateway, "/generate", "{}").await;
+    }
+    assert_eq!(worker.received().len(), 60);
+    assert_eq!(circuit(&gateway, 0).await, "closed");
+    assert!(
+        !gateway
+            .metrics()
+            .await
+            .contains("smg_worker_cb_transitions_total{")
+    );
+}
+
+#[tokio::test]
+async fn streams_that_break_off_open_it() {
+    let half = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n".to_vec();
+    let worker = Worker::doing(vec![Step::Send(half), Step::Close]).await;
+    let gateway = start_with(touchy(&[&worker])).await;
+    for _ in 0..3 {
+        assert!(!post(&gateway, "/generate", "{}").await.whole);
+    }
+    assert_eq!(circuit(&gateway, 0).await, "open");
+}
+
+#[tokio::test]
+async fn clients_that_leave_never_open_it() {
+    let worker = Worker::doing(vec![Step::Hang]).await;
+    let gateway = start_with(touchy(&[&worker])).await;
+    for count in 1..=5 {
+        let mut client = Client::to(&gateway).await;
+        client.send(b"POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}").await;
+        until(|| async { worker.received().len() == count }).await;
+        drop(client);
+        until(|| async { worker.disconnects() == count }).await;
+    }
+    assert_eq!(circuit(&gateway, 0).await, "closed");
+}
+
+#[tokio::test]
+async fn switched_off_it_never_opens() {
+    let worker = Worker::doing(json(500, "{}")).await;
+    let mut options = touchy(&[&worker]);
+    options.disable_circuit_breaker = true;
+    let gateway = start_with(options).await;
+    for _ in 0..20 {
+        assert_eq!(post(&gateway, "/generate", "{}").await.status, 500);
+    }
+}
+
+#[tokio::test]
+async fn a_dead_worker_is_out_after_the_first_refused_connection() {
+    let (dead, good) = (Worker::doing(ok()).await, Worker::doing(ok()).await);
+    let gateway = start(&[&dead, &good]).await;
+    drop(dead);
+    // Round robin would meet it every second time.
+    for _ in 0..2 {
+        assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
+    }
+    until(|| async {
+        get(&gateway, "/readiness")
+            .await
+            .text()
+            .contains("\"healthy_workers\":1")
+    })
+    .await;
+    let workers = get(&gateway, "/workers").await.json();
+    assert_eq!(workers["workers"][0]["status"], "not_ready");
+    let decisions = || async {
+        let told = get(&gateway, "/debug/decisions?limit=1000").await.json();
+        told["decisions"].as_array().unwrap().len()
+    };
+    let before = decisions().await;
+    for _ in 0..10 {
+        post(&gateway, "/generate", "{}").await;
+    }
+    assert_eq!(
+        decisions().await,
+        before + 10,
+        "nothing was tried there again"
+    );
+}
+
+#[tokio::test]
+async fn a_worker_that_comes_back_serves_again_long_before_the_next_interval() {
+    let (dead, good) = (Worker::doing(ok()).await, Worker::doing(ok()).await);
+    let port = dead.port();
+    let gateway = start(&[&dead, &good]).await;
+    drop(dead);
+    let ready = |count: usize| {
+        let gateway = &gateway;
+        async move {
+            let wanted = format!("\"healthy_workers\":{count}");
+            get(gateway, "/readiness").await.text().contains(&wanted)
+        }
+    };
+    for _ in 0..2 {
+        post(&gateway, "/generate", "{}").await;
+    }
+    until(|| ready(1)).await;
+    let _back = Worker::listening(port, |_| ok()).await;
+    let returned = Instant::now();
+    until(|| ready(2)).await;
+    assert!(
+        returned.elapsed() < Duration::from_secs(5),
+        "the interval is 60 s"
+    );
+}
+
+#[tokio::test]
+async fn one_lost_connection_of_the_only_worker_turns_nobody_away() {
+    let worker = Worker::scripted(|request| {
+        if request.all("x-lose").is_empty() {
+            ok()
+        } else {
+            vec![Step::Reset]
+        }
+    })
+    .await;
+    let mut options = options(&[&worker]);
+    options.disable_retries = true;
+    let gateway = start_with(options).await;
+    for _ in 0..5 {
+        let mut client = Client::to(&gateway).await;
+        client.send(b"POST /generate HTTP/1.1\r\nhost: g\r\nx-lose: 1\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}").await;
+        assert_eq!(client.reply().await.status, 502);
+        assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
+    }
+}
