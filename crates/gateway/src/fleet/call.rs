@@ -44,7 +44,6 @@ impl Worker {
             framing: head.framing,
             keep_alive: head.keep_alive,
             ahead: None,
-            broken: None,
         };
         if body.framing == Framing::Done {
             body.finish();
@@ -106,9 +105,15 @@ pub(crate) struct WorkerBody {
     connection: Option<Connection>,
     framing: Framing,
     keep_alive: bool,
-    /// Read already, not yet given out.
-    ahead: Option<Bytes>,
-    /// How reading ahead ended, told after what it read.
+    /// Rare, so it costs every other body one look at a pointer.
+    ahead: Option<Box<Ahead>>,
+}
+
+/// What was read before anybody asked for it.
+#[derive(Debug)]
+struct Ahead {
+    read: Bytes,
+    /// How reading ended, told after what was read.
     broken: Option<WireError>,
 }
 
@@ -121,13 +126,13 @@ impl WorkerBody {
     /// Reads ahead, up to about `most` bytes and for as long as `patience`; what was read is
     /// given out again. A body read to its end no longer holds a connection.
     pub(crate) async fn read_ahead(&mut self, most: usize, patience: Duration) -> &[u8] {
-        let mut read = BytesMut::new();
+        let (mut read, mut broken) = (BytesMut::new(), None);
         let reading = async {
             while read.len() < most {
                 match self.frame().await {
                     Some(Ok(frame)) => read.extend(frame.into_data().ok()),
                     Some(Err(error)) => {
-                        self.broken = Some(error);
+                        broken = Some(error);
                         return;
                     }
                     None => return,
@@ -135,7 +140,19 @@ impl WorkerBody {
             }
         };
         let _ = timeout(patience, reading).await;
-        self.ahead.insert(read.freeze())
+        let read = read.freeze();
+        &self.ahead.insert(Box::new(Ahead { read, broken })).read
+    }
+
+    /// Gives out what was read ahead, then how that ended.
+    fn give_ahead(&mut self) -> Option<Result<Frame<Bytes>, WireError>> {
+        let mut ahead = self.ahead.take()?;
+        let read = std::mem::take(&mut ahead.read);
+        if read.is_empty() {
+            return ahead.broken.map(Err);
+        }
+        self.ahead = ahead.broken.is_some().then_some(ahead);
+        Some(Ok(Frame::data(read)))
     }
 
     fn finish(&mut self) {
@@ -156,11 +173,10 @@ impl Body for WorkerBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         let body = &mut *self;
-        if let Some(ahead) = body.ahead.take().filter(|ahead| !ahead.is_empty()) {
-            return Poll::Ready(Some(Ok(Frame::data(ahead))));
-        }
-        if let Some(error) = body.broken.take() {
-            return Poll::Ready(Some(Err(error)));
+        if body.ahead.is_some()
+            && let Some(given) = body.give_ahead()
+        {
+            return Poll::Ready(Some(given));
         }
         let Some(connection) = &mut body.connection else {
             return Poll::Ready(None);
@@ -175,11 +191,11 @@ impl Body for WorkerBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.framing == Framing::Done && self.ahead.as_ref().is_none_or(Bytes::is_empty)
+        self.framing == Framing::Done && self.ahead.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let ahead = self.ahead.as_ref().map_or(0, Bytes::len) as u64;
+        let ahead = self.ahead.as_ref().map_or(0, |ahead| ahead.read.len()) as u64;
         match self.framing {
             Framing::Done => SizeHint::with_exact(ahead),
             Framing::Length(left) => SizeHint::with_exact(ahead + left),

@@ -53,6 +53,8 @@ pub(crate) struct Relay {
     silence: Silence,
     record: Option<Record>,
     events: Option<Events>,
+    /// A byte has passed.
+    begun: bool,
     /// Told only once what came before has been flushed to the client.
     failed: Option<ReplyError>,
     flushed: bool,
@@ -62,11 +64,11 @@ pub(crate) struct Relay {
 }
 
 /// A stream of server-sent events: one that breaks off between two of them can still tell why.
+/// Before the first one the tail is zero.
 #[derive(Debug, Default)]
 struct Events {
     /// The last two bytes; two line feeds end an event.
     tail: [u8; 2],
-    begun: bool,
 }
 
 impl Events {
@@ -80,7 +82,6 @@ impl Events {
     }
 
     fn pass(&mut self, piece: &[u8]) {
-        self.begun = true;
         match piece {
             [.., one, two] => self.tail = [*one, *two],
             [one] => self.tail = [self.tail[1], *one],
@@ -89,7 +90,7 @@ impl Events {
     }
 
     fn between_two(&self) -> bool {
-        !self.begun || self.tail == *b"\n\n"
+        matches!(&self.tail, b"\n\n" | b"\0\0")
     }
 }
 
@@ -109,6 +110,7 @@ pub(super) fn reply(
         },
         record,
         events: Events::of(parts.status, &parts.headers, &body),
+        begun: false,
         failed: None,
         flushed: false,
         status: parts.status,
@@ -163,8 +165,15 @@ impl Relay {
             return Poll::Ready(Some(Err(error)));
         }
         let error = match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(piece))) => {
+                self.pass(&piece);
+                return Poll::Ready(Some(Ok(piece)));
+            }
+            Poll::Ready(None) => {
+                self.end();
+                return Poll::Ready(None);
+            }
             Poll::Ready(Some(Err(error))) => error.into(),
-            Poll::Ready(piece) => return Poll::Ready(self.pass(piece)),
             Poll::Pending => ReplyError::Silent(ready!(self.silence.poll(cx))),
         };
         if let Some(event) = self.fail(error) {
@@ -173,28 +182,30 @@ impl Relay {
         self.poll(cx)
     }
 
-    /// Lets a piece pass, or the end.
-    fn pass(
-        &mut self,
-        piece: Option<Result<Frame<Bytes>, WireError>>,
-    ) -> Option<Result<Frame<Bytes>, ReplyError>> {
+    /// A piece passes.
+    fn pass(&mut self, piece: &Frame<Bytes>) {
         self.silence.end();
+        if !self.begun {
+            self.begin();
+        }
+        if let (Some(events), Some(data)) = (&mut self.events, piece.data_ref()) {
+            events.pass(data);
+        }
+        // hyper asks no more once the announced length is reached.
+        if self.body.is_end_stream() {
+            self.end();
+        }
+    }
+
+    /// The first byte has come.
+    fn begin(&mut self) {
+        self.begun = true;
         if let Some(ticket) = &mut self.ticket {
             ticket.first_byte();
         }
         if let Some(record) = &mut self.record {
             record.first_byte();
         }
-        if let (Some(events), Some(Ok(frame))) = (&mut self.events, &piece)
-            && let Some(data) = frame.data_ref()
-        {
-            events.pass(data);
-        }
-        // hyper asks no more once the announced length is reached.
-        if piece.is_none() || self.body.is_end_stream() {
-            self.end();
-        }
-        piece.map(|piece| piece.map_err(ReplyError::from))
     }
 
     /// The reply has come to its end.
