@@ -75,6 +75,8 @@ fn warm(
     };
     let policy = kind.build(&params);
     policy.members(all);
+    // Caches of a million blocks each: nothing is evicted, but everything is checked.
+    policy.capacity(&vec![Some(64 << 20); all.len()]);
     let from = Candidates::new(all)?;
     for (number, (prompt, key)) in (0..).zip(work) {
         policy.pick(from, &request(number, prompt, key));

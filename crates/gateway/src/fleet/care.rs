@@ -181,16 +181,13 @@ impl Fleet {
         };
         let (open, doubtful) = (those(|it| it.open), those(|it| it.last_resort));
         self.ready.store(Arc::new(Ready::new(&open, &doubtful)));
-        // `None` as soon as one of those that are up does not tell.
-        let up = known
-            .iter()
-            .filter(|(_, glance)| !matches!(glance.verdict, Verdict::Pending | Verdict::Failed));
-        let tokens: Option<u64> = up
-            .map(|(worker, _)| worker.identity.load().cache_tokens())
-            .sum();
-        let told = tokens.filter(|tokens| *tokens > 0);
-        self.policy
-            .capacity(told.map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN)));
+        let slots = workers.last().map_or(0, |worker| worker.slot + 1);
+        let mut told = vec![None; slots];
+        for worker in workers.iter() {
+            let tokens = worker.identity.load().cache_tokens();
+            told[worker.slot] = tokens.map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN));
+        }
+        self.policy.capacity(&told);
         drop(one_at_a_time);
         if let Some(room) = &self.rules.room {
             room.look_all();

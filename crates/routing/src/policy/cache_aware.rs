@@ -27,8 +27,6 @@ const MOST: f64 = 20.0;
 #[derive(Debug)]
 pub(super) struct CacheAware {
     index: PrefixIndex,
-    /// The limit on it that somebody asked for.
-    index_text: Option<u64>,
     /// ρ, as bits of an `f64`.
     busy: AtomicU64,
     threshold: f64,
@@ -54,7 +52,6 @@ impl CacheAware {
     pub(super) fn new(params: &Params) -> Self {
         Self {
             index: PrefixIndex::new(params.index_bytes, params.index_text),
-            index_text: params.index_text,
             busy: AtomicU64::new(0),
             threshold: params.cache_threshold.unwrap_or(0.0),
             balance: params.balance,
@@ -170,11 +167,10 @@ impl Policy for CacheAware {
         self.index.members(all);
     }
 
-    /// What the workers forget, the index forgets: believing in more sends requests to queues
+    /// What a worker forgets is no longer believed of it: that would send requests to queues
     /// that look shorter than they are.
-    fn capacity(&self, text: Option<u64>) {
-        self.index
-            .limit_text(self.index_text.into_iter().chain(text).min());
+    fn capacity(&self, text: &[Option<u64>]) {
+        self.index.capacity(text);
     }
 
     fn sweep(&self, _now: Duration) {

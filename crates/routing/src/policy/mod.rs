@@ -35,8 +35,8 @@ pub trait Policy: Send + Sync + Debug {
     /// has a new generation, is forgotten.
     fn members(&self, _all: &[Candidate]) {}
 
-    /// How many bytes of prompts the workers' caches hold together, when all of them tell.
-    fn capacity(&self, _text: Option<u64>) {}
+    /// How many bytes of prompts each worker's cache holds, by slot, as far as they tell.
+    fn capacity(&self, _text: &[Option<u64>]) {}
 
     /// Frees what nobody needs any more: called now and then, also while no request comes.
     fn sweep(&self, _now: Duration) {}

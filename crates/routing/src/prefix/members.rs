@@ -1,6 +1,7 @@
 //! Who is in the index: slots of the fleet, seats of the tree, and who is being forgotten.
 
-use super::holders::Seat;
+use super::clock::Clock;
+use super::node::Seat;
 use crate::Candidate;
 
 /// A worker's slot and generation, and the seat its blocks are under.
@@ -10,13 +11,23 @@ struct Member {
     seat: Seat,
 }
 
+/// Who sits in a seat, and how far its cache has moved on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seated {
+    /// `None` for one that left.
+    slot: Option<u32>,
+    clock: Clock,
+}
+
 /// The members. A seat is used again only when nothing is under it any more.
 #[derive(Debug, Default)]
 pub(super) struct Members {
     /// By slot.
     present: Vec<Option<Member>>,
-    /// By seat: the slot of its worker; `None` for one that left.
-    slots: Vec<Option<u32>>,
+    /// By seat.
+    seats: Vec<Seated>,
+    /// By slot: blocks that the worker's cache holds.
+    holds: Vec<u32>,
     /// Seats nobody has, with nothing under them.
     free: Vec<Seat>,
     /// Seats of workers that left, with blocks still under them; the first is being purged.
@@ -31,13 +42,26 @@ impl Members {
         self.present.len()
     }
 
-    /// The slot of the worker in this seat, unless it left.
-    pub(super) fn slot(&self, seat: Seat) -> Option<usize> {
-        self.slots
-            .get(usize::from(seat))
-            .copied()
-            .flatten()
-            .map(|slot| slot as usize)
+    /// The slot of the worker in this seat, unless it left, and its clock.
+    pub(super) fn seated(&self, seat: Seat) -> Option<(usize, &Clock)> {
+        let seated = self.seats.get(usize::from(seat))?;
+        Some((seated.slot? as usize, &seated.clock))
+    }
+
+    /// The clock of the worker in this seat.
+    pub(super) fn clock(&mut self, seat: Seat) -> Option<&mut Clock> {
+        let seated = self.seats.get_mut(usize::from(seat))?;
+        Some(&mut seated.clock)
+    }
+
+    /// How many blocks the workers' caches hold, by slot.
+    pub(super) fn hold(&mut self, holds: Vec<u32>) {
+        self.holds = holds;
+        for seated in &mut self.seats {
+            if let Some(slot) = seated.slot {
+                seated.clock.set_holds(holds_of(&self.holds, slot as usize));
+            }
+        }
     }
 
     /// The worker's seat; a new one for a worker that is new or has a new generation.
@@ -92,21 +116,28 @@ impl Members {
     }
 
     fn leave(&mut self, seat: Seat) {
-        if let Some(slot) = self.slots.get_mut(usize::from(seat)) {
-            *slot = None;
+        if let Some(seated) = self.seats.get_mut(usize::from(seat)) {
+            seated.slot = None;
             self.leaving.push(seat);
         }
     }
 
     fn sit(&mut self, candidate: &Candidate) -> Seat {
+        let nobody = Seated {
+            slot: None,
+            clock: Clock::new(Clock::UNTOLD),
+        };
         let seat = self.free.pop().unwrap_or_else(|| {
             // More workers coming and going within one purge than seats: the last seat is
             // shared, which costs precision, not correctness.
-            let next = Seat::try_from(self.slots.len()).unwrap_or(Seat::MAX);
-            self.slots.resize(usize::from(next) + 1, None);
+            let next = Seat::try_from(self.seats.len()).unwrap_or(Seat::MAX);
+            self.seats.resize(usize::from(next) + 1, nobody);
             next
         });
-        self.slots[usize::from(seat)] = Some(candidate.slot as u32);
+        self.seats[usize::from(seat)] = Seated {
+            slot: Some(candidate.slot as u32),
+            clock: Clock::new(holds_of(&self.holds, candidate.slot)),
+        };
         let member = Member {
             generation: candidate.generation,
             seat,
@@ -114,4 +145,8 @@ impl Members {
         self.present[candidate.slot] = Some(member);
         seat
     }
+}
+
+fn holds_of(holds: &[u32], slot: usize) -> u32 {
+    holds.get(slot).copied().unwrap_or(Clock::UNTOLD)
 }

@@ -5,22 +5,39 @@
 //! (the idea of SGLang's `RadixAttention`, Zheng et al. 2023, over hashes instead of tokens).
 //! The whole is bounded in bytes; the least recently used leaf goes first, exactly.
 
+mod arena;
 mod blocks;
+mod children;
+mod clock;
 mod holders;
 mod members;
+mod node;
+mod order;
+mod segments;
+#[cfg(test)]
+mod tests;
 mod tree;
+mod walk;
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use blocks::{BLOCK, MAX_BLOCKS, hash_blocks};
 
 use crate::Candidate;
+use clock::Clock;
 use members::Members;
 use tree::Tree;
+use walk::Walk;
 
-/// Nodes looked at per insertion while a worker that left is being forgotten.
+/// Slots looked at per insertion while a worker that left is being forgotten.
 const PURGE_SLICE: usize = 512;
+
+thread_local! {
+    /// Kept from look-up to look-up, so that one allocates nothing.
+    static WALK: RefCell<Walk> = RefCell::default();
+}
 
 /// The index. Look-ups do not block each other; an insertion is short and exclusive.
 pub struct PrefixIndex {
@@ -52,15 +69,15 @@ impl PrefixIndex {
         let inner = self.read();
         matched.clear();
         matched.resize(inner.members.slots(), 0);
-        inner.tree.matches(blocks, |seat, depth| {
-            if let Some(matched) = inner
-                .members
-                .slot(seat)
-                .and_then(|slot| matched.get_mut(slot))
-            {
-                *matched = depth;
+        let tell = |seat, stamp, (start, end)| {
+            let Some((slot, clock)) = inner.members.seated(seat) else {
+                return;
+            };
+            if let Some(matched) = matched.get_mut(slot).filter(|matched| **matched == 0) {
+                *matched = clock.depth(stamp, start, end);
             }
-        });
+        };
+        WALK.with_borrow_mut(|walk| inner.tree.matches(blocks, walk, tell));
     }
 
     /// From now on this worker has these blocks.
@@ -69,7 +86,9 @@ impl PrefixIndex {
         let inner = &mut *inner;
         let seat = inner.members.seat(candidate);
         let blocks = blocks.get(..MAX_BLOCKS).unwrap_or(blocks);
-        inner.tree.insert(blocks, seat);
+        if let Some(clock) = inner.members.clock(seat) {
+            WALK.with_borrow_mut(|walk| inner.tree.insert(blocks, seat, clock, walk));
+        }
         inner.purge_slice();
     }
 
@@ -81,10 +100,15 @@ impl PrefixIndex {
         inner.purge_slice();
     }
 
-    /// From now on it knows no more than `text` bytes of prompts; a lower limit than before is
-    /// reached over the next insertions.
-    pub fn limit_text(&self, text: Option<u64>) {
-        self.write().tree.limit_blocks(most_blocks(text));
+    /// How many bytes of prompts each worker's cache holds, by slot; `None` (or 0) for one that
+    /// does not tell. A block that its worker must have evicted since is not matched any more.
+    pub fn capacity(&self, text: &[Option<u64>]) {
+        let blocks = |text: &Option<u64>| match text.map_or(0, |text| text / BLOCK as u64) {
+            0 => Clock::UNTOLD,
+            blocks => u32::try_from(blocks).unwrap_or(Clock::UNTOLD),
+        };
+        let holds = text.iter().map(blocks).collect();
+        self.write().members.hold(holds);
     }
 
     /// Frees one slice of what departed workers left behind; tells whether there is more.
@@ -94,7 +118,7 @@ impl PrefixIndex {
         inner.members.purging().is_some()
     }
 
-    /// Bytes in use; never above the budget.
+    /// Bytes in use: never above the budget, if that is a few hundred at least.
     pub fn bytes(&self) -> usize {
         self.read().tree.bytes()
     }
@@ -121,11 +145,9 @@ fn most_blocks(text: Option<u64>) -> usize {
 impl fmt::Debug for PrefixIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = self.read();
-        let (bytes, peak) = (inner.tree.bytes(), inner.tree.peak());
         f.debug_struct("PrefixIndex")
             .field("nodes", &inner.tree.nodes())
-            .field("bytes", &bytes)
-            .field("peak_bytes", &peak)
+            .field("bytes", &inner.tree.bytes())
             .finish()
     }
 }

@@ -1,382 +1,331 @@
-//! The radix tree behind the index: nodes in one array, children in one hash table, exact LRU.
+//! The radix tree behind the index: nodes in an arena, children in a hash table, exact LRU.
 
-use super::holders::{Holders, Seat, Seen};
-
-/// A node's number; 0 is the root, and also "none".
-type At = u32;
+use super::arena::{Arena, At, RUN, crowds, runs};
+use super::children::Children;
+use super::clock::{Clock, Used};
+use super::node::{HEAD, Node, Seat, Stamp};
+use super::order::Order;
+use super::walk::Walk;
 
 /// Blocks per node at most, so that splitting one stays cheap.
 const MAX_RUN: usize = 1024;
 /// Leaves evicted at once for the sake of the limit on blocks.
-const EVICTION_SLICE: usize = 1024;
-/// What an allocation costs besides its bytes.
-const OVERHEAD: usize = 16;
-
-/// A run of blocks that always occur together, and who has all of them.
-#[derive(Debug, Default)]
-struct Node {
-    blocks: Box<[u64]>,
-    holders: Holders,
-    parent: At,
-    children: u32,
-    /// Next node in the same bucket of the child table.
-    chained: At,
-    /// Neighbours in order of use. A node is always used after its children, so the oldest
-    /// one is a leaf.
-    newer: At,
-    older: At,
-}
+const EVICTION_SLICE: usize = 256;
+/// Slots that cutting a node in two needs, besides those of its holders.
+const SPLIT: usize = 3;
 
 #[derive(Debug)]
 pub(super) struct Tree {
-    nodes: Vec<Node>,
-    free: Vec<At>,
-    /// Child table: first node of each bucket; a power of two long.
-    buckets: Vec<At>,
-    newest: At,
-    oldest: At,
-    budget: usize,
+    pub(super) arena: Arena,
+    children: Children,
+    pub(super) order: Order,
     blocks: usize,
     most_blocks: usize,
-    /// Blocks and large holder sets.
-    heap: usize,
     live: usize,
-    /// Most bytes in use after any insertion.
-    peak: usize,
-}
-
-/// Where a walk ended: the nodes on the way, and how many blocks of the last one match.
-struct Walk {
-    /// Node and the number of blocks up to its end.
-    path: Vec<(At, usize)>,
-    /// Blocks of the last node beyond the match.
-    unmatched: usize,
-    /// Blocks matched in all.
-    depth: usize,
+    /// Kept, so that an insertion allocates nothing.
+    scratch: Vec<u64>,
 }
 
 impl Tree {
     /// At most `budget` bytes of memory and `most_blocks` blocks.
     pub(super) fn new(budget: usize, most_blocks: usize) -> Self {
-        let most = budget / (size_of::<Node>() + OVERHEAD + 8);
-        let buckets = (most / 2).next_power_of_two().clamp(16, 1 << 31);
+        let children = Children::new(Arena::slots_in(budget));
         Self {
-            // Both reserved, not touched: growing later would copy everything at once.
-            nodes: root(most.min(1 << 31) + 2),
-            free: Vec::with_capacity(most.min(1 << 31)),
-            buckets: vec![0; buckets],
-            newest: 0,
-            oldest: 0,
-            budget,
+            arena: Arena::new(budget.saturating_sub(children.bytes())),
+            children,
+            order: Order::default(),
             blocks: 0,
             most_blocks,
-            heap: 0,
             live: 0,
-            peak: 0,
+            scratch: Vec::with_capacity(MAX_RUN),
         }
     }
 
-    /// Bytes in use, freed nodes that wait for reuse included.
+    /// Bytes in use, freed slots that wait for reuse included; this never shrinks.
     pub(super) fn bytes(&self) -> usize {
-        let table = self.buckets.len() * size_of::<At>();
-        let nodes = self.nodes.len() * size_of::<Node>() + self.free.len() * size_of::<At>();
-        table + nodes + self.heap
-    }
-
-    /// The most bytes that were ever in use.
-    pub(super) fn peak(&self) -> usize {
-        self.peak
+        self.children.bytes() + self.arena.bytes()
     }
 
     pub(super) fn nodes(&self) -> usize {
         self.live
     }
 
-    /// Tells every holder's matched depth in blocks, deepest first, each holder once.
-    pub(super) fn matches(&self, blocks: &[u64], mut tell: impl FnMut(Seat, u32)) {
-        let walk = self.walk(blocks);
-        let mut seen = Seen::default();
-        for &(at, end) in walk.path.iter().rev() {
-            let depth = end.min(walk.depth) as u32;
-            self.node(at)
-                .holders
-                .visit_new(&mut seen, |seat| tell(seat, depth));
+    /// Tells all holders of the nodes on a prompt's way, deepest node first: who, since when,
+    /// and of which blocks.
+    pub(super) fn matches(
+        &self,
+        blocks: &[u64],
+        walk: &mut Walk,
+        mut tell: impl FnMut(Seat, Stamp, (u32, u32)),
+    ) {
+        self.walk(blocks, walk);
+        for step in walk.path.iter().rev() {
+            let end = step.end.min(walk.depth as u32);
+            let range = (step.start, end);
+            self.arena
+                .visit_holders(step.at, |seat, stamp| tell(seat, stamp, range));
         }
     }
 
     /// From now on `seat` has these blocks.
-    pub(super) fn insert(&mut self, blocks: &[u64], seat: Seat) {
-        let worst = blocks.len() * 8 + (blocks.len() / MAX_RUN + 3) * node_cost();
-        self.make_room(worst.min(self.budget), blocks.len().min(self.most_blocks));
-        let mut walk = self.walk(blocks);
-        let held = walk
-            .path
-            .last()
-            .is_some_and(|&(at, _)| self.node(at).holders.contains(seat));
-        if walk.unmatched > 0 && !(held && walk.depth == blocks.len()) {
-            self.split(&mut walk);
+    pub(super) fn insert(
+        &mut self,
+        blocks: &[u64],
+        seat: Seat,
+        clock: &mut Clock,
+        walk: &mut Walk,
+    ) {
+        self.walk(blocks, walk);
+        self.touch(walk);
+        let kept = walk.last();
+        let new = blocks.len() - walk.depth;
+        self.make_room(self.needed(walk, new), new, kept);
+        let mut rest = &blocks[walk.depth..];
+        if walk.unmatched > 0 && !(rest.is_empty() && self.has_all(walk, seat, clock)) {
+            rest = if self.split(walk) { rest } else { &[] };
         }
-        for &(at, _) in &walk.path {
-            self.hold(at, seat);
-        }
-        let mut parent = walk.path.last().map_or(0, |&(at, _)| at);
-        for run in blocks[walk.depth..].chunks(MAX_RUN) {
-            let Some(leaf) = self.add(parent, run) else {
+        for run in rest.chunks(MAX_RUN) {
+            let Some(leaf) = self.place(walk.last(), run) else {
                 break;
             };
-            self.hold(leaf, seat);
-            walk.path.push((leaf, 0));
-            parent = leaf;
+            walk.enter(leaf, run.len());
         }
-        for &(at, _) in walk.path.iter().rev() {
-            self.unlink(at);
-            self.link_newest(at);
-        }
-        self.make_room(0, 0);
-        self.peak = self.peak.max(self.bytes());
+        self.hold(walk, seat, clock);
+        self.touch(walk);
+        self.make_room(0, 0, 0);
     }
 
-    /// Takes `seat` from up to `slice` nodes, starting at `from`; tells where to go on.
+    /// Takes `seat` from nodes in slots from `from` on, `slice` slots at once; tells where to
+    /// go on.
     pub(super) fn purge(&mut self, seat: Seat, from: usize, slice: usize) -> Option<usize> {
-        let end = (from + slice).min(self.nodes.len());
-        for at in from.max(1)..end {
-            let node = &mut self.nodes[at];
-            if node.holders.contains(seat) {
-                node.holders.remove(seat);
-                self.drop_unheld(at as At);
+        let (mut at, mut looked_at) = (from.max(1), 0);
+        while at < self.arena.len() && looked_at < slice {
+            looked_at += 1;
+            if let Some(node) = self.arena.find_node(at) {
+                looked_at += crowds(node.held.into());
+                if let Some(place) = self.arena.find_holder(at as At, seat) {
+                    self.arena.remove_holder(at as At, place);
+                    self.drop_unheld(at as At);
+                }
             }
+            at += 1;
         }
-        (end < self.nodes.len()).then_some(end)
+        (at < self.arena.len()).then_some(at)
     }
 
     /// Removes a node nobody holds, and then its parent if that was waiting for it.
     fn drop_unheld(&mut self, mut at: At) {
-        while at != 0 && self.node(at).children == 0 && self.node(at).holders.is_empty() {
-            let parent = self.node(at).parent;
+        while at != 0 && self.arena.node(at).children == 0 && self.arena.node(at).held == 0 {
+            let parent = self.arena.node(at).parent;
             self.remove(at);
             at = parent;
         }
     }
 
-    fn walk(&self, blocks: &[u64]) -> Walk {
-        let mut walk = Walk {
-            path: Vec::new(),
-            unmatched: 0,
-            depth: 0,
-        };
-        let mut parent = 0;
+    fn walk(&self, blocks: &[u64], walk: &mut Walk) {
+        walk.begin();
         while let Some(&first) = blocks.get(walk.depth) {
-            let Some(at) = self.child(parent, first) else {
+            let Some(at) = self.children.find(&self.arena, walk.last(), first) else {
                 break;
             };
-            let run = &self.node(at).blocks;
-            let rest = &blocks[walk.depth..];
-            let equal = run
-                .iter()
-                .zip(rest)
-                .take_while(|(mine, theirs)| mine == theirs)
-                .count();
-            walk.path.push((at, walk.depth + run.len()));
+            let len = usize::from(self.arena.node(at).len);
+            let equal = self.common(at, &blocks[walk.depth..]);
+            walk.enter(at, len);
             walk.depth += equal;
-            if equal < run.len() {
-                walk.unmatched = run.len() - equal;
+            if equal < len {
+                walk.unmatched = len - equal;
                 break;
             }
-            parent = at;
         }
-        walk
     }
 
-    /// Cuts the walk's last node in two, so that the walk ends at a node's end.
-    fn split(&mut self, walk: &mut Walk) {
-        let Some((lower, _)) = walk.path.pop() else {
-            return;
+    /// How many blocks a node's run and `blocks` have in common, from the beginning.
+    fn common(&self, at: At, blocks: &[u64]) -> usize {
+        let node = self.arena.node(at);
+        let len = usize::from(node.len).min(blocks.len());
+        let (mut equal, mut part) = (0, &node.blocks[..]);
+        let mut run = node.run;
+        while equal < len {
+            let theirs = &blocks[equal..len];
+            let size = part.len().min(theirs.len());
+            if part[..size] != theirs[..size] {
+                let pairs = part.iter().zip(theirs);
+                return equal + pairs.take_while(|(mine, other)| mine == other).count();
+            }
+            equal += size;
+            if equal < len {
+                let (blocks, next) = self.arena.run(run);
+                (part, run) = (blocks, next);
+            }
+        }
+        len
+    }
+
+    /// The slots that taking in `new` blocks at the end of a walk needs at most.
+    fn needed(&self, walk: &Walk, new: usize) -> usize {
+        let (full, last) = (new / MAX_RUN, new % MAX_RUN);
+        let leaves = full * (1 + runs(MAX_RUN)) + usize::from(last > 0) + runs(last);
+        let held = usize::from(self.arena.node(walk.last()).held);
+        // Every node on the way may need a slot for one more holder.
+        leaves + walk.path.len() + 1 + SPLIT + crowds(held)
+    }
+
+    /// Whether this worker still has the walk's last node, all of it.
+    fn has_all(&self, walk: &Walk, seat: Seat, clock: &Clock) -> bool {
+        walk.path.last().is_some_and(|step| {
+            let place = self.arena.find_holder(step.at, seat);
+            place.is_some_and(|place| {
+                let stamp = self.arena.stamp(step.at, place);
+                clock.depth(stamp, step.start, step.end) == step.end
+            })
+        })
+    }
+
+    /// Cuts the walk's last node in two, so that the walk ends at a node's end; without room
+    /// the walk ends before it, and false is told.
+    fn split(&mut self, walk: &mut Walk) -> bool {
+        let Some(step) = walk.path.pop() else {
+            return false;
         };
-        let blocks = std::mem::take(&mut self.nodes[lower as usize].blocks);
-        let (head, tail) = blocks.split_at(blocks.len() - walk.unmatched);
-        let (parent, holders) = (self.node(lower).parent, self.node(lower).holders.clone());
-        let (head, tail): (Box<[u64]>, Box<[u64]>) = (head.into(), tail.into());
-        // The lower part keeps its number; it leaves its bucket before its first block changes.
-        self.unchain(lower, parent, head[0]);
-        self.heap -= blocks.len() * 8 + OVERHEAD;
-        self.blocks -= head.len();
-        let upper = self.place(parent, head);
-        self.heap += holders.heap_bytes() + tail.len() * 8 + OVERHEAD;
-        self.nodes[upper as usize].holders = holders;
-        self.nodes[upper as usize].children = 1;
-        self.nodes[parent as usize].children -= 1;
-        self.nodes[lower as usize].parent = upper;
-        self.nodes[lower as usize].blocks = tail;
-        self.chain(lower);
-        walk.path.push((upper, walk.depth));
-        walk.unmatched = 0;
-    }
-
-    /// A new leaf, if there is room.
-    fn add(&mut self, parent: At, run: &[u64]) -> Option<At> {
-        let fits = self.bytes() + node_cost() + run.len() * 8 <= self.budget;
-        fits.then(|| self.place(parent, run.into()))
-    }
-
-    /// Puts a node under `parent` as the newest of all.
-    fn place(&mut self, parent: At, blocks: Box<[u64]>) -> At {
-        self.heap += blocks.len() * 8 + OVERHEAD;
-        self.blocks += blocks.len();
-        self.live += 1;
-        let node = Node {
-            blocks,
+        let node = self.arena.node(step.at);
+        let (parent, len) = (node.parent, usize::from(node.len));
+        let room = self.arena.room();
+        if room < SPLIT + crowds(node.held.into()) {
+            return false;
+        }
+        self.children.remove(&mut self.arena, step.at);
+        let upper = Node {
             parent,
+            children: 1,
             ..Node::default()
         };
-        let at = if let Some(at) = self.free.pop() {
-            self.nodes[at as usize] = node;
-            at
-        } else {
-            self.nodes.push(node);
-            (self.nodes.len() - 1) as At
+        let Some(upper) = self.arena.add_node(upper) else {
+            return false;
         };
-        self.nodes[parent as usize].children += 1;
-        self.chain(at);
-        self.link_newest(at);
-        at
+        self.arena.copy_holders(step.at, upper);
+        self.live += 1;
+        let run = self.take_run(step.at);
+        let (head, tail) = run.split_at(len - walk.unmatched);
+        self.write_run(upper, head);
+        self.write_run(step.at, tail);
+        self.arena.node_mut(step.at).parent = upper;
+        self.children.insert(&mut self.arena, upper);
+        self.children.insert(&mut self.arena, step.at);
+        self.order.insert(&mut self.arena, upper);
+        walk.enter(upper, head.len());
+        walk.unmatched = 0;
+        self.scratch = run;
+        true
     }
 
-    fn hold(&mut self, at: At, seat: Seat) {
-        let holders = &mut self.nodes[at as usize].holders;
-        let before = holders.heap_bytes();
-        holders.insert(seat);
-        self.heap = self.heap + holders.heap_bytes() - before;
-    }
-
-    /// Another limit on blocks.
-    pub(super) fn limit_blocks(&mut self, most: usize) {
-        self.most_blocks = most;
-    }
-
-    /// Evicts the least recently used leaves until so many more bytes and blocks fit.
-    ///
-    /// Memory is a hard limit; a limit on blocks that was lowered is approached in slices.
-    fn make_room(&mut self, bytes: usize, blocks: usize) {
-        while self.oldest != 0 && self.bytes() + bytes > self.budget {
-            self.remove(self.oldest);
+    /// A new leaf, the newest of all, if there is room.
+    fn place(&mut self, parent: At, run: &[u64]) -> Option<At> {
+        if self.arena.room() < 1 + runs(run.len()) {
+            return None;
         }
-        for _ in 0..EVICTION_SLICE {
-            if self.oldest == 0 || self.blocks.saturating_add(blocks) <= self.most_blocks {
+        let at = self.arena.add_node(Node {
+            parent,
+            ..Node::default()
+        })?;
+        self.write_run(at, run);
+        self.arena.node_mut(parent).children += 1;
+        self.children.insert(&mut self.arena, at);
+        self.order.insert(&mut self.arena, at);
+        self.live += 1;
+        self.blocks += run.len();
+        Some(at)
+    }
+
+    /// All blocks of a node, in the scratch; its slots for them are free.
+    fn take_run(&mut self, at: At) -> Vec<u64> {
+        let mut run = std::mem::take(&mut self.scratch);
+        run.clear();
+        let node = self.arena.node(at);
+        let (len, first) = (usize::from(node.len), node.run);
+        run.extend_from_slice(&node.blocks[..len.min(HEAD)]);
+        let mut next = first;
+        while run.len() < len && next != 0 {
+            let (blocks, after) = self.arena.run(next);
+            run.extend_from_slice(&blocks[..RUN.min(len - run.len())]);
+            next = after;
+        }
+        self.arena.free_chain(first, runs(len));
+        run
+    }
+
+    /// Gives a node its blocks; what it had must have been taken.
+    fn write_run(&mut self, at: At, blocks: &[u64]) {
+        let (head, rest) = blocks.split_at(blocks.len().min(HEAD));
+        let run = self.arena.add_run(rest);
+        let node = self.arena.node_mut(at);
+        node.blocks[..head.len()].copy_from_slice(head);
+        (node.len, node.run) = (blocks.len() as u16, run);
+    }
+
+    /// The worker has all nodes of a walk, from now on.
+    fn hold(&mut self, walk: &mut Walk, seat: Seat, clock: &mut Clock) {
+        let mut used = Used::default();
+        for step in &mut walk.path {
+            step.place = self.arena.find_holder(step.at, seat);
+            let stamp = step.place.map(|place| self.arena.stamp(step.at, place));
+            used.add(clock, stamp, (step.start, step.end));
+        }
+        clock.advance(used);
+        for step in &walk.path {
+            match step.place {
+                Some(place) => self.arena.set_stamp(step.at, place, clock.now()),
+                None if self.arena.add_holder(step.at, seat, clock.now()) => {}
+                // No room: what is not recorded here is not recorded below either.
+                None => break,
+            }
+        }
+    }
+
+    /// The nodes of a walk are used, deepest first.
+    fn touch(&mut self, walk: &Walk) {
+        for step in walk.path.iter().rev() {
+            self.order.touch(&mut self.arena, step.at);
+        }
+    }
+
+    /// Evicts the least recently used leaves until so many slots are free and so many more
+    /// blocks fit, or `kept` is next.
+    ///
+    /// Memory is a hard limit; that on blocks is approached in slices, because a large prompt
+    /// may take the place of very many small ones.
+    fn make_room(&mut self, slots: usize, blocks: usize, kept: At) {
+        for evicted in 0.. {
+            let oldest = self.order.oldest();
+            let full = self.arena.room() < slots;
+            let too_many = self.blocks.saturating_add(blocks) > self.most_blocks;
+            let wanted = full || too_many && evicted < EVICTION_SLICE;
+            if oldest == kept || oldest == 0 || !wanted {
                 return;
             }
-            self.remove(self.oldest);
+            self.remove(oldest);
         }
     }
 
     fn remove(&mut self, at: At) {
-        let node = self.node(at);
+        let node = self.arena.node(at);
         debug_assert_eq!(node.children, 0, "only leaves are removed");
-        let count = node.blocks.len();
-        let (parent, first) = (
-            node.parent,
-            node.blocks.first().copied().unwrap_or_default(),
-        );
-        self.heap -= node.blocks.len() * 8 + OVERHEAD + node.holders.heap_bytes();
-        self.unchain(at, parent, first);
-        self.unlink(at);
-        self.nodes[parent as usize].children -= 1;
-        self.nodes[at as usize] = Node::default();
-        self.free.push(at);
+        let (parent, len) = (node.parent, usize::from(node.len));
+        self.children.remove(&mut self.arena, at);
+        self.order.remove(&mut self.arena, at);
+        self.arena.node_mut(parent).children -= 1;
+        self.arena.free_node(at);
         self.live -= 1;
-        self.blocks -= count;
+        self.blocks -= len;
     }
 
-    fn node(&self, at: At) -> &Node {
-        &self.nodes[at as usize]
+    /// Nodes and blocks, as kept.
+    #[cfg(test)]
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.live, self.blocks)
     }
 
-    // The child table
-
-    fn bucket(&self, parent: At, first: u64) -> usize {
-        let mixed = (first ^ u64::from(parent).wrapping_mul(0x9e37_79b9_7f4a_7c15)).rotate_left(29);
-        mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9) as usize >> 20 & (self.buckets.len() - 1)
+    #[cfg(test)]
+    pub(super) fn child(&self, parent: At, first: u64) -> Option<At> {
+        self.children.find(&self.arena, parent, first)
     }
-
-    fn child(&self, parent: At, first: u64) -> Option<At> {
-        let mut at = self.buckets[self.bucket(parent, first)];
-        while at != 0 {
-            let node = self.node(at);
-            if node.parent == parent && node.blocks.first() == Some(&first) {
-                return Some(at);
-            }
-            at = node.chained;
-        }
-        None
-    }
-
-    fn chain(&mut self, at: At) {
-        let node = self.node(at);
-        let bucket = self.bucket(
-            node.parent,
-            node.blocks.first().copied().unwrap_or_default(),
-        );
-        self.nodes[at as usize].chained = self.buckets[bucket];
-        self.buckets[bucket] = at;
-    }
-
-    fn unchain(&mut self, at: At, parent: At, first: u64) {
-        let bucket = self.bucket(parent, first);
-        let next = self.node(at).chained;
-        if self.buckets[bucket] == at {
-            self.buckets[bucket] = next;
-            return;
-        }
-        let mut before = self.buckets[bucket];
-        while before != 0 {
-            if self.node(before).chained == at {
-                self.nodes[before as usize].chained = next;
-                return;
-            }
-            before = self.node(before).chained;
-        }
-    }
-
-    // The order of use
-
-    fn unlink(&mut self, at: At) {
-        let (newer, older) = (self.node(at).newer, self.node(at).older);
-        *self.older_of(newer) = older;
-        *self.newer_of(older) = newer;
-    }
-
-    fn link_newest(&mut self, at: At) {
-        let second = self.newest;
-        *self.newer_of(second) = at;
-        *self.older_of(0) = at;
-        let node = &mut self.nodes[at as usize];
-        (node.newer, node.older) = (0, second);
-    }
-
-    /// What comes after `at` in order of age; before everybody stands the newest.
-    fn older_of(&mut self, at: At) -> &mut At {
-        if at == 0 {
-            &mut self.newest
-        } else {
-            &mut self.nodes[at as usize].older
-        }
-    }
-
-    /// What comes before `at` in order of age; behind everybody stands the oldest.
-    fn newer_of(&mut self, at: At) -> &mut At {
-        if at == 0 {
-            &mut self.oldest
-        } else {
-            &mut self.nodes[at as usize].newer
-        }
-    }
-}
-
-fn root(capacity: usize) -> Vec<Node> {
-    let mut nodes = Vec::with_capacity(capacity);
-    nodes.push(Node::default());
-    nodes
-}
-
-fn node_cost() -> usize {
-    size_of::<Node>() + OVERHEAD + size_of::<At>()
 }

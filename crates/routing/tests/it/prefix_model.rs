@@ -125,12 +125,31 @@ fn a_limit_on_text_bounds_what_is_known() {
         .count();
     assert_eq!(known, 25, "100 blocks hold 25 prompts");
     assert_eq!(matches(&index, &[499, 500, 501, 502], 1), [4]);
-    index.limit_text(Some(64 * 8));
-    index.insert(&[1, 2, 3, 4], &worker(0, 0));
-    assert!(
-        index.nodes() <= 2,
-        "a lower limit is kept from the next insertion on"
+}
+
+#[test]
+fn a_worker_is_believed_to_hold_no_more_than_its_cache() {
+    let index = PrefixIndex::new(1 << 22, None);
+    index.members(&[worker(0, 0), worker(1, 0), worker(2, 0)]);
+    index.capacity(&[Some(64 * 100), Some(64 * 10)]);
+    let prompt = |n: u64| [n, n + 1_000, n + 2_000, n + 3_000];
+    for n in 0..100 {
+        for slot in 0..3 {
+            index.insert(&prompt(n), &worker(slot, 0));
+        }
+    }
+    let known = |slot: usize| {
+        let matched = |n| u64::from(matches(&index, &prompt(n), 3)[slot]);
+        (0..100).map(matched).sum::<u64>()
+    };
+    assert_eq!((known(0), known(1), known(2)), (100, 10, 400));
+    assert_eq!(
+        matches(&index, &prompt(97), 3),
+        [4, 2, 4],
+        "the end of a prompt goes first"
     );
+    index.capacity(&[Some(64 * 20), None]);
+    assert_eq!((known(0), known(1), known(2)), (20, 400, 400));
 }
 
 #[test]

@@ -1,0 +1,93 @@
+//! The tree's own books against a count of what is there.
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::arena::{At, crowds, runs};
+use super::clock::Clock;
+use super::tree::Tree;
+use super::walk::Walk;
+
+/// Counts everything again.
+fn audit(tree: &Tree, budget: usize) {
+    let arena = &tree.arena;
+    let nodes = (1..arena.len()).filter_map(|at| Some((at as At, arena.find_node(at)?)));
+    let (mut live, mut slots, mut blocks) = (0, 1, 0);
+    let mut children = HashMap::<At, u32>::new();
+    for (at, node) in nodes {
+        live += 1;
+        slots += 1 + runs(node.len.into()) + crowds(node.held.into());
+        blocks += usize::from(node.len);
+        *children.entry(node.parent).or_default() += 1;
+        let (mut held, mut length, mut run) = (0, 0, node.run);
+        arena.visit_holders(at, |_, _| held += 1);
+        while run != 0 {
+            (length, run) = (length + 1, arena.run(run).1);
+        }
+        assert_eq!((held, length), (node.held, runs(node.len.into())));
+        let first = node.blocks[0];
+        assert_eq!(tree.child(node.parent, first), Some(at));
+    }
+    assert_eq!((live, blocks), tree.counts());
+    assert_eq!(slots + arena.count_free(), arena.len());
+    assert!(tree.bytes() <= budget, "{} > {budget}", tree.bytes());
+    for (at, count) in children {
+        assert_eq!(arena.node(at).children, count);
+    }
+    let (mut at, mut ordered, mut younger) = (tree.order.oldest(), 0, Vec::new());
+    while at != 0 {
+        let node = arena.node(at);
+        assert!(!younger.contains(&node.parent), "children are older");
+        younger.push(at);
+        (at, ordered) = (node.newer, ordered + 1);
+    }
+    assert_eq!(ordered, live);
+}
+
+proptest! {
+    #[test]
+    fn the_books_are_right_whatever_happens(
+        budget in 3_000..60_000_usize,
+        most in prop_oneof![Just(usize::MAX), 0..500_usize],
+        steps in prop::collection::vec(
+            (any::<bool>(), prop::collection::vec(0..4_u64, 0..9), 0..80_usize, 0..50_u16), 1..200),
+    ) {
+        let (mut tree, mut walk) = (Tree::new(budget, most), Walk::default());
+        let mut clocks = [Clock::new(300); 50];
+        for (insert, beginning, more, seat) in steps {
+            if insert {
+                // Few beginnings, then a long tail of their own.
+                let blocks: Vec<_> = beginning.iter().copied().chain(9..9 + more as u64).collect();
+                tree.insert(&blocks, seat, &mut clocks[usize::from(seat)], &mut walk);
+            } else {
+                tree.purge(seat, more, 64);
+            }
+            audit(&tree, budget);
+        }
+    }
+}
+
+#[test]
+fn long_runs_make_room_for_short_ones_and_back() {
+    let budget = 1 << 20;
+    let (mut tree, mut walk) = (Tree::new(budget, usize::MAX), Walk::default());
+    let mut clock = Clock::new(Clock::UNTOLD);
+    let mut next = 0_u64;
+    let mut fill = |tree: &mut Tree, len: u64| {
+        for _ in 0..20_000 {
+            let blocks: Vec<_> = (next..next + len).collect();
+            tree.insert(&blocks, 0, &mut clock, &mut walk);
+            next += len;
+        }
+        audit(tree, budget);
+        tree.counts()
+    };
+    let (short, _) = fill(&mut tree, 1);
+    let (_, long) = fill(&mut tree, 600);
+    assert!(
+        short > 7_000 && long > 90_000,
+        "{short} nodes, {long} blocks"
+    );
+    assert_eq!(fill(&mut tree, 1).0, short);
+}
