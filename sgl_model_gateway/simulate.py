@@ -72,8 +72,9 @@ def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"policies: {', '.join(fleet_policies())}\n"
-        "for reference: charge_K takes the lowest queued + K x own uncached tokens, whatever the load;\n"
-        "sized_K does that and knows how much the caches hold. Best values are marked with *.",
+        "for reference: charge_K takes the lowest queued + K x own uncached tokens, whatever the load, and believes\n"
+        "that caches keep everything; sized_K knows exactly what they hold; K may be auto: cache_aware's, by load.\n"
+        "Best values are marked with *.",
     )
     parser.add_argument("--trace", required=True, type=Path, metavar="FILE", help="the trace")
     parser.add_argument("--policy", type=_list_of(str), default=["all"], metavar="A,B", help="policies; default all")

@@ -55,7 +55,7 @@ impl FleetTrace {
     }
 }
 
-/// The policies that can be simulated by name. `charge_K` and `sized_K` are, too, for any number K.
+/// The policies that can be simulated by name. `charge_K` and `sized_K` are, too, for any number K or `auto`.
 #[pyfunction]
 pub(crate) fn fleet_policies() -> Vec<String> {
     let all = Contender::all();

@@ -5,6 +5,7 @@
 
 mod breaker;
 mod candidate;
+mod charge;
 mod health;
 mod lease;
 mod lengths;
@@ -21,6 +22,7 @@ mod warm;
 
 pub use breaker::{Breaker, BreakerRules, Circuit};
 pub use candidate::{Candidate, Candidates};
+pub use charge::Charge;
 pub use health::{Health, Thresholds, Verdict};
 pub use lease::{Lease, Load};
 pub use outcome::{Again, Mark, Meaning, Outcome};

@@ -1,34 +1,24 @@
 //! Where the prompt costs least: prefixes that are cached, queues, and those queued behind.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::{Balance, Params, Pick, Policy, Ranked};
 use crate::prefix::{BLOCK, PrefixIndex, hash_blocks};
-use crate::{Candidate, Candidates, Request};
-
-/// Decisions over which utilisation is averaged, per worker.
-const MEMORY: f64 = 4.0;
-/// Work is charged at most so many times over.
-const MOST: f64 = 20.0;
+use crate::{Candidate, Candidates, Charge, Request};
 
 /// Chooses the worker of lowest predicted cost
 ///
 /// ```text
 /// cost(w) = tokens queued at w + charge × tokens of this prompt not cached at w
-/// charge  = 1 / (1 − ρ),   ρ = share of workers that are prefilling, averaged over decisions
 /// ```
 ///
-/// Tokens of prefill cost more than their own time, because whoever arrives while the worker
-/// is busy waits for them, too: in a queue of utilisation ρ, work is waited for 1 / (1 − ρ)
-/// times in all. So an idle fleet spreads and a busy one keeps prefixes together, with no
-/// knob to set. Arrivals see time averages, so ρ needs no clock.
+/// The [`Charge`] grows with the load. So an idle fleet spreads and a busy one keeps prefixes
+/// together, with no knob to set.
 #[derive(Debug)]
 pub(super) struct CacheAware {
     index: PrefixIndex,
-    /// ρ, as bits of an `f64`.
-    busy: AtomicU64,
+    charge: Charge,
     threshold: f64,
     balance: Option<Balance>,
 }
@@ -52,7 +42,7 @@ impl CacheAware {
     pub(super) fn new(params: &Params) -> Self {
         Self {
             index: PrefixIndex::new(params.index_bytes, params.index_text),
-            busy: AtomicU64::new(0),
+            charge: Charge::default(),
             threshold: params.cache_threshold.unwrap_or(0.0),
             balance: params.balance,
         }
@@ -71,28 +61,12 @@ impl CacheAware {
             let weighing = Weighing {
                 request,
                 matched,
-                charge: (1.0 / (1.0 - self.utilisation())).min(MOST),
+                charge: self.charge.factor(),
                 most: self.most(from),
                 threshold: self.threshold,
             };
             decide(&weighing, blocks)
         })
-    }
-
-    fn utilisation(&self) -> f64 {
-        f64::from_bits(self.busy.load(Relaxed)).min(1.0 - 1.0 / MOST)
-    }
-
-    /// Takes this arrival's view of the fleet into the average. A lost race loses one sample.
-    fn observe(&self, from: Candidates<'_>) {
-        let busy = from
-            .iter()
-            .filter(|candidate| candidate.load.queued_tokens() > 0)
-            .count();
-        let (share, count) = (busy as f64 / from.count() as f64, from.count() as f64);
-        let before = f64::from_bits(self.busy.load(Relaxed));
-        let after = before + (share - before) / (MEMORY * count);
-        self.busy.store(after.to_bits(), Relaxed);
     }
 
     fn most(&self, from: Candidates<'_>) -> f64 {
@@ -136,7 +110,7 @@ impl Weighing<'_, '_> {
 
 impl Policy for CacheAware {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
-        self.observe(from);
+        self.charge.observe(from);
         self.weigh(from, request, |weighing, blocks| {
             let cheapest = from.cheapest(&mut request.draw(), |candidate| weighing.cost(candidate));
             if !blocks.is_empty() {

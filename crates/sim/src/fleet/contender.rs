@@ -1,18 +1,20 @@
 //! Who is compared: the gateway's policies, and plain references.
 
-use routing::{Params, Policy, PolicyKind};
+use routing::{Charge, Params, Policy, PolicyKind};
 use thiserror::Error;
 
 use super::FleetOptions;
-use super::reference::{Belief, Charge};
+use super::reference::{Belief, Factor, Weighted};
 
 /// What the names of references begin with.
 const CHARGE: &str = "charge_";
 const SIZED: &str = "sized_";
+/// The number that follows the load.
+const AUTO: &str = "auto";
 
 /// No policy has that name.
 #[derive(Debug, Error)]
-#[error("unknown policy '{name}' (choose from {choices}, charge_K, sized_K)")]
+#[error("unknown policy '{name}' (choose from {choices}, charge_K, sized_K; K a number or auto)")]
 pub struct UnknownPolicy {
     name: String,
     choices: String,
@@ -28,8 +30,9 @@ pub struct Contender {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Policy(PolicyKind),
-    Charge(f64),
-    Sized(f64),
+    /// `None`: by load.
+    Charge(Option<f64>),
+    Sized(Option<f64>),
 }
 
 impl Contender {
@@ -45,8 +48,8 @@ impl Contender {
     }
 
     /// By name. Besides the gateway's policies there is `charge_K`: lowest queued + K × own
-    /// uncached tokens, whatever the load; and `sized_K`, which also knows how much the
-    /// workers' caches hold.
+    /// uncached tokens, whatever the load, believing that caches hold everything; and
+    /// `sized_K`, which knows what they hold exactly. K may be `auto`: `cache_aware`'s own.
     pub fn named(name: &str) -> Result<Self, UnknownPolicy> {
         let references = [
             factor(name, CHARGE).map(Kind::Charge),
@@ -83,11 +86,24 @@ impl Contender {
             Kind::Charge(factor) => (Belief::indexed(&params), factor),
             Kind::Sized(factor) => (Belief::sized(options.cache_blocks()), factor),
         };
-        Box::new(Charge::new(belief, factor))
+        let by_load = || Factor::ByLoad(Charge::default());
+        Box::new(Weighted::new(
+            belief,
+            factor.map_or_else(by_load, Factor::Fixed),
+        ))
     }
 }
 
-fn factor(name: &str, prefix: &str) -> Option<f64> {
-    let factor = name.strip_prefix(prefix)?.parse().ok()?;
-    (0.0..=1e6).contains(&factor).then_some(factor)
+/// What follows the prefix: a number, or `None` for one that follows the load.
+#[expect(
+    clippy::option_option,
+    reason = "no such name, or a name without a number"
+)]
+fn factor(name: &str, prefix: &str) -> Option<Option<f64>> {
+    let factor = name.strip_prefix(prefix)?;
+    if factor == AUTO {
+        return Some(None);
+    }
+    let factor = factor.parse().ok()?;
+    (0.0..=1e6).contains(&factor).then_some(Some(factor))
 }

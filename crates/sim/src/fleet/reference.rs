@@ -1,23 +1,32 @@
-//! References to measure policies by: a fixed charge for uncached tokens.
+//! References to measure policies by: other charges for uncached tokens, other beliefs.
 
 use std::sync::{Mutex, PoisonError};
 
 use routing::prefix::{BLOCK, PrefixIndex, hash_blocks};
-use routing::{Candidate, Candidates, Params, Pick, Policy, Request};
+use routing::{Candidate, Candidates, Charge, Params, Pick, Policy, Request};
 
 use crate::engine::{PrefixCache, mix};
 
-/// Prompt tokens queued plus `factor` times the own uncached ones.
+/// Prompt tokens queued plus so many times the own uncached ones.
 #[derive(Debug)]
-pub(super) struct Charge {
+pub(super) struct Weighted {
     belief: Belief,
-    factor: f64,
+    factor: Factor,
+}
+
+/// How many times.
+#[derive(Debug)]
+pub(super) enum Factor {
+    /// Always the same.
+    Fixed(f64),
+    /// As `cache_aware` does.
+    ByLoad(Charge),
 }
 
 /// What is believed to be cached where.
 #[derive(Debug)]
 pub(super) enum Belief {
-    /// What the gateway's own index says.
+    /// What the gateway's own index says, not knowing how much the caches hold.
     Index(Box<PrefixIndex>),
     /// A cache like the worker's own for each, by slot, with the generation it is for.
     Sized {
@@ -92,14 +101,27 @@ fn chained(blocks: &[u64]) -> Vec<u64> {
     blocks.iter().scan(0, chain).collect()
 }
 
-impl Charge {
-    pub(super) fn new(belief: Belief, factor: f64) -> Self {
+impl Factor {
+    fn at(&self, from: Candidates<'_>) -> f64 {
+        match self {
+            Self::Fixed(factor) => *factor,
+            Self::ByLoad(charge) => {
+                charge.observe(from);
+                charge.factor()
+            }
+        }
+    }
+}
+
+impl Weighted {
+    pub(super) fn new(belief: Belief, factor: Factor) -> Self {
         Self { belief, factor }
     }
 }
 
-impl Policy for Charge {
+impl Policy for Weighted {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
+        let factor = self.factor.at(from);
         let mut blocks = Vec::new();
         hash_blocks(&request.prompt, &mut blocks);
         let matched = self.belief.matches(&blocks);
@@ -109,7 +131,7 @@ impl Policy for Charge {
         };
         let candidate = from.cheapest(&mut request.draw(), |candidate| {
             let new = request.prompt.tokens().saturating_sub(matched(candidate));
-            candidate.load.queued_tokens() as f64 + self.factor * new as f64
+            candidate.load.queued_tokens() as f64 + factor * new as f64
         });
         if !blocks.is_empty() {
             self.belief.insert(&blocks, candidate);

@@ -88,6 +88,9 @@ impl<'t> Fleet<'t> {
             .map(|slot| fleet.candidate(slot))
             .collect();
         fleet.policy.members(&fleet.present);
+        // A worker tells its cache's size, and so does this one.
+        let held = (options.cache_blocks() * BLOCK) as u64;
+        fleet.policy.capacity(&vec![Some(held); options.workers]);
         fleet
     }
 

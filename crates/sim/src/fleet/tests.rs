@@ -72,6 +72,28 @@ fn one_worker_hits_what_many_miss_in_turn() {
 }
 
 #[test]
+fn beliefs_differ_only_where_caches_are_small() {
+    let trace = trace(600, 29);
+    let quantiles = |blocks: usize, policy| {
+        let options = FleetOptions {
+            workers: 4,
+            speed: 20.0,
+            kv_tokens: blocks * 512,
+            ..FleetOptions::default()
+        };
+        run(&trace, &options, policy).ttft_quantiles_ms
+    };
+    let told = quantiles(10_000, "cache_aware");
+    assert_eq!(told, quantiles(10_000, "charge_auto"));
+    assert_eq!(told, quantiles(10_000, "sized_auto"));
+    assert_ne!(
+        quantiles(60, "cache_aware"),
+        quantiles(60, "charge_auto"),
+        "the fleet tells how much its caches hold"
+    );
+}
+
+#[test]
 fn every_lease_ends_whatever_happens() {
     let trace = trace(300, 7);
     let options = FleetOptions {
