@@ -144,9 +144,11 @@ impl Gateway {
             grace,
             eviction_interval: Duration::from_secs(options.eviction_interval_secs),
         };
+        let limits = control.admission.in_words(&control.fleet);
         let stopped = control.spawn(listener)?;
         let workers = options.worker_urls.len();
         info!(%addr, metrics = ?metrics_addr, policy, workers, lanes = lane_count, "gateway listening");
+        info!("limits in force: {limits}");
         Ok(Self {
             addr,
             metrics_addr,
@@ -241,7 +243,13 @@ impl Control {
             let admission = Arc::clone(&self.admission);
             tokio::spawn(serve_metrics(listener, metrics, (fleet, admission)));
         }
-        tokio::spawn(sweep(Arc::clone(&self.fleet), self.eviction_interval));
+        let watch = Watch {
+            fleet: Arc::clone(&self.fleet),
+            admission: Arc::clone(&self.admission),
+            eviction_interval: self.eviction_interval,
+            waiting_since: None,
+        };
+        tokio::spawn(watch.run());
         let admission = Arc::clone(&self.admission);
         tokio::spawn(async move { admission.pay_in().await });
         let begun = self.accept(port).await?;
@@ -315,20 +323,50 @@ fn raise_file_limit() {
     }
 }
 
-async fn sweep(fleet: Arc<Fleet>, eviction_interval: Duration) {
-    let mut ticks = interval(SWEEP);
-    let (mut policy_swept, mut compared) = (Instant::now(), Instant::now());
-    loop {
-        ticks.tick().await;
-        fleet.sweep_connections();
-        fleet.pass_time();
-        if compared.elapsed() >= COMPARISON {
-            fleet.compare_peers();
-            compared = Instant::now();
+/// What is done now and then while the gateway runs.
+struct Watch {
+    fleet: Arc<Fleet>,
+    admission: Arc<Admission>,
+    eviction_interval: Duration,
+    /// When requests were first seen to wait, and when that was last told.
+    waiting_since: Option<(Instant, Instant)>,
+}
+
+impl Watch {
+    async fn run(mut self) {
+        let mut ticks = interval(SWEEP);
+        let (mut policy_swept, mut compared) = (Instant::now(), Instant::now());
+        loop {
+            let now = ticks.tick().await;
+            self.fleet.sweep_connections();
+            self.fleet.pass_time();
+            self.tell_of_waiting(now);
+            if now - compared >= COMPARISON {
+                self.fleet.compare_peers();
+                compared = now;
+            }
+            if now - policy_swept >= self.eviction_interval {
+                self.fleet.sweep_policy();
+                policy_swept = now;
+            }
         }
-        if policy_swept.elapsed() >= eviction_interval {
-            fleet.sweep_policy();
-            policy_swept = Instant::now();
+    }
+
+    /// Nothing waits unseen: a queue that stays is told of, though not every second.
+    fn tell_of_waiting(&mut self, now: Instant) {
+        let waiting = self.admission.waiting() + self.fleet.waiting();
+        if waiting == 0 {
+            self.waiting_since = None;
+            return;
+        }
+        let (since, told) = *self.waiting_since.get_or_insert((now, now));
+        if now - since >= SWEEP && (told == since || now - told >= COMPARISON) {
+            info!(
+                waiting,
+                since_secs = (now - since).as_secs(),
+                "requests wait for a place"
+            );
+            self.waiting_since = Some((since, now));
         }
     }
 }

@@ -107,6 +107,11 @@ impl Fleet {
         self.rules.room.as_deref()
     }
 
+    /// Requests that wait for a place at a worker.
+    pub(crate) fn waiting(&self) -> usize {
+        self.room().map_or(0, Room::waiting)
+    }
+
     /// Frees routing state that nobody needs any more.
     pub(crate) fn sweep_policy(&self) {
         self.policy.sweep(self.now());
@@ -184,64 +189,4 @@ impl Fleet {
 }
 
 #[cfg(test)]
-mod tests {
-    use routing::{Candidate, Candidates, Health, Pick, Request, Thresholds};
-
-    use super::*;
-    use crate::Options;
-    use crate::config::WorkerUrl;
-
-    /// The generations of all members, every time they were told.
-    #[derive(Clone, Debug, Default)]
-    struct Heard(Arc<Mutex<Vec<Vec<u32>>>>);
-
-    impl Policy for Heard {
-        fn pick<'a>(&self, from: Candidates<'a>, _request: &Request<'_>) -> Pick<'a> {
-            from.wrapping(0).into()
-        }
-
-        fn members(&self, all: &[Candidate]) {
-            let generations = all.iter().map(|candidate| candidate.generation).collect();
-            self.0.lock().unwrap().push(generations);
-        }
-    }
-
-    pub(super) fn worker(slot: usize, metrics: &Metrics) -> Arc<Worker> {
-        let url = WorkerUrl::parse(&format!("http://w{slot}:1")).unwrap();
-        let limits = Arc::new(PoolLimits::new(&Options::default(), 1));
-        let thresholds = Thresholds {
-            failure: 1,
-            success: 1,
-        };
-        Arc::new(Worker::new(NewWorker {
-            slot,
-            connections: Connections::new(url.clone(), limits),
-            metrics: metrics.of_worker(url.as_str()),
-            url,
-            key: None,
-            identity: Identity {
-                model: UNKNOWN_MODEL.to_owned(),
-                labels: std::collections::BTreeMap::new(),
-                metrics: metrics.model(UNKNOWN_MODEL, "heard"),
-            },
-            standing: Standing::new(Health::new(thresholds), None),
-            compared: false,
-            room: None,
-        }))
-    }
-
-    #[test]
-    fn the_policy_is_told_of_every_worker_at_the_start_and_of_every_new_life() {
-        let (heard, metrics) = (Heard::default(), Metrics::new(None).unwrap());
-        let workers = vec![worker(0, &metrics), worker(1, &metrics)];
-        let fleet = Fleet::new(
-            workers,
-            Box::new(heard.clone()),
-            "heard",
-            FleetRules::default(),
-        );
-        assert_eq!(*heard.0.lock().unwrap(), [[0, 0]]);
-        fleet.forget(&fleet.workers()[1]);
-        assert_eq!(*heard.0.lock().unwrap(), [[0, 0], [0, 1]]);
-    }
-}
+mod tests;

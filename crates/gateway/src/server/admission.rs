@@ -10,6 +10,7 @@ use tokio::time::{Instant, interval, timeout_at};
 
 use crate::config::Options;
 use crate::error::Error;
+use crate::fleet::{Fleet, Room};
 use crate::telemetry::{AdmissionMetrics, Metrics};
 
 /// Pause between payments into a rate's bucket.
@@ -159,14 +160,44 @@ impl Admission {
     }
 
     /// Requests that wait.
-    fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.queue.waiting.load(Relaxed)
     }
 
+    /// The limits in force, for people.
+    pub(crate) fn in_words(&self, fleet: &Fleet) -> String {
+        let limits = [
+            (
+                "max_concurrent_requests",
+                self.cap.as_ref().map(|cap| cap.most),
+            ),
+            (
+                "rate_limit_tokens_per_second",
+                self.rate.as_ref().map(|rate| rate.per_second),
+            ),
+            ("max_requests_per_worker", fleet.room().map(Room::cap)),
+        ];
+        let set = limits
+            .into_iter()
+            .filter_map(|(name, most)| Some((name, most?)));
+        let words: Vec<_> = set.map(|(name, most)| format!("{name} {most}")).collect();
+        if words.is_empty() {
+            return "none".to_owned();
+        }
+        let (size, wait) = (self.queue.limit, self.queue.longest_wait.as_secs());
+        format!(
+            "{}; {size} requests may wait, {wait} s each",
+            words.join(", ")
+        )
+    }
+
     /// Sets the gauges of the queue.
-    pub(crate) fn observe(&self, metrics: &Metrics) {
+    pub(crate) fn observe(&self, metrics: &Metrics, fleet: &Fleet) {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        metrics.http.queued.set(number(self.waiting()));
+        metrics
+            .http
+            .queued
+            .set(number(self.waiting() + fleet.waiting()));
         metrics.http.queue_limit.set(number(self.queue.limit));
     }
 

@@ -39,7 +39,7 @@ pub(crate) async fn serve_metrics(
         let (metrics, fleet) = (Arc::clone(&metrics), Arc::clone(&fleet));
         let admission = Arc::clone(&admission);
         let page = service_fn(move |request: Request<Incoming>| {
-            admission.observe(&metrics);
+            admission.observe(&metrics, &fleet);
             let response = page(&request, &metrics, &fleet);
             async move { Ok::<_, Infallible>(response) }
         });

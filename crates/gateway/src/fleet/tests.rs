@@ -1,0 +1,228 @@
+use std::collections::BTreeMap;
+
+use routing::{
+    Breaker, BreakerRules, Candidate, Candidates, Health, Outcome, Pick, PolicyKind, Request,
+    Thresholds,
+};
+use tokio::time::advance;
+
+use super::*;
+use crate::Options;
+use crate::config::WorkerUrl;
+
+/// The generations of all members, every time they were told.
+#[derive(Clone, Debug, Default)]
+struct Heard(Arc<Mutex<Vec<Vec<u32>>>>);
+
+impl Policy for Heard {
+    fn pick<'a>(&self, from: Candidates<'a>, _request: &Request<'_>) -> Pick<'a> {
+        from.wrapping(0).into()
+    }
+
+    fn members(&self, all: &[Candidate]) {
+        let generations = all.iter().map(|candidate| candidate.generation).collect();
+        self.0.lock().unwrap().push(generations);
+    }
+}
+
+fn worker(slot: usize, metrics: &Metrics) -> Arc<Worker> {
+    let url = WorkerUrl::parse(&format!("http://w{slot}:1")).unwrap();
+    let limits = Arc::new(PoolLimits::new(&Options::default(), 1));
+    let thresholds = Thresholds {
+        failure: 1,
+        success: 1,
+    };
+    let breaker = BreakerRules {
+        failures: 3,
+        successes: 1,
+        open_for: Duration::from_secs(60),
+        window: Duration::from_secs(120),
+    };
+    Arc::new(Worker::new(NewWorker {
+        slot,
+        connections: Connections::new(url.clone(), limits),
+        metrics: metrics.of_worker(url.as_str()),
+        url,
+        key: None,
+        identity: Identity {
+            model: UNKNOWN_MODEL.to_owned(),
+            labels: BTreeMap::new(),
+            metrics: metrics.model(UNKNOWN_MODEL, "heard"),
+        },
+        standing: Standing::new(Health::new(thresholds), Some(Breaker::new(breaker))),
+        compared: true,
+        room: None,
+    }))
+}
+
+fn of(count: usize, policy: Box<dyn Policy>, rules: FleetRules) -> Arc<Fleet> {
+    let metrics = Metrics::new(None).unwrap();
+    let workers = (0..count).map(|slot| worker(slot, &metrics)).collect();
+    Fleet::new(workers, policy, "heard", rules)
+}
+
+/// A fleet of workers that are all ready, by turns.
+fn ready(count: usize, rules: FleetRules) -> Arc<Fleet> {
+    let fleet = of(
+        count,
+        PolicyKind::RoundRobin.build(&routing::Params::default()),
+        rules,
+    );
+    for worker in fleet.workers().iter() {
+        fleet.probed(worker, true);
+    }
+    fleet
+}
+
+fn place(fleet: &Fleet, chance: u64) -> Result<Ticket, NoPlace> {
+    let request = Request {
+        chance,
+        ..Request::default()
+    };
+    fleet
+        .place(&request, Wish::default())
+        .map(|placed| placed.ticket)
+}
+
+/// How many of 10 000 requests each of so many workers gets.
+fn shares(fleet: &Fleet, count: usize) -> Vec<usize> {
+    let mut shares = vec![0; count];
+    for chance in 0..10_000 {
+        let ticket = place(fleet, fastrand::Rng::with_seed(chance).u64(..)).unwrap();
+        shares[ticket.worker.slot] += 1;
+    }
+    shares
+}
+
+#[tokio::test]
+async fn the_policy_is_told_of_every_worker_at_the_start_and_of_every_new_life() {
+    let heard = Heard::default();
+    let fleet = of(2, Box::new(heard.clone()), FleetRules::default());
+    assert_eq!(*heard.0.lock().unwrap(), [[0, 0]]);
+    fleet.forget(&fleet.workers()[1]);
+    assert_eq!(*heard.0.lock().unwrap(), [[0, 0], [0, 1]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_came_back_gets_its_share_step_by_step() {
+    let fleet = ready(
+        4,
+        FleetRules {
+            slow_start: Duration::from_secs(10),
+            ..FleetRules::default()
+        },
+    );
+    assert!(shares(&fleet, 4).iter().all(|&share| share == 2500));
+    let workers = fleet.workers();
+    fleet.probed(&workers[2], false);
+    fleet.probed(&workers[2], true);
+    let share = shares(&fleet, 4)[2];
+    assert!((150..350).contains(&share), "{share}");
+    advance(Duration::from_secs(5)).await;
+    let share = shares(&fleet, 4)[2];
+    assert!((1000..1700).contains(&share), "{share}");
+    advance(Duration::from_secs(5)).await;
+    fleet.pass_time();
+    assert!(shares(&fleet, 4).iter().all(|&share| share == 2500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_fails_more_than_its_peers_rests_for_a_while() {
+    let fleet = ready(
+        4,
+        FleetRules {
+            most_outliers: Some(0.5),
+            ..FleetRules::default()
+        },
+    );
+    for chance in 0..400 {
+        let mut ticket = place(&fleet, chance).unwrap();
+        let fails = ticket.worker.slot == 1 && chance % 3 == 0;
+        ticket.settle(Outcome::Answered(if fails { 500 } else { 200 }));
+    }
+    fleet.compare_peers();
+    assert_eq!(shares(&fleet, 4)[1], 0);
+    advance(Duration::from_secs(31)).await;
+    fleet.pass_time();
+    assert_eq!(shares(&fleet, 4)[1], 2500);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_crawls_rests_too() {
+    let fleet = ready(
+        3,
+        FleetRules {
+            most_outliers: Some(0.5),
+            ..FleetRules::default()
+        },
+    );
+    for worker in fleet.workers().iter() {
+        let millis = if worker.slot == 0 { 900 } else { 100 };
+        for _ in 0..30 {
+            let lease = worker.load.lease(1000);
+            let mut ticket = Ticket::new(Arc::clone(worker), lease, 1000, false);
+            advance(Duration::from_millis(millis)).await;
+            ticket.first_byte();
+            ticket.settle(Outcome::Answered(200));
+        }
+    }
+    fleet.compare_peers();
+    assert_eq!(shares(&fleet, 3)[0], 0);
+}
+
+#[tokio::test]
+async fn a_suspect_gets_requests_only_when_nobody_better_is_there() {
+    let rules = FleetRules {
+        suspicion: true,
+        ..FleetRules::default()
+    };
+    let fleet = ready(2, rules);
+    place(&fleet, 0).unwrap().settle(Outcome::Lost);
+    let shares_now = shares(&fleet, 2);
+    let suspect = shares_now.iter().position(|&share| share == 0).unwrap();
+    let other = &fleet.workers()[1 - suspect];
+    let tried = [other.slot];
+    let wish = Wish {
+        target: None,
+        tried: &tried,
+    };
+    let placed = fleet.place(&Request::default(), wish).unwrap();
+    assert_eq!(placed.ticket.worker.slot, suspect);
+    fleet.probed(other, false);
+    assert_eq!(place(&fleet, 0).unwrap().worker.slot, suspect);
+    fleet.probed(&fleet.workers()[suspect], false);
+    assert_eq!(place(&fleet, 0).unwrap_err(), NoPlace::Nobody);
+}
+
+#[tokio::test]
+async fn an_abandoned_trial_lets_the_next_one_begin() {
+    let fleet = ready(1, FleetRules::default());
+    for _ in 0..3 {
+        place(&fleet, 0).unwrap().settle(Outcome::Answered(500));
+    }
+    assert_eq!(place(&fleet, 0).unwrap_err(), NoPlace::Nobody);
+    assert_eq!(fleet.retry_after_secs(), 59);
+    fleet.change(&fleet.workers()[0], |standing| {
+        standing.pass_time(Duration::from_secs(100), Duration::ZERO);
+    });
+    let trial = place(&fleet, 0).unwrap();
+    assert!(place(&fleet, 0).is_err());
+    drop(trial);
+    place(&fleet, 0).unwrap().settle(Outcome::Answered(200));
+    assert!(fleet.workers()[0].is_clean());
+}
+
+#[tokio::test]
+async fn a_worker_that_left_is_no_candidate_and_the_others_keep_their_slots() {
+    let fleet = ready(3, FleetRules::default());
+    let leaving = Arc::clone(&fleet.workers()[1]);
+    assert!(fleet.begin_leaving(&leaving) && !fleet.begin_leaving(&leaving));
+    fleet.finish_leaving(&leaving).await;
+    assert_eq!(shares(&fleet, 3), [5000, 0, 5000]);
+    let wish = Wish {
+        target: Some("2"),
+        tried: &[],
+    };
+    let placed = fleet.place(&Request::default(), wish).unwrap();
+    assert_eq!(placed.ticket.worker.slot, 2);
+}
