@@ -9,7 +9,8 @@ pub enum Outcome {
     QueueFull,
     /// No connection: refused, unreachable, or not made in time. The request was not sent.
     Refused,
-    /// The connection ended before the first byte of a response.
+    /// The connection ended before the first byte of a response. A failure of the worker
+    /// unless another one hangs up on the same request, too.
     Lost,
     /// No response head in time.
     TimedOut,

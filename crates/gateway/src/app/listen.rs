@@ -40,6 +40,13 @@ pub(super) fn metrics(options: &Options) -> Result<Option<TcpListener>, StartErr
     Ok(listener.ok())
 }
 
+/// Where a listener listens.
+pub(super) fn local_addr(listener: &TcpListener) -> Result<SocketAddr, StartError> {
+    listener
+        .local_addr()
+        .map_err(|error| StartError::environment("read a listener's address", error))
+}
+
 /// The gateway's own port.
 #[derive(Debug)]
 pub(super) struct Port {

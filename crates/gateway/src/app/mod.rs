@@ -106,21 +106,16 @@ impl Gateway {
         let addr = listener.addr()?;
         let metrics_addr = metrics_listener
             .as_ref()
-            .map(StdTcpListener::local_addr)
-            .transpose()
-            .map_err(|error| StartError::environment("read a listener's address", error))?;
+            .map(listen::local_addr)
+            .transpose()?;
 
         let metrics = Metrics::new(options.prometheus_duration_buckets.as_deref());
         let metrics =
             Arc::new(metrics.map_err(|error| StartError::environment("make metrics", error))?);
         let lane_count = thread::available_parallelism().map_or(1, usize::from);
         let (fleet, policy) = assemble::fleet(options, &metrics, lane_count)?;
-        let proxy = Proxy::new(
-            options,
-            Arc::clone(&fleet),
-            Arc::clone(&metrics),
-            lane_count,
-        );
+        let shared = (Arc::clone(&fleet), Arc::clone(&metrics));
+        let proxy = Proxy::new(options, shared, lane_count);
         let shutdown = Shutdown::default();
         let admission = Arc::new(Admission::new(options, &metrics));
         let state = State {
@@ -145,9 +140,12 @@ impl Gateway {
             eviction_interval: Duration::from_secs(options.eviction_interval_secs),
         };
         let limits = control.admission.in_words(&control.fleet);
+        let later = listener.is_shared();
         let stopped = control.spawn(listener)?;
         let workers = options.worker_urls.len();
-        info!(%addr, metrics = ?metrics_addr, policy, workers, lanes = lane_count, "gateway listening");
+        // A port that is shared is listened on later.
+        let what = ["gateway listening", "gateway started"][usize::from(later)];
+        info!(%addr, metrics = ?metrics_addr, policy, workers, lanes = lane_count, "{what}");
         info!("limits in force: {limits}");
         Ok(Self {
             addr,
@@ -271,6 +269,9 @@ impl Control {
             listener = port.listen(&self.fleet) => Some(listener?),
             () = shutdown.left() => None,
         };
+        if shared && listener.is_some() {
+            info!("gateway listening on a shared port");
+        }
         let begun = match listener {
             Some(listener) => self.serve(listener, shared).await,
             None => Instant::now(),

@@ -18,6 +18,8 @@ use crate::telemetry::Metrics;
 
 /// First pause between start-up probes; it doubles up to the check interval.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause between probes of a worker that is away.
+const LONGEST_AWAY: Duration = Duration::from_secs(2);
 /// How long a worker that came up may take to tell what it is before it gets requests.
 const IDENTIFY_FIRST: Duration = Duration::from_secs(1);
 /// How often a worker that does not tell what it is is asked, where probes are off.
@@ -70,7 +72,7 @@ impl Prober {
     pub(crate) async fn run(self) {
         self.come_up().await;
         let mut unknown = IDENTIFY_TRIES;
-        let (mut passed, mut pause) = (true, self.pause(None));
+        let (mut passed, mut pause) = (true, self.pause(true, None));
         while self.goes_on(unknown) {
             // Rung when an exchange with the worker failed: then it is not left to the clock.
             let _ = timeout(pause, self.worker.wake.notified()).await;
@@ -78,7 +80,7 @@ impl Prober {
             if self.settings.watch {
                 self.fleet.probed(&self.worker, passed);
             }
-            pause = self.pause(Some(pause).filter(|_| !before));
+            pause = self.pause(passed, Some(pause).filter(|_| !before));
             // A worker that was away may have come back as another one.
             if passed && !(before && self.worker.identity.load().is_known()) {
                 self.identify().await;
@@ -94,12 +96,14 @@ impl Prober {
 
     /// The pause before the next probe: the interval for a worker that is well; otherwise
     /// short, and longer every time, so that one that comes back need not wait.
-    fn pause(&self, earlier: Option<Duration>) -> Duration {
+    fn pause(&self, passed: bool, earlier: Option<Duration>) -> Duration {
         let verdict = Fleet::verdict(&self.worker);
         let pause = match (verdict, earlier) {
             (Verdict::Ready | Verdict::Pending, _) => self.settings.interval,
+            // Back, but not for long enough to be believed.
+            _ if passed => FIRST_PAUSE,
             (_, None) => FIRST_PAUSE,
-            (_, Some(earlier)) => earlier * 2,
+            (_, Some(earlier)) => (earlier * 2).min(LONGEST_AWAY),
         };
         // Spread, so that a fleet is not probed in one burst.
         pause

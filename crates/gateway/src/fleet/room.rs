@@ -19,6 +19,15 @@ pub(crate) struct Room {
     /// Requests that may wait.
     limit: usize,
     longest_wait: Duration,
+    /// Those whom any worker serves, first come first served.
+    anyone: Line,
+    /// Those who cannot use every place: they aim at one worker, or have tried some. They
+    /// neither hold up the others nor are held up by them.
+    particular: Line,
+}
+
+#[derive(Debug, Default)]
+struct Line {
     waiting: AtomicUsize,
     freed: Notify,
 }
@@ -33,7 +42,7 @@ pub(crate) enum NoRoom {
 }
 
 /// Counts a request as waiting until dropped.
-struct Waiting<'a>(&'a Room);
+struct Waiting<'a>(&'a Line);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
@@ -47,14 +56,19 @@ impl Room {
             cap,
             limit,
             longest_wait,
-            waiting: AtomicUsize::new(0),
-            freed: Notify::new(),
+            anyone: Line::default(),
+            particular: Line::default(),
         }
     }
 
     /// Requests that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.waiting.load(SeqCst)
+        self.anyone.waiting.load(SeqCst) + self.particular.waiting.load(SeqCst)
+    }
+
+    /// Whether a newcomer has to stand in line before it may look for a place.
+    pub(crate) fn has_line(&self) -> bool {
+        self.anyone.waiting.load(SeqCst) > 0
     }
 
     /// Requests in flight per worker.
@@ -69,28 +83,43 @@ impl Room {
 
     /// A request has left its worker.
     pub(super) fn one_left(&self) {
-        if self.waiting() > 0 {
-            self.freed.notify_one();
+        if self.anyone.waiting.load(SeqCst) > 0 {
+            self.anyone.freed.notify_one();
+        }
+        if self.particular.waiting.load(SeqCst) > 0 {
+            self.particular.freed.notify_waiters();
         }
     }
 
     /// There may be room for several.
     pub(super) fn look_all(&self) {
-        self.freed.notify_waiters();
+        self.anyone.freed.notify_waiters();
+        self.particular.freed.notify_waiters();
     }
 
-    /// Waits until `place` finds something; whoever waited longer is asked first.
-    pub(crate) async fn wait<T>(&self, mut place: impl FnMut() -> Option<T>) -> Result<T, NoRoom> {
-        let before = self.waiting.fetch_add(1, SeqCst);
-        let waiting = Waiting(self);
-        if before >= self.limit {
+    /// Waits until `place` finds something; of those who take any place, whoever waited longer
+    /// is asked first.
+    pub(crate) async fn wait<T>(
+        &self,
+        particular: bool,
+        mut place: impl FnMut() -> Option<T>,
+    ) -> Result<T, NoRoom> {
+        let others = self.waiting();
+        let line = if particular {
+            &self.particular
+        } else {
+            &self.anyone
+        };
+        let before = line.waiting.fetch_add(1, SeqCst);
+        let waiting = Waiting(line);
+        if others.max(before) >= self.limit {
             return Err(NoRoom::QueueFull);
         }
         // Nobody jumps the queue.
-        let mut may_look = before == 0;
+        let mut may_look = particular || before == 0;
         let waited = timeout(self.longest_wait, async {
             loop {
-                let mut freed = std::pin::pin!(self.freed.notified());
+                let mut freed = std::pin::pin!(line.freed.notified());
                 // From here on, what is freed while looking is not missed.
                 Notified::enable(freed.as_mut());
                 if may_look && let Some(placed) = place() {
@@ -121,13 +150,16 @@ mod tests {
         let started = Instant::now();
         let wait = || {
             let room = Arc::clone(&room);
-            tokio::spawn(async move { room.wait(|| None::<()>).await })
+            tokio::spawn(async move { room.wait(false, || None::<()>).await })
         };
         let waiting = [wait(), wait()];
         while room.waiting() < 2 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(room.wait(|| None::<()>).await, Err(NoRoom::QueueFull));
+        assert_eq!(
+            room.wait(false, || None::<()>).await,
+            Err(NoRoom::QueueFull)
+        );
         assert_eq!(started.elapsed(), Duration::ZERO);
         for waited in waiting {
             assert_eq!(waited.await.unwrap(), Err(NoRoom::TookTooLong));
@@ -145,7 +177,7 @@ mod tests {
             free.set(true);
             room.one_left();
         };
-        let (placed, ()) = tokio::join!(room.wait(|| free.get().then_some(7)), freeing);
+        let (placed, ()) = tokio::join!(room.wait(false, || free.get().then_some(7)), freeing);
         assert_eq!(placed, Ok(7));
         assert_eq!(started.elapsed(), Duration::from_millis(1));
     }
@@ -154,7 +186,7 @@ mod tests {
     async fn who_leaves_the_queue_frees_a_place() {
         let room = Room::new(1, 1, Duration::from_secs(3));
         {
-            let mut waiting = std::pin::pin!(room.wait(|| None::<()>));
+            let mut waiting = std::pin::pin!(room.wait(false, || None::<()>));
             assert!(futures_util::poll!(waiting.as_mut()).is_pending());
             assert_eq!(room.waiting(), 1);
         }

@@ -1,3 +1,5 @@
+//! The fleet under a clock that stands still.
+
 use std::collections::BTreeMap;
 
 use routing::{
@@ -35,8 +37,8 @@ fn worker(slot: usize, metrics: &Metrics) -> Arc<Worker> {
     let breaker = BreakerRules {
         failures: 3,
         successes: 1,
-        open_for: Duration::from_secs(60),
-        window: Duration::from_secs(120),
+        open_for: Duration::from_mins(1),
+        window: Duration::from_mins(2),
     };
     Arc::new(Worker::new(NewWorker {
         slot,

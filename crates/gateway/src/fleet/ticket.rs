@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use routing::{Lease, Mark, Outcome};
+use routing::{Lease, Mark, Meaning, Outcome};
 use tokio::time::Instant;
 
 use super::Worker;
@@ -56,7 +56,11 @@ impl Ticket {
         }
         self.settled = true;
         let worker = &self.worker;
-        let meaning = outcome.meaning();
+        let mut meaning = outcome.meaning();
+        if outcome == Outcome::Lost && !self.on_trial {
+            // Whose fault it was shows once somebody else has been asked.
+            meaning.mark = Mark::Neutral;
+        }
         match meaning.mark {
             Mark::Success => worker.metrics.successes.inc(),
             Mark::Failure => worker.metrics.failures.inc(),
@@ -75,10 +79,27 @@ impl Ticket {
             Mark::Neutral => true,
         };
         // The way of nearly every request: nothing to learn, no lock.
-        if (self.on_trial || !tells_nothing)
+        if (self.on_trial || meaning.suspect || !tells_nothing)
             && let Some(fleet) = worker.home.get().and_then(Weak::upgrade)
         {
             fleet.learn(worker, meaning, self.on_trial);
+        }
+    }
+}
+
+impl Worker {
+    /// A lost connection was its fault.
+    pub(crate) fn blame(&self) {
+        self.metrics.failures.inc();
+        if let Some(tally) = &self.tally {
+            tally.ended(true);
+        }
+        if let Some(fleet) = self.home.get().and_then(Weak::upgrade) {
+            let meaning = Meaning {
+                suspect: false,
+                ..Outcome::Lost.meaning()
+            };
+            fleet.learn(self, meaning, false);
         }
     }
 }

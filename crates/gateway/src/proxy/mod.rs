@@ -14,8 +14,9 @@ mod tries;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{HeaderMap, HeaderValue};
-use http::{Request, Response};
+use http::{Request, Response, request};
 use hyper::body::Incoming;
 use routing::{Request as RoutingRequest, RetryBudget, RetryRules};
 
@@ -49,6 +50,13 @@ pub(crate) struct Proxy {
     explain_all: bool,
 }
 
+/// An inference request that has come in whole.
+#[derive(Debug)]
+pub(crate) struct Received {
+    parts: request::Parts,
+    body: Bytes,
+}
+
 /// What the server knows of a request besides its bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Passage<'a> {
@@ -60,8 +68,7 @@ pub(crate) struct Passage<'a> {
 impl Proxy {
     pub(crate) fn new(
         options: &Options,
-        fleet: Arc<Fleet>,
-        metrics: Arc<Metrics>,
+        (fleet, metrics): (Arc<Fleet>, Arc<Metrics>),
         lanes: usize,
     ) -> Self {
         Self {
@@ -87,15 +94,29 @@ impl Proxy {
         inbound::check_length(request.body(), self.max_payload)
     }
 
+    /// Takes an inference request in, whole but not yet looked at.
+    pub(crate) async fn receive(
+        &self,
+        row: &'static Inference,
+        request: Request<Incoming>,
+    ) -> Result<Received, Error> {
+        let (parts, body) = request.into_parts();
+        let received = inbound::read(body, self.max_payload).await;
+        let body = received.inspect_err(|error| {
+            self.metrics.request_error(UNKNOWN_MODEL, row.label, error);
+        })?;
+        Ok(Received { parts, body })
+    }
+
     /// The life of an inference request.
     pub(crate) async fn forward(
         &self,
         row: &'static Inference,
         passage: Passage<'_>,
-        request: Request<Incoming>,
+        received: Received,
     ) -> Result<Response<ReplyBody>, Error> {
         let mut placed_at = None;
-        let outcome = self.carry(row, passage, request, &mut placed_at).await;
+        let outcome = self.carry(row, passage, received, &mut placed_at).await;
         if let Err(error) = &outcome {
             let identity = placed_at.map(|worker: Arc<Worker>| worker.identity.load_full());
             let model = identity
@@ -110,17 +131,13 @@ impl Proxy {
         &self,
         row: &'static Inference,
         passage: Passage<'_>,
-        request: Request<Incoming>,
+        received: Received,
         // Whose model a failure counts for.
         placed_at: &mut Option<Arc<Worker>>,
     ) -> Result<Response<ReplyBody>, Error> {
-        let (mut parts, body) = request.into_parts();
+        let Received { mut parts, body } = received;
         outbound::prepare(&mut parts, row);
-        if let Err(error) = inbound::check_declared(row.undeclared, &parts.headers) {
-            linger(body);
-            return Err(error);
-        }
-        let body = inbound::read(body, self.max_payload).await?;
+        inbound::check_declared(row.undeclared, &parts.headers)?;
         let peek = Peek::read(&body)?;
         let routing = RoutingRequest {
             model: peek.model.as_deref(),

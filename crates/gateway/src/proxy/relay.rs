@@ -69,6 +69,8 @@ pub(crate) struct Relay {
 struct Events {
     /// The last two bytes; two line feeds end an event.
     tail: [u8; 2],
+    /// The stream has said that it is complete.
+    done: bool,
 }
 
 impl Events {
@@ -82,6 +84,7 @@ impl Events {
     }
 
     fn pass(&mut self, piece: &[u8]) {
+        self.done |= piece.ends_with(b"[DONE]\n\n");
         match piece {
             [.., one, two] => self.tail = [*one, *two],
             [one] => self.tail = [self.tail[1], *one],
@@ -89,8 +92,8 @@ impl Events {
         }
     }
 
-    fn between_two(&self) -> bool {
-        matches!(&self.tail, b"\n\n" | b"\0\0")
+    fn may_add_one(&self) -> bool {
+        !self.done && matches!(&self.tail, b"\n\n" | b"\0\0")
     }
 }
 
@@ -224,7 +227,7 @@ impl Relay {
         if let Some(record) = &self.record {
             record.model.cut_replies.inc();
         }
-        let events = self.events.take().filter(Events::between_two);
+        let events = self.events.take().filter(Events::may_add_one);
         let last = events.map(|_| final_event(&error));
         self.failed = Some(error);
         last

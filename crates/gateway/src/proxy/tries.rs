@@ -53,8 +53,23 @@ struct Course {
     /// Slots of the workers where it failed.
     tried: Vec<usize>,
     tries: u32,
+    /// The workers that hung up on it without an answer.
+    lost: Vec<Arc<Worker>>,
     /// The one retry that a lost connection gives for free has been had.
     free_retry_used: bool,
+}
+
+impl Course {
+    /// Holds lost connections against the worker, unless several hung up: then it was the
+    /// request, which must not take a whole fleet out.
+    fn blame(&self) {
+        let same = |pair: &[Arc<Worker>]| matches!(pair, [one, other] if one.slot == other.slot);
+        if self.lost.windows(2).all(same) {
+            for worker in &self.lost {
+                worker.blame();
+            }
+        }
+    }
 }
 
 impl Proxy {
@@ -67,8 +82,19 @@ impl Proxy {
         job: Job<'_>,
         record: &mut Option<Record>,
     ) -> Result<Try, Error> {
-        let deadline = Instant::now() + self.timeout;
         let mut course = Course::default();
+        let tried = self.try_in_turn(job, record, &mut course).await;
+        course.blame();
+        tried
+    }
+
+    async fn try_in_turn(
+        &self,
+        job: Job<'_>,
+        record: &mut Option<Record>,
+        course: &mut Course,
+    ) -> Result<Try, Error> {
+        let deadline = Instant::now() + self.timeout;
         let mut last: Option<Try> = None;
         loop {
             let considered = self.consider(job);
@@ -77,7 +103,7 @@ impl Proxy {
                 Err(error) => match last {
                     None => return Err(error),
                     // Whoever is left has failed already, or nobody is left: later, perhaps.
-                    Some(_) if self.pause(job, &mut course, deadline).await => continue,
+                    Some(_) if self.pause(job, course, deadline).await => continue,
                     Some(last) => return Ok(last),
                 },
             };
@@ -89,7 +115,10 @@ impl Proxy {
             let explanation = self.explain(job, &placed, considered, course.tries);
             let (outcome, answer, ticket) = self.attempt(job, placed.ticket, deadline).await;
             course.tries += 1;
-            let over = Instant::now() >= deadline || !self.again(outcome, &mut course);
+            if outcome == Outcome::Lost {
+                course.lost.push(Arc::clone(&ticket.worker));
+            }
+            let over = Instant::now() >= deadline || !self.again(outcome, course);
             if over && outcome.meaning().again != Again::Never {
                 self.metrics.retries_exhausted(job.row.label);
             }
@@ -114,8 +143,9 @@ impl Proxy {
             target: job.target,
             tried,
         };
+        let particular = job.target.is_some() || !tried.is_empty();
         let full = match self.fleet.room() {
-            Some(room) if room.waiting() > 0 => Some(room),
+            Some(room) if room.has_line() && !particular => Some(room),
             room => match self.fleet.place(job.routing, wish) {
                 Ok(placed) => return Ok(placed),
                 Err(NoPlace::Full) => room,
@@ -126,7 +156,7 @@ impl Proxy {
             retry_after: self.fleet.retry_after_secs(),
         };
         let room = full.ok_or_else(nobody)?;
-        let placed = room.wait(|| self.fleet.place(job.routing, wish).ok());
+        let placed = room.wait(particular, || self.fleet.place(job.routing, wish).ok());
         placed.await.map_err(|why| match why {
             NoRoom::QueueFull => Error::QueueFull {
                 what: "max_requests_per_worker",

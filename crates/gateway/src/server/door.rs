@@ -7,7 +7,7 @@ use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tracing::{debug, warn};
 
-use super::admission::{Admission, Admitted};
+use super::admission::Admission;
 use super::auth::Auth;
 use super::cors::{self, Cors};
 use super::info;
@@ -15,8 +15,9 @@ use super::lanes::Presence;
 use super::loads;
 use super::reply::{Reply, Visit};
 use super::request_id::RequestIds;
-use super::routes::{Action, Guard, Route, Routes};
+use super::routes::{Action, Guard, Routes};
 use crate::config::Options;
+use crate::endpoint::Inference;
 use crate::error::Error;
 use crate::proxy::{Passage, Proxy, ReplyBody, linger};
 use crate::server::Shutdown;
@@ -122,34 +123,43 @@ impl Gate {
                 Guard::Public => Ok(()),
                 Guard::Key => self.auth.check(request.headers()),
             });
-        let admitted = match (may, route.action) {
-            // Too much beats badly asked: the body has not been looked at.
-            (Ok(()), Action::Forward(_)) => self.state.admission.admit().await,
-            (may, _) => may.map(|()| Admitted::default()),
-        };
-        match admitted {
-            Ok(admitted) => visit.admit(admitted),
-            Err(error) => {
-                linger(request.into_body());
-                return (visit, Err(error));
-            }
+        if let Err(error) = may {
+            linger(request.into_body());
+            return (visit, Err(error));
         }
-        let outcome = self.act(route, passage, request).await.map(|mut response| {
+        let outcome = self.act(route.action, passage, request, &mut visit).await;
+        let outcome = outcome.map(|mut response| {
             cors::disown(response.headers_mut());
             response
         });
         (visit, outcome)
     }
 
-    async fn act(
+    /// Inference: the request comes in whole before it takes a place, so that a client that
+    /// sends slowly holds up nobody; it is looked at only after that, so too much beats badly
+    /// asked.
+    async fn infer(
         &self,
-        route: &Route,
+        row: &'static Inference,
         passage: Passage<'_>,
         request: Request<Incoming>,
+        visit: &mut Visit,
+    ) -> Result<Response<ReplyBody>, Error> {
+        let received = self.proxy.receive(row, request).await?;
+        visit.admit(self.state.admission.admit().await?);
+        self.proxy.forward(row, passage, received).await
+    }
+
+    async fn act(
+        &self,
+        action: Action,
+        passage: Passage<'_>,
+        request: Request<Incoming>,
+        visit: &mut Visit,
     ) -> Result<Response<ReplyBody>, Error> {
         let (lane, proxy) = (passage.lane, &self.proxy);
-        match route.action {
-            Action::Forward(row) => proxy.forward(row, passage, request).await,
+        match action {
+            Action::Forward(row) => self.infer(row, passage, request, visit).await,
             // Rare ones are boxed, so that they do not make every request's future larger.
             Action::Seek => Box::pin(proxy.seek(passage, request)).await,
             Action::AskFirst(paths) => Box::pin(proxy.ask_first(lane, paths))

@@ -234,3 +234,45 @@ async fn one_lost_connection_of_the_only_worker_turns_nobody_away() {
         assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
     }
 }
+
+#[tokio::test]
+async fn a_worker_that_hangs_up_on_everybody_is_to_blame_a_request_on_which_all_hang_up_is() {
+    let hangs_up = |request: &crate::support::Received| !request.all("x-poison").is_empty();
+    let mut workers = Vec::new();
+    for index in 0..3 {
+        workers.push(
+            Worker::scripted(move |request| {
+                let broken = index == 0 && !request.all("x-break").is_empty();
+                if broken || hangs_up(request) {
+                    vec![Step::Close]
+                } else {
+                    ok()
+                }
+            })
+            .await,
+        );
+    }
+    let mut options = touchy(&[&workers[0], &workers[1], &workers[2]]);
+    options.disable_retries = false;
+    options.retry_initial_backoff_ms = 1;
+    options.retry_budget_ratio = 100.0;
+    let gateway = start_with(options).await;
+    let ask = async |header: &str| {
+        let request = format!(
+            "POST /generate HTTP/1.1\r\nhost: g\r\n{header}: 1\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
+        );
+        crate::support::raw(&gateway, request.as_bytes())
+            .await
+            .status
+    };
+    for _ in 0..10 {
+        assert_eq!(ask("x-poison").await, 502);
+    }
+    for index in 0..3 {
+        assert_eq!(circuit(&gateway, index).await, "closed");
+    }
+    for _ in 0..9 {
+        assert_eq!(ask("x-break").await, 200);
+    }
+    assert_eq!(circuit(&gateway, 0).await, "open");
+}

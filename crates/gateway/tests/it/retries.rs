@@ -206,12 +206,13 @@ async fn a_stream_that_breaks_off_is_not_tried_again_and_ends_with_an_error_even
 }
 
 #[tokio::test]
-async fn no_event_is_added_amid_another_or_to_what_is_no_stream_of_events() {
+async fn no_event_is_added_amid_another_after_the_last_or_to_what_is_no_stream_of_events() {
     let events =
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
     let plain = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n";
     let sized = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 99\r\n\r\n";
     for (head, piece, body) in [
+        (events, "e\r\ndata: [DONE]\n\n\r\n", "data: [DONE]\n\n"),
         (events, "7\r\ndata: 1\r\n", "data: 1"),
         (plain, "9\r\ndata: 1\n\n\r\n", "data: 1\n\n"),
         (sized, "data: 1\n\n", "data: 1\n\n"),
