@@ -136,8 +136,14 @@ class Gateway(Process):
         self.url, self.metrics_url = (f"http://{address}" for address in said.groups())
 
     def wait_ready(self, count: int) -> Gateway:
-        wait_for(lambda: healthy_workers(self.url) >= count, f"{count} workers ready")
+        wait_for(lambda: self._ready() >= count, f"{count} workers ready")
         return self
+
+    def _ready(self) -> int:
+        try:
+            return healthy_workers(self.url)
+        except urllib.error.URLError:
+            return 0  # a shared port is listened on once a worker is ready
 
     def workers(self) -> list[dict[str, Any]]:
         return get_json(f"{self.url}/workers")["workers"]
