@@ -1,6 +1,6 @@
 # The few verbs of this project. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo build lint test bench fmt
+.PHONY: help demo build lint test chaos bench fmt
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
@@ -10,6 +10,8 @@ export VIRTUAL_ENV := $(VENV)
 unexport CONDA_PREFIX
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+SEED ?= 1
+FAULTS ?= 10000
 
 RUST := Cargo.toml Cargo.lock build.rs $(shell find src crates -name '*.rs' -o -name Cargo.toml)
 BUILT := $(VENV)/.built
@@ -26,6 +28,9 @@ test: ## Rust tests, then Python tests; PYTEST_ARGS="-k signals"
 	cargo test --workspace
 	@$(MAKE) --no-print-directory $(BUILT)
 	$(BIN)/python -m pytest py_test/ $(PYTEST_ARGS)
+
+chaos: $(BUILT) ## faults drawn from a seed against real processes; SEED=7 FAULTS=1000 (about 15 a second)
+	SEED=$(SEED) FAULTS=$(FAULTS) $(BIN)/python -m pytest py_test/e2e/faults/test_chaos.py -s
 
 lint: $(BUILT) ## formatting, clippy, ruff, mypy, and the stub against the extension
 	cargo fmt --all --check

@@ -98,6 +98,7 @@ class Worker(Process):
         self.lines.clear()
         self.command = [sys.executable, *self._flags, "--port", str(urlsplit(self.url).port)]
         self._spawn()
+        self.wait_for_line("listening on")
 
     def freeze(self) -> None:
         self.send(signal.SIGSTOP)
@@ -108,6 +109,10 @@ class Worker(Process):
     def set_faults(self, **faults: Any) -> None:
         """Replaces the faults in force; none ends them."""
         call(self.url, "POST", "/sim/faults", faults)
+
+    def faults(self) -> dict[str, Any]:
+        """Those in force."""
+        return get_json(f"{self.url}/sim/faults")
 
     def stats(self) -> dict[str, int]:
         return get_json(f"{self.url}/sim/stats")

@@ -1,0 +1,234 @@
+"""Faults drawn from a seed, one after the other and several at a time, under load: `make chaos SEED=7 FAULTS=10000`.
+
+Whatever happens, two workers are left alone until the others are back, but for black-outs, in which all die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from conftest import wait_for
+
+from .harness import Client, Gateway, Reply, Worker, generate, head, until
+
+SEED = int(os.environ.get("SEED", "1"))
+FAULTS = int(os.environ.get("FAULTS", "300"))
+
+FLEET = 5
+LEFT_ALONE = 2
+CLIENTS = 12
+PROMPTS = 200
+LONGEST_FAULT_MS = 500
+RSS_SLACK = 12 << 20
+FLAGS = [
+    *["--health-check-interval-secs", "1", "--health-check-timeout-secs", "3", "--health-success-threshold", "1"],
+    *["--cb-timeout-duration-secs", "1", "--cb-success-threshold", "1", "--slow-start-secs", "1"],
+    # The budget is for storms; here every request is to find the workers that are well.
+    *["--retry-budget-min-per-sec", "1000", "--prefix-index-bytes", "1048576", "--request-timeout-secs", "30"],
+]
+
+
+@dataclass
+class Fault:
+    kind: str
+    slot: int
+    size: float
+    """0 to 1: how bad."""
+
+
+def schedule(seed: int, count: int) -> list[Fault]:
+    """What is to happen; the same for the same seed."""
+    draw = random.Random(seed)
+    weights = {"vanish": 60, "server_errors": 9, "too_busy": 7, "hang_ups": 5, "slow": 6, "freeze": 6, "kill": 7}
+    kinds = draw.choices([*weights], [*weights.values()], k=count)
+    kinds[count // 3 :: 400] = ["black_out"] * len(kinds[count // 3 :: 400])
+    return [Fault(kind, draw.randrange(FLEET), draw.random()) for kind in kinds]
+
+
+@dataclass
+class Asked:
+    """A request and the time it took."""
+
+    reply: Reply
+    began: float
+    ended: float
+
+    def was_begun(self) -> bool:
+        """Bytes had been given to the client: it sees an abnormal end, which is all that can be done."""
+        return self.reply.status == 200 and not self.reply.whole
+
+
+@dataclass
+class Chaos:
+    door: Gateway
+    fleet: list[Worker]
+    seed: int
+    ill: set[int] = field(default_factory=set)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    black_outs: list[tuple[float, float]] = field(default_factory=list)
+    done: Counter[str] = field(default_factory=Counter)
+    asked: int = 0
+    odd: list[Asked] = field(default_factory=list)
+    over: bool = False
+    rss_midway: int = 0
+
+    async def run(self, faults: list[Fault]) -> None:
+        clients = [asyncio.create_task(self.keep_asking(number)) for number in range(CLIENTS)]
+        for at, fault in enumerate(faults):
+            if at == len(faults) // 2:
+                self.rss_midway = self.door.rss()
+            await self.begin(fault)
+        await asyncio.gather(*self.tasks)
+        self.over = True
+        await asyncio.gather(*clients)
+
+    # --- load ---
+
+    async def keep_asking(self, number: int) -> None:
+        draw = random.Random(self.seed * 1000 + number)
+        async with Client(self.door.url, fresh=number % 4 == 0) as client:
+            while not self.over:
+                body = a_request(draw)
+                began = time.monotonic()
+                reply = await client.ask(body)
+                self.asked += 1
+                if not reply.ok:
+                    self.odd.append(Asked(reply, began, time.monotonic()))
+                await asyncio.sleep(0.01)
+
+    # --- faults ---
+
+    async def begin(self, fault: Fault) -> None:
+        """Starts a fault as soon as that is fair."""
+        self.tasks = [task for task in self.tasks if not task.done() or task.result()]
+        if fault.kind == "vanish":
+            await self.vanish(fault)
+        elif fault.kind == "black_out":
+            await asyncio.gather(*self.tasks)
+            await self.black_out()
+        else:
+            await self.a_worker_to_spare()
+            slot = next(slot % FLEET for slot in range(fault.slot, 2 * FLEET) if slot % FLEET not in self.ill)
+            self.ill.add(slot)
+            self.tasks.append(asyncio.create_task(self.fall_ill(slot, fault)))
+        self.done[fault.kind] += 1
+
+    async def a_worker_to_spare(self) -> None:
+        deadline = time.monotonic() + 60
+        while len(self.ill) >= FLEET - LEFT_ALONE:
+            assert time.monotonic() < deadline, f"no worker came back: {self.door.workers()}"
+            await asyncio.sleep(0.01)
+
+    async def fall_ill(self, slot: int, fault: Fault) -> None:
+        what: Callable[[Worker, float], Awaitable[None]] = getattr(self, fault.kind)
+        await what(self.fleet[slot], fault.size)
+        await self.back([self.fleet[slot]])
+        self.ill.discard(slot)
+
+    async def back(self, workers: list[Worker]) -> None:
+        """Until the gateway sends them requests again."""
+        await asyncio.to_thread(wait_for, lambda: all(self.is_open(worker) for worker in workers), "all back", 60)
+
+    def is_open(self, worker: Worker) -> bool:
+        seen = self.door.worker(worker.url)
+        return seen["is_healthy"] and seen["circuit_breaker"] == "closed"
+
+    async def server_errors(self, worker: Worker, size: float) -> None:
+        await give(worker, status=random.Random(size).choice([500, 502, 503, 504]), count=1 + int(20 * size))
+
+    async def too_busy(self, worker: Worker, size: float) -> None:
+        await give(worker, status=429, retry_after=1, count=1 + int(30 * size))
+
+    async def hang_ups(self, worker: Worker, size: float) -> None:
+        await give(worker, close_before_headers=True, count=1 + int(5 * size))
+
+    async def slow(self, worker: Worker, size: float) -> None:
+        await give(worker, delay_first_byte_ms=int(300 * size), chunk_delay_ms=int(50 * size))
+
+    async def freeze(self, worker: Worker, size: float) -> None:
+        worker.freeze()
+        try:
+            await asyncio.sleep(0.1 + size)
+        finally:
+            worker.thaw()
+
+    async def kill(self, worker: Worker, size: float) -> None:
+        worker.kill()
+        await asyncio.sleep(0.5 * size)
+        await asyncio.to_thread(worker.restart)
+
+    async def black_out(self) -> None:
+        began = time.monotonic()
+        for worker in self.fleet:
+            worker.kill()
+        await asyncio.gather(*(asyncio.to_thread(worker.restart) for worker in self.fleet))
+        await self.back(self.fleet)
+        self.black_outs.append((began, time.monotonic()))
+
+    async def vanish(self, fault: Fault) -> None:
+        """A client goes amid its head, amid its body, while waiting, or amid its stream."""
+        stage = int(4 * fault.size)
+        body = str(generate(20, stream=True)).replace("'", '"').replace("True", "true").encode()
+        request = head("/generate", len(body)) + body
+        reader, writer = await asyncio.open_connection(*self.client_address())
+        writer.write([request[:30], request[:-10], request, request][stage])
+        if stage == 3:
+            await asyncio.wait_for(reader.read(1), 60)
+        elif fault.slot % 2:
+            await asyncio.sleep(0.02)
+        writer.transport.abort()
+
+    def client_address(self) -> tuple[Any, ...]:
+        return Client(self.door.url).address
+
+
+def a_request(draw: random.Random) -> dict[str, Any]:
+    text = f"conversation {draw.randrange(PROMPTS)} " * 20
+    return generate(draw.randrange(1, 12), stream=draw.random() < 0.5, text=text)
+
+
+async def give(worker: Worker, **faults: Any) -> None:
+    """Faults that end by themselves; returns when they have."""
+    await asyncio.to_thread(worker.set_faults)
+    none = await asyncio.to_thread(worker.faults)
+    await asyncio.to_thread(lambda: worker.set_faults(for_ms=LONGEST_FAULT_MS, **faults))
+    await until(lambda: worker.faults() == none, "the faults are over")
+
+
+def excused(asked: Asked, black_outs: list[tuple[float, float]]) -> bool:
+    dark = any(asked.began <= end and asked.ended >= begin for begin, end in black_outs)
+    return asked.was_begun() or (dark and asked.reply.status in (502, 503) and asked.reply.whole)
+
+
+def numbers(chaos: Chaos) -> Iterator[str]:
+    yield f"seed {chaos.seed}: {sum(chaos.done.values())} faults {dict(chaos.done)}"
+    yield f"{chaos.asked} requests, {sum(odd.was_begun() for odd in chaos.odd)} replies cut"
+    yield f"{sum(not odd.was_begun() for odd in chaos.odd)} refused in {len(chaos.black_outs)} black-outs"
+    yield f"RSS {chaos.rss_midway >> 20} MiB midway, {chaos.door.rss() >> 20} MiB at the end"
+
+
+@pytest.mark.timeout(90 + FAULTS)
+def test_no_request_is_lost_while_a_worker_is_well(workers, gateway):
+    fleet = workers(FLEET, decode_step_base_ms=3)
+    door = gateway([worker.url for worker in fleet], *FLAGS)
+    chaos = Chaos(door, fleet, SEED)
+    asyncio.run(chaos.run(schedule(SEED, FAULTS)))
+    print("; ".join(numbers(chaos)))
+    assert [odd for odd in chaos.odd if not excused(odd, chaos.black_outs)] == []
+    assert chaos.asked > FAULTS
+    assert door.process.poll() is None
+    door.assert_nothing_left()
+    wait_for(lambda: all(worker.stats()["in_flight"] == 0 for worker in fleet), "nothing left at the workers")
+    assert door.rss() - chaos.rss_midway < RSS_SLACK
+
+
+def test_the_same_seed_draws_the_same_faults():
+    assert schedule(7, 500) == schedule(7, 500) != schedule(8, 500)
