@@ -165,8 +165,8 @@ class Gateway(Process):
 
     def decisions(self) -> list[tuple[float, str]]:
         """When (`time.monotonic`) and for which worker the last decisions were taken, retries included."""
-        now = time.monotonic()
         answer = get_json(f"{self.url}/debug/decisions?limit=100000")
+        now = time.monotonic()
         decisions = answer["decisions"] if isinstance(answer, dict) else answer
         return [(now - decision["age_secs"], decision["worker"]) for decision in decisions]
 

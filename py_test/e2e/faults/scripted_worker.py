@@ -6,6 +6,8 @@ All ports share one event loop, so counts over several workers are of one moment
 - `gap_ms`: pause before each token
 - `refuse`: share of requests that get 503 "The request queue is full.", and `seed` of that draw
 - `hang_up`: close every connection after a stream without having announced it
+
+A request with `"poison": true` gets no answer: the connection is closed on it.
 """
 
 from __future__ import annotations
@@ -76,7 +78,10 @@ class Script:
                 count.refused += 1
             writer.write(whole(503, {"object": "error", "message": "The request queue is full.", "code": 503}))
             return True
-        return await self.answer(reader, writer, json.loads(body), counts)
+        asked = json.loads(body)
+        if asked.get("poison"):
+            return False
+        return await self.answer(reader, writer, asked, counts)
 
     def about(self, path: str) -> dict[str, Any]:
         if path != "/script/stats":

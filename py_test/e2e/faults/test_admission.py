@@ -140,6 +140,28 @@ def test_a_client_that_leaves_while_served_makes_room_for_who_waits(scripted, ga
     door.assert_nothing_left()
 
 
+def test_who_waits_for_a_certain_worker_does_not_hold_up_those_for_others(scripted, gateway):
+    fleet = scripted(2, gap_ms=5)
+    door = gateway(fleet.urls, "--policy", "round_robin", "--max-requests-per-worker", "1")
+    aimed = {"x-smg-target-worker": "0"}
+
+    async def run() -> list[Reply]:
+        async with Client(door.url) as client:
+            running = asyncio.create_task(client.ask(generate(100_000, stream=True), headers=aimed))
+            await until(lambda: door.load() == 1, "worker 0 is full")
+            waiting = asyncio.create_task(client.ask(generate(1), headers=aimed))
+            await until(lambda: door.limits()["queued_for_a_worker"] == 1, "one waits for it")
+            others = [await client.ask(generate(1)) for _ in range(8)]
+            running.cancel()
+            return [await asyncio.wait_for(waiting, 5), *others]
+
+    replies = asyncio.run(run())
+    assert all(reply.ok for reply in replies)
+    # Not one after the other's patience: a quarter of a second each.
+    assert min(reply.took for reply in replies[1:]) < 0.15, [reply.took for reply in replies]
+    door.assert_nothing_left()
+
+
 def test_limits_are_told(scripted, gateway):
     fleet = scripted(1)
     flags = ["--max-concurrent-requests", "5", "--queue-size", "7", "--queue-timeout-secs", "9"]

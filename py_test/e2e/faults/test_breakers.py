@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+import pytest
+
 from .harness import Client, Load, ask_all, generate
 
 BAD_REQUESTS = 10_000
@@ -64,3 +66,22 @@ def test_a_worker_with_a_full_queue_gets_less_but_no_breaker_opens(workers, scri
     assert sum(door.metrics("smg_worker_retries_total").values()) >= refused
     door.assert_nothing_left()
     print(f"{refused} of {full.stats()['requests']} refused; served {[served[url] for url in urls.values()]}")
+
+
+@pytest.mark.xfail(reason="every worker is blamed for a request that no worker survives", raises=AssertionError)
+def test_requests_that_every_worker_hangs_up_on_do_not_shut_out_the_others(scripted, gateway):
+    fleet = scripted(4)
+    door = gateway(fleet.urls, "--policy", "round_robin")
+
+    async def run() -> tuple[list, list]:
+        async with Client(door.url) as client:
+            async with Load(client, 50, lambda number: generate(1)) as load:
+                poison = await ask_all(client, [generate(1, poison=True)] * 80, at_once=80)
+                begun = len(load.tasks)
+                while len(load.tasks) < begun + 50:
+                    await asyncio.sleep(0.02)
+            return poison, load.replies
+
+    poison, others = asyncio.run(run())
+    assert all(reply.status in (502, 503) for reply in poison)
+    assert Counter(reply.status for reply in others) == {200: len(others)}
