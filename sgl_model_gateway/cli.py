@@ -11,6 +11,7 @@ _EPILOG = """\
 examples:
   %(prog)s launch --worker-urls http://gpu-1:30000 http://gpu-2:30000
   %(prog)s launch --help
+  %(prog)s server --model-path Qwen/Qwen3-8B --dp-size 2
   %(prog)s demo --workers 4
   %(prog)s simulate --trace trace.jsonl --workers 8 --policy all
 """
@@ -36,7 +37,7 @@ def create_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
     for name, text in (
         ("launch", "start a gateway"),
-        ("server", "start SGLang servers together with a gateway (not built yet)"),
+        ("server", "start SGLang servers, or simulated ones, together with a gateway"),
         ("sim-worker", "start a simulated worker"),
         ("demo", "start simulated workers and a gateway, and send them some load"),
         ("simulate", "replay a trace under several policies in virtual time, and compare them"),
@@ -78,8 +79,6 @@ def _server(argv: list[str]) -> None:
     saved, sys.argv = sys.argv, [f"{_program()} server", *argv]
     try:
         launch_server.main()
-    except NotImplementedError as error:
-        sys.exit(f"error: {error}")
     finally:
         sys.argv = saved
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, NoReturn
 
 from .demo_load import MODEL, Progress, call, send, served_by, table
+from .launch_server import cleanup_processes, find_available_ports, launch_server_process
 from .router import Router
+from .server_engines import SimServerArgs
+from .server_plan import worker_url
 from .sgl_model_gateway_rs import SimWorker
+from .worker_process import Process
 
 # A small model on a small GPU, roughly.
 _WORKER = {
@@ -25,6 +27,7 @@ _WORKER = {
     "record_requests": 10_000,
 }
 _PORT = 30000
+_FIRST_WORKER_PORT = 31000
 _PATIENCE = 30.0
 _GRACE = 5
 
@@ -76,8 +79,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(args: argparse.Namespace, stack: ExitStack) -> None:
     started = time.monotonic()
-    worker = _worker_process if args.processes else _worker_here
-    workers = [stack.enter_context(worker()) for _ in range(args.workers)]
+    workers = (_worker_processes if args.processes else _workers_here)(args.workers, stack)
     gateway = stack.enter_context(_gateway(workers))
     _wait_until_ready(gateway.url, args.workers)
     print(
@@ -93,26 +95,19 @@ def _run(args: argparse.Namespace, stack: ExitStack) -> None:
         gateway.wait()
 
 
-@contextmanager
-def _worker_here() -> Iterator[str]:
-    with SimWorker(**_WORKER) as worker:
-        yield worker.url
+def _workers_here(count: int, stack: ExitStack) -> list[str]:
+    return [stack.enter_context(SimWorker(**_WORKER)).url for _ in range(count)]
 
 
-@contextmanager
-def _worker_process() -> Iterator[str]:
-    flags = [word for name, value in _WORKER.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "sgl_model_gateway.sim_worker", *flags]
-    # A session of its own: Ctrl-C in the terminal reaches the demo alone, which then ends its workers.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline().split()
-            if not line:
-                raise RuntimeError(f"a simulated worker ended with exit code {process.wait()}")
-            yield line[-1]
-        finally:
-            process.terminate()
+def _worker_processes(count: int, stack: ExitStack) -> list[str]:
+    """As `launch_server --engine sim` starts them: they die with the demo, however it dies."""
+    options = {name: value for name, value in _WORKER.items() if name != "model"}
+    servers = SimServerArgs(model_path=MODEL, options=options)
+    processes: list[Process] = []
+    stack.callback(cleanup_processes, processes)
+    ports = find_available_ports(_FIRST_WORKER_PORT, count, host=servers.host)
+    processes += (launch_server_process(servers, port, rank) for rank, port in enumerate(ports))
+    return [worker_url(servers.host, port) for port in ports]
 
 
 def _gateway(workers: list[str]) -> Router:

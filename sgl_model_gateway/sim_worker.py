@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 from .sgl_model_gateway_rs import SimWorker, sim_option_defaults
@@ -32,7 +32,15 @@ def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    add_flags(parser)
+    return parser
+
+
+def add_flags(parser: argparse._ActionsContainer, leave_out: Set[str] = frozenset()) -> None:
+    """Adds a flag for every option that is not left out."""
     for group, name, flag, default in _table():
+        if name in leave_out:
+            continue
         settings: dict[str, Any] = {"action": "store_true"}
         if not isinstance(default, bool):
             kind = (str if name in _TEXT else int) if default is None else type(default)
@@ -40,15 +48,15 @@ def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{flag.replace('_', '-')}", dest=f"{group}.{name}", default=default, help=" ", **settings
         )
-    return parser
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
-    """Parsed flags as keywords of `SimWorker`."""
+    """Parsed flags as keywords of `SimWorker`; those of other flags in the same parser are left alone."""
     keywords: dict[str, Any] = {}
     for key, value in vars(args).items():
-        group, _, name = key.partition(".")
-        (keywords.setdefault(group, {}) if group else keywords)[name] = value
+        group, dot, name = key.partition(".")
+        if dot:
+            (keywords.setdefault(group, {}) if group else keywords)[name] = value
     return keywords
 
 

@@ -1,0 +1,64 @@
+"""Fifty launchers, each ended by a signal at a random moment. Nothing may be left, and the exit code has to tell."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+from launchers import Launcher, nothing_is_left
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
+PHASES = ("start-up", "serving", "shutdown")
+ROUNDS = 50
+BATCH = 10
+LIMIT = 5.0  # seconds until the launcher has ended, and again until everything it started has
+
+
+def one_round(number: int) -> None:
+    """What is random is only *when*: every pair of signal and phase comes up."""
+    chance = random.Random(number)
+    victim, phase = SIGNALS[number % 4], PHASES[number % 3]
+    stubborn = {"STUB_STUBBORN": "1"} if number % 5 == 0 else {}
+    launcher = Launcher(
+        *("--dp-size", "2", "--router-worker-stop-timeout-secs", "1"),
+        engine="sglang" if number % 2 else "sim",
+        environment=stubborn,
+    )
+    try:
+        first = victim
+        if phase == "start-up":
+            time.sleep(chance.uniform(0.0, 0.5))
+        else:
+            launcher.url()
+            time.sleep(chance.uniform(0.0, 0.1))
+        if phase == "shutdown":
+            first = signal.SIGTERM
+            launcher.process.send_signal(first)
+            time.sleep(chance.uniform(0.0, 0.1))
+        code = launcher.end(victim, LIMIT)
+        check_code(launcher, code, first, victim)
+        nothing_is_left(launcher, [launcher.base_port, launcher.base_port + 100], LIMIT)
+    except BaseException as error:
+        raise AssertionError(f"round {number}, {victim.name} during {phase}:\n{launcher.text()}") from error
+    finally:
+        launcher.destroy()
+
+
+def check_code(launcher: Launcher, code: int, first: int, last: int) -> None:
+    allowed = {128 + first}
+    if last == signal.SIGKILL:
+        allowed = {-signal.SIGKILL} if first == last else {-signal.SIGKILL, 128 + first}
+    elif not launcher.text() or "KeyboardInterrupt" in launcher.text():
+        allowed.add(-first)  # before the program could do anything: a shell sees the same code
+    assert code in allowed, f"exit code {code}, expected {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("start", range(0, ROUNDS, BATCH))
+def test_whenever_it_is_ended_nothing_is_left(start: int) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for outcome in [pool.submit(partial(one_round, number)) for number in range(start, start + BATCH)]:
+            outcome.result()

@@ -1,0 +1,202 @@
+"""Ports, URLs, replicas and refusals of the launcher, for server arguments of any release."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from launchers import forget_sglang, free_base
+
+from sgl_model_gateway import server_plan
+from sgl_model_gateway.router_args import RouterArgs
+from sgl_model_gateway.server_plan import (
+    SPACING,
+    adapt_router_args,
+    find_available_ports,
+    gpus_per_replica,
+    is_port_available,
+    refuse,
+    replica,
+    taken_ports,
+    worker_url,
+)
+
+
+@pytest.fixture(autouse=True)
+def _without_sglang() -> Iterator[None]:
+    forget_sglang()
+    yield
+    forget_sglang()
+
+
+# --- ports
+
+
+def test_ports_are_blocks_apart_and_start_at_the_base() -> None:
+    base = free_base()
+    assert find_available_ports(base, 3) == [base, base + SPACING, base + 2 * SPACING]
+
+
+def test_a_busy_port_and_those_to_avoid_are_passed_over() -> None:
+    base = free_base()
+    with socket.create_server(("127.0.0.1", base)):
+        assert not is_port_available(base, "127.0.0.1")
+        assert find_available_ports(base, 1, host="127.0.0.1") == [base + 1]
+    assert find_available_ports(base, 1, avoid=frozenset({base, base + 1})) == [base + 2]
+    # The block's own second port counts as well.
+    assert find_available_ports(base, 1, avoid=frozenset({base + server_plan.NCCL_OFFSET})) == [base + 1]
+
+
+@pytest.mark.parametrize(("base", "count"), [(65500, 2), (65535, 2), (65536, 1), (0, 1), (-5, 1)])
+def test_the_search_ends_with_the_ports(base: int, count: int) -> None:
+    with pytest.raises(RuntimeError, match=f"from {base} to 65535; choose another --router-dp-worker-base-port"):
+        find_available_ports(base, count)
+
+
+def test_a_search_among_busy_ports_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_plan, "is_port_available", lambda *_: False)
+    with pytest.raises(RuntimeError, match="only 0"):
+        find_available_ports(1, 1)
+
+
+@pytest.mark.parametrize("home", ["sglang.srt.utils", "sglang.srt.utils.network"])
+def test_sglangs_own_check_counts_in_both_of_its_homes(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    asked: list[int] = []
+    names = ["sglang", "sglang.srt", "sglang.srt.utils"] + ["sglang.srt.utils.network"] * home.endswith("network")
+    modules = {name: ModuleType(name) for name in names}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(modules[parent], child, module)
+    modules[home].is_port_available = lambda port: bool(asked.append(port))  # type: ignore[attr-defined]
+    port = free_base()
+    assert not is_port_available(port) and asked == [port]
+
+
+def test_no_worker_gets_a_port_that_is_spoken_for() -> None:
+    servers = SimpleNamespace(nccl_port=5, disaggregation_bootstrap_port=8998, dist_init_addr="host:7", grpc_port=None)
+    assert taken_ports(servers, RouterArgs(port=1, prometheus_port=2)) == {1, 2, 5, 7, 8998}
+    assert taken_ports(SimpleNamespace(), RouterArgs(port=0)) == frozenset()
+
+
+# --- URLs
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:5"),
+        ("", "http://127.0.0.1:5"),
+        (None, "http://127.0.0.1:5"),
+        ("::", "http://[::1]:5"),
+        ("[::]", "http://[::1]:5"),
+        ("fe80::1", "http://[fe80::1]:5"),
+        ("[fe80::1]", "http://[fe80::1]:5"),
+        ("10.0.0.1", "http://10.0.0.1:5"),
+        ("gpu-1", "http://gpu-1:5"),
+    ],
+)
+def test_worker_urls(host: str | None, url: str) -> None:
+    assert worker_url(host, 5) == url
+
+
+def test_the_gateway_takes_over_urls_and_key() -> None:
+    args = RouterArgs()
+    adapt_router_args(SimpleNamespace(host="::", api_key="k"), args, [5, 6])
+    assert args.worker_urls == ["http://[::1]:5", "http://[::1]:6"] and args.api_key == "k"
+    adapt_router_args(SimpleNamespace(host="::", api_key="k"), args := RouterArgs(api_key="k"), [])
+    assert args.api_key == "k"
+
+
+# --- replicas
+
+
+class Sealed:
+    """Refuses assignment, as a resolved record of late releases does."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.__dict__.update({"port": 1, "base_gpu_id": 0, "dp_size": 4, "tp_size": 2} | fields)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{name} assigned after resolution")
+
+    def replace_resolved(self, source: str, **changes: Any) -> Sealed:
+        assert source == "sgl_model_gateway.launch_server_process"
+        return Sealed(**(vars(self) | changes))
+
+
+def test_a_sealed_record_is_replaced_not_changed() -> None:
+    given = Sealed()
+    own = replica(given, 31002, 3)
+    assert vars(own) == {"port": 31002, "base_gpu_id": 6, "dp_size": 1, "tp_size": 2}
+    assert vars(given) == vars(Sealed())
+
+
+def test_only_fields_that_exist_are_set() -> None:
+    own = replica(SimpleNamespace(port=1, tp_size=2), 7, 1)
+    assert vars(own) == {"port": 7, "tp_size": 2}
+
+
+def test_side_ports_are_one_apart_and_nccl_follows_the_worker() -> None:
+    given = SimpleNamespace(port=1, nccl_port=None, grpc_port=50, dist_init_addr="[::1]:900")
+    own = replica(given, 31100, 1)
+    assert (own.nccl_port, own.grpc_port, own.dist_init_addr) == (31110, 51, "[::1]:1000")
+    assert replica(SimpleNamespace(port=1, nccl_port=40), 31100, 2).nccl_port == 42
+    assert replica(SimpleNamespace(port=1, nccl_port=None), 65530, 0).nccl_port is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "gpus"),
+    [
+        ({}, 1),
+        ({"tp_size": 4}, 4),
+        ({"tp_size": 2, "pp_size": 2}, 4),
+        ({"tp_size": 2, "gpu_id_step": 2}, 4),
+        ({"tp_size": 16, "nnodes": 2}, 8),
+    ],
+)
+def test_gpus_per_replica(fields: dict[str, int], gpus: int) -> None:
+    servers = SimpleNamespace(port=1, base_gpu_id=3, **fields)
+    assert gpus_per_replica(servers) == gpus
+    assert [replica(servers, 5, rank).base_gpu_id for rank in (0, 1)] == [3, 3 + gpus]
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("flag", "servers", "router"),
+    [
+        ("--router-mini-lb", {}, {"mini_lb": True}),
+        ("--router-pd-disaggregation", {}, {"pd_disaggregation": True}),
+        ("--router-prefill", {}, {"prefill_urls": [("http://a", None)]}),
+        ("--router-decode", {}, {"decode_urls": ["http://a"]}),
+        ("--router-service-discovery", {}, {"service_discovery": True}),
+        ("--router-enable-igw", {}, {"enable_igw": True}),
+        ("--worker-urls", {}, {"worker_urls": ["http://a"]}),
+        ("--router-api-key", {"api_key": "a"}, {"api_key": "b"}),
+        ("--dp-size", {"dp_size": 0}, {}),
+        ("--grpc-mode", {"grpc_mode": True}, {}),
+        ("--smg-grpc-mode", {"smg_grpc_mode": True}, {}),
+        ("--ssl-certfile", {"ssl_certfile": "f"}, {}),
+        ("--ssl-keyfile", {"ssl_keyfile": "f"}, {}),
+        ("--disaggregation-mode", {"disaggregation_mode": "prefill"}, {}),
+        ("--encoder-only", {"encoder_only": True}, {}),
+        ("--node-rank", {"node_rank": 1}, {}),
+        ("--dist-init-addr", {"dist_init_addr": "host"}, {}),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(flag: str, servers: dict[str, Any], router: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{flag}: "):
+        refuse(SimpleNamespace(**servers), RouterArgs(**router))
+
+
+def test_what_works_is_not() -> None:
+    servers = SimpleNamespace(dp_size=2, disaggregation_mode="null", dist_init_addr="a:1", api_key="k", grpc_mode=False)
+    refuse(servers, RouterArgs(api_key="k", policy="random"))
+    refuse(SimpleNamespace(), RouterArgs(api_key="for clients only"))

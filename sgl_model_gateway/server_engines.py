@@ -1,0 +1,118 @@
+"""The engines the launcher can run: SGLang itself, or the simulated worker for machines without GPUs.
+
+An engine adds its flags to a parser and reads them back; `serve` is what a worker process runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from . import sim_worker
+from .sgl_model_gateway_rs import SimWorker
+
+# Options of the simulated worker that the launcher sets, or that make no sense behind a plain gateway.
+_OWN = {"host", "port", "model", "api_key", "dp_size", "role", "bootstrap_port"}
+
+
+class Engine(Protocol):
+    """What the launcher asks of an engine."""
+
+    def add_cli_args(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the engine's flags."""
+
+    def from_cli_args(self, args: argparse.Namespace) -> Any:
+        """The server arguments that the flags say."""
+
+    def read_config(self, parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
+        """The command line with what a configuration file adds."""
+
+
+@dataclass
+class SimServerArgs:
+    """What `ServerArgs` is for SGLang, for the simulated worker."""
+
+    model_path: str = "sim-model"
+    host: str = "127.0.0.1"
+    port: int = 30000
+    dp_size: int = 1
+    api_key: str | None = field(default=None, repr=False)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def serve(self) -> None:
+        """Runs one simulated worker until SIGINT, SIGTERM or SIGQUIT."""
+        worker = SimWorker(host=self.host, port=self.port, model=self.model_path, api_key=self.api_key, **self.options)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+            signal.signal(number, lambda *_: worker.stop())
+        worker.start_background()
+        worker.wait()
+
+
+class SimEngine:
+    """`--engine sim`."""
+
+    def add_cli_args(self, parser: argparse.ArgumentParser) -> None:
+        """Flags under SGLang's names, then the simulated worker's own."""
+        group = parser.add_argument_group("Simulated servers")
+        defaults = SimServerArgs()
+        group.add_argument("--model-path", "--model", default=defaults.model_path, help="name of the model served")
+        group.add_argument("--host", default=defaults.host, help="address of the gateway and the workers")
+        group.add_argument("--port", type=int, default=defaults.port, help="port of the gateway")
+        group.add_argument(
+            "--dp-size", "--data-parallel-size", type=int, default=defaults.dp_size, help="workers to start"
+        )
+        group.add_argument("--api-key", help="key that clients have to show")
+        sim_worker.add_flags(group, leave_out=_OWN)
+
+    def from_cli_args(self, args: argparse.Namespace) -> SimServerArgs:
+        """The server arguments that the flags say."""
+        return SimServerArgs(
+            args.model_path, args.host, args.port, args.dp_size, args.api_key, sim_worker.options(args)
+        )
+
+    def read_config(self, parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
+        """There is no configuration file."""
+        return argv
+
+
+class SglangEngine:
+    """`--engine sglang`, the default. Raises `ImportError` when SGLang cannot be imported."""
+
+    def __init__(self) -> None:
+        from sglang.srt.server_args import ServerArgs
+
+        self._server_args = ServerArgs
+        _load_plugins()
+
+    def add_cli_args(self, parser: argparse.ArgumentParser) -> None:
+        """All flags of the installed release."""
+        self._server_args.add_cli_args(parser)
+
+    def from_cli_args(self, args: argparse.Namespace) -> Any:
+        """The installed release's `ServerArgs`."""
+        return self._server_args.from_cli_args(args)
+
+    def read_config(self, parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
+        """Merges `--config FILE` in as SGLang does."""
+        if "--config" not in argv:
+            return argv
+        try:
+            from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
+        except ImportError:  # where older releases keep it
+            from sglang.srt.server_args_config_parser import ConfigArgumentMerger
+        merged: list[str] = ConfigArgumentMerger(parser).merge_config_with_args(argv)
+        return merged
+
+
+def _load_plugins() -> None:
+    """Releases with plugins load them before they read arguments."""
+    try:
+        from sglang.srt.plugins import load_plugins
+    except ImportError:
+        return
+    load_plugins()
+
+
+ENGINES: dict[str, type[Engine]] = {"sglang": SglangEngine, "sim": SimEngine}

@@ -1,0 +1,186 @@
+"""What the launcher decides before anything runs: ports, URLs, one set of server arguments per replica, refusals.
+
+Server arguments are SGLang's `ServerArgs` of any release, or `SimServerArgs`. Releases differ in what they have, so
+every field is read with a default and only fields that exist are set.
+"""
+
+from __future__ import annotations
+
+import copy
+import socket
+import sys
+from typing import Any
+
+from .router_args import RouterArgs
+
+HIGHEST_PORT = 65535
+# Ports of one replica: HTTP at 0 and NCCL at 10. SGLang takes ZMQ ports from 233 on, which fall between those of a
+# later replica, and without a given NCCL port old releases take any from 100 to 1000 up.
+SPACING = 100
+NCCL_OFFSET = 10
+_EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+# Ports a server binds besides its own, when they are set: one apart per replica.
+_SIDE_PORTS = ("grpc_port", "engine_info_bootstrap_port")
+
+
+def is_port_available(port: int, host: str = "") -> bool:
+    """Whether a server could listen on this TCP port of `host`; empty means all addresses.
+
+    When SGLang is loaded its own check has to agree.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            probe.listen(1)
+    except (OSError, OverflowError):
+        return False
+    return _sglang_agrees(port)
+
+
+def _sglang_agrees(port: int) -> bool:
+    if "sglang" not in sys.modules:
+        return True
+    try:
+        from sglang.srt.utils import network as home
+    except ImportError:  # where older releases keep it
+        from sglang.srt import utils as home
+    return bool(home.is_port_available(port))
+
+
+def find_available_ports(
+    base_port: int, count: int, *, avoid: frozenset[int] = frozenset(), host: str = ""
+) -> list[int]:
+    """`count` free ports from `base_port` on, at least `SPACING` apart, none of them in `avoid`.
+
+    Raises `RuntimeError` when there are not that many below 65536.
+    """
+    ports: list[int] = []
+    port = base_port
+    while len(ports) < count and 0 < port <= HIGHEST_PORT:
+        used = {port, port + NCCL_OFFSET}
+        if used & avoid or not all(is_port_available(one, host) for one in used if one <= HIGHEST_PORT):
+            port += 1
+            continue
+        ports.append(port)
+        port += SPACING
+    if len(ports) < count:
+        raise RuntimeError(
+            f"{count} free ports are needed for the workers, {SPACING} apart, and there are only {len(ports)} from "
+            f"{base_port} to {HIGHEST_PORT}; choose another --router-dp-worker-base-port"
+        )
+    return ports
+
+
+def taken_ports(server_args: Any, router_args: RouterArgs) -> frozenset[int]:
+    """Ports that no worker may get: the gateway's, its metrics', and those the servers are told to use."""
+    fields = ("nccl_port", "disaggregation_bootstrap_port", *_SIDE_PORTS)
+    ports = [router_args.port, router_args.prometheus_port, *(getattr(server_args, name, None) for name in fields)]
+    _, _, rendezvous = (getattr(server_args, "dist_init_addr", None) or "").rpartition(":")
+    return frozenset(int(port) for port in [*ports, rendezvous] if port)
+
+
+def worker_url(host: str | None, port: int) -> str:
+    """Where the gateway finds a worker that listens on `host`: all addresses become loopback, IPv6 gets brackets."""
+    bare = (host or "").strip("[]")
+    bare = _EVERYWHERE.get(bare, bare)
+    return f"http://[{bare}]:{port}" if ":" in bare else f"http://{bare}:{port}"
+
+
+def gpus_per_replica(server_args: Any) -> int:
+    """GPU ids one replica spans on this node."""
+    ranks: int = getattr(server_args, "tp_size", 1) * getattr(server_args, "pp_size", 1)
+    per_node = -(-ranks // getattr(server_args, "nnodes", 1))
+    return per_node * int(getattr(server_args, "gpu_id_step", 1))
+
+
+def replica(server_args: Any, port: int, rank: int) -> Any:
+    """The server arguments of replica `rank` on `port`; the given ones stay as they are."""
+    changes = {"port": port, "base_gpu_id": _base_gpu_id(server_args, rank), "dp_size": 1}
+    changes |= _side_ports(server_args, port, rank)
+    changes = {name: value for name, value in changes.items() if hasattr(server_args, name)}
+    if hasattr(server_args, "replace_resolved"):  # a sealed record: assignment is refused
+        return server_args.replace_resolved("sgl_model_gateway.launch_server_process", **changes)
+    own = copy.deepcopy(server_args)
+    for name, value in changes.items():
+        setattr(own, name, value)
+    return own
+
+
+def _base_gpu_id(server_args: Any, rank: int) -> int:
+    return (getattr(server_args, "base_gpu_id", 0) or 0) + rank * gpus_per_replica(server_args)
+
+
+def _side_ports(server_args: Any, port: int, rank: int) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    given = getattr(server_args, "nccl_port", None)
+    if given or port + NCCL_OFFSET <= HIGHEST_PORT:
+        changes["nccl_port"] = given + rank if given else port + NCCL_OFFSET
+    for name in _SIDE_PORTS:
+        if value := getattr(server_args, name, None):
+            changes[name] = value + rank
+    if address := getattr(server_args, "dist_init_addr", None):
+        host, _, base = address.rpartition(":")
+        changes["dist_init_addr"] = f"{host}:{int(base) + rank * SPACING}"
+    return changes
+
+
+def adapt_router_args(server_args: Any, router_args: RouterArgs, ports: list[int]) -> None:
+    """Points the gateway at the workers: URLs, and the servers' API key when it has none of its own."""
+    router_args.worker_urls = [worker_url(getattr(server_args, "host", None), port) for port in ports]
+    router_args.api_key = router_args.api_key or getattr(server_args, "api_key", None)
+
+
+def refuse(server_args: Any, router_args: RouterArgs) -> None:
+    """Raises `ValueError` for whatever could not work, naming the flag, why, and what to do instead."""
+    for flag, asked, why in (*_router_refusals(router_args), *_server_refusals(server_args)):
+        if asked:
+            raise ValueError(f"{flag}: {why}")
+    ours, theirs = router_args.api_key, getattr(server_args, "api_key", None)
+    if ours and theirs and ours != theirs:
+        raise ValueError(
+            "--router-api-key: differs from the servers' --api-key, but the gateway shows its workers the key that it "
+            "demands from clients; give --api-key alone, the gateway takes it over"
+        )
+
+
+def _router_refusals(args: RouterArgs) -> list[tuple[str, Any, str]]:
+    launch = "start the servers yourself and put `sgl-model-gateway launch` in front of them"
+    pairs = f"the workers started here are not prefill/decode pairs; {launch}"
+    found = f"the workers started here would not be used; {launch}"
+    return [
+        ("--router-mini-lb", args.mini_lb, pairs),
+        ("--router-pd-disaggregation", args.pd_disaggregation, pairs),
+        ("--router-prefill", args.prefill_urls, pairs),
+        ("--router-decode", args.decode_urls, pairs),
+        ("--router-test-external-dp-routing", args.test_external_dp_routing, pairs),
+        ("--router-service-discovery", args.service_discovery, found),
+        ("--router-enable-igw", args.enable_igw, found),
+        ("--worker-urls", args.worker_urls, f"the gateway gets the workers started here; {launch}"),
+    ]
+
+
+def _server_refusals(args: Any) -> list[tuple[str, Any, str]]:
+    def get(name: str, default: Any = None) -> Any:
+        return getattr(args, name, default)
+
+    grpc = "the gateway does not speak gRPC to its workers yet; leave it out, they serve HTTP"
+    tls = "the gateway does not speak https to its workers yet; leave it out and end TLS in front of the gateway"
+    role = "this launcher starts whole workers; start prefill and decode servers yourself"
+    dp_size = get("dp_size", 1)
+    return [
+        ("--dp-size", dp_size < 1, f"{dp_size} is not a number of workers; at least 1"),
+        ("--grpc-mode", get("grpc_mode"), grpc),
+        ("--smg-grpc-mode", get("smg_grpc_mode"), grpc),
+        ("--ssl-certfile", get("ssl_certfile"), tls),
+        ("--ssl-keyfile", get("ssl_keyfile"), tls),
+        ("--disaggregation-mode", get("disaggregation_mode") not in (None, "null"), role),
+        ("--encoder-only", get("encoder_only"), role),
+        ("--node-rank", get("node_rank", 0), "only node 0 serves requests; run sglang.launch_server on this one"),
+        ("--dist-init-addr", _is_not_host_and_port(get("dist_init_addr")), "expected host:port"),
+    ]
+
+
+def _is_not_host_and_port(address: str | None) -> bool:
+    return address is not None and not address.rpartition(":")[2].isdecimal()

@@ -1,0 +1,74 @@
+"""The signals that end the launcher, in the order they come."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
+
+
+class StopSignals:
+    """SIGINT, SIGTERM, SIGQUIT, and SIGHUP unless it is ignored (`nohup`).
+
+    Until `defer` a signal ends the program at once (`SystemExit` with 128 + signal). From then on it is noted and
+    ends a `wait`, as does the end of a child.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.on_third: Callable[[], None] = lambda: None
+        self._deferred = False
+        self._saved: dict[int, Any] = {}
+        self._wake_read, self._wake_write = os.pipe()
+        for end in (self._wake_read, self._wake_write):
+            os.set_blocking(end, False)
+        self._poll = select.poll()
+        self._poll.register(self._wake_read, select.POLLIN)
+
+    def install(self) -> None:
+        """Takes the signals over; only in the main thread."""
+        self._saved_wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for number in _STOP:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._saved[number] = signal.signal(number, self._note)
+        self._saved[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def restore(self) -> None:
+        """Gives the signals back to who had them; after a stop signal, ignores them, so that the exit code stays."""
+        for number, handler in self._saved.items():
+            signal.signal(number, signal.SIG_IGN if self.received and number != signal.SIGCHLD else handler)
+        signal.set_wakeup_fd(self._saved_wakeup)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def defer(self) -> None:
+        """From now on there is something to clean up: signals are noted, no longer raised."""
+        self._deferred = True
+        if self.received:  # raised where nobody could hear it, such as in a destructor
+            raise SystemExit(self.exit_code)
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the first signal."""
+        return 128 + self.received[0]
+
+    def wait(self, timeout: float) -> None:
+        """Waits for a stop signal or the end of a child, at most `timeout` seconds. A signal is never missed."""
+        if self._poll.poll(timeout * 1000):
+            try:
+                while os.read(self._wake_read, 4096):
+                    pass
+            except BlockingIOError:
+                pass
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.received.append(number)
+        if not self._deferred:
+            raise SystemExit(self.exit_code)
+        if len(self.received) == 3:
+            self.on_third()

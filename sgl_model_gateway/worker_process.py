@@ -1,0 +1,189 @@
+"""One worker process: a session of its own, output that can be read back, and no life without its launcher.
+
+`Process` offers what `launch_server` needs of `multiprocessing.Process`, under the same names. What differs: the
+child leads a session and process group of its own from its first instruction, the kernel kills it when the launcher
+dies, and its output passes through the launcher, which remembers the last lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import watchdog
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_TAIL_LINES = 40
+_LONGEST_LINE = 8192  # bytes; longer ones are cut into pieces
+_SWEEP_SECS = 2.0
+
+# The package need not be installed where the launcher found it: the child looks in the same place.
+_CHILD = """\
+import sys
+if sys.argv[1] not in sys.path:
+    sys.path.insert(0, sys.argv[1])
+from sgl_model_gateway.worker_process import child_main
+child_main(int(sys.argv[2]))
+"""
+
+
+class Process:
+    """Runs `target(*args)` in a Python process of its own; both are pickled.
+
+    `sink` gets every line the process and its children print, without the line end, from another thread.
+    """
+
+    def __init__(
+        self, target: Callable[..., Any], args: tuple[Any, ...] = (), sink: Callable[[str], None] | None = None
+    ) -> None:
+        self._payload = pickle.dumps((target, args))
+        self.sink = sink
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Starts it. From a thread that lives on: the kernel takes the end of that thread for the launcher's."""
+        package_home = str(Path(__file__).parents[1])
+        self._popen = subprocess.Popen(
+            [sys.executable, "-c", _CHILD, package_home, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {watchdog.MARK: watchdog.mark()},
+        )
+        assert self._popen.stdin is not None
+        self._reader = threading.Thread(target=self._read, name=f"output of {self.pid}", daemon=True)
+        self._reader.start()
+        # A child that is gone already shows in its exit code.
+        with contextlib.suppress(BrokenPipeError):
+            self._popen.stdin.write(self._payload)
+        with contextlib.suppress(BrokenPipeError):
+            self._popen.stdin.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, which is the id of its group as well; `None` before `start`."""
+        return self._popen.pid if self._popen else None
+
+    @property
+    def exitcode(self) -> int | None:
+        """Exit code, `-signal` when a signal ended it, `None` while it runs."""
+        return self._popen.poll() if self._popen else None
+
+    def is_alive(self) -> bool:
+        """Whether it was started and runs."""
+        return self._popen is not None and self._popen.poll() is None
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits until it has ended, at most `timeout` seconds."""
+        assert self._popen is not None, "not started"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(timeout)
+
+    def tail(self) -> list[str]:
+        """The last lines it printed; complete once its whole group has ended."""
+        if self._reader and not self.is_alive():
+            self._reader.join(_SWEEP_SECS)
+        return list(self._tail)
+
+    def sweep(self) -> None:
+        """Ends and reaps what is left of its group. Only after the process itself has ended."""
+        assert self.pid is not None and not self.is_alive(), "still running"
+        deadline = time.monotonic() + _SWEEP_SECS
+        while signal_group(self.pid, signal.SIGKILL) and time.monotonic() < deadline:
+            _reap_group(self.pid)
+            time.sleep(0.005)
+
+    def _read(self) -> None:
+        assert self._popen is not None and self._popen.stdout is not None
+        rest = b""
+        with self._popen.stdout as output:
+            while chunk := os.read(output.fileno(), 65536):
+                *lines, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
+                if len(rest) > _LONGEST_LINE:
+                    lines, rest = [*lines, rest], b""
+                self._pass_on(lines)
+        self._pass_on([rest])
+
+    def _pass_on(self, lines: list[bytes]) -> None:
+        for line in filter(None, lines):
+            text = line.decode(errors="replace")
+            self._tail.append(text)
+            if self.sink:
+                self.sink(text)
+
+
+def signal_group(pid: int, number: int) -> bool:
+    """Sends a signal to a process group; says whether there was one."""
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # macOS, for a group of zombies
+        return False
+    return True
+
+
+def _reap_group(pid: int) -> None:
+    """Orphans of the group are the launcher's children, see `adopt_orphans`."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-pid, os.WNOHANG)[0]:
+            pass
+
+
+def _prctl(option: int, value: int) -> None:
+    """Where there is no `prctl` (macOS), the watchdog is what is left."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def adopt_orphans(adopt: bool) -> None:
+    """Makes processes whose parent died below this one its children, so that it can reap them; or no longer."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(adopt))
+
+
+def adopted(known: set[int]) -> list[int]:
+    """This process's children that are not `known`; empty where the kernel does not list children."""
+    children: set[int] = set()
+    for listing in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            children.update(map(int, listing.read_text().split()))
+    return sorted(children - known)
+
+
+def end_adopted(known: set[int]) -> None:
+    """Ends and reaps orphans that left their group."""
+    deadline = time.monotonic() + _SWEEP_SECS
+    while (orphans := adopted(known)) and time.monotonic() < deadline:
+        for pid in orphans:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.005)
+
+
+def child_main(launcher: int) -> None:
+    """What the child runs: `launcher` is the process id without which it must not live."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:  # it died before the kernel knew
+        os._exit(1)
+    with sys.stdin.buffer as payload:
+        target, args = pickle.load(payload)
+    # Engines start processes of their own, which must not find a closed descriptor 0.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    target(*args)
