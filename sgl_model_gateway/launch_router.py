@@ -30,8 +30,10 @@ class CustomHelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.Argumen
 
 
 def __getattr__(name: str) -> Any:
-    if name == "MiniLoadBalancer":
-        raise AttributeError("MiniLoadBalancer is not built yet")
+    if name == "MiniLoadBalancer":  # most gateways never need it
+        from .mini_lb import MiniLoadBalancer
+
+        return MiniLoadBalancer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -43,7 +45,11 @@ def launch_router(args: argparse.Namespace | RouterArgs) -> None:
     _set_title("sglang::router")
     try:
         router_args = args if isinstance(args, RouterArgs) else RouterArgs.from_cli_args(args)
-        _refuse_unbuilt(router_args)
+        if router_args.mini_lb:
+            sys.modules[__name__].MiniLoadBalancer(router_args).start()
+            return
+        if router_args.test_external_dp_routing:
+            raise ValueError("option 'test_external_dp_routing' is for --mini-lb only")
         if Router is None:
             raise RuntimeError("the Rust extension of sgl_model_gateway is missing; reinstall the package")
         router_args._validate_router_args()
@@ -59,13 +65,6 @@ def _set_title(title: str) -> None:
     except ImportError:
         return
     setproctitle(title)
-
-
-def _refuse_unbuilt(args: RouterArgs) -> None:
-    """Options for Python alone whose feature does not exist yet; the Rust side refuses its own."""
-    for name in ("mini_lb", "test_external_dp_routing"):
-        if getattr(args, name):
-            raise ValueError(f"option '{name}' is not supported yet: the pure-Python balancer is not built")
 
 
 def parse_router_args(args: list[str], prog: str | None = None) -> RouterArgs:

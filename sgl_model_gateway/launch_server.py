@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
     stop.install()
     try:
         sys.exit(_launch(sys.argv[1:] if argv is None else argv, stop))
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     finally:
         stop.restore()
@@ -217,7 +217,9 @@ def _engine(argv: list[str], parser: argparse.ArgumentParser, help_wanted: bool)
     try:
         return ENGINES[name]()
     except ImportError as error:
-        problem = f"SGLang cannot be imported ({error}). Install it with: pip install sglang"
+        problem = f"SGLang cannot be imported ({error})"
+        if isinstance(error, ModuleNotFoundError) and error.name == "sglang":
+            problem += ". Install it with: pip install sglang"
         if not help_wanted:
             raise RuntimeError(f"{problem}; or run simulated workers with: --engine sim") from error
         parser.epilog = f"{problem}; its own flags are not listed here."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from .router_args import RouterArgs
@@ -109,7 +110,13 @@ def replica(server_args: Any, port: int, rank: int) -> Any:
 
 
 def _base_gpu_id(server_args: Any, rank: int) -> int:
-    return (getattr(server_args, "base_gpu_id", 0) or 0) + rank * gpus_per_replica(server_args)
+    first: int = (getattr(server_args, "base_gpu_id", 0) or 0) + rank * gpus_per_replica(server_args)
+    # On CPUs SGLang takes it for the NUMA node to bind to, of which there may be fewer than replicas.
+    return first % _numa_nodes() if getattr(server_args, "device", None) == "cpu" else first
+
+
+def _numa_nodes() -> int:
+    return len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
 
 
 def _side_ports(server_args: Any, port: int, rank: int) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Limits:
     restart: bool = True
 
 
-@dataclass
+@dataclass(eq=False)
 class WorkerFailed(Exception):
     """A worker did not come up, or none is left."""
 

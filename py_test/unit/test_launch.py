@@ -46,12 +46,23 @@ def test_a_failure_is_logged_and_raised(router: Mock, monkeypatch: pytest.Monkey
     assert logger.error.call_args.args[0] == "Error starting router: no luck"
 
 
-def test_what_python_alone_would_do_is_refused_by_name(router: Mock) -> None:
-    for name in ("mini_lb", "test_external_dp_routing"):
-        with pytest.raises(ValueError, match=f"'{name}' is not supported yet"):
-            launch_router.launch_router(RouterArgs(**{name: True}))  # type: ignore[arg-type]
+def test_the_mini_balancer_is_started_instead_of_the_gateway(router: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sgl_model_gateway.mini_lb import MiniLoadBalancer
+
+    assert launch_router.MiniLoadBalancer is MiniLoadBalancer
+    monkeypatch.setattr(launch_router, "MiniLoadBalancer", balancer := Mock(), raising=False)
+    launch_router.launch_router(args := RouterArgs(mini_lb=True))
+    balancer.assert_called_once_with(args)
+    balancer.return_value.start.assert_called_once_with()
+    assert not router.from_args.called
+
+
+def test_an_option_of_the_mini_balancer_alone_is_refused_by_name(router: Mock) -> None:
+    with pytest.raises(ValueError, match="'test_external_dp_routing' is for --mini-lb only"):
+        launch_router.launch_router(RouterArgs(test_external_dp_routing=True))
     assert launch_router.logger.name == "router"
-    assert not hasattr(launch_router, "MiniLoadBalancer")
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = launch_router.Nothing
 
 
 def test_a_mistake_on_the_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

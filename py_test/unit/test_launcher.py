@@ -160,11 +160,17 @@ def test_help_lists_everything(stub: None, capsys: pytest.CaptureFixture[str]) -
 def test_without_sglang_there_is_help_and_a_clear_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "sglang", None)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not (Path(entry) / "sglang").exists()])
     assert outcome(["--help"]) == 0
     assert "pip install sglang" in capsys.readouterr().out
     code = outcome(["--model-path", "m"])
     assert code.startswith("error: SGLang cannot be imported") and "--engine sim" in code
+
+
+def test_a_broken_sglang_says_what_is_broken(stub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sglang.srt.server_args", None)
+    code = outcome(["--model-path", "m"])
+    assert "sglang.srt.server_args" in code and "pip install" not in code
 
 
 def test_a_configuration_file_is_merged_by_sglang(stub: None, monkeypatch: pytest.MonkeyPatch) -> None:

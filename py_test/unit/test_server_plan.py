@@ -166,6 +166,14 @@ def test_gpus_per_replica(fields: dict[str, int], gpus: int) -> None:
     assert [replica(servers, 5, rank).base_gpu_id for rank in (0, 1)] == [3, 3 + gpus]
 
 
+def test_on_cpus_replicas_share_the_numa_nodes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_plan, "_numa_nodes", lambda: 2)
+    servers = SimpleNamespace(port=1, base_gpu_id=0, device="cpu")
+    assert [replica(servers, 5, rank).base_gpu_id for rank in range(3)] == [0, 1, 0]
+    monkeypatch.undo()
+    assert server_plan._numa_nodes() >= 1
+
+
 # --- refusals
 
 

@@ -1,0 +1,127 @@
+"""The debug balancer's parts, and what it says when something is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+from typing import Any
+from unittest.mock import Mock, patch
+
+import pytest
+
+from sgl_model_gateway import mini_lb
+from sgl_model_gateway.mini_lb import MiniLoadBalancer, _get_request_batch_size, maybe_wrap_ipv6_address
+from sgl_model_gateway.router_args import RouterArgs
+
+
+def arguments(**options: Any) -> RouterArgs:
+    pair = {"prefill_urls": [("http://p1:8000", 9000), ("http://p2:8000", None)], "decode_urls": ["http://d:8001"]}
+    return RouterArgs(**({"pd_disaggregation": True} | pair | options))
+
+
+def test_nothing_heavy_is_imported_before_it_is_used() -> None:
+    code = """
+import sys
+import sgl_model_gateway.mini_lb
+from sgl_model_gateway import launch_router
+launch_router.MiniLoadBalancer
+assert not {"fastapi", "uvicorn", "aiohttp", "starlette"} & set(sys.modules)
+app = sgl_model_gateway.mini_lb.app
+assert app.title == "MiniLB" and app is sgl_model_gateway.mini_lb.app
+assert sgl_model_gateway.mini_lb.lb is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("module", ["fastapi", "uvicorn", "aiohttp"])
+def test_what_is_missing_is_named(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", Mock())
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(RuntimeError, match=rf"needs {module}, .*pip install 'sgl-model-gateway\[mini-lb\]'"):
+        MiniLoadBalancer(arguments()).start()
+    mini_lb.lb = None
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = mini_lb.nothing
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"pd_disaggregation": False}, "PD disaggregation"),
+        ({"prefill_urls": []}, "at least one prefill and one decode"),
+        ({"decode_urls": []}, "at least one prefill and one decode"),
+        ({"api_key": "k"}, "--api-key"),
+    ],
+)
+def test_what_it_needs(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        MiniLoadBalancer(arguments(**options))
+
+
+def test_the_policy_is_all_it_changes_and_what_it_ignores_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    args = arguments(policy="cache_aware", queue_size=7, log_level="info", prometheus_port=29000)
+    before = vars(args).copy()
+    balancer = MiniLoadBalancer(args)
+    assert vars(args) == before | {"policy": "random"}
+    balancer.decode_urls.clear()
+    assert args.decode_urls == ["http://d:8001"]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
+    assert caplog.records[-1].message == "MiniLB ignores --queue-size"
+
+
+def test_pairs_are_random_and_keep_their_port() -> None:
+    pairs = {MiniLoadBalancer(arguments()).select_pair() for _ in range(60)}
+    assert pairs == {("http://p1:8000", 9000, "http://d:8001"), ("http://p2:8000", None, "http://d:8001")}
+    assert len({mini_lb._generate_bootstrap_room() for _ in range(100)}) == 100
+
+
+@pytest.mark.parametrize(
+    ("address", "wrapped"), [("::1", "[::1]"), ("2001:db8::1", "[2001:db8::1]"), ("127.0.0.1", "127.0.0.1"), ("a", "a")]
+)
+def test_ipv6_gets_brackets(address: str, wrapped: str) -> None:
+    assert maybe_wrap_ipv6_address(address) == wrapped
+
+
+@pytest.mark.parametrize(
+    ("request_", "size"),
+    [
+        ({"text": "a"}, None),
+        ({"text": ["a", "b"]}, 2),
+        ({"text": []}, 0),
+        ({"input_ids": [1, 2]}, None),
+        ({"input_ids": [[1], [2]]}, 2),
+        ({"input_ids": []}, None),
+        ({}, None),
+    ],
+)
+def test_batch_sizes(request_: dict[str, Any], size: int | None) -> None:
+    assert _get_request_batch_size(request_) == size
+
+
+def test_it_serves_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", uvicorn := Mock())
+    monkeypatch.setattr(mini_lb, "lb", None)
+    balancer = MiniLoadBalancer(arguments(host="[::1]", port=5, log_level="warn", shutdown_grace_period_secs=9))
+    balancer.start()
+    assert mini_lb.lb is balancer and uvicorn.run.call_args.args == (mini_lb.app,)
+    settings = {"host": "::1", "port": 5, "log_level": "warning", "timeout_graceful_shutdown": 9}
+    assert uvicorn.run.call_args.kwargs == settings
+
+
+def test_the_client_session_can_be_replaced() -> None:
+    """As other programs' tests do: a class that takes anything, with `request(method, url, json=None)`."""
+    calls: list[Any] = []
+
+    class Session:
+        async def request(self, method: str, url: str, json: Any = None) -> None:
+            calls.append((method, url, json))
+
+    async def abort() -> None:
+        await mini_lb._broadcast(MiniLoadBalancer(arguments()), "POST", "/abort_request", json={"rid": "r"})
+
+    with patch("sgl_model_gateway.mini_lb.aiohttp.ClientSession", lambda **_: Session()):
+        asyncio.run(abort())
+    urls = ["http://p1:8000", "http://p2:8000", "http://d:8001"]
+    assert calls == [("POST", f"{url}/abort_request", {"rid": "r"}) for url in urls]
