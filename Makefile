@@ -1,6 +1,6 @@
 # The few verbs of this project. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo build lint test chaos bench fmt
+.PHONY: help demo build lint test test-sglang chaos bench fmt
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
@@ -15,9 +15,11 @@ FAULTS ?= 10000
 
 RUST := Cargo.toml Cargo.lock build.rs $(shell find src crates -name '*.rs' -o -name Cargo.toml)
 BUILT := $(VENV)/.built
+REAL := py_test/real_sglang
+SGLANG_VENV ?= $(CURDIR)/.venv-sglang
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(BUILT) ## simulated workers, a gateway, some load, a table; DEMO_ARGS="--workers 8 --exit"
 	$(BIN)/python -m sgl_model_gateway demo $(DEMO_ARGS)
@@ -28,6 +30,13 @@ test: ## Rust tests, then Python tests; PYTEST_ARGS="-k signals"
 	cargo test --workspace
 	@$(MAKE) --no-print-directory $(BUILT)
 	$(BIN)/python -m pytest py_test/ $(PYTEST_ARGS)
+
+test-sglang: $(BUILT) $(SGLANG_VENV)/.installed ## the launcher with the real SGLang on this CPU; installs some 8 GB once
+	SGLANG_VENV=$(SGLANG_VENV) $(BIN)/python -m pytest $(REAL) $(PYTEST_ARGS)
+
+$(SGLANG_VENV)/.installed: $(REAL)/install.sh $(REAL)/requirements.txt $(REAL)/make_model.py
+	PYTHON=$(PYTHON) $(REAL)/install.sh $(SGLANG_VENV)
+	@touch $@
 
 chaos: $(BUILT) ## faults drawn from a seed against real processes; SEED=7 FAULTS=1000 (about 15 a second)
 	SEED=$(SEED) FAULTS=$(FAULTS) $(BIN)/python -m pytest py_test/e2e/faults/test_chaos.py -s

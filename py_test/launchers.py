@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 from conftest import DEADLINE, wait_for
@@ -20,25 +21,41 @@ _MARK = "LAUNCHER_TEST_MARK"
 _SERVING = re.compile(r"gateway at (\S+), all (\d+) workers ready")
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What the launcher starts, and with what."""
+
+    flags: str
+    python: str = sys.executable
+    environment: tuple[tuple[str, str], ...] = ()
+    deadline: float = DEADLINE  # seconds until workers of this kind are surely up
+
+
+KINDS = {
+    "sim": Kind("--engine sim --model-path m"),
+    "sglang": Kind("--model-path m", environment=(("PYTHONPATH", str(STUB)),)),
+}
+
+
 class Launcher:
     """`python -m sgl_model_gateway.launch_server` with quick settings; flags given later win."""
 
     def __init__(self, *flags: str, engine: str = "sim", environment: dict[str, str] | None = None) -> None:
         self.mark = uuid.uuid4().hex
         self.base_port = free_base()
-        common = ["--host", "127.0.0.1", "--port", "0", "--model-path", "m", "--engine", engine]
+        kind = KINDS[engine]
+        self.deadline = kind.deadline
+        common = [*kind.flags.split(), "--host", "127.0.0.1", "--port", "0"]
         common += ["--router-prometheus-port", "0", "--router-dp-worker-base-port", str(self.base_port)]
         common += ["--router-shutdown-grace-period-secs", "5", "--router-worker-stop-timeout-secs", "5"]
         # Titles are not to be written over the environment, where the mark is.
-        variables = os.environ | {_MARK: self.mark, "PYTHONUNBUFFERED": "1", "SPT_NOENV": "1"} | (environment or {})
-        if engine == "sglang":
-            variables["PYTHONPATH"] = str(STUB)
+        variables = os.environ | {_MARK: self.mark, "PYTHONUNBUFFERED": "1", "SPT_NOENV": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sgl_model_gateway.launch_server", *common, *flags],
+            [kind.python, "-m", "sgl_model_gateway.launch_server", *common, *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=variables,
+            env=variables | dict(kind.environment) | (environment or {}),
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -61,7 +78,7 @@ class Launcher:
             assert len(found) >= occurrence or self.process.poll() is None, self.text()
             return found[occurrence - 1] if len(found) >= occurrence else None
 
-        found: re.Match[str] = wait_for(find, f"a line with {pattern!r}")
+        found: re.Match[str] = wait_for(find, f"a line with {pattern!r}", self.deadline)
         return found
 
     def url(self) -> str:
@@ -158,4 +175,5 @@ def children(pid: int) -> list[tuple[int, str]]:
 def nothing_is_left(launcher: Launcher, ports: list[int], deadline: float = 5.0) -> None:
     """Fails unless every process is gone and every port is free within the deadline."""
     wait_for(lambda: not launcher.left(), f"nothing left of {launcher.left()}\n{launcher.text()}", deadline)
-    assert [port for port in ports if not is_free(port)] == []
+    # A large process gives its memory back, and with it its environment, before its sockets.
+    wait_for(lambda: all(map(is_free, ports)), f"free ports: {ports}\n{launcher.text()}", deadline)

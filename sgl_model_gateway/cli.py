@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -73,6 +74,8 @@ def _launch(argv: list[str]) -> None:
 
 
 def _server(argv: list[str]) -> None:
+    # Until the launcher takes it over: amid the imports an interrupt would become some import's error.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from . import launch_server
 
     # launch_server reads sys.argv, as it does when it is run by itself.

@@ -5,6 +5,15 @@ One server process per data-parallel replica, supervised: see `supervisor.py`.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import importlib
+    import signal
+
+    # First of all: an interrupt amid the imports below is to end this, not to become some import's error. Then under
+    # the module's own name, so that what is pickled for a worker is found there.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    importlib.import_module("sgl_model_gateway.launch_server").main()
+
 import argparse
 import logging
 import os
@@ -24,6 +33,7 @@ from .server_plan import (
     HIGHEST_PORT,
     adapt_router_args,
     find_available_ports,
+    port_spacing,
     refuse,
     replica,
     taken_ports,
@@ -60,7 +70,6 @@ def __getattr__(name: str) -> Any:
     if name == "requests":  # only `wait_for_server_health` needs it
         import requests
 
-        globals()[name] = requests
         return requests
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -154,6 +163,7 @@ def _launch(argv: list[str], stop: StopSignals) -> int:
         server_args.dp_size,
         avoid=taken_ports(server_args, router_args),
         host=server_args.host or "",
+        spacing=port_spacing(server_args),
     )
     adapt_router_args(server_args, router_args, ports)
     return _supervise(args, server_args, router_args, ports, stop, console)
@@ -253,10 +263,3 @@ def _add_cli_args(parser: argparse.ArgumentParser) -> None:
         default=_STOP_TIMEOUT,
         help="seconds all workers together may take to end before they are killed",
     )
-
-
-if __name__ == "__main__":
-    # Under its own name, so that what is pickled for a worker is found there.
-    from sgl_model_gateway.launch_server import main as _main
-
-    _main()

@@ -6,9 +6,11 @@ every field is read with a default and only fields that exist are set.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import socket
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from .router_args import RouterArgs
 
 HIGHEST_PORT = 65535
 # Ports of one replica: HTTP at 0 and NCCL at 10. SGLang takes ZMQ ports from 233 on, which fall between those of a
-# later replica, and without a given NCCL port old releases take any from 100 to 1000 up.
+# later replica.
 SPACING = 100
 NCCL_OFFSET = 10
 _EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -43,35 +45,44 @@ def is_port_available(port: int, host: str = "") -> bool:
 def _sglang_agrees(port: int) -> bool:
     if "sglang" not in sys.modules:
         return True
-    try:
-        from sglang.srt.utils import network as home
-    except ImportError:  # where older releases keep it
-        from sglang.srt import utils as home
-    return bool(home.is_port_available(port))
+    for home in ("sglang.srt.utils.network", "sglang.srt.utils"):  # of later and of earlier releases
+        with contextlib.suppress(ImportError, AttributeError):
+            return bool(import_module(home).is_port_available(port))
+    return True
 
 
 def find_available_ports(
-    base_port: int, count: int, *, avoid: frozenset[int] = frozenset(), host: str = ""
+    base_port: int, count: int, *, avoid: frozenset[int] = frozenset(), host: str = "", spacing: int = SPACING
 ) -> list[int]:
-    """`count` free ports from `base_port` on, at least `SPACING` apart, none of them in `avoid`.
+    """`count` free ports from `base_port` on, at least `spacing` apart, none of them in `avoid`.
 
     Raises `RuntimeError` when there are not that many below 65536.
     """
     ports: list[int] = []
     port = base_port
     while len(ports) < count and 0 < port <= HIGHEST_PORT:
-        used = {port, port + NCCL_OFFSET}
+        used = {port, port + NCCL_OFFSET} if spacing > NCCL_OFFSET else {port}
         if used & avoid or not all(is_port_available(one, host) for one in used if one <= HIGHEST_PORT):
             port += 1
             continue
         ports.append(port)
-        port += SPACING
+        port += spacing
     if len(ports) < count:
         raise RuntimeError(
-            f"{count} free ports are needed for the workers, {SPACING} apart, and there are only {len(ports)} from "
+            f"{count} free ports are needed for the workers, {spacing} apart, and there are only {len(ports)} from "
             f"{base_port} to {HIGHEST_PORT}; choose another --router-dp-worker-base-port"
         )
     return ports
+
+
+def port_spacing(server_args: Any) -> int:
+    """How far apart the replicas' ports are to be.
+
+    Releases whose NCCL port cannot be set (0.4.6) take any from 100 to 1000 above their own: there all replicas keep
+    within a hundred.
+    """
+    chosen_by_server = hasattr(server_args, "tp_size") and not hasattr(server_args, "nccl_port")
+    return max(1, (SPACING - 1) // server_args.dp_size) if chosen_by_server else SPACING
 
 
 def taken_ports(server_args: Any, router_args: RouterArgs) -> frozenset[int]:

@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
 PHASES = ("start-up", "serving", "shutdown")
 ROUNDS = 50
 BATCH = 10
-LIMIT = 5.0  # seconds until the launcher has ended, and again until everything it started has
+LIMIT = 10.0  # seconds until the launcher has ended, and again until everything it started has
 
 
 def one_round(number: int) -> None:
@@ -54,6 +54,8 @@ def check_code(launcher: Launcher, code: int, first: int, last: int) -> None:
         allowed = {-signal.SIGKILL} if first == last else {-signal.SIGKILL, 128 + first}
     elif not launcher.text() or "KeyboardInterrupt" in launcher.text():
         allowed.add(-first)  # before the program could do anything: a shell sees the same code
+        if "/sgl_model_gateway/" not in launcher.text():
+            allowed.add(1)  # what Python ends with when it is interrupted on its way to the program
     assert code in allowed, f"exit code {code}, expected {sorted(allowed)}"
 
 

@@ -19,6 +19,7 @@ from sgl_model_gateway.server_plan import (
     find_available_ports,
     gpus_per_replica,
     is_port_available,
+    port_spacing,
     refuse,
     replica,
     taken_ports,
@@ -49,6 +50,15 @@ def test_a_busy_port_and_those_to_avoid_are_passed_over() -> None:
     assert find_available_ports(base, 1, avoid=frozenset({base, base + 1})) == [base + 2]
     # The block's own second port counts as well.
     assert find_available_ports(base, 1, avoid=frozenset({base + server_plan.NCCL_OFFSET})) == [base + 1]
+
+
+def test_replicas_whose_nccl_port_cannot_be_set_keep_within_a_hundred() -> None:
+    old = SimpleNamespace(tp_size=1, dp_size=8)
+    spacing = port_spacing(old)
+    ports = find_available_ports(free_base(), 8, spacing=spacing)
+    assert ports[-1] - ports[0] < 100 and len(set(ports)) == 8
+    assert port_spacing(SimpleNamespace(tp_size=1, dp_size=500)) == 1
+    assert port_spacing(SimpleNamespace(tp_size=1, dp_size=8, nccl_port=None)) == SPACING
 
 
 @pytest.mark.parametrize(("base", "count"), [(65500, 2), (65535, 2), (65536, 1), (0, 1), (-5, 1)])
