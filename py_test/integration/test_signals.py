@@ -19,7 +19,7 @@ from sgl_model_gateway.router import Router
 {before}
 gateway = Router(
     worker_urls={workers!r}, host="127.0.0.1", port=0, prometheus_port=0, log_level="error",
-    worker_startup_check_interval=1, shutdown_grace_period_secs=60,
+    worker_startup_check_interval=1, shutdown_grace_period_secs={grace},
 )
 def announce():
     while not gateway.running:
@@ -31,8 +31,8 @@ print("returned", gateway.start(), flush=True)
 """
 
 
-def serve(run: Any, workers: list[str], before: str = "", after: str = "") -> tuple[Child, str]:
-    child = run("-c", SERVE.format(workers=workers, before=before, after=after))
+def serve(run: Any, workers: list[str], before: str = "", after: str = "", grace: int = 1) -> tuple[Child, str]:
+    child = run("-c", SERVE.format(workers=workers, before=before, after=after, grace=grace))
     return child, child.line()
 
 

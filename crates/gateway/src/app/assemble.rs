@@ -8,8 +8,8 @@ use routing::{Breaker, Health, Thresholds};
 
 use crate::config::{ConfigError, Options, WorkerUrl};
 use crate::fleet::{
-    Connections, Fleet, FleetRules, Identity, NewWorker, PoolLimits, Room, Standing, UNKNOWN_MODEL,
-    Worker,
+    Connections, Fleet, FleetRules, Identity, NewWorker, Policies, PoolLimits, Room, Standing,
+    UNKNOWN_MODEL, Worker,
 };
 use crate::telemetry::Metrics;
 
@@ -20,7 +20,8 @@ pub(super) fn fleet(
     lanes: usize,
 ) -> Result<(Arc<Fleet>, &'static str), ConfigError> {
     let name = options.policy.as_str();
-    let policy = options.policy.build(&options.policy_params());
+    let (kind, params) = (options.policy, options.policy_params());
+    let policies = Policies::new(name, move || kind.build(&params));
     // One more lane than there are threads: the control thread's probes.
     let limits = Arc::new(PoolLimits::new(options, lanes + 1));
     let rules = rules(options);
@@ -45,7 +46,7 @@ pub(super) fn fleet(
     };
     let workers = options.worker_urls.iter().enumerate().map(worker);
     let workers: Result<Vec<_>, ConfigError> = workers.collect();
-    Ok((Fleet::new(workers?, policy, name, rules), name))
+    Ok((Fleet::new(workers?, policies, rules), name))
 }
 
 fn rules(options: &Options) -> FleetRules {

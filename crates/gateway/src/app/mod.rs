@@ -86,6 +86,7 @@ struct Control {
     shutdown: Shutdown,
     grace: Duration,
     eviction_interval: Duration,
+    metrics_addr: Option<SocketAddr>,
 }
 
 impl Gateway {
@@ -138,6 +139,7 @@ impl Gateway {
             shutdown: shutdown.clone(),
             grace,
             eviction_interval: Duration::from_secs(options.eviction_interval_secs),
+            metrics_addr,
         };
         let limits = control.admission.in_words(&control.fleet);
         let later = listener.is_shared();
@@ -269,8 +271,12 @@ impl Control {
             listener = port.listen(&self.fleet) => Some(listener?),
             () = shutdown.left() => None,
         };
-        if shared && listener.is_some() {
-            info!("gateway listening on a shared port");
+        if let Some(Ok(addr)) = listener
+            .as_ref()
+            .filter(|_| shared)
+            .map(TcpListener::local_addr)
+        {
+            info!(%addr, metrics = ?self.metrics_addr, "gateway listening");
         }
         let begun = match listener {
             Some(listener) => self.serve(listener, shared).await,

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 
-use routing::{Circuit, Figures, Health, Meaning, Outliers, Verdict};
+use routing::{Candidate, Circuit, Figures, Health, Meaning, Outliers, Verdict};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::place::Ready;
 use super::standing::{Glance, Standing};
-use super::{BYTES_PER_TOKEN, Fleet, Worker};
+use super::{BYTES_PER_TOKEN, Fleet, Identity, Worker};
 
 impl Fleet {
     /// A probe of a worker ended.
@@ -180,14 +180,15 @@ impl Fleet {
             those.map(|(worker, _)| Arc::clone(worker)).collect()
         };
         let (open, doubtful) = (those(|it| it.open), those(|it| it.last_resort));
-        self.ready.store(Arc::new(Ready::new(&open, &doubtful)));
+        self.ready
+            .store(Arc::new(Ready::new(&self.policies, &open, &doubtful)));
         let slots = workers.last().map_or(0, |worker| worker.slot + 1);
         let mut told = vec![None; slots];
         for worker in workers.iter() {
             let tokens = worker.identity.load().cache_tokens();
             told[worker.slot] = tokens.map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN));
         }
-        self.policy.capacity(&told);
+        self.policies.capacity(&told);
         drop(one_at_a_time);
         if let Some(room) = &self.rules.room {
             room.look_all();
@@ -200,12 +201,34 @@ impl Fleet {
         self.introduce();
     }
 
-    /// Tells the policy who is there, ready or not.
+    /// Tells policies who is there, ready or not.
     pub(super) fn introduce(&self) {
         let workers = self.workers.load();
+        let mut models: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
+        for worker in workers.iter() {
+            let identity = worker.identity.load();
+            if identity.is_known() {
+                let members = models.entry(identity.model.clone()).or_default();
+                members.push(worker.candidate());
+            }
+        }
+        if models.len() == 1 {
+            // One model: whatever a request calls it, every worker serves it.
+            models.clear();
+        }
         let all: Vec<_> = workers.iter().map(|worker| worker.candidate()).collect();
-        self.policy.members(&all);
+        self.policies.introduce(&all, &models);
         self.refresh();
+    }
+
+    /// A worker has told what it is.
+    pub(super) fn identified(&self, worker: &Worker, identity: Identity) {
+        let before = worker.identity.swap(Arc::new(identity));
+        if before.model == worker.identity.load().model {
+            self.refresh();
+        } else {
+            self.introduce();
+        }
     }
 
     /// A worker's health, for those who wait for it to change.

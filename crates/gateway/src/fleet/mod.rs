@@ -5,6 +5,7 @@ mod care;
 mod connections;
 mod identity;
 mod place;
+mod policies;
 mod probe;
 mod room;
 mod standing;
@@ -16,13 +17,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use prometheus::IntGaugeVec;
-use routing::{Outliers, Policy};
+use routing::Outliers;
 use tokio::time::Instant;
 
 pub(crate) use call::{Answer, WorkerBody};
 pub(crate) use connections::{Connections, PoolLimits};
 pub(crate) use identity::{Identity, UNKNOWN_MODEL};
 pub(crate) use place::{NoPlace, Placed, Wish};
+pub(crate) use policies::Policies;
 pub(crate) use probe::{ProbeSettings, Prober};
 pub(crate) use room::{NoRoom, Room};
 pub(crate) use standing::Standing;
@@ -42,8 +44,7 @@ pub(crate) struct Fleet {
     /// The open ones; rebuilt when a standing changes, read without a lock.
     ready: ArcSwap<Ready>,
     refreshing: Mutex<()>,
-    policy: Box<dyn Policy>,
-    policy_name: &'static str,
+    policies: Policies,
     rules: FleetRules,
     /// `None` when workers are not compared.
     outliers: Option<Mutex<Outliers>>,
@@ -69,17 +70,15 @@ pub(crate) struct FleetRules {
 impl Fleet {
     pub(crate) fn new(
         workers: Vec<Arc<Worker>>,
-        policy: Box<dyn Policy>,
-        policy_name: &'static str,
+        policies: Policies,
         rules: FleetRules,
     ) -> Arc<Self> {
         let outliers = rules.most_outliers.map(Outliers::new).map(Mutex::new);
         let fleet = Arc::new(Self {
             workers: ArcSwap::from_pointee(workers),
-            ready: ArcSwap::default(),
+            ready: ArcSwap::from_pointee(Ready::new(&policies, &[], &[])),
             refreshing: Mutex::default(),
-            policy,
-            policy_name,
+            policies,
             rules,
             outliers,
             started: Instant::now(),
@@ -114,12 +113,12 @@ impl Fleet {
 
     /// Frees routing state that nobody needs any more.
     pub(crate) fn sweep_policy(&self) {
-        self.policy.sweep(self.now());
+        self.policies.sweep(self.now());
     }
 
     /// The policy, by the name users write.
     pub(crate) fn policy_name(&self) -> &'static str {
-        self.policy_name
+        self.policies.name()
     }
 
     /// The first ready worker in configuration order.

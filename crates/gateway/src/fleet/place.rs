@@ -1,12 +1,13 @@
 //! Which worker gets a request, and its place there.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use routing::{Breaker, Candidate, Candidates, Circuit, Ranked, Request, thin, warmth};
+use routing::{Breaker, Candidate, Candidates, Circuit, Policy, Ranked, Request, thin, warmth};
 
-use super::{Fleet, Ticket, Worker};
+use super::{Fleet, Policies, Ticket, Worker};
 
 /// What a request asks of its routing.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,36 +47,68 @@ pub(crate) enum NoPlace {
 const LOOKS: usize = 8;
 
 /// The workers that take requests, at one moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ready {
-    /// As policies see them, by ascending slot.
-    candidates: Vec<Candidate>,
+    all: Pool,
+    /// Where several models are served, those of each.
+    models: BTreeMap<String, Pool>,
     /// All of these workers, by ascending slot.
     workers: Vec<Arc<Worker>>,
-    /// Those against whom only a probe under way speaks: for requests that nobody else can have.
-    doubtful: Vec<Candidate>,
     /// Slots of those that came back lately, and when.
     cold: Vec<(usize, Duration)>,
 }
 
+/// Workers that may serve the same requests, and the policy that chooses among them.
+#[derive(Debug)]
+struct Pool {
+    policy: Arc<dyn Policy>,
+    /// As policies see them, by ascending slot.
+    open: Vec<Candidate>,
+    /// Those against whom only a probe under way speaks: for requests that nobody else can have.
+    doubtful: Vec<Candidate>,
+}
+
 impl Ready {
     /// Of these workers, by ascending slot; the second are the doubtful ones.
-    pub(super) fn new(open: &[Arc<Worker>], doubtful: &[Arc<Worker>]) -> Self {
+    pub(super) fn new(policies: &Policies, open: &[Arc<Worker>], doubtful: &[Arc<Worker>]) -> Self {
         let cold = |worker: &Arc<Worker>| {
             let returned = worker.look(|standing| standing.returned)?;
             Some((worker.slot, returned))
         };
-        let candidates = |workers: &[Arc<Worker>]| -> Vec<Candidate> {
-            workers.iter().map(|worker| worker.candidate()).collect()
+        let pool = |model: Option<&str>, policy| {
+            let of = |workers: &[Arc<Worker>]| {
+                let those = workers.iter().filter(|worker| {
+                    model.is_none_or(|model| worker.identity.load().model == model)
+                });
+                those.map(|worker| worker.candidate()).collect()
+            };
+            Pool {
+                policy,
+                open: of(open),
+                doubtful: of(doubtful),
+            }
         };
         let mut workers = [open, doubtful].concat();
         workers.sort_by_key(|worker| worker.slot);
+        let models = policies.by_model().into_iter().map(|(model, policy)| {
+            let pool = pool(Some(&model), policy);
+            (model, pool)
+        });
         Self {
-            candidates: candidates(open),
-            doubtful: candidates(doubtful),
+            models: models.collect(),
+            all: pool(None, policies.any()),
             cold: open.iter().filter_map(cold).collect(),
             workers,
         }
+    }
+
+    /// The workers for a request: those of its model, where several are served and it names one.
+    fn pool(&self, request: &Request<'_>) -> &Pool {
+        if self.models.is_empty() {
+            return &self.all;
+        }
+        let named = request.model.and_then(|model| self.models.get(model));
+        named.unwrap_or(&self.all)
     }
 
     fn worker(&self, slot: usize) -> Option<&Arc<Worker>> {
@@ -105,10 +138,11 @@ impl Fleet {
 
     fn place_once(&self, request: &Request<'_>, wish: Wish<'_>) -> Result<Placed, NoPlace> {
         let ready = self.ready.load();
-        let mut from = self.narrow(&ready, request, wish)?;
+        let pool = ready.pool(request);
+        let mut from = self.narrow((&ready, pool), request, wish)?;
         loop {
             let candidates = Candidates::new(&from).ok_or(NoPlace::Lost)?;
-            let pick = self.policy.pick(candidates, request);
+            let pick = pool.policy.pick(candidates, request);
             let (slot, matched_tokens) = (pick.candidate.slot, pick.matched_tokens);
             let worker = ready.worker(slot).ok_or(NoPlace::Nobody)?;
             let (queued_before, requests_before) =
@@ -135,10 +169,11 @@ impl Fleet {
         use_ranked: impl FnOnce(&[Ranked<'_>]) -> T,
     ) -> T {
         let ready = self.ready.load();
-        let Some(from) = Candidates::new(&ready.candidates) else {
+        let pool = ready.pool(request);
+        let Some(from) = Candidates::new(&pool.open) else {
             return use_ranked(&[]);
         };
-        let mut ranked = self.policy.rank(from, request);
+        let mut ranked = pool.policy.rank(from, request);
         if ranked.is_empty() {
             let bare = |candidate| Ranked {
                 candidate,
@@ -154,12 +189,12 @@ impl Fleet {
     /// The candidates for a request; nothing is copied unless something narrows the choice.
     fn narrow<'r>(
         &self,
-        ready: &'r Ready,
+        (ready, pool): (&'r Ready, &'r Pool),
         request: &Request<'_>,
         wish: Wish<'_>,
     ) -> Result<Cow<'r, [Candidate]>, NoPlace> {
         let mut from = match wish.target {
-            None => Cow::Borrowed(&*ready.candidates),
+            None => Cow::Borrowed(&*pool.open),
             Some(target) => Cow::Owned(aim(ready, target)),
         };
         let untried = |candidate: &Candidate| !wish.tried.contains(&candidate.slot);
@@ -168,7 +203,7 @@ impl Fleet {
         }
         if from.is_empty() && wish.target.is_none() {
             // A doubtful worker beats none.
-            from = Cow::Borrowed(&ready.doubtful);
+            from = Cow::Borrowed(&pool.doubtful);
             from.to_mut().retain(untried);
         }
         if from.is_empty() {
@@ -239,7 +274,8 @@ fn aim(ready: &Ready, target: &str) -> Vec<Candidate> {
             || *candidate.url == *target.trim_end_matches('/')
             || worker.is_called(target)
     };
-    let known = ready.candidates.iter().chain(&ready.doubtful);
+    // A client that names a worker knows what it does, whatever the model.
+    let known = ready.all.open.iter().chain(&ready.all.doubtful);
     let mut known = known.filter_map(|it| Some((it, ready.worker(it.slot)?)));
     let found = known.find(named);
     found

@@ -163,12 +163,12 @@ impl Prober {
         let model = identity::model(&labels);
         let metrics = self.metrics.model(&model, self.policy);
         debug!(worker = %self.worker.url, model, "worker told what it is");
-        self.worker.identity.store(Arc::new(Identity {
+        let identity = Identity {
             model,
             labels,
             metrics,
-        }));
-        self.fleet.refresh();
+        };
+        self.fleet.identified(&self.worker, identity);
     }
 
     /// The JSON object at the first of `paths` that is not 404.

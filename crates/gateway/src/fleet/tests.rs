@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use routing::{
-    Breaker, BreakerRules, Candidate, Candidates, Health, Outcome, Pick, PolicyKind, Request,
-    Thresholds,
+    Breaker, BreakerRules, Candidate, Candidates, Health, Outcome, Pick, Policy, PolicyKind,
+    Request, Thresholds,
 };
 use tokio::time::advance;
 
@@ -57,17 +57,24 @@ fn worker(slot: usize, metrics: &Metrics) -> Arc<Worker> {
     }))
 }
 
-fn of(count: usize, policy: Box<dyn Policy>, rules: FleetRules) -> Arc<Fleet> {
+fn told(heard: &Heard) -> Policies {
+    let heard = heard.clone();
+    Policies::new("heard", move || Box::new(heard.clone()))
+}
+
+fn of(count: usize, policies: Policies, rules: FleetRules) -> Arc<Fleet> {
     let metrics = Metrics::new(None).unwrap();
     let workers = (0..count).map(|slot| worker(slot, &metrics)).collect();
-    Fleet::new(workers, policy, "heard", rules)
+    Fleet::new(workers, policies, rules)
 }
 
 /// A fleet of workers that are all ready, by turns.
 fn ready(count: usize, rules: FleetRules) -> Arc<Fleet> {
     let fleet = of(
         count,
-        PolicyKind::RoundRobin.build(&routing::Params::default()),
+        Policies::new("round_robin", || {
+            PolicyKind::RoundRobin.build(&routing::Params::default())
+        }),
         rules,
     );
     for worker in fleet.workers().iter() {
@@ -99,7 +106,7 @@ fn shares(fleet: &Fleet, count: usize) -> Vec<usize> {
 #[tokio::test]
 async fn the_policy_is_told_of_every_worker_at_the_start_and_of_every_new_life() {
     let heard = Heard::default();
-    let fleet = of(2, Box::new(heard.clone()), FleetRules::default());
+    let fleet = of(2, told(&heard), FleetRules::default());
     assert_eq!(*heard.0.lock().unwrap(), [[0, 0]]);
     fleet.forget(&fleet.workers()[1]);
     assert_eq!(*heard.0.lock().unwrap(), [[0, 0], [0, 1]]);
@@ -227,4 +234,58 @@ async fn a_worker_that_left_is_no_candidate_and_the_others_keep_their_slots() {
     };
     let placed = fleet.place(&Request::default(), wish).unwrap();
     assert_eq!(placed.ticket.worker.slot, 2);
+}
+
+fn serves(fleet: &Fleet, slot: usize, model: &str) {
+    let metrics = Metrics::new(None).unwrap();
+    let identity = Identity {
+        model: model.to_owned(),
+        labels: BTreeMap::new(),
+        metrics: metrics.model(model, "heard"),
+    };
+    fleet.identified(&fleet.workers()[slot], identity);
+}
+
+/// The slots that requests for a model go to.
+fn slots_for(fleet: &Fleet, model: Option<&str>) -> Vec<usize> {
+    let mut slots = std::collections::BTreeSet::new();
+    for _ in 0..10 {
+        let request = Request {
+            model,
+            ..Request::default()
+        };
+        if let Ok(placed) = fleet.place(&request, Wish::default()) {
+            slots.insert(placed.ticket.worker.slot);
+        }
+    }
+    slots.into_iter().collect()
+}
+
+#[tokio::test]
+async fn a_request_that_names_one_of_several_models_goes_to_its_workers() {
+    let fleet = ready(4, FleetRules::default());
+    for (slot, model) in [(0, "llama"), (1, "llama"), (2, "llama"), (3, "llama")] {
+        serves(&fleet, slot, model);
+    }
+    assert_eq!(slots_for(&fleet, Some("any name")), [0, 1, 2, 3]);
+    serves(&fleet, 2, "qwen");
+    assert_eq!(slots_for(&fleet, Some("llama")), [0, 1, 3]);
+    assert_eq!(slots_for(&fleet, Some("qwen")), [2]);
+    assert_eq!(slots_for(&fleet, Some("an adapter")), [0, 1, 2, 3]);
+    assert_eq!(slots_for(&fleet, None), [0, 1, 2, 3]);
+    fleet.probed(&fleet.workers()[2], false);
+    assert!(slots_for(&fleet, Some("qwen")).is_empty());
+    assert_eq!(slots_for(&fleet, Some("llama")), [0, 1, 3]);
+}
+
+#[tokio::test]
+async fn every_model_has_an_instance_of_the_policy_that_knows_its_own_workers() {
+    let heard = Heard::default();
+    let fleet = of(3, told(&heard), FleetRules::default());
+    serves(&fleet, 0, "llama");
+    serves(&fleet, 1, "qwen");
+    let told = heard.0.lock().unwrap();
+    let sizes: Vec<_> = told.iter().map(Vec::len).collect();
+    // All at the start and again once the first has told; then all, llama's and qwen's.
+    assert_eq!(sizes, [3, 3, 3, 1, 1]);
 }
