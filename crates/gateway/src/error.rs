@@ -138,7 +138,9 @@ impl Error {
     /// The `error_type` label of `smg_router_request_errors_total`.
     pub(crate) fn metric_type(&self) -> &'static str {
         match self {
-            Self::NoAvailableWorkers { .. } | Self::NoWorkers => "no_workers",
+            Self::NoAvailableWorkers { .. } | Self::NoWorkers | Self::QueueFull { .. } => {
+                "no_workers"
+            }
             Self::UpstreamTimeout { .. } | Self::QueueTimeout { .. } => "timeout",
             Self::Upstream { .. } | Self::NoWorkerResponse | Self::RerankResponse { .. } => {
                 "backend_error"

@@ -62,7 +62,19 @@ pub struct Breaker {
     /// Successes in a row since it half-opened.
     successes: u32,
     opened: Duration,
-    on_trial: bool,
+    /// Counts the times it half-opened: the verdict on a trial of an earlier time is void.
+    round: u32,
+    /// A trial waits for its first byte.
+    awaited: bool,
+    /// Trials without a verdict.
+    trials: u32,
+}
+
+/// A place on trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trial {
+    round: u32,
+    answered: bool,
 }
 
 impl Breaker {
@@ -74,7 +86,9 @@ impl Breaker {
             failures: VecDeque::new(),
             successes: 0,
             opened: Duration::ZERO,
-            on_trial: false,
+            round: 0,
+            awaited: false,
+            trials: 0,
         }
     }
 
@@ -103,7 +117,10 @@ impl Breaker {
         match self.circuit {
             Circuit::Closed => true,
             Circuit::Open => false,
-            Circuit::HalfOpen => !self.on_trial,
+            Circuit::HalfOpen => {
+                // No more at stake than it takes to close it.
+                !self.awaited && self.trials + self.successes < self.rules.successes
+            }
         }
     }
 
@@ -117,34 +134,61 @@ impl Breaker {
         if self.opens_up_at().is_some_and(|at| now >= at) {
             self.circuit = Circuit::HalfOpen;
             self.successes = 0;
-            self.on_trial = false;
+            self.round = self.round.wrapping_add(1);
+            self.awaited = false;
+            self.trials = 0;
         }
     }
 
-    /// Takes the one place a half-open breaker has; false when somebody else has it.
-    pub fn begin_trial(&mut self) -> bool {
-        let free = self.circuit == Circuit::HalfOpen && !self.on_trial;
-        self.on_trial |= free;
-        free
+    /// Takes the one place a half-open breaker has; `None` when somebody else has it.
+    pub fn begin_trial(&mut self) -> Option<Trial> {
+        if self.circuit != Circuit::HalfOpen || !self.allows() {
+            return None;
+        }
+        self.awaited = true;
+        self.trials += 1;
+        Some(Trial {
+            round: self.round,
+            answered: false,
+        })
+    }
+
+    /// The first byte of a trial's answer has come: the next one may begin, so that a long
+    /// answer does not keep everybody else out until its verdict.
+    pub fn trial_answered(&mut self, trial: &mut Trial) {
+        if !trial.answered && self.is_on(*trial) {
+            self.awaited = false;
+        }
+        trial.answered = true;
     }
 
     /// A trial has ended.
-    pub fn end_trial(&mut self, mark: Mark, now: Duration) {
-        if self.circuit != Circuit::HalfOpen {
+    pub fn end_trial(&mut self, trial: Trial, mark: Mark, now: Duration) {
+        if !self.is_on(trial) {
             return;
         }
-        self.on_trial = false;
+        self.trials = self.trials.saturating_sub(1);
+        self.awaited &= trial.answered;
         match mark {
             Mark::Neutral => {}
             Mark::Failure => self.open(now),
             Mark::Success => {
                 self.successes = self.successes.saturating_add(1);
                 if self.successes >= self.rules.successes {
-                    self.circuit = Circuit::Closed;
-                    self.failures.clear();
+                    self.close();
                 }
             }
         }
+    }
+
+    /// The worker has come back as a new one: nothing is held against it.
+    pub fn close(&mut self) {
+        self.circuit = Circuit::Closed;
+        self.failures.clear();
+    }
+
+    fn is_on(&self, trial: Trial) -> bool {
+        self.circuit == Circuit::HalfOpen && self.round == trial.round
     }
 
     /// A request that was no trial has ended. Only a closed breaker cares: what was sent before
@@ -245,6 +289,13 @@ mod tests {
         assert_eq!(breaker.circuit(), Circuit::Open);
     }
 
+    /// A breaker that half-opened at second 60.
+    fn half_open() -> Breaker {
+        let mut breaker = opened();
+        breaker.pass_time(secs(60));
+        breaker
+    }
+
     #[test]
     fn it_half_opens_when_its_time_is_over_and_takes_one_trial_at_a_time() {
         let mut breaker = opened();
@@ -252,33 +303,59 @@ mod tests {
         assert!(!breaker.allows());
         breaker.pass_time(secs(60));
         assert_eq!(breaker.circuit(), Circuit::HalfOpen);
-        assert!(breaker.allows() && breaker.begin_trial());
-        assert!(!breaker.allows() && !breaker.begin_trial());
-        breaker.end_trial(Success, secs(61));
-        assert!(breaker.begin_trial());
-        breaker.end_trial(Success, secs(62));
+        let trial = breaker.begin_trial().unwrap();
+        assert!(!breaker.allows() && breaker.begin_trial().is_none());
+        breaker.end_trial(trial, Success, secs(61));
+        let trial = breaker.begin_trial().unwrap();
+        breaker.end_trial(trial, Success, secs(62));
+        assert!(breaker.is_clean());
+    }
+
+    #[test]
+    fn a_long_answer_lets_the_next_trial_begin_but_no_more_than_are_needed() {
+        let mut breaker = half_open();
+        let mut first = breaker.begin_trial().unwrap();
+        breaker.trial_answered(&mut first);
+        let mut second = breaker.begin_trial().unwrap();
+        breaker.trial_answered(&mut second);
+        assert!(breaker.begin_trial().is_none(), "two verdicts close it");
+        breaker.end_trial(first, Success, secs(99));
+        assert!(!breaker.is_clean());
+        breaker.end_trial(second, Success, secs(99));
         assert!(breaker.is_clean());
     }
 
     #[test]
     fn a_failed_trial_opens_it_for_another_whole_time() {
-        let mut breaker = opened();
-        breaker.pass_time(secs(60));
-        assert!(breaker.begin_trial());
-        breaker.end_trial(Success, secs(61));
-        assert!(breaker.begin_trial());
-        breaker.end_trial(Failure, secs(70));
+        let mut breaker = half_open();
+        let first = breaker.begin_trial().unwrap();
+        breaker.end_trial(first, Success, secs(61));
+        let mut late = breaker.begin_trial().unwrap();
+        breaker.trial_answered(&mut late);
+        breaker.end_trial(late, Failure, secs(70));
         assert_eq!(breaker.opens_up_at(), Some(secs(130)));
     }
 
     #[test]
+    fn the_verdict_on_a_trial_of_an_earlier_round_is_void() {
+        let mut breaker = half_open();
+        let mut slow = breaker.begin_trial().unwrap();
+        breaker.trial_answered(&mut slow);
+        let failed = breaker.begin_trial().unwrap();
+        breaker.end_trial(failed, Failure, secs(61));
+        breaker.pass_time(secs(121));
+        breaker.end_trial(slow, Failure, secs(122));
+        assert_eq!(breaker.circuit(), Circuit::HalfOpen);
+        assert!(breaker.allows());
+    }
+
+    #[test]
     fn a_trial_that_says_nothing_gives_its_place_back() {
-        let mut breaker = opened();
-        breaker.pass_time(secs(60));
-        assert!(breaker.begin_trial());
-        breaker.end_trial(Neutral, secs(61));
+        let mut breaker = half_open();
+        let trial = breaker.begin_trial().unwrap();
+        breaker.end_trial(trial, Neutral, secs(61));
         assert_eq!(breaker.successes(), 0);
-        assert!(breaker.begin_trial());
+        assert!(breaker.begin_trial().is_some());
     }
 
     #[test]
@@ -296,24 +373,29 @@ mod tests {
         fn it_never_has_two_trials_and_never_stays_shut_for_ever(
             steps in prop::collection::vec((0..5_u8, 0..40_u64), 0..300),
         ) {
-            let (mut breaker, mut now, mut trials) = (breaker(), 0, 0_u32);
+            let (mut breaker, mut now) = (breaker(), 0);
+            let mut trials: Vec<Trial> = Vec::new();
             for (step, wait) in steps {
                 now += wait;
                 breaker.pass_time(secs(now));
                 let mark = [Success, Failure, Neutral][usize::from(step % 3)];
-                match step {
-                    0..3 if trials > 0 => {
-                        trials -= 1;
-                        breaker.end_trial(mark, secs(now));
+                match (step, trials.pop()) {
+                    (0..3, Some(trial)) => breaker.end_trial(trial, mark, secs(now)),
+                    (0..3, None) => breaker.record(mark, secs(now)),
+                    (3, Some(mut trial)) => {
+                        breaker.trial_answered(&mut trial);
+                        trials.push(trial);
                     }
-                    0..3 => breaker.record(mark, secs(now)),
-                    _ => trials += u32::from(breaker.begin_trial()),
+                    (_, last) => {
+                        trials.extend(last);
+                        trials.extend(breaker.begin_trial());
+                    }
                 }
-                prop_assert!(trials <= 1);
+                prop_assert!(breaker.trials <= 2);
                 prop_assert!(breaker.failures() <= 3);
             }
-            if trials > 0 {
-                breaker.end_trial(Neutral, secs(now));
+            for trial in trials {
+                breaker.end_trial(trial, Neutral, secs(now));
             }
             breaker.pass_time(secs(now + 60));
             prop_assert!(breaker.allows());

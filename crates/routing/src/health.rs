@@ -29,8 +29,9 @@ impl Verdict {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
-            Self::Ready => "ready",
-            Self::Suspect | Self::NotReady => "not_ready",
+            // Believed to be well until a probe says otherwise.
+            Self::Ready | Self::Suspect => "ready",
+            Self::NotReady => "not_ready",
             Self::Failed => "failed",
         }
     }

@@ -20,7 +20,7 @@ mod ring;
 mod sticky;
 mod warm;
 
-pub use breaker::{Breaker, BreakerRules, Circuit};
+pub use breaker::{Breaker, BreakerRules, Circuit, Trial};
 pub use candidate::{Candidate, Candidates};
 pub use charge::Charge;
 pub use health::{Health, Thresholds, Verdict};

@@ -28,7 +28,8 @@ pub enum Again {
     /// At another worker. The first such retry of a request is free: what the worker had to
     /// do for it is gone with the connection, or was never asked for.
     Elsewhere,
-    /// At another worker, within the retry budget: the worker spent work on its answer.
+    /// At another worker, within the retry budget: every such retry is work that nobody had
+    /// planned for.
     WithinBudget,
 }
 
@@ -52,6 +53,8 @@ pub struct Meaning {
     pub mark: Mark,
     /// The worker may be gone: it gets nothing until a probe, sent at once, tells otherwise.
     pub suspect: bool,
+    /// The worker has too much to do: others come first for a moment.
+    pub busy: bool,
 }
 
 impl Outcome {
@@ -72,10 +75,12 @@ impl Outcome {
             // Bytes have been given to the client: nothing can take them back.
             Self::Cut => (Never, Failure, true),
         };
+        let busy = matches!(self, Self::Answered(408 | 429) | Self::QueueFull);
         Meaning {
             again,
             mark,
             suspect,
+            busy,
         }
     }
 }
@@ -88,10 +93,12 @@ mod tests {
 
     #[track_caller]
     fn row(outcome: Outcome, again: Again, mark: Mark, suspect: bool) {
+        let busy = again == WithinBudget && mark == Neutral;
         let meaning = Meaning {
             again,
             mark,
             suspect,
+            busy,
         };
         assert_eq!(outcome.meaning(), meaning, "{outcome:?}");
     }

@@ -13,6 +13,9 @@ use crate::fleet::{
 };
 use crate::telemetry::Metrics;
 
+/// "Never" is spelt with large numbers; sums of times must not overflow.
+const YEAR_SECS: u64 = 365 * 24 * 3600;
+
 /// The fleet, and the name of the policy that picks from it.
 pub(super) fn fleet(
     options: &Options,
@@ -54,7 +57,7 @@ fn rules(options: &Options) -> FleetRules {
         Arc::new(Room::new(
             usize::try_from(options.max_requests_per_worker).unwrap_or(usize::MAX),
             usize::try_from(options.queue_size).unwrap_or(usize::MAX),
-            Duration::from_secs(options.queue_timeout_secs),
+            Duration::from_secs(options.queue_timeout_secs.min(YEAR_SECS)),
         ))
     };
     // A sticky policy would hand the keys of a worker that is left out to others.
@@ -64,10 +67,10 @@ fn rules(options: &Options) -> FleetRules {
         options.slow_start_secs
     };
     FleetRules {
-        slow_start: Duration::from_secs(slow_start),
+        slow_start: Duration::from_secs(slow_start.min(YEAR_SECS)),
         // Without probes nothing could clear a suspect; the breaker watches alone.
         suspicion: !options.disable_health_check,
-        drain_timeout: Duration::from_secs(options.worker_drain_timeout_secs),
+        drain_timeout: Duration::from_secs(options.worker_drain_timeout_secs.min(YEAR_SECS)),
         room: (options.max_requests_per_worker > 0).then(room),
         most_outliers: options
             .outlier_ejection

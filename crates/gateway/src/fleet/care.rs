@@ -2,15 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
 
-use routing::{Candidate, Circuit, Figures, Health, Meaning, Outliers, Verdict};
-use tokio::time::timeout;
+use routing::{
+    Breaker, Candidate, Circuit, Figures, Health, Mark, Meaning, Outliers, Trial, Verdict,
+};
+use tokio::runtime::Handle;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::place::Ready;
 use super::standing::{Glance, Standing};
 use super::{BYTES_PER_TOKEN, Fleet, Identity, Worker};
+
+/// Milliseconds between probes for silence.
+const DOUBTS_APART: u64 = 5000;
+/// A worker that leaves is looked at this often at least.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Fleet {
     /// A probe of a worker ended.
@@ -21,6 +30,10 @@ impl Fleet {
             let came = standing.health.record(passed) == Verdict::Ready && before != Verdict::Ready;
             // One that comes up while the others work is as cold as one that comes back.
             let late = before == Verdict::NotReady || now > self.rules.slow_start;
+            if came && before == Verdict::NotReady {
+                // Most likely a new process: what the old one did is not held against it.
+                standing.breaker.iter_mut().for_each(Breaker::close);
+            }
             if came && late && before != Verdict::Suspect {
                 standing.returned = Some(now).filter(|_| !self.rules.slow_start.is_zero());
             }
@@ -44,39 +57,79 @@ impl Fleet {
     }
 
     /// A try at a worker ended in a way that says something about it.
-    pub(super) fn learn(&self, worker: &Worker, meaning: Meaning, on_trial: bool) {
+    pub(super) fn learn(&self, worker: &Arc<Worker>, meaning: Meaning, trial: Option<Trial>) {
         let now = self.now();
         let suspect = meaning.suspect && self.rules.suspicion;
-        self.change(worker, |standing| {
+        let (_, busy_for) = self.change(worker, |standing| {
             if let Some(breaker) = &mut standing.breaker {
-                if on_trial {
-                    breaker.end_trial(meaning.mark, now);
-                } else {
-                    breaker.record(meaning.mark, now);
+                match trial {
+                    Some(trial) => breaker.end_trial(trial, meaning.mark, now),
+                    None => breaker.record(meaning.mark, now),
                 }
             }
             if suspect {
                 standing.health.suspect();
             }
+            if meaning.mark == Mark::Success {
+                standing.refusals = 0;
+            }
+            meaning.busy.then(|| standing.refused(now)).flatten()
         });
         if suspect {
             worker.wake.notify_one();
         }
+        if let (Some(pause), Ok(runtime)) = (busy_for, Handle::try_current()) {
+            let worker = Arc::clone(worker);
+            runtime.spawn(async move {
+                sleep(pause).await;
+                if let Some(fleet) = worker.home.get().and_then(Weak::upgrade) {
+                    fleet.let_time_pass(&worker);
+                }
+            });
+        }
+    }
+
+    /// A worker has been silent for long: it is probed, though not for every request that waits.
+    pub(crate) fn doubt(&self, worker: &Worker) {
+        let now = u64::try_from(self.now().as_millis()).unwrap_or(u64::MAX);
+        let before = worker.doubted.load(Relaxed);
+        let due = now.saturating_sub(before) >= DOUBTS_APART;
+        let swap = |before| {
+            let swapped = worker
+                .doubted
+                .compare_exchange(before, now, Relaxed, Relaxed);
+            swapped.is_ok()
+        };
+        if self.rules.suspicion && due && swap(before) {
+            worker.wake.notify_one();
+        }
+    }
+
+    /// A worker on trial has begun to answer.
+    pub(super) fn trial_answered(&self, worker: &Worker, trial: &mut Trial) {
+        self.change(worker, |standing| {
+            if let Some(breaker) = &mut standing.breaker {
+                breaker.trial_answered(trial);
+            }
+        });
     }
 
     /// Lets time go by for every worker.
     pub(crate) fn pass_time(&self) {
-        let now = self.now();
         for worker in self.workers().iter() {
-            let pass = |standing: &mut Standing| {
-                let cold = standing.returned.is_some();
-                standing.pass_time(now, self.rules.slow_start);
-                cold && standing.returned.is_none()
-            };
-            let (_, warmed_up) = self.change(worker, pass);
-            if warmed_up {
-                self.refresh();
-            }
+            self.let_time_pass(worker);
+        }
+    }
+
+    fn let_time_pass(&self, worker: &Worker) {
+        let now = self.now();
+        let (_, warmed_up) = self.change(worker, |standing| {
+            let cold = standing.returned.is_some();
+            standing.pass_time(now, self.rules.slow_start);
+            cold && standing.returned.is_none()
+        });
+        if warmed_up {
+            self.refresh();
         }
     }
 
@@ -117,7 +170,8 @@ impl Fleet {
     pub(crate) async fn finish_leaving(&self, worker: &Arc<Worker>) {
         let done = async {
             while worker.load.requests() > 0 {
-                worker.left.notified().await;
+                // Now and then also unasked: the last one may have left unheard.
+                let _ = timeout(LOOK_AGAIN, worker.left.notified()).await;
             }
         };
         let _ = timeout(self.rules.drain_timeout, done).await;
@@ -143,7 +197,9 @@ impl Fleet {
         };
         let soonest = self.workers().iter().filter_map(opens_up).min();
         let wait = soonest.unwrap_or_default().saturating_sub(now);
-        wait.as_secs().max(1)
+        // Rounded up: who comes back then is not to be turned away once more.
+        let begun = u64::from(wait.subsec_nanos() > 0);
+        (wait.as_secs() + begun).max(1)
     }
 
     /// Changes a worker's standing and draws the consequences.
@@ -172,6 +228,15 @@ impl Fleet {
     /// Takes over the workers' present standings.
     pub(super) fn refresh(&self) {
         let one_at_a_time = self.refreshing.lock();
+        self.take_over();
+        drop(one_at_a_time);
+        if let Some(room) = &self.rules.room {
+            room.look_all();
+        }
+    }
+
+    /// One at a time, or an older view might win.
+    fn take_over(&self) {
         let workers = self.workers.load();
         // One glance each: a worker that changes meanwhile must not fall between two looks.
         let known: Vec<_> = workers.iter().map(|it| (it, it.glance())).collect();
@@ -189,10 +254,6 @@ impl Fleet {
             told[worker.slot] = tokens.map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN));
         }
         self.policies.capacity(&told);
-        drop(one_at_a_time);
-        if let Some(room) = &self.rules.room {
-            room.look_all();
-        }
     }
 
     /// The worker's cache is empty: what is believed of it goes at once.
@@ -203,6 +264,7 @@ impl Fleet {
 
     /// Tells policies who is there, ready or not.
     pub(super) fn introduce(&self) {
+        let one_at_a_time = self.refreshing.lock();
         let workers = self.workers.load();
         let mut models: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
         for worker in workers.iter() {
@@ -218,6 +280,7 @@ impl Fleet {
         }
         let all: Vec<_> = workers.iter().map(|worker| worker.candidate()).collect();
         self.policies.introduce(&all, &models);
+        drop(one_at_a_time);
         self.refresh();
     }
 

@@ -147,8 +147,9 @@ impl Fleet {
             let worker = ready.worker(slot).ok_or(NoPlace::Nobody)?;
             let (queued_before, requests_before) =
                 (worker.load.queued_tokens(), worker.load.requests());
-            let uncached = request.prompt.tokens().saturating_sub(matched_tokens);
-            if let Some(ticket) = self.enter(worker, uncached) {
+            let tokens = request.prompt.tokens();
+            let uncached = tokens.saturating_sub(matched_tokens);
+            if let Some(ticket) = self.enter(worker, tokens, uncached) {
                 return Ok(Placed {
                     ticket,
                     matched_tokens,
@@ -247,22 +248,26 @@ impl Fleet {
     }
 
     /// A place at this worker, unless its cap or its half-open breaker forbids it.
-    fn enter(&self, worker: &Arc<Worker>, uncached: u64) -> Option<Ticket> {
+    fn enter(&self, worker: &Arc<Worker>, tokens: u64, uncached: u64) -> Option<Ticket> {
         let lease = match &self.rules.room {
             None => worker.load.lease(uncached),
             Some(room) => worker.load.lease_below(room.cap(), uncached)?,
         };
-        let mut on_trial = false;
+        if worker.is_leaving() {
+            // What is known of the fleet is out of date; the lease goes back.
+            return None;
+        }
+        let mut trial = None;
         if !worker.is_clean() {
             let (after, began) = self.change(worker, |standing| {
-                standing.breaker.as_mut().is_some_and(Breaker::begin_trial)
+                standing.breaker.as_mut().and_then(Breaker::begin_trial)
             });
-            if !began && after.circuit != Circuit::Closed {
+            if began.is_none() && after.circuit != Circuit::Closed {
                 return None;
             }
-            on_trial = began;
+            trial = began;
         }
-        Some(Ticket::new(Arc::clone(worker), lease, uncached, on_trial))
+        Some(Ticket::new(Arc::clone(worker), lease, tokens, trial))
     }
 }
 

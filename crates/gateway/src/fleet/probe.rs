@@ -18,6 +18,8 @@ use crate::telemetry::Metrics;
 
 /// First pause between start-up probes; it doubles up to the check interval.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Pause after a failed probe of a worker that was well.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// Longest pause between probes of a worker that is away.
 const LONGEST_AWAY: Duration = Duration::from_secs(2);
 /// How long a worker that came up may take to tell what it is before it gets requests.
@@ -99,6 +101,8 @@ impl Prober {
     fn pause(&self, passed: bool, earlier: Option<Duration>) -> Duration {
         let verdict = Fleet::verdict(&self.worker);
         let pause = match (verdict, earlier) {
+            // It decides soon whether one failed probe was a hiccup.
+            (Verdict::Ready, _) if !passed => SECOND_LOOK,
             (Verdict::Ready | Verdict::Pending, _) => self.settings.interval,
             // Back, but not for long enough to be believed.
             _ if passed => FIRST_PAUSE,

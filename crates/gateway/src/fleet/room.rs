@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// A waiter looks again after this time at the latest: the place it was woken for may not
 /// have been one for it, but for another.
@@ -102,6 +102,7 @@ impl Room {
     pub(crate) async fn wait<T>(
         &self,
         particular: bool,
+        until: Instant,
         mut place: impl FnMut() -> Option<T>,
     ) -> Result<T, NoRoom> {
         let others = self.waiting();
@@ -117,16 +118,21 @@ impl Room {
         }
         // Nobody jumps the queue.
         let mut may_look = particular || before == 0;
-        let waited = timeout(self.longest_wait, async {
+        let waited = timeout_at(until, async {
             loop {
+                // Kept until it is rung: whoever makes a new one stands at the end of the line.
                 let mut freed = std::pin::pin!(line.freed.notified());
                 // From here on, what is freed while looking is not missed.
                 Notified::enable(freed.as_mut());
-                if may_look && let Some(placed) = place() {
-                    return placed;
+                loop {
+                    if may_look && let Some(placed) = place() {
+                        return placed;
+                    }
+                    may_look = true;
+                    if timeout(LOOK_AGAIN, freed.as_mut()).await.is_ok() {
+                        break;
+                    }
                 }
-                may_look = true;
-                let _ = timeout(LOOK_AGAIN, freed).await;
             }
         })
         .await;
@@ -140,9 +146,41 @@ mod tests {
     use std::cell::Cell;
     use std::sync::Arc;
 
-    use tokio::time::Instant;
-
     use super::*;
+
+    fn end() -> Instant {
+        Instant::now() + Duration::from_secs(3)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_came_first_is_served_first_however_long_they_wait() {
+        let room = Arc::new(Room::new(1, 9, Duration::from_secs(3)));
+        let (places, served) = (Arc::new(AtomicUsize::new(0)), Arc::default());
+        let mut waiting = Vec::new();
+        for number in 0..5 {
+            let (room, places) = (Arc::clone(&room), Arc::clone(&places));
+            let served: Arc<std::sync::Mutex<Vec<i32>>> = Arc::clone(&served);
+            waiting.push(tokio::spawn(async move {
+                let take = || {
+                    let taken = places.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+                    taken.ok()
+                };
+                room.wait(false, end(), take).await.unwrap();
+                served.lock().unwrap().push(number);
+            }));
+            // Different phases of looking again.
+            tokio::time::sleep(Duration::from_millis(70)).await;
+        }
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_millis(333)).await;
+            places.fetch_add(1, SeqCst);
+            room.one_left();
+        }
+        for waiter in waiting {
+            waiter.await.unwrap();
+        }
+        assert_eq!(*served.lock().unwrap(), [0, 1, 2, 3, 4]);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_queue_is_bounded_and_its_waits_are_exact() {
@@ -150,14 +188,14 @@ mod tests {
         let started = Instant::now();
         let wait = || {
             let room = Arc::clone(&room);
-            tokio::spawn(async move { room.wait(false, || None::<()>).await })
+            tokio::spawn(async move { room.wait(false, end(), || None::<()>).await })
         };
         let waiting = [wait(), wait()];
         while room.waiting() < 2 {
             tokio::task::yield_now().await;
         }
         assert_eq!(
-            room.wait(false, || None::<()>).await,
+            room.wait(false, end(), || None::<()>).await,
             Err(NoRoom::QueueFull)
         );
         assert_eq!(started.elapsed(), Duration::ZERO);
@@ -177,7 +215,8 @@ mod tests {
             free.set(true);
             room.one_left();
         };
-        let (placed, ()) = tokio::join!(room.wait(false, || free.get().then_some(7)), freeing);
+        let (placed, ()) =
+            tokio::join!(room.wait(false, end(), || free.get().then_some(7)), freeing);
         assert_eq!(placed, Ok(7));
         assert_eq!(started.elapsed(), Duration::from_millis(1));
     }
@@ -186,7 +225,7 @@ mod tests {
     async fn who_leaves_the_queue_frees_a_place() {
         let room = Room::new(1, 1, Duration::from_secs(3));
         {
-            let mut waiting = std::pin::pin!(room.wait(false, || None::<()>));
+            let mut waiting = std::pin::pin!(room.wait(false, end(), || None::<()>));
             assert!(futures_util::poll!(waiting.as_mut()).is_pending());
             assert_eq!(room.waiting(), 1);
         }

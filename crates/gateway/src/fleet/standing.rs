@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use routing::{Breaker, Circuit, Health, Verdict};
 
+/// How long a worker that refused a request is spared; twice as long each time in a row.
+const FIRST_BUSY: Duration = Duration::from_millis(50);
+/// Up to 1.6 s.
+const MOST_DOUBLINGS: u32 = 5;
+
 /// A worker's standing: its probes, its breaker, and what was decided about it.
 #[derive(Debug)]
 pub(crate) struct Standing {
@@ -14,6 +19,10 @@ pub(crate) struct Standing {
     pub(super) draining: bool,
     /// An outlier among its peers rests until then.
     pub(super) rests_until: Option<Duration>,
+    /// It had too much to do: until then others come first.
+    pub(super) busy_until: Option<Duration>,
+    /// Times in a row that it had.
+    pub(super) refusals: u32,
     /// When it came back from being away.
     pub(super) returned: Option<Duration>,
 }
@@ -28,7 +37,7 @@ pub(crate) struct Glance {
     pub(crate) ready: bool,
     /// It gets requests.
     pub(crate) open: bool,
-    /// It gets requests when nobody better is there: only a probe under way speaks against it.
+    /// It gets requests when nobody better is there: it rests, is busy, or is being probed.
     pub(crate) last_resort: bool,
     /// Nothing is held against it.
     pub(super) clean: bool,
@@ -41,6 +50,8 @@ impl Standing {
             breaker,
             draining: false,
             rests_until: None,
+            busy_until: None,
+            refusals: 0,
             returned: None,
         }
     }
@@ -48,16 +59,32 @@ impl Standing {
     pub(super) fn glance(&self) -> Glance {
         let verdict = self.health.verdict();
         let breaker = self.breaker.as_ref();
-        let allowed = breaker.is_none_or(Breaker::allows) && self.rests_until.is_none();
+        let allowed = breaker.is_none_or(Breaker::allows);
+        // A suspect is believed to be well until a probe says otherwise.
+        let ready = matches!(verdict, Verdict::Ready | Verdict::Suspect) && !self.draining;
+        let spared = self.rests_until.is_some() || self.busy_until.is_some();
+        let doubtful = verdict == Verdict::Suspect || spared;
         Glance {
             verdict,
             circuit: breaker.map_or(Circuit::Closed, Breaker::circuit),
             draining: self.draining,
-            ready: verdict == Verdict::Ready && !self.draining,
-            open: verdict == Verdict::Ready && !self.draining && allowed,
-            last_resort: verdict == Verdict::Suspect && !self.draining && allowed,
-            clean: breaker.is_none_or(Breaker::is_clean),
+            ready,
+            open: ready && allowed && !doubtful,
+            last_resort: ready && allowed && doubtful,
+            clean: breaker.is_none_or(Breaker::is_clean) && self.refusals == 0,
         }
+    }
+
+    /// It refused a request for want of room: for a moment others come first. Tells for how
+    /// long, unless it was busy already.
+    pub(super) fn refused(&mut self, now: Duration) -> Option<Duration> {
+        if self.busy_until.is_some() {
+            return None;
+        }
+        let pause = FIRST_BUSY * 2_u32.pow(self.refusals.min(MOST_DOUBLINGS));
+        self.refusals += 1;
+        self.busy_until = Some(now + pause);
+        Some(pause)
     }
 
     /// Time goes by: an open breaker half-opens, a rest ends, a return is long ago.
@@ -66,6 +93,7 @@ impl Standing {
             breaker.pass_time(now);
         }
         self.rests_until = self.rests_until.filter(|until| *until > now);
+        self.busy_until = self.busy_until.filter(|until| *until > now);
         self.returned = self
             .returned
             .filter(|returned| now.saturating_sub(*returned) < slow_start);

@@ -169,9 +169,9 @@ async fn a_worker_that_crawls_rests_too() {
         let millis = if worker.slot == 0 { 900 } else { 100 };
         for _ in 0..30 {
             let lease = worker.load.lease(1000);
-            let mut ticket = Ticket::new(Arc::clone(worker), lease, 1000, false);
+            let mut ticket = Ticket::new(Arc::clone(worker), lease, 1000, None);
             advance(Duration::from_millis(millis)).await;
-            ticket.first_byte();
+            ticket.first_byte(true);
             ticket.settle(Outcome::Answered(200));
         }
     }
@@ -210,7 +210,7 @@ async fn an_abandoned_trial_lets_the_next_one_begin() {
         place(&fleet, 0).unwrap().settle(Outcome::Answered(500));
     }
     assert_eq!(place(&fleet, 0).unwrap_err(), NoPlace::Nobody);
-    assert_eq!(fleet.retry_after_secs(), 59);
+    assert_eq!(fleet.retry_after_secs(), 60);
     fleet.change(&fleet.workers()[0], |standing| {
         standing.pass_time(Duration::from_secs(100), Duration::ZERO);
     });

@@ -2,10 +2,14 @@
 
 use std::sync::{Arc, Weak};
 
-use routing::{Lease, Mark, Meaning, Outcome};
+use routing::{Lease, Mark, Meaning, Outcome, Trial};
 use tokio::time::Instant;
 
 use super::Worker;
+
+/// What a request costs a worker besides its prompt, in tokens: so that a prompt of three
+/// does not make it look slow.
+const TOKENS_PER_REQUEST: u64 = 256;
 
 /// A request's place at a worker. Dropped unsettled, the try counts as abandoned.
 #[derive(Debug)]
@@ -13,21 +17,26 @@ pub(crate) struct Ticket {
     pub(crate) worker: Arc<Worker>,
     /// Given back first of all when the ticket is dropped.
     lease: Option<Lease>,
-    /// It holds the one place of a half-open breaker.
-    on_trial: bool,
+    /// It decides about a half-open breaker.
+    trial: Option<Trial>,
     settled: bool,
-    /// When it was taken and for how many uncached tokens, where workers are compared.
+    /// When it was taken and for how many tokens, where workers are compared.
     compared: Option<(Instant, u64)>,
 }
 
 impl Ticket {
-    /// `tokens`: prompt tokens to prefill.
-    pub(super) fn new(worker: Arc<Worker>, lease: Lease, tokens: u64, on_trial: bool) -> Self {
+    /// `tokens`: those of the whole prompt.
+    pub(super) fn new(
+        worker: Arc<Worker>,
+        lease: Lease,
+        tokens: u64,
+        trial: Option<Trial>,
+    ) -> Self {
         let compared = worker.tally.as_ref().map(|_| (Instant::now(), tokens));
         Self {
             worker,
             lease: Some(lease),
-            on_trial,
+            trial,
             settled: false,
             compared,
         }
@@ -36,17 +45,31 @@ impl Ticket {
     /// For a request that no policy placed, without a prompt.
     pub(crate) fn aside(worker: &Arc<Worker>) -> Self {
         let lease = worker.load.lease(0);
-        Self::new(Arc::clone(worker), lease, 0, false)
+        Self::new(Arc::clone(worker), lease, 0, None)
     }
 
-    /// The worker has begun to answer.
-    pub(crate) fn first_byte(&mut self) {
+    /// The worker has begun to answer; whether that is a stream, whose first byte comes when
+    /// the prompt is prefilled.
+    pub(crate) fn first_byte(&mut self, is_stream: bool) {
         if let Some(lease) = &mut self.lease {
             lease.first_byte();
         }
-        if let (Some(tally), Some((since, tokens))) = (&self.worker.tally, self.compared.take()) {
-            tally.first_byte(since.elapsed(), tokens);
+        let worker = &self.worker;
+        if let (Some(tally), Some((since, tokens))) = (&worker.tally, self.compared.take())
+            && is_stream
+        {
+            tally.first_byte(since.elapsed(), tokens + TOKENS_PER_REQUEST);
         }
+        if let Some(trial) = &mut self.trial
+            && let Some(fleet) = worker.home.get().and_then(Weak::upgrade)
+        {
+            fleet.trial_answered(worker, trial);
+        }
+    }
+
+    /// Whether its end says something by itself, whatever others make of the request.
+    pub(crate) fn is_trial(&self) -> bool {
+        self.trial.is_some()
     }
 
     /// The try has ended; only the first call counts.
@@ -57,7 +80,7 @@ impl Ticket {
         self.settled = true;
         let worker = &self.worker;
         let mut meaning = outcome.meaning();
-        if outcome == Outcome::Lost && !self.on_trial {
+        if outcome == Outcome::Lost && self.trial.is_none() {
             // Whose fault it was shows once somebody else has been asked.
             meaning.mark = Mark::Neutral;
         }
@@ -79,17 +102,17 @@ impl Ticket {
             Mark::Neutral => true,
         };
         // The way of nearly every request: nothing to learn, no lock.
-        if (self.on_trial || meaning.suspect || !tells_nothing)
+        if (self.trial.is_some() || meaning.suspect || meaning.busy || !tells_nothing)
             && let Some(fleet) = worker.home.get().and_then(Weak::upgrade)
         {
-            fleet.learn(worker, meaning, self.on_trial);
+            fleet.learn(worker, meaning, self.trial);
         }
     }
 }
 
 impl Worker {
     /// A lost connection was its fault.
-    pub(crate) fn blame(&self) {
+    pub(crate) fn blame(self: &Arc<Self>) {
         self.metrics.failures.inc();
         if let Some(tally) = &self.tally {
             tally.ended(true);
@@ -99,7 +122,7 @@ impl Worker {
                 suspect: false,
                 ..Outcome::Lost.meaning()
             };
-            fleet.learn(self, meaning, false);
+            fleet.learn(self, meaning, None);
         }
     }
 }

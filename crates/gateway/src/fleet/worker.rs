@@ -1,12 +1,12 @@
 //! One worker.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
-use routing::{Candidate, Figures, Load};
+use routing::{Candidate, Figures, Load, Verdict};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -51,6 +51,9 @@ pub(crate) struct Worker {
     /// Glances at the standing that requests take without a lock.
     ready: AtomicBool,
     clean: AtomicBool,
+    away: AtomicBool,
+    /// When it was last probed for a long silence, milliseconds.
+    pub(super) doubted: AtomicU64,
     /// Counts its lives: what routing learnt of an earlier one does not hold.
     generation: AtomicU32,
 }
@@ -99,6 +102,8 @@ impl Worker {
             standing: Mutex::new(new.standing),
             ready: AtomicBool::new(false),
             clean: AtomicBool::new(true),
+            away: AtomicBool::new(false),
+            doubted: AtomicU64::new(0),
             generation: AtomicU32::new(0),
         }
     }
@@ -113,6 +118,11 @@ impl Worker {
         self.ready.load(Relaxed)
     }
 
+    /// Whether its probes fail: what waits there for an answer need wait no longer.
+    pub(crate) fn is_away(&self) -> bool {
+        self.away.load(Relaxed)
+    }
+
     /// Whether nothing is held against it.
     pub(super) fn is_clean(&self) -> bool {
         self.clean.load(Relaxed)
@@ -123,9 +133,14 @@ impl Worker {
         if let Some(room) = &self.room {
             room.one_left();
         }
-        if self.leaving.load(Relaxed) {
+        if self.is_leaving() {
             self.left.notify_one();
         }
+    }
+
+    /// Whether it is leaving.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(SeqCst)
     }
 
     /// Its present life.
@@ -167,7 +182,8 @@ impl Worker {
         let after = standing.glance();
         self.ready.store(after.ready, Relaxed);
         self.clean.store(after.clean, Relaxed);
-        self.leaving.store(after.draining, Relaxed);
+        self.away.store(after.verdict == Verdict::NotReady, Relaxed);
+        self.leaving.store(after.draining, SeqCst);
         (before, after, result)
     }
 

@@ -101,8 +101,9 @@ impl Proxy {
         stream::iter(asked).buffered(FAN_OUT).collect().await
     }
 
-    /// Passes `/abort_request` on to every worker: only the engine that runs the request knows
-    /// its `rid`, the others ignore it. The first success is the reply.
+    /// Passes `/abort_request` on to every worker that may have the request: only the engine
+    /// that runs it knows its `rid`, the others ignore it. The first success is the reply, once
+    /// all have answered. A request that waits in the gateway is not found.
     pub(crate) async fn abort(
         &self,
         passage: Passage<'_>,
@@ -110,8 +111,23 @@ impl Proxy {
     ) -> Result<Answer, Error> {
         let body = inbound::read(request.into_body(), self.max_payload).await?;
         Peek::read(&body)?;
-        let question = Question::post(&["/abort_request"], body);
-        let mut answers = self.ask_all(passage.lane, &question).await;
+        let question = &Question::post(&["/abort_request"], body);
+        let workers = self.fleet.workers();
+        let mut asked: Vec<BoxFuture<'_, Asked>> = Vec::new();
+        for worker in workers.iter() {
+            if worker.is_ready() || worker.load.requests() > 0 {
+                asked.push(Box::pin(async move {
+                    Asked {
+                        worker: Arc::clone(worker),
+                        answer: ask(worker, passage.lane, question, PATIENCE).await,
+                    }
+                }));
+            }
+        }
+        let mut answers: Vec<Asked> = stream::iter(asked)
+            .buffer_unordered(FAN_OUT)
+            .collect()
+            .await;
         let success = |asked: &Asked| asked.answer.as_ref().is_ok_and(|it| it.status.is_success());
         let best = answers.iter().position(success).unwrap_or(0);
         if answers.is_empty() {

@@ -1,6 +1,7 @@
 //! How a request travels: from the client's bytes to one worker and back.
 
 mod ask;
+mod course;
 mod decisions;
 mod explain;
 mod inbound;
@@ -34,6 +35,9 @@ use outbound::HeaderRules;
 use peek::Peek;
 use tries::Job;
 
+/// "Never" is spelt with large numbers; sums of times must not overflow.
+const LONGEST: Duration = Duration::from_hours(24 * 365);
+
 /// Carries requests to workers.
 #[derive(Debug)]
 pub(crate) struct Proxy {
@@ -41,6 +45,8 @@ pub(crate) struct Proxy {
     metrics: Arc<Metrics>,
     /// Time to a worker's response headers, and longest silence inside a body.
     timeout: Duration,
+    /// Silence of a worker after which it is probed.
+    doubt_after: Duration,
     max_payload: u64,
     rules: HeaderRules,
     decisions: Decisions,
@@ -74,7 +80,8 @@ impl Proxy {
         Self {
             fleet,
             metrics,
-            timeout: Duration::from_secs(options.request_timeout_secs),
+            timeout: Duration::from_secs(options.request_timeout_secs).min(LONGEST),
+            doubt_after: Duration::from_secs(options.health_check_timeout_secs).min(LONGEST),
             max_payload: options.max_payload_size,
             decisions: Decisions::new(lanes),
             retry: options.retry_rules(),

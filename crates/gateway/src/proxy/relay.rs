@@ -126,6 +126,16 @@ pub(super) fn reply(
     Response::from_parts(parts, ReplyBody::Relay(Box::new(relay)))
 }
 
+impl ReplyBody {
+    /// Whether a client that leaves now has had everything.
+    pub(crate) fn is_complete(&self) -> bool {
+        match self {
+            Self::Fixed(body) => body.is_end_stream(),
+            Self::Relay(relay) => relay.body.is_end_stream() || relay.is_done(),
+        }
+    }
+}
+
 impl Body for ReplyBody {
     type Data = Bytes;
     type Error = ReplyError;
@@ -194,8 +204,8 @@ impl Relay {
         if let (Some(events), Some(data)) = (&mut self.events, piece.data_ref()) {
             events.pass(data);
         }
-        // hyper asks no more once the announced length is reached.
-        if self.body.is_end_stream() {
+        // hyper asks no more once the announced length is reached, nor do clients after [DONE].
+        if self.body.is_end_stream() || self.is_done() {
             self.end();
         }
     }
@@ -204,11 +214,16 @@ impl Relay {
     fn begin(&mut self) {
         self.begun = true;
         if let Some(ticket) = &mut self.ticket {
-            ticket.first_byte();
+            ticket.first_byte(self.events.is_some());
         }
         if let Some(record) = &mut self.record {
             record.first_byte();
         }
+    }
+
+    /// The stream has said that it is complete, whatever may still come.
+    fn is_done(&self) -> bool {
+        self.events.as_ref().is_some_and(|events| events.done)
     }
 
     /// The reply has come to its end.

@@ -1,5 +1,6 @@
 //! Trying one worker after another, until one answers or trying on makes no sense.
 
+use std::pin::pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use routing::{Again, Outcome, Request as RoutingRequest};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
+use super::course::Course;
 use super::explain::Explanation;
 use super::relay::Record;
 use super::{Passage, Proxy, outbound};
@@ -21,6 +23,8 @@ use crate::wire::WireError;
 const MOST_REFUSAL: usize = 64 * 1024;
 /// Longest wait for that.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a silent worker is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A request, as it goes to whichever worker.
 #[derive(Clone, Copy)]
@@ -47,31 +51,6 @@ pub(super) struct Try {
     pub(super) explanation: Explanation,
 }
 
-/// The tries of one request so far.
-#[derive(Default)]
-struct Course {
-    /// Slots of the workers where it failed.
-    tried: Vec<usize>,
-    tries: u32,
-    /// The workers that hung up on it without an answer.
-    lost: Vec<Arc<Worker>>,
-    /// The one retry that a lost connection gives for free has been had.
-    free_retry_used: bool,
-}
-
-impl Course {
-    /// Holds lost connections against the worker, unless several hung up: then it was the
-    /// request, which must not take a whole fleet out.
-    fn blame(&self) {
-        let same = |pair: &[Arc<Worker>]| matches!(pair, [one, other] if one.slot == other.slot);
-        if self.lost.windows(2).all(same) {
-            for worker in &self.lost {
-                worker.blame();
-            }
-        }
-    }
-}
-
 impl Proxy {
     /// Tries workers for a request; what came of the last one is the answer.
     ///
@@ -94,16 +73,15 @@ impl Proxy {
         record: &mut Option<Record>,
         course: &mut Course,
     ) -> Result<Try, Error> {
-        let deadline = Instant::now() + self.timeout;
         let mut last: Option<Try> = None;
         loop {
             let considered = self.consider(job);
-            let placed = match self.place(job, &course.tried).await {
+            let placed = match self.place(job, course).await {
                 Ok(placed) => placed,
                 Err(error) => match last {
                     None => return Err(error),
                     // Whoever is left has failed already, or nobody is left: later, perhaps.
-                    Some(_) if self.pause(job, course, deadline).await => continue,
+                    Some(_) if self.pause(job, course).await => continue,
                     Some(last) => return Ok(last),
                 },
             };
@@ -113,15 +91,9 @@ impl Proxy {
             let record = record.get_or_insert_with(|| Self::first_record(job, &placed));
             record.follow(&placed.ticket.worker);
             let explanation = self.explain(job, &placed, considered, course.tries);
-            let (outcome, answer, ticket) = self.attempt(job, placed.ticket, deadline).await;
+            let (outcome, answer, ticket) = self.attempt(job, placed.ticket, course).await;
             course.tries += 1;
-            if outcome == Outcome::Lost {
-                course.lost.push(Arc::clone(&ticket.worker));
-            }
-            let over = Instant::now() >= deadline || !self.again(outcome, course);
-            if over && outcome.meaning().again != Again::Never {
-                self.metrics.retries_exhausted(job.row.label);
-            }
+            let over = !self.again(job, outcome, course);
             let done = Try {
                 answer,
                 worker: Arc::clone(&ticket.worker),
@@ -130,7 +102,11 @@ impl Proxy {
                 ticket: Some(ticket).filter(|_| over),
             };
             if over {
-                return Ok(done);
+                // A worker's refusal tells a client more than that another one was away; but not
+                // that one began to answer.
+                let away = done.answer.is_err() && outcome != Outcome::Cut;
+                let told = last.filter(|last| away && last.answer.is_ok());
+                return Ok(told.unwrap_or(done));
             }
             course.tried.push(done.worker.slot);
             last = Some(done);
@@ -138,12 +114,12 @@ impl Proxy {
     }
 
     /// A place at a worker that has not been tried; waits where all are full.
-    async fn place(&self, job: Job<'_>, tried: &[usize]) -> Result<Placed, Error> {
+    async fn place(&self, job: Job<'_>, course: &mut Course) -> Result<Placed, Error> {
         let wish = Wish {
             target: job.target,
-            tried,
+            tried: &course.tried,
         };
-        let particular = job.target.is_some() || !tried.is_empty();
+        let particular = job.target.is_some() || !course.tried.is_empty();
         let full = match self.fleet.room() {
             Some(room) if room.has_line() && !particular => Some(room),
             room => match self.fleet.place(job.routing, wish) {
@@ -156,17 +132,25 @@ impl Proxy {
             retry_after: self.fleet.retry_after_secs(),
         };
         let room = full.ok_or_else(nobody)?;
-        let placed = room.wait(particular, || self.fleet.place(job.routing, wish).ok());
-        placed.await.map_err(|why| match why {
-            NoRoom::QueueFull => Error::QueueFull {
-                what: "max_requests_per_worker",
-                waiting: room.waiting(),
-                retry_after: 1,
-            },
-            NoRoom::TookTooLong => Error::QueueTimeout {
-                what: "max_requests_per_worker",
-                seconds: room.longest_wait().as_secs(),
-            },
+        let queue_deadline = Instant::now() + room.longest_wait();
+        let queue_deadline = *course.queue_deadline.get_or_insert(queue_deadline);
+        let until = course
+            .deadline
+            .map_or(queue_deadline, |deadline| deadline.min(queue_deadline));
+        let look = || self.fleet.place(job.routing, wish).ok();
+        room.wait(particular, until, look).await.map_err(|why| {
+            self.metrics.rejected();
+            match why {
+                NoRoom::QueueFull => Error::QueueFull {
+                    what: "max_requests_per_worker",
+                    waiting: room.waiting(),
+                    retry_after: 1,
+                },
+                NoRoom::TookTooLong => Error::QueueTimeout {
+                    what: "max_requests_per_worker",
+                    seconds: room.longest_wait().as_secs(),
+                },
+            }
         })
     }
 
@@ -185,21 +169,23 @@ impl Proxy {
         &self,
         job: Job<'_>,
         mut ticket: Ticket,
-        deadline: Instant,
+        course: &mut Course,
     ) -> (Outcome, Answer, Ticket) {
+        let begun = Instant::now();
+        let deadline = *course.deadline.get_or_insert(begun + self.timeout);
         let worker = &ticket.worker;
         let path = outbound::path(job.parts, job.row.worker_path);
         let headers = (&job.parts.headers, job.passage);
         let head = self.rules.head(worker, &job.parts.method, &path, headers);
         let head = head.finish(job.body.len());
-        let sent = timeout_at(deadline, worker.send(job.passage.lane, &head, job.body)).await;
-        let (outcome, answer) = match sent {
-            Ok(Ok(mut response)) => {
+        let sending = worker.send(job.passage.lane, &head, job.body);
+        let (outcome, answer) = match self.watch(worker, sending, (begun, deadline)).await {
+            Some(Ok(mut response)) => {
                 let outcome = read(&mut response).await;
                 self.metrics.upstream_response(response.status().as_u16());
                 (outcome, Ok(response))
             }
-            Ok(Err(source)) => {
+            Some(Err(source)) => {
                 let outcome = match &source {
                     WireError::Connect(_) => Outcome::Refused,
                     WireError::Unanswered => Outcome::Lost,
@@ -209,19 +195,50 @@ impl Proxy {
                 let worker = worker.url.to_string();
                 (outcome, Err(Error::Upstream { worker, source }))
             }
-            Err(_) => {
-                let (worker, seconds) = (worker.url.to_string(), self.timeout.as_secs());
-                (
-                    Outcome::TimedOut,
-                    Err(Error::UpstreamTimeout { worker, seconds }),
-                )
+            None => {
+                let (worker, seconds) = (worker.url.to_string(), begun.elapsed().as_secs());
+                let error = Error::UpstreamTimeout { worker, seconds };
+                (Outcome::TimedOut, Err(error))
             }
         };
+        if let Err(error) = &answer {
+            self.metrics.worker_error(error);
+        }
         if !matches!(outcome, Outcome::Answered(200..=399)) {
             debug!(request_id = ?job.passage.request_id, worker = %worker.url, ?outcome, "try failed");
-            ticket.settle(outcome);
+            // What was left of a request's time may have been too little for any worker.
+            let hurried = outcome == Outcome::TimedOut && begun.elapsed() < self.timeout / 2;
+            let away = worker.is_away();
+            let verdict = if hurried && !away {
+                Outcome::Abandoned
+            } else {
+                outcome
+            };
+            course.settle(&mut ticket, verdict);
         }
         (outcome, answer, ticket)
+    }
+
+    /// Waits for a response head: to the deadline, or until the worker turns out to be away.
+    /// A long silence has the worker probed.
+    async fn watch<T>(
+        &self,
+        worker: &Worker,
+        sending: impl Future<Output = T>,
+        (begun, deadline): (Instant, Instant),
+    ) -> Option<T> {
+        let mut sending = pin!(sending);
+        let mut look = begun + self.doubt_after;
+        loop {
+            if let Ok(sent) = timeout_at(look.min(deadline), sending.as_mut()).await {
+                return Some(sent);
+            }
+            if look >= deadline || worker.is_away() {
+                return None;
+            }
+            self.fleet.doubt(worker);
+            look += LOOK_AGAIN;
+        }
     }
 
     fn may_try_on(&self, course: &Course) -> bool {
@@ -229,26 +246,35 @@ impl Proxy {
     }
 
     /// Whether a request that ended so is tried again.
-    fn again(&self, outcome: Outcome, course: &mut Course) -> bool {
-        if !self.may_try_on(course) {
+    fn again(&self, job: Job<'_>, outcome: Outcome, course: &mut Course) -> bool {
+        let again = outcome.meaning().again;
+        let late = course.deadline.is_some_and(|at| Instant::now() >= at);
+        if again == Again::Never || self.retry.tries <= 1 {
             return false;
         }
-        match outcome.meaning().again {
-            Again::Never => false,
-            Again::Elsewhere if outcome == Outcome::Refused => true,
-            Again::Elsewhere if !course.free_retry_used => {
-                course.free_retry_used = true;
-                true
-            }
-            Again::Elsewhere | Again::WithinBudget => {
-                let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
-                budget.take(self.decisions.requests(), self.fleet.now())
-            }
+        if late || !self.may_try_on(course) {
+            self.metrics.retries_exhausted(job.row.label);
+            return false;
         }
+        let free = match outcome {
+            // Nothing was sent.
+            Outcome::Refused => true,
+            _ => again == Again::Elsewhere && !course.free_retry_used,
+        };
+        if free {
+            course.free_retry_used |= outcome != Outcome::Refused;
+            return true;
+        }
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let granted = budget.take(self.decisions.requests(), self.fleet.now());
+        if !granted {
+            self.metrics.retry_denied(job.row.label);
+        }
+        granted
     }
 
     /// Waits before workers that failed are tried again; false when that makes no sense.
-    async fn pause(&self, job: Job<'_>, course: &mut Course, deadline: Instant) -> bool {
+    async fn pause(&self, job: Job<'_>, course: &mut Course) -> bool {
         let chance = job.routing.chance.rotate_left(16);
         let mut draw = RoutingRequest {
             chance,
@@ -256,7 +282,8 @@ impl Proxy {
         }
         .draw();
         let pause = self.retry.pause(course.tries, &mut draw);
-        if !self.may_try_on(course) || Instant::now() + pause >= deadline {
+        let end = Instant::now() + pause;
+        if !self.may_try_on(course) || course.deadline.is_some_and(|at| end >= at) {
             return false;
         }
         self.metrics.backoff(course.tries, pause);

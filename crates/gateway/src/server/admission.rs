@@ -13,6 +13,8 @@ use crate::error::Error;
 use crate::fleet::{Fleet, Room};
 use crate::telemetry::{AdmissionMetrics, Metrics};
 
+/// "Never" is spelt with large numbers; sums of times must not overflow.
+const LONGEST: Duration = Duration::from_hours(24 * 365);
 /// Pause between payments into a rate's bucket.
 const PAYMENT: Duration = Duration::from_millis(10);
 
@@ -75,7 +77,7 @@ impl Admission {
         };
         let queue = Queue {
             limit: usize::try_from(options.queue_size).unwrap_or(usize::MAX),
-            longest_wait: Duration::from_secs(options.queue_timeout_secs),
+            longest_wait: Duration::from_secs(options.queue_timeout_secs).min(LONGEST),
             waiting: AtomicUsize::new(0),
         };
         Self {

@@ -4,17 +4,19 @@
 //! that carry them: nothing on a request's way crosses threads.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
+use std::io;
 use std::net::TcpStream as StdTcpStream;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
-use std::{io, pin::pin};
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
 use tokio::sync::mpsc;
@@ -32,6 +34,10 @@ const WAITING: usize = 1024;
 const READ_BUFFER: usize = 256 * 1024;
 /// Longest wait for a request's head, the idle time before it included; nginx's default.
 const HEAD_PATIENCE: Duration = Duration::from_secs(75);
+/// How often an HTTP/2 client is asked whether it is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long it may take to answer.
+const PING_PATIENCE: Duration = Duration::from_secs(20);
 /// How often a draining connection is looked at.
 const IDLE_CHECK: Duration = Duration::from_millis(250);
 /// How long a connection that was never served may take for its first request, once a drain
@@ -225,6 +231,76 @@ async fn serve(
     }
 }
 
+fn builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    let http1 = &mut builder.http1();
+    http1
+        .max_buf_size(READ_BUFFER)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_PATIENCE);
+    let http2 = &mut builder.http2();
+    http2
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_PATIENCE);
+    builder
+}
+
+/// A socket that remembers whether something written to it waits for room.
+struct Unsent {
+    stream: TcpStream,
+    is: Arc<AtomicBool>,
+}
+
+impl Unsent {
+    fn note<T>(&self, written: Poll<T>) -> Poll<T> {
+        self.is.store(written.is_pending(), Ordering::Relaxed);
+        written
+    }
+}
+
+impl AsyncRead for Unsent {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Unsent {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.note(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
+        self.note(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 /// The life of a client's connection, HTTP/1.1 or HTTP/2 with prior knowledge.
 async fn connection(stream: StdTcpStream, door: Door, draining: CancellationToken) {
     let stream = match TcpStream::from_std(stream) {
@@ -241,16 +317,24 @@ async fn connection(stream: StdTcpStream, door: Door, draining: CancellationToke
         let (gate, present) = (Arc::clone(&door.gate), Presence::new(&present));
         async move { Ok::<_, Infallible>(gate.answer(door.lane, present, request).await) }
     });
-    let mut builder = Builder::new(TokioExecutor::new());
-    let http1 = &mut builder.http1();
-    http1
-        .max_buf_size(READ_BUFFER)
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_PATIENCE);
+    let builder = builder();
+    let unsent = Arc::new(AtomicBool::new(false));
+    let stream = Unsent {
+        stream,
+        is: Arc::clone(&unsent),
+    };
     let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let silent = async {
+        sleep(HEAD_PATIENCE).await;
+        if served.load(Ordering::Relaxed) {
+            pending::<()>().await;
+        }
+    };
     let ended = tokio::select! {
         biased;
         ended = serving.as_mut() => ended,
+        // hyper's own patience begins only once it knows the protocol.
+        () = silent => return,
         () = draining.cancelled() => {
             if !served.load(Ordering::Relaxed) {
                 // Nothing can be said to a client before it asks.
@@ -265,8 +349,10 @@ async fn connection(stream: StdTcpStream, door: Door, draining: CancellationToke
             loop {
                 match timeout(IDLE_CHECK, serving.as_mut()).await {
                     Ok(ended) => break ended,
-                    Err(_) if busy.load(Ordering::Relaxed) == 0 => return,
-                    Err(_) => {}
+                    Err(_) if busy.load(Ordering::Relaxed) > 0 => {}
+                    // The end of a reply may still be on its way to a slow client.
+                    Err(_) if unsent.load(Ordering::Relaxed) => {}
+                    Err(_) => return,
                 }
             }
         }

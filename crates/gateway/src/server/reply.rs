@@ -52,7 +52,7 @@ impl Body for Reply {
         match &frame {
             Some(Err(_)) => self.visit.end = End::Cut,
             // hyper stops asking once the announced length is reached.
-            _ if frame.is_none() || self.body.is_end_stream() => self.visit.end = End::Whole,
+            _ if frame.is_none() || self.body.is_complete() => self.visit.end = End::Whole,
             _ => {}
         }
         Poll::Ready(frame)

@@ -82,6 +82,7 @@ pub(crate) struct Resilience {
     cb_outcomes: IntCounterVec,
     retries: IntCounterVec,
     retries_exhausted: IntCounterVec,
+    retries_denied: IntCounterVec,
     retry_backoff: HistogramVec,
 }
 
@@ -252,15 +253,23 @@ impl Metrics {
     pub(crate) fn request_error(&self, model: &str, endpoint: &str, error: &Error) {
         let labels = [HTTP, REGULAR, HTTP, model, endpoint, error.metric_type()];
         self.router.errors.with_label_values(&labels).inc();
-        if matches!(
-            error,
-            Error::Upstream { .. } | Error::UpstreamTimeout { .. }
-        ) {
-            self.worker
-                .errors
-                .with_label_values(&[REGULAR, HTTP, error.code()])
-                .inc();
-        }
+    }
+
+    /// A try at a worker that gave no response.
+    pub(crate) fn worker_error(&self, error: &Error) {
+        let labels = [REGULAR, HTTP, error.code()];
+        self.worker.errors.with_label_values(&labels).inc();
+    }
+
+    /// A request that waited for a worker in vain.
+    pub(crate) fn rejected(&self) {
+        self.http.rate_limit.with_label_values(&["rejected"]).inc();
+    }
+
+    /// A retry that the budget did not allow.
+    pub(crate) fn retry_denied(&self, endpoint: &str) {
+        let denied = &self.resilience.retries_denied;
+        denied.with_label_values(&[REGULAR, endpoint]).inc();
     }
 
     /// A probe of a worker.
@@ -419,6 +428,11 @@ impl Resilience {
             retries_exhausted: maker.counter(
                 "smg_worker_retries_exhausted_total",
                 "requests that failed with no retry left",
+                &["worker_type", "endpoint"],
+            )?,
+            retries_denied: maker.counter(
+                "smg_worker_retry_budget_exhausted_total",
+                "retries that the budget did not allow",
                 &["worker_type", "endpoint"],
             )?,
             retry_backoff: maker.seconds(
