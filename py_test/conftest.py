@@ -21,6 +21,7 @@ from sgl_model_gateway.router import Router
 from sgl_model_gateway.sgl_model_gateway_rs import SimWorker
 
 DEADLINE = 20.0
+pytest.register_assert_rewrite("pairs")  # fixtures, which tests also import from
 
 
 def wait_for(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:

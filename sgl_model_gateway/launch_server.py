@@ -37,6 +37,7 @@ from .server_plan import (
     refuse,
     replica,
     taken_ports,
+    worker_url,
 )
 from .stop_signals import StopSignals
 from .supervisor import Limits, Supervisor, Worker, end_groups
@@ -126,7 +127,7 @@ def wait_for_server_health(host: str, port: int, timeout: float = 300) -> bool:
     started = time.perf_counter()
     while time.perf_counter() - started < timeout:
         try:
-            if requests.get(f"http://{host}:{port}/health", timeout=5).status_code == 200:
+            if requests.get(f"{worker_url(host, port)}/health", timeout=5).status_code == 200:
                 return True
         except requests.exceptions.RequestException:
             pass

@@ -99,9 +99,9 @@ class MiniLoadBalancer:
         self.host = router_args.host
         self.port = router_args.port
         self.timeout = router_args.request_timeout_secs
-        self.prefill_urls = [url for url, _ in router_args.prefill_urls]
+        self.prefill_urls = [_base(url, "--prefill") for url, _ in router_args.prefill_urls]
         self.prefill_bootstrap_ports = [port for _, port in router_args.prefill_urls]
-        self.decode_urls = list(router_args.decode_urls)
+        self.decode_urls = [_base(url, "--decode") for url in router_args.decode_urls]
         self.test_external_dp_routing = router_args.test_external_dp_routing
         self.prefill_dp_size: int | None = None
         self.decode_dp_size: int | None = None
@@ -175,7 +175,9 @@ class MiniLoadBalancer:
             # A limit could leave one leg waiting for the other's end. Servers close idle connections after 5 s.
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
             timeout = aiohttp.ClientTimeout(total=self.timeout)
-            self._session_and_loop = aiohttp.ClientSession(connector=connector, timeout=timeout), loop
+            # One client's cookies are not the next one's.
+            session = aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
+            self._session_and_loop = session, loop
         return self._session_and_loop[0]
 
     async def close(self) -> None:
@@ -210,6 +212,13 @@ class MiniLoadBalancer:
             request | {"routed_dp_rank": decode, "disagg_prefill_dp_rank": prefill},
             decode,
         )
+
+
+def _base(url: str, flag: str) -> str:
+    where = urlsplit(url)
+    if where.scheme not in ("http", "https") or not where.hostname:
+        raise ValueError(f"{flag}: {url!r} is not a server's URL; expected http://host:port")
+    return url.rstrip("/")
 
 
 def _ignored(router_args: RouterArgs) -> list[str]:
@@ -290,7 +299,8 @@ def _answering(handler: Any) -> Any:
     """A handler whose failures become answers, and which ends when its client goes."""
 
     async def answer(request: Any) -> Any:
-        _client_headers.set({k: v for k, v in request.headers.items() if k not in _NOT_FORWARDED})
+        hops = _NOT_FORWARDED | {name.strip() for name in request.headers.get("connection", "").lower().split(",")}
+        _client_headers.set({k: v for k, v in request.headers.items() if k not in hops})
         await request.body()
         try:
             return await _unless_gone(request, handler(request, _balancer()))
@@ -462,7 +472,7 @@ def _get_request_batch_size(request: Mapping[str, Any]) -> int | None:
     """How many requests `/generate` gets at once; `None` for a single one."""
     text, ids = request.get("text"), request.get("input_ids")
     if text is not None:
-        return None if isinstance(text, str) else len(text)
+        return len(text) if isinstance(text, list) else None
     return _prompts(ids)
 
 

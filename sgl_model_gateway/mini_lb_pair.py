@@ -220,7 +220,10 @@ def _with_prompt(event: bytes, prompts: dict[Any, Any]) -> bytes:
     value = _event(event)
     if value is None or value.get("index") not in prompts:
         return event
-    merge_prefill_json(prompts[value.get("index")], value)
+    try:
+        merge_prefill_json(prompts[value.get("index")], value)
+    except ValueError as error:
+        raise failure("decode", 502, f"the pair's answers cannot be merged: {error}") from error
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 

@@ -31,15 +31,25 @@ def is_port_available(port: int, host: str = "") -> bool:
 
     When SGLang is loaded its own check has to agree.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            probe.listen(1)
+        _listen(port, host)
     except (OSError, OverflowError):
         return False
     return _sglang_agrees(port)
+
+
+def _listen(port: int, host: str) -> None:
+    """Listens for a moment; raises `OSError` where that is impossible."""
+    found = socket.getaddrinfo(_bare(host) or "0.0.0.0", port, type=socket.SOCK_STREAM)
+    family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        probe.listen(1)
+
+
+def _bare(host: str | None) -> str:
+    return (host or "").strip("[]")
 
 
 def _sglang_agrees(port: int) -> bool:
@@ -87,16 +97,24 @@ def port_spacing(server_args: Any) -> int:
 
 def taken_ports(server_args: Any, router_args: RouterArgs) -> frozenset[int]:
     """Ports that no worker may get: the gateway's, its metrics', and those the servers are told to use."""
-    fields = ("nccl_port", "disaggregation_bootstrap_port", *_SIDE_PORTS)
-    ports = [router_args.port, router_args.prometheus_port, *(getattr(server_args, name, None) for name in fields)]
-    _, _, rendezvous = (getattr(server_args, "dist_init_addr", None) or "").rpartition(":")
-    return frozenset(int(port) for port in [*ports, rendezvous] if port)
+    ports = [router_args.port, router_args.prometheus_port, getattr(server_args, "disaggregation_bootstrap_port", None)]
+    count = getattr(server_args, "dp_size", 1)
+    for name in ("nccl_port", *_SIDE_PORTS):
+        if first := getattr(server_args, name, None):
+            ports += range(first, first + count)
+    if address := getattr(server_args, "dist_init_addr", None):
+        ports += (_rendezvous(address, rank) for rank in range(count))
+    return frozenset(port for port in ports if port)
+
+
+def _rendezvous(address: str, rank: int) -> int:
+    """The port of replica `rank` where the first one's is in `address`."""
+    return int(address.rpartition(":")[2]) + rank * SPACING
 
 
 def worker_url(host: str | None, port: int) -> str:
     """Where the gateway finds a worker that listens on `host`: all addresses become loopback, IPv6 gets brackets."""
-    bare = (host or "").strip("[]")
-    bare = _EVERYWHERE.get(bare, bare)
+    bare = _EVERYWHERE.get(_bare(host), _bare(host))
     return f"http://[{bare}]:{port}" if ":" in bare else f"http://{bare}:{port}"
 
 
@@ -109,7 +127,9 @@ def gpus_per_replica(server_args: Any) -> int:
 
 def replica(server_args: Any, port: int, rank: int) -> Any:
     """The server arguments of replica `rank` on `port`; the given ones stay as they are."""
-    changes = {"port": port, "base_gpu_id": _base_gpu_id(server_args, rank), "dp_size": 1}
+    changes: dict[str, Any] = {"port": port, "base_gpu_id": _base_gpu_id(server_args, rank), "dp_size": 1}
+    if str(getattr(server_args, "host", "")).startswith("["):  # servers want it bare
+        changes["host"] = _bare(server_args.host)
     changes |= _side_ports(server_args, port, rank)
     changes = {name: value for name, value in changes.items() if hasattr(server_args, name)}
     if hasattr(server_args, "replace_resolved"):  # a sealed record: assignment is refused
@@ -139,8 +159,7 @@ def _side_ports(server_args: Any, port: int, rank: int) -> dict[str, Any]:
         if value := getattr(server_args, name, None):
             changes[name] = value + rank
     if address := getattr(server_args, "dist_init_addr", None):
-        host, _, base = address.rpartition(":")
-        changes["dist_init_addr"] = f"{host}:{int(base) + rank * SPACING}"
+        changes["dist_init_addr"] = f"{address.rpartition(':')[0]}:{_rendezvous(address, rank)}"
     return changes
 
 
@@ -187,6 +206,8 @@ def _server_refusals(args: Any) -> list[tuple[str, Any, str]]:
     tls = "the gateway does not speak https to its workers yet; leave it out and end TLS in front of the gateway"
     role = "this launcher starts whole workers; start prefill and decode servers yourself"
     dp_size = get("dp_size", 1)
+    deaf = _why_deaf(get("host"))
+    far = f"expected host:port, the port at most {HIGHEST_PORT} for the last of {dp_size} workers, {SPACING} apart"
     return [
         ("--dp-size", dp_size < 1, f"{dp_size} is not a number of workers; at least 1"),
         ("--grpc-mode", get("grpc_mode"), grpc),
@@ -196,9 +217,22 @@ def _server_refusals(args: Any) -> list[tuple[str, Any, str]]:
         ("--disaggregation-mode", get("disaggregation_mode") not in (None, "null"), role),
         ("--encoder-only", get("encoder_only"), role),
         ("--node-rank", get("node_rank", 0), "only node 0 serves requests; run sglang.launch_server on this one"),
-        ("--dist-init-addr", _is_not_host_and_port(get("dist_init_addr")), "expected host:port"),
+        ("--dist-init-addr", not _is_rendezvous(get("dist_init_addr"), dp_size), far),
+        ("--host", deaf, deaf),
     ]
 
 
-def _is_not_host_and_port(address: str | None) -> bool:
-    return address is not None and not address.rpartition(":")[2].isdecimal()
+def _is_rendezvous(address: str | None, dp_size: int) -> bool:
+    if address is None:
+        return True
+    host, _, port = address.rpartition(":")
+    return bool(host) and port.isdecimal() and 0 < int(port) and _rendezvous(address, dp_size - 1) <= HIGHEST_PORT
+
+
+def _why_deaf(host: str | None) -> str:
+    """Why no server can listen on `host`, empty if one can. Otherwise every single port would be tried in vain."""
+    try:
+        _listen(0, host or "")
+    except OSError as error:
+        return f"nothing on this machine can listen on {host!r} ({error}); expected one of its addresses or names"
+    return ""

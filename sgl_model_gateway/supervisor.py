@@ -12,13 +12,14 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from http.client import HTTPException
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from .console import Console
 from .stop_signals import StopSignals
 from .watchdog import Watchdog
-from .worker_process import Process, adopt_orphans, adopted, end_adopted, signal_group
+from .worker_process import Process, adopt_orphans, adopted, end_adopted, reap_adopted, signal_group
 
 logger = logging.getLogger("router")
 
@@ -40,6 +41,7 @@ class Gateway(Protocol):
     def url(self) -> str: ...
     @property
     def running(self) -> bool: ...
+    def suspect(self, worker_url: str) -> bool: ...
     def stop(self, timeout: float | None = 0.0) -> bool: ...
     def wait(self, timeout: float | None = None) -> bool: ...
 
@@ -125,7 +127,8 @@ class Supervisor:
     def _serve(self) -> int:
         self._watchdog = Watchdog()
         for worker in self.workers:
-            self._launch(worker)
+            if not self._stop.received:
+                self._launch(worker)
         while not self._stop.received:
             self._look()
             self._stop.wait(_IDLE if self._all_ready else _POLL)
@@ -137,6 +140,7 @@ class Supervisor:
 
     def _look(self) -> None:
         now = time.monotonic()
+        reap_adopted(self._own())
         for worker in self.workers:
             if worker.state in (State.LOADING, State.READY):
                 self._look_after(worker, now)
@@ -157,7 +161,7 @@ class Supervisor:
         if code is None and worker.state is State.LOADING and now - worker.since > self.limits.startup:
             logger.error(f"worker {worker.rank} is not ready after {self.limits.startup:.0f} s, stopping it")
             signal_group(_pid(worker.process), signal.SIGKILL)
-            worker.process.join(self.limits.stop)
+            worker.process.join(_FORCED_DRAIN)
             code = worker.process.exitcode
         if code is not None:
             # Once it is buried its id may be anybody's.
@@ -167,6 +171,7 @@ class Supervisor:
 
     def _died(self, worker: Worker, process: Process, code: int, now: float) -> None:
         how = f"worker {worker.rank} ({worker.url}, pid {process.pid}) {_ending(code)}"
+        self.gateway.suspect(worker.url)
         if not worker.was_ready:
             taken = "" if _is_free(worker.url) else f"; somebody else listens at {worker.url}"
             raise WorkerFailed(f"{how} while loading{taken}", _as_exit_code(code), process.tail())
@@ -196,7 +201,7 @@ class Supervisor:
         try:
             with _DIRECT.open(request, timeout=_ASK_TIMEOUT) as response:
                 listed: list[dict[str, Any]] = json.load(response)["workers"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, HTTPException, ValueError, KeyError):
             return set()
         return {worker["url"] for worker in listed if worker["is_healthy"]}
 
@@ -227,7 +232,7 @@ class Supervisor:
         """A machine that is short of something must not end the workers that run."""
         try:
             self._launch(worker)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             worker.since, worker.pause = now, _LONGEST_PAUSE
             logger.error(f"worker {worker.rank} cannot be started: {error}; next try in {worker.pause:.0f} s")
 
@@ -244,6 +249,11 @@ class Supervisor:
 
     def _processes(self) -> list[Process]:
         return [worker.process for worker in self.workers if worker.process and worker.process.pid]
+
+    def _own(self) -> set[int]:
+        """Children that are not orphans from below."""
+        watchdog = {self._watchdog.pid} if self._watchdog else set()
+        return self._others | watchdog | {_pid(process) for process in self._processes()}
 
     # --- the end
 

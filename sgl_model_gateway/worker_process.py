@@ -28,12 +28,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 _TAIL_LINES = 40
 _LONGEST_LINE = 8192  # bytes; longer ones are cut into pieces
 _SWEEP_SECS = 2.0
+# Last words must not stay in a buffer; titles must not be written over the environment, where the watchdog's mark is.
+_SETTINGS = {"PYTHONUNBUFFERED": "1", "SPT_NOENV": "1"}
 
-# The package need not be installed where the launcher found it: the child looks in the same place.
+# The child imports from where the launcher did, and not from whatever lies in the current directory.
 _CHILD = """\
-import sys
-if sys.argv[1] not in sys.path:
-    sys.path.insert(0, sys.argv[1])
+import os, sys
+sys.path[:] = sys.argv[1].split(os.pathsep)
 from sgl_model_gateway.worker_process import child_main
 child_main(int(sys.argv[2]))
 """
@@ -56,18 +57,23 @@ class Process:
 
     def start(self) -> None:
         """Starts it. From a thread that lives on: the kernel takes the end of that thread for the launcher's."""
-        package_home = str(Path(__file__).parents[1])
         self._popen = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, package_home, str(os.getpid())],
+            [sys.executable, "-c", _CHILD, os.pathsep.join(_import_path()), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {watchdog.MARK: watchdog.mark()},
+            env=os.environ | _SETTINGS | {watchdog.MARK: watchdog.mark()},
         )
         assert self._popen.stdin is not None
         self._reader = threading.Thread(target=self._read, name=f"output of {self.pid}", daemon=True)
-        self._reader.start()
+        try:
+            self._reader.start()
+        except RuntimeError:  # no thread left: nobody would know of the process
+            self._popen.kill()
+            self._popen.wait()
+            self._popen.stdin.close()
+            raise
         # A child that is gone already shows in its exit code.
         with contextlib.suppress(BrokenPipeError):
             self._popen.stdin.write(self._payload)
@@ -127,6 +133,13 @@ class Process:
                 self.sink(text)
 
 
+def _import_path() -> list[str]:
+    """Where this process finds modules; the package's own home first if it is not among them."""
+    places = [os.path.abspath(place) for place in sys.path if isinstance(place, str)]
+    home = str(Path(__file__).parents[1])
+    return places if home in places else [home, *places]
+
+
 def signal_group(pid: int, number: int) -> bool:
     """Sends a signal to a process group; says whether there was one."""
     try:
@@ -163,6 +176,17 @@ def adopted(known: set[int]) -> list[int]:
         with contextlib.suppress(OSError):
             children.update(map(int, listing.read_text().split()))
     return sorted(children - known)
+
+
+def reap_adopted(known: set[int]) -> None:
+    """Buries orphans that have ended by themselves; next to nothing to do when no child has."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(ChildProcessError):
+        if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            for pid in adopted(known):
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
 
 
 def end_adopted(known: set[int]) -> None:

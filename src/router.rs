@@ -31,6 +31,10 @@ impl Server for Gateway {
     fn wait(&self, timeout: Duration) -> bool {
         Self::wait(self, timeout)
     }
+
+    fn failure(&self) -> Option<String> {
+        Self::failure(self).map(str::to_owned)
+    }
 }
 
 /// A gateway in this process. Takes every option as a keyword, `worker_urls` first.
@@ -107,6 +111,13 @@ impl Router {
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         self.running.wait(py, timeout)
+    }
+
+    /// Tells the gateway that a worker may be gone: it gets no requests until a probe, sent at
+    /// once, has passed. False when there is no such worker, or probes are off.
+    fn suspect(&self, py: Python<'_>, worker_url: &str) -> bool {
+        let running = self.running.current(py);
+        running.is_some_and(|run| py.detach(|| run.server.suspect(worker_url)))
     }
 
     /// Whether it is serving or draining.

@@ -30,6 +30,10 @@ pub(crate) trait Server: Send + Sync {
     fn cut(&self);
     /// Whether it has stopped, waiting up to `timeout` for it.
     fn wait(&self, timeout: Duration) -> bool;
+    /// Why it stopped, when nobody had asked it to.
+    fn failure(&self) -> Option<String> {
+        None
+    }
 }
 
 /// One server from its start to its stop.
@@ -93,7 +97,10 @@ impl<S: Server> Run<S> {
                 seen += 1;
             }
             match self.wait(py, Some(SLICE)) {
-                Ok(true) => return Ok(()),
+                Ok(true) => {
+                    let failure = self.server.failure();
+                    return failure.map_or(Ok(()), |why| Err(PyRuntimeError::new_err(why)));
+                }
                 Ok(false) => {}
                 Err(error) => return Err(self.abandon(py, error)),
             }

@@ -85,7 +85,7 @@ def test_workers_carry_the_title_that_scripts_look_for(launch: Any) -> None:
     assert b"SGLANG_DP_RANK=0" not in Path(f"/proc/{launcher.process.pid}/environ").read_bytes()
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::1", "localhost"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::1", "[::1]", "localhost"])
 def test_any_host_gives_urls_that_work(launch: Any, host: str) -> None:
     launcher = launch("--host", host)
     assert generate(launcher.url())

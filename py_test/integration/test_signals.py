@@ -105,7 +105,9 @@ def alarm(number, frame):
 signal.signal(signal.SIGALRM, alarm)
 signal.setitimer(signal.ITIMER_REAL, 0.5)
 """
-    code = SERVE.format(workers=[], before=before, after="").replace('print("returned"', 'try: print("returned"')
+    code = SERVE.format(workers=[], before=before, after="", grace=1).replace(
+        'print("returned"', 'try: print("returned"'
+    )
     code += "\nexcept TimeoutError as error: print(error, gateway.running)\n"
     child = run("-c", code)
     child.line()
@@ -114,6 +116,7 @@ signal.setitimer(signal.ITIMER_REAL, 0.5)
 
 def test_the_command_line_ends_on_sigterm(run: Any) -> None:
     flags = ["--host", "127.0.0.1", "--port", "0", "--prometheus-port", "0", "--log-level", "info"]
+    flags += ["--shutdown-grace-period-secs", "1"]
     child = run("-m", "sgl_model_gateway", "launch", *flags)
     while "gateway listening" not in child.line():
         pass

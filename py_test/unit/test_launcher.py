@@ -18,7 +18,7 @@ import pytest
 import requests
 from launchers import STUB, forget_sglang, free_base
 
-from sgl_model_gateway import launch_server, server_engines, supervisor
+from sgl_model_gateway import launch_server, server_engines, supervisor, worker_process
 from sgl_model_gateway.console import Console
 from sgl_model_gateway.server_engines import SglangEngine, SimEngine, SimServerArgs
 from sgl_model_gateway.stop_signals import StopSignals
@@ -319,3 +319,47 @@ def test_the_package_is_found_where_the_launcher_found_it(tmp_path: Path, monkey
     process.start()
     process.join(20.0)
     assert process.exitcode == 0, process.tail()
+
+
+def test_last_words_are_heard_without_a_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    process = launch_server.mp.Process(target=exec, args=("print('last words'); import os; os._exit(3)",))
+    process.start()
+    process.join(20.0)
+    assert (process.exitcode, process.tail()) == (3, ["last words"])
+
+
+def test_a_worker_imports_nothing_from_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "decoy.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    process = launch_server.mp.Process(target=exec, args=("import decoy",))
+    process.start()
+    process.join(20.0)
+    assert process.exitcode == 1 and "No module named 'decoy'" in process.tail()[-1]
+
+
+def test_a_process_nobody_could_listen_to_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_process.threading.Thread, "start", Mock(side_effect=RuntimeError("no thread")))
+    process = launch_server.mp.Process(target=print)
+    with pytest.raises(RuntimeError, match="no thread"):
+        process.start()
+    assert process.exitcode == -signal.SIGKILL
+    assert process._popen and process._popen.stdout
+    process._popen.stdout.close()
+
+
+def test_orphans_that_end_by_themselves_are_no_zombies() -> None:
+    code = """
+import subprocess
+from sgl_model_gateway.worker_process import adopt_orphans, adopted, reap_adopted
+reap_adopted(set())  # there are no children at all
+adopt_orphans(True)
+orphan = int(subprocess.check_output(["sh", "-c", "sleep 0.2 >&- & echo $!"]))
+own = subprocess.Popen(["true"])
+assert adopted({own.pid}) == [orphan]
+while adopted({own.pid}):
+    reap_adopted({own.pid})
+assert own.wait() == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=20)

@@ -53,6 +53,8 @@ def test_what_is_missing_is_named(module: str, monkeypatch: pytest.MonkeyPatch) 
         ({"prefill_urls": []}, "at least one prefill and one decode"),
         ({"decode_urls": []}, "at least one prefill and one decode"),
         ({"api_key": "k"}, "--api-key"),
+        ({"prefill_urls": [("p1:8000", None)]}, "--prefill: 'p1:8000' is not"),
+        ({"decode_urls": ["http://"]}, "--decode: 'http://' is not"),
     ],
 )
 def test_what_it_needs(options: dict[str, Any], problem: str) -> None:
@@ -69,6 +71,11 @@ def test_the_policy_is_all_it_changes_and_what_it_ignores_is_said(caplog: pytest
     assert args.decode_urls == ["http://d:8001"]
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
     assert caplog.records[-1].message == "MiniLB ignores --queue-size"
+
+
+def test_a_slash_at_the_end_of_a_url_is_no_part_of_paths() -> None:
+    balancer = MiniLoadBalancer(arguments(prefill_urls=[("http://p:1/", None)], decode_urls=["http://d:1/"]))
+    assert (balancer.prefill_urls, balancer.decode_urls) == (["http://p:1"], ["http://d:1"])
 
 
 def test_pairs_are_random_and_keep_their_port() -> None:
@@ -90,6 +97,7 @@ def test_ipv6_gets_brackets(address: str, wrapped: str) -> None:
         ({"text": "a"}, None),
         ({"text": ["a", "b"]}, 2),
         ({"text": []}, 0),
+        ({"text": 5}, None),
         ({"input_ids": [1, 2]}, None),
         ({"input_ids": [[1], [2]]}, 2),
         ({"input_ids": []}, None),

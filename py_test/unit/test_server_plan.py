@@ -92,6 +92,9 @@ def test_no_worker_gets_a_port_that_is_spoken_for() -> None:
     servers = SimpleNamespace(nccl_port=5, disaggregation_bootstrap_port=8998, dist_init_addr="host:7", grpc_port=None)
     assert taken_ports(servers, RouterArgs(port=1, prometheus_port=2)) == {1, 2, 5, 7, 8998}
     assert taken_ports(SimpleNamespace(), RouterArgs(port=0)) == frozenset()
+    # Every replica's, not only the first one's.
+    servers = SimpleNamespace(dp_size=2, nccl_port=5, grpc_port=50, dist_init_addr="host:900")
+    assert taken_ports(servers, RouterArgs(port=1)) == {1, 5, 6, 50, 51, 900, 1000}
 
 
 # --- URLs
@@ -152,6 +155,12 @@ def test_only_fields_that_exist_are_set() -> None:
     assert vars(own) == {"port": 7, "tp_size": 2}
 
 
+def test_servers_get_a_bare_host() -> None:
+    given = SimpleNamespace(port=1, host="[::1]")
+    assert replica(given, 5, 0).host == "::1" and given.host == "[::1]"
+    assert replica(SimpleNamespace(port=1, host="localhost"), 5, 0).host == "localhost"
+
+
 def test_side_ports_are_one_apart_and_nccl_follows_the_worker() -> None:
     given = SimpleNamespace(port=1, nccl_port=None, grpc_port=50, dist_init_addr="[::1]:900")
     own = replica(given, 31100, 1)
@@ -207,6 +216,10 @@ def test_on_cpus_replicas_share_the_numa_nodes_there_are(monkeypatch: pytest.Mon
         ("--encoder-only", {"encoder_only": True}, {}),
         ("--node-rank", {"node_rank": 1}, {}),
         ("--dist-init-addr", {"dist_init_addr": "host"}, {}),
+        ("--dist-init-addr", {"dist_init_addr": "29500"}, {}),
+        ("--dist-init-addr", {"dist_init_addr": "a:65500", "dp_size": 2}, {}),
+        ("--host", {"host": "203.0.113.1"}, {}),
+        ("--host", {"host": "no such host"}, {}),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(flag: str, servers: dict[str, Any], router: dict[str, Any]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-import pytest
-
 from .harness import Client, Load, ask_all, generate
 
 BAD_REQUESTS = 10_000
@@ -59,7 +57,8 @@ def test_a_worker_with_a_full_queue_gets_less_but_no_breaker_opens(workers, scri
     assert [reply for reply in replies if not reply.ok] == []
     assert_no_breaker_moved(door)
     refused = full.stats()["refused"]
-    assert refused > 30, "the worker refused too little to show anything"
+    assert refused > 5, "the worker refused too little to show anything"
+    assert full.stats()["requests"] < len(replies) / 5, "a full worker is asked as much as the others"
     urls = {worker["id"]: worker["url"] for worker in door.workers()}
     served = Counter(urls[reply.worker] for reply in replies)
     assert served[full.urls[0]] < min(served[worker.url] for worker in fleet), served

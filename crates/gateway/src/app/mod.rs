@@ -6,7 +6,7 @@ mod listen;
 use std::fmt::Display;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -66,6 +66,7 @@ pub struct Gateway {
     metrics_addr: Option<SocketAddr>,
     shutdown: Shutdown,
     stopped: Arc<Stopped>,
+    fleet: Arc<Fleet>,
 }
 
 /// Becomes true once, when everything has ended.
@@ -73,6 +74,8 @@ pub struct Gateway {
 struct Stopped {
     is: Mutex<bool>,
     changed: Condvar,
+    /// Why it ended, when nobody had asked for it.
+    failure: OnceLock<String>,
 }
 
 /// Everything the control thread runs.
@@ -90,7 +93,8 @@ struct Control {
 }
 
 impl Gateway {
-    /// Binds and starts everything; when it returns, the gateway is listening.
+    /// Binds and starts everything; when it returns, the gateway is listening, unless it shares
+    /// its port: then it listens as soon as a worker is ready.
     ///
     /// Workers may still be coming up: nothing waits for them here.
     ///
@@ -131,7 +135,7 @@ impl Gateway {
         let grace = Duration::from_secs(options.shutdown_grace_period_secs);
         let control = Control {
             metrics_listener,
-            fleet,
+            fleet: Arc::clone(&fleet),
             metrics,
             admission,
             lanes,
@@ -154,6 +158,7 @@ impl Gateway {
             metrics_addr,
             shutdown,
             stopped,
+            fleet,
         })
     }
 
@@ -183,6 +188,18 @@ impl Gateway {
     /// Ends the drain now; what is in flight is cut.
     pub fn cut(&self) {
         self.shutdown.cut();
+    }
+
+    /// Somebody knows better than any probe that a worker may be gone: it gets no requests
+    /// until a probe, sent at once, has passed. False when there is no such worker, or probes
+    /// are off.
+    pub fn suspect(&self, worker_url: &str) -> bool {
+        self.fleet.suspect(worker_url)
+    }
+
+    /// Why it ended by itself, if it did: a port that could not be listened on, a lost thread.
+    pub fn failure(&self) -> Option<&str> {
+        self.stopped.failure.get().map(String::as_str)
     }
 
     /// Waits up to `patience` for the stop to complete; tells whether it has.
@@ -220,7 +237,8 @@ impl Control {
         let ending = Arc::clone(&stopped);
         let run = move || {
             if let Err(error) = runtime.block_on(self.run(port)) {
-                error!(%error, "gateway stopped by the system");
+                error!(%error, "gateway stopped by itself");
+                let _ = ending.failure.set(error.to_string());
             }
             // Not waiting for a name look-up that may be under way.
             runtime.shutdown_background();
@@ -280,21 +298,21 @@ impl Control {
         }
         let begun = match listener {
             Some(listener) => self.serve(listener, shared).await,
-            None => Instant::now(),
+            None => Ok(Instant::now()),
         };
         shutdown.drain();
-        Ok(begun)
+        begun
     }
 
     /// Serves until told to take no more connections; tells when the stop began.
-    async fn serve(&self, listener: TcpListener, shared: bool) -> Instant {
+    async fn serve(&self, listener: TcpListener, shared: bool) -> io::Result<Instant> {
         let (shutdown, lanes) = (&self.shutdown, &self.lanes);
         tokio::select! {
             biased;
             () = shutdown.left() => {}
             () = lanes.accept(&listener) => {
-                error!("a lane ended before its time");
-                return Instant::now();
+                self.shutdown.cut();
+                return Err(io::Error::other("a lane ended before its time"));
             }
         }
         let begun = Instant::now();
@@ -312,7 +330,7 @@ impl Control {
             let _ = timeout(HANDSHAKE, lanes.accept(&listener)).await;
         }
         lanes.close(listener).await;
-        begun
+        Ok(begun)
     }
 }
 

@@ -89,6 +89,21 @@ impl Fleet {
         }
     }
 
+    /// A worker may be gone: it is probed, and gets nothing until that has passed. False when
+    /// there is no such worker, or nothing could clear it.
+    pub(crate) fn suspect(&self, url: &str) -> bool {
+        let workers = self.workers();
+        let named = workers
+            .iter()
+            .find(|worker| worker.url.as_str() == url.trim_end_matches('/'));
+        let Some(worker) = named.filter(|_| self.rules.suspicion) else {
+            return false;
+        };
+        self.change(worker, |standing| standing.health.suspect());
+        worker.wake.notify_one();
+        true
+    }
+
     /// A worker has been silent for long: it is probed, though not for every request that waits.
     pub(crate) fn doubt(&self, worker: &Worker) {
         let now = u64::try_from(self.now().as_millis()).unwrap_or(u64::MAX);

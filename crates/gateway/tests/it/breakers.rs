@@ -276,3 +276,107 @@ async fn a_worker_that_hangs_up_on_everybody_is_to_blame_a_request_on_which_all_
     }
     assert_eq!(circuit(&gateway, 0).await, "open");
 }
+
+#[tokio::test]
+async fn a_worker_that_has_too_much_to_do_is_asked_less() {
+    let full = json(503, r#"{"message":"The request queue is full."}"#);
+    let (busy, other) = (Worker::doing(full).await, Worker::doing(ok()).await);
+    let mut options = options(&[&busy, &other]);
+    // What refuses at once has the least load.
+    options.policy = routing::PolicyKind::LeastLoad;
+    options.retry_budget_ratio = 0.0;
+    options.retry_budget_min_per_sec = 50;
+    let gateway = start_with(options).await;
+    let (started, mut asked) = (Instant::now(), 0);
+    while started.elapsed() < Duration::from_millis(500) {
+        assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
+        asked += 1;
+    }
+    let refused = busy.received().len();
+    assert!((1..12).contains(&refused), "{refused} of {asked}");
+    assert_eq!(circuit(&gateway, 0).await, "closed");
+}
+
+#[tokio::test]
+async fn a_worker_that_comes_back_is_not_blamed_for_what_died_with_it() {
+    let half = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n".to_vec();
+    let script = move |request: &crate::support::Received| {
+        if request.all("x-stay").is_empty() {
+            ok()
+        } else {
+            vec![Step::Send(half.clone()), Step::Hang]
+        }
+    };
+    let worker = Worker::listening(0, script.clone()).await;
+    let port = worker.port();
+    let gateway = start(&[&worker]).await;
+    let mut streams = Vec::new();
+    for _ in 0..20 {
+        let mut client = Client::to(&gateway).await;
+        client.send(b"POST /generate HTTP/1.1\r\nhost: g\r\nx-stay: 1\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}").await;
+        client.read_until("x").await;
+        streams.push(client);
+    }
+    worker.kill().await;
+    until(|| async { circuit(&gateway, 0).await == "open" }).await;
+    let _back = Worker::listening(port, script).await;
+    until(|| async { post(&gateway, "/generate", "{}").await.status == 200 }).await;
+    assert_eq!(circuit(&gateway, 0).await, "closed");
+}
+
+#[tokio::test]
+async fn what_waits_at_a_worker_that_turns_out_to_be_away_is_tried_elsewhere() {
+    let frozen = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&frozen);
+    let ice = Worker::listening(0, move |_| {
+        if told.load(Ordering::SeqCst) {
+            vec![Step::Hang]
+        } else {
+            json(200, "{}")
+        }
+    })
+    .await;
+    let other = Worker::doing(ok()).await;
+    let mut options = options(&[&ice, &other]);
+    options.health_check_timeout_secs = 1;
+    options.health_failure_threshold = 1;
+    let gateway = start_with(options).await;
+    frozen.store(true, Ordering::SeqCst);
+    let started = Instant::now();
+    let replies = tokio::join!(
+        post(&gateway, "/generate", "{}"),
+        post(&gateway, "/generate", "{}")
+    );
+    assert_eq!((replies.0.status, replies.1.status), (200, 200));
+    assert_eq!(other.received().len(), 2);
+    assert!(
+        started.elapsed() < Duration::from_secs(8),
+        "the request timeout is 1800 s"
+    );
+}
+
+#[tokio::test]
+async fn a_request_that_fails_everywhere_is_held_against_one_worker_only() {
+    let workers = [
+        Worker::doing(json(500, "{}")).await,
+        Worker::doing(json(500, "{}")).await,
+    ];
+    let mut options = touchy(&[&workers[0], &workers[1]]);
+    options.disable_retries = false;
+    options.retry_max_retries = 2;
+    let gateway = start_with(options).await;
+    for _ in 0..2 {
+        assert_eq!(post(&gateway, "/generate", "{}").await.status, 500);
+    }
+    let asked = workers[0].received().len() + workers[1].received().len();
+    let metrics = gateway.metrics().await;
+    let failures = metrics
+        .lines()
+        .filter(|line| line.starts_with("smg_worker_cb_outcomes_total{outcome=\"failure\""));
+    let failures: usize = failures
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap())
+        .sum();
+    assert_eq!((asked, failures), (4, 2));
+    // A fleet that fails everything is out all the same.
+    until(|| async { post(&gateway, "/generate", "{}").await.status == 503 }).await;
+}

@@ -156,3 +156,21 @@ async fn the_list_of_workers_tells_what_they_are() {
     );
     assert_eq!(one["id"].as_str().unwrap().len(), 36);
 }
+
+#[tokio::test]
+async fn who_knows_that_a_worker_is_gone_can_say_so() {
+    let (gone, other) = (Worker::doing(ok()).await, Worker::doing(ok()).await);
+    let (url, gateway) = (gone.url(), start(&[&gone, &other]).await);
+    drop(gone);
+    assert!(gateway.gateway.suspect(&url) && !gateway.gateway.suspect("http://nobody:1"));
+    // Without a single request having met it.
+    until(|| async {
+        get(&gateway, "/readiness")
+            .await
+            .text()
+            .contains("\"healthy_workers\":1")
+    })
+    .await;
+    assert!(gateway.gateway.suspect(&other.url()));
+    assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
+}

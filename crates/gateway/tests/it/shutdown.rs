@@ -205,3 +205,18 @@ async fn a_new_gateway_takes_over_the_port_without_losing_a_request() {
     assert!(served > 100, "{served}");
     assert_eq!(new.addr().port(), addr.port());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_slowly_gets_its_whole_reply_during_a_drain() {
+    let body = "x".repeat(8 << 20);
+    let worker = Worker::doing(json(200, &body)).await;
+    let gateway = start(&[&worker]).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(REQUEST).await;
+    client.read_until("xxxx").await;
+    gateway.gateway.drain();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let reply = client.reply().await;
+    assert!(reply.whole && reply.body.len() == body.len());
+    assert!(gateway.gateway.wait(Duration::from_secs(5)));
+}
