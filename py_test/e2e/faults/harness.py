@@ -60,7 +60,12 @@ class Process:
             assert match or self.process.poll() is None, f"ended without saying {pattern!r}: {self.lines[-5:]}"
             return match
 
-        return wait_for(found, f"a line with {pattern!r}")
+        try:
+            return wait_for(found, f"a line with {pattern!r}")
+        except AssertionError:
+            # Nobody else knows of a process whose start has failed.
+            self.process.kill()
+            raise
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
