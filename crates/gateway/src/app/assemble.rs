@@ -2,19 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use routing::{Breaker, Health, Thresholds};
 
-use crate::config::{ConfigError, Options, WorkerUrl};
+use crate::config::{ConfigError, Options, WorkerUrl, seconds};
 use crate::fleet::{
     Connections, Fleet, FleetRules, Identity, NewWorker, Policies, PoolLimits, Room, Standing,
     UNKNOWN_MODEL, Worker,
 };
 use crate::telemetry::Metrics;
-
-/// "Never" is spelt with large numbers; sums of times must not overflow.
-const YEAR_SECS: u64 = 365 * 24 * 3600;
 
 /// The fleet, and the name of the policy that picks from it.
 pub(super) fn fleet(
@@ -57,7 +53,7 @@ fn rules(options: &Options) -> FleetRules {
         Arc::new(Room::new(
             usize::try_from(options.max_requests_per_worker).unwrap_or(usize::MAX),
             usize::try_from(options.queue_size).unwrap_or(usize::MAX),
-            Duration::from_secs(options.queue_timeout_secs.min(YEAR_SECS)),
+            seconds(options.queue_timeout_secs),
         ))
     };
     // A sticky policy would hand the keys of a worker that is left out to others.
@@ -67,10 +63,10 @@ fn rules(options: &Options) -> FleetRules {
         options.slow_start_secs
     };
     FleetRules {
-        slow_start: Duration::from_secs(slow_start.min(YEAR_SECS)),
+        slow_start: seconds(slow_start),
         // Without probes nothing could clear a suspect; the breaker watches alone.
         suspicion: !options.disable_health_check,
-        drain_timeout: Duration::from_secs(options.worker_drain_timeout_secs.min(YEAR_SECS)),
+        drain_timeout: seconds(options.worker_drain_timeout_secs),
         room: (options.max_requests_per_worker > 0).then(room),
         most_outliers: options
             .outlier_ejection

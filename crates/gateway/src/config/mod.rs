@@ -16,5 +16,6 @@ pub use objects::{
     ApiKeyEntry, ControlPlaneAuth, JwtConfig, OracleConfig, PostgresConfig, RedisConfig, Role,
 };
 pub use options::{Backend, HistoryBackend, LogLevel, Options};
+pub(crate) use params::seconds;
 pub use secret::Secret;
 pub use worker_url::WorkerUrl;

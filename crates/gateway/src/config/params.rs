@@ -7,6 +7,14 @@ use routing::{BreakerRules, Params, RetryRules};
 
 use super::Options;
 
+/// No time is longer: "never" is spelt with large numbers, and sums of times must not overflow.
+const LONGEST: Duration = Duration::from_hours(24 * 365);
+
+/// An option in seconds as a time that can be counted with.
+pub(crate) fn seconds(option: u64) -> Duration {
+    Duration::from_secs(option).min(LONGEST)
+}
+
 impl Options {
     /// How often a request is tried, and after which pauses.
     pub(crate) fn retry_rules(&self) -> RetryRules {

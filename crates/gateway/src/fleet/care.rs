@@ -107,15 +107,9 @@ impl Fleet {
     /// A worker has been silent for long: it is probed, though not for every request that waits.
     pub(crate) fn doubt(&self, worker: &Worker) {
         let now = u64::try_from(self.now().as_millis()).unwrap_or(u64::MAX);
-        let before = worker.doubted.load(Relaxed);
-        let due = now.saturating_sub(before) >= DOUBTS_APART;
-        let swap = |before| {
-            let swapped = worker
-                .doubted
-                .compare_exchange(before, now, Relaxed, Relaxed);
-            swapped.is_ok()
-        };
-        if self.rules.suspicion && due && swap(before) {
+        let due = |before| (now.saturating_sub(before) >= DOUBTS_APART).then_some(now);
+        let mine = worker.doubted.fetch_update(Relaxed, Relaxed, due).is_ok();
+        if self.rules.suspicion && mine {
             worker.wake.notify_one();
         }
     }

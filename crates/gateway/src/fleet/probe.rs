@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 
 use super::identity::{self, Identity};
 use super::{Fleet, Worker};
-use crate::config::Options;
+use crate::config::{Options, seconds};
 use crate::telemetry::Metrics;
 
 /// First pause between start-up probes; it doubles up to the check interval.
@@ -27,8 +27,6 @@ const IDENTIFY_FIRST: Duration = Duration::from_secs(1);
 /// How often a worker that does not tell what it is is asked, where probes are off.
 const IDENTIFY_TRIES: u32 = 3;
 static NO_BODY: Bytes = Bytes::new();
-/// No pause is longer; "never" is spelt with large numbers.
-const LONGEST: Duration = Duration::from_hours(24 * 365);
 
 /// How workers are probed.
 #[derive(Clone, Debug)]
@@ -46,11 +44,10 @@ impl ProbeSettings {
     pub(crate) fn new(options: &Options) -> Self {
         Self {
             endpoint: options.health_check_endpoint.clone(),
-            interval: Duration::from_secs(options.health_check_interval_secs).min(LONGEST),
+            interval: seconds(options.health_check_interval_secs),
             timeout: Duration::from_secs(options.health_check_timeout_secs),
             startup_timeout: Duration::from_secs(options.worker_startup_timeout_secs),
-            startup_interval: Duration::from_secs(options.worker_startup_check_interval)
-                .min(LONGEST),
+            startup_interval: seconds(options.worker_startup_check_interval),
             watch: !options.disable_health_check,
         }
     }

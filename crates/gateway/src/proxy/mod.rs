@@ -25,7 +25,7 @@ pub(crate) use ask::{Asked, Question};
 pub(crate) use inbound::linger;
 pub(crate) use relay::{ReplyBody, ReplyError};
 
-use crate::config::Options;
+use crate::config::{Options, seconds};
 use crate::endpoint::{Inference, Reply};
 use crate::error::Error;
 use crate::fleet::{Fleet, UNKNOWN_MODEL, Worker};
@@ -34,9 +34,6 @@ use decisions::Decisions;
 use outbound::HeaderRules;
 use peek::Peek;
 use tries::Job;
-
-/// "Never" is spelt with large numbers; sums of times must not overflow.
-const LONGEST: Duration = Duration::from_hours(24 * 365);
 
 /// Carries requests to workers.
 #[derive(Debug)]
@@ -80,8 +77,8 @@ impl Proxy {
         Self {
             fleet,
             metrics,
-            timeout: Duration::from_secs(options.request_timeout_secs).min(LONGEST),
-            doubt_after: Duration::from_secs(options.health_check_timeout_secs).min(LONGEST),
+            timeout: seconds(options.request_timeout_secs),
+            doubt_after: seconds(options.health_check_timeout_secs),
             max_payload: options.max_payload_size,
             decisions: Decisions::new(lanes),
             retry: options.retry_rules(),

@@ -8,13 +8,11 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, interval, timeout_at};
 
-use crate::config::Options;
+use crate::config::{Options, seconds};
 use crate::error::Error;
 use crate::fleet::{Fleet, Room};
 use crate::telemetry::{AdmissionMetrics, Metrics};
 
-/// "Never" is spelt with large numbers; sums of times must not overflow.
-const LONGEST: Duration = Duration::from_hours(24 * 365);
 /// Pause between payments into a rate's bucket.
 const PAYMENT: Duration = Duration::from_millis(10);
 
@@ -77,7 +75,7 @@ impl Admission {
         };
         let queue = Queue {
             limit: usize::try_from(options.queue_size).unwrap_or(usize::MAX),
-            longest_wait: Duration::from_secs(options.queue_timeout_secs).min(LONGEST),
+            longest_wait: seconds(options.queue_timeout_secs),
             waiting: AtomicUsize::new(0),
         };
         Self {
