@@ -22,6 +22,7 @@ PROBE = Path(__file__).with_name("latency_probe.py")
 IDLE = 10_000
 SLOW = 300
 SAMPLES = 1_000
+DRIBBLE_TURNS = 100
 KIB = 1024
 REQUEST = json.dumps(generate(1, text="x" * 4000)).encode()
 HEAD = head("/generate", len(REQUEST), {"x-filler": "y" * 8000})
@@ -54,16 +55,19 @@ def held(url: str, count: int, begin: bytes = b"") -> Iterator[list[socket.socke
 
 @contextmanager
 def dribbled(sockets: list[socket.socket], rest: bytes) -> Iterator[None]:
-    """Another byte of `rest` on every connection, again and again."""
+    """Another byte of `rest` on every connection twice a second, each in its own turn as separate clients would:
+    a burst of them all would time this process, which shares the processors, and not the gateway."""
     over = threading.Event()
+    turns = [sockets[first::DRIBBLE_TURNS] for first in range(DRIBBLE_TURNS)]
 
     def dribble() -> None:
         for at in range(len(rest)):
-            for one in sockets:
-                with suppress(OSError):
-                    one.send(rest[at : at + 1])
-            if over.wait(0.5):
-                return
+            for turn in turns:
+                for one in turn:
+                    with suppress(OSError):
+                        one.send(rest[at : at + 1])
+                if over.wait(0.5 / DRIBBLE_TURNS):
+                    return
 
     thread = threading.Thread(target=dribble)
     thread.start()
