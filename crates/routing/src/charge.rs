@@ -8,6 +8,8 @@ use crate::Candidates;
 const MEMORY: f64 = 4.0;
 /// Work is charged at most so many times over.
 const MOST: f64 = 40.0;
+/// Part of the factor beyond 1 that a prompt's own wait may grow by, as a divisor.
+const PATIENCE: f64 = 5.0;
 
 /// 1 / (1 − ρ), where ρ is the share of workers that prefill, averaged over decisions.
 ///
@@ -25,6 +27,14 @@ impl Charge {
     pub fn factor(&self) -> f64 {
         let busy = f64::from_bits(self.busy.load(Relaxed));
         1.0 / (1.0 - busy.min(1.0 - 1.0 / MOST))
+    }
+
+    /// How many times the shortest wait a prompt may wait where its prefix is, from 1 to 8.8.
+    ///
+    /// What a prompt saves others is worth less to those behind it than the factor says: it
+    /// would alone keep a prefix that everybody asks for at one worker (`bench/policies.md`).
+    pub fn patience(&self) -> f64 {
+        1.0 + (self.factor() - 1.0) / PATIENCE
     }
 
     /// Takes an arrival's view of the fleet into the average. A lost race loses one sample.
@@ -60,7 +70,9 @@ mod tests {
         assert!((settle() - 2.0).abs() < 1e-6);
         let rest = [all[2].load.lease(1), all[3].load.lease(1)];
         assert!((settle() - MOST).abs() < 1e-6);
+        assert!((charge.patience() - 8.8).abs() < 1e-6);
         drop((half, rest));
         assert!((settle() - 1.0).abs() < 1e-6);
+        assert!((charge.patience() - 1.0).abs() < 1e-6);
     }
 }

@@ -14,7 +14,9 @@ use crate::{Candidate, Candidates, Charge, Request};
 /// ```
 ///
 /// The [`Charge`] grows with the load. So an idle fleet spreads and a busy one keeps prefixes
-/// together, with no knob to set.
+/// together, with no knob to set. Only workers where the prompt itself would not wait
+/// [`Charge::patience`] times as long as at the quickest are considered: a prefix that many ask
+/// for spreads to further workers before its queue is long.
 #[derive(Debug)]
 pub(super) struct CacheAware {
     index: PrefixIndex,
@@ -35,6 +37,8 @@ struct Weighing<'a, 'm> {
     charge: f64,
     /// Most requests a worker may have in flight.
     most: f64,
+    /// Most tokens that may come before the prompt's first byte, its own included.
+    longest: f64,
     threshold: f64,
 }
 
@@ -58,13 +62,15 @@ impl CacheAware {
         SCRATCH.with_borrow_mut(|(blocks, matched)| {
             hash_blocks(&request.prompt, blocks);
             self.index.matches(blocks, matched);
-            let weighing = Weighing {
+            let mut weighing = Weighing {
                 request,
                 matched,
                 charge: self.charge.factor(),
                 most: self.most(from),
+                longest: f64::INFINITY,
                 threshold: self.threshold,
             };
+            weighing.longest = weighing.shortest(from) * self.charge.patience();
             decide(&weighing, blocks)
         })
     }
@@ -95,16 +101,33 @@ impl Weighing<'_, '_> {
         }
     }
 
+    /// Tokens queued at a worker, and those of this prompt that are not cached there.
+    fn work(&self, candidate: &Candidate) -> (f64, f64) {
+        let prompt = self.request.prompt.tokens();
+        let new = prompt.saturating_sub(self.matched(candidate));
+        (candidate.load.queued_tokens() as f64, new as f64)
+    }
+
+    fn is_full(&self, candidate: &Candidate) -> bool {
+        candidate.load.requests() as f64 > self.most
+    }
+
+    /// The fewest tokens that may come before the prompt's first byte.
+    fn shortest(&self, from: Candidates<'_>) -> f64 {
+        let wait = |candidate| {
+            let (queued, new) = self.work(candidate);
+            queued + new
+        };
+        let open = from.iter().filter(|candidate| !self.is_full(candidate));
+        open.map(wait).fold(f64::INFINITY, f64::min)
+    }
+
     fn cost(&self, candidate: &Candidate) -> f64 {
-        if candidate.load.requests() as f64 > self.most {
+        let (queued, new) = self.work(candidate);
+        if queued + new > self.longest || self.is_full(candidate) {
             return f64::INFINITY;
         }
-        let new = self
-            .request
-            .prompt
-            .tokens()
-            .saturating_sub(self.matched(candidate));
-        candidate.load.queued_tokens() as f64 + self.charge * new as f64
+        queued + self.charge * new
     }
 }
 

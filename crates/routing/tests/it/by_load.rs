@@ -1,6 +1,6 @@
 //! `power_of_two` and `least_load`, and fairness.
 
-use routing::{Candidates, Lease, Params, Policy, PolicyKind, Request};
+use routing::{Candidates, Lease, Params, Policy, PolicyKind, Prompt, Request};
 
 use crate::support::{fleet, shares, slot};
 
@@ -105,4 +105,30 @@ fn the_ranking_says_what_was_weighed() {
         .map(|ranked| (ranked.candidate.slot, ranked.queued_tokens, ranked.cost))
         .collect();
     assert_eq!(shown, [(1, 0, 0.0), (2, 7, 23.0), (0, 100, 116.0)]);
+}
+
+#[test]
+fn a_prefix_that_many_ask_for_spreads_before_its_queue_is_long() {
+    let (all, policy) = (fleet(8), build(PolicyKind::CacheAware));
+    let shared = vec![b'p'; 40 * 1024];
+    let mut leases: Vec<_> = all.iter().map(|worker| worker.load.lease(1)).collect();
+    for chance in 0..800_u64 {
+        let own = chance.to_le_bytes().repeat(256);
+        let request = Request {
+            prompt: Prompt::text([&shared, &own, b""]),
+            chance,
+            ..Request::default()
+        };
+        let pick = policy.pick(Candidates::new(&all).unwrap(), &request);
+        let uncached = request.prompt.tokens() - pick.matched_tokens;
+        leases.push(pick.candidate.load.lease(uncached));
+    }
+    // Every worker is busy: the charge is at its highest, 40, and would alone keep the prefix
+    // where it is until 40 × 10 240 tokens wait there. A prompt waits 8.8 × 10 753 at most.
+    let queues: Vec<_> = all
+        .iter()
+        .map(|worker| worker.load.queued_tokens())
+        .collect();
+    assert!(queues.iter().all(|queue| *queue < 95_000), "{queues:?}");
+    assert!(queues.iter().any(|queue| *queue > 70_000), "{queues:?}");
 }

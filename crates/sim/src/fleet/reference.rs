@@ -102,12 +102,13 @@ fn chained(blocks: &[u64]) -> Vec<u64> {
 }
 
 impl Factor {
-    fn at(&self, from: Candidates<'_>) -> f64 {
+    /// The factor, and how many times the shortest wait a prompt may wait.
+    fn at(&self, from: Candidates<'_>) -> (f64, f64) {
         match self {
-            Self::Fixed(factor) => *factor,
+            Self::Fixed(factor) => (*factor, f64::INFINITY),
             Self::ByLoad(charge) => {
                 charge.observe(from);
-                charge.factor()
+                (charge.factor(), charge.patience())
             }
         }
     }
@@ -121,7 +122,7 @@ impl Weighted {
 
 impl Policy for Weighted {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
-        let factor = self.factor.at(from);
+        let (factor, patience) = self.factor.at(from);
         let mut blocks = Vec::new();
         hash_blocks(&request.prompt, &mut blocks);
         let matched = self.belief.matches(&blocks);
@@ -129,9 +130,19 @@ impl Policy for Weighted {
             let blocks = matched.get(candidate.slot).copied().unwrap_or(0);
             request.prompt.to_tokens(u64::from(blocks) * BLOCK as u64)
         };
-        let candidate = from.cheapest(&mut request.draw(), |candidate| {
+        let work = |candidate: &Candidate| {
             let new = request.prompt.tokens().saturating_sub(matched(candidate));
-            candidate.load.queued_tokens() as f64 + factor * new as f64
+            (candidate.load.queued_tokens() as f64, new as f64)
+        };
+        let waits = from.iter().map(work).map(|(queued, new)| queued + new);
+        // Not 0: nothing queued and all cached, times infinity, is no number.
+        let longest = waits.fold(f64::INFINITY, f64::min).max(f64::MIN_POSITIVE) * patience;
+        let candidate = from.cheapest(&mut request.draw(), |candidate| {
+            let (queued, new) = work(candidate);
+            if queued + new > longest {
+                return f64::INFINITY;
+            }
+            queued + factor * new
         });
         if !blocks.is_empty() {
             self.belief.insert(&blocks, candidate);
