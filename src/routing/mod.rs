@@ -162,6 +162,7 @@ impl RoutingPolicy {
             let Pick {
                 candidate,
                 matched_tokens,
+                ..
             } = self.policy.pick(from, &request);
             Some(RoutingLease::new(
                 candidate,

@@ -27,7 +27,7 @@ pub use health::{Health, Thresholds, Verdict};
 pub use lease::{Lease, Load};
 pub use outcome::{Again, Mark, Meaning, Outcome};
 pub use outlier::{Ejection, Figures, Misfit, Outliers};
-pub use policy::{Params, Pick, Policy, PolicyKind, Ranked};
+pub use policy::{Branch, Params, Pick, Policy, PolicyKind, Ranked};
 pub use prompt::Prompt;
 pub use request::{Draw, Request};
 pub use retry::{RetryBudget, RetryRules};

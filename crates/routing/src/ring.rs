@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::iter;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
-use crate::{Candidate, Candidates};
+use crate::{Branch, Candidate, Candidates, Pick};
 
 /// Positions per worker.
 const VIRTUAL: usize = 150;
@@ -82,8 +82,26 @@ struct Seat {
 }
 
 impl Ring {
+    /// The first candidate clockwise from `position`; while it has more than `most` requests,
+    /// the next that has not, and if nobody has not, the first. The branch says which.
+    pub(crate) fn bounded<'a>(
+        &self,
+        from: Candidates<'a>,
+        position: u64,
+        most: f64,
+        own: Branch,
+    ) -> Option<Pick<'a>> {
+        let fits = |candidate: &Candidate| candidate.load.requests() as f64 <= most;
+        let first = self.first(from, position, |_| true)?;
+        if fits(first) {
+            return Some(Pick::by(own, first));
+        }
+        let next = self.first(from, position, fits).unwrap_or(first);
+        Some(Pick::by(Branch::LoadBalanceWalk, next))
+    }
+
     /// The first candidate clockwise from `position` that is acceptable.
-    pub(crate) fn first<'a>(
+    fn first<'a>(
         &self,
         from: Candidates<'a>,
         position: u64,

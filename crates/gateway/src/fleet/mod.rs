@@ -142,6 +142,9 @@ impl Fleet {
 
     /// Sets the gauges that describe the fleet as it is now.
     pub(crate) fn observe(&self, metrics: &Metrics) {
+        if let Some(keys) = self.policies.keys() {
+            metrics.sticky_keys(keys);
+        }
         let (gauges, breakers) = (&metrics.worker, &metrics.resilience);
         gauges.pool_size.reset();
         gauges.requests_active.reset();

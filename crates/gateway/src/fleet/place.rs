@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use routing::{Breaker, Candidate, Candidates, Circuit, Policy, Ranked, Request, thin, warmth};
+use routing::{
+    Branch, Breaker, Candidate, Candidates, Circuit, Policy, Ranked, Request, thin, warmth,
+};
 
 use super::{Fleet, Policies, Ticket, Worker};
 
@@ -24,6 +26,8 @@ pub(crate) struct Placed {
     pub(crate) ticket: Ticket,
     /// Prompt tokens believed to be cached there.
     pub(crate) matched_tokens: u64,
+    /// How it came about, where there are several ways.
+    pub(crate) branch: Option<Branch>,
     /// Prompt tokens that waited there before.
     pub(crate) queued_before: u64,
     /// Requests in flight there before.
@@ -153,6 +157,7 @@ impl Fleet {
                 return Ok(Placed {
                     ticket,
                     matched_tokens,
+                    branch: wish.target.map(|_| Branch::TargetWorkerHit).or(pick.branch),
                     queued_before,
                     requests_before,
                 });

@@ -78,6 +78,13 @@ impl Policies {
         }
     }
 
+    /// Keys that all instances remember, where they remember any.
+    pub(super) fn keys(&self) -> Option<usize> {
+        let of_models = self.by_model();
+        let instances = of_models.values().chain([&self.any]);
+        instances.map(|instance| instance.keys()).sum()
+    }
+
     /// Frees routing state that nobody needs any more.
     pub(super) fn sweep(&self, now: Duration) {
         self.any.sweep(now);

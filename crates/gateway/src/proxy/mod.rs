@@ -29,7 +29,7 @@ use crate::config::{Options, seconds};
 use crate::endpoint::{Inference, Reply};
 use crate::error::Error;
 use crate::fleet::{Fleet, UNKNOWN_MODEL, Worker};
-use crate::telemetry::Metrics;
+use crate::telemetry::{BranchMetrics, Metrics};
 use decisions::Decisions;
 use outbound::HeaderRules;
 use peek::Peek;
@@ -40,6 +40,7 @@ use tries::Job;
 pub(crate) struct Proxy {
     pub(crate) fleet: Arc<Fleet>,
     metrics: Arc<Metrics>,
+    branches: BranchMetrics,
     /// Time to a worker's response headers, and longest silence inside a body.
     timeout: Duration,
     /// Silence of a worker after which it is probed.
@@ -76,6 +77,7 @@ impl Proxy {
     ) -> Self {
         Self {
             fleet,
+            branches: metrics.branches(options.policy),
             metrics,
             timeout: seconds(options.request_timeout_secs),
             doubt_after: seconds(options.health_check_timeout_secs),

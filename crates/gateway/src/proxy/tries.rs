@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, StatusCode, header, request};
-use routing::{Again, Outcome, Request as RoutingRequest};
+use routing::{Again, Branch, Outcome, Request as RoutingRequest};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
@@ -85,6 +85,9 @@ impl Proxy {
                     Some(last) => return Ok(last),
                 },
             };
+            if let Some(branch) = placed.branch {
+                self.branches.count(branch);
+            }
             if last.is_some() {
                 self.metrics.retry(job.row.label);
             }
@@ -125,7 +128,11 @@ impl Proxy {
             room => match self.fleet.place(job.routing, wish) {
                 Ok(placed) => return Ok(placed),
                 Err(NoPlace::Full) => room,
-                Err(NoPlace::Nobody | NoPlace::Tried | NoPlace::Lost) => None,
+                Err(NoPlace::Nobody) => {
+                    self.branches.count(self.nobody(job));
+                    None
+                }
+                Err(NoPlace::Tried | NoPlace::Lost) => None,
             },
         };
         let nobody = || Error::NoAvailableWorkers {
@@ -152,6 +159,15 @@ impl Proxy {
                 },
             }
         })
+    }
+
+    /// Which way it is to find nobody for a request.
+    fn nobody(&self, job: Job<'_>) -> Branch {
+        if job.target.is_some() && self.fleet.ready_count() > 0 {
+            Branch::TargetWorkerMiss
+        } else {
+            Branch::NoHealthyWorkers
+        }
     }
 
     /// Counts the request; the record goes with the reply.

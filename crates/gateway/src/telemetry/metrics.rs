@@ -8,6 +8,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use super::branches::Policies;
 use super::handles::{
     AdmissionMetrics, EndpointMetrics, ModelMetrics, RouteMetrics, WorkerMetrics,
 };
@@ -34,6 +35,7 @@ pub(crate) struct Metrics {
     pub(crate) worker: Worker,
     /// What is told about failures.
     pub(crate) resilience: Resilience,
+    pub(super) policies: Policies,
 }
 
 /// The client's side.
@@ -87,13 +89,13 @@ pub(crate) struct Resilience {
 }
 
 /// Makes metrics and registers them.
-struct Maker<'a> {
+pub(super) struct Maker<'a> {
     registry: &'a Registry,
     buckets: &'a [f64],
 }
 
 impl Maker<'_> {
-    fn counter(
+    pub(super) fn counter(
         &self,
         name: &str,
         help: &str,
@@ -104,7 +106,12 @@ impl Maker<'_> {
         Ok(metric)
     }
 
-    fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+    pub(super) fn gauge(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> prometheus::Result<IntGaugeVec> {
         let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
         self.registry.register(Box::new(metric.clone()))?;
         Ok(metric)
@@ -134,12 +141,14 @@ impl Metrics {
         };
         let (http, router) = (Http::new(&maker)?, Router::new(&maker)?);
         let (worker, resilience) = (Worker::new(&maker)?, Resilience::new(&maker)?);
+        let policies = Policies::new(&maker)?;
         Ok(Self {
             registry,
             http,
             router,
             worker,
             resilience,
+            policies,
         })
     }
 

@@ -1,9 +1,11 @@
 //! What the gateway tells about itself: log lines and `smg_*` metrics.
 
+mod branches;
 mod handles;
 pub(crate) mod logging;
 pub(crate) mod metrics;
 
+pub(crate) use branches::BranchMetrics;
 pub(crate) use handles::{AdmissionMetrics, ModelMetrics, RouteMetrics, WorkerMetrics};
 pub use logging::close_log;
 pub(crate) use metrics::Metrics;

@@ -16,6 +16,7 @@ mod fleet_health;
 mod headers;
 mod http2;
 mod limits;
+mod policy_branches;
 mod retries;
 mod shutdown;
 mod streaming;

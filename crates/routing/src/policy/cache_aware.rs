@@ -140,8 +140,8 @@ impl Policy for CacheAware {
                 self.index.insert(blocks, cheapest);
             }
             Pick {
-                candidate: cheapest,
                 matched_tokens: weighing.matched(cheapest),
+                ..cheapest.into()
             }
         })
     }

@@ -1,6 +1,6 @@
 //! A ring of keys, with bounded loads.
 
-use super::{Params, Policy};
+use super::{Branch, Params, Policy};
 use crate::ring::{SharedRing, position};
 use crate::{Candidates, Pick, Request};
 
@@ -29,17 +29,16 @@ impl Policy for ConsistentHashing {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
         let mut draw = request.draw();
         let Some(key) = request.key() else {
-            return from.wrapping(draw.index(from.count())).into();
+            let anybody = from.wrapping(draw.index(from.count()));
+            return Pick::by(Branch::RandomFallback, anybody);
         };
         let most = (self.factor * from.share_of_next()).ceil();
-        let fits = |requests: usize| requests as f64 <= most;
-        self.ring
-            .read(from)
-            .first(from, position(key.as_bytes()), |candidate| {
-                fits(candidate.load.requests())
+        let (ring, at) = (self.ring.read(from), position(key.as_bytes()));
+        ring.bounded(from, at, most, Branch::RoutingKeyHit)
+            .unwrap_or_else(|| {
+                let least = from.cheapest(&mut draw, |candidate| candidate.load.requests());
+                Pick::by(Branch::FallbackLeastLoad, least)
             })
-            .unwrap_or_else(|| from.cheapest(&mut draw, |candidate| candidate.load.requests()))
-            .into()
     }
 
     fn members(&self, all: &[crate::Candidate]) {

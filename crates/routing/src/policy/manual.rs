@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{AssignmentMode, Params, Policy};
-use crate::sticky::{MAX_KEYS, Sticky};
+use super::{AssignmentMode, Branch, Params, Policy};
+use crate::sticky::{Found, MAX_KEYS, Sticky};
 use crate::{Candidate, Candidates, Pick, Request};
 
 /// A key stays with the worker it was first given to; workers that are added move nobody.
@@ -58,14 +58,20 @@ impl Policy for Manual {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
         let mut sticky = self.lock();
         let Some(key) = request.key().map(|key| xxh3_64(key.as_bytes())) else {
-            return self.place(from, request, &sticky).into();
+            return Pick::by(Branch::NoRoutingId, self.place(from, request, &sticky));
         };
-        if let Some(home) = sticky.find(key, from, request.now) {
-            return home.into();
-        }
+        let branch = match sticky.find(key, from, request.now) {
+            Found::Home(home) => return Pick::by(Branch::OccupiedHit, home),
+            Found::Away => Branch::OccupiedMiss,
+            Found::Unknown => Branch::Vacant,
+        };
         let candidate = self.place(from, request, &sticky);
         sticky.assign(key, candidate, request.now);
-        candidate.into()
+        Pick::by(branch, candidate)
+    }
+
+    fn keys(&self) -> Option<usize> {
+        Some(self.lock().len())
     }
 
     fn sweep(&self, now: Duration) {

@@ -1,5 +1,6 @@
 //! Policies: the one trait, and the one list of all of them.
 
+mod branch;
 mod bucket;
 mod cache_aware;
 mod consistent_hashing;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use branch::Branch;
 pub use params::{AssignmentMode, Balance, Params};
 
 use crate::{Candidate, Candidates, Request};
@@ -38,6 +40,11 @@ pub trait Policy: Send + Sync + Debug {
     /// How many bytes of prompts each worker's cache holds, by slot, as far as they tell.
     fn capacity(&self, _text: &[Option<u64>]) {}
 
+    /// How many keys it remembers, where it remembers any.
+    fn keys(&self) -> Option<usize> {
+        None
+    }
+
     /// Frees what nobody needs any more: called now and then, also while no request comes.
     fn sweep(&self, _now: Duration) {}
 }
@@ -49,6 +56,18 @@ pub struct Pick<'a> {
     pub candidate: &'a Candidate,
     /// Prompt tokens believed to be cached there.
     pub matched_tokens: u64,
+    /// How it came about, where a policy has several ways.
+    pub branch: Option<Branch>,
+}
+
+impl<'a> Pick<'a> {
+    /// A choice that came about in this way.
+    pub fn by(branch: Branch, candidate: &'a Candidate) -> Self {
+        Self {
+            branch: Some(branch),
+            ..candidate.into()
+        }
+    }
 }
 
 impl<'a> From<&'a Candidate> for Pick<'a> {
@@ -56,6 +75,7 @@ impl<'a> From<&'a Candidate> for Pick<'a> {
         Self {
             candidate,
             matched_tokens: 0,
+            branch: None,
         }
     }
 }

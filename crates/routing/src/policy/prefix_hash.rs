@@ -2,7 +2,7 @@
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Params, Policy};
+use super::{Branch, Params, Policy};
 use crate::ring::SharedRing;
 use crate::{Candidate, Candidates, Pick, Prompt, Request};
 
@@ -28,22 +28,22 @@ impl PrefixHash {
         }
     }
 
-    fn on_ring<'a>(&self, from: Candidates<'a>, prompt: &Prompt<'_>) -> Option<&'a Candidate> {
-        let position = hash_prefix(prompt, self.tokens)?;
+    /// The choice by the ring, or why it is for another: its branch.
+    fn on_ring<'a>(&self, from: Candidates<'a>, prompt: &Prompt<'_>) -> Result<Pick<'a>, Branch> {
+        let position = hash_prefix(prompt, self.tokens).ok_or(Branch::NoTokens)?;
         let most = self.factor * from.share_of_next();
         let ring = self.ring.read(from);
-        ring.first(from, position, |candidate| {
-            candidate.load.requests() as f64 <= most
-        })
-        .or_else(|| ring.first(from, position, |_| true))
+        ring.bounded(from, position, most, Branch::RingHit)
+            .ok_or(Branch::FallbackLeastLoad)
     }
 }
 
 impl Policy for PrefixHash {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
-        let found = self.on_ring(from, &request.prompt);
-        let least = || from.cheapest(&mut request.draw(), |candidate| candidate.load.requests());
-        found.unwrap_or_else(least).into()
+        self.on_ring(from, &request.prompt).unwrap_or_else(|why| {
+            let requests = |candidate: &Candidate| candidate.load.requests();
+            Pick::by(why, from.cheapest(&mut request.draw(), requests))
+        })
     }
 
     fn members(&self, all: &[Candidate]) {

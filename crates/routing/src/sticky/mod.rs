@@ -40,6 +40,17 @@ struct Entry {
     older: At,
 }
 
+/// What is known of a key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Found<'a> {
+    /// Its first home that is a candidate.
+    Home(&'a Candidate),
+    /// None of its homes is one.
+    Away,
+    /// Nothing.
+    Unknown,
+}
+
 impl Sticky {
     /// Remembers up to `capacity` keys (at least one), each until it is idle for longer than `max_idle`.
     pub(crate) fn new(capacity: usize, max_idle: Duration) -> Self {
@@ -53,24 +64,23 @@ impl Sticky {
         }
     }
 
-    /// The key's first home that is a candidate; this is a use of the key.
-    pub(crate) fn find<'a>(
-        &mut self,
-        key: u64,
-        from: Candidates<'a>,
-        now: Duration,
-    ) -> Option<&'a Candidate> {
+    /// Where a key lives; a home that is found is a use of the key.
+    pub(crate) fn find<'a>(&mut self, key: u64, from: Candidates<'a>, now: Duration) -> Found<'a> {
         self.forget_idle(now);
-        let at = *self.keys.get(&key)?;
+        let Some(&at) = self.keys.get(&key) else {
+            return Found::Unknown;
+        };
         if self.idle(at, now) {
             self.forget(at);
-            return None;
+            return Found::Unknown;
         }
         let homes = self.entries[at as usize].homes;
         let here = |home| Some((home, self.homes.find(home, from)?));
-        let (home, candidate) = homes.into_iter().find_map(here)?;
+        let Some((home, candidate)) = homes.into_iter().find_map(here) else {
+            return Found::Away;
+        };
         self.used(at, home, now);
-        Some(candidate)
+        Found::Home(candidate)
     }
 
     /// Gives the key one more home; of three, the earliest is dropped.
@@ -99,8 +109,7 @@ impl Sticky {
     }
 
     /// How many keys there are.
-    #[cfg(test)]
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.keys.len()
     }
 
@@ -191,8 +200,10 @@ mod tests {
     }
 
     fn home(sticky: &mut Sticky, key: u64, all: &[Candidate], now: Duration) -> Option<usize> {
-        let found = sticky.find(key, Candidates::new(all).unwrap(), now);
-        found.map(|candidate| candidate.slot)
+        match sticky.find(key, Candidates::new(all).unwrap(), now) {
+            Found::Home(candidate) => Some(candidate.slot),
+            Found::Away | Found::Unknown => None,
+        }
     }
 
     #[test]

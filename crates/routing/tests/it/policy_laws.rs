@@ -66,8 +66,9 @@ fn history() -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// Plays a history; leases of the last few requests stay open. Gives the slots chosen, and
-/// fails when one of them was no candidate.
-fn play(policy: &dyn Policy, steps: &[Step]) -> Result<Vec<usize>, String> {
+/// fails when one of them was no candidate or came about in no way of this policy's.
+fn play((kind, policy): (PolicyKind, &dyn Policy), steps: &[Step]) -> Result<Vec<usize>, String> {
+    let branches = kind.branches();
     let (mut all, mut now) = (fleet(MOST), Duration::ZERO);
     let (mut chosen, mut leases) = (Vec::new(), Vec::new());
     for step in steps {
@@ -96,9 +97,16 @@ fn play(policy: &dyn Policy, steps: &[Step]) -> Result<Vec<usize>, String> {
         if !ranked.is_empty() && ranked.len() != from.count() {
             return Err(format!("ranked {} of {}", ranked.len(), from.count()));
         }
-        let slot = policy.pick(from, &request).candidate.slot;
+        let pick = policy.pick(from, &request);
+        let slot = pick.candidate.slot;
         if !ready.iter().any(|candidate| candidate.slot == slot) {
             return Err(format!("chose {slot} of {ready:?}"));
+        }
+        if pick
+            .branch
+            .is_some_and(|branch| !branches.contains(&branch))
+        {
+            return Err(format!("took {:?}, not one of {branches:?}", pick.branch));
         }
         leases.push(all[slot].load.lease(request.prompt.tokens()));
         if leases.len() > 20 {
@@ -141,9 +149,9 @@ proptest! {
     #[test]
     fn whoever_comes_goes_or_restarts_only_candidates_are_chosen_and_the_history_replays(steps in history()) {
         for ((kind, one), (_, other)) in built().into_iter().zip(built()) {
-            let first = play(one.as_ref(), &steps);
+            let first = play((kind, one.as_ref()), &steps);
             prop_assert!(first.is_ok(), "{:?}: {:?}", kind, first);
-            prop_assert_eq!(first, play(other.as_ref(), &steps), "{:?} does not replay", kind);
+            prop_assert_eq!(first, play((kind, other.as_ref()), &steps), "{:?} does not replay", kind);
         }
     }
 
@@ -152,7 +160,7 @@ proptest! {
         for assignment in [AssignmentMode::Random, AssignmentMode::MinLoad, AssignmentMode::MinGroup] {
             let params = Params { assignment, max_idle: Duration::from_secs(10), ..Params::default() };
             let policies = [(); 2].map(|()| PolicyKind::Manual.build(&params));
-            let [first, second] = policies.map(|policy| play(policy.as_ref(), &steps));
+            let [first, second] = policies.map(|policy| play((PolicyKind::Manual, policy.as_ref()), &steps));
             prop_assert!(first.is_ok(), "{:?}: {:?}", assignment, first);
             prop_assert_eq!(first, second, "{:?} does not replay", assignment);
         }

@@ -148,8 +148,8 @@ impl Policy for Weighted {
             self.belief.insert(&blocks, candidate);
         }
         Pick {
-            candidate,
             matched_tokens: matched(candidate),
+            ..candidate.into()
         }
     }
 

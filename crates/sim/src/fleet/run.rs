@@ -160,6 +160,7 @@ impl<'t> Fleet<'t> {
         let Pick {
             candidate,
             matched_tokens,
+            ..
         } = pick;
         let uncached = asked.prompt.tokens().saturating_sub(matched_tokens);
         let (slot, lease) = (candidate.slot, candidate.load.lease(uncached));

@@ -57,13 +57,23 @@ pub(crate) struct Client {
     buffer: Vec<u8>,
 }
 
+/// A POST of JSON with further header lines, each with its line end.
+pub(crate) fn posting(path: &str, lines: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: g\r\n{lines}content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+/// The smallest inference request, with further header lines.
+pub(crate) fn generate(lines: &str) -> Vec<u8> {
+    posting("/generate", lines, "{}")
+}
+
 /// POSTs JSON on a connection of its own.
 pub(crate) async fn post(gateway: &Running, path: &str, body: &str) -> Reply {
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    raw(gateway, (head + body).as_bytes()).await
+    raw(gateway, &posting(path, "", body)).await
 }
 
 /// GETs on a connection of its own.

@@ -11,7 +11,7 @@ use routing::PolicyKind;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-pub(crate) use client::{Client, Reply, get, post, raw};
+pub(crate) use client::{Client, Reply, generate, get, post, posting, raw};
 pub(crate) use worker::{Received, Step, Worker, json, ok};
 
 /// Longest wait for anything; reached only when a test fails.
