@@ -105,7 +105,9 @@ def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
             flag, type=kind, default=defaults[name], metavar=kind.__name__.upper(), help=f"{text}; default %(default)s"
         )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture: .html, or .png with matplotlib")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="write a picture: .html, or .png (needs sgl-model-gateway[plot])"
+    )
     return parser
 
 
@@ -183,7 +185,9 @@ def _plotter(parser: argparse.ArgumentParser, path: Path | None) -> Callable[...
     if path.suffix not in (".html", ".png"):
         parser.error(f"--plot {path}: the name must end in .html or .png")
     if path.suffix == ".png" and not simulate_plot.can_draw_png():
-        parser.error(f"--plot {path}: PNG needs matplotlib, which is not installed; use a name ending in .html")
+        parser.error(
+            f"--plot {path}: PNG needs matplotlib: pip install 'sgl-model-gateway[plot]', or use a name ending in .html"
+        )
     if not path.parent.is_dir():
         parser.error(f"--plot {path}: there is no directory {path.parent}")
     return simulate_plot.write_png if path.suffix == ".png" else simulate_plot.write_html

@@ -120,10 +120,9 @@ def can_draw_png() -> bool:
 
 def write_png(path: Path, runs: list[dict[str, Any]], title: str) -> None:
     """A row per speed: the distribution of TTFT, and bars of its mean and 99th percentile."""
-    from importlib import import_module
+    from matplotlib.figure import Figure  # no display, no global state
 
-    figures = import_module("matplotlib.figure")  # no display, no global state
-    figure = figures.Figure(figsize=(14, 5 * len(runs)), layout="constrained")
+    figure = Figure(figsize=(14, 5 * len(runs)), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(len(runs), 2, squeeze=False)
     for (curves, bars), run in zip(axes, runs, strict=True):

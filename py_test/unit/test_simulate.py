@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import subprocess
 import sys
 import threading
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -169,14 +169,26 @@ def test_the_page_stands_alone(trace: Path, tmp_path: Path, capsys: pytest.Captu
     assert heights == sorted(heights, reverse=True)
 
 
-def test_a_png_needs_matplotlib(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_png_has_a_row_per_speed(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "out.png"
-    if find_spec("matplotlib"):
-        simulate.main(["--trace", str(trace), "--policy", "random", "--plot", str(picture)])
-        assert picture.read_bytes().startswith(b"\x89PNG")
-    else:
-        said = refused(capsys, "--trace", trace, "--policy", "random", "--plot", picture)
-        assert "matplotlib" in said and ".html" in said and not picture.exists()
+    flags = ["--speed", "10,30", "--policy", "random,cache_aware", "--limit", "50", "--plot", str(picture)]
+    simulate.main(["--trace", str(trace), *flags])
+    assert "cache_aware" in capsys.readouterr().out
+    data = picture.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND\xaeB`\x82")
+    assert struct.unpack(">II", data[16:24]) == (1680, 1200)
+    assert len(data) > 60_000, "axes without curves and bars take 40 KB"
+    assert "matplotlib.pyplot" not in sys.modules, "it would look for a display"
+
+
+def test_a_png_without_matplotlib_is_refused_before_the_work(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(simulate, "compare", lambda *_, **__: pytest.fail("the simulation ran"))
+    picture = tmp_path / "out.png"
+    said = refused(capsys, "--trace", trace, "--policy", "random", "--plot", picture)
+    assert "pip install 'sgl-model-gateway[plot]'" in said and ".html" in said and not picture.exists()
 
 
 def test_as_a_module_of_its_own(trace: Path) -> None:
