@@ -26,7 +26,7 @@ pub(crate) use identity::{Identity, UNKNOWN_MODEL};
 pub(crate) use place::{NoPlace, Placed, Wish};
 pub(crate) use policies::Policies;
 pub(crate) use probe::{ProbeSettings, Prober};
-pub(crate) use room::{NoRoom, Room};
+pub(crate) use room::{NoRoom, Room, Waiters};
 pub(crate) use standing::Standing;
 pub(crate) use ticket::Ticket;
 pub(crate) use worker::{NewWorker, Worker};

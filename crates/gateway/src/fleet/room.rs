@@ -28,7 +28,7 @@ pub(crate) struct Room {
 
 #[derive(Debug, Default)]
 struct Line {
-    waiting: AtomicUsize,
+    waiting: Waiters,
     freed: Notify,
 }
 
@@ -41,12 +41,27 @@ pub(crate) enum NoRoom {
     TookTooLong,
 }
 
-/// Counts a request as waiting until dropped.
-struct Waiting<'a>(&'a Line);
+/// How many wait.
+#[derive(Debug, Default)]
+pub(crate) struct Waiters(AtomicUsize);
+
+/// Counts as one who waits until dropped.
+pub(crate) struct Waiting<'a>(&'a Waiters);
+
+impl Waiters {
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(SeqCst)
+    }
+
+    /// One more waits; how many there were before.
+    pub(crate) fn join(&self) -> (usize, Waiting<'_>) {
+        (self.0.fetch_add(1, SeqCst), Waiting(self))
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, SeqCst);
+        self.0.0.fetch_sub(1, SeqCst);
     }
 }
 
@@ -63,12 +78,12 @@ impl Room {
 
     /// Requests that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.anyone.waiting.load(SeqCst) + self.particular.waiting.load(SeqCst)
+        self.anyone.waiting.count() + self.particular.waiting.count()
     }
 
     /// Whether a newcomer has to stand in line before it may look for a place.
     pub(crate) fn has_line(&self) -> bool {
-        self.anyone.waiting.load(SeqCst) > 0
+        self.anyone.waiting.count() > 0
     }
 
     /// Requests in flight per worker.
@@ -83,10 +98,10 @@ impl Room {
 
     /// A request has left its worker.
     pub(super) fn one_left(&self) {
-        if self.anyone.waiting.load(SeqCst) > 0 {
+        if self.anyone.waiting.count() > 0 {
             self.anyone.freed.notify_one();
         }
-        if self.particular.waiting.load(SeqCst) > 0 {
+        if self.particular.waiting.count() > 0 {
             self.particular.freed.notify_waiters();
         }
     }
@@ -111,14 +126,13 @@ impl Room {
         } else {
             &self.anyone
         };
-        let before = line.waiting.fetch_add(1, SeqCst);
-        let waiting = Waiting(line);
+        let (before, _waiting) = line.waiting.join();
         if others.max(before) >= self.limit {
             return Err(NoRoom::QueueFull);
         }
         // Nobody jumps the queue.
         let mut may_look = particular || before == 0;
-        let waited = timeout_at(until, async {
+        timeout_at(until, async {
             loop {
                 // Kept until it is rung: whoever makes a new one stands at the end of the line.
                 let mut freed = std::pin::pin!(line.freed.notified());
@@ -135,9 +149,8 @@ impl Room {
                 }
             }
         })
-        .await;
-        drop(waiting);
-        waited.map_err(|_| NoRoom::TookTooLong)
+        .await
+        .map_err(|_| NoRoom::TookTooLong)
     }
 }
 

@@ -1,7 +1,6 @@
 //! How many requests are let in, how fast, and who waits at the door.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -10,7 +9,7 @@ use tokio::time::{Instant, interval, timeout_at};
 
 use crate::config::{Options, seconds};
 use crate::error::Error;
-use crate::fleet::{Fleet, Room};
+use crate::fleet::{Fleet, Room, Waiters};
 use crate::telemetry::{AdmissionMetrics, Metrics};
 
 /// Pause between payments into a rate's bucket.
@@ -44,16 +43,7 @@ struct Rate {
 struct Queue {
     limit: usize,
     longest_wait: Duration,
-    waiting: AtomicUsize,
-}
-
-/// Counts a request as waiting until dropped.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
+    waiting: Waiters,
 }
 
 /// A request's place under the cap, given back when dropped.
@@ -76,7 +66,7 @@ impl Admission {
         let queue = Queue {
             limit: usize::try_from(options.queue_size).unwrap_or(usize::MAX),
             longest_wait: seconds(options.queue_timeout_secs),
-            waiting: AtomicUsize::new(0),
+            waiting: Waiters::default(),
         };
         Self {
             cap: positive(options.max_concurrent_requests).map(cap),
@@ -140,8 +130,7 @@ impl Admission {
         deadline: Instant,
         place: impl Future<Output = Result<T, E>>,
     ) -> Result<T, Error> {
-        let before = self.queue.waiting.fetch_add(1, Relaxed);
-        let _waiting = Waiting(&self.queue.waiting);
+        let (before, _waiting) = self.queue.waiting.join();
         if before >= self.queue.limit {
             return Err(Error::QueueFull {
                 what,
@@ -161,7 +150,7 @@ impl Admission {
 
     /// Requests that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.queue.waiting.load(Relaxed)
+        self.queue.waiting.count()
     }
 
     /// The limits in force, for people.
