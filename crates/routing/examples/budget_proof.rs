@@ -77,7 +77,7 @@ fn decide_all() -> Option<Run> {
     let mut over = Vec::new();
     let mut text = vec![b'x'; 4096];
     for n in 0..PROMPTS {
-        let mut draw = draw(n);
+        let mut draw = Draw::new(n);
         if n % CHURN == 0 {
             let slot = draw.index(WORKERS);
             workers[slot] = worker(slot, (n / CHURN) as u32 + 1);
@@ -148,14 +148,6 @@ fn worker(slot: usize, generation: u32) -> Candidate {
         url: format!("http://w{slot}:1").into(),
         load: Arc::default(),
     }
-}
-
-fn draw(chance: u64) -> Draw {
-    Request {
-        chance,
-        ..Request::default()
-    }
-    .draw()
 }
 
 /// What a call took, in time of its own and on the wall.

@@ -93,7 +93,6 @@ impl<'a> Candidates<'a> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::Request;
 
     pub(crate) fn fleet(size: usize) -> Vec<Candidate> {
         let candidate = |slot| Candidate {
@@ -137,11 +136,7 @@ pub(crate) mod tests {
         let cost = |candidate: &Candidate| if candidate.slot == 2 { 1.0 } else { 0.0 };
         let mut counts = [0; 4];
         for chance in 0..3000 {
-            let mut draw = Request {
-                chance,
-                ..Request::default()
-            }
-            .draw();
+            let mut draw = Draw::new(chance);
             counts[from.cheapest(&mut draw, cost).slot] += 1;
         }
         assert_eq!(counts[2], 0);

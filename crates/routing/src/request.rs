@@ -27,7 +27,7 @@ impl Request<'_> {
 
     /// A stream of random numbers that follows from `chance`.
     pub fn draw(&self) -> Draw {
-        Draw { state: self.chance }
+        Draw::new(self.chance)
     }
 }
 
@@ -38,6 +38,11 @@ pub struct Draw {
 }
 
 impl Draw {
+    /// The numbers that follow from `chance`: 64 random bits.
+    pub fn new(chance: u64) -> Self {
+        Self { state: chance }
+    }
+
     /// A number in `0..below`; 0 when `below` is 0.
     pub fn index(&mut self, below: usize) -> usize {
         let wide = u128::from(self.next()) * below as u128;

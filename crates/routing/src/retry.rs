@@ -98,7 +98,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Request;
 
     const RULES: RetryRules = RetryRules {
         tries: 5,
@@ -108,21 +107,13 @@ mod tests {
         jitter: 0.2,
     };
 
-    fn draw(chance: u64) -> Draw {
-        Request {
-            chance,
-            ..Request::default()
-        }
-        .draw()
-    }
-
     #[test]
     fn pauses_grow_to_the_longest() {
         let rules = RetryRules {
             jitter: 0.0,
             ..RULES
         };
-        let pause = |tries| rules.pause(tries, &mut draw(1));
+        let pause = |tries| rules.pause(tries, &mut Draw::new(1));
         assert_eq!(pause(1), Duration::from_millis(50));
         assert_eq!(pause(2), Duration::from_millis(75));
         assert_eq!(pause(1000), Duration::from_secs(30));
@@ -132,8 +123,8 @@ mod tests {
     proptest! {
         #[test]
         fn jitter_stays_within_its_share(chance: u64, tries in 1..30_u32) {
-            let bare = RetryRules { jitter: 0.0, ..RULES }.pause(tries, &mut draw(0));
-            let pause = RULES.pause(tries, &mut draw(chance));
+            let bare = RetryRules { jitter: 0.0, ..RULES }.pause(tries, &mut Draw::new(0));
+            let pause = RULES.pause(tries, &mut Draw::new(chance));
             prop_assert!(pause >= bare.mul_f64(0.799) && pause <= bare.mul_f64(1.201));
         }
 

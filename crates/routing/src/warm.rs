@@ -31,7 +31,6 @@ pub fn thin(candidates: &mut Vec<Candidate>, draw: &mut Draw, warmth: impl Fn(&C
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Request;
     use crate::candidate::tests::fleet;
 
     #[test]
@@ -53,11 +52,7 @@ mod tests {
         let mut with_cold = 0;
         for chance in 0..10_000 {
             let mut candidates = fleet(4);
-            let mut draw = Request {
-                chance,
-                ..Request::default()
-            }
-            .draw();
+            let mut draw = Draw::new(chance);
             thin(&mut candidates, &mut draw, |candidate| {
                 if candidate.slot == 2 { 0.25 } else { 1.0 }
             });
@@ -71,11 +66,7 @@ mod tests {
     fn when_all_are_cold_somebody_still_works() {
         for chance in 0..1000 {
             let mut candidates = fleet(2);
-            let mut draw = Request {
-                chance,
-                ..Request::default()
-            }
-            .draw();
+            let mut draw = Draw::new(chance);
             thin(&mut candidates, &mut draw, |_| LEAST);
             assert!(!candidates.is_empty());
         }

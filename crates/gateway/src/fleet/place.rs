@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use routing::{
-    Branch, Breaker, Candidate, Candidates, Circuit, Policy, Ranked, Request, thin, warmth,
+    Branch, Breaker, Candidate, Candidates, Circuit, Draw, Policy, Ranked, Request, thin, warmth,
 };
 
 use super::{Fleet, Policies, Ticket, Worker};
@@ -238,12 +238,7 @@ impl Fleet {
     fn leave_out_cold(&self, ready: &Ready, from: &mut Vec<Candidate>, request: &Request<'_>) {
         let now = self.now();
         // Not the numbers the policy draws: the two choices are independent.
-        let chance = request.chance.rotate_left(32);
-        let mut draw = Request {
-            chance,
-            ..Request::default()
-        }
-        .draw();
+        let mut draw = Draw::new(request.chance.rotate_left(32));
         thin(from, &mut draw, |candidate| {
             let cold = ready.cold.iter().find(|(slot, _)| *slot == candidate.slot);
             cold.map_or(1.0, |(_, returned)| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, StatusCode, header, request};
-use routing::{Again, Branch, Outcome, Request as RoutingRequest};
+use routing::{Again, Branch, Draw, Outcome, Request as RoutingRequest};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
@@ -291,12 +291,7 @@ impl Proxy {
 
     /// Waits before workers that failed are tried again; false when that makes no sense.
     async fn pause(&self, job: Job<'_>, course: &mut Course) -> bool {
-        let chance = job.routing.chance.rotate_left(16);
-        let mut draw = RoutingRequest {
-            chance,
-            ..RoutingRequest::default()
-        }
-        .draw();
+        let mut draw = Draw::new(job.routing.chance.rotate_left(16));
         let pause = self.retry.pause(course.tries, &mut draw);
         let end = Instant::now() + pause;
         if !self.may_try_on(course) || course.deadline.is_some_and(|at| end >= at) {
