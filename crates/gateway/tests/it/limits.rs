@@ -149,6 +149,16 @@ async fn no_worker_gets_more_than_its_cap_and_who_waits_is_served_when_one_is_fr
         (refused.status, refused.code().as_str()),
         (429, "queue_full")
     );
+    let metrics = gateway.metrics().await;
+    let errors = metrics
+        .lines()
+        .filter(|line| line.starts_with("smg_router_request_errors_total{"));
+    let errors: Vec<_> = errors.collect();
+    assert!(
+        errors.len() == 1
+            && errors[0].contains(r#"endpoint="generate",error_type="internal_error""#),
+        "there are workers: {errors:?}"
+    );
     answer_all(&gateway, &[&workers[0], &workers[1]]).await;
     let all: usize = workers.iter().map(|worker| worker.received().len()).sum();
     assert_eq!(all, 6);
