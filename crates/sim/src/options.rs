@@ -195,28 +195,17 @@ mod tests {
 
     #[test]
     fn a_broken_rule_names_its_option() {
-        let options = SimOptions {
+        let why = |options: SimOptions| options.check().unwrap_err().to_string();
+        let size = SimOptions {
             page_size: 0,
             ..SimOptions::default()
         };
-        assert!(
-            options
-                .check()
-                .unwrap_err()
-                .to_string()
-                .contains("page_size")
-        );
-        let options = SimOptions {
+        assert!(why(size).contains("page_size"));
+        let step = SimOptions {
             decode_step_base_ms: f64::NAN,
             ..SimOptions::default()
         };
-        assert!(
-            options
-                .check()
-                .unwrap_err()
-                .to_string()
-                .contains("decode_step_base_ms")
-        );
+        assert!(why(step).contains("decode_step_base_ms"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Bad input gets a clear answer and harms nobody else.
 
-use crate::support::{Client, Worker, get, ok, options, post, raw, start, start_with};
+use crate::support::{Client, Worker, generate, get, ok, options, post, raw, start, start_with};
 
 #[tokio::test]
 async fn malformed_json_is_refused_in_the_envelope() {
@@ -168,10 +168,8 @@ async fn pipelined_requests_are_answered_in_order_up_to_the_garbage() {
     let worker = Worker::doing(ok()).await;
     let gateway = start(&[&worker]).await;
     let mut client = Client::to(&gateway).await;
-    let one = "POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
-    client
-        .send(format!("{one}GET /health HTTP/1.1\r\nhost: g\r\n\r\nnonsense\r\n\r\n").as_bytes())
-        .await;
+    let others = b"GET /health HTTP/1.1\r\nhost: g\r\n\r\nnonsense\r\n\r\n";
+    client.send(&[&generate("")[..], others].concat()).await;
     assert_eq!(client.reply().await.text(), r#"{"ok":true}"#);
     assert_eq!(client.reply().await.text(), "OK");
     assert_eq!(client.reply().await.status, 400);
@@ -182,10 +180,8 @@ async fn headers_of_64_kilobytes_pass() {
     let worker = Worker::doing(ok()).await;
     let gateway = start(&[&worker]).await;
     let long = "a".repeat(64 * 1024);
-    let request = format!(
-        "POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\nx-long: {long}\r\ncontent-length: 2\r\n\r\n{{}}"
-    );
-    assert_eq!(raw(&gateway, request.as_bytes()).await.status, 200);
+    let request = generate(&format!("x-long: {long}\r\n"));
+    assert_eq!(raw(&gateway, &request).await.status, 200);
     assert_eq!(worker.received()[0].all("x-long"), [long]);
 }
 

@@ -8,7 +8,8 @@ use gateway::Options;
 use tokio::time::Instant;
 
 use crate::support::{
-    Client, Running, Step, Worker, get, json, ok, options, post, start, start_with, until,
+    Client, Running, Step, Worker, generate, get, json, ok, options, post, raw, start, start_with,
+    until,
 };
 
 /// Options without retries and with a breaker that opens after three failures for a second.
@@ -77,8 +78,7 @@ async fn half_open_takes_one_trial_at_a_time_and_closes_after_enough() {
     well.store(true, Ordering::SeqCst);
     until(|| async { circuit(&gateway, 0).await == "half_open" }).await;
     for trial in 0..2 {
-        let mut first = Client::to(&gateway).await;
-        first.send(b"POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}").await;
+        let mut first = Client::asking(&gateway, "").await;
         until(|| async { worker.received().len() == 4 + trial }).await;
         // While it is on trial nobody else gets through.
         assert_eq!(post(&gateway, "/generate", "{}").await.status, 503);
@@ -135,8 +135,7 @@ async fn clients_that_leave_never_open_it() {
     let worker = Worker::doing(vec![Step::Hang]).await;
     let gateway = start_with(touchy(&[&worker])).await;
     for count in 1..=5 {
-        let mut client = Client::to(&gateway).await;
-        client.send(b"POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}").await;
+        let client = Client::asking(&gateway, "").await;
         until(|| async { worker.received().len() == count }).await;
         drop(client);
         until(|| async { worker.disconnects() == count }).await;
@@ -164,13 +163,7 @@ async fn a_dead_worker_is_out_after_the_first_refused_connection() {
     for _ in 0..2 {
         assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
     }
-    until(|| async {
-        get(&gateway, "/readiness")
-            .await
-            .text()
-            .contains("\"healthy_workers\":1")
-    })
-    .await;
+    gateway.has_ready(1).await;
     let workers = get(&gateway, "/workers").await.json();
     assert_eq!(workers["workers"][0]["status"], "not_ready");
     let decisions = || async {
@@ -228,8 +221,7 @@ async fn one_lost_connection_of_the_only_worker_turns_nobody_away() {
     options.disable_retries = true;
     let gateway = start_with(options).await;
     for _ in 0..5 {
-        let mut client = Client::to(&gateway).await;
-        client.send(b"POST /generate HTTP/1.1\r\nhost: g\r\nx-lose: 1\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}").await;
+        let mut client = Client::asking(&gateway, "x-lose: 1\r\n").await;
         assert_eq!(client.reply().await.status, 502);
         assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
     }
@@ -258,12 +250,8 @@ async fn a_worker_that_hangs_up_on_everybody_is_to_blame_a_request_on_which_all_
     options.retry_budget_ratio = 100.0;
     let gateway = start_with(options).await;
     let ask = async |header: &str| {
-        let request = format!(
-            "POST /generate HTTP/1.1\r\nhost: g\r\n{header}: 1\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
-        );
-        crate::support::raw(&gateway, request.as_bytes())
-            .await
-            .status
+        let request = generate(&format!("{header}: 1\r\n"));
+        raw(&gateway, &request).await.status
     };
     for _ in 0..10 {
         assert_eq!(ask("x-poison").await, 502);
@@ -312,8 +300,7 @@ async fn a_worker_that_comes_back_is_not_blamed_for_what_died_with_it() {
     let gateway = start(&[&worker]).await;
     let mut streams = Vec::new();
     for _ in 0..20 {
-        let mut client = Client::to(&gateway).await;
-        client.send(b"POST /generate HTTP/1.1\r\nhost: g\r\nx-stay: 1\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}").await;
+        let mut client = Client::asking(&gateway, "x-stay: 1\r\n").await;
         client.read_until("x").await;
         streams.push(client);
     }

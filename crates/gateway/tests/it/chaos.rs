@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::support::{
-    Client, Received, Reply, Running, Step, Worker, get, json, options, start_with, until,
+    Client, Received, Reply, Running, Step, Worker, get, json, options, posting, start_with, until,
 };
 
 const WORKERS: usize = 4;
@@ -237,11 +237,8 @@ async fn client(stage: Arc<Stage>, addr: std::net::SocketAddr) {
             r#"{{"text":"request {id}","stream":{}}}"#,
             id.is_multiple_of(2)
         );
-        let head = format!(
-            "POST /generate HTTP/1.1\r\nhost: g\r\nx-plan: {id}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-            body.len()
-        );
-        connection.send((head + &body).as_bytes()).await;
+        let request = posting("/generate", &format!("x-plan: {id}\r\n"), &body);
+        connection.send(&request).await;
         let reply = match patience {
             Patience::Stays => connection.try_reply().await,
             Patience::LeavesAtOnce => None,

@@ -164,13 +164,7 @@ async fn who_knows_that_a_worker_is_gone_can_say_so() {
     drop(gone);
     assert!(gateway.gateway.suspect(&url) && !gateway.gateway.suspect("http://nobody:1"));
     // Without a single request having met it.
-    until(|| async {
-        get(&gateway, "/readiness")
-            .await
-            .text()
-            .contains("\"healthy_workers\":1")
-    })
-    .await;
+    gateway.has_ready(1).await;
     assert!(gateway.gateway.suspect(&other.url()));
     assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
 }

@@ -1,6 +1,8 @@
 //! Headers: what is forwarded, what is replaced, what is added.
 
-use crate::support::{Received, Step, Worker, get, ok, options, post, raw, start, start_with};
+use crate::support::{
+    Received, Step, Worker, generate, get, ok, options, post, raw, start, start_with,
+};
 
 async fn forwarded(lines: &str) -> Received {
     let worker = Worker::doing(ok()).await;
@@ -50,9 +52,7 @@ async fn everything_but_hop_by_hop_headers_is_forwarded() {
 async fn the_clients_request_id_goes_to_the_worker_and_back() {
     let worker = Worker::doing(ok()).await;
     let gateway = start(&[&worker]).await;
-    let request = b"POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\n\
-        x-correlation-id: mine\r\ncontent-length: 2\r\n\r\n{}";
-    let reply = raw(&gateway, request).await;
+    let reply = raw(&gateway, &generate("x-correlation-id: mine\r\n")).await;
     assert_eq!(reply.all("x-request-id"), ["mine"]);
     let received = worker.received().remove(0);
     assert_eq!(received.all("x-request-id"), ["mine"]);
@@ -92,17 +92,12 @@ async fn the_gateways_key_opens_and_the_workers_key_replaces_it() {
     let mut options = options(&[&worker]);
     options.api_key = Some("s3cret".to_owned().into());
     let gateway = start_with(options).await;
-    let with = |key: &str| {
-        format!(
-            "POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\n{key}content-length: 2\r\n\r\n{{}}"
-        )
-    };
     for wrong in [
         "",
         "authorization: Bearer nope\r\n",
         "authorization: s3cret\r\n",
     ] {
-        let reply = raw(&gateway, with(wrong).as_bytes()).await;
+        let reply = raw(&gateway, &generate(wrong)).await;
         assert_eq!(
             (reply.status, reply.code().as_str()),
             (401, "invalid_api_key")
@@ -111,12 +106,9 @@ async fn the_gateways_key_opens_and_the_workers_key_replaces_it() {
     }
     assert!(worker.received().is_empty());
     assert_eq!(
-        raw(
-            &gateway,
-            with("authorization: Bearer s3cret\r\n").as_bytes()
-        )
-        .await
-        .status,
+        raw(&gateway, &generate("authorization: Bearer s3cret\r\n"))
+            .await
+            .status,
         200
     );
     assert_eq!(worker.received()[0].all("authorization"), ["Bearer s3cret"]);

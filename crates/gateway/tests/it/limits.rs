@@ -8,12 +8,8 @@ use crate::support::{
     Client, Running, Step, Worker, get, ok, options, post, raw, start, start_with, until,
 };
 
-const REQUEST: &[u8] = b"POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
-
 async fn asking(gateway: &Running) -> Client {
-    let mut client = Client::to(gateway).await;
-    client.send(REQUEST).await;
-    client
+    Client::asking(gateway, "").await
 }
 
 async fn queued(gateway: &Running, key: &str) -> u64 {

@@ -130,8 +130,7 @@ async fn rings_tell_when_a_key_spills() {
         let hits = clients.len() as u64 - 1;
         let spilled = named([("load_balance_walk", 1), (own, hits)]);
         assert_eq!(branches(&gateway, policy).await, spilled);
-        let mut keyless = Client::to(&gateway).await;
-        keyless.send(&generate("")).await;
+        let _keyless = Client::asking(&gateway, "").await;
         until(|| async { received().iter().sum::<usize>() == clients.len() + 1 }).await;
         let counted = branches(&gateway, policy).await;
         assert!(

@@ -4,11 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::support::{
-    Client, Step, Worker, get, json, ok, options, post, start, start_with, until,
+    Client, Step, Worker, chat_stream, get, json, ok, options, post, start, start_with, until,
 };
-
-const CHAT: &[u8] = b"POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\n\
-    content-type: application/json\r\ncontent-length: 15\r\n\r\n{\"stream\":true}";
 
 fn text(text: &str) -> Step {
     Step::Send(text.as_bytes().to_vec())
@@ -192,7 +189,7 @@ async fn a_stream_that_breaks_off_is_not_tried_again_and_ends_with_an_error_even
     let bad = Worker::doing(vec![text(head), text("9\r\ndata: 1\n\n\r\n"), Step::Close]).await;
     let gateway = start(&[&bad]).await;
     let mut client = Client::to(&gateway).await;
-    client.send(CHAT).await;
+    client.send(&chat_stream()).await;
     let reply = client.reply().await;
     assert!(!reply.whole, "an abnormal end stays abnormal");
     let body = reply.text();
@@ -220,7 +217,7 @@ async fn no_event_is_added_amid_another_after_the_last_or_to_what_is_no_stream_o
         let bad = Worker::doing(vec![text(head), text(piece), Step::Close]).await;
         let gateway = start(&[&bad]).await;
         let mut client = Client::to(&gateway).await;
-        client.send(CHAT).await;
+        client.send(&chat_stream()).await;
         let reply = client.reply().await;
         assert_eq!((reply.text().as_str(), reply.whole), (body, false));
     }
@@ -236,7 +233,7 @@ async fn a_worker_that_closes_after_every_stream_loses_no_request_even_without_r
     let gateway = start_with(options).await;
     let mut client = Client::to(&gateway).await;
     for _ in 0..300 {
-        client.send(CHAT).await;
+        client.send(&chat_stream()).await;
         let reply = client.reply().await;
         assert!(reply.status == 200 && reply.whole, "{reply:?}");
     }
@@ -280,10 +277,7 @@ async fn a_retry_is_told_to_who_asks_why() {
 async fn a_target_that_fails_is_asked_again_and_nobody_else() {
     let (target, other) = (fails(1, json(503, "{}")).await, Worker::doing(ok()).await);
     let gateway = start(&[&target, &other]).await;
-    let mut client = Client::to(&gateway).await;
-    client
-        .send(b"POST /generate HTTP/1.1\r\nhost: g\r\nx-smg-target-worker: 0\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}")
-        .await;
+    let mut client = Client::asking(&gateway, "x-smg-target-worker: 0\r\n").await;
     assert_eq!(client.reply().await.status, 200);
     assert_eq!((target.received().len(), other.received().len()), (2, 0));
 }
@@ -295,7 +289,7 @@ async fn a_client_that_leaves_between_two_tries_ends_the_request() {
     options.retry_initial_backoff_ms = 300;
     let gateway = start_with(options).await;
     let mut client = Client::to(&gateway).await;
-    client.send(CHAT).await;
+    client.send(&chat_stream()).await;
     until(|| async { worker.received().len() == 1 }).await;
     drop(client);
     let gone = r#"smg_http_responses_total{error_code="client_closed_request""#;

@@ -9,10 +9,8 @@ use gateway::{Gateway, StartError};
 use tokio::net::TcpStream;
 
 use crate::support::{
-    Client, Step, Worker, get, json, ok, options, post, start, start_with, until,
+    Client, Step, Worker, generate, get, json, ok, options, post, start, start_with, until,
 };
-
-const REQUEST: &[u8] = b"POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
 
 async fn refuses(addr: SocketAddr) -> bool {
     TcpStream::connect(addr).await.is_err()
@@ -23,8 +21,7 @@ async fn a_drain_lets_requests_finish_and_takes_no_new_ones() {
     let slow = [vec![Step::Wait], ok()].concat();
     let worker = Worker::doing(slow).await;
     let gateway = start(&[&worker]).await;
-    let mut client = Client::to(&gateway).await;
-    client.send(REQUEST).await;
+    let mut client = Client::asking(&gateway, "").await;
     until(|| async { worker.received().len() == 1 }).await;
     gateway.gateway.drain();
     let addr = gateway.gateway.addr();
@@ -40,8 +37,7 @@ async fn a_drain_lets_requests_finish_and_takes_no_new_ones() {
 async fn an_idle_gateway_stops_at_once_even_with_open_connections() {
     let worker = Worker::doing(ok()).await;
     let gateway = start(&[&worker]).await;
-    let mut client = Client::to(&gateway).await;
-    client.send(REQUEST).await;
+    let mut client = Client::asking(&gateway, "").await;
     client.reply().await;
     gateway.gateway.drain();
     assert!(gateway.gateway.wait(Duration::from_secs(1)));
@@ -51,8 +47,7 @@ async fn an_idle_gateway_stops_at_once_even_with_open_connections() {
 async fn a_cut_ends_what_is_in_flight() {
     let worker = Worker::doing(vec![Step::Hang]).await;
     let gateway = start(&[&worker]).await;
-    let mut client = Client::to(&gateway).await;
-    client.send(REQUEST).await;
+    let mut client = Client::asking(&gateway, "").await;
     until(|| async { worker.received().len() == 1 }).await;
     gateway.gateway.drain();
     gateway.gateway.cut();
@@ -67,8 +62,7 @@ async fn the_grace_period_bounds_the_drain() {
     let mut options = options(&[&worker]);
     options.shutdown_grace_period_secs = 1;
     let gateway = start_with(options).await;
-    let mut client = Client::to(&gateway).await;
-    client.send(REQUEST).await;
+    let _client = Client::asking(&gateway, "").await;
     until(|| async { worker.received().len() == 1 }).await;
     gateway.gateway.drain();
     assert!(gateway.gateway.wait(Duration::from_secs(5)));
@@ -123,8 +117,7 @@ async fn connections_that_arrive_with_the_drain_do_not_cut_it_short() {
     for _ in 0..10 {
         let worker = Worker::doing([vec![Step::Wait], ok()].concat()).await;
         let gateway = start(&[&worker]).await;
-        let mut client = Client::to(&gateway).await;
-        client.send(REQUEST).await;
+        let mut client = Client::asking(&gateway, "").await;
         until(|| async { worker.received().len() == 1 }).await;
         let addr = gateway.gateway.addr();
         let storm = tokio::spawn(async move { while !refuses(addr).await {} });
@@ -141,8 +134,7 @@ async fn who_leaves_says_so_and_serves_for_a_while() {
     let mut options = options(&[&worker]);
     options.shutdown_grace_period_secs = 1;
     let gateway = start_with(options).await;
-    let mut kept = Client::to(&gateway).await;
-    kept.send(REQUEST).await;
+    let mut kept = Client::asking(&gateway, "").await;
     assert_eq!(kept.reply().await.header("connection"), "");
     gateway.gateway.leave();
     let ready = get(&gateway, "/readiness").await;
@@ -150,7 +142,7 @@ async fn who_leaves_says_so_and_serves_for_a_while() {
         (ready.status, &ready.json()["reason"]),
         (503, &"draining".into())
     );
-    kept.send(REQUEST).await;
+    kept.send(&generate("")).await;
     let reply = kept.reply().await;
     assert_eq!((reply.status, reply.header("connection")), (200, "close"));
     assert!(kept.closed().await);
@@ -165,7 +157,7 @@ async fn a_connection_made_before_the_drain_gets_its_first_request_served() {
     let gateway = start(&[&worker]).await;
     let mut client = Client::to(&gateway).await;
     gateway.gateway.drain();
-    client.send(REQUEST).await;
+    client.send(&generate("")).await;
     assert_eq!(client.reply().await.status, 200);
     assert!(gateway.gateway.wait(Duration::from_secs(2)));
 }
@@ -186,7 +178,7 @@ async fn a_new_gateway_takes_over_the_port_without_losing_a_request() {
                 let mut served = 0;
                 while !over.load(Ordering::SeqCst) {
                     let mut client = Client::connect(addr).await;
-                    client.send(REQUEST).await;
+                    client.send(&generate("")).await;
                     assert_eq!(client.reply().await.status, 200);
                     served += 1;
                 }
@@ -211,8 +203,7 @@ async fn a_client_that_reads_slowly_gets_its_whole_reply_during_a_drain() {
     let body = "x".repeat(8 << 20);
     let worker = Worker::doing(json(200, &body)).await;
     let gateway = start(&[&worker]).await;
-    let mut client = Client::to(&gateway).await;
-    client.send(REQUEST).await;
+    let mut client = Client::asking(&gateway, "").await;
     client.read_until("xxxx").await;
     gateway.gateway.drain();
     tokio::time::sleep(Duration::from_millis(700)).await;

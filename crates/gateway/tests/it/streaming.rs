@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Client, Step, Worker, start, until};
-
-const REQUEST: &[u8] =
-    b"POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\n\
-    content-length: 15\r\n\r\n{\"stream\":true}";
+use crate::support::{Client, Step, Worker, chat_stream, start, until};
 
 fn chunk(text: &str) -> Step {
     Step::Send(format!("{:x}\r\n{text}\r\n", text.len()).into_bytes())
@@ -36,7 +32,7 @@ async fn events_arrive_as_they_are_sent() {
     .await;
     let gateway = start(&[&worker]).await;
     let mut client = Client::to(&gateway).await;
-    client.send(REQUEST).await;
+    client.send(&chat_stream()).await;
     let first = client.read_until("data: 1\n\n").await;
     assert!(first.contains("content-type: text/event-stream") && !first.contains("data: 2"));
     assert_eq!(gateway.in_flight().await, 1);
@@ -57,7 +53,7 @@ async fn a_client_that_leaves_amid_a_stream_ends_it_at_the_worker() {
     let worker = Worker::doing(vec![head(), chunk("data: 1\n\n"), Step::Hang]).await;
     let gateway = start(&[&worker]).await;
     let mut client = Client::to(&gateway).await;
-    client.send(REQUEST).await;
+    client.send(&chat_stream()).await;
     client.read_until("data: 1").await;
     drop(client);
     until(|| async { worker.disconnects() == 1 }).await;
@@ -75,7 +71,7 @@ async fn a_client_that_leaves_while_the_worker_is_silent_ends_it_too() {
     let worker = Worker::doing(vec![Step::Hang]).await;
     let gateway = start(&[&worker]).await;
     let mut client = Client::to(&gateway).await;
-    client.send(REQUEST).await;
+    client.send(&chat_stream()).await;
     until(|| async { worker.received().len() == 1 }).await;
     assert_eq!(gateway.in_flight().await, 1);
     drop(client);
@@ -92,7 +88,7 @@ async fn a_slow_client_slows_the_worker_instead_of_filling_memory() {
     let worker = Worker::doing(steps).await;
     let gateway = start(&[&worker]).await;
     let mut client = Client::to(&gateway).await;
-    client.send(REQUEST).await;
+    client.send(&chat_stream()).await;
     client.read_until("xxxx").await;
     // Nobody reads: once the socket buffers on the way are full, the worker can send no more.
     let mut before = usize::MAX;
@@ -117,7 +113,7 @@ async fn a_thousand_streams_at_once_all_end_well() {
     let gateway = start(&[&worker]).await;
     let clients = (0..1000).map(|_| async {
         let mut client = Client::to(&gateway).await;
-        client.send(REQUEST).await;
+        client.send(&chat_stream()).await;
         let reply = client.reply().await;
         assert!(reply.whole && reply.text().ends_with("data: 19\n\n"));
     });

@@ -1,7 +1,7 @@
 //! Every decision can be explained: on its reply, afterwards, or without sending anything.
 
 use crate::support::{
-    Client, Running, Step, Worker, get, json, ok, options, post, raw, start_with, until,
+    Client, Running, Step, Worker, get, json, ok, options, post, posting, raw, start_with, until,
 };
 
 async fn cache_aware(workers: &[&Worker]) -> Running {
@@ -18,11 +18,7 @@ fn chat(text: &str) -> String {
 }
 
 async fn explained(gateway: &Running, body: &str, lines: &str) -> crate::support::Reply {
-    let request = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\n{lines}content-length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    raw(gateway, request.as_bytes()).await
+    raw(gateway, &posting("/v1/chat/completions", lines, body)).await
 }
 
 #[tokio::test]
@@ -131,9 +127,8 @@ async fn queued_prompts_count_until_the_first_byte() {
         page["candidates"][0]["queued_tokens"].as_u64().unwrap()
     };
     let mut client = Client::to(&gateway).await;
-    let body = chat("hello ");
-    let length = body.len();
-    client.send(format!("POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}").as_bytes()).await;
+    let request = posting("/v1/chat/completions", "", &chat("hello "));
+    client.send(&request).await;
     until(|| async { worker.received().len() == 1 }).await;
     assert!(queued().await > 250);
     worker.go_on();

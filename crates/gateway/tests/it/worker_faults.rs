@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::support::{Step, Worker, ok, options, post, start, start_with, until};
+use crate::support::{Client, Step, Worker, generate, ok, options, post, start, start_with, until};
 
 async fn code_for(steps: Vec<Step>) -> (u16, String) {
     let worker = Worker::doing(steps).await;
@@ -151,9 +151,9 @@ async fn an_answer_before_the_end_of_the_request_counts() {
 async fn connections_to_workers_are_reused() {
     let worker = Worker::doing(ok()).await;
     let gateway = start(&[&worker]).await;
-    let mut client = crate::support::Client::to(&gateway).await;
+    let mut client = Client::to(&gateway).await;
     for _ in 0..50 {
-        client.send(b"POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}").await;
+        client.send(&generate("")).await;
         assert_eq!(client.reply().await.status, 200);
     }
     let used: std::collections::HashSet<_> =
@@ -176,10 +176,9 @@ async fn without_retries_a_request_that_a_worker_ran_for_a_while_is_not_sent_aga
     let mut options = options(&[&worker]);
     options.disable_retries = true;
     let gateway = start_with(options).await;
-    let mut client = crate::support::Client::to(&gateway).await;
-    client.send(b"POST /generate HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}").await;
+    let mut client = Client::asking(&gateway, "").await;
     assert_eq!(client.reply().await.status, 200);
-    client.send(b"POST /generate HTTP/1.1\r\nhost: g\r\nx-again: 1\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}").await;
+    client.send(&generate("x-again: 1\r\n")).await;
     until(|| async { worker.received().len() == 2 }).await;
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     worker.go_on();
@@ -199,12 +198,9 @@ async fn a_worker_that_began_to_answer_is_not_asked_again() {
     })
     .await;
     let gateway = start(&[&worker]).await;
-    let mut client = crate::support::Client::to(&gateway).await;
+    let mut client = Client::to(&gateway).await;
     for (line, status) in [("", 200), ("x-again: 1\r\n", 502)] {
-        let request = format!(
-            "POST /generate HTTP/1.1\r\nhost: g\r\n{line}content-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
-        );
-        client.send(request.as_bytes()).await;
+        client.send(&generate(line)).await;
         assert_eq!(client.reply().await.status, status);
     }
     assert_eq!(worker.received().len(), 2);

@@ -71,6 +71,11 @@ pub(crate) fn generate(lines: &str) -> Vec<u8> {
     posting("/generate", lines, "{}")
 }
 
+/// The smallest request for a stream.
+pub(crate) fn chat_stream() -> Vec<u8> {
+    posting("/v1/chat/completions", "", r#"{"stream":true}"#)
+}
+
 /// POSTs JSON on a connection of its own.
 pub(crate) async fn post(gateway: &Running, path: &str, body: &str) -> Reply {
     raw(gateway, &posting(path, "", body)).await
@@ -102,6 +107,13 @@ impl Client {
 
     pub(crate) async fn to(gateway: &Running) -> Self {
         Self::connect(gateway.gateway.addr()).await
+    }
+
+    /// A client that has sent [`generate`] with these header lines.
+    pub(crate) async fn asking(gateway: &Running, lines: &str) -> Self {
+        let mut client = Self::to(gateway).await;
+        client.send(&generate(lines)).await;
+        client
     }
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) {

@@ -11,7 +11,7 @@ use routing::PolicyKind;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-pub(crate) use client::{Client, Reply, generate, get, post, posting, raw};
+pub(crate) use client::{Client, Reply, chat_stream, generate, get, post, posting, raw};
 pub(crate) use worker::{Received, Step, Worker, json, ok};
 
 /// Longest wait for anything; reached only when a test fails.
@@ -50,9 +50,8 @@ pub(crate) async fn start_with(options: Options) -> Running {
     drop(key);
     // A shared port is listened on only once a worker is ready.
     until(|| async { TcpStream::connect(running.gateway.addr()).await.is_ok() }).await;
-    let ready = format!("\"healthy_workers\":{count}");
     if count > 0 {
-        until(|| async { get(&running, "/readiness").await.text().contains(&ready) }).await;
+        running.has_ready(count).await;
     }
     running
 }
@@ -70,6 +69,11 @@ pub(crate) async fn until<F: Future<Output = bool>>(mut condition: impl FnMut() 
 }
 
 impl Running {
+    /// Waits until so many workers are ready.
+    pub(crate) async fn has_ready(&self, count: usize) {
+        until(|| async { get(self, "/readiness").await.json()["healthy_workers"] == count }).await;
+    }
+
     /// Requests in flight at the gateway's workers.
     pub(crate) async fn in_flight(&self) -> i64 {
         let workers: serde_json::Value = get(self, "/workers").await.json();
