@@ -142,9 +142,7 @@ impl Fleet {
 
     /// Sets the gauges that describe the fleet as it is now.
     pub(crate) fn observe(&self, metrics: &Metrics) {
-        if let Some(keys) = self.policies.keys() {
-            metrics.sticky_keys(keys);
-        }
+        metrics.sticky_keys(self.policies.keys());
         let (gauges, breakers) = (&metrics.worker, &metrics.resilience);
         gauges.pool_size.reset();
         gauges.requests_active.reset();

@@ -82,7 +82,8 @@ impl Policies {
     pub(super) fn keys(&self) -> Option<usize> {
         let of_models = self.by_model();
         let instances = of_models.values().chain([&self.any]);
-        instances.map(|instance| instance.keys()).sum()
+        let keys = instances.filter_map(|instance| instance.keys());
+        keys.reduce(|one, other| one + other)
     }
 
     /// Frees routing state that nobody needs any more.

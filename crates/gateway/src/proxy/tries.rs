@@ -86,7 +86,7 @@ impl Proxy {
                 },
             };
             if let Some(branch) = placed.branch {
-                self.branches.count(branch);
+                self.branches.count(self.policy, branch);
             }
             if last.is_some() {
                 self.metrics.retry(job.row.label);
@@ -129,7 +129,7 @@ impl Proxy {
                 Ok(placed) => return Ok(placed),
                 Err(NoPlace::Full) => room,
                 Err(NoPlace::Nobody) => {
-                    self.branches.count(self.nobody(job));
+                    self.branches.count(self.policy, self.nobody(job));
                     None
                 }
                 Err(NoPlace::Tried | NoPlace::Lost) => None,

@@ -2,6 +2,8 @@
 //! `smg_consistent_hashing_policy_branch_total`, `smg_prefix_hash_policy_branch_total`; and
 //! how many keys `manual` remembers: `smg_manual_policy_cache_entries`.
 
+use std::sync::OnceLock;
+
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec};
 use routing::{Branch, PolicyKind};
 
@@ -14,9 +16,16 @@ pub(super) struct Policies {
     manual_entries: IntGaugeVec,
 }
 
-/// The handles of the policy in force; none where it has but one way.
+/// The handles of every policy that has several ways, made when it is first in force.
 #[derive(Debug)]
-pub(crate) struct BranchMetrics(Vec<(Branch, IntCounter)>);
+pub(crate) struct BranchMetrics(Vec<OfKind>);
+
+#[derive(Debug)]
+struct OfKind {
+    kind: PolicyKind,
+    counter: IntCounterVec,
+    handles: OnceLock<Vec<(Branch, IntCounter)>>,
+}
 
 impl Policies {
     pub(super) fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
@@ -39,28 +48,83 @@ impl Policies {
 }
 
 impl Metrics {
-    /// The handles of a policy's branches.
-    pub(crate) fn branches(&self, kind: PolicyKind) -> BranchMetrics {
-        let of_kind = self.policies.branches.iter().filter(|(of, _)| *of == kind);
-        let handles = of_kind.flat_map(|(_, counter)| {
-            let all = Branch::BEFORE.iter().chain(kind.branches());
-            all.map(|branch| (*branch, counter.with_label_values(&[branch.as_str()])))
-        });
-        BranchMetrics(handles.collect())
+    /// The handles of all policies' branches; this one is in force.
+    pub(crate) fn branches(&self, in_force: PolicyKind) -> BranchMetrics {
+        let of_kind = |(kind, counter): &(PolicyKind, IntCounterVec)| OfKind {
+            kind: *kind,
+            counter: counter.clone(),
+            handles: OnceLock::new(),
+        };
+        let branches = BranchMetrics(self.policies.branches.iter().map(of_kind).collect());
+        branches.of(in_force);
+        branches
     }
 
-    /// How many routing keys are remembered.
-    pub(crate) fn sticky_keys(&self, keys: usize) {
-        let gauge = self.policies.manual_entries.with_label_values::<&str>(&[]);
-        gauge.set(i64::try_from(keys).unwrap_or(i64::MAX));
+    /// How many routing keys are remembered, where any policy remembers some.
+    pub(crate) fn sticky_keys(&self, keys: Option<usize>) {
+        let entries = &self.policies.manual_entries;
+        entries.reset();
+        if let Some(keys) = keys {
+            let gauge = entries.with_label_values::<&str>(&[]);
+            gauge.set(i64::try_from(keys).unwrap_or(i64::MAX));
+        }
     }
 }
 
 impl BranchMetrics {
-    /// A choice came about, or failed to.
-    pub(crate) fn count(&self, taken: Branch) {
-        if let Some((_, counter)) = self.0.iter().find(|(branch, _)| *branch == taken) {
+    /// A choice of this policy came about, or failed to.
+    pub(crate) fn count(&self, kind: PolicyKind, taken: Branch) {
+        let counted = self.of(kind).iter().find(|(branch, _)| *branch == taken);
+        if let Some((_, counter)) = counted {
             counter.inc();
         }
+    }
+
+    fn of(&self, kind: PolicyKind) -> &[(Branch, IntCounter)] {
+        let of_kind = self.0.iter().find(|of| of.kind == kind);
+        of_kind.map_or(&[], OfKind::handles)
+    }
+}
+
+impl OfKind {
+    fn handles(&self) -> &[(Branch, IntCounter)] {
+        self.handles.get_or_init(|| {
+            let all = Branch::BEFORE.iter().chain(self.kind.branches());
+            all.map(|branch| (*branch, self.counter.with_label_values(&[branch.as_str()])))
+                .collect()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_policy_counts_for_itself() {
+        let metrics = Metrics::new(None).unwrap();
+        let branches = metrics.branches(PolicyKind::Manual);
+        let page = || metrics.render().unwrap();
+        assert!(page().contains(r#"smg_manual_policy_branch_total{branch="vacant"} 0"#));
+        assert!(!page().contains("smg_prefix_hash"));
+        branches.count(PolicyKind::PrefixHash, Branch::LoadBalanceWalk);
+        branches.count(PolicyKind::Random, Branch::TargetWorkerHit);
+        let walked = r#"smg_prefix_hash_policy_branch_total{branch="load_balance_walk"} 1"#;
+        assert!(page().contains(walked), "{}", page());
+        let hits = page().matches("target_worker_hit\"} 0").count();
+        assert_eq!((hits, page().contains("smg_consistent")), (2, false));
+    }
+
+    #[test]
+    fn nobody_remembers_keys_any_more_when_the_policy_is_gone() {
+        let metrics = Metrics::new(None).unwrap();
+        metrics.sticky_keys(Some(3));
+        let page = metrics.render().unwrap();
+        assert!(
+            page.contains("\nsmg_manual_policy_cache_entries 3\n"),
+            "{page}"
+        );
+        metrics.sticky_keys(None);
+        assert!(!metrics.render().unwrap().contains("cache_entries"));
     }
 }
