@@ -7,11 +7,11 @@ use crate::{Draw, Load};
 /// A worker as policies know it.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// Where the worker stands in the fleet's list, in configuration order. Dense, and used
-    /// again when a worker is replaced.
+    /// Where the worker stands in the fleet's list: in configuration order, and the lowest
+    /// free place for one that comes later.
     pub slot: usize,
-    /// Tells apart the workers that held a slot one after another: a worker that was
-    /// replaced, restarted or flushed has a new one, and nothing learnt of the old holds.
+    /// Tells apart the workers that held a slot one after another: a worker that came later,
+    /// restarted or was flushed has a higher one, and nothing learnt of the old holds.
     pub generation: u32,
     /// Base URL: what hash rings and sticky keys go by.
     pub url: Arc<str>,
@@ -62,7 +62,7 @@ impl<'a> Candidates<'a> {
         (total + 1) as f64 / self.count() as f64
     }
 
-    /// All of them, in configuration order: by ascending slot.
+    /// All of them, by ascending slot.
     pub fn iter(self) -> impl Iterator<Item = &'a Candidate> {
         self.all.iter()
     }

@@ -83,6 +83,18 @@ impl Health {
         }
     }
 
+    /// From now on these thresholds hold.
+    pub fn set_thresholds(&mut self, thresholds: Thresholds) {
+        self.thresholds = thresholds;
+    }
+
+    /// A worker that did not come up in time is given the start-up time once more.
+    pub fn start_over(&mut self) {
+        if self.verdict == Verdict::Failed {
+            self.turn(Verdict::Pending);
+        }
+    }
+
     /// The start-up time is over: a worker that never came up has failed.
     pub fn give_up(&mut self) {
         if self.verdict == Verdict::Pending {
@@ -173,8 +185,24 @@ mod tests {
         let mut health = health();
         health.give_up();
         assert_eq!(health.verdict(), Verdict::Failed);
+        health.start_over();
+        assert_eq!(health.verdict(), Verdict::Pending);
+        health.give_up();
         assert_eq!(health.record(true), Verdict::Ready);
         health.give_up();
+        health.start_over();
         assert_eq!(health.verdict(), Verdict::Ready);
+    }
+
+    #[test]
+    fn thresholds_may_change_while_a_worker_is_watched() {
+        let mut health = health();
+        health.record(true);
+        health.set_thresholds(Thresholds {
+            failure: 1,
+            success: 1,
+        });
+        assert_eq!(health.record(false), Verdict::NotReady);
+        assert_eq!(health.record(true), Verdict::Ready);
     }
 }

@@ -109,6 +109,12 @@ impl Outliers {
         ejected
     }
 
+    /// Who had this slot has left: nothing is held against the next one there.
+    pub fn forget(&mut self, slot: usize) {
+        self.resting.remove(&slot);
+        self.rests.remove(&slot);
+    }
+
     /// Whether one more may rest.
     fn may_rest(&self, fleet: usize) -> bool {
         let with_one_more = (self.resting.len() + 1) as f64;
@@ -238,6 +244,16 @@ mod tests {
         outliers.judge(&good, 4, secs(110));
         outliers.judge(&good, 4, secs(120));
         assert_eq!(outliers.judge(&workers, 4, secs(130))[0].until, secs(160));
+    }
+
+    #[test]
+    fn whoever_takes_a_slot_over_begins_with_a_clean_record() {
+        let (well, ill) = (figures(0, 50), figures(60, 50));
+        let mut outliers = Outliers::new(0.5);
+        let workers = fleet(&[ill, well, well, well]);
+        outliers.judge(&workers, 4, secs(0));
+        outliers.forget(0);
+        assert_eq!(outliers.judge(&workers, 4, secs(1))[0].until, secs(31));
     }
 
     #[test]

@@ -146,6 +146,15 @@ impl PolicyKind {
         }
     }
 
+    /// The policy that users call so, with or without underscores.
+    pub fn named(name: &str) -> Option<Self> {
+        let bare = |name: &str| name.replace('_', "").to_ascii_lowercase();
+        let name = bare(name);
+        Self::ALL
+            .into_iter()
+            .find(|kind| bare(kind.as_str()) == name)
+    }
+
     /// Whether it keeps requests with the same key or prompt together, whatever the load.
     pub fn is_sticky(self) -> bool {
         matches!(
@@ -167,5 +176,21 @@ impl PolicyKind {
             Self::PrefixHash => Box::new(prefix_hash::PrefixHash::new(params)),
             Self::LeastLoad => Box::new(least_load::LeastLoad),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_are_known_by_name_with_and_without_underscores() {
+        for kind in PolicyKind::ALL {
+            assert_eq!(PolicyKind::named(kind.as_str()), Some(kind));
+            let bare = kind.as_str().replace('_', "");
+            assert_eq!(PolicyKind::named(&bare), Some(kind));
+        }
+        assert_eq!(PolicyKind::named("fastest"), None);
+        assert_eq!(PolicyKind::named(""), None);
     }
 }

@@ -104,12 +104,14 @@ impl Arena {
         }
     }
 
-    /// Gives a node without holders those of another; false when there is no room.
-    pub(super) fn copy_holders(&mut self, from: At, to: At) -> bool {
+    /// Gives a node without holders those of another, but for those who are gone, by seat; false when
+    /// there is no room.
+    pub(super) fn copy_holders(&mut self, from: At, to: At, gone: &[bool]) -> bool {
         let mut place = self.first_place(from);
         while let Some(holder) = place {
             let (seat, stamp) = (self.seat(from, holder), self.stamp(from, holder));
-            if !self.add_holder(to, seat, stamp) {
+            let stays = !gone.get(usize::from(seat)).is_some_and(|gone| *gone);
+            if stays && !self.add_holder(to, seat, stamp) {
                 return false;
             }
             place = self.place_after(from, holder);
@@ -210,7 +212,8 @@ mod tests {
                 prop_assert_eq!(arena.len() - 2 - arena.count_free(), crowds(model.len()));
             }
             let copy = arena.add_node(Node::default()).unwrap();
-            prop_assert!(arena.copy_holders(at, copy));
+            prop_assert!(arena.copy_holders(at, copy, &[true]));
+            model.remove(&0);
             prop_assert_eq!(holders(&arena, copy), model);
             arena.free_node(at);
             arena.free_node(copy);

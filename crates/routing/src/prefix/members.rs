@@ -4,11 +4,11 @@ use super::clock::Clock;
 use super::node::Seat;
 use crate::Candidate;
 
-/// A worker's slot and generation, and the seat its blocks are under.
+/// A worker's generation, and the seat its blocks are under once it has some.
 #[derive(Clone, Copy, Debug)]
 struct Member {
     generation: u32,
-    seat: Seat,
+    seat: Option<Seat>,
 }
 
 /// Who sits in a seat, and how far its cache has moved on.
@@ -30,8 +30,10 @@ pub(super) struct Members {
     holds: Vec<u32>,
     /// Seats nobody has, with nothing under them.
     free: Vec<Seat>,
-    /// Seats of workers that left, with blocks still under them; the first is being purged.
+    /// Seats of workers that left, with blocks still under them, that wait for the next purge.
     leaving: Vec<Seat>,
+    /// Those whose blocks are being purged, all in one go.
+    purging: Vec<Seat>,
     /// How far the purge has come.
     purged: usize,
 }
@@ -40,6 +42,11 @@ impl Members {
     /// One more than the highest slot.
     pub(super) fn slots(&self) -> usize {
         self.present.len()
+    }
+
+    /// How many seats there are, taken or not.
+    pub(super) fn count_seats(&self) -> usize {
+        self.seats.len()
     }
 
     /// The slot of the worker in this seat, unless it left, and its clock.
@@ -64,20 +71,24 @@ impl Members {
         }
     }
 
-    /// The worker's seat; a new one for a worker that is new or has a new generation.
-    pub(super) fn seat(&mut self, candidate: &Candidate) -> Seat {
+    /// The worker's seat; a new one for a worker that is new or has a new generation. `None`
+    /// for one whose slot somebody newer has: a decision may be older than what is known here.
+    pub(super) fn seat(&mut self, candidate: &Candidate) -> Option<Seat> {
         if candidate.slot >= self.present.len() {
             self.present.resize(candidate.slot + 1, None);
         }
-        match self.present[candidate.slot] {
-            Some(member) if member.generation == candidate.generation => member.seat,
-            held => {
-                if let Some(member) = held {
-                    self.leave(member.seat);
-                }
-                self.sit(candidate)
+        let held = self.present[candidate.slot];
+        match held {
+            Some(member) if member.generation > candidate.generation => return None,
+            Some(member) if member.generation == candidate.generation && member.seat.is_some() => {
+                return member.seat;
             }
+            _ => {}
         }
+        if let Some(seat) = held.and_then(|member| member.seat) {
+            self.leave(seat);
+        }
+        Some(self.sit(candidate))
     }
 
     /// Everybody there is; the others leave.
@@ -91,7 +102,7 @@ impl Members {
                 .any(|known| known.slot == slot && known.generation == member.generation);
             if !stays {
                 self.present[slot] = None;
-                self.leave(member.seat);
+                member.seat.into_iter().for_each(|seat| self.leave(seat));
             }
         }
         let needed = all
@@ -100,18 +111,30 @@ impl Members {
             .max()
             .unwrap_or(0);
         self.present.resize(needed, None);
+        for candidate in all {
+            let generation = candidate.generation;
+            let nothing = Member {
+                generation,
+                seat: None,
+            };
+            self.present[candidate.slot].get_or_insert(nothing);
+        }
     }
 
-    /// The seat that is being purged, and where to go on.
-    pub(super) fn purging(&self) -> Option<(Seat, usize)> {
-        self.leaving.first().map(|seat| (*seat, self.purged))
+    /// Whose blocks are purged, if there are any, and where that goes on. A purge takes everybody who had left
+    /// when it began: however many come and go, the tree is looked through once for all.
+    pub(super) fn purging(&mut self) -> Option<(&[Seat], usize)> {
+        if self.purging.is_empty() {
+            std::mem::swap(&mut self.purging, &mut self.leaving);
+        }
+        (!self.purging.is_empty()).then_some((&*self.purging, self.purged))
     }
 
-    /// The purge has come so far; `None` when the seat is empty.
+    /// The purge has come so far; `None` when those seats are empty.
     pub(super) fn purged_up_to(&mut self, at: Option<usize>) {
         self.purged = at.unwrap_or(0);
-        if at.is_none() && !self.leaving.is_empty() {
-            self.free.push(self.leaving.remove(0));
+        if at.is_none() {
+            self.free.append(&mut self.purging);
         }
     }
 
@@ -140,7 +163,7 @@ impl Members {
         };
         let member = Member {
             generation: candidate.generation,
-            seat,
+            seat: Some(seat),
         };
         self.present[candidate.slot] = Some(member);
         seat

@@ -86,7 +86,9 @@ impl PrefixIndex {
         let inner = &mut *inner;
         let seat = inner.members.seat(candidate);
         let blocks = blocks.get(..MAX_BLOCKS).unwrap_or(blocks);
-        if let Some(clock) = inner.members.clock(seat) {
+        if let Some(seat) = seat
+            && let Some(clock) = inner.members.clock(seat)
+        {
             WALK.with_borrow_mut(|walk| inner.tree.insert(blocks, seat, clock, walk));
         }
         inner.purge_slice();
@@ -128,6 +130,12 @@ impl PrefixIndex {
         self.read().tree.nodes()
     }
 
+    /// Workers there is room for beside the budget, 24 bytes each: those that are there, and those
+    /// that left and have not been purged yet.
+    pub fn seats(&self) -> usize {
+        self.read().members.count_seats()
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -154,8 +162,8 @@ impl fmt::Debug for PrefixIndex {
 
 impl Inner {
     fn purge_slice(&mut self) {
-        if let Some((seat, at)) = self.members.purging() {
-            let next = self.tree.purge(seat, at, PURGE_SLICE);
+        if let Some((seats, at)) = self.members.purging() {
+            let next = self.tree.purge(seats, at, PURGE_SLICE);
             self.members.purged_up_to(next);
         }
     }

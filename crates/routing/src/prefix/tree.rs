@@ -24,6 +24,9 @@ pub(super) struct Tree {
     live: usize,
     /// Kept, so that an insertion allocates nothing.
     scratch: Vec<u64>,
+    /// Whose blocks are being purged, by seat; nobody's between two purges.
+    gone: Vec<bool>,
+    leavers: Vec<Seat>,
 }
 
 impl Tree {
@@ -38,6 +41,8 @@ impl Tree {
             most_blocks,
             live: 0,
             scratch: Vec::with_capacity(MAX_RUN),
+            gone: Vec::new(),
+            leavers: Vec::new(),
         }
     }
 
@@ -95,22 +100,41 @@ impl Tree {
         self.make_room(0, 0, 0);
     }
 
-    /// Takes `seat` from nodes in slots from `from` on, `slice` slots at once; tells where to
-    /// go on.
-    pub(super) fn purge(&mut self, seat: Seat, from: usize, slice: usize) -> Option<usize> {
+    /// Takes `seats` from nodes in slots from `from` on, `slice` slots at once; tells where to
+    /// go on. A purge begins at 0.
+    pub(super) fn purge(&mut self, seats: &[Seat], from: usize, slice: usize) -> Option<usize> {
+        if from == 0 {
+            for seat in seats.iter().map(|seat| usize::from(*seat)) {
+                let needed = self.gone.len().max(seat + 1);
+                self.gone.resize(needed, false);
+                self.gone[seat] = true;
+            }
+        }
         let (mut at, mut looked_at) = (from.max(1), 0);
         while at < self.arena.len() && looked_at < slice {
             looked_at += 1;
             if let Some(node) = self.arena.find_node(at) {
                 looked_at += crowds(node.held.into());
-                if let Some(place) = self.arena.find_holder(at as At, seat) {
-                    self.arena.remove_holder(at as At, place);
-                    self.drop_unheld(at as At);
+                let (gone, leavers) = (&self.gone, &mut self.leavers);
+                self.arena.visit_holders(at as At, |seat, _| {
+                    if gone.get(usize::from(seat)).is_some_and(|gone| *gone) {
+                        leavers.push(seat);
+                    }
+                });
+                while let Some(seat) = self.leavers.pop() {
+                    if let Some(place) = self.arena.find_holder(at as At, seat) {
+                        self.arena.remove_holder(at as At, place);
+                        self.drop_unheld(at as At);
+                    }
                 }
             }
             at += 1;
         }
-        (at < self.arena.len()).then_some(at)
+        let next = (at < self.arena.len()).then_some(at);
+        if next.is_none() {
+            self.gone.fill(false);
+        }
+        next
     }
 
     /// Removes a node nobody holds, and then its parent if that was waiting for it.
@@ -202,7 +226,8 @@ impl Tree {
         let Some(upper) = self.arena.add_node(upper) else {
             return false;
         };
-        self.arena.copy_holders(step.at, upper);
+        // Not those whom a purge may have passed by at the new node's place already.
+        self.arena.copy_holders(step.at, upper, &self.gone);
         self.live += 1;
         let run = self.take_run(step.at);
         let (head, tail) = run.split_at(len - walk.unmatched);

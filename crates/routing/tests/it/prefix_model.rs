@@ -187,3 +187,64 @@ fn a_worker_that_left_is_forgotten_at_once_and_its_memory_soon() {
     assert_eq!(matches(&index, &[9, 10], 2), [0, 2]);
     assert_eq!(matches(&index, &[11, 12], 2), [0, 0]);
 }
+
+#[test]
+fn workers_that_come_and_go_for_ever_cost_no_memory() {
+    let index = PrefixIndex::new(1 << 20, None);
+    let stays = worker(0, 0);
+    for life in 0..10_000_u32 {
+        let prompt = [u64::from(life), 1, 2, u64::from(life) + 1_000_000];
+        let newcomer = worker(1, life);
+        index.members(&[stays.clone(), newcomer.clone()]);
+        assert_eq!(
+            matches(&index, &[u64::from(life) - u64::from(life > 0), 1], 2)[1],
+            0
+        );
+        index.insert(&prompt, &newcomer);
+        assert_eq!(matches(&index, &prompt, 2), [0, 4]);
+        index.members(std::slice::from_ref(&stays));
+    }
+    while index.purge() {}
+    assert_eq!(index.nodes(), 0);
+    // Seats are what is not in the budget: they are used again.
+    assert!(index.seats() < 100, "{} seats", index.seats());
+}
+
+#[test]
+fn a_decision_from_before_a_change_of_workers_says_nothing_about_the_new_one() {
+    let index = PrefixIndex::new(1 << 20, None);
+    index.members(&[worker(0, 4)]);
+    index.insert(&[1, 2], &worker(0, 4));
+    index.members(&[worker(0, 5)]);
+    index.insert(&[1, 2], &worker(0, 4));
+    assert_eq!(matches(&index, &[1, 2], 1), [0]);
+    index.insert(&[3], &worker(0, 5));
+    assert_eq!(matches(&index, &[3], 1), [1]);
+    assert_eq!(matches(&index, &[1, 2], 1), [0]);
+}
+
+#[test]
+fn whoever_takes_a_seat_over_inherits_nothing_however_nodes_are_cut_meanwhile() {
+    let index = PrefixIndex::new(1 << 22, None);
+    let (old, other) = (worker(0, 0), worker(1, 0));
+    let prompt = |n: u64| [n, n + 1, n + 2, n + 3].map(|block| block * 1000 + n);
+    // Enough slots that a purge takes several slices; free places at their beginning.
+    for n in 0..400 {
+        index.insert(&prompt(n), &other);
+    }
+    for n in 400..3000 {
+        index.insert(&prompt(n), &old);
+    }
+    let newcomer = worker(0, 1);
+    index.members(&[newcomer.clone(), other.clone()]);
+    for n in (400..3000).rev() {
+        let mut fork = prompt(n);
+        fork[2] = n;
+        index.insert(&fork, &other);
+    }
+    while index.purge() {}
+    index.insert(&[1], &newcomer);
+    for n in 400..3000 {
+        assert_eq!(matches(&index, &prompt(n), 2)[0], 0, "{n}");
+    }
+}
