@@ -12,19 +12,18 @@ use crate::fleet::{
 };
 use crate::telemetry::Metrics;
 
-/// The fleet, and the name of the policy that picks from it.
+/// The fleet.
 pub(super) fn fleet(
     options: &Options,
     metrics: &Metrics,
     lanes: usize,
-) -> Result<(Arc<Fleet>, &'static str), ConfigError> {
-    let name = options.policy.as_str();
-    let (kind, params) = (options.policy, options.policy_params());
-    let policies = Policies::new(name, move || kind.build(&params));
+) -> Result<Arc<Fleet>, ConfigError> {
+    let params = options.policy_params();
+    let policies = Policies::new(options.policy, move |kind| kind.build(&params));
     // One more lane than there are threads: the control thread's probes.
     let limits = Arc::new(PoolLimits::new(options, lanes + 1));
     let rules = rules(options);
-    let unknown = metrics.model(UNKNOWN_MODEL, name);
+    let unknown = metrics.model(UNKNOWN_MODEL);
     let worker = |(slot, text): (usize, &String)| {
         let url = WorkerUrl::parse(text).map_err(|why| ConfigError::worker_url(text, why))?;
         Ok(Arc::new(Worker::new(NewWorker {
@@ -45,7 +44,7 @@ pub(super) fn fleet(
     };
     let workers = options.worker_urls.iter().enumerate().map(worker);
     let workers: Result<Vec<_>, ConfigError> = workers.collect();
-    Ok((Fleet::new(workers?, policies, rules), name))
+    Ok(Fleet::new(workers?, policies, rules))
 }
 
 fn rules(options: &Options) -> FleetRules {
@@ -56,14 +55,8 @@ fn rules(options: &Options) -> FleetRules {
             seconds(options.queue_timeout_secs),
         ))
     };
-    // A sticky policy would hand the keys of a worker that is left out to others.
-    let slow_start = if options.policy.is_sticky() {
-        0
-    } else {
-        options.slow_start_secs
-    };
     FleetRules {
-        slow_start: seconds(slow_start),
+        slow_start: seconds(options.slow_start_secs),
         // Without probes nothing could clear a suspect; the breaker watches alone.
         suspicion: !options.disable_health_check,
         drain_timeout: seconds(options.worker_drain_timeout_secs),

@@ -118,7 +118,7 @@ impl Gateway {
         let metrics =
             Arc::new(metrics.map_err(|error| StartError::environment("make metrics", error))?);
         let lane_count = thread::available_parallelism().map_or(1, usize::from);
-        let (fleet, policy) = assemble::fleet(options, &metrics, lane_count)?;
+        let fleet = assemble::fleet(options, &metrics, lane_count)?;
         let shared = (Arc::clone(&fleet), Arc::clone(&metrics));
         let proxy = Proxy::new(options, shared, lane_count);
         let shutdown = Shutdown::default();
@@ -131,7 +131,7 @@ impl Gateway {
             .map_err(|error| StartError::environment("build the routes", error))?;
         let lanes = Lanes::start(lane_count, &Arc::new(gate), &shutdown)
             .map_err(|error| StartError::environment("start threads", error))?;
-        let probers = probers(options, &fleet, &metrics, (policy, lane_count));
+        let probers = probers(options, &fleet, &metrics, lane_count);
         let grace = Duration::from_secs(options.shutdown_grace_period_secs);
         let control = Control {
             metrics_listener,
@@ -151,6 +151,7 @@ impl Gateway {
         let workers = options.worker_urls.len();
         // A port that is shared is listened on later.
         let what = ["gateway listening", "gateway started"][usize::from(later)];
+        let policy = options.policy.as_str();
         info!(%addr, metrics = ?metrics_addr, policy, workers, lanes = lane_count, "{what}");
         info!("limits in force: {limits}");
         Ok(Self {
@@ -400,7 +401,7 @@ fn probers(
     options: &Options,
     fleet: &Arc<Fleet>,
     metrics: &Arc<Metrics>,
-    (policy, lane): (&'static str, usize),
+    lane: usize,
 ) -> Vec<Prober> {
     let settings = Arc::new(ProbeSettings::new(options));
     let prober = |worker: &Arc<Worker>| Prober {
@@ -408,7 +409,6 @@ fn probers(
         worker: Arc::clone(worker),
         metrics: Arc::clone(metrics),
         settings: Arc::clone(&settings),
-        policy,
         lane,
     };
     fleet.workers().iter().map(prober).collect()

@@ -5,14 +5,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
-use routing::{
-    Breaker, Candidate, Circuit, Figures, Health, Mark, Meaning, Outliers, Trial, Verdict,
-};
+use routing::{Breaker, Circuit, Figures, Health, Mark, Meaning, Outliers, Trial, Verdict};
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::place::Ready;
+use super::policies::Served;
 use super::standing::{Glance, Standing};
 use super::{BYTES_PER_TOKEN, Fleet, Identity, Worker};
 
@@ -275,17 +274,16 @@ impl Fleet {
     pub(super) fn introduce(&self) {
         let one_at_a_time = self.refreshing.lock();
         let workers = self.workers.load();
-        let mut models: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
+        let mut models: BTreeMap<String, Served> = BTreeMap::new();
         for worker in workers.iter() {
             let identity = worker.identity.load();
             if identity.is_known() {
-                let members = models.entry(identity.model.clone()).or_default();
-                members.push(worker.candidate());
+                let served = models.entry(identity.model.clone()).or_insert(Served {
+                    label: None,
+                    by: Vec::new(),
+                });
+                served.by.push(worker.candidate());
             }
-        }
-        if models.len() == 1 {
-            // One model: whatever a request calls it, every worker serves it.
-            models.clear();
         }
         let all: Vec<_> = workers.iter().map(|worker| worker.candidate()).collect();
         self.policies.introduce(&all, &models);

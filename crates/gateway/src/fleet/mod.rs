@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use prometheus::IntGaugeVec;
-use routing::Outliers;
+use routing::{Outliers, PolicyKind};
 use tokio::time::Instant;
 
 pub(crate) use call::{Answer, WorkerBody};
@@ -116,9 +116,9 @@ impl Fleet {
         self.policies.sweep(self.now());
     }
 
-    /// The policy, by the name users write.
-    pub(crate) fn policy_name(&self) -> &'static str {
-        self.policies.name()
+    /// The policy of the models that no label decides about.
+    pub(crate) fn policy(&self) -> PolicyKind {
+        self.policies.kind()
     }
 
     /// The first ready worker in configuration order.

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use routing::{
-    Branch, Breaker, Candidate, Candidates, Circuit, Draw, Policy, Ranked, Request, thin, warmth,
+    Branch, Breaker, Candidate, Candidates, Circuit, Draw, PolicyKind, Ranked, Request, thin,
+    warmth,
 };
 
+use super::policies::Instance;
 use super::{Fleet, Policies, Ticket, Worker};
 
 /// What a request asks of its routing.
@@ -24,6 +26,8 @@ pub(crate) struct Wish<'a> {
 #[derive(Debug)]
 pub(crate) struct Placed {
     pub(crate) ticket: Ticket,
+    /// The policy that chose.
+    pub(crate) policy: PolicyKind,
     /// Prompt tokens believed to be cached there.
     pub(crate) matched_tokens: u64,
     /// How it came about, where there are several ways.
@@ -65,7 +69,7 @@ pub(super) struct Ready {
 /// Workers that may serve the same requests, and the policy that chooses among them.
 #[derive(Debug)]
 struct Pool {
-    policy: Arc<dyn Policy>,
+    chosen_by: Instance,
     /// As policies see them, by ascending slot.
     open: Vec<Candidate>,
     /// Those against whom only a probe under way speaks: for requests that nobody else can have.
@@ -79,7 +83,7 @@ impl Ready {
             let returned = worker.look(|standing| standing.returned)?;
             Some((worker.slot, returned))
         };
-        let pool = |model: Option<&str>, policy| {
+        let pool = |model: Option<&str>, chosen_by| {
             let of = |workers: &[Arc<Worker>]| {
                 let those = workers.iter().filter(|worker| {
                     model.is_none_or(|model| worker.identity.load().model == model)
@@ -87,20 +91,20 @@ impl Ready {
                 those.map(|worker| worker.candidate()).collect()
             };
             Pool {
-                policy,
+                chosen_by,
                 open: of(open),
                 doubtful: of(doubtful),
             }
         };
         let mut workers = [open, doubtful].concat();
         workers.sort_by_key(|worker| worker.slot);
-        let models = policies.by_model().into_iter().map(|(model, policy)| {
-            let pool = pool(Some(&model), policy);
+        let models = policies.by_model().into_iter().map(|(model, chosen_by)| {
+            let pool = pool(Some(&model), chosen_by);
             (model, pool)
         });
         Self {
             models: models.collect(),
-            all: pool(None, policies.any()),
+            all: pool(None, policies.for_any()),
             cold: open.iter().filter_map(cold).collect(),
             workers,
         }
@@ -146,7 +150,7 @@ impl Fleet {
         let mut from = self.narrow((&ready, pool), request, wish)?;
         loop {
             let candidates = Candidates::new(&from).ok_or(NoPlace::Lost)?;
-            let pick = pool.policy.pick(candidates, request);
+            let pick = pool.chosen_by.policy.pick(candidates, request);
             let (slot, matched_tokens) = (pick.candidate.slot, pick.matched_tokens);
             let worker = ready.worker(slot).ok_or(NoPlace::Nobody)?;
             let (queued_before, requests_before) =
@@ -156,6 +160,7 @@ impl Fleet {
             if let Some(ticket) = self.enter(worker, tokens, uncached) {
                 return Ok(Placed {
                     ticket,
+                    policy: pool.chosen_by.kind,
                     matched_tokens,
                     branch: wish.target.map(|_| Branch::TargetWorkerHit).or(pick.branch),
                     queued_before,
@@ -172,14 +177,15 @@ impl Fleet {
     pub(crate) fn rank<T>(
         &self,
         request: &Request<'_>,
-        use_ranked: impl FnOnce(&[Ranked<'_>]) -> T,
+        use_ranked: impl FnOnce(PolicyKind, &[Ranked<'_>]) -> T,
     ) -> T {
         let ready = self.ready.load();
         let pool = ready.pool(request);
+        let Instance { kind, ref policy } = pool.chosen_by;
         let Some(from) = Candidates::new(&pool.open) else {
-            return use_ranked(&[]);
+            return use_ranked(kind, &[]);
         };
-        let mut ranked = pool.policy.rank(from, request);
+        let mut ranked = policy.rank(from, request);
         if ranked.is_empty() {
             let bare = |candidate| Ranked {
                 candidate,
@@ -189,7 +195,7 @@ impl Fleet {
             };
             ranked.extend(from.iter().map(bare));
         }
-        use_ranked(&ranked)
+        use_ranked(kind, &ranked)
     }
 
     /// The candidates for a request; nothing is copied unless something narrows the choice.
@@ -229,7 +235,9 @@ impl Fleet {
                 }
             }
         }
-        if !ready.cold.is_empty() && from.len() > 1 {
+        // A sticky policy would hand the keys of a worker that is left out to others.
+        let sticky = pool.chosen_by.kind.is_sticky();
+        if !ready.cold.is_empty() && from.len() > 1 && !sticky {
             self.leave_out_cold(ready, from.to_mut(), request);
         }
         Ok(from)

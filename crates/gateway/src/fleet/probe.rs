@@ -60,8 +60,6 @@ pub(crate) struct Prober {
     pub(crate) worker: Arc<Worker>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) settings: Arc<ProbeSettings>,
-    /// Name of the policy, for the metrics of a model that becomes known.
-    pub(crate) policy: &'static str,
     /// The lane whose thread runs the prober.
     pub(crate) lane: usize,
 }
@@ -162,7 +160,7 @@ impl Prober {
         }
         let labels = identity::labels(&answers);
         let model = identity::model(&labels);
-        let metrics = self.metrics.model(&model, self.policy);
+        let metrics = self.metrics.model(&model);
         debug!(worker = %self.worker.url, model, "worker told what it is");
         let identity = Identity {
             model,

@@ -49,7 +49,7 @@ fn worker(slot: usize, metrics: &Metrics) -> Arc<Worker> {
         identity: Identity {
             model: UNKNOWN_MODEL.to_owned(),
             labels: BTreeMap::new(),
-            metrics: metrics.model(UNKNOWN_MODEL, "heard"),
+            metrics: metrics.model(UNKNOWN_MODEL),
         },
         standing: Standing::new(Health::new(thresholds), Some(Breaker::new(breaker))),
         compared: true,
@@ -59,7 +59,7 @@ fn worker(slot: usize, metrics: &Metrics) -> Arc<Worker> {
 
 fn told(heard: &Heard) -> Policies {
     let heard = heard.clone();
-    Policies::new("heard", move || Box::new(heard.clone()))
+    Policies::new(PolicyKind::Random, move |_| Box::new(heard.clone()))
 }
 
 fn of(count: usize, policies: Policies, rules: FleetRules) -> Arc<Fleet> {
@@ -72,8 +72,8 @@ fn of(count: usize, policies: Policies, rules: FleetRules) -> Arc<Fleet> {
 fn ready(count: usize, rules: FleetRules) -> Arc<Fleet> {
     let fleet = of(
         count,
-        Policies::new("round_robin", || {
-            PolicyKind::RoundRobin.build(&routing::Params::default())
+        Policies::new(PolicyKind::RoundRobin, |kind| {
+            kind.build(&routing::Params::default())
         }),
         rules,
     );
@@ -241,7 +241,7 @@ fn serves(fleet: &Fleet, slot: usize, model: &str) {
     let identity = Identity {
         model: model.to_owned(),
         labels: BTreeMap::new(),
-        metrics: metrics.model(model, "heard"),
+        metrics: metrics.model(model),
     };
     fleet.identified(&fleet.workers()[slot], identity);
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 /// Decisions kept per lane.
 const KEPT: usize = 512;
@@ -18,8 +19,10 @@ pub(super) struct Decision {
     pub(super) at: Duration,
     pub(super) request_id: HeaderValue,
     pub(super) endpoint: &'static str,
-    /// The worker's place in configuration order.
-    pub(super) slot: usize,
+    /// The worker's id.
+    pub(super) worker: Uuid,
+    /// The policy that chose.
+    pub(super) policy: &'static str,
     pub(super) prompt_tokens: u64,
     pub(super) matched_tokens: u64,
     /// Prompt tokens that waited there before this request.
@@ -102,6 +105,7 @@ impl Decision {
             "request_id": self.request_id.to_str().unwrap_or_default(),
             "endpoint": self.endpoint,
             "worker": url,
+            "policy": self.policy,
             "prompt_tokens": self.prompt_tokens,
             "matched_tokens": self.matched_tokens,
             "new_tokens": self.prompt_tokens.saturating_sub(self.matched_tokens),
@@ -121,7 +125,8 @@ mod tests {
             at: Duration::from_secs(at),
             request_id: HeaderValue::from_static("r"),
             endpoint: "chat",
-            slot: 0,
+            worker: Uuid::nil(),
+            policy: "random",
             prompt_tokens: 10,
             matched_tokens: 4,
             queued_tokens: 0,

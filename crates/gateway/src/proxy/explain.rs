@@ -3,8 +3,9 @@
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::request;
 use hyper::body::Incoming;
-use routing::{Ranked, Request as RoutingRequest};
+use routing::{Candidate, Ranked, Request as RoutingRequest};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::decisions::Decision;
 use super::peek::Peek;
@@ -86,7 +87,7 @@ impl Proxy {
             RunnerUp {
                 ranked: self
                     .fleet
-                    .rank(job.routing, |ranked| ranked.iter().map(url).collect()),
+                    .rank(job.routing, |_, ranked| ranked.iter().map(url).collect()),
             }
         })
     }
@@ -104,7 +105,8 @@ impl Proxy {
             at: request.now,
             request_id: job.passage.request_id.clone(),
             endpoint: job.row.label,
-            slot: worker.slot,
+            worker: worker.id,
+            policy: placed.policy.as_str(),
             prompt_tokens: request.prompt.tokens(),
             matched_tokens: placed.matched_tokens,
             queued_tokens: placed.queued_before,
@@ -118,7 +120,7 @@ impl Proxy {
                 .filter(|(slot, _)| *slot != worker.slot);
             Box::new(Details {
                 worker: worker.url.to_string(),
-                policy: self.fleet.policy_name(),
+                policy: placed.policy.as_str(),
                 matched: decision.matched_tokens,
                 new: decision
                     .prompt_tokens
@@ -138,16 +140,16 @@ impl Proxy {
     /// The last decisions, newest first.
     pub(crate) fn last_decisions(&self, most: usize) -> Value {
         let (workers, now) = (self.fleet.workers(), self.fleet.now());
-        let url = |slot: usize| {
-            let worker = workers.iter().find(|worker| worker.slot == slot)?;
+        let url = |id: Uuid| {
+            let worker = workers.iter().find(|worker| worker.id == id)?;
             Some(worker.url.as_str())
         };
         let decisions = self.decisions.latest(most);
         let decisions: Vec<_> = decisions
             .iter()
-            .map(|decision| decision.to_json(url(decision.slot), now))
+            .map(|decision| decision.to_json(url(decision.worker), now))
             .collect();
-        json!({"policy": self.fleet.policy_name(), "decisions": decisions})
+        json!({"policy": self.fleet.policy().as_str(), "decisions": decisions})
     }
 
     /// What would be decided for a request with this body; nothing is sent or learnt.
@@ -166,14 +168,14 @@ impl Proxy {
             chance: fastrand::u64(..),
         };
         let tokens = request.prompt.tokens();
-        let ranked = self
-            .fleet
-            .rank(&request, |ranked| self.describe(tokens, ranked));
+        let (policy, ranked) = self.fleet.rank(&request, |policy, ranked| {
+            (policy.as_str(), self.describe(tokens, ranked))
+        });
         let workers = self.fleet.workers();
         let away = workers.iter().filter(|worker| !worker.is_ready());
         let away: Vec<_> = away.map(|worker| worker.url.as_str()).collect();
         Ok(json!({
-            "policy": self.fleet.policy_name(),
+            "policy": policy,
             "endpoint": peek.likely_endpoint().path,
             "model": peek.model,
             "prompt_tokens": tokens,
@@ -185,8 +187,10 @@ impl Proxy {
     fn describe(&self, tokens: u64, ranked: &[Ranked<'_>]) -> Vec<Value> {
         let workers = self.fleet.workers();
         let one = |ranked: &Ranked<'_>| {
-            let slot = ranked.candidate.slot;
-            let worker = workers.iter().find(|worker| worker.slot == slot);
+            let Candidate { slot, url, .. } = ranked.candidate;
+            let mut named = workers.iter().filter(|worker| worker.slot == *slot);
+            // The slot may have been given to somebody else meanwhile.
+            let worker = named.find(|worker| worker.url.as_str() == &**url);
             json!({
                 "worker_id": worker.map(|worker| worker.id.to_string()),
                 "worker": *ranked.candidate.url,

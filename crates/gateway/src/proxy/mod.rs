@@ -19,7 +19,7 @@ use bytes::Bytes;
 use http::header::{HeaderMap, HeaderValue};
 use http::{Request, Response, request};
 use hyper::body::Incoming;
-use routing::{PolicyKind, Request as RoutingRequest, RetryBudget, RetryRules};
+use routing::{Request as RoutingRequest, RetryBudget, RetryRules};
 
 pub(crate) use ask::{Asked, Question};
 pub(crate) use inbound::linger;
@@ -40,7 +40,6 @@ use tries::Job;
 pub(crate) struct Proxy {
     pub(crate) fleet: Arc<Fleet>,
     metrics: Arc<Metrics>,
-    policy: PolicyKind,
     branches: BranchMetrics,
     /// Time to a worker's response headers, and longest silence inside a body.
     timeout: Duration,
@@ -78,7 +77,6 @@ impl Proxy {
     ) -> Self {
         Self {
             fleet,
-            policy: options.policy,
             branches: metrics.branches(options.policy),
             metrics,
             timeout: seconds(options.request_timeout_secs),

@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep};
 use tracing::warn;
 
 use crate::error::final_event;
-use crate::fleet::{Ticket, Worker, WorkerBody};
+use crate::fleet::{Placed, Ticket, WorkerBody};
 use crate::telemetry::ModelMetrics;
 use crate::wire::WireError;
 
@@ -308,9 +308,9 @@ impl Record {
     }
 
     /// The request goes to this worker now.
-    pub(super) fn follow(&mut self, worker: &Worker) {
-        let identity = worker.identity.load();
-        identity.metrics.selections.inc();
+    pub(super) fn follow(&mut self, placed: &Placed) {
+        let identity = placed.ticket.worker.identity.load();
+        identity.metrics.selected(placed.policy);
         if !Arc::ptr_eq(&self.model, &identity.metrics) {
             self.model = Arc::clone(&identity.metrics);
         }

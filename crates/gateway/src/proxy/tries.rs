@@ -86,13 +86,13 @@ impl Proxy {
                 },
             };
             if let Some(branch) = placed.branch {
-                self.branches.count(self.policy, branch);
+                self.branches.count(placed.policy, branch);
             }
             if last.is_some() {
                 self.metrics.retry(job.row.label);
             }
             let record = record.get_or_insert_with(|| Self::first_record(job, &placed));
-            record.follow(&placed.ticket.worker);
+            record.follow(&placed);
             let explanation = self.explain(job, &placed, considered, course.tries);
             let (outcome, answer, ticket) = self.attempt(job, placed.ticket, course).await;
             course.tries += 1;
@@ -129,7 +129,7 @@ impl Proxy {
                 Ok(placed) => return Ok(placed),
                 Err(NoPlace::Full) => room,
                 Err(NoPlace::Nobody) => {
-                    self.branches.count(self.policy, self.nobody(job));
+                    self.branches.count(self.fleet.policy(), self.nobody(job));
                     None
                 }
                 Err(NoPlace::Tried | NoPlace::Lost) => None,

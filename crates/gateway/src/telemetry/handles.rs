@@ -1,6 +1,12 @@
 //! Metric handles, resolved once: counting costs a request no look-up of labels.
 
+use std::sync::OnceLock;
+
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+use routing::PolicyKind;
+
+pub(super) const HTTP: &str = "http";
+pub(super) const REGULAR: &str = "regular";
 
 /// The handles of one route.
 #[derive(Debug)]
@@ -57,12 +63,27 @@ pub(crate) struct AdmissionMetrics {
 /// The handles of one model.
 #[derive(Debug)]
 pub(crate) struct ModelMetrics {
-    /// Times its policy chose a worker.
-    pub(crate) selections: IntCounter,
+    pub(super) model: String,
+    pub(super) selection: IntCounterVec,
+    /// Times a policy chose one of its workers, by policy.
+    pub(super) selections: [OnceLock<IntCounter>; PolicyKind::ALL.len()],
     /// Replies that broke off after their first byte.
     pub(crate) cut_replies: IntCounter,
     /// By [`Inference::index`](crate::endpoint::Inference::index).
     pub(crate) endpoints: Vec<EndpointMetrics>,
+}
+
+impl ModelMetrics {
+    /// A policy chose one of its workers.
+    pub(crate) fn selected(&self, policy: PolicyKind) {
+        let labels = [REGULAR, HTTP, &self.model, policy.as_str()];
+        let known = self.selections.get(policy as usize);
+        let counter = known.map(|it| {
+            // Made when it is first needed: most models see one policy.
+            it.get_or_init(|| self.selection.with_label_values(&labels))
+        });
+        counter.into_iter().for_each(IntCounter::inc);
+    }
 }
 
 /// The handles of one model at one endpoint.

@@ -1,6 +1,6 @@
 //! The `smg_*` metrics. Handles are resolved when routes and workers are made, not per request.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus::{
@@ -10,7 +10,7 @@ use prometheus::{
 
 use super::branches::Policies;
 use super::handles::{
-    AdmissionMetrics, EndpointMetrics, ModelMetrics, RouteMetrics, WorkerMetrics,
+    AdmissionMetrics, EndpointMetrics, HTTP, ModelMetrics, REGULAR, RouteMetrics, WorkerMetrics,
 };
 use crate::endpoint::INFERENCE;
 use crate::error::Error;
@@ -20,9 +20,6 @@ const DURATION_BUCKETS: [f64; 20] = [
     0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 45.0, 60.0,
     90.0, 120.0, 180.0, 240.0,
 ];
-
-const HTTP: &str = "http";
-const REGULAR: &str = "regular";
 
 /// Every metric of one gateway. Not global: several gateways may live in a process.
 #[derive(Debug)]
@@ -169,8 +166,8 @@ impl Metrics {
         }
     }
 
-    /// The handles of one model, for the policy that serves it.
-    pub(crate) fn model(&self, model: &str, policy: &str) -> Arc<ModelMetrics> {
+    /// The handles of one model.
+    pub(crate) fn model(&self, model: &str) -> Arc<ModelMetrics> {
         let endpoint = |label: &str| {
             let labels = [HTTP, REGULAR, HTTP, model, label];
             let requests = |streaming| {
@@ -187,10 +184,9 @@ impl Metrics {
             }
         };
         Arc::new(ModelMetrics {
-            selections: self
-                .worker
-                .selection
-                .with_label_values(&[REGULAR, HTTP, model, policy]),
+            model: model.to_owned(),
+            selection: self.worker.selection.clone(),
+            selections: std::array::from_fn(|_| OnceLock::new()),
             cut_replies: self
                 .worker
                 .errors
