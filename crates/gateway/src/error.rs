@@ -75,9 +75,35 @@ pub(crate) enum Error {
     /// There is no such worker.
     #[error("Worker {0} not found")]
     WorkerNotFound(uuid::Uuid),
+    /// What is said of a worker is not what can be said.
+    #[error("{0}")]
+    WorkerSpec(String),
+    /// The worker exists, with other properties.
+    #[error("{0}")]
+    WorkerExists(String),
+    /// The worker cannot be registered now.
+    #[error("{0}")]
+    NotRegistered(String),
+    /// The same, for a route that talks plain text.
+    #[error("{0}")]
+    Legacy(Box<Error>),
+    /// The worker did not come up while the client waited.
+    #[error("worker {worker} did not become ready within {seconds} s, and was not added")]
+    NotUp { worker: String, seconds: u64 },
     /// A route of the field that this gateway does not have.
     #[error("{0} is not implemented")]
     NotImplemented(&'static str),
+}
+
+/// The shapes of an answer that says what went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// `{"error": {"message", "type", "code", "param"}}`.
+    OpenAi,
+    /// `{"error", "code"}`: routes about workers.
+    Worker,
+    /// Plain text: routes about workers as they were before.
+    Text,
 }
 
 impl Error {
@@ -91,9 +117,14 @@ impl Error {
                 StatusCode::BAD_GATEWAY
             }
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::BodyIncomplete(_) | Self::Json(_) | Self::WorkerId { .. } => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::BodyIncomplete(_)
+            | Self::Json(_)
+            | Self::WorkerId { .. }
+            | Self::WorkerSpec(_)
+            | Self::NotUp { .. }
+            | Self::Legacy(_) => StatusCode::BAD_REQUEST,
+            Self::WorkerExists(_) => StatusCode::CONFLICT,
+            Self::NotRegistered(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::ContentType { status, .. } => *status,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::UnknownUrl { .. } | Self::WorkerNotFound(_) => StatusCode::NOT_FOUND,
@@ -128,8 +159,11 @@ impl Error {
             Self::ContentType { .. } => "unsupported_media_type",
             Self::Unauthorized => "invalid_api_key",
             Self::UnknownUrl { .. } => "unknown_url",
-            Self::WorkerId { .. } => "BAD_REQUEST",
+            Self::WorkerId { .. } | Self::WorkerSpec(_) | Self::NotUp { .. } => "BAD_REQUEST",
             Self::WorkerNotFound(_) => "WORKER_NOT_FOUND",
+            Self::WorkerExists(_) => "WORKER_ALREADY_EXISTS",
+            Self::NotRegistered(_) => "INTERNAL_SERVER_ERROR",
+            Self::Legacy(error) => error.code(),
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::NotImplemented(_) => "not_implemented",
         }
@@ -145,15 +179,42 @@ impl Error {
             }
             // Of the five types dashboards know, the one they find 429 under: there are workers,
             // none was asked, and the request is sound.
-            Self::QueueFull { .. } | Self::NotImplemented(_) => "internal_error",
+            Self::QueueFull { .. } | Self::NotImplemented(_) | Self::NotRegistered(_) => {
+                "internal_error"
+            }
             _ => "validation_error",
         }
     }
 
-    /// The answer in the shape `OpenAI` clients read.
+    /// How the answer reads: the shape of the field for the kind of route.
+    fn shape(&self) -> Shape {
+        match self {
+            Self::WorkerId { .. }
+            | Self::WorkerNotFound(_)
+            | Self::WorkerSpec(_)
+            | Self::WorkerExists(_)
+            | Self::NotUp { .. }
+            | Self::NotRegistered(_) => Shape::Worker,
+            Self::Legacy(_) => Shape::Text,
+            _ => Shape::OpenAi,
+        }
+    }
+
+    /// The answer in the shape that the route's clients read.
     pub(crate) fn render(&self) -> Response<Full<Bytes>> {
-        let status = self.status();
-        let mut response = envelope(status, self.code(), self);
+        let (status, code) = (self.status(), self.code());
+        let mut response = match self.shape() {
+            Shape::OpenAi => envelope(status, code, self),
+            Shape::Worker => {
+                let body = serde_json::json!({"error": self.to_string(), "code": code});
+                answer((status, code), "application/json", body.to_string())
+            }
+            Shape::Text => answer(
+                (status, code),
+                "text/plain; charset=utf-8",
+                self.to_string(),
+            ),
+        };
         let headers = response.headers_mut();
         match self {
             Self::NoAvailableWorkers { retry_after } | Self::QueueFull { retry_after, .. } => {
@@ -199,14 +260,20 @@ fn envelope(
         status if status.is_client_error() => "invalid_request_error",
         _ => "server_error",
     };
-    let body = body(kind, code, message);
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    let body = body(kind, code, message).to_string();
+    answer((status, code), "application/json", body)
+}
+
+fn answer(
+    (status, code): (StatusCode, &'static str),
+    content_type: &'static str,
+    body: String,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
+    let content_type = HeaderValue::from_static(content_type);
+    headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert("x-smg-error-code", HeaderValue::from_static(code));
     response
 }

@@ -1,50 +1,58 @@
 //! The fleet, put together from the options.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-
-use routing::{Breaker, Health, Thresholds};
 
 use crate::config::{ConfigError, Options, WorkerUrl, seconds};
 use crate::fleet::{
-    Connections, Fleet, FleetRules, Identity, NewWorker, Policies, PoolLimits, Room, Standing,
-    UNKNOWN_MODEL, Worker,
+    Fleet, FleetRules, Outfit, Policies, PoolLimits, Register, Room, Slot, Worker, WorkerSpec,
 };
 use crate::telemetry::Metrics;
+use tokio::sync::mpsc;
 
-/// The fleet.
+/// Workers that may be registered before their probers have started.
+const ARRIVALS: usize = 64;
+
+/// The fleet, and who may join it.
+pub(super) struct Assembled {
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) register: Arc<Register>,
+    /// Workers that come at run time, and want to be probed.
+    pub(super) arrivals: mpsc::Receiver<Arc<Worker>>,
+}
+
 pub(super) fn fleet(
     options: &Options,
-    metrics: &Metrics,
+    metrics: &Arc<Metrics>,
     lanes: usize,
-) -> Result<Arc<Fleet>, ConfigError> {
+) -> Result<Assembled, ConfigError> {
     let params = options.policy_params();
     let policies = Policies::new(options.policy, move |kind| kind.build(&params));
     // One more lane than there are threads: the control thread's probes.
-    let limits = Arc::new(PoolLimits::new(options, lanes + 1));
+    let limits = PoolLimits::new(options, lanes + 1);
     let rules = rules(options);
-    let unknown = metrics.model(UNKNOWN_MODEL);
-    let worker = |(slot, text): (usize, &String)| {
+    let outfit = Outfit::new(options, metrics, limits, rules.room.clone());
+    let worker = |(number, text): (usize, &String)| {
         let url = WorkerUrl::parse(text).map_err(|why| ConfigError::worker_url(text, why))?;
-        Ok(Arc::new(Worker::new(NewWorker {
-            slot,
-            connections: Connections::new(url.clone(), Arc::clone(&limits)),
-            metrics: metrics.of_worker(url.as_str()),
-            url,
-            key: options.api_key.as_ref(),
-            identity: Identity {
-                model: UNKNOWN_MODEL.to_owned(),
-                labels: BTreeMap::new(),
-                metrics: Arc::clone(&unknown),
-            },
-            standing: standing(options),
-            compared: rules.most_outliers.is_some(),
-            room: rules.room.clone(),
-        })))
+        let spec = WorkerSpec {
+            key: options.api_key.clone(),
+            ..WorkerSpec::of(url)
+        };
+        let slot = Slot {
+            number,
+            generation: 0,
+        };
+        Ok(outfit.worker(spec, slot, None))
     };
     let workers = options.worker_urls.iter().enumerate().map(worker);
     let workers: Result<Vec<_>, ConfigError> = workers.collect();
-    Ok(Fleet::new(workers?, policies, rules))
+    let fleet = Fleet::new(workers?, policies, rules);
+    let (sender, arrivals) = mpsc::channel(ARRIVALS);
+    let register = Register::new(Arc::clone(&fleet), outfit, sender);
+    Ok(Assembled {
+        fleet,
+        register: Arc::new(register),
+        arrivals,
+    })
 }
 
 fn rules(options: &Options) -> FleetRules {
@@ -65,15 +73,4 @@ fn rules(options: &Options) -> FleetRules {
             .outlier_ejection
             .then_some(options.outlier_max_ejected_ratio),
     }
-}
-
-fn standing(options: &Options) -> Standing {
-    let thresholds = Thresholds {
-        failure: options.health_failure_threshold,
-        success: options.health_success_threshold,
-    };
-    Standing::new(
-        Health::new(thresholds),
-        options.breaker_rules().map(Breaker::new),
-    )
 }

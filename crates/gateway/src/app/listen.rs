@@ -83,7 +83,8 @@ impl Port {
     pub(super) async fn listen(self, fleet: &Fleet) -> io::Result<TokioListener> {
         if self.shared {
             let able = async {
-                while fleet.ready_count() == 0 {
+                // Who has no workers yet gets them through this port.
+                while fleet.ready_count() == 0 && !fleet.workers().is_empty() {
                     sleep(LOOK).await;
                 }
             };

@@ -14,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::runtime;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
@@ -85,7 +86,7 @@ struct Control {
     metrics: Arc<Metrics>,
     admission: Arc<Admission>,
     lanes: Lanes,
-    probers: Vec<Prober>,
+    probing: Option<Probing>,
     shutdown: Shutdown,
     grace: Duration,
     eviction_interval: Duration,
@@ -118,7 +119,8 @@ impl Gateway {
         let metrics =
             Arc::new(metrics.map_err(|error| StartError::environment("make metrics", error))?);
         let lane_count = thread::available_parallelism().map_or(1, usize::from);
-        let fleet = assemble::fleet(options, &metrics, lane_count)?;
+        let assembled = assemble::fleet(options, &metrics, lane_count)?;
+        let fleet = assembled.fleet;
         let shared = (Arc::clone(&fleet), Arc::clone(&metrics));
         let proxy = Proxy::new(options, shared, lane_count);
         let shutdown = Shutdown::default();
@@ -126,12 +128,13 @@ impl Gateway {
         let state = State {
             shutdown: shutdown.clone(),
             admission: Arc::clone(&admission),
+            register: assembled.register,
         };
         let gate = Gate::new(options, proxy, &metrics, state)
             .map_err(|error| StartError::environment("build the routes", error))?;
         let lanes = Lanes::start(lane_count, &Arc::new(gate), &shutdown)
             .map_err(|error| StartError::environment("start threads", error))?;
-        let probers = probers(options, &fleet, &metrics, lane_count);
+        let probing = Probing::new(options, (&fleet, &metrics), lane_count, assembled.arrivals);
         let grace = Duration::from_secs(options.shutdown_grace_period_secs);
         let control = Control {
             metrics_listener,
@@ -139,7 +142,7 @@ impl Gateway {
             metrics,
             admission,
             lanes,
-            probers,
+            probing: Some(probing),
             shutdown: shutdown.clone(),
             grace,
             eviction_interval: Duration::from_secs(options.eviction_interval_secs),
@@ -253,8 +256,8 @@ impl Control {
     }
 
     async fn run(mut self, port: Port) -> io::Result<()> {
-        for prober in std::mem::take(&mut self.probers) {
-            tokio::spawn(prober.run());
+        if let Some(probing) = self.probing.take() {
+            tokio::spawn(probing.run());
         }
         if let Some(listener) = self.metrics_listener.take() {
             let listener = TcpListener::from_std(listener)?;
@@ -397,19 +400,51 @@ impl Watch {
     }
 }
 
-fn probers(
-    options: &Options,
-    fleet: &Arc<Fleet>,
-    metrics: &Arc<Metrics>,
+/// Probes every worker, also those that come later.
+struct Probing {
+    fleet: Arc<Fleet>,
+    metrics: Arc<Metrics>,
+    settings: Arc<ProbeSettings>,
+    /// The lane whose thread runs the probers.
     lane: usize,
-) -> Vec<Prober> {
-    let settings = Arc::new(ProbeSettings::new(options));
-    let prober = |worker: &Arc<Worker>| Prober {
-        fleet: Arc::clone(fleet),
-        worker: Arc::clone(worker),
-        metrics: Arc::clone(metrics),
-        settings: Arc::clone(&settings),
-        lane,
-    };
-    fleet.workers().iter().map(prober).collect()
+    arrivals: mpsc::Receiver<Arc<Worker>>,
+}
+
+impl Probing {
+    fn new(
+        options: &Options,
+        (fleet, metrics): (&Arc<Fleet>, &Arc<Metrics>),
+        lane: usize,
+        arrivals: mpsc::Receiver<Arc<Worker>>,
+    ) -> Self {
+        Self {
+            fleet: Arc::clone(fleet),
+            metrics: Arc::clone(metrics),
+            settings: Arc::new(ProbeSettings::new(options)),
+            lane,
+            arrivals,
+        }
+    }
+
+    async fn run(mut self) {
+        // Whoever was here from the start; who came since is among the arrivals.
+        let from_the_start = |worker: &&Arc<Worker>| !worker.came_later();
+        for worker in self.fleet.workers().iter().filter(from_the_start) {
+            self.probe(Arc::clone(worker));
+        }
+        while let Some(worker) = self.arrivals.recv().await {
+            self.probe(worker);
+        }
+    }
+
+    fn probe(&self, worker: Arc<Worker>) {
+        let prober = Prober {
+            fleet: Arc::clone(&self.fleet),
+            worker,
+            metrics: Arc::clone(&self.metrics),
+            settings: Arc::clone(&self.settings),
+            lane: self.lane,
+        };
+        tokio::spawn(prober.run());
+    }
 }

@@ -63,7 +63,7 @@ impl Worker {
         body: &Bytes,
     ) -> Result<Answer, WireError> {
         let mut head = self.request_head(method, path);
-        if let Some(bearer) = &self.bearer {
+        if let Some(bearer) = &self.terms.load().bearer {
             head.header(&header::AUTHORIZATION, bearer);
         }
         if !body.is_empty() {

@@ -1,19 +1,23 @@
 //! What happens to workers: probes, outcomes, rests, leaving, and what follows for the fleet.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use routing::{Breaker, Circuit, Figures, Health, Mark, Meaning, Outliers, Trial, Verdict};
 use tokio::runtime::Handle;
+use tokio::sync::futures::Notified;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use super::identity::{self, Labels};
 use super::place::Ready;
 use super::policies::Served;
 use super::standing::{Glance, Standing};
-use super::{BYTES_PER_TOKEN, Fleet, Identity, Worker};
+use super::{BYTES_PER_TOKEN, Fleet, Identity, Job, Worker};
+use crate::telemetry::Metrics;
 
 /// Milliseconds between probes for silence.
 const DOUBTS_APART: u64 = 5000;
@@ -28,7 +32,9 @@ impl Fleet {
             let before = standing.health.verdict();
             let came = standing.health.record(passed) == Verdict::Ready && before != Verdict::Ready;
             // One that comes up while the others work is as cold as one that comes back.
-            let late = before == Verdict::NotReady || now > self.rules.slow_start;
+            let late = before == Verdict::NotReady
+                || standing.came.is_some()
+                || now > self.rules.slow_start;
             if came && before == Verdict::NotReady {
                 // Most likely a new process: what the old one did is not held against it.
                 standing.breaker.iter_mut().for_each(Breaker::close);
@@ -52,13 +58,17 @@ impl Fleet {
 
     /// A worker did not come up in time.
     pub(super) fn give_up(&self, worker: &Worker) {
-        self.change(worker, |standing| standing.health.give_up());
+        let now = self.now();
+        self.change(worker, |standing| {
+            standing.health.give_up();
+            standing.gave_up = Some(now);
+        });
     }
 
     /// A try at a worker ended in a way that says something about it.
     pub(super) fn learn(&self, worker: &Arc<Worker>, meaning: Meaning, trial: Option<Trial>) {
         let now = self.now();
-        let suspect = meaning.suspect && self.rules.suspicion;
+        let suspect = meaning.suspect && self.watches(worker);
         let (_, busy_for) = self.change(worker, |standing| {
             if let Some(breaker) = &mut standing.breaker {
                 match trial {
@@ -91,14 +101,11 @@ impl Fleet {
     /// A worker may be gone: it is probed, and gets nothing until that has passed. False when
     /// there is no such worker, or nothing could clear it.
     pub(crate) fn suspect(&self, url: &str) -> bool {
-        let workers = self.workers();
-        let named = workers
-            .iter()
-            .find(|worker| worker.url.as_str() == url.trim_end_matches('/'));
-        let Some(worker) = named.filter(|_| self.rules.suspicion) else {
+        let named = self.find(url);
+        let Some(worker) = named.filter(|worker| self.watches(worker)) else {
             return false;
         };
-        self.change(worker, |standing| standing.health.suspect());
+        self.change(&worker, |standing| standing.health.suspect());
         worker.wake.notify_one();
         true
     }
@@ -108,7 +115,7 @@ impl Fleet {
         let now = u64::try_from(self.now().as_millis()).unwrap_or(u64::MAX);
         let due = |before| (now.saturating_sub(before) >= DOUBTS_APART).then_some(now);
         let mine = worker.doubted.fetch_update(Relaxed, Relaxed, due).is_ok();
-        if self.rules.suspicion && mine {
+        if mine && self.watches(worker) {
             worker.wake.notify_one();
         }
     }
@@ -184,13 +191,9 @@ impl Fleet {
         };
         let _ = timeout(self.rules.drain_timeout, done).await;
         let in_flight = worker.load.requests();
-        self.workers.rcu(|workers| {
-            let stays = workers.iter().filter(|other| other.id != worker.id);
-            stays.cloned().collect::<Vec<_>>()
-        });
         worker.gone.store(true, Relaxed);
         worker.wake.notify_one();
-        self.introduce();
+        self.dismiss(worker);
         info!(worker = %worker.url, in_flight, "worker removed");
     }
 
@@ -238,6 +241,7 @@ impl Fleet {
         let one_at_a_time = self.refreshing.lock();
         self.take_over();
         drop(one_at_a_time);
+        self.turned.notify_waiters();
         if let Some(room) = &self.rules.room {
             room.look_all();
         }
@@ -279,7 +283,7 @@ impl Fleet {
             let identity = worker.identity.load();
             if identity.is_known() {
                 let served = models.entry(identity.model.clone()).or_insert(Served {
-                    label: None,
+                    label: worker.terms.load().spec.policy,
                     by: Vec::new(),
                 });
                 served.by.push(worker.candidate());
@@ -291,14 +295,59 @@ impl Fleet {
         self.refresh();
     }
 
-    /// A worker has told what it is.
-    pub(super) fn identified(&self, worker: &Worker, identity: Identity) {
-        let before = worker.identity.swap(Arc::new(identity));
-        if before.model == worker.identity.load().model {
-            self.refresh();
+    /// Says which model a worker serves: the one in its terms, or what it told of itself, just
+    /// now or before.
+    pub(super) fn name(&self, worker: &Worker, told: Option<Labels>, metrics: &Metrics) {
+        let one_at_a_time = self.naming.lock();
+        let (before, terms) = (worker.identity.load_full(), worker.terms.load());
+        let labels = told.unwrap_or_else(|| before.labels.clone());
+        let named = terms.spec.model.clone();
+        let model = named.unwrap_or_else(|| identity::model(&labels));
+        let renamed = before.model != model;
+        let metrics = if renamed {
+            metrics.model(&model)
         } else {
+            Arc::clone(&before.metrics)
+        };
+        worker.identity.store(Arc::new(Identity {
+            model,
+            labels,
+            metrics,
+        }));
+        drop(one_at_a_time);
+        if renamed {
             self.introduce();
+        } else {
+            self.refresh();
         }
+    }
+
+    /// Whether a worker is probed once it is up: then it can be suspected, for it can be cleared.
+    pub(crate) fn watches(&self, worker: &Worker) -> bool {
+        let disabled = worker.terms.load().spec.health.disabled;
+        disabled.map_or(self.rules.suspicion, |disabled| !disabled)
+    }
+
+    /// Waits for a worker to get ready; false when it takes too long, or leaves.
+    pub(super) async fn until_ready(&self, worker: &Worker, patience: Duration) -> bool {
+        let ready = async {
+            loop {
+                let mut turned = pin!(self.turned.notified());
+                // From here on, no turn is missed.
+                Notified::enable(turned.as_mut());
+                if worker.is_ready() || worker.is_leaving() {
+                    return worker.is_ready();
+                }
+                turned.await;
+            }
+        };
+        timeout(patience, ready).await.unwrap_or(false)
+    }
+
+    /// What is being done about a worker that has never been ready.
+    pub(crate) fn job(&self, worker: &Worker) -> Option<Job> {
+        let now = self.now();
+        worker.look(|standing| standing.job(now))
     }
 
     /// A worker's health, for those who wait for it to change.

@@ -34,13 +34,16 @@ const LABELS: [&str; 20] = [
     "model_type",
 ];
 
+/// What a worker told about itself, as text.
+pub(crate) type Labels = BTreeMap<String, String>;
+
 /// What a worker told about itself, and the metrics that follow from it.
 #[derive(Debug)]
 pub(crate) struct Identity {
     /// The model it serves; [`UNKNOWN_MODEL`] until it told.
     pub(crate) model: String,
     /// The facts it told, as text.
-    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) labels: Labels,
     /// Handles for its model.
     pub(crate) metrics: Arc<ModelMetrics>,
 }
@@ -51,14 +54,19 @@ impl Identity {
         self.labels.get("max_total_num_tokens")?.parse().ok()
     }
 
-    /// Whether the worker told its model.
+    /// Whether it told anything, and its model is known.
+    pub(crate) fn is_told(&self) -> bool {
+        self.is_known() && !self.labels.is_empty()
+    }
+
+    /// Whether its model is known.
     pub(crate) fn is_known(&self) -> bool {
         self.model != UNKNOWN_MODEL
     }
 }
 
 /// The labels in what a worker told; later answers add to earlier ones.
-pub(super) fn labels(answers: &[Map<String, Value>]) -> BTreeMap<String, String> {
+pub(super) fn labels(answers: &[Map<String, Value>]) -> Labels {
     let mut labels = BTreeMap::new();
     for answer in answers {
         for name in LABELS {
@@ -74,7 +82,7 @@ pub(super) fn labels(answers: &[Map<String, Value>]) -> BTreeMap<String, String>
 }
 
 /// The model a worker serves, by its labels.
-pub(super) fn model(labels: &BTreeMap<String, String>) -> String {
+pub(super) fn model(labels: &Labels) -> String {
     ["served_model_name", "model_id", "model_path"]
         .into_iter()
         .filter_map(|name| labels.get(name))

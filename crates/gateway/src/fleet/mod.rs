@@ -7,7 +7,10 @@ mod identity;
 mod place;
 mod policies;
 mod probe;
+mod register;
 mod room;
+mod slots;
+mod spec;
 mod standing;
 mod ticket;
 mod worker;
@@ -18,6 +21,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use prometheus::IntGaugeVec;
 use routing::{Outliers, PolicyKind};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub(crate) use call::{Answer, WorkerBody};
@@ -26,24 +30,34 @@ pub(crate) use identity::{Identity, UNKNOWN_MODEL};
 pub(crate) use place::{NoPlace, Placed, Wish};
 pub(crate) use policies::Policies;
 pub(crate) use probe::{ProbeSettings, Prober};
+pub(crate) use register::{NotRegistered, Outfit, Register};
 pub(crate) use room::{NoRoom, Room, Waiters};
-pub(crate) use standing::Standing;
+pub(crate) use slots::Slot;
+pub(crate) use spec::{HealthSpec, Terms, WorkerSpec};
+pub(crate) use standing::{Job, Standing};
 pub(crate) use ticket::Ticket;
-pub(crate) use worker::{NewWorker, Worker};
+pub(crate) use worker::Worker;
 
 use crate::telemetry::Metrics;
 use place::Ready;
+use slots::Slots;
 
 /// Bytes of text per token, as the prefix index counts.
 const BYTES_PER_TOKEN: u64 = 4;
 
-/// All workers, in configuration order, and the policy that picks among those that are open.
+/// All workers, by ascending slot, and the policy that picks among those that are open.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     workers: ArcSwap<Vec<Arc<Worker>>>,
     /// The open ones; rebuilt when a standing changes, read without a lock.
     ready: ArcSwap<Ready>,
     refreshing: Mutex<()>,
+    /// Rung when a worker has come, changed its standing, or gone.
+    turned: Notify,
+    /// Whoever adds or removes a worker holds this.
+    slots: Mutex<Slots>,
+    /// Whoever says which model a worker serves holds this.
+    naming: Mutex<()>,
     policies: Policies,
     rules: FleetRules,
     /// `None` when workers are not compared.
@@ -57,7 +71,8 @@ pub(crate) struct Fleet {
 pub(crate) struct FleetRules {
     /// Time over which a worker that came back gets its full share again.
     pub(crate) slow_start: Duration,
-    /// A failed connection takes a worker out until a probe has passed.
+    /// Workers are probed unless their terms say otherwise: a failed connection takes one out
+    /// until a probe has passed.
     pub(crate) suspicion: bool,
     /// How long a worker that leaves may finish what it has.
     pub(crate) drain_timeout: Duration,
@@ -74,10 +89,14 @@ impl Fleet {
         rules: FleetRules,
     ) -> Arc<Self> {
         let outliers = rules.most_outliers.map(Outliers::new).map(Mutex::new);
+        let count = workers.len();
         let fleet = Arc::new(Self {
             workers: ArcSwap::from_pointee(workers),
             ready: ArcSwap::from_pointee(Ready::new(&policies, &[], &[])),
             refreshing: Mutex::default(),
+            turned: Notify::new(),
+            slots: Mutex::new(Slots::taken(count)),
+            naming: Mutex::default(),
             policies,
             rules,
             outliers,
@@ -121,7 +140,7 @@ impl Fleet {
         self.policies.kind()
     }
 
-    /// The first ready worker in configuration order.
+    /// The ready worker of the lowest slot.
     pub(crate) fn first_ready(&self) -> Option<Arc<Worker>> {
         let workers = self.workers.load();
         workers.iter().find(|worker| worker.is_ready()).cloned()
@@ -188,5 +207,7 @@ impl Fleet {
     }
 }
 
+#[cfg(test)]
+mod churn;
 #[cfg(test)]
 mod tests;

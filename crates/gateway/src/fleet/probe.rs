@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
-use super::identity::{self, Identity};
-use super::{Fleet, Worker};
+use super::identity;
+use super::{Fleet, HealthSpec, Worker};
 use crate::config::{Options, seconds};
 use crate::telemetry::Metrics;
 
@@ -26,6 +26,8 @@ const LONGEST_AWAY: Duration = Duration::from_secs(2);
 const IDENTIFY_FIRST: Duration = Duration::from_secs(1);
 /// How often a worker that does not tell what it is is asked, where probes are off.
 const IDENTIFY_TRIES: u32 = 3;
+/// The pause of a prober that has nothing to do.
+const NEVER: Duration = Duration::from_hours(24);
 static NO_BODY: Bytes = Bytes::new();
 
 /// How workers are probed.
@@ -70,16 +72,21 @@ impl Prober {
         self.come_up().await;
         let mut unknown = IDENTIFY_TRIES;
         let (mut passed, mut pause) = (true, self.pause(true, None));
-        while self.goes_on(unknown) {
-            // Rung when an exchange with the worker failed: then it is not left to the clock.
-            let _ = timeout(pause, self.worker.wake.notified()).await;
+        while !self.worker.gone.load(Relaxed) {
+            let next = if self.goes_on(unknown) { pause } else { NEVER };
+            // Rung when an exchange with the worker failed, or its terms have changed: then it
+            // is not left to the clock.
+            let _ = timeout(next, self.worker.wake.notified()).await;
+            if self.worker.gone.load(Relaxed) || !self.goes_on(unknown) {
+                continue;
+            }
             let before = std::mem::replace(&mut passed, self.probe().await);
-            if self.settings.watch {
+            if self.judges() {
                 self.fleet.probed(&self.worker, passed);
             }
             pause = self.pause(passed, Some(pause).filter(|_| !before));
             // A worker that was away may have come back as another one.
-            if passed && !(before && self.worker.identity.load().is_known()) {
+            if passed && !(before && self.worker.identity.load().is_told()) {
                 self.identify().await;
                 unknown = unknown.saturating_sub(1);
             }
@@ -87,8 +94,24 @@ impl Prober {
     }
 
     fn goes_on(&self, unknown: u32) -> bool {
-        let curious = unknown > 0 && !self.worker.identity.load().is_known();
-        (self.settings.watch || curious) && !self.worker.gone.load(Relaxed)
+        let curious = unknown > 0 && !self.worker.identity.load().is_told();
+        curious || self.judges()
+    }
+
+    /// Whether probes decide about the worker; where they are off, only until it is well.
+    fn judges(&self) -> bool {
+        let disabled = self.health().disabled;
+        disabled.map_or(self.settings.watch, |disabled| !disabled)
+            || Fleet::verdict(&self.worker) != Verdict::Ready
+    }
+
+    fn health(&self) -> HealthSpec {
+        self.worker.terms.load().spec.health
+    }
+
+    fn interval(&self) -> Duration {
+        let own = self.health().interval_secs;
+        own.map_or(self.settings.interval, seconds)
     }
 
     /// The pause before the next probe: the interval for a worker that is well; otherwise
@@ -98,7 +121,7 @@ impl Prober {
         let pause = match (verdict, earlier) {
             // It decides soon whether one failed probe was a hiccup.
             (Verdict::Ready, _) if !passed => SECOND_LOOK,
-            (Verdict::Ready | Verdict::Pending, _) => self.settings.interval,
+            (Verdict::Ready | Verdict::Pending, _) => self.interval(),
             // Back, but not for long enough to be believed.
             _ if passed => FIRST_PAUSE,
             (_, None) => FIRST_PAUSE,
@@ -106,22 +129,31 @@ impl Prober {
         };
         // Spread, so that a fleet is not probed in one burst.
         pause
-            .min(self.settings.interval)
+            .min(self.interval())
             .mul_f64(0.9 + 0.2 * fastrand::f64())
     }
 
     /// Waits for the first answer; after the start-up time at a slow pace, but for ever.
     async fn come_up(&self) {
-        let give_up = Instant::now().checked_add(self.settings.startup_timeout);
+        let in_time = || Instant::now().checked_add(self.settings.startup_timeout);
+        let (mut give_up_at, mut failed) = (in_time(), false);
         let mut pause = FIRST_PAUSE.min(self.settings.startup_interval);
         while !self.probe().await {
-            let late = give_up.is_some_and(|at| Instant::now() >= at);
-            if late && Fleet::verdict(&self.worker) == Verdict::Pending {
+            let pending = Fleet::verdict(&self.worker) == Verdict::Pending;
+            if failed && pending {
+                // Registered once more.
+                (give_up_at, failed) = (in_time(), false);
+                pause = FIRST_PAUSE.min(self.settings.startup_interval);
+            }
+            let late = give_up_at.is_some_and(|at| Instant::now() >= at);
+            if late && pending && !failed {
+                failed = true;
                 self.fleet.give_up(&self.worker);
+                self.count("failed");
                 let seconds = self.settings.startup_timeout.as_secs();
                 warn!(worker = %self.worker.url, seconds, "worker did not come up, probing on");
             }
-            let slow = self.settings.startup_interval.max(self.settings.interval);
+            let slow = self.settings.startup_interval.max(self.interval());
             let rung = self.worker.wake.notified();
             let _ = timeout(if late { slow } else { pause }, rung).await;
             if self.worker.gone.load(Relaxed) {
@@ -132,8 +164,16 @@ impl Prober {
         // Requests need not wait long for a worker to tell what it is.
         let identified = timeout(IDENTIFY_FIRST, self.identify()).await;
         self.fleet.probed(&self.worker, true);
+        self.count("success");
         if identified.is_err() {
             self.identify().await;
+        }
+    }
+
+    /// What became of the worker's registration.
+    fn count(&self, result: &str) {
+        if self.worker.came_later() {
+            self.metrics.registered(result);
         }
     }
 
@@ -159,15 +199,8 @@ impl Prober {
             return;
         }
         let labels = identity::labels(&answers);
-        let model = identity::model(&labels);
-        let metrics = self.metrics.model(&model);
-        debug!(worker = %self.worker.url, model, "worker told what it is");
-        let identity = Identity {
-            model,
-            labels,
-            metrics,
-        };
-        self.fleet.identified(&self.worker, identity);
+        debug!(worker = %self.worker.url, model = identity::model(&labels), "worker told what it is");
+        self.fleet.name(&self.worker, Some(labels), &self.metrics);
     }
 
     /// The JSON object at the first of `paths` that is not 404.
@@ -187,7 +220,9 @@ impl Prober {
     async fn ask(&self, path: &str) -> Option<(StatusCode, Bytes)> {
         let worker = &self.worker;
         let asked = worker.ask(self.lane, &Method::GET, path, &NO_BODY);
-        match timeout(self.settings.timeout, asked).await {
+        let own = self.health().timeout_secs;
+        let patience = own.map_or(self.settings.timeout, seconds);
+        match timeout(patience, asked).await {
             Ok(Ok(answer)) => Some((answer.status, answer.body)),
             Ok(Err(error)) => {
                 debug!(worker = %worker.url, path, %error, "probe failed");

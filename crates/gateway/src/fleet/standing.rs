@@ -6,6 +6,8 @@ use routing::{Breaker, Circuit, Health, Verdict};
 
 /// How long a worker that refused a request is spared; twice as long each time in a row.
 const FIRST_BUSY: Duration = Duration::from_millis(50);
+/// How long a failure to come up is told as what became of the registration.
+const FAILURE_TOLD: Duration = Duration::from_mins(5);
 /// Up to 1.6 s.
 const MOST_DOUBLINGS: u32 = 5;
 
@@ -25,6 +27,19 @@ pub(crate) struct Standing {
     pub(super) refusals: u32,
     /// When it came back from being away.
     pub(super) returned: Option<Duration>,
+    /// When it came, if others were working by then.
+    pub(super) came: Option<Duration>,
+    /// When it was found that it had not come up in time.
+    pub(super) gave_up: Option<Duration>,
+}
+
+/// The registration of a worker that has not been ready yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Job {
+    /// It did not come up in time.
+    pub(crate) failed: bool,
+    /// How long it has been so.
+    pub(crate) age: Duration,
 }
 
 /// A standing at a glance.
@@ -44,7 +59,7 @@ pub(crate) struct Glance {
 }
 
 impl Standing {
-    pub(crate) fn new(health: Health, breaker: Option<Breaker>) -> Self {
+    pub(crate) fn new(health: Health, breaker: Option<Breaker>, came: Option<Duration>) -> Self {
         Self {
             health,
             breaker,
@@ -53,6 +68,8 @@ impl Standing {
             busy_until: None,
             refusals: 0,
             returned: None,
+            came,
+            gave_up: None,
         }
     }
 
@@ -73,6 +90,19 @@ impl Standing {
             last_resort: ready && allowed && doubtful,
             clean: breaker.is_none_or(Breaker::is_clean) && self.refusals == 0,
         }
+    }
+
+    /// What is being done about it as long as it has never been ready.
+    pub(super) fn job(&self, now: Duration) -> Option<Job> {
+        let came = self.came.unwrap_or_default();
+        let (failed, since) = match self.health.verdict() {
+            _ if self.draining => return None,
+            Verdict::Pending => (false, came),
+            Verdict::Failed => (true, self.gave_up.unwrap_or(came)),
+            _ => return None,
+        };
+        let age = now.saturating_sub(since);
+        (!failed || age < FAILURE_TOLD).then_some(Job { failed, age })
     }
 
     /// It refused a request for want of room: for a moment others come first. Tells for how

@@ -8,6 +8,7 @@ use routing::{
 };
 use tokio::time::advance;
 
+use super::worker::NewWorker;
 use super::*;
 use crate::Options;
 use crate::config::WorkerUrl;
@@ -40,18 +41,21 @@ fn worker(slot: usize, metrics: &Metrics) -> Arc<Worker> {
         open_for: Duration::from_mins(1),
         window: Duration::from_mins(2),
     };
+    let slot = Slot {
+        number: slot,
+        generation: 0,
+    };
     Arc::new(Worker::new(NewWorker {
         slot,
         connections: Connections::new(url.clone(), limits),
         metrics: metrics.of_worker(url.as_str()),
-        url,
-        key: None,
+        spec: WorkerSpec::of(url),
         identity: Identity {
             model: UNKNOWN_MODEL.to_owned(),
             labels: BTreeMap::new(),
             metrics: metrics.model(UNKNOWN_MODEL),
         },
-        standing: Standing::new(Health::new(thresholds), Some(Breaker::new(breaker))),
+        standing: Standing::new(Health::new(thresholds), Some(Breaker::new(breaker)), None),
         compared: true,
         room: None,
     }))
@@ -238,12 +242,8 @@ async fn a_worker_that_left_is_no_candidate_and_the_others_keep_their_slots() {
 
 fn serves(fleet: &Fleet, slot: usize, model: &str) {
     let metrics = Metrics::new(None).unwrap();
-    let identity = Identity {
-        model: model.to_owned(),
-        labels: BTreeMap::new(),
-        metrics: metrics.model(model),
-    };
-    fleet.identified(&fleet.workers()[slot], identity);
+    let labels = BTreeMap::from([("model_id".to_owned(), model.to_owned())]);
+    fleet.name(&fleet.workers()[slot], Some(labels), &metrics);
 }
 
 /// The slots that requests for a model go to.

@@ -10,22 +10,23 @@ use routing::{Candidate, Figures, Load, Verdict};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use super::slots::Slot;
 use super::standing::{Glance, Standing};
-use super::{Connections, Fleet, Identity, Room};
-use crate::config::{Secret, WorkerUrl};
+use super::{Connections, Fleet, Identity, Room, Terms, WorkerSpec};
+use crate::config::WorkerUrl;
 use crate::telemetry::WorkerMetrics;
 
 /// A worker: where it is, what it said of itself, how it is doing.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    /// Its place in configuration order, for as long as the gateway runs.
+    /// Its place in the fleet's list, from when it comes until it is gone.
     pub(crate) slot: usize,
     pub(crate) id: Uuid,
     /// The id, for `x-smg-routed-worker-id`.
     pub(crate) id_header: HeaderValue,
     pub(crate) url: WorkerUrl,
-    /// `Bearer <key>`, when the worker has a key.
-    pub(crate) bearer: Option<HeaderValue>,
+    /// On which terms it works.
+    pub(crate) terms: ArcSwap<Terms>,
     /// What is in flight there.
     pub(crate) load: Arc<Load>,
     /// Connections to it.
@@ -60,10 +61,9 @@ pub(crate) struct Worker {
 
 /// What a worker starts with.
 #[derive(Debug)]
-pub(crate) struct NewWorker<'a> {
-    pub(crate) slot: usize,
-    pub(crate) url: WorkerUrl,
-    pub(crate) key: Option<&'a Secret>,
+pub(crate) struct NewWorker {
+    pub(crate) slot: Slot,
+    pub(crate) spec: WorkerSpec,
     pub(crate) connections: Connections,
     pub(crate) identity: Identity,
     pub(crate) standing: Standing,
@@ -74,20 +74,15 @@ pub(crate) struct NewWorker<'a> {
 }
 
 impl Worker {
-    pub(crate) fn new(new: NewWorker<'_>) -> Self {
-        let bearer = new.key.and_then(|key| {
-            let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()?;
-            value.set_sensitive(true);
-            Some(value)
-        });
+    pub(crate) fn new(new: NewWorker) -> Self {
         let id = Uuid::new_v4();
         let id_header = HeaderValue::try_from(id.to_string());
         Self {
-            slot: new.slot,
+            slot: new.slot.number,
             id,
             id_header: id_header.unwrap_or(HeaderValue::from_static("unknown")),
-            url: new.url,
-            bearer,
+            url: new.spec.url.clone(),
+            terms: ArcSwap::from_pointee(new.spec.into()),
             load: Arc::default(),
             connections: new.connections,
             identity: ArcSwap::from_pointee(new.identity),
@@ -104,8 +99,13 @@ impl Worker {
             clean: AtomicBool::new(true),
             away: AtomicBool::new(false),
             doubted: AtomicU64::new(0),
-            generation: AtomicU32::new(0),
+            generation: AtomicU32::new(new.slot.generation),
         }
+    }
+
+    /// Whether it came while the gateway ran.
+    pub(crate) fn came_later(&self) -> bool {
+        self.look(|standing| standing.came.is_some())
     }
 
     /// Whether this is its id.
@@ -151,6 +151,14 @@ impl Worker {
     /// It restarted, or its cache was flushed.
     pub(super) fn begin_anew(&self) {
         self.generation.fetch_add(1, Relaxed);
+    }
+
+    /// Its place, and which of those who had it this one is.
+    pub(super) fn slot(&self) -> Slot {
+        Slot {
+            number: self.slot,
+            generation: self.generation(),
+        }
     }
 
     /// As policies know it.

@@ -31,8 +31,7 @@ pub(super) fn check_length(body: &Incoming, limit: u64) -> Result<(), Error> {
 /// Refuses a body that is not declared as JSON, where the endpoint asks for that.
 pub(super) fn check_declared(rule: Undeclared, headers: &HeaderMap) -> Result<(), Error> {
     let declared = headers.get(header::CONTENT_TYPE);
-    let json = declared.is_some_and(|value| is_json(value.as_bytes()));
-    if json || (declared.is_none() && rule == Undeclared::OnlyIfAbsent) {
+    if declares_json(headers) || (declared.is_none() && rule == Undeclared::OnlyIfAbsent) {
         return Ok(());
     }
     let (status, why) = match (rule, declared) {
@@ -55,6 +54,12 @@ pub(super) fn check_declared(rule: Undeclared, headers: &HeaderMap) -> Result<()
     })
 }
 
+/// Whether a body is declared as JSON.
+pub(crate) fn declares_json(headers: &HeaderMap) -> bool {
+    let declared = headers.get(header::CONTENT_TYPE);
+    declared.is_some_and(|value| is_json(value.as_bytes()))
+}
+
 /// `application/json` or `application/<anything>+json`, with or without parameters.
 fn is_json(value: &[u8]) -> bool {
     let essence = value
@@ -72,7 +77,7 @@ fn is_json(value: &[u8]) -> bool {
 }
 
 /// Reads a whole body of at most `limit` bytes.
-pub(super) async fn read(mut body: Incoming, limit: u64) -> Result<Bytes, Error> {
+pub(crate) async fn read(mut body: Incoming, limit: u64) -> Result<Bytes, Error> {
     let whole = collect(&mut body, limit).await;
     if matches!(whole, Err(Error::TooLarge { .. })) {
         linger(body);

@@ -22,7 +22,7 @@ use hyper::body::Incoming;
 use routing::{Request as RoutingRequest, RetryBudget, RetryRules};
 
 pub(crate) use ask::{Asked, Question};
-pub(crate) use inbound::linger;
+pub(crate) use inbound::{declares_json, linger, read as read_body};
 pub(crate) use relay::{ReplyBody, ReplyError};
 
 use crate::config::{Options, seconds};
@@ -93,6 +93,11 @@ impl Proxy {
                 credentials_are_ours: options.api_key.is_some(),
             },
         }
+    }
+
+    /// The largest body that is taken in, bytes.
+    pub(crate) fn max_payload(&self) -> u64 {
+        self.max_payload
     }
 
     /// Refuses a body that its own `content-length` says is too large.

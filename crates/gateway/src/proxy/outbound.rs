@@ -29,7 +29,8 @@ impl HeaderRules {
         (headers, passage): (&HeaderMap, Passage<'_>),
     ) -> RequestHead {
         let mut head = worker.request_head(method, path);
-        let drop_credentials = self.credentials_are_ours || worker.bearer.is_some();
+        let terms = worker.terms.load();
+        let drop_credentials = self.credentials_are_ours || terms.bearer.is_some();
         let named = named_hop_by_hop(headers);
         for (name, value) in headers {
             let dropped = is_replaced(name)
@@ -41,7 +42,7 @@ impl HeaderRules {
             }
         }
         head.header(&REQUEST_ID, passage.request_id);
-        if let Some(bearer) = &worker.bearer {
+        if let Some(bearer) = &terms.bearer {
             head.header(&header::AUTHORIZATION, bearer);
         }
         head

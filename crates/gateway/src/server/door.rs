@@ -16,9 +16,11 @@ use super::loads;
 use super::reply::{Reply, Visit};
 use super::request_id::RequestIds;
 use super::routes::{Action, Guard, Routes};
+use super::workers;
 use crate::config::Options;
 use crate::endpoint::Inference;
 use crate::error::Error;
+use crate::fleet::Register;
 use crate::proxy::{Passage, Proxy, ReplyBody, linger};
 use crate::server::Shutdown;
 use crate::telemetry::Metrics;
@@ -41,6 +43,7 @@ pub(crate) struct Gate {
 pub(crate) struct State {
     pub(crate) shutdown: Shutdown,
     pub(crate) admission: Arc<Admission>,
+    pub(crate) register: Arc<Register>,
 }
 
 impl Gate {
@@ -58,6 +61,10 @@ impl Gate {
             proxy,
             state,
         })
+    }
+
+    fn register(&self) -> &Register {
+        &self.state.register
     }
 
     /// The life of a request, at the door.
@@ -171,9 +178,17 @@ impl Gate {
                 self.state.shutdown.is_leaving(),
             )),
             Action::Models => info::models(&proxy.fleet),
-            Action::Workers => Ok(info::workers(&proxy.fleet)),
-            Action::Worker => info::worker(&proxy.fleet, request.uri().path()),
-            Action::RemoveWorker => info::remove(&proxy.fleet, request.uri().path()),
+            Action::Workers => Ok(workers::list(&proxy.fleet, request.uri())),
+            Action::Worker => workers::one(&proxy.fleet, request.uri().path()),
+            Action::Register(change) => {
+                let most = self.proxy.max_payload();
+                Box::pin(workers::change(self.register(), change, request, most)).await
+            }
+            Action::Legacy(legacy) => {
+                let asked = workers::legacy(self.register(), legacy, request.uri());
+                let answered = Box::pin(asked).await;
+                answered.map_err(|error| Error::Legacy(Box::new(error)))
+            }
             Action::Limits => Ok(info::limits(&proxy.fleet, &self.state.admission)),
             Action::Abort => Box::pin(proxy.abort(passage, request))
                 .await

@@ -1,18 +1,16 @@
 //! What the gateway answers by itself about itself and its fleet.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode, Uri};
 use http_body_util::Full;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use super::admission::Admission;
 use crate::error::Error;
-use crate::fleet::{Answer, Fleet, Room, UNKNOWN_MODEL, Worker};
+use crate::fleet::{Answer, Fleet, Room};
 use crate::proxy::ReplyBody;
 
 /// A JSON reply.
@@ -21,7 +19,7 @@ pub(super) fn json(status: StatusCode, value: &Value) -> Response<ReplyBody> {
 }
 
 /// A plain-text reply.
-pub(super) fn text(text: &'static str) -> Response<ReplyBody> {
+pub(super) fn text(text: impl Into<Bytes>) -> Response<ReplyBody> {
     fixed(StatusCode::OK, "text/plain; charset=utf-8", text)
 }
 
@@ -92,94 +90,10 @@ pub(super) fn models(fleet: &Fleet) -> Result<Response<ReplyBody>, Error> {
     ))
 }
 
-/// Every worker: what it is and how it is doing.
-pub(super) fn workers(fleet: &Fleet) -> Response<ReplyBody> {
-    let workers: Vec<_> = fleet
-        .workers()
-        .iter()
-        .map(|worker| describe(worker))
-        .collect();
-    let total = workers.len();
-    let stats = json!({"prefill_count": 0, "decode_count": 0, "regular_count": total});
-    json(
-        StatusCode::OK,
-        &json!({"workers": workers, "total": total, "stats": stats}),
-    )
-}
-
-/// The worker that the last part of a path names.
-fn named(fleet: &Fleet, path: &str) -> Result<Arc<Worker>, Error> {
-    let id = path.rsplit('/').next().unwrap_or_default();
-    let id = Uuid::parse_str(id).map_err(|error| Error::WorkerId {
-        id: id.to_owned(),
-        why: error.to_string(),
-    })?;
-    let workers = fleet.workers();
-    let found = workers.iter().find(|worker| worker.id == id);
-    found.cloned().ok_or(Error::WorkerNotFound(id))
-}
-
-/// One worker.
-pub(super) fn worker(fleet: &Fleet, path: &str) -> Result<Response<ReplyBody>, Error> {
-    Ok(json(StatusCode::OK, &describe(&*named(fleet, path)?)))
-}
-
-/// A worker leaves: no new requests for it, and it is gone once those it has are done.
-pub(super) fn remove(fleet: &Arc<Fleet>, path: &str) -> Result<Response<ReplyBody>, Error> {
-    let worker = named(fleet, path)?;
-    let newly = fleet.begin_leaving(&worker);
-    let in_flight = worker.load.requests();
-    let told = json!({
-        "status": "accepted",
-        "worker_id": worker.id.to_string(),
-        "in_flight": in_flight,
-        "message": "Worker removal queued for background processing",
-    });
-    if newly {
-        let fleet = Arc::clone(fleet);
-        tokio::spawn(async move { fleet.finish_leaving(&worker).await });
-    }
-    Ok(json(StatusCode::ACCEPTED, &told))
-}
-
 /// What limits are in force, and how far they are used up.
 pub(super) fn limits(fleet: &Fleet, admission: &Admission) -> Response<ReplyBody> {
     let mut limits = admission.describe();
     limits["max_requests_per_worker"] = json!(fleet.room().map(Room::cap));
     limits["queued_for_a_worker"] = json!(fleet.room().map_or(0, Room::waiting));
     json(StatusCode::OK, &limits)
-}
-
-/// A worker in the union of the shapes that 0.3.2 and its successors give.
-fn describe(worker: &Worker) -> Value {
-    let (identity, glance) = (worker.identity.load(), worker.glance());
-    let models: Vec<_> = Some(&identity.model)
-        .filter(|model| *model != UNKNOWN_MODEL)
-        .map(|model| json!({"id": model}))
-        .into_iter()
-        .collect();
-    let mut metadata: BTreeMap<&str, &str> = BTreeMap::from([("priority", "50"), ("cost", "1")]);
-    metadata.extend(
-        identity
-            .labels
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str())),
-    );
-    json!({
-        "id": worker.id.to_string(),
-        "url": worker.url.as_str(),
-        "model_id": identity.model,
-        "models": models,
-        "priority": 50,
-        "cost": 1.0,
-        "worker_type": "regular",
-        "connection_mode": "http",
-        "runtime_type": "sglang",
-        "is_healthy": glance.ready,
-        "status": glance.status(),
-        "circuit_breaker": glance.circuit.as_str(),
-        "load": worker.load.requests(),
-        "metadata": metadata,
-        "labels": identity.labels,
-    })
 }

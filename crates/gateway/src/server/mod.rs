@@ -13,6 +13,8 @@ mod request_id;
 mod routes;
 mod scrape;
 mod shutdown;
+mod worker_body;
+mod workers;
 
 pub(crate) use admission::Admission;
 pub(crate) use door::{Gate, State};

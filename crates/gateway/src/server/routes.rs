@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::Method;
 use matchit::Router;
 
+use super::workers::{Change, Legacy};
 use crate::endpoint::{INFERENCE, Inference};
 use crate::error::Error;
 use crate::telemetry::{Metrics, RouteMetrics};
@@ -33,8 +34,10 @@ pub(super) enum Action {
     Workers,
     /// One worker.
     Worker,
-    /// A worker leaves.
-    RemoveWorker,
+    /// The register of workers.
+    Register(Change),
+    /// The same, as it was before 0.3.
+    Legacy(Legacy),
     Loads,
     FlushCache,
     /// The workers are told to give up a request.
@@ -50,12 +53,12 @@ pub(super) enum Action {
 
 use Action::{
     Abort, Absent, Alive, AskFirst, Decisions, DryRun, EngineMetrics, FlushCache, Forward, Limits,
-    Loads, Models, Readiness, RemoveWorker, Seek, Worker, Workers,
+    Loads, Models, Readiness, Register, Seek, Worker, Workers,
 };
 use Guard::{Key, Public};
 
 /// Routes besides the inference endpoints.
-const ROUTES: [(&str, &Method, Guard, Action); 23] = [
+const ROUTES: [(&str, &Method, Guard, Action); 29] = [
     ("/health", &Method::GET, Public, Alive),
     ("/liveness", &Method::GET, Public, Alive),
     ("/readiness", &Method::GET, Public, Readiness),
@@ -101,7 +104,38 @@ const ROUTES: [(&str, &Method, Guard, Action); 23] = [
     ("/v1/responses/{id}/cancel", &Method::POST, Key, Seek),
     ("/workers", &Method::GET, Key, Workers),
     ("/workers/{id}", &Method::GET, Key, Worker),
-    ("/workers/{id}", &Method::DELETE, Key, RemoveWorker),
+    ("/workers", &Method::POST, Key, Register(Change::Add)),
+    ("/workers/{id}", &Method::PUT, Key, Register(Change::Put)),
+    (
+        "/workers/{id}",
+        &Method::PATCH,
+        Key,
+        Register(Change::Patch),
+    ),
+    (
+        "/workers/{id}",
+        &Method::DELETE,
+        Key,
+        Register(Change::Remove),
+    ),
+    (
+        "/add_worker",
+        &Method::POST,
+        Key,
+        Action::Legacy(Legacy::Add),
+    ),
+    (
+        "/remove_worker",
+        &Method::POST,
+        Key,
+        Action::Legacy(Legacy::Remove),
+    ),
+    (
+        "/list_workers",
+        &Method::GET,
+        Key,
+        Action::Legacy(Legacy::List),
+    ),
     ("/get_loads", &Method::GET, Key, Loads),
     ("/v1/loads", &Method::GET, Key, Loads),
     ("/flush_cache", &Method::POST, Key, FlushCache),

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
-use routing::PolicyKind;
+use routing::{Circuit, PolicyKind};
 
 pub(super) const HTTP: &str = "http";
 pub(super) const REGULAR: &str = "regular";
@@ -40,6 +40,7 @@ pub(crate) struct WorkerMetrics {
     pub(crate) successes: IntCounter,
     /// Tries that speak against it.
     pub(crate) failures: IntCounter,
+    pub(super) outcomes: IntCounterVec,
     pub(super) transitions: IntCounterVec,
 }
 
@@ -48,6 +49,21 @@ impl WorkerMetrics {
     pub(crate) fn transition(&self, from: &str, to: &str) {
         let labels = [&self.url, from, to];
         self.transitions.with_label_values(&labels).inc();
+    }
+
+    /// It has left: nothing is told of it any more.
+    pub(crate) fn forget(&self) {
+        // What was never counted cannot be removed, and need not.
+        for outcome in ["success", "failure"] {
+            let _ = self.outcomes.remove_label_values(&[&self.url, outcome]);
+        }
+        let circuits = [Circuit::Closed, Circuit::Open, Circuit::HalfOpen].map(Circuit::as_str);
+        for (from, to) in circuits
+            .iter()
+            .flat_map(|one| circuits.map(|to| (*one, to)))
+        {
+            let _ = self.transitions.remove_label_values(&[&self.url, from, to]);
+        }
     }
 }
 

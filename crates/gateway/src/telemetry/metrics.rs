@@ -21,6 +21,9 @@ const DURATION_BUCKETS: [f64; 20] = [
     90.0, 120.0, 180.0, 240.0,
 ];
 
+/// Where registrations by request come from.
+const MANUAL: &str = "manual";
+
 /// Every metric of one gateway. Not global: several gateways may live in a process.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -69,6 +72,8 @@ pub(crate) struct Worker {
     health_checks: IntCounterVec,
     selection: IntCounterVec,
     errors: IntCounterVec,
+    registrations: IntCounterVec,
+    deregistrations: IntCounterVec,
 }
 
 /// Breakers and retries.
@@ -206,6 +211,7 @@ impl Metrics {
             url: url.to_owned(),
             successes: outcome("success"),
             failures: outcome("failure"),
+            outcomes: self.resilience.cb_outcomes.clone(),
             transitions: self.resilience.cb_transitions.clone(),
         }
     }
@@ -275,6 +281,18 @@ impl Metrics {
     pub(crate) fn retry_denied(&self, endpoint: &str) {
         let denied = &self.resilience.retries_denied;
         denied.with_label_values(&[REGULAR, endpoint]).inc();
+    }
+
+    /// What became of a registration by request.
+    pub(crate) fn registered(&self, result: &str) {
+        let registrations = &self.worker.registrations;
+        registrations.with_label_values(&[MANUAL, result]).inc();
+    }
+
+    /// A worker was told to leave.
+    pub(crate) fn deregistered(&self, reason: &str) {
+        let deregistrations = &self.worker.deregistrations;
+        deregistrations.with_label_values(&[MANUAL, reason]).inc();
     }
 
     /// A probe of a worker.
@@ -392,6 +410,16 @@ impl Worker {
                 "smg_worker_errors_total",
                 "exchanges with workers that failed",
                 &["worker_type", "connection_mode", "error_type"],
+            )?,
+            registrations: maker.counter(
+                "smg_discovery_registrations_total",
+                "workers registered at run time",
+                &["source", "result"],
+            )?,
+            deregistrations: maker.counter(
+                "smg_discovery_deregistrations_total",
+                "workers told to leave",
+                &["source", "reason"],
             )?,
         })
     }

@@ -205,7 +205,8 @@ async fn a_worker_that_leaves_finishes_what_it_has() {
         assert_eq!(client.reply().await.status, 200);
     }
     until(|| async { get(&gateway, &path).await.status == 404 }).await;
-    assert_eq!(get(&gateway, &path).await.code(), "WORKER_NOT_FOUND");
+    let unknown = get(&gateway, &path).await.json();
+    assert_eq!(unknown["code"], "WORKER_NOT_FOUND");
     assert_eq!(get(&gateway, "/workers").await.json()["total"], 1);
     assert_eq!(get(&gateway, "/workers/nonsense").await.status, 400);
 }

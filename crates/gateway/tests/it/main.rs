@@ -24,3 +24,6 @@ mod support;
 mod tidy;
 mod why_routed;
 mod worker_faults;
+mod worker_policies;
+mod worker_turns;
+mod workers;

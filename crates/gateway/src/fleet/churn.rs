@@ -1,0 +1,151 @@
+//! Workers that come and go all the time.
+
+use routing::{Params, PolicyKind, Prompt, Request};
+use tokio::time::advance;
+
+use super::*;
+use crate::Options;
+use crate::config::WorkerUrl;
+
+struct Bench {
+    fleet: Arc<Fleet>,
+    outfit: Outfit,
+    metrics: Arc<Metrics>,
+}
+
+impl Bench {
+    /// A fleet of one worker.
+    fn new(rules: FleetRules) -> Self {
+        let metrics = Arc::new(Metrics::new(None).unwrap());
+        let (options, room) = (Options::default(), None);
+        let limits = PoolLimits::new(&options, 1);
+        let outfit = Outfit::new(&options, &metrics, limits, room);
+        let slot = Slot {
+            number: 0,
+            generation: 0,
+        };
+        let stays = outfit.worker(spec("stays"), slot, None);
+        let policies = Policies::new(PolicyKind::CacheAware, |kind| {
+            kind.build(&Params {
+                index_bytes: 1 << 18,
+                ..Params::default()
+            })
+        });
+        let fleet = Fleet::new(vec![stays], policies, rules);
+        fleet.probed(&fleet.workers()[0], true);
+        Self {
+            fleet,
+            outfit,
+            metrics,
+        }
+    }
+
+    /// A worker comes and is ready.
+    fn join(&self, name: &str) -> Arc<Worker> {
+        let now = self.fleet.now();
+        let make = |slot| self.outfit.worker(spec(name), slot, Some(now));
+        let worker = self.fleet.admit(make);
+        self.fleet.probed(&worker, true);
+        worker
+    }
+
+    /// Sends a prompt to the worker in slot 1; tells its place and what was believed cached.
+    fn ask(&self, text: &str) -> Placed {
+        let request = Request {
+            prompt: Prompt::text([text.as_bytes(), b"", b""]),
+            ..Request::default()
+        };
+        let wish = Wish {
+            target: Some("1"),
+            tried: &[],
+        };
+        self.fleet.place(&request, wish).unwrap()
+    }
+}
+
+fn spec(name: &str) -> WorkerSpec {
+    WorkerSpec::of(WorkerUrl::parse(&format!("http://{name}:1")).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_workers_that_come_and_go_leave_nothing() {
+    let bench = Bench::new(FleetRules::default());
+    let text = "the same prompt for everybody ".repeat(20);
+    let mut generation = None;
+    for life in 0..10_000 {
+        let worker = bench.join(&format!("w{life}"));
+        assert_eq!(worker.slot, 1);
+        assert!(Some(worker.generation()) > generation);
+        generation = Some(worker.generation());
+        let first = bench.ask(&text);
+        assert_eq!(
+            first.matched_tokens, 0,
+            "nothing is believed of a new worker"
+        );
+        let second = bench.ask(&text);
+        assert!(second.matched_tokens > 0);
+        assert_eq!(worker.load.requests(), 2);
+        worker.metrics.successes.inc();
+        bench.fleet.begin_leaving(&worker);
+        // One request outlives its worker's stay.
+        drop(second);
+        bench.fleet.finish_leaving(&worker).await;
+        if life % 100 == 0 {
+            let next = bench.join("next");
+            assert_eq!((next.slot, next.load.requests()), (1, 0));
+            bench.fleet.begin_leaving(&next);
+            bench.fleet.finish_leaving(&next).await;
+        }
+        drop(first);
+        assert_eq!(worker.load.requests(), 0);
+        assert_eq!(worker.load.queued_tokens(), 0);
+    }
+    let slots = bench.fleet.slots.lock().unwrap().count();
+    assert_eq!((slots, bench.fleet.workers().len()), (2, 1));
+    let page = bench.metrics.render().unwrap();
+    assert!(!page.contains("http://w"), "{page}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_gets_its_share_step_by_step() {
+    let bench = Bench::new(FleetRules {
+        slow_start: Duration::from_secs(10),
+        ..FleetRules::default()
+    });
+    bench.join("newcomer");
+    let share = || {
+        let mut at_newcomer = 0;
+        for seed in 0..2000 {
+            let chance = fastrand::Rng::with_seed(seed).u64(..);
+            let request = Request {
+                chance,
+                ..Request::default()
+            };
+            let placed = bench.fleet.place(&request, Wish::default()).unwrap();
+            at_newcomer += placed.ticket.worker.slot;
+        }
+        at_newcomer
+    };
+    let cold = share();
+    assert!((50..200).contains(&cold), "{cold}");
+    advance(Duration::from_secs(10)).await;
+    bench.fleet.pass_time();
+    let warm = share();
+    assert!((900..1100).contains(&warm), "{warm}");
+}
+
+#[tokio::test]
+async fn the_lowest_free_slot_is_filled_and_the_list_stays_in_order() {
+    let bench = Bench::new(FleetRules::default());
+    let workers = ["a", "b", "c"].map(|name| bench.join(name));
+    for leaver in [&workers[1], &workers[0]] {
+        bench.fleet.begin_leaving(leaver);
+        bench.fleet.finish_leaving(leaver).await;
+    }
+    bench.join("d");
+    let all = bench.fleet.workers();
+    let urls: Vec<_> = all.iter().map(|worker| worker.url.host()).collect();
+    assert_eq!(urls, ["stays", "d", "c"]);
+    let placed = bench.ask("who is in slot 1?");
+    assert_eq!(placed.ticket.worker.url.host(), "d");
+}

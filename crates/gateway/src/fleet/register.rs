@@ -1,0 +1,269 @@
+//! The register of workers: who comes at run time, on which terms, and who leaves.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use routing::{Breaker, BreakerRules, Health, Thresholds, Verdict};
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::slots::Slot;
+use super::worker::NewWorker;
+use super::{
+    Connections, Fleet, HealthSpec, Identity, PoolLimits, Room, Standing, UNKNOWN_MODEL, Worker,
+    WorkerSpec,
+};
+use crate::config::{Options, seconds};
+use crate::telemetry::Metrics;
+
+/// What every worker gets when it comes.
+#[derive(Debug)]
+pub(crate) struct Outfit {
+    metrics: Arc<Metrics>,
+    limits: Arc<PoolLimits>,
+    thresholds: Thresholds,
+    breaker: Option<BreakerRules>,
+    compared: bool,
+    room: Option<Arc<Room>>,
+    startup_timeout: Duration,
+    /// Clients need a key: so may workers.
+    has_key: bool,
+}
+
+impl Outfit {
+    pub(crate) fn new(
+        options: &Options,
+        metrics: &Arc<Metrics>,
+        limits: PoolLimits,
+        room: Option<Arc<Room>>,
+    ) -> Self {
+        Self {
+            metrics: Arc::clone(metrics),
+            limits: Arc::new(limits),
+            thresholds: Thresholds {
+                failure: options.health_failure_threshold,
+                success: options.health_success_threshold,
+            },
+            breaker: options.breaker_rules(),
+            compared: options.outlier_ejection,
+            room,
+            startup_timeout: seconds(options.worker_startup_timeout_secs),
+            has_key: options.api_key.is_some(),
+        }
+    }
+
+    /// A worker on these terms; `came` is when, for one that comes while others work.
+    pub(crate) fn worker(
+        &self,
+        spec: WorkerSpec,
+        slot: Slot,
+        came: Option<Duration>,
+    ) -> Arc<Worker> {
+        let url = spec.url.clone();
+        let model = spec.model.as_deref().unwrap_or(UNKNOWN_MODEL);
+        let health = Health::new(self.thresholds(&spec.health));
+        Arc::new(Worker::new(NewWorker {
+            slot,
+            connections: Connections::new(url.clone(), Arc::clone(&self.limits)),
+            metrics: self.metrics.of_worker(url.as_str()),
+            identity: Identity {
+                model: model.to_owned(),
+                labels: BTreeMap::new(),
+                metrics: self.metrics.model(model),
+            },
+            standing: Standing::new(health, self.breaker.map(Breaker::new), came),
+            compared: self.compared,
+            room: self.room.clone(),
+            spec,
+        }))
+    }
+
+    fn thresholds(&self, health: &HealthSpec) -> Thresholds {
+        let usual = self.thresholds;
+        Thresholds {
+            failure: health.failure_threshold.unwrap_or(usual.failure),
+            success: health.success_threshold.unwrap_or(usual.success),
+        }
+    }
+}
+
+/// Why a worker was not registered.
+#[derive(Debug, Error)]
+pub(crate) enum NotRegistered {
+    /// Its URL is, on other terms.
+    #[error(
+        "Worker {url} already exists with id {id} and other properties; change it by PUT or PATCH /workers/{id}"
+    )]
+    Exists { url: String, id: Uuid },
+    /// Nobody would probe it any more.
+    #[error("the gateway is stopping")]
+    Stopping,
+}
+
+/// Who comes, and on which terms everybody works. One change at a time.
+#[derive(Debug)]
+pub(crate) struct Register {
+    fleet: Arc<Fleet>,
+    outfit: Outfit,
+    /// To those who probe.
+    arrivals: mpsc::Sender<Arc<Worker>>,
+    changing: Mutex<()>,
+}
+
+impl Register {
+    pub(crate) fn new(
+        fleet: Arc<Fleet>,
+        outfit: Outfit,
+        arrivals: mpsc::Sender<Arc<Worker>>,
+    ) -> Self {
+        Self {
+            fleet,
+            outfit,
+            arrivals,
+            changing: Mutex::default(),
+        }
+    }
+
+    /// Everybody.
+    pub(crate) fn fleet(&self) -> &Arc<Fleet> {
+        &self.fleet
+    }
+
+    /// How long a worker may take to come up.
+    pub(crate) fn startup_timeout(&self) -> Duration {
+        self.outfit.startup_timeout
+    }
+
+    /// Registers a worker; tells it and whether it is new. One that has not come up yet may be
+    /// registered again on other terms.
+    pub(crate) async fn add(&self, spec: WorkerSpec) -> Result<(Arc<Worker>, bool), NotRegistered> {
+        // First of all, so that no worker can be there without a prober.
+        let arrival = self.arrivals.reserve().await;
+        let arrival = arrival.map_err(|_| NotRegistered::Stopping)?;
+        let changing = self.changing.lock();
+        if let Some(worker) = self.fleet.find(spec.url.as_str()) {
+            self.outfit.metrics.registered("duplicate");
+            return self.again(&worker, spec).map(|()| (worker, false));
+        }
+        self.warn_of_no_key(&spec);
+        let url = spec.url.clone();
+        let now = self.fleet.now();
+        let make = |slot| self.outfit.worker(spec, slot, Some(now));
+        let worker = self.fleet.admit(make);
+        drop(changing);
+        arrival.send(Arc::clone(&worker));
+        info!(worker = %url, id = %worker.id, "worker registered");
+        Ok((worker, true))
+    }
+
+    fn again(&self, worker: &Arc<Worker>, spec: WorkerSpec) -> Result<(), NotRegistered> {
+        let same = worker.terms.load().spec == spec;
+        if matches!(Fleet::verdict(worker), Verdict::Pending | Verdict::Failed) {
+            self.agree(worker, spec);
+        } else if !same {
+            return Err(NotRegistered::Exists {
+                url: worker.url.to_string(),
+                id: worker.id,
+            });
+        }
+        Ok(())
+    }
+
+    /// Changes the terms of a worker: `change` makes them from the present ones, or fails, and
+    /// then nothing is changed.
+    pub(crate) fn change<E>(
+        &self,
+        worker: &Arc<Worker>,
+        change: impl FnOnce(&WorkerSpec) -> Result<WorkerSpec, E>,
+    ) -> Result<(), E> {
+        let changing = self.changing.lock();
+        let spec = change(&worker.terms.load().spec)?;
+        self.warn_of_no_key(&spec);
+        self.agree(worker, spec);
+        drop(changing);
+        info!(worker = %worker.url, "worker changed by request");
+        Ok(())
+    }
+
+    fn agree(&self, worker: &Arc<Worker>, spec: WorkerSpec) {
+        let thresholds = self.outfit.thresholds(&spec.health);
+        worker.terms.store(Arc::new(spec.into()));
+        self.fleet.change(worker, |standing| {
+            standing.health.set_thresholds(thresholds);
+            standing.health.start_over();
+        });
+        self.fleet.name(worker, None, &self.outfit.metrics);
+        // Its prober looks at the new terms.
+        worker.wake.notify_one();
+    }
+
+    /// A worker leaves: no new requests, and it is gone once those it has are done.
+    pub(crate) fn remove(&self, worker: &Arc<Worker>) {
+        if self.fleet.begin_leaving(worker) {
+            self.outfit.metrics.deregistered("removed");
+            let (fleet, worker) = (Arc::clone(&self.fleet), Arc::clone(worker));
+            tokio::spawn(async move { fleet.finish_leaving(&worker).await });
+        }
+    }
+
+    /// Waits for a worker to get ready, no longer than it may take to come up.
+    pub(crate) async fn until_ready(&self, worker: &Worker) -> bool {
+        self.fleet.until_ready(worker, self.startup_timeout()).await
+    }
+
+    fn warn_of_no_key(&self, spec: &WorkerSpec) {
+        if self.outfit.has_key && spec.key.is_none() {
+            warn!(worker = %spec.url, "the gateway has an API key, this worker has none");
+        }
+    }
+}
+
+impl Fleet {
+    /// The worker at a URL; of several the one that is not leaving.
+    pub(crate) fn find(&self, url: &str) -> Option<Arc<Worker>> {
+        let url = url.trim_end_matches('/');
+        let workers = self.workers();
+        let mut named = workers.iter().filter(|worker| worker.url.as_str() == url);
+        named.find(|worker| !worker.is_leaving()).cloned()
+    }
+
+    /// Takes a worker in, at the lowest free slot.
+    pub(super) fn admit(self: &Arc<Self>, make: impl FnOnce(Slot) -> Arc<Worker>) -> Arc<Worker> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let worker = make(slots.take());
+        // A worker has one fleet.
+        let _ = worker.home.set(Arc::downgrade(self));
+        self.workers.rcu(|workers| {
+            let at = workers.partition_point(|other| other.slot < worker.slot);
+            let mut more = Vec::clone(workers);
+            more.insert(at, Arc::clone(&worker));
+            more
+        });
+        drop(slots);
+        self.introduce();
+        worker
+    }
+
+    /// A worker has left: nothing is kept of it, and its slot is for the next.
+    pub(super) fn dismiss(&self, worker: &Worker) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.workers.rcu(|workers| {
+            let stays = workers.iter().filter(|other| other.id != worker.id);
+            stays.cloned().collect::<Vec<_>>()
+        });
+        if let Some(outliers) = &self.outliers {
+            let mut outliers = outliers.lock().unwrap_or_else(PoisonError::into_inner);
+            outliers.forget(worker.slot);
+        }
+        slots.give_back(worker.slot());
+        drop(slots);
+        let twins = before.iter().filter(|other| other.url == worker.url);
+        if twins.count() < 2 {
+            worker.metrics.forget();
+        }
+        self.introduce();
+    }
+}

@@ -1,0 +1,69 @@
+//! What somebody says of a worker, besides what it tells itself.
+
+use std::collections::BTreeMap;
+
+use http::HeaderValue;
+use routing::PolicyKind;
+use serde_json::{Map, Value};
+
+use crate::config::{Secret, WorkerUrl};
+
+/// A worker as it is registered.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct WorkerSpec {
+    pub(crate) url: WorkerUrl,
+    /// Shown to the worker.
+    pub(crate) key: Option<Secret>,
+    /// The model it serves, whatever it tells.
+    pub(crate) model: Option<String>,
+    /// The policy its label asks for.
+    pub(crate) policy: Option<PolicyKind>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) health: HealthSpec,
+    /// What is kept for those who ask, as it was told: priority, cost, parsers, ports.
+    pub(crate) about: Map<String, Value>,
+}
+
+/// How it is probed, where that differs from the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HealthSpec {
+    pub(crate) timeout_secs: Option<u64>,
+    pub(crate) interval_secs: Option<u64>,
+    pub(crate) success_threshold: Option<u32>,
+    pub(crate) failure_threshold: Option<u32>,
+    pub(crate) disabled: Option<bool>,
+}
+
+impl WorkerSpec {
+    /// Of whom only the address is known.
+    pub(crate) fn of(url: WorkerUrl) -> Self {
+        Self {
+            url,
+            key: None,
+            model: None,
+            policy: None,
+            labels: BTreeMap::new(),
+            health: HealthSpec::default(),
+            about: Map::new(),
+        }
+    }
+}
+
+/// The terms on which a worker works: what was said of it, ready for use.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) spec: WorkerSpec,
+    /// `Bearer <key>`, when it has a key.
+    pub(crate) bearer: Option<HeaderValue>,
+}
+
+impl From<WorkerSpec> for Terms {
+    fn from(spec: WorkerSpec) -> Self {
+        let bearer = spec.key.as_ref().and_then(|key| {
+            let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        });
+        Self { spec, bearer }
+    }
+}

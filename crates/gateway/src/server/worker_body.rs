@@ -1,0 +1,353 @@
+//! What a request says of a worker, in the words of 0.3.2 or of its successors.
+
+use http::HeaderValue;
+use routing::PolicyKind;
+use serde_json::{Map, Value};
+
+use crate::config::{Secret, WorkerUrl};
+use crate::error::Error;
+use crate::fleet::WorkerSpec;
+
+/// The fields of a request's body.
+pub(super) type Fields = Map<String, Value>;
+
+/// Field and the feature it waits for.
+const UNBUILT: [(&str, &str); 8] = [
+    ("dp_aware", "data-parallel routing"),
+    ("dp_base_url", "data-parallel routing"),
+    ("dp_rank", "data-parallel routing"),
+    ("dp_size", "data-parallel routing"),
+    ("provider", "OpenAI-compatible backends"),
+    ("zmq_handshake_address", "ZMQ workers"),
+    (
+        "resilience",
+        "resilience of one worker (the gateway's own is for all)",
+    ),
+    (
+        "http_pool",
+        "connections of one worker (the gateway's own options are for all)",
+    ),
+];
+
+/// The URL, normalised.
+pub(super) fn url(fields: &Fields) -> Result<WorkerUrl, Error> {
+    let url = fields.get("url").filter(|url| !url.is_null());
+    let url = url.ok_or_else(|| wrong("url", "is missing"))?;
+    let url = url
+        .as_str()
+        .ok_or_else(|| wrong("url", "must be a string"))?;
+    WorkerUrl::parse(url).map_err(|why| wrong("url", &format!("{url:?} {why}")))
+}
+
+/// A key, if it can be shown to a worker.
+pub(super) fn key(key: &str) -> Result<Secret, Error> {
+    if key.is_empty() || HeaderValue::try_from(key).is_err() {
+        return Err(wrong("api_key", "must be non-empty and fit into a header"));
+    }
+    Ok(Secret::from(key.to_owned()))
+}
+
+/// What these fields make of a worker on present terms. Unknown fields are ignored, null is as
+/// if it was not there.
+pub(super) fn read(fields: &Fields, present: &WorkerSpec) -> Result<WorkerSpec, Error> {
+    let mut spec = present.clone();
+    for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+        refuse_unbuilt(name, value)?;
+        match name.as_str() {
+            "url" if url(fields)? != spec.url => {
+                let why = format!("must be the worker's own, {}", spec.url);
+                return Err(wrong("url", &why));
+            }
+            "api_key" => spec.key = Some(key(text(name, value)?)?),
+            "labels" => read_labels(value, &mut spec)?,
+            "health" => read_health(value, &mut spec)?,
+            "model_id" => {
+                let model = non_empty(name, value)?;
+                if fields
+                    .get("models")
+                    .and_then(card_id)
+                    .is_some_and(|id| id != model)
+                {
+                    return Err(wrong(name, "and models[0].id must be the same"));
+                }
+                if !fields.contains_key("models") {
+                    spec.about.remove("models");
+                }
+                spec.model = Some(model.to_owned());
+            }
+            "models" => read_models(value, &mut spec)?,
+            _ if read_probe(name, value, &mut spec)? => {}
+            _ => read_about(name, value, &mut spec)?,
+        }
+    }
+    Ok(spec)
+}
+
+/// Fields that would change what the gateway does, if it could.
+fn refuse_unbuilt(name: &str, value: &Value) -> Result<(), Error> {
+    let found = UNBUILT.iter().find(|(unbuilt, _)| *unbuilt == name);
+    let harmless = match value {
+        Value::Bool(on) => !on,
+        Value::Object(fields) => fields.is_empty(),
+        // One rank is what every worker has.
+        Value::Number(_) => name == "dp_size" && *value == 1,
+        _ => false,
+    };
+    match found {
+        Some((_, feature)) if !harmless => Err(unbuilt(name, feature)),
+        _ => Ok(()),
+    }
+}
+
+fn read_labels(value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
+    let labels = value.as_object();
+    for (name, value) in labels.ok_or_else(|| wrong("labels", "must be an object"))? {
+        let field = format!("labels.{name}");
+        let value = text(&field, value)?;
+        if name == "policy" {
+            let policy = PolicyKind::named(value);
+            let unknown = || wrong(&field, &format!("names no policy: {value:?}"));
+            spec.policy = Some(policy.ok_or_else(unknown)?);
+        }
+        spec.labels.insert(name.clone(), value.to_owned());
+    }
+    Ok(())
+}
+
+fn read_health(value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
+    let health = value.as_object();
+    let health = health.ok_or_else(|| wrong("health", "must be an object"))?;
+    for (name, value) in health.iter().filter(|(_, value)| !value.is_null()) {
+        if name == "drain_settle_secs" {
+            let why = "is not supported: a worker that leaves finishes what it has (worker_drain_timeout_secs)";
+            return Err(wrong("health.drain_settle_secs", why));
+        }
+        read_probe(name, value, spec)?;
+    }
+    Ok(())
+}
+
+/// Reads a field about probes, if it is one; both vocabularies.
+fn read_probe(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<bool, Error> {
+    let health = &mut spec.health;
+    match name {
+        "timeout_secs" | "health_check_timeout_secs" => {
+            health.timeout_secs = Some(at_least_one(name, value, u64::MAX)?);
+        }
+        "check_interval_secs" | "health_check_interval_secs" => {
+            health.interval_secs = Some(at_least_one(name, value, u64::MAX)?);
+        }
+        "success_threshold" | "health_success_threshold" => {
+            health.success_threshold = Some(threshold(name, value)?);
+        }
+        "failure_threshold" | "health_failure_threshold" => {
+            health.failure_threshold = Some(threshold(name, value)?);
+        }
+        "disable_health_check" => {
+            let disabled = value.as_bool();
+            health.disabled = Some(disabled.ok_or_else(|| wrong(name, "must be true or false"))?);
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn read_models(value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
+    let cards = value.as_array();
+    let cards = cards.ok_or_else(|| wrong("models", "must be a list of model cards"))?;
+    let Some(card) = cards.first() else {
+        return Ok(());
+    };
+    if cards.len() > 1 {
+        return Err(unbuilt("models", "several models of one worker"));
+    }
+    let id = card_id(value).filter(|id| !id.is_empty());
+    let id = id.ok_or_else(|| wrong("models[0].id", "must be a non-empty string"))?;
+    let aliases = card.get("aliases").and_then(Value::as_array);
+    if aliases.is_some_and(|aliases| !aliases.is_empty()) {
+        return Err(unbuilt("models[0].aliases", "other names of a model"));
+    }
+    spec.model = Some(id.to_owned());
+    spec.about.insert("models".to_owned(), value.clone());
+    Ok(())
+}
+
+fn card_id(models: &Value) -> Option<&str> {
+    models.get(0)?.get("id")?.as_str()
+}
+
+/// What is kept for those who ask, or says what a worker is in any case.
+fn read_about(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
+    match name {
+        "worker_type" => match text(name, value)? {
+            "regular" => {}
+            "prefill" | "decode" | "encode" => {
+                return Err(unbuilt(name, "prefill/decode routing"));
+            }
+            _ => return Err(wrong(name, "must be regular")),
+        },
+        "connection_mode" => match text(name, value)?.to_ascii_lowercase().as_str() {
+            "http" => {}
+            "grpc" => return Err(wrong(name, "gRPC workers are not supported yet; use http")),
+            "zmq" => return Err(unbuilt(name, "ZMQ workers")),
+            _ => return Err(wrong(name, "must be http")),
+        },
+        "runtime" | "runtime_type" => match text(name, value)? {
+            runtime @ ("unspecified" | "sglang" | "vllm" | "trtllm" | "mlx" | "tokenspeed") => {
+                spec.about.insert("runtime_type".to_owned(), runtime.into());
+            }
+            "external" => return Err(unbuilt(name, "OpenAI-compatible backends")),
+            _ => return Err(wrong(name, "names no runtime")),
+        },
+        "priority" | "max_connection_attempts" | "kv_block_size" => {
+            whole(name, value, u32::MAX.into())?;
+            spec.about.insert(name.to_owned(), value.clone());
+        }
+        "bootstrap_port" => {
+            whole(name, value, u16::MAX.into())?;
+            spec.about.insert(name.to_owned(), value.clone());
+        }
+        "cost" => {
+            let cost = value.as_f64().filter(|cost| *cost >= 0.0);
+            let cost = cost.ok_or_else(|| wrong(name, "must be a number from 0 up"))?;
+            spec.about.insert(name.to_owned(), cost.into());
+        }
+        "tokenizer_path" | "chat_template" | "reasoning_parser" | "tool_parser"
+        | "kv_connector" | "kv_role" | "kv_engine_id" => {
+            spec.about
+                .insert(name.to_owned(), text(name, value)?.into());
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn text<'a>(name: &str, value: &'a Value) -> Result<&'a str, Error> {
+    value
+        .as_str()
+        .ok_or_else(|| wrong(name, "must be a string"))
+}
+
+fn non_empty<'a>(name: &str, value: &'a Value) -> Result<&'a str, Error> {
+    let text = text(name, value)?;
+    let text = Some(text).filter(|text| !text.is_empty());
+    text.ok_or_else(|| wrong(name, "must not be empty"))
+}
+
+fn whole(name: &str, value: &Value, most: u64) -> Result<u64, Error> {
+    let number = value.as_u64().filter(|number| *number <= most);
+    number.ok_or_else(|| wrong(name, &format!("must be a whole number up to {most}")))
+}
+
+fn at_least_one(name: &str, value: &Value, most: u64) -> Result<u64, Error> {
+    let number = Some(whole(name, value, most)?).filter(|number| *number > 0);
+    number.ok_or_else(|| wrong(name, "must be at least 1"))
+}
+
+fn threshold(name: &str, value: &Value) -> Result<u32, Error> {
+    Ok(at_least_one(name, value, u32::MAX.into())? as u32)
+}
+
+fn wrong(field: &str, why: &str) -> Error {
+    Error::WorkerSpec(format!("{field}: {why}"))
+}
+
+fn unbuilt(field: &str, feature: &str) -> Error {
+    Error::WorkerSpec(format!(
+        "'{field}' is not supported yet: {feature} is not built"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(json: &str) -> Result<WorkerSpec, Error> {
+        let fields: Fields = serde_json::from_str(json).unwrap();
+        read(&fields, &WorkerSpec::of(url(&fields)?))
+    }
+
+    #[test]
+    fn both_vocabularies_say_the_same() {
+        let old = said(
+            r#"{"url":"gpu:1","model_id":"m","health_check_timeout_secs":3,"health_check_interval_secs":4,
+               "health_success_threshold":1,"health_failure_threshold":2,"disable_health_check":true,
+               "runtime":"vllm","dp_aware":false,"nonsense":[1]}"#,
+        );
+        let new = said(
+            r#"{"url":"http://gpu:1/","models":[{"id":"m"}],"runtime_type":"vllm","resilience":{},
+               "health":{"timeout_secs":3,"check_interval_secs":4,"success_threshold":1,
+                         "failure_threshold":2,"disable_health_check":true}}"#,
+        );
+        let (old, mut new) = (old.unwrap(), new.unwrap());
+        assert!(new.about.remove("models").is_some());
+        assert_eq!(old, new);
+        assert_eq!(old.url.as_str(), "http://gpu:1");
+        assert_eq!(old.model.as_deref(), Some("m"));
+        assert_eq!(old.health.interval_secs, Some(4));
+    }
+
+    #[test]
+    fn a_bad_field_is_named() {
+        for (fields, named) in [
+            (r#""worker_type":"prefill""#, "worker_type"),
+            (r#""worker_type":"odd""#, "worker_type"),
+            (r#""connection_mode":"grpc""#, "connection_mode"),
+            (r#""connection_mode":"zmq""#, "connection_mode"),
+            (r#""dp_aware":true"#, "dp_aware"),
+            (r#""dp_size":2"#, "dp_size"),
+            (r#""dp_rank":0"#, "dp_rank"),
+            (r#""resilience":{"max_retries":1}"#, "resilience"),
+            (r#""http_pool":{"timeout_secs":1}"#, "http_pool"),
+            (r#""runtime":"external""#, "runtime"),
+            (r#""provider":"xai""#, "provider"),
+            (r#""priority":-1"#, "priority"),
+            (r#""cost":"high""#, "cost"),
+            (r#""bootstrap_port":70000"#, "bootstrap_port"),
+            (r#""labels":{"a":1}"#, "labels.a"),
+            (r#""labels":{"policy":"fastest"}"#, "labels.policy"),
+            (r#""labels":[]"#, "labels"),
+            (r#""health":{"timeout_secs":0}"#, "timeout_secs"),
+            (r#""health":{"drain_settle_secs":5}"#, "drain_settle_secs"),
+            (
+                r#""health_success_threshold":0"#,
+                "health_success_threshold",
+            ),
+            (r#""disable_health_check":"no""#, "disable_health_check"),
+            (r#""api_key":"""#, "api_key"),
+            (r#""api_key":"a\nb""#, "api_key"),
+            (r#""models":[{"id":"a"},{"id":"b"}]"#, "models"),
+            (
+                r#""models":[{"id":"a","aliases":["b"]}]"#,
+                "models[0].aliases",
+            ),
+            (r#""models":[{}]"#, "models[0].id"),
+            (r#""model_id":"a","models":[{"id":"b"}]"#, "model_id"),
+            (r#""model_id":"""#, "model_id"),
+        ] {
+            let error = said(&format!(r#"{{"url":"gpu:1",{fields}}}"#)).unwrap_err();
+            assert!(error.to_string().contains(named), "{fields}: {error}");
+            assert_eq!(
+                (error.status().as_u16(), error.code()),
+                (400, "BAD_REQUEST")
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_said_later_adds_to_what_was_said_before() {
+        let before = said(r#"{"url":"gpu:1","api_key":"k","labels":{"a":"1","b":"2"},"cost":2}"#);
+        let later: Fields = serde_json::from_str(
+            r#"{"labels":{"b":"3","policy":"leastload"},"priority":9,"cost":null}"#,
+        )
+        .unwrap();
+        let after = read(&later, &before.unwrap()).unwrap();
+        assert_eq!((&*after.labels["a"], &*after.labels["b"]), ("1", "3"));
+        assert_eq!(after.policy, Some(PolicyKind::LeastLoad));
+        assert_eq!(
+            (&after.about["cost"], &after.about["priority"]),
+            (&2.0.into(), &9.into())
+        );
+        assert!(after.key.is_some());
+    }
+}

@@ -1,0 +1,114 @@
+//! A worker's label decides which policy its model has.
+
+use routing::PolicyKind;
+use serde_json::json as value;
+
+use crate::support::{Reply, Running, Worker, get, json, ok, options, raw, start_with, until};
+use crate::workers::{add, until_status};
+
+/// A worker that serves this model.
+async fn serving(model: &'static str) -> Worker {
+    Worker::listening(0, move |request| match request.path() {
+        "/server_info" => json(200, &format!(r#"{{"served_model_name":"{model}"}}"#)),
+        _ => ok(),
+    })
+    .await
+}
+
+async fn gateway() -> Running {
+    let mut options = options(&[]);
+    options.policy = PolicyKind::CacheAware;
+    start_with(options).await
+}
+
+async fn asked(gateway: &Running, model: &str) -> Reply {
+    let body = format!(r#"{{"model":"{model}","prompt":"p"}}"#);
+    let request = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\nx-smg-explain: 1\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    raw(gateway, request.as_bytes()).await
+}
+
+/// The policy that chose for a request.
+async fn policy(gateway: &Running, model: &str) -> String {
+    let reply = asked(gateway, model).await;
+    assert_eq!(reply.status, 200);
+    let policy = reply.header("x-smg-routed-policy").to_owned();
+    let told = get(gateway, "/debug/decisions?limit=1").await.json();
+    assert_eq!(told["decisions"][0]["policy"], *policy);
+    policy
+}
+
+async fn joined(gateway: &Running, worker: &Worker, labels: serde_json::Value) -> String {
+    let id = add(gateway, &value!({"url": worker.url(), "labels": labels})).await;
+    until_status(gateway, &id, "ready").await;
+    id
+}
+
+#[tokio::test]
+async fn the_first_worker_of_a_model_decides_until_its_last_one_has_left() {
+    let gateway = gateway().await;
+    let workers = [serving("a").await, serving("a").await, serving("a").await];
+    let first = joined(&gateway, &workers[0], value!({"policy": "roundrobin"})).await;
+    // Also where only one model is served, whatever a request calls it.
+    assert_eq!(policy(&gateway, "a").await, "round_robin");
+    assert_eq!(policy(&gateway, "whatever").await, "round_robin");
+    let second = joined(&gateway, &workers[1], value!({"policy": "random"})).await;
+    assert_eq!(policy(&gateway, "a").await, "round_robin");
+    remove(&gateway, &first).await;
+    assert_eq!(policy(&gateway, "a").await, "round_robin");
+    remove(&gateway, &second).await;
+    joined(&gateway, &workers[2], value!({})).await;
+    assert_eq!(policy(&gateway, "a").await, "cache_aware");
+    let page = gateway.metrics().await;
+    for (policy, times) in [("round_robin", 4), ("cache_aware", 1)] {
+        let line = format!(
+            r#"smg_worker_selection_total{{connection_mode="http",model="a",policy="{policy}",worker_type="regular"}} {times}"#
+        );
+        assert!(page.contains(&line), "{line}\n{page}");
+    }
+}
+
+async fn remove(gateway: &Running, id: &str) {
+    let line = format!("DELETE /workers/{id} HTTP/1.1\r\nhost: g\r\n\r\n");
+    assert_eq!(raw(gateway, line.as_bytes()).await.status, 202);
+    let path = format!("/workers/{id}");
+    until(|| async { get(gateway, &path).await.status == 404 }).await;
+}
+
+#[tokio::test]
+async fn a_label_on_a_later_worker_decides_nothing() {
+    let gateway = gateway().await;
+    let workers = [serving("a").await, serving("a").await];
+    let first = joined(&gateway, &workers[0], value!({})).await;
+    joined(&gateway, &workers[1], value!({"policy": "random"})).await;
+    assert_eq!(policy(&gateway, "a").await, "cache_aware");
+    remove(&gateway, &first).await;
+    assert_eq!(policy(&gateway, "a").await, "cache_aware");
+}
+
+#[tokio::test]
+async fn every_model_has_the_policy_of_its_own_label() {
+    let gateway = gateway().await;
+    let workers = [serving("a").await, serving("b").await, serving("c").await];
+    joined(&gateway, &workers[0], value!({"policy": "power_of_two"})).await;
+    joined(&gateway, &workers[1], value!({"policy": "LeastLoad"})).await;
+    joined(&gateway, &workers[2], value!({})).await;
+    for (model, wanted) in [
+        ("a", "power_of_two"),
+        ("b", "least_load"),
+        ("c", "cache_aware"),
+        ("an adapter", "cache_aware"),
+    ] {
+        assert_eq!(policy(&gateway, model).await, wanted, "{model}");
+    }
+    let body = r#"{"model":"b","prompt":"p"}"#;
+    let dry = crate::support::post(&gateway, "/route/explain", body)
+        .await
+        .json();
+    assert_eq!(
+        (&dry["policy"], &dry["candidates"][0]["worker"]),
+        (&"least_load".into(), &workers[1].url().into())
+    );
+}
