@@ -222,7 +222,9 @@ impl Fleet {
         let (before, after, result) = worker.change(change);
         if before.circuit != after.circuit {
             let (from, to) = (before.circuit.as_str(), after.circuit.as_str());
-            worker.metrics.transition(from, to);
+            if !worker.gone.load(Relaxed) {
+                worker.metrics.transition(from, to);
+            }
             if after.circuit == Circuit::Open {
                 warn!(worker = %worker.url, from, to, "circuit breaker opened");
             } else {

@@ -40,7 +40,7 @@ impl Cors {
             (ANY, ANY)
         } else {
             (
-                HeaderValue::from_static("GET, POST, PATCH, DELETE, OPTIONS"),
+                HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE, OPTIONS"),
                 HeaderValue::from_static("content-type, authorization"),
             )
         };
