@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
+
 use crate::config::{ConfigError, Options, WorkerUrl, seconds};
 use crate::fleet::{
     Fleet, FleetRules, Outfit, Policies, PoolLimits, Register, Room, Slot, Worker, WorkerSpec,
 };
 use crate::telemetry::Metrics;
-use tokio::sync::mpsc;
 
 /// Workers that may be registered before their probers have started.
 const ARRIVALS: usize = 64;
@@ -20,6 +21,7 @@ pub(super) struct Assembled {
     pub(super) arrivals: mpsc::Receiver<Arc<Worker>>,
 }
 
+/// Puts the fleet together.
 pub(super) fn fleet(
     options: &Options,
     metrics: &Arc<Metrics>,
