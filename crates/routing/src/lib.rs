@@ -29,6 +29,6 @@ pub use outcome::{Again, Mark, Meaning, Outcome};
 pub use outlier::{Ejection, Figures, Misfit, Outliers};
 pub use policy::{Branch, Params, Pick, Policy, PolicyKind, Ranked};
 pub use prompt::Prompt;
-pub use request::{Draw, Request};
+pub use request::{Draw, Request, Sender};
 pub use retry::{RetryBudget, RetryRules};
 pub use warm::{thin, warmth};

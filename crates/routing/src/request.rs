@@ -1,8 +1,15 @@
 //! What a policy may know about a request.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::Prompt;
+
+/// Who sends a request, as far as that can be told.
+pub trait Sender: fmt::Debug + Sync {
+    /// What tells this client from others, when anything does.
+    fn mark(&self) -> Option<&[u8]>;
+}
 
 /// One request, as far as routing is concerned.
 #[derive(Clone, Copy, Debug, Default)]
@@ -13,6 +20,8 @@ pub struct Request<'a> {
     pub prompt: Prompt<'a>,
     /// `X-SMG-Routing-Key`, when the client sent one: requests with equal keys belong together.
     pub routing_key: Option<&'a str>,
+    /// The client, for policies that keep its requests together without a key, too.
+    pub sender: Option<&'a dyn Sender>,
     /// Time since some fixed moment, for what ages.
     pub now: Duration,
     /// The caller's share of chance: 64 random bits, so that decisions replay.

@@ -160,10 +160,12 @@ impl Proxy {
     ) -> Result<Value, Error> {
         let body = inbound::read(body, self.max_payload).await?;
         let peek = Peek::read(&body)?;
+        let sender = self.sender(&parts.headers);
         let request = RoutingRequest {
             model: peek.model.as_deref(),
             prompt: peek.prompt(peek.likely_endpoint().prompt),
             routing_key: header_text(&parts.headers, "x-smg-routing-key"),
+            sender: Some(&sender),
             now: self.fleet.now(),
             chance: fastrand::u64(..),
         };

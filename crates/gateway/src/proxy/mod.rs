@@ -10,6 +10,7 @@ mod peek;
 mod relay;
 mod rerank;
 mod seek;
+mod sender;
 mod tries;
 
 use std::sync::{Arc, Mutex};
@@ -33,6 +34,7 @@ use crate::telemetry::{BranchMetrics, Metrics};
 use decisions::Decisions;
 use outbound::HeaderRules;
 use peek::Peek;
+use sender::ClientHeaders;
 use tries::Job;
 
 /// Carries requests to workers.
@@ -138,6 +140,13 @@ impl Proxy {
         outcome
     }
 
+    fn sender<'a>(&self, headers: &'a HeaderMap) -> ClientHeaders<'a> {
+        ClientHeaders {
+            headers,
+            shared_credentials: self.rules.credentials_are_ours,
+        }
+    }
+
     async fn carry(
         &self,
         row: &'static Inference,
@@ -150,10 +159,12 @@ impl Proxy {
         outbound::prepare(&mut parts, row);
         inbound::check_declared(row.undeclared, &parts.headers)?;
         let peek = Peek::read(&body)?;
+        let sender = self.sender(&parts.headers);
         let routing = RoutingRequest {
             model: peek.model.as_deref(),
             prompt: peek.prompt(row.prompt),
             routing_key: header_text(&parts.headers, "x-smg-routing-key"),
+            sender: Some(&sender),
             now: self.fleet.now(),
             chance: fastrand::u64(..),
         };

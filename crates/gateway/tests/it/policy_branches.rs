@@ -159,3 +159,23 @@ async fn policies_with_one_way_have_no_such_metrics() {
     assert!(page.contains("smg_worker_selection_total"), "{page}");
     assert!(!page.contains("_policy_"), "{page}");
 }
+
+#[tokio::test]
+async fn what_tells_a_client_stands_for_the_key_it_does_not_send() {
+    let workers = [Worker::doing(ok()).await, Worker::doing(ok()).await];
+    let gateway = under(PolicyKind::ConsistentHashing, &[&workers[0], &workers[1]]).await;
+    for client in [
+        "authorization: Bearer a\r\n",
+        "x-forwarded-for: 10.0.0.1\r\n",
+    ] {
+        let before = workers[0].received().len();
+        for _ in 0..10 {
+            let request = posting("/generate", client, "{}");
+            assert_eq!(raw(&gateway, &request).await.status, 200);
+        }
+        let here = workers[0].received().len() - before;
+        assert!([0, 10].contains(&here), "{client}: {here} of 10");
+    }
+    let counted = branches(&gateway, PolicyKind::ConsistentHashing).await;
+    assert_eq!(counted, named([("routing_key_hit", 20)]));
+}

@@ -9,7 +9,8 @@ use crate::{Candidates, Pick, Request};
 ///
 /// A worker with more than `ceil(load_factor × (requests in flight + 1) / workers)` requests
 /// is passed over for the next on the ring (Mirrokni, Thorup & Zadimoghaddam, 2018): a
-/// popular key spills instead of drowning its worker. Requests without a key go anywhere.
+/// popular key spills instead of drowning its worker. What tells the client stands for a key
+/// that is not there; requests without either go anywhere.
 #[derive(Debug)]
 pub(super) struct ConsistentHashing {
     ring: SharedRing,
@@ -28,12 +29,13 @@ impl ConsistentHashing {
 impl Policy for ConsistentHashing {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
         let mut draw = request.draw();
-        let Some(key) = request.key() else {
+        let key = request.key().map(str::as_bytes);
+        let Some(key) = key.or_else(|| request.sender?.mark()) else {
             let anybody = from.wrapping(draw.index(from.count()));
             return Pick::by(Branch::RandomFallback, anybody);
         };
         let most = (self.factor * from.share_of_next()).ceil();
-        let (ring, at) = (self.ring.read(from), position(key.as_bytes()));
+        let (ring, at) = (self.ring.read(from), position(key));
         ring.bounded(from, at, most, Branch::RoutingKeyHit)
             .unwrap_or_else(|| {
                 let least = from.cheapest(&mut draw, |candidate| candidate.load.requests());
