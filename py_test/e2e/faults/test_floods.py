@@ -110,7 +110,7 @@ def test_clients_that_hold_connections_do_not_slow_down_others(workers, gateway,
     fleet = workers(2)
     door = gateway([w.url for w in fleet], "--policy", "round_robin")
     ratios: list[tuple[float, float, float]] = []
-    for _ in range(3):
+    for _ in range(5):
         calm = p99(start, door.url)
         with flood(door.url, room_for_idle):
             stormy = p99(start, door.url)
