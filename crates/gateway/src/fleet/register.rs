@@ -16,7 +16,7 @@ use super::{
     Connections, Fleet, HealthSpec, Identity, PoolLimits, Room, Standing, UNKNOWN_MODEL, Worker,
     WorkerSpec,
 };
-use crate::config::{Options, seconds};
+use crate::config::{Options, WorkerUrl, seconds};
 use crate::telemetry::Metrics;
 
 /// What every worker gets when it comes.
@@ -137,19 +137,25 @@ impl Register {
         self.outfit.startup_timeout
     }
 
-    /// Registers a worker; tells it and whether it is new. One that has not come up yet may be
-    /// registered again on other terms.
-    pub(crate) async fn add(&self, spec: WorkerSpec) -> Result<(Arc<Worker>, bool), NotRegistered> {
+    /// Registers a worker; tells it and whether it is new. `say` makes its terms from the present
+    /// ones: what it does not say stays. Those of a worker that has been up are not changed so.
+    pub(crate) async fn add<E: From<NotRegistered>>(
+        &self,
+        url: &WorkerUrl,
+        say: impl FnOnce(&WorkerSpec) -> Result<WorkerSpec, E>,
+    ) -> Result<(Arc<Worker>, bool), E> {
         // First of all, so that no worker can be there without a prober.
         let arrival = self.arrivals.reserve().await;
         let arrival = arrival.map_err(|_| NotRegistered::Stopping)?;
         let changing = self.changing.lock();
-        if let Some(worker) = self.fleet.find(spec.url.as_str()) {
+        if let Some(worker) = self.fleet.find(url.as_str()) {
+            let spec = say(&worker.terms.load().spec)?;
             self.outfit.metrics.registered("duplicate");
-            return self.again(&worker, spec).map(|()| (worker, false));
+            self.again(&worker, spec)?;
+            return Ok((worker, false));
         }
+        let spec = say(&WorkerSpec::of(url.clone()))?;
         self.warn_of_no_key(&spec);
-        let url = spec.url.clone();
         let now = self.fleet.now();
         let make = |slot| self.outfit.worker(spec, slot, Some(now));
         let worker = self.fleet.admit(make);
@@ -162,6 +168,7 @@ impl Register {
     fn again(&self, worker: &Arc<Worker>, spec: WorkerSpec) -> Result<(), NotRegistered> {
         let same = worker.terms.load().spec == spec;
         if matches!(Fleet::verdict(worker), Verdict::Pending | Verdict::Failed) {
+            self.warn_of_no_key(&spec);
             self.agree(worker, spec);
         } else if !same {
             return Err(NotRegistered::Exists {

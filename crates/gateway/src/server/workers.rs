@@ -114,8 +114,9 @@ pub(super) async fn change(
 }
 
 async fn add(register: &Register, fields: &Fields) -> Result<Response<ReplyBody>, Error> {
-    let spec = worker_body::read(fields, &WorkerSpec::of(worker_body::url(fields)?))?;
-    let (worker, _) = register.add(spec).await?;
+    let url = worker_body::url(fields)?;
+    let added = register.add(&url, |spec| worker_body::read(fields, spec));
+    let (worker, _) = added.await?;
     let location = format!("/workers/{}", worker.id);
     let told = json!({
         "status": "accepted",
@@ -152,11 +153,14 @@ pub(super) async fn legacy(
         return Ok(info::text(format!("Successfully removed worker: {url}")));
     }
     let key = parameter(uri, "api_key").filter(|key| !key.is_empty());
-    let spec = WorkerSpec {
-        key: key.map(|key| worker_body::key(&key)).transpose()?,
-        ..WorkerSpec::of(url)
+    let key = key.map(|key| worker_body::key(&key)).transpose()?;
+    let say = |spec: &WorkerSpec| -> Result<_, Error> {
+        Ok(WorkerSpec {
+            key: key.or_else(|| spec.key.clone()),
+            ..spec.clone()
+        })
     };
-    let (worker, is_new) = register.add(spec).await?;
+    let (worker, is_new) = register.add(&url, say).await?;
     if register.until_ready(&worker).await {
         let url = &worker.url;
         return Ok(info::text(format!("Successfully added worker: {url}")));

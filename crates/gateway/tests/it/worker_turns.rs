@@ -2,9 +2,12 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use gateway::Gateway;
 use serde_json::{Value, json as value};
 
-use crate::support::{Client, Step, Worker, get, ok, options, post, start, start_with, until};
+use crate::support::{
+    Client, Running, Step, Worker, get, ok, options, post, raw, start, start_with, until,
+};
 use crate::workers::{add, bare, shown, until_gone, until_status};
 
 #[tokio::test]
@@ -68,6 +71,54 @@ async fn a_url_may_come_back_while_its_last_worker_still_leaves() {
     assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
     drop(client);
     until_gone(&gateway, &old).await;
-    let health = format!("smg_worker_health{{worker=\"{}\"}} 1", worker.url());
-    assert!(gateway.metrics().await.contains(&health));
+    let (page, url) = (gateway.metrics().await, worker.url());
+    let health = format!("smg_worker_health{{worker=\"{url}\"}} 1");
+    assert!(page.contains(&health), "{page}");
+    // Counted, not gauged: it is the newcomer's, and went on when the old one was forgotten.
+    let outcomes = page.lines().filter(|line| {
+        let counter = line.starts_with("smg_worker_cb_outcomes_total{");
+        counter && line.contains(&url) && line.contains(r#"outcome="success""#)
+    });
+    let counted: Vec<u64> = outcomes
+        .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
+        .collect();
+    assert!(counted.len() == 1 && counted[0] >= 1, "{page}");
+}
+
+#[tokio::test]
+async fn who_registers_a_worker_again_before_it_is_up_says_only_what_changes() {
+    let dead = Worker::doing(ok()).await;
+    let (url, port) = (dead.url(), dead.port());
+    dead.kill().await;
+    let mut options = options(&[]);
+    options.worker_urls = vec![url.clone()];
+    options.api_key = Some("k".to_owned().into());
+    let gateway = Running {
+        gateway: Gateway::start(&options).unwrap(),
+    };
+    let ask = async |line: &str, body: &Value| {
+        let body = body.to_string();
+        let head = format!(
+            "{line} HTTP/1.1\r\nhost: g\r\nauthorization: Bearer k\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        raw(&gateway, (head + &body).as_bytes()).await
+    };
+    let spec = value!({"url": url, "priority": 3});
+    let added = ask("POST /workers", &spec).await;
+    assert_eq!(added.status, 202, "{}", added.text());
+    let bare = value!({"url": url});
+    assert_eq!(ask("POST /workers", &bare).await.status, 202);
+    let alive = Worker::listening(port, |_| ok()).await;
+    gateway.has_ready(1).await;
+    // What it had from the start, the gateway's own key, it has still.
+    assert_eq!(ask("POST /generate", &value!({})).await.status, 200);
+    assert_eq!(alive.received()[0].all("authorization"), ["Bearer k"]);
+    let list = ask("GET /workers", &value!({})).await.json();
+    assert_eq!(list["workers"][0]["priority"], 3);
+    // Once it is up, who says nothing else than what holds is not refused, either.
+    assert_eq!(ask("POST /workers", &bare).await.status, 202);
+    assert_eq!(ask("POST /workers", &spec).await.status, 202);
+    let other = value!({"url": url, "api_key": "other"});
+    assert_eq!(ask("POST /workers", &other).await.status, 409);
 }
