@@ -88,8 +88,8 @@ pub(crate) enum Error {
     #[error("{0}")]
     Legacy(Box<Error>),
     /// The worker did not come up while the client waited.
-    #[error("worker {worker} did not become ready within {seconds} s, and was not added")]
-    NotUp { worker: String, seconds: u64 },
+    #[error("worker {worker} {why}")]
+    NotUp { worker: String, why: String },
     /// A route of the field that this gateway does not have.
     #[error("{0} is not implemented")]
     NotImplemented(&'static str),

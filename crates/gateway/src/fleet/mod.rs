@@ -2,6 +2,7 @@
 
 mod call;
 mod care;
+mod claim;
 mod connections;
 mod identity;
 mod place;
@@ -25,6 +26,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub(crate) use call::{Answer, WorkerBody};
+pub(crate) use claim::NotUp;
 pub(crate) use connections::{Connections, PoolLimits};
 pub(crate) use identity::{Identity, UNKNOWN_MODEL};
 pub(crate) use place::{NoPlace, Placed, Wish};

@@ -1,15 +1,17 @@
 //! The register of workers: who comes at run time, on which terms, and who leaves.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use routing::{Breaker, BreakerRules, Health, Thresholds, Verdict};
 use thiserror::Error;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::claim::Claim;
 use super::slots::Slot;
 use super::worker::NewWorker;
 use super::{
@@ -110,8 +112,11 @@ pub(crate) struct Register {
     outfit: Outfit,
     /// To those who probe.
     arrivals: mpsc::Sender<Arc<Worker>>,
-    changing: Mutex<()>,
+    changing: Mutex<Claims>,
 }
+
+/// Workers that are registered only for those who wait for them, and how many do.
+type Claims = BTreeMap<Uuid, usize>;
 
 impl Register {
     pub(crate) fn new(
@@ -137,32 +142,59 @@ impl Register {
         self.outfit.startup_timeout
     }
 
-    /// Registers a worker; tells it and whether it is new. `say` makes its terms from the present
-    /// ones: what it does not say stays. Those of a worker that has been up are not changed so.
+    /// Registers a worker for good. `say` makes its terms from the present ones: what it does not
+    /// say stays. Those of a worker that has been up are not changed so.
     pub(crate) async fn add<E: From<NotRegistered>>(
         &self,
         url: &WorkerUrl,
         say: impl FnOnce(&WorkerSpec) -> Result<WorkerSpec, E>,
-    ) -> Result<(Arc<Worker>, bool), E> {
+    ) -> Result<Arc<Worker>, E> {
+        self.admit(url, say, false).await
+    }
+
+    /// The same for somebody who waits for the worker to come up, and does not want it otherwise.
+    pub(crate) async fn claim<E: From<NotRegistered>>(
+        self: &Arc<Self>,
+        url: &WorkerUrl,
+        say: impl FnOnce(&WorkerSpec) -> Result<WorkerSpec, E>,
+    ) -> Result<Claim, E> {
+        let worker = self.admit(url, say, true).await?;
+        Ok(Claim::new(Arc::clone(self), worker))
+    }
+
+    async fn admit<E: From<NotRegistered>>(
+        &self,
+        url: &WorkerUrl,
+        say: impl FnOnce(&WorkerSpec) -> Result<WorkerSpec, E>,
+        waits: bool,
+    ) -> Result<Arc<Worker>, E> {
         // First of all, so that no worker can be there without a prober.
         let arrival = self.arrivals.reserve().await;
         let arrival = arrival.map_err(|_| NotRegistered::Stopping)?;
-        let changing = self.changing.lock();
+        let mut claims = self.claims();
         if let Some(worker) = self.fleet.find(url.as_str()) {
             let spec = say(&worker.terms.load().spec)?;
             self.outfit.metrics.registered("duplicate");
             self.again(&worker, spec)?;
-            return Ok((worker, false));
+            if waits {
+                claims.entry(worker.id).and_modify(|waiting| *waiting += 1);
+            } else {
+                claims.remove(&worker.id);
+            }
+            return Ok(worker);
         }
         let spec = say(&WorkerSpec::of(url.clone()))?;
         self.warn_of_no_key(&spec);
         let now = self.fleet.now();
         let make = |slot| self.outfit.worker(spec, slot, Some(now));
         let worker = self.fleet.admit(make);
-        drop(changing);
+        if waits {
+            claims.insert(worker.id, 1);
+        }
+        drop(claims);
         arrival.send(Arc::clone(&worker));
         info!(worker = %url, id = %worker.id, "worker registered");
-        Ok((worker, true))
+        Ok(worker)
     }
 
     fn again(&self, worker: &Arc<Worker>, spec: WorkerSpec) -> Result<(), NotRegistered> {
@@ -186,11 +218,12 @@ impl Register {
         worker: &Arc<Worker>,
         change: impl FnOnce(&WorkerSpec) -> Result<WorkerSpec, E>,
     ) -> Result<(), E> {
-        let changing = self.changing.lock();
+        let mut claims = self.claims();
         let spec = change(&worker.terms.load().spec)?;
         self.warn_of_no_key(&spec);
         self.agree(worker, spec);
-        drop(changing);
+        claims.remove(&worker.id);
+        drop(claims);
         info!(worker = %worker.url, "worker changed by request");
         Ok(())
     }
@@ -209,15 +242,48 @@ impl Register {
 
     /// A worker leaves: no new requests, and it is gone once those it has are done.
     pub(crate) fn remove(&self, worker: &Arc<Worker>) {
+        self.see_off(worker, &mut self.claims());
+    }
+
+    fn see_off(&self, worker: &Arc<Worker>, claims: &mut Claims) {
+        claims.remove(&worker.id);
         if self.fleet.begin_leaving(worker) {
             self.outfit.metrics.deregistered("removed");
             let (fleet, worker) = (Arc::clone(&self.fleet), Arc::clone(worker));
-            tokio::spawn(async move { fleet.finish_leaving(&worker).await });
+            // Without a runtime everything is ending.
+            if let Ok(runtime) = Handle::try_current() {
+                runtime.spawn(async move { fleet.finish_leaving(&worker).await });
+            }
         }
     }
 
+    /// A worker is registered for good.
+    pub(super) fn keep(&self, worker: &Worker) {
+        self.claims().remove(&worker.id);
+    }
+
+    /// One who waited for a worker does so no longer; tells whether it stays nevertheless.
+    pub(super) fn let_go(&self, worker: &Arc<Worker>) -> bool {
+        let mut claims = self.claims();
+        let Some(waiting) = claims.get_mut(&worker.id) else {
+            return true;
+        };
+        *waiting -= 1;
+        let stays = worker.is_ready() || *waiting > 0;
+        if worker.is_ready() {
+            claims.remove(&worker.id);
+        } else if !stays {
+            self.see_off(worker, &mut claims);
+        }
+        stays
+    }
+
+    fn claims(&self) -> MutexGuard<'_, Claims> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits for a worker to get ready, no longer than it may take to come up.
-    pub(crate) async fn until_ready(&self, worker: &Worker) -> bool {
+    pub(super) async fn until_ready(&self, worker: &Worker) -> bool {
         self.fleet.until_ready(worker, self.startup_timeout()).await
     }
 

@@ -185,7 +185,7 @@ impl Gate {
                 Box::pin(workers::change(self.register(), change, request, most)).await
             }
             Action::Legacy(legacy) => {
-                let asked = workers::legacy(self.register(), legacy, request.uri());
+                let asked = workers::legacy(&self.state, legacy, request.uri());
                 let answered = Box::pin(asked).await;
                 answered.map_err(|error| Error::Legacy(Box::new(error)))
             }

@@ -12,10 +12,14 @@ use serde_json::{Map, Value, json};
 use url::form_urlencoded;
 use uuid::Uuid;
 
+use super::door::State;
 use super::info;
 use super::worker_body::{self, Fields};
+use crate::config::{Secret, WorkerUrl};
 use crate::error::Error;
-use crate::fleet::{Fleet, HealthSpec, NotRegistered, Register, UNKNOWN_MODEL, Worker, WorkerSpec};
+use crate::fleet::{
+    Fleet, HealthSpec, NotRegistered, NotUp, Register, UNKNOWN_MODEL, Worker, WorkerSpec,
+};
 use crate::proxy::{ReplyBody, declares_json, linger, read_body};
 
 /// Largest description of a worker, bytes.
@@ -116,7 +120,7 @@ pub(super) async fn change(
 async fn add(register: &Register, fields: &Fields) -> Result<Response<ReplyBody>, Error> {
     let url = worker_body::url(fields)?;
     let added = register.add(&url, |spec| worker_body::read(fields, spec));
-    let (worker, _) = added.await?;
+    let worker = added.await?;
     let location = format!("/workers/{}", worker.id);
     let told = json!({
         "status": "accepted",
@@ -134,10 +138,11 @@ async fn add(register: &Register, fields: &Fields) -> Result<Response<ReplyBody>
 
 /// The routes as they were before 0.3.
 pub(super) async fn legacy(
-    register: &Register,
+    state: &State,
     legacy: Legacy,
     uri: &Uri,
 ) -> Result<Response<ReplyBody>, Error> {
+    let register = &state.register;
     if legacy == Legacy::List {
         let workers = register.fleet().workers();
         let urls: Vec<_> = workers.iter().map(|worker| worker.url.as_str()).collect();
@@ -154,24 +159,36 @@ pub(super) async fn legacy(
     }
     let key = parameter(uri, "api_key").filter(|key| !key.is_empty());
     let key = key.map(|key| worker_body::key(&key)).transpose()?;
+    // A gateway that stops waits for nobody.
+    tokio::select! {
+        added = add_and_wait(register, &url, key) => added?,
+        () = state.shutdown.draining() => return Err(NotRegistered::Stopping.into()),
+    }
+    Ok(info::text(format!("Successfully added worker: {url}")))
+}
+
+async fn add_and_wait(
+    register: &Arc<Register>,
+    url: &WorkerUrl,
+    key: Option<Secret>,
+) -> Result<(), Error> {
     let say = |spec: &WorkerSpec| -> Result<_, Error> {
         Ok(WorkerSpec {
             key: key.or_else(|| spec.key.clone()),
             ..spec.clone()
         })
     };
-    let (worker, is_new) = register.add(&url, say).await?;
-    if register.until_ready(&worker).await {
-        let url = &worker.url;
-        return Ok(info::text(format!("Successfully added worker: {url}")));
-    }
-    if is_new {
-        // The client has been told that it was not added.
-        register.remove(&worker);
-    }
-    Err(Error::NotUp {
-        worker: worker.url.to_string(),
-        seconds: register.startup_timeout().as_secs(),
+    let claim = register.claim(url, say).await?;
+    let worker = claim.worker().url.to_string();
+    let seconds = register.startup_timeout().as_secs();
+    let late = |fate| format!("did not become ready within {seconds} s, and {fate}");
+    claim.wait().await.map_err(|why| Error::NotUp {
+        worker,
+        why: match why {
+            NotUp::Late => late("was not added"),
+            NotUp::LateButKept => late("is still listed: others registered it"),
+            NotUp::Removed => "was removed before it became ready".to_owned(),
+        },
     })
 }
 

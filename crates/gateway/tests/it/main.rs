@@ -26,4 +26,5 @@ mod why_routed;
 mod worker_faults;
 mod worker_policies;
 mod worker_turns;
+mod worker_waits;
 mod workers;
