@@ -114,7 +114,7 @@ def _rendezvous(address: str, rank: int) -> int:
 
 def worker_url(host: str | None, port: int) -> str:
     """Where the gateway finds a worker that listens on `host`: all addresses become loopback, IPv6 gets brackets."""
-    bare = _EVERYWHERE.get(_bare(host), _bare(host))
+    bare = _EVERYWHERE.get(_bare(host), _bare(host)).lower()
     return f"http://[{bare}]:{port}" if ":" in bare else f"http://{bare}:{port}"
 
 

@@ -40,7 +40,7 @@ impl ConfigError {
     }
 
     pub(crate) fn worker_url(url: &str, why: &'static str) -> Self {
-        Self::invalid("worker_url", format_args!("{url:?}"), why)
+        Self::invalid("worker_url", WorkerUrl::quote(url), why)
     }
 
     fn invalid(field: &'static str, value: impl Display, why: impl Into<String>) -> Self {
@@ -108,8 +108,7 @@ impl Options {
 
     fn check_workers(&self) -> Result<(), ConfigError> {
         for url in &self.worker_urls {
-            WorkerUrl::parse(url)
-                .map_err(|why| ConfigError::invalid("worker_url", format_args!("{url:?}"), why))?;
+            WorkerUrl::parse(url).map_err(|why| ConfigError::worker_url(url, why))?;
         }
         Ok(())
     }
@@ -254,6 +253,18 @@ mod tests {
         let error = error(&options);
         assert!(error.starts_with("Configuration error: Invalid value for field 'worker_url'"));
         assert!(error.contains("ftp://x"));
+    }
+
+    #[test]
+    fn a_password_in_a_worker_url_is_not_repeated() {
+        for url in ["http://me:s3cret@gpu:1", "https://me:s3cret@gpu:1"] {
+            let options = Options {
+                worker_urls: vec![url.into()],
+                ..Options::default()
+            };
+            let error = error(&options);
+            assert!(error.contains("worker_url") && !error.contains("s3cret"));
+        }
     }
 
     #[test]

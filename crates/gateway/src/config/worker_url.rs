@@ -5,8 +5,9 @@ use std::fmt;
 use http::uri::Authority;
 use url::Url;
 
-/// `http://host:port` with an optional path prefix, without a trailing slash.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `http://host:port` with an optional path prefix, without a trailing slash. Two are equal when
+/// they lead to the same place, however they are spelt.
+#[derive(Clone, Debug)]
 pub struct WorkerUrl {
     text: String,
     authority: Authority,
@@ -21,6 +22,9 @@ impl WorkerUrl {
     /// # Errors
     /// Says what is wrong with the text, in a few words.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err("must be plain ASCII, without spaces and control characters");
+        }
         let full = match text.split_once("://") {
             None if text.is_empty() => return Err("must not be empty"),
             None => format!("http://{text}"),
@@ -46,13 +50,25 @@ impl WorkerUrl {
             return Err("has port 0; expected 1..65535");
         }
         let authority = format!("{host}:{port}");
+        let prefix = url.path().trim_end_matches('/');
+        // Port 80 is shown where it was given: this is how users know their workers.
+        let shown = if names_port(&full) { &authority } else { host };
         Ok(Self {
-            text: full.trim_end_matches('/').to_owned(),
-            authority: authority.parse().map_err(|_| "has no usable host")?,
+            text: format!("http://{shown}{prefix}"),
             host: host.trim_matches(['[', ']']).to_owned(),
             port,
-            prefix: url.path().trim_end_matches('/').to_owned(),
+            prefix: prefix.to_owned(),
+            authority: authority.parse().map_err(|_| "has no usable host")?,
         })
+    }
+
+    /// What users wrote, for messages; not where it may hold a password.
+    pub(crate) fn quote(text: &str) -> String {
+        if text.contains('@') {
+            "(not repeated here: it seems to hold credentials)".to_owned()
+        } else {
+            format!("{text:?}")
+        }
     }
 
     /// As users know it: `http://host:port[/prefix]`.
@@ -80,6 +96,23 @@ impl WorkerUrl {
         &self.prefix
     }
 }
+
+/// Whether a URL says which port.
+fn names_port(url: &str) -> bool {
+    let rest = url.strip_prefix("http:").unwrap_or(url);
+    let rest = rest.trim_start_matches(['/', '\\']);
+    let host = rest.split(['/', '\\']).next().unwrap_or_default();
+    let port = host.rsplit_once(':').map(|(_, port)| port);
+    port.is_some_and(|port| port.parse::<u16>().is_ok())
+}
+
+impl PartialEq for WorkerUrl {
+    fn eq(&self, other: &Self) -> bool {
+        self.authority == other.authority && self.prefix == other.prefix
+    }
+}
+
+impl Eq for WorkerUrl {}
 
 impl fmt::Display for WorkerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -109,6 +142,41 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_is_known_by_one_name_however_it_is_spelt() {
+        let known = WorkerUrl::parse("http://localhost:8000/a").unwrap();
+        for odd in [
+            "http://LOCALHOST:8000/a",
+            "http://localhost:08000/a/",
+            "localhost:8000/b/../a",
+            "http:///localhost:8000/./a//",
+        ] {
+            let url = WorkerUrl::parse(odd).unwrap();
+            assert_eq!((&url, url.as_str()), (&known, known.as_str()), "{odd}");
+        }
+        let short = WorkerUrl::parse("127.1:1").unwrap();
+        assert_eq!(short.as_str(), "http://127.0.0.1:1");
+        assert_ne!(WorkerUrl::parse("http://localhost:8001/a").unwrap(), known);
+        assert_ne!(WorkerUrl::parse("http://localhost:8000/A").unwrap(), known);
+    }
+
+    #[test]
+    fn a_url_is_shown_as_users_write_it() {
+        for text in [
+            "http://gpu-1:30000",
+            "http://gpu-1",
+            "http://gpu-1:80",
+            "http://10.0.0.1:80/v2",
+            "http://[::1]:80",
+            "http://[::1]",
+            "http://h:1/prefix",
+        ] {
+            assert_eq!(WorkerUrl::parse(text).unwrap().as_str(), text);
+        }
+        let (given, not) = (WorkerUrl::parse("h:80"), WorkerUrl::parse("http://h/"));
+        assert_eq!(given, not);
+    }
+
+    #[test]
     fn what_is_not_a_worker_url_says_why() {
         for (text, why) in [
             ("", "empty"),
@@ -121,6 +189,11 @@ mod tests {
             ("http://a:0", "port 0"),
             ("http://u:p@a:1", "credentials"),
             ("http://a:1/?x=1", "query"),
+            ("http://a:1\n", "control"),
+            ("http://a:1 ", "spaces"),
+            (" http://a:1", "spaces"),
+            ("http://a\t:1", "control"),
+            ("http://\u{e4}:1", "ASCII"),
         ] {
             let error = WorkerUrl::parse(text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");

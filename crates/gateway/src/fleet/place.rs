@@ -12,6 +12,7 @@ use routing::{
 
 use super::policies::Instance;
 use super::{Fleet, Policies, Ticket, Worker};
+use crate::config::WorkerUrl;
 
 /// What a request asks of its routing.
 #[derive(Clone, Copy, Debug, Default)]
@@ -282,9 +283,11 @@ impl Fleet {
 /// The ready worker that a client names, alone or not at all.
 fn aim(ready: &Ready, target: &str) -> Vec<Candidate> {
     let index = target.parse().ok();
+    let url = index.is_none().then(|| WorkerUrl::parse(target).ok());
+    let url = url.flatten();
     let named = |(candidate, worker): &(&Candidate, &Arc<Worker>)| {
         index == Some(candidate.slot)
-            || *candidate.url == *target.trim_end_matches('/')
+            || url.as_ref() == Some(&worker.url)
             || worker.is_called(target)
     };
     // A client that names a worker knows what it does, whatever the model.

@@ -295,11 +295,11 @@ impl Register {
 }
 
 impl Fleet {
-    /// The worker at a URL; of several the one that is not leaving.
+    /// The worker at a URL, however it is spelt; of several the one that is not leaving.
     pub(crate) fn find(&self, url: &str) -> Option<Arc<Worker>> {
-        let url = url.trim_end_matches('/');
+        let url = WorkerUrl::parse(url).ok()?;
         let workers = self.workers();
-        let mut named = workers.iter().filter(|worker| worker.url.as_str() == url);
+        let mut named = workers.iter().filter(|worker| worker.url == url);
         named.find(|worker| !worker.is_leaving()).cloned()
     }
 
@@ -333,7 +333,9 @@ impl Fleet {
         }
         slots.give_back(worker.slot());
         drop(slots);
-        let twins = before.iter().filter(|other| other.url == worker.url);
+        let twins = before
+            .iter()
+            .filter(|other| other.url.as_str() == worker.url.as_str());
         if twins.count() < 2 {
             worker.metrics.forget();
         }

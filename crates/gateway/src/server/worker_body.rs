@@ -36,7 +36,7 @@ pub(super) fn url(fields: &Fields) -> Result<WorkerUrl, Error> {
     let url = url
         .as_str()
         .ok_or_else(|| wrong("url", "must be a string"))?;
-    WorkerUrl::parse(url).map_err(|why| wrong("url", &format!("{url:?} {why}")))
+    WorkerUrl::parse(url).map_err(|why| wrong("url", &format!("{} {why}", WorkerUrl::quote(url))))
 }
 
 /// A key, if it can be shown to a worker.

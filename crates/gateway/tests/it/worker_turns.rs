@@ -6,9 +6,9 @@ use gateway::Gateway;
 use serde_json::{Value, json as value};
 
 use crate::support::{
-    Client, Running, Step, Worker, get, ok, options, post, raw, start, start_with, until,
+    Client, Running, Step, Worker, get, ok, options, post, posting, raw, start, start_with, until,
 };
-use crate::workers::{add, bare, shown, until_gone, until_status};
+use crate::workers::{add, bare, send, shown, until_gone, until_status};
 
 #[tokio::test]
 async fn a_request_in_flight_does_not_count_for_the_next_worker_in_its_slot() {
@@ -121,4 +121,34 @@ async fn who_registers_a_worker_again_before_it_is_up_says_only_what_changes() {
     assert_eq!(ask("POST /workers", &spec).await.status, 202);
     let other = value!({"url": url, "api_key": "other"});
     assert_eq!(ask("POST /workers", &other).await.status, 409);
+}
+
+#[tokio::test]
+async fn a_worker_is_known_however_its_url_is_spelt() {
+    let worker = Worker::doing(ok()).await;
+    let gateway = start(&[]).await;
+    let id = add(&gateway, &value!({"url": worker.url()})).await;
+    until_status(&gateway, &id, "ready").await;
+    let odd = format!("http://127.1:0{}/x/..", worker.port());
+    assert_eq!(add(&gateway, &value!({"url": odd})).await, id);
+    assert_eq!(shown(&gateway, &id).await["url"], worker.url());
+    let lines = format!("x-smg-target-worker: {odd}\r\n");
+    let aimed = raw(&gateway, &posting("/generate", &lines, "{}")).await;
+    assert_eq!(aimed.status, 200);
+    assert!(gateway.gateway.suspect(&odd));
+    for (url, names) in [
+        (format!("{}\n", worker.url()), "control"),
+        (format!("{} ", worker.url()), "spaces"),
+        (format!("http://me:s3cret@{}", &odd[7..]), "credentials"),
+    ] {
+        let spec = value!({"url": url});
+        let reply = send(&gateway, "POST /workers", &spec).await;
+        let told = reply.text();
+        assert!(reply.status == 400 && told.contains(names), "{told}");
+        assert!(!told.contains("s3cret"), "{told}");
+    }
+    assert_eq!(get(&gateway, "/workers").await.json()["total"], 1);
+    let gone = bare(&gateway, &format!("POST /remove_worker?url={odd}")).await;
+    let said = format!("Successfully removed worker: {}", worker.url());
+    assert_eq!((gone.status, gone.text()), (200, said));
 }
