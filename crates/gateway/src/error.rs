@@ -81,6 +81,9 @@ pub(crate) enum Error {
     /// The worker exists, with other properties.
     #[error("{0}")]
     WorkerExists(String),
+    /// The worker is leaving, and is not changed any more.
+    #[error("{0}")]
+    WorkerLeaving(String),
     /// The worker cannot be registered now.
     #[error("{0}")]
     NotRegistered(String),
@@ -123,7 +126,7 @@ impl Error {
             | Self::WorkerSpec(_)
             | Self::NotUp { .. }
             | Self::Legacy(_) => StatusCode::BAD_REQUEST,
-            Self::WorkerExists(_) => StatusCode::CONFLICT,
+            Self::WorkerExists(_) | Self::WorkerLeaving(_) => StatusCode::CONFLICT,
             Self::NotRegistered(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::ContentType { status, .. } => *status,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -162,6 +165,7 @@ impl Error {
             Self::WorkerId { .. } | Self::WorkerSpec(_) | Self::NotUp { .. } => "BAD_REQUEST",
             Self::WorkerNotFound(_) => "WORKER_NOT_FOUND",
             Self::WorkerExists(_) => "WORKER_ALREADY_EXISTS",
+            Self::WorkerLeaving(_) => "WORKER_DRAINING",
             Self::NotRegistered(_) => "INTERNAL_SERVER_ERROR",
             Self::Legacy(error) => error.code(),
             Self::MethodNotAllowed { .. } => "method_not_allowed",
@@ -193,6 +197,7 @@ impl Error {
             | Self::WorkerNotFound(_)
             | Self::WorkerSpec(_)
             | Self::WorkerExists(_)
+            | Self::WorkerLeaving(_)
             | Self::NotUp { .. }
             | Self::NotRegistered(_) => Shape::Worker,
             Self::Legacy(_) => Shape::Text,

@@ -301,6 +301,9 @@ impl Fleet {
     /// now or before.
     pub(super) fn name(&self, worker: &Worker, told: Option<Labels>, metrics: &Metrics) {
         let one_at_a_time = self.naming.lock();
+        if worker.gone.load(Relaxed) {
+            return;
+        }
         let (before, terms) = (worker.identity.load_full(), worker.terms.load());
         let labels = told.unwrap_or_else(|| before.labels.clone());
         let named = terms.spec.model.clone();

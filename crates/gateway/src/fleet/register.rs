@@ -1,6 +1,7 @@
 //! The register of workers: who comes at run time, on which terms, and who leaves.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -92,7 +93,7 @@ impl Outfit {
     }
 }
 
-/// Why a worker was not registered.
+/// Why a worker was not registered, or not changed.
 #[derive(Debug, Error)]
 pub(crate) enum NotRegistered {
     /// Its URL is, on other terms.
@@ -100,6 +101,12 @@ pub(crate) enum NotRegistered {
         "Worker {url} already exists with id {id} and other properties; change it by PUT or PATCH /workers/{id}"
     )]
     Exists { url: String, id: Uuid },
+    /// It has left.
+    #[error("Worker {0} not found")]
+    Gone(Uuid),
+    /// It is leaving.
+    #[error("Worker {url} with id {id} is being removed and cannot be changed")]
+    Leaving { url: String, id: Uuid },
     /// Nobody would probe it any more.
     #[error("the gateway is stopping")]
     Stopping,
@@ -213,12 +220,20 @@ impl Register {
 
     /// Changes the terms of a worker: `change` makes them from the present ones, or fails, and
     /// then nothing is changed.
-    pub(crate) fn change<E>(
+    pub(crate) fn change<E: From<NotRegistered>>(
         &self,
         worker: &Arc<Worker>,
         change: impl FnOnce(&WorkerSpec) -> Result<WorkerSpec, E>,
     ) -> Result<(), E> {
         let mut claims = self.claims();
+        // Whoever removes it waits for this change, or has been here before it.
+        if worker.gone.load(Relaxed) {
+            return Err(NotRegistered::Gone(worker.id).into());
+        }
+        if worker.is_leaving() {
+            let (url, id) = (worker.url.to_string(), worker.id);
+            return Err(NotRegistered::Leaving { url, id }.into());
+        }
         let spec = change(&worker.terms.load().spec)?;
         self.warn_of_no_key(&spec);
         self.agree(worker, spec);
@@ -322,6 +337,8 @@ impl Fleet {
 
     /// A worker has left: nothing is kept of it, and its slot is for the next.
     pub(super) fn dismiss(&self, worker: &Worker) {
+        // Whoever names it does so before, or finds it gone.
+        let named = self.naming.lock();
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.workers.rcu(|workers| {
             let stays = workers.iter().filter(|other| other.id != worker.id);
@@ -332,13 +349,87 @@ impl Fleet {
             outliers.forget(worker.slot);
         }
         slots.give_back(worker.slot());
-        drop(slots);
-        let twins = before
-            .iter()
-            .filter(|other| other.url.as_str() == worker.url.as_str());
-        if twins.count() < 2 {
+        let same = |other: &&Arc<Worker>| other.url.as_str() == worker.url.as_str();
+        if before.iter().filter(same).count() < 2 {
             worker.metrics.forget();
         }
+        // Not before: who comes to the same URL now counts on series of its own.
+        drop(slots);
+        drop(named);
         self.introduce();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
+    use routing::{Params, PolicyKind};
+
+    use super::super::{FleetRules, Policies};
+    use super::*;
+
+    const URL: &str = "http://w:1";
+
+    struct Bench {
+        fleet: Arc<Fleet>,
+        outfit: Outfit,
+        metrics: Arc<Metrics>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let metrics = Arc::new(Metrics::new(None).unwrap());
+            let options = Options::default();
+            let policies = Policies::new(PolicyKind::Random, |kind| kind.build(&Params::default()));
+            Self {
+                fleet: Fleet::new(Vec::new(), policies, FleetRules::default()),
+                outfit: Outfit::new(&options, &metrics, PoolLimits::new(&options, 1), None),
+                metrics,
+            }
+        }
+
+        fn come(&self) -> Arc<Worker> {
+            let spec = WorkerSpec::of(WorkerUrl::parse(URL).unwrap());
+            let make = |slot| self.outfit.worker(spec, slot, None);
+            self.fleet.admit(make)
+        }
+
+        fn go(&self, worker: &Worker) {
+            worker.gone.store(true, Relaxed);
+            self.fleet.dismiss(worker);
+        }
+    }
+
+    #[test]
+    fn who_comes_to_a_url_while_another_goes_there_is_counted() {
+        let bench = Bench::new();
+        let mut worker = bench.come();
+        for _ in 0..5000 {
+            let both = Barrier::new(2);
+            let next = thread::scope(|threads| {
+                threads.spawn(|| {
+                    both.wait();
+                    bench.go(&worker);
+                });
+                both.wait();
+                bench.come()
+            });
+            next.metrics.successes.inc();
+            let told = bench.metrics.of_worker(URL).successes.get();
+            assert_eq!(told, next.metrics.successes.get());
+            worker = next;
+        }
+    }
+
+    #[test]
+    fn who_is_gone_is_not_named() {
+        let bench = Bench::new();
+        let worker = bench.come();
+        bench.go(&worker);
+        let labels = BTreeMap::from([("model_id".to_owned(), "ghost".to_owned())]);
+        bench.fleet.name(&worker, Some(labels), &bench.metrics);
+        assert_eq!(worker.identity.load().model, UNKNOWN_MODEL);
     }
 }

@@ -47,6 +47,8 @@ impl From<NotRegistered> for Error {
     fn from(why: NotRegistered) -> Self {
         match why {
             NotRegistered::Exists { .. } => Self::WorkerExists(why.to_string()),
+            NotRegistered::Gone(id) => Self::WorkerNotFound(id),
+            NotRegistered::Leaving { .. } => Self::WorkerLeaving(why.to_string()),
             NotRegistered::Stopping => Self::NotRegistered(why.to_string()),
         }
     }

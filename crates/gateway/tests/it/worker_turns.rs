@@ -152,3 +152,45 @@ async fn a_worker_is_known_however_its_url_is_spelt() {
     let said = format!("Successfully removed worker: {}", worker.url());
     assert_eq!((gone.status, gone.text()), (200, said));
 }
+
+/// Begins to change a worker; its body is waited for once this returns.
+async fn begin_patch(gateway: &Running, id: &str, length: usize) -> Client {
+    let mut client = Client::to(gateway).await;
+    let head = format!(
+        "PATCH /workers/{id} HTTP/1.1\r\nhost: g\r\nexpect: 100-continue\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    );
+    client.send(head.as_bytes()).await;
+    assert_eq!(client.reply().await.status, 100);
+    client
+}
+
+#[tokio::test]
+async fn a_worker_that_is_leaving_or_gone_is_not_changed() {
+    let worker = Worker::doing(vec![Step::Wait]).await;
+    let gateway = start(&[]).await;
+    let id = add(&gateway, &value!({"url": worker.url()})).await;
+    until_status(&gateway, &id, "ready").await;
+    let body = r#"{"model_id":"ghost"}"#;
+    let client = Client::asking(&gateway, "").await;
+    until(|| async { worker.received().len() == 1 }).await;
+    let mut early = begin_patch(&gateway, &id, body.len()).await;
+    let mut late = begin_patch(&gateway, &id, body.len()).await;
+    bare(&gateway, &format!("DELETE /workers/{id}")).await;
+    early.send(body.as_bytes()).await;
+    let told = early.reply().await;
+    assert_eq!(
+        (told.status, &told.json()["code"]),
+        (409, &"WORKER_DRAINING".into())
+    );
+    assert_eq!(shown(&gateway, &id).await["status"], "draining");
+    drop(client);
+    until_gone(&gateway, &id).await;
+    late.send(body.as_bytes()).await;
+    let told = late.reply().await;
+    assert_eq!(
+        (told.status, &told.json()["code"]),
+        (404, &"WORKER_NOT_FOUND".into())
+    );
+    let page = gateway.metrics().await;
+    assert!(!page.contains("ghost"), "{page}");
+}
