@@ -82,7 +82,7 @@ pub(super) fn labels(answers: &[Map<String, Value>]) -> Labels {
 }
 
 /// The model a worker serves, by its labels.
-pub(super) fn model(labels: &Labels) -> String {
+pub(crate) fn model(labels: &Labels) -> String {
     ["served_model_name", "model_id", "model_path"]
         .into_iter()
         .filter_map(|name| labels.get(name))

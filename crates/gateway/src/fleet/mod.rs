@@ -28,7 +28,7 @@ use tokio::time::Instant;
 pub(crate) use call::{Answer, WorkerBody};
 pub(crate) use claim::NotUp;
 pub(crate) use connections::{Connections, PoolLimits};
-pub(crate) use identity::{Identity, UNKNOWN_MODEL};
+pub(crate) use identity::{Identity, Labels, UNKNOWN_MODEL, model};
 pub(crate) use place::{NoPlace, Placed, Wish};
 pub(crate) use policies::Policies;
 pub(crate) use probe::{ProbeSettings, Prober};

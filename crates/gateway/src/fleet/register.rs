@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::claim::Claim;
+use super::identity::Labels;
 use super::slots::Slot;
 use super::worker::NewWorker;
 use super::{
@@ -149,12 +150,12 @@ impl Register {
         self.outfit.startup_timeout
     }
 
-    /// Registers a worker for good. `say` makes its terms from the present ones: what it does not
-    /// say stays. Those of a worker that has been up are not changed so.
+    /// Registers a worker for good. `say` makes its terms from the present ones and from what it
+    /// told: what is not said stays. Those of a worker that has been up are not changed so.
     pub(crate) async fn add<E: From<NotRegistered>>(
         &self,
         url: &WorkerUrl,
-        say: impl FnOnce(&WorkerSpec) -> Result<WorkerSpec, E>,
+        say: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
     ) -> Result<Arc<Worker>, E> {
         self.admit(url, say, false).await
     }
@@ -163,7 +164,7 @@ impl Register {
     pub(crate) async fn claim<E: From<NotRegistered>>(
         self: &Arc<Self>,
         url: &WorkerUrl,
-        say: impl FnOnce(&WorkerSpec) -> Result<WorkerSpec, E>,
+        say: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
     ) -> Result<Claim, E> {
         let worker = self.admit(url, say, true).await?;
         Ok(Claim::new(Arc::clone(self), worker))
@@ -172,7 +173,7 @@ impl Register {
     async fn admit<E: From<NotRegistered>>(
         &self,
         url: &WorkerUrl,
-        say: impl FnOnce(&WorkerSpec) -> Result<WorkerSpec, E>,
+        say: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
         waits: bool,
     ) -> Result<Arc<Worker>, E> {
         // First of all, so that no worker can be there without a prober.
@@ -180,7 +181,7 @@ impl Register {
         let arrival = arrival.map_err(|_| NotRegistered::Stopping)?;
         let mut claims = self.claims();
         if let Some(worker) = self.fleet.find(url.as_str()) {
-            let spec = say(&worker.terms.load().spec)?;
+            let spec = say(&worker.terms.load().spec, &worker.identity.load().labels)?;
             self.outfit.metrics.registered("duplicate");
             self.again(&worker, spec)?;
             if waits {
@@ -190,7 +191,7 @@ impl Register {
             }
             return Ok(worker);
         }
-        let spec = say(&WorkerSpec::of(url.clone()))?;
+        let spec = say(&WorkerSpec::of(url.clone()), &Labels::new())?;
         self.warn_of_no_key(&spec);
         let now = self.fleet.now();
         let make = |slot| self.outfit.worker(spec, slot, Some(now));
@@ -218,12 +219,12 @@ impl Register {
         Ok(())
     }
 
-    /// Changes the terms of a worker: `change` makes them from the present ones, or fails, and
-    /// then nothing is changed.
+    /// Changes the terms of a worker: `change` makes them from the present ones and from what
+    /// it told, or fails, and then nothing is changed.
     pub(crate) fn change<E: From<NotRegistered>>(
         &self,
         worker: &Arc<Worker>,
-        change: impl FnOnce(&WorkerSpec) -> Result<WorkerSpec, E>,
+        change: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
     ) -> Result<(), E> {
         let mut claims = self.claims();
         // Whoever removes it waits for this change, or has been here before it.
@@ -234,7 +235,7 @@ impl Register {
             let (url, id) = (worker.url.to_string(), worker.id);
             return Err(NotRegistered::Leaving { url, id }.into());
         }
-        let spec = change(&worker.terms.load().spec)?;
+        let spec = change(&worker.terms.load().spec, &worker.identity.load().labels)?;
         self.warn_of_no_key(&spec);
         self.agree(worker, spec);
         claims.remove(&worker.id);

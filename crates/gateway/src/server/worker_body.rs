@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{Secret, WorkerUrl};
 use crate::error::Error;
-use crate::fleet::WorkerSpec;
+use crate::fleet::{Labels, UNKNOWN_MODEL, WorkerSpec, model};
 
 /// The fields of a request's body.
 pub(super) type Fields = Map<String, Value>;
@@ -48,10 +48,15 @@ pub(super) fn key(key: &str) -> Result<Secret, Error> {
 }
 
 /// What these fields make of a worker on present terms. Unknown fields are ignored, null is as
-/// if it was not there.
-pub(super) fn read(fields: &Fields, present: &WorkerSpec) -> Result<WorkerSpec, Error> {
+/// if it was not there; so is what only repeats what the worker told itself, as `GET` shows it.
+pub(super) fn read(
+    fields: &Fields,
+    present: &WorkerSpec,
+    told: &Labels,
+) -> Result<WorkerSpec, Error> {
     let mut spec = present.clone();
-    for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+    let echoes = |(name, value): &(&String, &Value)| echoes_model(name, value, present, told);
+    for (name, value) in fields.iter().filter(|field| !echoes(field)) {
         refuse_unbuilt(name, value)?;
         match name.as_str() {
             "url" if url(fields)? != spec.url => {
@@ -59,7 +64,7 @@ pub(super) fn read(fields: &Fields, present: &WorkerSpec) -> Result<WorkerSpec, 
                 return Err(wrong("url", &why));
             }
             "api_key" => spec.key = Some(key(text(name, value)?)?),
-            "labels" => read_labels(value, &mut spec)?,
+            "labels" => read_labels(value, &mut spec, told)?,
             "health" => read_health(value, &mut spec)?,
             "model_id" => {
                 let model = non_empty(name, value)?;
@@ -99,7 +104,26 @@ fn refuse_unbuilt(name: &str, value: &Value) -> Result<(), Error> {
     }
 }
 
-fn read_labels(value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
+/// Whether a field says nothing, or only which model the worker serves anyway.
+fn echoes_model(name: &str, value: &Value, present: &WorkerSpec, told: &Labels) -> bool {
+    let served = model(told);
+    let is_told = |id: &Value| *id == *served && present.model.is_none();
+    match name {
+        "model_id" => *value == UNKNOWN_MODEL || is_told(value) || value.is_null(),
+        "models" => {
+            let cards = value.as_array().map(Vec::as_slice);
+            // A card with more on it is kept.
+            let bare = cards.and_then(|cards| match cards {
+                [Value::Object(card)] if card.len() == 1 => card.get("id"),
+                _ => None,
+            });
+            bare.is_some_and(is_told) || value.is_null()
+        }
+        _ => value.is_null(),
+    }
+}
+
+fn read_labels(value: &Value, spec: &mut WorkerSpec, told: &Labels) -> Result<(), Error> {
     let labels = value.as_object();
     for (name, value) in labels.ok_or_else(|| wrong("labels", "must be an object"))? {
         let field = format!("labels.{name}");
@@ -108,6 +132,9 @@ fn read_labels(value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
             let policy = PolicyKind::named(value);
             let unknown = || wrong(&field, &format!("names no policy: {value:?}"));
             spec.policy = Some(policy.ok_or_else(unknown)?);
+        }
+        if told.get(name).is_some_and(|told| told == value) && !spec.labels.contains_key(name) {
+            continue;
         }
         spec.labels.insert(name.clone(), value.to_owned());
     }
@@ -264,7 +291,7 @@ mod tests {
 
     fn said(json: &str) -> Result<WorkerSpec, Error> {
         let fields: Fields = serde_json::from_str(json).unwrap();
-        read(&fields, &WorkerSpec::of(url(&fields)?))
+        read(&fields, &WorkerSpec::of(url(&fields)?), &Labels::new())
     }
 
     #[test]
@@ -341,7 +368,7 @@ mod tests {
             r#"{"labels":{"b":"3","policy":"leastload"},"priority":9,"cost":null}"#,
         )
         .unwrap();
-        let after = read(&later, &before.unwrap()).unwrap();
+        let after = read(&later, &before.unwrap(), &Labels::new()).unwrap();
         assert_eq!((&*after.labels["a"], &*after.labels["b"]), ("1", "3"));
         assert_eq!(after.policy, Some(PolicyKind::LeastLoad));
         assert_eq!(
@@ -349,5 +376,27 @@ mod tests {
             (&2.0.into(), &9.into())
         );
         assert!(after.key.is_some());
+    }
+
+    #[test]
+    fn what_the_gateway_showed_itself_is_not_held_against_the_worker() {
+        let spec = said(r#"{"url":"gpu:1","model_id":"unknown","models":[]}"#).unwrap();
+        assert_eq!(spec, said(r#"{"url":"gpu:1"}"#).unwrap());
+        let told = Labels::from([
+            ("model_id".into(), "m".into()),
+            ("tp_size".into(), "2".into()),
+        ]);
+        let later = |json: &str| {
+            let fields: Fields = serde_json::from_str(json).unwrap();
+            read(&fields, &spec, &told).unwrap()
+        };
+        let shown =
+            r#"{"model_id":"m","models":[{"id":"m"}],"labels":{"model_id":"m","tp_size":"2"}}"#;
+        assert_eq!(later(shown), spec);
+        let said = later(r#"{"model_id":"n","labels":{"tp_size":"4","rack":"r1"}}"#);
+        assert_eq!(said.model.as_deref(), Some("n"));
+        assert_eq!((&*said.labels["tp_size"], said.labels.len()), ("4", 2));
+        let card = later(r#"{"models":[{"id":"m","context_length":1}]}"#);
+        assert_eq!(card.model.as_deref(), Some("m"));
     }
 }

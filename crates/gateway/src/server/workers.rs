@@ -18,7 +18,7 @@ use super::worker_body::{self, Fields};
 use crate::config::{Secret, WorkerUrl};
 use crate::error::Error;
 use crate::fleet::{
-    Fleet, HealthSpec, NotRegistered, NotUp, Register, UNKNOWN_MODEL, Worker, WorkerSpec,
+    Fleet, HealthSpec, Labels, NotRegistered, NotUp, Register, UNKNOWN_MODEL, Worker, WorkerSpec,
 };
 use crate::proxy::{ReplyBody, declares_json, linger, read_body};
 
@@ -107,9 +107,9 @@ pub(super) async fn change(
     }
     let fields = fields(request, most).await?;
     let replace = change == Change::Put && fields.get("url").is_some_and(|url| !url.is_null());
-    register.change(&worker, |spec| {
+    register.change(&worker, |spec, told| {
         let bare = WorkerSpec::of(worker.url.clone());
-        worker_body::read(&fields, if replace { &bare } else { spec })
+        worker_body::read(&fields, if replace { &bare } else { spec }, told)
     })?;
     let told = json!({
         "status": "accepted",
@@ -121,7 +121,7 @@ pub(super) async fn change(
 
 async fn add(register: &Register, fields: &Fields) -> Result<Response<ReplyBody>, Error> {
     let url = worker_body::url(fields)?;
-    let added = register.add(&url, |spec| worker_body::read(fields, spec));
+    let added = register.add(&url, |spec, told| worker_body::read(fields, spec, told));
     let worker = added.await?;
     let location = format!("/workers/{}", worker.id);
     let told = json!({
@@ -174,7 +174,7 @@ async fn add_and_wait(
     url: &WorkerUrl,
     key: Option<Secret>,
 ) -> Result<(), Error> {
-    let say = |spec: &WorkerSpec| -> Result<_, Error> {
+    let say = |spec: &WorkerSpec, _: &Labels| -> Result<_, Error> {
         Ok(WorkerSpec {
             key: key.or_else(|| spec.key.clone()),
             ..spec.clone()

@@ -6,7 +6,8 @@ use gateway::Gateway;
 use serde_json::{Value, json as value};
 
 use crate::support::{
-    Client, Running, Step, Worker, get, ok, options, post, posting, raw, start, start_with, until,
+    Client, Received, Running, Step, Worker, get, json, ok, options, post, posting, raw, start,
+    start_with, until,
 };
 use crate::workers::{add, bare, send, shown, until_gone, until_status};
 
@@ -193,4 +194,36 @@ async fn a_worker_that_is_leaving_or_gone_is_not_changed() {
     );
     let page = gateway.metrics().await;
     assert!(!page.contains("ghost"), "{page}");
+}
+
+#[tokio::test]
+async fn a_worker_replaced_by_what_is_shown_of_it_tells_on_what_it_is() {
+    static TURNED: AtomicUsize = AtomicUsize::new(0);
+    let worker = Worker::listening(0, |request: &Received| {
+        let now = TURNED.load(Ordering::SeqCst);
+        match request.path() {
+            "/health" if now == 1 => json(500, "{}"),
+            "/server_info" if now == 0 => json(200, r#"{"model_id":"a","tp_size":1}"#),
+            "/server_info" => json(200, r#"{"model_id":"b","tp_size":2}"#),
+            "/model_info" => json(200, "{}"),
+            _ => ok(),
+        }
+    })
+    .await;
+    let mut options = options(&[]);
+    options.health_check_interval_secs = 1;
+    options.health_failure_threshold = 1;
+    options.health_success_threshold = 1;
+    let gateway = start_with(options).await;
+    let id = add(&gateway, &value!({"url": worker.url()})).await;
+    until_status(&gateway, &id, "ready").await;
+    let one = shown(&gateway, &id).await;
+    assert_eq!(one["model_id"], "a");
+    let put = send(&gateway, &format!("PUT /workers/{id}"), &one).await;
+    assert_eq!(put.status, 202, "{}", put.text());
+    TURNED.store(1, Ordering::SeqCst);
+    until_status(&gateway, &id, "not_ready").await;
+    TURNED.store(2, Ordering::SeqCst);
+    until(|| async { shown(&gateway, &id).await["model_id"] == "b" }).await;
+    assert_eq!(shown(&gateway, &id).await["labels"]["tp_size"], "2");
 }
