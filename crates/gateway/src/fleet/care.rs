@@ -14,9 +14,9 @@ use tracing::{info, warn};
 
 use super::identity::{self, Labels};
 use super::place::Ready;
-use super::policies::Served;
+use super::policies::{Served, Server};
 use super::standing::{Glance, Standing};
-use super::{BYTES_PER_TOKEN, Fleet, Identity, Job, Worker};
+use super::{BYTES_PER_TOKEN, Fleet, Identity, Job, UNKNOWN_MODEL, Worker};
 use crate::telemetry::Metrics;
 
 /// Milliseconds between probes for silence.
@@ -153,12 +153,14 @@ impl Fleet {
         let Some(outliers) = &self.outliers else {
             return;
         };
-        let (now, workers) = (self.now(), self.workers());
+        // Who goes from now on is forgotten after this; who has gone is not looked at.
+        let mut outliers = outliers.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, mut workers) = (self.now(), Vec::clone(&self.workers()));
+        workers.retain(|worker| !worker.gone.load(Relaxed));
         let figures: BTreeMap<usize, Figures> = workers
             .iter()
             .filter_map(|worker| Some((worker.slot, worker.tally.as_ref()?.take())))
             .collect();
-        let mut outliers = outliers.lock().unwrap_or_else(PoisonError::into_inner);
         for ejection in Outliers::judge(&mut outliers, &figures, workers.len(), now) {
             let slot = ejection.slot;
             let Some(worker) = workers.iter().find(|worker| worker.slot == slot) else {
@@ -232,7 +234,9 @@ impl Fleet {
             }
         }
         let listed = |glance: &Glance| (glance.ready, glance.open, glance.last_resort);
-        if listed(&before) != listed(&after) {
+        if before.serves != after.serves {
+            self.introduce();
+        } else if listed(&before) != listed(&after) {
             self.refresh();
         }
         (after, result)
@@ -276,23 +280,25 @@ impl Fleet {
         self.introduce();
     }
 
-    /// Tells policies who is there, ready or not.
+    /// Tells policies who is there, ready or not, and who serves what: who has never been ready
+    /// does not yet, who is leaving does no more. Who has told no model counts where none has.
     pub(super) fn introduce(&self) {
         let one_at_a_time = self.refreshing.lock();
         let workers = self.workers.load();
-        let mut models: BTreeMap<String, Served> = BTreeMap::new();
-        for worker in workers.iter() {
-            let identity = worker.identity.load();
-            if identity.is_known() {
-                let served = models.entry(identity.model.clone()).or_insert(Served {
-                    label: worker.terms.load().spec.policy,
-                    by: Vec::new(),
-                });
-                served.by.push(worker.candidate());
-            }
+        let mut served = Served::new();
+        for worker in workers.iter().filter(|worker| worker.glance().serves) {
+            let model = worker.identity.load().model.clone();
+            served.entry(model).or_default().push(Server {
+                id: worker.id,
+                label: worker.terms.load().spec.policy,
+                candidate: worker.candidate(),
+            });
+        }
+        if served.len() > 1 {
+            served.remove(UNKNOWN_MODEL);
         }
         let all: Vec<_> = workers.iter().map(|worker| worker.candidate()).collect();
-        self.policies.introduce(&all, &models);
+        self.policies.introduce(&all, &served);
         drop(one_at_a_time);
         self.refresh();
     }
@@ -305,6 +311,7 @@ impl Fleet {
             return;
         }
         let (before, terms) = (worker.identity.load_full(), worker.terms.load());
+        let agreed = told.is_none();
         let labels = told.unwrap_or_else(|| before.labels.clone());
         let named = terms.spec.model.clone();
         let model = named.unwrap_or_else(|| identity::model(&labels));
@@ -320,7 +327,8 @@ impl Fleet {
             metrics,
         }));
         drop(one_at_a_time);
-        if renamed {
+        // Other terms may ask for another policy.
+        if renamed || agreed {
             self.introduce();
         } else {
             self.refresh();

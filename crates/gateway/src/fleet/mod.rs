@@ -212,4 +212,6 @@ impl Fleet {
 #[cfg(test)]
 mod churn;
 #[cfg(test)]
+mod learnt;
+#[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ use crate::config::WorkerUrl;
 /// What a request asks of its routing.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wish<'a> {
-    /// The client's `X-SMG-Target-Worker`: index in configuration order, URL or id.
+    /// The client's `X-SMG-Target-Worker`: index in the list of workers, URL or id.
     pub(crate) target: Option<&'a str>,
     /// Slots of workers where it has failed.
     pub(crate) tried: &'a [usize],

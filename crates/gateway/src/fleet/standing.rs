@@ -54,6 +54,8 @@ pub(crate) struct Glance {
     pub(crate) open: bool,
     /// It gets requests when nobody better is there: it rests, is busy, or is being probed.
     pub(crate) last_resort: bool,
+    /// It counts among those who serve its model: it has been ready once, and is not leaving.
+    pub(super) serves: bool,
     /// Nothing is held against it.
     pub(super) clean: bool,
 }
@@ -79,6 +81,7 @@ impl Standing {
         let allowed = breaker.is_none_or(Breaker::allows);
         // A suspect is believed to be well until a probe says otherwise.
         let ready = matches!(verdict, Verdict::Ready | Verdict::Suspect) && !self.draining;
+        let came_up = !matches!(verdict, Verdict::Pending | Verdict::Failed);
         let spared = self.rests_until.is_some() || self.busy_until.is_some();
         let doubtful = verdict == Verdict::Suspect || spared;
         Glance {
@@ -88,6 +91,7 @@ impl Standing {
             ready,
             open: ready && allowed && !doubtful,
             last_resort: ready && allowed && doubtful,
+            serves: came_up && !self.draining,
             clean: breaker.is_none_or(Breaker::is_clean) && self.refusals == 0,
         }
     }

@@ -66,7 +66,7 @@ fn told(heard: &Heard) -> Policies {
     Policies::new(PolicyKind::Random, move |_| Box::new(heard.clone()))
 }
 
-fn of(count: usize, policies: Policies, rules: FleetRules) -> Arc<Fleet> {
+pub(super) fn of(count: usize, policies: Policies, rules: FleetRules) -> Arc<Fleet> {
     let metrics = Metrics::new(None).unwrap();
     let workers = (0..count).map(|slot| worker(slot, &metrics)).collect();
     Fleet::new(workers, policies, rules)
@@ -240,14 +240,14 @@ async fn a_worker_that_left_is_no_candidate_and_the_others_keep_their_slots() {
     assert_eq!(placed.ticket.worker.slot, 2);
 }
 
-fn serves(fleet: &Fleet, slot: usize, model: &str) {
+pub(super) fn serves(fleet: &Fleet, slot: usize, model: &str) {
     let metrics = Metrics::new(None).unwrap();
     let labels = BTreeMap::from([("model_id".to_owned(), model.to_owned())]);
     fleet.name(&fleet.workers()[slot], Some(labels), &metrics);
 }
 
 /// The slots that requests for a model go to.
-fn slots_for(fleet: &Fleet, model: Option<&str>) -> Vec<usize> {
+pub(super) fn slots_for(fleet: &Fleet, model: Option<&str>) -> Vec<usize> {
     let mut slots = std::collections::BTreeSet::new();
     for _ in 0..10 {
         let request = Request {
@@ -284,8 +284,10 @@ async fn every_model_has_an_instance_of_the_policy_that_knows_its_own_workers() 
     let fleet = of(3, told(&heard), FleetRules::default());
     serves(&fleet, 0, "llama");
     serves(&fleet, 1, "qwen");
+    fleet.probed(&fleet.workers()[0], true);
+    fleet.probed(&fleet.workers()[1], true);
     let told = heard.0.lock().unwrap();
     let sizes: Vec<_> = told.iter().map(Vec::len).collect();
-    // All at the start and again once the first has told; then all, llama's and qwen's.
-    assert_eq!(sizes, [3, 3, 3, 1, 1]);
+    // All at the start and whenever one has told or come up; at last all, llama's and qwen's.
+    assert_eq!(sizes, [3, 3, 3, 3, 3, 1, 1]);
 }

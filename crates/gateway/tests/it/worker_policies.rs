@@ -4,7 +4,7 @@ use routing::PolicyKind;
 use serde_json::json as value;
 
 use crate::support::{Reply, Running, Worker, get, json, ok, options, raw, start_with, until};
-use crate::workers::{add, until_status};
+use crate::workers::{add, send, until_status};
 
 /// A worker that serves this model.
 async fn serving(model: &'static str) -> Worker {
@@ -111,4 +111,83 @@ async fn every_model_has_the_policy_of_its_own_label() {
         (&dry["policy"], &dry["candidates"][0]["worker"]),
         (&"least_load".into(), &workers[1].url().into())
     );
+}
+
+async fn patched(gateway: &Running, id: &str, policy: &str) {
+    let labels = value!({"labels": {"policy": policy}});
+    let reply = send(gateway, &format!("PATCH /workers/{id}"), &labels).await;
+    assert_eq!(reply.status, 202, "{}", reply.text());
+}
+
+#[tokio::test]
+async fn a_changed_label_decides_where_the_first_one_did() {
+    let gateway = gateway().await;
+    let workers = [serving("a").await, serving("a").await, serving("b").await];
+    let first = joined(&gateway, &workers[0], value!({"policy": "random"})).await;
+    assert_eq!(policy(&gateway, "a").await, "random");
+    patched(&gateway, &first, "round_robin").await;
+    assert_eq!(policy(&gateway, "a").await, "round_robin");
+    let second = joined(&gateway, &workers[1], value!({})).await;
+    joined(&gateway, &workers[2], value!({})).await;
+    patched(&gateway, &second, "random").await;
+    assert_eq!(policy(&gateway, "a").await, "round_robin");
+    patched(&gateway, &first, "least_load").await;
+    assert_eq!(policy(&gateway, "a").await, "least_load");
+    // In place of all that was said: no label any more.
+    let bare = value!({"url": workers[0].url()});
+    let reply = send(&gateway, &format!("PUT /workers/{first}"), &bare).await;
+    assert_eq!(reply.status, 202);
+    assert_eq!(policy(&gateway, "a").await, "cache_aware");
+    assert_eq!(policy(&gateway, "b").await, "cache_aware");
+}
+
+#[tokio::test]
+async fn a_label_said_again_before_a_worker_is_up_decides() {
+    let gateway = gateway().await;
+    let late = serving("a").await;
+    let (url, port) = (late.url(), late.port());
+    late.kill().await;
+    let id = add(
+        &gateway,
+        &value!({"url": url, "labels": {"policy": "random"}}),
+    )
+    .await;
+    let again = value!({"url": url, "labels": {"policy": "round_robin"}});
+    assert_eq!(add(&gateway, &again).await, id);
+    // It tells no model, either.
+    let _alive = Worker::listening(port, |request| match request.path() {
+        "/server_info" | "/model_info" => json(200, "{}"),
+        _ => ok(),
+    })
+    .await;
+    until_status(&gateway, &id, "ready").await;
+    assert_eq!(policy(&gateway, "whatever").await, "round_robin");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_not_up_changes_nothing_for_others() {
+    let gateway = gateway().await;
+    let workers = [serving("a").await, serving("b").await];
+    joined(&gateway, &workers[0], value!({})).await;
+    let long = "the same prompt every time ".repeat(40);
+    let body = format!(r#"{{"model":"a","prompt":"{long}"}}"#);
+    let known = async || {
+        let reply = crate::support::post(&gateway, "/route/explain", &body).await;
+        let told = reply.json()["candidates"][0]["matched_tokens"].as_u64();
+        told.unwrap()
+    };
+    let reply = crate::support::post(&gateway, "/v1/completions", &body).await;
+    assert_eq!((reply.status, known().await > 0), (200, true));
+    let dead = serving("c").await;
+    let url = dead.url();
+    dead.kill().await;
+    let spec = value!({"url": url, "model_id": "nonesuch", "labels": {"policy": "random"}});
+    add(&gateway, &spec).await;
+    assert_eq!(policy(&gateway, "nonesuch").await, "cache_aware");
+    assert!(known().await > 0);
+    // One that is up has a policy of its own, and leaves the other its own.
+    let other = joined(&gateway, &workers[1], value!({})).await;
+    assert!(known().await > 0);
+    remove(&gateway, &other).await;
+    assert!(known().await > 0);
 }
