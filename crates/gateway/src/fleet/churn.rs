@@ -1,5 +1,7 @@
 //! Workers that come and go all the time.
 
+use std::collections::BTreeMap;
+
 use routing::{Params, PolicyKind, Prompt, Request};
 use tokio::time::advance;
 
@@ -49,6 +51,26 @@ impl Bench {
         worker
     }
 
+    /// A worker tells which model it serves.
+    fn tells(&self, worker: &Worker, model: &str) {
+        let labels = BTreeMap::from([("model_id".to_owned(), model.to_owned())]);
+        self.fleet.name(worker, Some(labels), &self.metrics);
+    }
+
+    /// The series that name a model.
+    fn series_by_model(&self) -> usize {
+        let page = self.metrics.render().unwrap();
+        let of_known = |line: &&str| line.contains("model=\"") && !line.contains("\"stays\"");
+        page.lines().filter(of_known).count()
+    }
+
+    /// A request is sent to a worker, and counted by its model.
+    fn count(worker: &Worker) {
+        let metrics = &worker.identity.load().metrics;
+        metrics.endpoint(0).unwrap().requests(true).inc();
+        metrics.selected(PolicyKind::CacheAware);
+    }
+
     /// Sends a prompt to the worker in slot 1; tells its place and what was believed cached.
     fn ask(&self, text: &str) -> Placed {
         let request = Request {
@@ -71,9 +93,13 @@ fn spec(name: &str) -> WorkerSpec {
 async fn ten_thousand_workers_that_come_and_go_leave_nothing() {
     let bench = Bench::new(FleetRules::default());
     let text = "the same prompt for everybody ".repeat(20);
+    bench.tells(&bench.fleet.workers()[0], "stays");
     let mut generation = None;
     for life in 0..10_000 {
         let worker = bench.join(&format!("w{life}"));
+        bench.tells(&worker, &format!("m{life}"));
+        assert_eq!(bench.fleet.policies.all().len(), 3);
+        Bench::count(&worker);
         assert_eq!(worker.slot, 1);
         assert!(Some(worker.generation()) > generation);
         generation = Some(worker.generation());
@@ -104,6 +130,31 @@ async fn ten_thousand_workers_that_come_and_go_leave_nothing() {
     assert_eq!((slots, bench.fleet.workers().len()), (2, 1));
     let page = bench.metrics.render().unwrap();
     assert!(!page.contains("http://w"), "{page}");
+    assert_eq!(bench.series_by_model(), 0, "{page}");
+    assert_eq!(bench.fleet.policies.all().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_is_renamed_all_the_time_leaves_no_series() {
+    let bench = Bench::new(FleetRules::default());
+    let worker = bench.join("w");
+    let mut most = 0;
+    for name in 0..1000 {
+        bench.tells(&worker, &format!("m{name}"));
+        if name % 100 == 0 {
+            assert_eq!(bench.series_by_model(), 0, "nothing was counted");
+        }
+        Bench::count(&worker);
+        if name % 100 == 0 {
+            most = most.max(bench.series_by_model());
+        }
+    }
+    assert_eq!(bench.series_by_model(), most);
+    assert!(!bench.metrics.render().unwrap().contains("\"m998\""));
+    bench.fleet.begin_leaving(&worker);
+    bench.fleet.finish_leaving(&worker).await;
+    drop(worker);
+    assert_eq!(bench.series_by_model(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::telemetry::ModelMetrics;
-
-/// The model name of a worker that has not told one.
-pub(crate) const UNKNOWN_MODEL: &str = "unknown";
+pub(crate) use crate::telemetry::UNKNOWN_MODEL;
 
 /// Fields of `/server_info` and `/model_info` that are kept as labels.
 const LABELS: [&str; 20] = [

@@ -319,7 +319,7 @@ impl Record {
     fn first_byte(&mut self) {
         if self.awaiting_first {
             self.awaiting_first = false;
-            if let Some(metrics) = self.model.endpoints.get(self.endpoint) {
+            if let Some(metrics) = self.model.endpoint(self.endpoint) {
                 metrics.ttft.observe(self.decided.elapsed().as_secs_f64());
             }
         }
@@ -328,7 +328,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if let Some(metrics) = self.model.endpoints.get(self.endpoint) {
+        if let Some(metrics) = self.model.endpoint(self.endpoint) {
             metrics
                 .duration
                 .observe(self.decided.elapsed().as_secs_f64());

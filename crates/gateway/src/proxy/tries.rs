@@ -173,7 +173,7 @@ impl Proxy {
     /// Counts the request; the record goes with the reply.
     fn first_record(job: Job<'_>, placed: &Placed) -> Record {
         let model = Arc::clone(&placed.ticket.worker.identity.load().metrics);
-        if let Some(endpoint) = model.endpoints.get(job.row.index) {
+        if let Some(endpoint) = model.endpoint(job.row.index) {
             endpoint.requests(job.streaming).inc();
         }
         Record::new(model, job.row.index, job.streaming, Instant::now())

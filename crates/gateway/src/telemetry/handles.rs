@@ -1,9 +1,7 @@
 //! Metric handles, resolved once: counting costs a request no look-up of labels.
 
-use std::sync::OnceLock;
-
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
-use routing::{Circuit, PolicyKind};
+use routing::Circuit;
 
 pub(super) const HTTP: &str = "http";
 pub(super) const REGULAR: &str = "regular";
@@ -74,48 +72,4 @@ pub(crate) struct AdmissionMetrics {
     pub(crate) allowed: IntCounter,
     /// Requests refused.
     pub(crate) rejected: IntCounter,
-}
-
-/// The handles of one model.
-#[derive(Debug)]
-pub(crate) struct ModelMetrics {
-    pub(super) model: String,
-    pub(super) selection: IntCounterVec,
-    /// Times a policy chose one of its workers, by policy.
-    pub(super) selections: [OnceLock<IntCounter>; PolicyKind::ALL.len()],
-    /// Replies that broke off after their first byte.
-    pub(crate) cut_replies: IntCounter,
-    /// By [`Inference::index`](crate::endpoint::Inference::index).
-    pub(crate) endpoints: Vec<EndpointMetrics>,
-}
-
-impl ModelMetrics {
-    /// A policy chose one of its workers.
-    pub(crate) fn selected(&self, policy: PolicyKind) {
-        let labels = [REGULAR, HTTP, &self.model, policy.as_str()];
-        let known = self.selections.get(policy as usize);
-        let counter = known.map(|it| {
-            // Made when it is first needed: most models see one policy.
-            it.get_or_init(|| self.selection.with_label_values(&labels))
-        });
-        counter.into_iter().for_each(IntCounter::inc);
-    }
-}
-
-/// The handles of one model at one endpoint.
-#[derive(Debug)]
-pub(crate) struct EndpointMetrics {
-    pub(super) requests: [IntCounter; 2],
-    /// Routing decision to the end of the reply.
-    pub(crate) duration: Histogram,
-    /// Routing decision to the first byte of a stream.
-    pub(crate) ttft: Histogram,
-}
-
-impl EndpointMetrics {
-    /// Requests sent to a worker.
-    pub(crate) fn requests(&self, streaming: bool) -> &IntCounter {
-        let [whole, streamed] = &self.requests;
-        if streaming { streamed } else { whole }
-    }
 }

@@ -1,6 +1,6 @@
 //! The `smg_*` metrics. Handles are resolved when routes and workers are made, not per request.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{
@@ -9,10 +9,8 @@ use prometheus::{
 };
 
 use super::branches::Policies;
-use super::handles::{
-    AdmissionMetrics, EndpointMetrics, HTTP, ModelMetrics, REGULAR, RouteMetrics, WorkerMetrics,
-};
-use crate::endpoint::INFERENCE;
+use super::handles::{AdmissionMetrics, HTTP, REGULAR, RouteMetrics, WorkerMetrics};
+use super::models::Models;
 use crate::error::Error;
 
 /// Bucket bounds of duration histograms, seconds, when no others are asked for.
@@ -36,6 +34,8 @@ pub(crate) struct Metrics {
     /// What is told about failures.
     pub(crate) resilience: Resilience,
     pub(super) policies: Policies,
+    /// What is told by model.
+    pub(super) models: Arc<Models>,
 }
 
 /// The client's side.
@@ -54,12 +54,8 @@ pub(crate) struct Http {
 /// Between the two.
 #[derive(Debug)]
 struct Router {
-    requests: IntCounterVec,
-    duration: HistogramVec,
-    errors: IntCounterVec,
     upstream_responses: IntCounterVec,
     upstream_ok: IntCounter,
-    ttft: HistogramVec,
 }
 
 /// The workers' side. Gauges are set when somebody asks, from the fleet's own counters.
@@ -70,7 +66,6 @@ pub(crate) struct Worker {
     pub(crate) requests_active: IntGaugeVec,
     pub(crate) health: IntGaugeVec,
     health_checks: IntCounterVec,
-    selection: IntCounterVec,
     errors: IntCounterVec,
     registrations: IntCounterVec,
     deregistrations: IntCounterVec,
@@ -125,7 +120,12 @@ impl Maker<'_> {
         Ok(metric)
     }
 
-    fn seconds(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<HistogramVec> {
+    pub(super) fn seconds(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> prometheus::Result<HistogramVec> {
         let opts = HistogramOpts::new(name, help).buckets(self.buckets.to_vec());
         let metric = HistogramVec::new(opts, labels)?;
         self.registry.register(Box::new(metric.clone()))?;
@@ -143,10 +143,11 @@ impl Metrics {
         };
         let (http, router) = (Http::new(&maker)?, Router::new(&maker)?);
         let (worker, resilience) = (Worker::new(&maker)?, Resilience::new(&maker)?);
-        let policies = Policies::new(&maker)?;
+        let (policies, models) = (Policies::new(&maker)?, Models::new(&maker)?);
         Ok(Self {
             registry,
             http,
+            models: Arc::new(models),
             router,
             worker,
             resilience,
@@ -171,33 +172,9 @@ impl Metrics {
         }
     }
 
-    /// The handles of one model.
-    pub(crate) fn model(&self, model: &str) -> Arc<ModelMetrics> {
-        let endpoint = |label: &str| {
-            let labels = [HTTP, REGULAR, HTTP, model, label];
-            let requests = |streaming| {
-                let labels = [HTTP, REGULAR, HTTP, model, label, streaming];
-                self.router.requests.with_label_values(&labels)
-            };
-            EndpointMetrics {
-                requests: [requests("false"), requests("true")],
-                duration: self.router.duration.with_label_values(&labels),
-                ttft: self
-                    .router
-                    .ttft
-                    .with_label_values(&[HTTP, REGULAR, model, label]),
-            }
-        };
-        Arc::new(ModelMetrics {
-            model: model.to_owned(),
-            selection: self.worker.selection.clone(),
-            selections: std::array::from_fn(|_| OnceLock::new()),
-            cut_replies: self
-                .worker
-                .errors
-                .with_label_values(&[REGULAR, HTTP, "stream_error"]),
-            endpoints: INFERENCE.iter().map(|row| endpoint(row.label)).collect(),
-        })
+    pub(super) fn cut_replies(&self) -> IntCounter {
+        let labels = [REGULAR, HTTP, "stream_error"];
+        self.worker.errors.with_label_values(&labels)
     }
 
     /// The handles of one worker.
@@ -263,7 +240,7 @@ impl Metrics {
     /// A request that the gateway could not serve.
     pub(crate) fn request_error(&self, model: &str, endpoint: &str, error: &Error) {
         let labels = [HTTP, REGULAR, HTTP, model, endpoint, error.metric_type()];
-        self.router.errors.with_label_values(&labels).inc();
+        self.models.errors.with_label_values(&labels).inc();
     }
 
     /// A try at a worker that gave no response.
@@ -337,42 +314,14 @@ impl Http {
 
 impl Router {
     fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
-        let request = [
-            "router_type",
-            "backend_type",
-            "connection_mode",
-            "model",
-            "endpoint",
-        ];
-        let with = |extra: &'static str| [&request[..], &[extra][..]].concat();
         let upstream_responses = maker.counter(
             "smg_router_upstream_responses_total",
             "response heads received from workers",
             &["router_type", "status_code", "error_code"],
         )?;
         Ok(Self {
-            requests: maker.counter(
-                "smg_router_requests_total",
-                "requests sent to a worker",
-                &with("streaming"),
-            )?,
-            duration: maker.seconds(
-                "smg_router_request_duration_seconds",
-                "routing decision to the end of the reply",
-                &request,
-            )?,
-            errors: maker.counter(
-                "smg_router_request_errors_total",
-                "requests the gateway could not serve",
-                &with("error_type"),
-            )?,
             upstream_ok: upstream_responses.with_label_values(&[HTTP, "200", ""]),
             upstream_responses,
-            ttft: maker.seconds(
-                "smg_router_ttft_seconds",
-                "routing decision to the first byte of a streamed reply",
-                &["router_type", "backend_type", "model", "endpoint"],
-            )?,
         })
     }
 }
@@ -400,11 +349,6 @@ impl Worker {
                 "smg_worker_health_checks_total",
                 "probes of workers",
                 &["worker_type", "result"],
-            )?,
-            selection: maker.counter(
-                "smg_worker_selection_total",
-                "times a policy chose a worker",
-                &["worker_type", "connection_mode", "model", "policy"],
             )?,
             errors: maker.counter(
                 "smg_worker_errors_total",
