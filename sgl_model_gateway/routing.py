@@ -26,12 +26,16 @@ __all__ = ["Lease", "Policy", "Ranked", "WorkerLoad"]
 
 
 class Ranked(TypedDict):
-    """A worker and what speaks for and against it, in tokens."""
+    """A worker and what speaks for and against it, in tokens.
+
+    `passed_over`: ranked last whatever its cost, because too much waits there or a guard excludes it.
+    """
 
     worker: str
     matched_tokens: int
     queued_tokens: int
     cost: float
+    passed_over: bool
 
 
 class WorkerLoad(TypedDict):

@@ -37,6 +37,7 @@ pub(super) struct Row {
     matched_tokens: u64,
     queued_tokens: u64,
     cost: f64,
+    passed_over: bool,
 }
 
 impl From<&Ranked<'_>> for Row {
@@ -46,6 +47,7 @@ impl From<&Ranked<'_>> for Row {
             matched_tokens: ranked.matched_tokens,
             queued_tokens: ranked.queued_tokens,
             cost: ranked.cost,
+            passed_over: ranked.passed_over,
         }
     }
 }

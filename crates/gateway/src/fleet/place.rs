@@ -193,6 +193,7 @@ impl Fleet {
                 matched_tokens: 0,
                 queued_tokens: 0,
                 cost: 0.0,
+                passed_over: false,
             };
             ranked.extend(from.iter().map(bare));
         }

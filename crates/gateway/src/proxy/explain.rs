@@ -201,7 +201,8 @@ impl Proxy {
                 "queued_tokens": ranked.queued_tokens,
                 "requests": ranked.candidate.load.requests(),
                 "decoding": ranked.candidate.load.decoding(),
-                "cost": Some(ranked.cost).filter(|cost| cost.is_finite()),
+                "cost": ranked.cost,
+                "passed_over": ranked.passed_over,
             })
         };
         ranked.iter().map(one).collect()

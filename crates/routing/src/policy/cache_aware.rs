@@ -122,12 +122,11 @@ impl Weighing<'_, '_> {
         open.map(wait).fold(f64::INFINITY, f64::min)
     }
 
-    fn cost(&self, candidate: &Candidate) -> f64 {
+    /// The predicted cost, and whether that is beside the point: the prompt must not go there.
+    fn cost(&self, candidate: &Candidate) -> (f64, bool) {
         let (queued, new) = self.work(candidate);
-        if queued + new > self.longest || self.is_full(candidate) {
-            return f64::INFINITY;
-        }
-        queued + self.charge * new
+        let passed_over = queued + new > self.longest || self.is_full(candidate);
+        (queued + self.charge * new, passed_over)
     }
 }
 
@@ -135,7 +134,12 @@ impl Policy for CacheAware {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
         self.charge.observe(from);
         self.weigh(from, request, |weighing, blocks| {
-            let cheapest = from.cheapest(&mut request.draw(), |candidate| weighing.cost(candidate));
+            let cheapest = from.cheapest(&mut request.draw(), |candidate| {
+                match weighing.cost(candidate) {
+                    (_, true) => f64::INFINITY,
+                    (cost, false) => cost,
+                }
+            });
             if !blocks.is_empty() {
                 self.index.insert(blocks, cheapest);
             }
@@ -148,15 +152,22 @@ impl Policy for CacheAware {
 
     fn rank<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Vec<Ranked<'a>> {
         let mut ranked: Vec<_> = self.weigh(from, request, |weighing, _| {
-            let rank = |candidate: &'a Candidate| Ranked {
-                candidate,
-                matched_tokens: weighing.matched(candidate),
-                queued_tokens: candidate.load.queued_tokens(),
-                cost: weighing.cost(candidate),
+            let rank = |candidate: &'a Candidate| {
+                let (cost, passed_over) = weighing.cost(candidate);
+                Ranked {
+                    candidate,
+                    matched_tokens: weighing.matched(candidate),
+                    queued_tokens: candidate.load.queued_tokens(),
+                    cost,
+                    passed_over,
+                }
             };
             from.iter().map(rank).collect()
         });
-        ranked.sort_by(|one, other| one.cost.total_cmp(&other.cost));
+        ranked.sort_by(|one, other| {
+            let last = one.passed_over.cmp(&other.passed_over);
+            last.then(one.cost.total_cmp(&other.cost))
+        });
         ranked
     }
 

@@ -31,6 +31,7 @@ impl Policy for LeastLoad {
             matched_tokens: 0,
             queued_tokens: candidate.load.queued_tokens(),
             cost: cost(candidate) as f64,
+            passed_over: false,
         };
         let mut ranked: Vec<_> = from.iter().map(rank).collect();
         ranked.sort_by(|one, other| one.cost.total_cmp(&other.cost));

@@ -89,8 +89,10 @@ pub struct Ranked<'a> {
     pub matched_tokens: u64,
     /// Prompt tokens waiting there before this request.
     pub queued_tokens: u64,
-    /// Predicted cost, in tokens of prefill; infinite for one that a guard excludes.
+    /// Predicted cost, in tokens of prefill.
     pub cost: f64,
+    /// Ranked last whatever its cost: too much waits there, or a guard excludes it.
+    pub passed_over: bool,
 }
 
 /// The policies by name, as flags, fields and metrics spell them.

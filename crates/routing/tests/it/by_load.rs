@@ -132,3 +132,26 @@ fn a_prefix_that_many_ask_for_spreads_before_its_queue_is_long() {
     assert!(queues.iter().all(|queue| *queue < 95_000), "{queues:?}");
     assert!(queues.iter().any(|queue| *queue > 70_000), "{queues:?}");
 }
+
+#[test]
+fn who_is_passed_over_comes_last_whatever_the_cost() {
+    let (all, policy) = (fleet(2), build(PolicyKind::CacheAware));
+    let request = Request {
+        prompt: Prompt::text([&[b'x'; 8192], b"", b""]),
+        ..Request::default()
+    };
+    let home = slot(policy.as_ref(), &all, &request);
+    // A charge of 40 keeps the prompt at home for up to 39 × 2048 tokens, its patience does not.
+    let _leases = [all[home].load.lease(2048 * 20), all[1 - home].load.lease(1)];
+    for _ in 0..1000 {
+        let _ = policy.pick(Candidates::new(&all).unwrap(), &Request::default());
+    }
+    let ranked = policy.rank(Candidates::new(&all).unwrap(), &request);
+    let shown: Vec<_> = ranked
+        .iter()
+        .map(|ranked| (ranked.candidate.slot, ranked.passed_over))
+        .collect();
+    assert_eq!(shown, [(1 - home, false), (home, true)]);
+    assert!(ranked[1].cost < ranked[0].cost, "{ranked:?}");
+    assert_eq!(slot(policy.as_ref(), &all, &request), 1 - home);
+}
