@@ -1,9 +1,9 @@
-"""Traces of other shapes than a recorded one: `python bench/traces.py agents|documents|examples > trace.jsonl`.
+"""Traces of other shapes than a recorded one: `python bench/traces.py agents|documents|examples|tools > trace.jsonl`.
 
 12 000 requests in the Mooncake format, the same every time. `agents`: long sessions that begin with one of twelve
 system prompts and grow turn by turn, with minutes of 2.5 times the traffic. `documents`: short questions about 2 000
 documents, some asked for often. `examples`: seven of ten requests begin with one of three long sets of examples, the
-others share nothing.
+others share nothing. `tools`: forty tool prompts of uneven popularity, each used in one to a few steps.
 """
 
 from __future__ import annotations
@@ -61,11 +61,27 @@ def examples(chance: random.Random, ids: Ids) -> Iterator[Prompt]:
             yield ids.take(chance.randint(5, 40))
 
 
+def tools(chance: random.Random, ids: Ids) -> Iterator[Prompt]:
+    prompts = [ids.take(chance.choice([2, 4, 8, 12, 20, 30])) for _ in range(40)]
+    popularity = [1 / (rank + 1) ** 1.1 for rank in range(40)]
+    under_way: list[Prompt] = []
+    while True:
+        if under_way and chance.random() < 0.45:
+            task = under_way.pop(chance.randrange(len(under_way)))
+        else:
+            task = chance.choices(prompts, popularity)[0] + ids.take(chance.choice([1, 1, 2, 4, 8, 20]))
+        task = task + ids.take(chance.choice([1, 1, 1, 2, 4]))
+        if chance.random() < 0.5:
+            under_way = [*under_way, task][-300:]
+        yield task
+
+
 # What makes the prompts, and the mean milliseconds between two of them.
 KINDS: dict[str, tuple[Callable[[random.Random, Ids], Iterator[Prompt]], float]] = {
     "agents": (agents, 250),
     "documents": (documents, 220),
     "examples": (examples, 90),
+    "tools": (tools, 100),
 }
 
 

@@ -6,6 +6,7 @@
 mod breaker;
 mod candidate;
 mod charge;
+mod copies;
 mod health;
 mod lease;
 mod lengths;
@@ -23,6 +24,7 @@ mod warm;
 pub use breaker::{Breaker, BreakerRules, Circuit, Trial};
 pub use candidate::{Candidate, Candidates};
 pub use charge::Charge;
+pub use copies::Copies;
 pub use health::{Health, Thresholds, Verdict};
 pub use lease::{Lease, Load};
 pub use outcome::{Again, Mark, Meaning, Outcome};

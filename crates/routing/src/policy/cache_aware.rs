@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use super::{Balance, Params, Pick, Policy, Ranked};
 use crate::prefix::{BLOCK, PrefixIndex, hash_blocks};
-use crate::{Candidate, Candidates, Charge, Request};
+use crate::{Candidate, Candidates, Charge, Copies, Request};
 
 /// Chooses the worker of lowest predicted cost
 ///
 /// ```text
-/// cost(w) = tokens queued at w + charge × tokens of this prompt not cached at w
+/// cost(w) = tokens queued at w + tokens of this prompt not cached at w
+///           + (charge - 1) × those tokens, each divided by the number of workers that have it
 /// ```
 ///
 /// The [`Charge`] grows with the load. So an idle fleet spreads and a busy one keeps prefixes
-/// together, with no knob to set. Only workers where the prompt itself would not wait
+/// together, with no knob to set; [`Copies`] says why what many workers have costs less to copy.
+/// Only workers where the prompt itself would not wait
 /// [`Charge::patience`] times as long as at the quickest are considered: a prefix that many ask
 /// for spreads to further workers before its queue is long.
 #[derive(Debug)]
@@ -26,20 +28,33 @@ pub(super) struct CacheAware {
 }
 
 thread_local! {
-    /// Block hashes and matches of the decision at hand: kept, so that deciding allocates nothing.
-    static SCRATCH: RefCell<(Vec<u64>, Vec<u32>)> = RefCell::default();
+    /// Kept from decision to decision, so that deciding allocates nothing.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Block hashes, matches and copies of the decision at hand.
+#[derive(Default)]
+struct Scratch {
+    blocks: Vec<u64>,
+    matched: Vec<u32>,
+    copies: Copies,
 }
 
 /// What one decision weighs.
 struct Weighing<'a, 'm> {
     request: &'a Request<'a>,
     matched: &'m [u32],
-    charge: f64,
+    copies: &'m Copies,
+    /// What a block that others have is charged beyond its own time, in tokens.
+    block: f64,
+    /// The same for all that nobody has: equal at every worker.
+    unknown: f64,
     /// Most requests a worker may have in flight.
     most: f64,
     /// Most tokens that may come before the prompt's first byte, its own included.
     longest: f64,
-    threshold: f64,
+    /// Fewer leading blocks than this are no affinity.
+    fewest: f64,
 }
 
 impl CacheAware {
@@ -59,16 +74,31 @@ impl CacheAware {
         request: &Request<'_>,
         decide: impl FnOnce(&Weighing<'_, '_>, &[u64]) -> T,
     ) -> T {
-        SCRATCH.with_borrow_mut(|(blocks, matched)| {
-            hash_blocks(&request.prompt, blocks);
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Scratch {
+                blocks,
+                matched,
+                copies,
+            } = scratch;
+            let (prompt, surplus) = (&request.prompt, self.charge.factor() - 1.0);
+            hash_blocks(prompt, blocks);
             self.index.matches(blocks, matched);
+            let all = prompt.bytes() as f64 / BLOCK as f64;
+            let fewest = self.threshold * all;
+            copies.survey(
+                from.iter()
+                    .map(|candidate| affine(matched, fewest, candidate)),
+            );
+            let known = prompt.to_tokens(u64::from(copies.longest()) * BLOCK as u64);
             let mut weighing = Weighing {
                 request,
                 matched,
-                charge: self.charge.factor(),
+                copies,
+                block: surplus * prompt.tokens() as f64 / all.max(1.0),
+                unknown: surplus * prompt.tokens().saturating_sub(known) as f64,
                 most: self.most(from),
                 longest: f64::INFINITY,
-                threshold: self.threshold,
+                fewest,
             };
             weighing.longest = weighing.shortest(from) * self.charge.patience();
             decide(&weighing, blocks)
@@ -88,17 +118,25 @@ impl CacheAware {
     }
 }
 
+/// Leading blocks of the prompt believed cached at a worker, if they are enough to matter.
+fn affine(matched: &[u32], fewest: f64, candidate: &Candidate) -> u32 {
+    let blocks = matched.get(candidate.slot).copied().unwrap_or(0);
+    if f64::from(blocks) < fewest {
+        0
+    } else {
+        blocks
+    }
+}
+
 impl Weighing<'_, '_> {
+    fn affine(&self, candidate: &Candidate) -> u32 {
+        affine(self.matched, self.fewest, candidate)
+    }
+
     /// Prompt tokens believed cached at a worker.
     fn matched(&self, candidate: &Candidate) -> u64 {
-        let blocks = self.matched.get(candidate.slot).copied().unwrap_or(0);
-        let bytes = u64::from(blocks) * BLOCK as u64;
-        let enough = bytes as f64 >= self.threshold * self.request.prompt.bytes() as f64;
-        if enough {
-            self.request.prompt.to_tokens(bytes)
-        } else {
-            0
-        }
+        let bytes = u64::from(self.affine(candidate)) * BLOCK as u64;
+        self.request.prompt.to_tokens(bytes)
     }
 
     /// Tokens queued at a worker, and those of this prompt that are not cached there.
@@ -126,7 +164,8 @@ impl Weighing<'_, '_> {
     fn cost(&self, candidate: &Candidate) -> (f64, bool) {
         let (queued, new) = self.work(candidate);
         let passed_over = queued + new > self.longest || self.is_full(candidate);
-        (queued + self.charge * new, passed_over)
+        let copied = self.block * self.copies.lacking(self.affine(candidate));
+        (queued + new + self.unknown + copied, passed_over)
     }
 }
 

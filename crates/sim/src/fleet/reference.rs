@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use routing::prefix::{BLOCK, PrefixIndex, hash_blocks};
-use routing::{Candidate, Candidates, Charge, Params, Pick, Policy, Request};
+use routing::{Candidate, Candidates, Charge, Copies, Params, Pick, Policy, Request};
 
 use crate::engine::{PrefixCache, mix};
 
@@ -112,6 +112,16 @@ impl Factor {
             }
         }
     }
+
+    /// How rare what a worker lacks is, where that matters.
+    fn copies(&self, matched: impl Iterator<Item = u32>) -> Option<Copies> {
+        let Self::ByLoad(_) = self else {
+            return None;
+        };
+        let mut copies = Copies::default();
+        copies.survey(matched);
+        Some(copies)
+    }
 }
 
 impl Weighted {
@@ -126,10 +136,10 @@ impl Policy for Weighted {
         let mut blocks = Vec::new();
         hash_blocks(&request.prompt, &mut blocks);
         let matched = self.belief.matches(&blocks);
-        let matched = |candidate: &Candidate| {
-            let blocks = matched.get(candidate.slot).copied().unwrap_or(0);
-            request.prompt.to_tokens(u64::from(blocks) * BLOCK as u64)
-        };
+        let leading = |candidate: &Candidate| matched.get(candidate.slot).copied().unwrap_or(0);
+        let tokens = |blocks| request.prompt.to_tokens(u64::from(blocks) * BLOCK as u64);
+        let matched = |candidate: &Candidate| tokens(leading(candidate));
+        let copies = self.factor.copies(from.iter().map(leading));
         let work = |candidate: &Candidate| {
             let new = request.prompt.tokens().saturating_sub(matched(candidate));
             (candidate.load.queued_tokens() as f64, new as f64)
@@ -142,7 +152,12 @@ impl Policy for Weighted {
             if queued + new > longest {
                 return f64::INFINITY;
             }
-            queued + factor * new
+            // A fixed factor charges all alike, as most gateways would.
+            let extra = match &copies {
+                Some(copies) => copies.lacking(leading(candidate)) * tokens(1) as f64,
+                None => new,
+            };
+            queued + new + (factor - 1.0) * extra
         });
         if !blocks.is_empty() {
             self.belief.insert(&blocks, candidate);
