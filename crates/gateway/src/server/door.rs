@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 use super::admission::Admission;
 use super::auth::Auth;
 use super::cors::{self, Cors};
+use super::disclosure;
 use super::info;
 use super::lanes::Presence;
 use super::loads;
@@ -171,7 +172,7 @@ impl Gate {
             Action::Seek => Box::pin(proxy.seek(passage, request)).await,
             Action::AskFirst(paths) => Box::pin(proxy.ask_first(lane, paths))
                 .await
-                .map(info::relay),
+                .map(|answer| disclosure::answer(&answer)),
             Action::Alive => Ok(info::text("OK")),
             Action::Readiness => Ok(info::readiness(
                 &proxy.fleet,
@@ -192,7 +193,7 @@ impl Gate {
             Action::Limits => Ok(info::limits(&proxy.fleet, &self.state.admission)),
             Action::Abort => Box::pin(proxy.abort(passage, request))
                 .await
-                .map(info::relay),
+                .map(|answer| disclosure::bare(&answer)),
             Action::Loads => Ok(Box::pin(loads::loads(proxy, lane)).await),
             Action::FlushCache => Ok(Box::pin(loads::flush_cache(proxy, lane)).await),
             Action::EngineMetrics => Ok(Box::pin(loads::engine_metrics(proxy, lane)).await),

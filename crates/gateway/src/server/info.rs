@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::admission::Admission;
 use crate::error::Error;
-use crate::fleet::{Answer, Fleet, Room};
+use crate::fleet::{Fleet, Room};
 use crate::proxy::ReplyBody;
 
 /// A JSON reply.
@@ -43,14 +43,6 @@ pub(super) fn limit(uri: &Uri) -> usize {
     let mut pairs = uri.query().unwrap_or_default().split('&');
     let limit = pairs.find_map(|pair| pair.strip_prefix("limit="));
     limit.and_then(|limit| limit.parse().ok()).unwrap_or(100)
-}
-
-/// A worker's answer, as it is.
-pub(super) fn relay(answer: Answer) -> Response<ReplyBody> {
-    let mut response = Response::new(Full::new(answer.body).into());
-    *response.status_mut() = answer.status;
-    *response.headers_mut() = answer.headers;
-    response
 }
 
 /// Whether requests can be served: probe this one before sending traffic.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::info;
+use super::{disclosure, info};
 use crate::error::Error;
 use crate::proxy::{Asked, Proxy, Question, ReplyBody};
 
@@ -36,7 +36,9 @@ pub(super) async fn loads(proxy: &Proxy, lane: usize) -> Response<ReplyBody> {
         workers.push(json!({"worker": url, "load": load}));
         loads.extend(ranks.into_iter().map(|mut rank| {
             rank.insert("worker".to_owned(), url.into());
-            Value::Object(rank)
+            let mut rank = Value::Object(rank);
+            disclosure::redact(&mut rank);
+            rank
         }));
     }
     let total = |field: &str| {

@@ -3,6 +3,7 @@
 mod admission;
 mod auth;
 mod cors;
+mod disclosure;
 mod door;
 mod exposition;
 mod info;

@@ -1,6 +1,6 @@
 //! Where a response body ends (RFC 9112 §6.3, §7.1).
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 /// A chunk-size line longer than this is no honest chunk.
 const MAX_CHUNK_LINE: usize = 1024;
@@ -51,18 +51,13 @@ impl Framing {
                 }
                 Ok(piece)
             }
-            Self::Chunked(chunk) => loop {
-                let step = chunk.step(buffer)?;
-                match step {
-                    Step::Piece(piece) => return Ok(Some(piece)),
-                    Step::Onward(next) => *chunk = next,
-                    Step::Starved => return Ok(None),
-                    Step::End => {
-                        *self = Self::Done;
-                        return Ok(None);
-                    }
+            Self::Chunked(chunk) => {
+                let (piece, end) = chunk.decode(buffer)?;
+                if end {
+                    *self = Self::Done;
                 }
-            },
+                Ok(piece)
+            }
         }
     }
 
@@ -88,70 +83,99 @@ fn take(buffer: &mut BytesMut, most: u64) -> Option<Bytes> {
 }
 
 enum Step {
-    Piece(Bytes),
-    Onward(Chunk),
+    /// So many bytes of data.
+    Data(usize),
+    /// So many bytes of framing, and where that leads.
+    Framing(usize, Chunk),
     Starved,
-    End,
+    End(usize),
 }
 
 impl Chunk {
-    fn step(&mut self, buffer: &mut BytesMut) -> Result<Step, BadFraming> {
+    /// All data in `buffer` as one piece, and whether that was the end.
+    ///
+    /// A worker that writes many small chunks at once would otherwise cost a piece, a chunk and
+    /// a slice of a write for each; moving their bytes together is far cheaper.
+    fn decode(&mut self, buffer: &mut BytesMut) -> Result<(Option<Bytes>, bool), BadFraming> {
+        let (mut data, mut at, mut end) = (0, 0, false);
+        while !end {
+            match self.step(&buffer[at..]) {
+                Ok(Step::Data(size)) => {
+                    if data == 0 {
+                        buffer.advance(at);
+                        at = 0;
+                    } else {
+                        buffer.copy_within(at..at + size, data);
+                    }
+                    data += size;
+                    at += size;
+                }
+                Ok(Step::Framing(size, next)) => {
+                    at += size;
+                    *self = next;
+                }
+                Ok(Step::End(size)) => {
+                    at += size;
+                    end = true;
+                }
+                Ok(Step::Starved) => break,
+                // Told by the next call, when what came before has been given out.
+                Err(_) if data > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        let piece = take(buffer, data as u64);
+        buffer.advance(at - data);
+        Ok((piece, end))
+    }
+
+    fn step(&mut self, rest: &[u8]) -> Result<Step, BadFraming> {
         match self {
-            Self::Size => chunk_size(buffer),
-            Self::Data(0) => Ok(Step::Onward(Self::DataEnd)),
-            Self::Data(left) => match take(buffer, *left) {
-                Some(piece) => {
-                    *left -= piece.len() as u64;
-                    Ok(Step::Piece(piece))
-                }
+            Self::Size => chunk_size(rest),
+            Self::Data(0) => Ok(Step::Framing(0, Self::DataEnd)),
+            Self::Data(_) if rest.is_empty() => Ok(Step::Starved),
+            Self::Data(left) => {
+                let size = rest.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= size as u64;
+                Ok(Step::Data(size))
+            }
+            Self::DataEnd => match rest.get(..2) {
                 None => Ok(Step::Starved),
-            },
-            Self::DataEnd => match buffer.get(..2) {
-                None => Ok(Step::Starved),
-                Some(b"\r\n") => {
-                    let _ = buffer.split_to(2);
-                    Ok(Step::Onward(Self::Size))
-                }
+                Some(b"\r\n") => Ok(Step::Framing(2, Self::Size)),
                 Some(_) => Err(BadFraming("chunk is longer than its size")),
             },
-            Self::Trailers(seen) => trailers(buffer, *seen),
+            Self::Trailers(seen) => trailers(rest, *seen),
         }
     }
 }
 
-fn chunk_size(buffer: &mut BytesMut) -> Result<Step, BadFraming> {
-    match httparse::parse_chunk_size(buffer) {
-        Ok(httparse::Status::Complete((used, size))) => {
-            let _ = buffer.split_to(used);
-            Ok(Step::Onward(if size == 0 {
-                Chunk::Trailers(0)
-            } else {
-                Chunk::Data(size)
-            }))
-        }
-        Ok(httparse::Status::Partial) if buffer.len() <= MAX_CHUNK_LINE => Ok(Step::Starved),
+fn chunk_size(rest: &[u8]) -> Result<Step, BadFraming> {
+    match httparse::parse_chunk_size(rest) {
+        Ok(httparse::Status::Complete((used, 0))) => Ok(Step::Framing(used, Chunk::Trailers(0))),
+        Ok(httparse::Status::Complete((used, size))) => Ok(Step::Framing(used, Chunk::Data(size))),
+        Ok(httparse::Status::Partial) if rest.len() <= MAX_CHUNK_LINE => Ok(Step::Starved),
         Ok(httparse::Status::Partial) | Err(_) => Err(BadFraming("bad chunk size")),
     }
 }
 
-fn trailers(buffer: &mut BytesMut, seen: usize) -> Result<Step, BadFraming> {
-    let Some(end) = buffer.iter().position(|&byte| byte == b'\n') else {
-        let within = seen + buffer.len() <= MAX_TRAILERS;
+fn trailers(rest: &[u8], seen: usize) -> Result<Step, BadFraming> {
+    let Some(end) = rest.iter().position(|&byte| byte == b'\n') else {
+        let within = seen + rest.len() <= MAX_TRAILERS;
         return if within {
             Ok(Step::Starved)
         } else {
             Err(BadFraming("trailers too long"))
         };
     };
-    let line = buffer.split_to(end + 1);
-    if matches!(&line[..], b"\r\n" | b"\n") {
-        return Ok(Step::End);
+    let line = &rest[..=end];
+    if matches!(line, b"\r\n" | b"\n") {
+        return Ok(Step::End(line.len()));
     }
     let seen = seen + line.len();
     if seen > MAX_TRAILERS {
         return Err(BadFraming("trailers too long"));
     }
-    Ok(Step::Onward(Chunk::Trailers(seen)))
+    Ok(Step::Framing(line.len(), Chunk::Trailers(seen)))
 }
 
 #[cfg(test)]
@@ -214,11 +238,38 @@ mod tests {
         assert!(chunked().close().is_err());
     }
 
+    #[test]
+    fn chunks_that_came_together_are_one_piece() {
+        let mut buffer = BytesMut::from(&b"3\r\nabc\r\n2\r\nde\r\n4\r\nfg"[..]);
+        let mut framing = chunked();
+        assert_eq!(framing.decode(&mut buffer).unwrap().unwrap(), "abcdefg");
+        assert_eq!(framing.decode(&mut buffer).unwrap(), None);
+        buffer.extend_from_slice(b"hi\r\n0\r\n\r\n");
+        assert_eq!(framing.decode(&mut buffer).unwrap().unwrap(), "hi");
+        assert_eq!((framing, buffer.len()), (Framing::Done, 0));
+    }
+
+    #[test]
+    fn what_came_before_bad_framing_is_given_out_first() {
+        let mut buffer = BytesMut::from(&b"3\r\nabc\r\n2\r\nde\r\nzz\r\n"[..]);
+        let mut framing = chunked();
+        assert_eq!(framing.decode(&mut buffer).unwrap().unwrap(), "abcde");
+        assert!(framing.decode(&mut buffer).is_err());
+    }
+
+    #[test]
+    fn what_follows_the_last_chunk_stays() {
+        let mut buffer = BytesMut::from(&b"1\r\na\r\n0\r\nT: x\r\n\r\nHTTP/1.1"[..]);
+        let mut framing = chunked();
+        assert_eq!(framing.decode(&mut buffer).unwrap().unwrap(), "a");
+        assert_eq!((framing, &buffer[..]), (Framing::Done, &b"HTTP/1.1"[..]));
+    }
+
     proptest! {
         #[test]
         fn chunks_survive_any_split(
             chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..50), 0..10),
-            size in 1..20_usize,
+            size in 1..200_usize,
         ) {
             let mut wire = Vec::new();
             for chunk in &chunks {

@@ -1,6 +1,6 @@
 //! Health, information and what is asked of every worker.
 
-use crate::support::{Step, Worker, get, json, ok, post, start};
+use crate::support::{Step, Worker, get, json, ok, options, post, raw, start, start_with};
 
 #[tokio::test]
 async fn information_comes_from_a_worker_in_both_spellings() {
@@ -178,4 +178,55 @@ async fn head_of_a_stored_response_asks_workers_with_get() {
             .starts_with("HTTP/1.1 200")
     );
     assert!(worker.received()[0].head.starts_with("GET "));
+}
+
+/// A worker's key, and what shows that something of the worker's has come through unread.
+const CANARY: &str = "c4n4ry-s3cret";
+
+#[tokio::test]
+async fn no_secret_of_a_worker_reaches_a_client_with_or_without_a_key() {
+    let info = format!(
+        r#"{{"api_key":"{CANARY}","admin_api_key":"{CANARY}","launch_command":"serve {CANARY}",
+            "tp_size":1,"unheard_of":"{CANARY}","internal_states":[{{"hf_token":"{CANARY}",
+            "last_gen_throughput":2.5,"memory_usage":{{"password":"{CANARY}"}}}}],
+            "loads":[{{"num_running_reqs":1,"api_key":"{CANARY}"}}],"data":[{{"id":"{CANARY}"}}]}}"#
+    );
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-api-key: {CANARY}\r\n\
+         set-cookie: {CANARY}\r\ncontent-length: {}\r\n\r\n",
+        info.len()
+    );
+    let steps = vec![Step::Send((head + &info).into_bytes())];
+    let worker = Worker::listening(0, move |_| steps.clone()).await;
+    let mut options = options(&[&worker]);
+    options.api_key = Some(CANARY.to_owned().into());
+    let gateway = start_with(options).await;
+    for key in ["", "wrong", CANARY] {
+        for path in [
+            "/health",
+            "/liveness",
+            "/readiness",
+            "/health_generate",
+            "/model_info",
+            "/get_model_info",
+            "/server_info",
+            "/get_server_info",
+            "/v1/models",
+            "/workers",
+            "/list_workers",
+            "/get_loads",
+            "/v1/loads",
+            "/debug/limits",
+            "/debug/decisions",
+        ] {
+            let request =
+                format!("GET {path} HTTP/1.1\r\nhost: g\r\nauthorization: Bearer {key}\r\n\r\n");
+            let reply = raw(&gateway, request.as_bytes()).await;
+            let seen = format!("{:?} {}", reply.headers, reply.text());
+            assert!(!seen.contains(CANARY), "{path} with {key:?}: {seen}");
+        }
+    }
+    let shown = get(&gateway, "/server_info").await.json();
+    assert_eq!(shown["tp_size"], 1);
+    assert_eq!(shown["internal_states"][0]["last_gen_throughput"], 2.5);
 }
