@@ -16,16 +16,16 @@ impl Server for Gateway {
         Self::addr(self)
     }
 
-    fn leave(&self) {
-        Self::leave(self);
+    fn lame_duck(&self) {
+        Self::lame_duck(self);
     }
 
     fn drain(&self) {
         Self::drain(self);
     }
 
-    fn cut(&self) {
-        Self::cut(self);
+    fn abort(&self) {
+        Self::abort(self);
     }
 
     fn wait(&self, timeout: Duration) -> bool {
@@ -154,7 +154,7 @@ impl Router {
         _traceback: Option<&Bound<'_, PyAny>>,
         py: Python<'_>,
     ) -> PyResult<bool> {
-        self.running.leave(py).map(|()| false)
+        self.running.lame_duck(py).map(|()| false)
     }
 
     fn __getattr__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {

@@ -21,13 +21,13 @@ pub(crate) trait Server: Send + Sync {
     /// Where it listens.
     fn addr(&self) -> SocketAddr;
     /// Stop, letting clients go elsewhere and what is in flight finish.
-    fn leave(&self) {
+    fn lame_duck(&self) {
         self.drain();
     }
     /// Stop taking connections, letting what is in flight finish.
     fn drain(&self);
     /// Stop now.
-    fn cut(&self);
+    fn abort(&self);
     /// Whether it has stopped, waiting up to `timeout` for it.
     fn wait(&self, timeout: Duration) -> bool;
     /// Why it stopped, when nobody had asked it to.
@@ -49,14 +49,14 @@ impl<S: Server> Run<S> {
             self.stop();
         } else {
             self.stopping.store(true, Ordering::Release);
-            self.server.leave();
+            self.server.lame_duck();
         }
     }
 
     /// Asks it to stop: politely the first time, for good the second.
     fn stop(&self) {
         if self.stopping.swap(true, Ordering::AcqRel) {
-            self.server.cut();
+            self.server.abort();
         } else {
             self.server.drain();
         }
@@ -109,7 +109,7 @@ impl<S: Server> Run<S> {
 
     /// An exception is on its way through: nothing may be left running behind it.
     fn abandon(&self, py: Python<'_>, error: PyErr) -> PyErr {
-        self.server.cut();
+        self.server.abort();
         py.detach(|| self.server.wait(AFTER_CUT));
         error
     }
@@ -198,7 +198,7 @@ impl<S: Server> Running<S> {
     }
 
     /// The end of a `with` block: drains and waits; an interrupt cuts the drain short.
-    pub(crate) fn leave(&self, py: Python<'_>) -> PyResult<()> {
+    pub(crate) fn lame_duck(&self, py: Python<'_>) -> PyResult<()> {
         let Some(run) = self.current(py) else {
             return Ok(());
         };

@@ -24,7 +24,7 @@ impl Server for Worker {
         self.0.stop();
     }
 
-    fn cut(&self) {
+    fn abort(&self) {
         self.0.stop();
     }
 
@@ -123,7 +123,7 @@ impl SimWorker {
         _traceback: Option<&Bound<'_, PyAny>>,
         py: Python<'_>,
     ) -> PyResult<bool> {
-        self.running.leave(py).map(|()| false)
+        self.running.lame_duck(py).map(|()| false)
     }
 
     fn __repr__(&self, py: Python<'_>) -> String {

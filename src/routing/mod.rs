@@ -34,12 +34,12 @@ pub(crate) struct RoutingPolicy {
 }
 
 impl RoutingPolicy {
-    fn request<'a>(&self, asked: &'a Asked, key: Option<&'a str>, chance: u64) -> Request<'a> {
+    fn request<'a>(&self, asked: &'a Asked, key: Option<&'a str>, seed: u64) -> Request<'a> {
         Request {
             prompt: asked.prompt(),
             routing_key: key,
             now: self.started.elapsed(),
-            chance: self.seed ^ chance.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            seed: self.seed ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15),
             ..Request::default()
         }
     }
@@ -157,8 +157,8 @@ impl RoutingPolicy {
         let placed = py.detach(|| {
             let candidates = self.candidates(&exclude);
             let from = Candidates::new(&candidates)?;
-            let chance = self.decisions.fetch_add(1, Relaxed);
-            let request = self.request(&asked, key, chance);
+            let seed = self.decisions.fetch_add(1, Relaxed);
+            let request = self.request(&asked, key, seed);
             let Pick {
                 candidate,
                 matched_tokens,
@@ -185,8 +185,8 @@ impl RoutingPolicy {
         let rows = py.detach(|| {
             let candidates = self.candidates(&[]);
             let from = Candidates::new(&candidates)?;
-            let chance = self.decisions.load(Relaxed);
-            let request = self.request(&asked, key, chance);
+            let seed = self.decisions.load(Relaxed);
+            let request = self.request(&asked, key, seed);
             let ranked = self.policy.rank(from, &request);
             Some(ranked.iter().map(fleet::Row::from).collect::<Vec<_>>())
         });

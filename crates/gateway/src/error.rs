@@ -8,7 +8,7 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use thiserror::Error;
 
-use crate::wire::WireError;
+use crate::wire::UpstreamError;
 
 /// A request the gateway answers itself, or could not finish.
 #[derive(Debug, Error)]
@@ -34,7 +34,10 @@ pub(crate) enum Error {
     UpstreamTimeout { worker: String, seconds: u64 },
     /// The exchange with the worker failed.
     #[error("worker {worker}: {source}")]
-    Upstream { worker: String, source: WireError },
+    Upstream {
+        worker: String,
+        source: UpstreamError,
+    },
     /// None of the workers asked gave an answer.
     #[error("no worker answered")]
     NoWorkerResponse,
@@ -86,7 +89,7 @@ pub(crate) enum Error {
     WorkerLeaving(String),
     /// The worker cannot be registered now.
     #[error("{0}")]
-    NotRegistered(String),
+    RegistrationFailed(String),
     /// The same, for a route that talks plain text.
     #[error("{0}")]
     Legacy(Box<Error>),
@@ -127,7 +130,7 @@ impl Error {
             | Self::NotUp { .. }
             | Self::Legacy(_) => StatusCode::BAD_REQUEST,
             Self::WorkerExists(_) | Self::WorkerLeaving(_) => StatusCode::CONFLICT,
-            Self::NotRegistered(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::RegistrationFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::ContentType { status, .. } => *status,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::UnknownUrl { .. } | Self::WorkerNotFound(_) => StatusCode::NOT_FOUND,
@@ -145,7 +148,7 @@ impl Error {
             Self::NoWorkers => "no_workers",
             Self::UpstreamTimeout { .. } => "call_upstream_timeout",
             Self::Upstream {
-                source: WireError::Connect(_),
+                source: UpstreamError::Connect(_),
                 ..
             } => "call_upstream_connection_failed",
             Self::Upstream { .. } => "call_upstream_request_failed",
@@ -166,7 +169,7 @@ impl Error {
             Self::WorkerNotFound(_) => "WORKER_NOT_FOUND",
             Self::WorkerExists(_) => "WORKER_ALREADY_EXISTS",
             Self::WorkerLeaving(_) => "WORKER_DRAINING",
-            Self::NotRegistered(_) => "INTERNAL_SERVER_ERROR",
+            Self::RegistrationFailed(_) => "INTERNAL_SERVER_ERROR",
             Self::Legacy(error) => error.code(),
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::NotImplemented(_) => "not_implemented",
@@ -183,7 +186,7 @@ impl Error {
             }
             // Of the five types dashboards know, the one they find 429 under: there are workers,
             // none was asked, and the request is sound.
-            Self::QueueFull { .. } | Self::NotImplemented(_) | Self::NotRegistered(_) => {
+            Self::QueueFull { .. } | Self::NotImplemented(_) | Self::RegistrationFailed(_) => {
                 "internal_error"
             }
             _ => "validation_error",
@@ -199,7 +202,7 @@ impl Error {
             | Self::WorkerExists(_)
             | Self::WorkerLeaving(_)
             | Self::NotUp { .. }
-            | Self::NotRegistered(_) => Shape::Worker,
+            | Self::RegistrationFailed(_) => Shape::Worker,
             Self::Legacy(_) => Shape::Text,
             _ => Shape::OpenAi,
         }
@@ -311,10 +314,10 @@ mod tests {
             worker: "w".into(),
             source,
         };
-        let refused = failed(WireError::Connect(
+        let refused = failed(UpstreamError::Connect(
             std::io::ErrorKind::ConnectionRefused.into(),
         ));
-        let broken = failed(WireError::Unanswered);
+        let broken = failed(UpstreamError::NoResponse);
         let slow = Error::UpstreamTimeout {
             worker: "w".into(),
             seconds: 1,

@@ -10,6 +10,7 @@ mod error;
 mod fleet;
 mod proxy;
 mod server;
+mod shutdown;
 mod telemetry;
 mod wire;
 

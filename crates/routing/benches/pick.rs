@@ -58,7 +58,7 @@ fn request<'a>(number: u64, prompt: &'a [u8], key: &'a str) -> Request<'a> {
         prompt: Prompt::text([prompt, b"", b""]),
         routing_key: Some(key),
         now: Duration::from_micros(100 * number),
-        chance: number.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        seed: number.wrapping_mul(0x9e37_79b9_7f4a_7c15),
         ..Request::default()
     }
 }

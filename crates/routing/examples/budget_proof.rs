@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use routing::{Candidate, Candidates, Draw, Params, PolicyKind, Prompt, Request};
+use routing::{Candidate, Candidates, Params, PolicyKind, Prompt, Request, SeededRng};
 use rustix::time::{ClockId, clock_gettime};
 
 const PROMPTS: u64 = 10_000_000;
@@ -77,18 +77,18 @@ fn decide_all() -> Option<Run> {
     let mut over = Vec::new();
     let mut text = vec![b'x'; 4096];
     for n in 0..PROMPTS {
-        let mut draw = Draw::new(n);
+        let mut rng = SeededRng::new(n);
         if n % CHURN == 0 {
-            let slot = draw.index(WORKERS);
+            let slot = rng.index(WORKERS);
             workers[slot] = worker(slot, (n / CHURN) as u32 + 1);
             policy.members(&workers);
         }
         // A shared system prompt, then a text nobody has sent before.
         text[256..264].copy_from_slice(&n.to_le_bytes());
-        let length = 320 + draw.index(1500);
+        let length = 320 + rng.index(1500);
         let request = Request {
             prompt: Prompt::text([&text[..length], b"", b""]),
-            chance: n,
+            seed: n,
             ..Request::default()
         };
         let from = Candidates::new(&workers)?;

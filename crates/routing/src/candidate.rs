@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Draw, Load};
+use crate::{Load, SeededRng};
 
 /// A worker as policies know it.
 #[derive(Clone, Debug)]
@@ -70,7 +70,7 @@ impl<'a> Candidates<'a> {
     /// The candidate of lowest cost, ties by chance; costs must be comparable, so never NaN.
     pub fn cheapest<C: PartialOrd>(
         self,
-        draw: &mut Draw,
+        rng: &mut SeededRng,
         mut cost: impl FnMut(&Candidate) -> C,
     ) -> &'a Candidate {
         let (mut best, mut lowest, mut ties) = (self.first, cost(self.first), 1);
@@ -81,7 +81,7 @@ impl<'a> Candidates<'a> {
             } else if cost <= lowest {
                 ties += 1;
                 // Each of n equals is kept with chance 1/n (reservoir sampling).
-                if draw.index(ties) == 0 {
+                if rng.index(ties) == 0 {
                     best = candidate;
                 }
             }
@@ -135,9 +135,9 @@ pub(crate) mod tests {
         let from = Candidates::new(&all).unwrap();
         let cost = |candidate: &Candidate| if candidate.slot == 2 { 1.0 } else { 0.0 };
         let mut counts = [0; 4];
-        for chance in 0..3000 {
-            let mut draw = Draw::new(chance);
-            counts[from.cheapest(&mut draw, cost).slot] += 1;
+        for seed in 0..3000 {
+            let mut rng = SeededRng::new(seed);
+            counts[from.cheapest(&mut rng, cost).slot] += 1;
         }
         assert_eq!(counts[2], 0);
         assert!(

@@ -3,34 +3,25 @@
 //! Nothing here knows sockets, tasks, Python or the time of day. Time and chance are
 //! parameters, so every decision can be replayed and tested in microseconds.
 
-mod breaker;
 mod candidate;
-mod charge;
-mod copies;
-mod health;
+mod hash_ring;
 mod lease;
-mod lengths;
-mod outcome;
-mod outlier;
 pub mod policy;
 pub mod prefix;
 mod prompt;
 mod request;
-mod retry;
-mod ring;
+mod resilience;
 mod sticky;
-mod warm;
 
-pub use breaker::{Breaker, BreakerRules, Circuit, Trial};
 pub use candidate::{Candidate, Candidates};
-pub use charge::Charge;
-pub use copies::Copies;
-pub use health::{Health, Thresholds, Verdict};
 pub use lease::{Lease, Load};
-pub use outcome::{Again, Mark, Meaning, Outcome};
-pub use outlier::{Ejection, Figures, Misfit, Outliers};
-pub use policy::{Branch, Params, Pick, Policy, PolicyKind, Ranked};
+pub use policy::{
+    Branch, CongestionFactor, Params, Pick, Policy, PolicyKind, Ranked, ReplicationDiscount,
+};
 pub use prompt::Prompt;
-pub use request::{Draw, Request, Sender};
-pub use retry::{RetryBudget, RetryRules};
-pub use warm::{thin, warmth};
+pub use request::{ClientKey, Request, SeededRng};
+pub use resilience::{
+    Breaker, BreakerRules, BreakerSignal, Circuit, Consequence, Ejection, Health, Outcome,
+    OutlierReason, Outliers, Retry, RetryBudget, RetryRules, Thresholds, Trial, Verdict, Window,
+    ramp, thin_out,
+};

@@ -6,9 +6,9 @@ use std::time::Duration;
 use crate::Prompt;
 
 /// Who sends a request, as far as that can be told.
-pub trait Sender: fmt::Debug + Sync {
+pub trait ClientKey: fmt::Debug + Sync {
     /// What tells this client from others, when anything does.
-    fn mark(&self) -> Option<&[u8]>;
+    fn bytes(&self) -> Option<&[u8]>;
 }
 
 /// One request, as far as routing is concerned.
@@ -21,11 +21,11 @@ pub struct Request<'a> {
     /// `X-SMG-Routing-Key`, when the client sent one: requests with equal keys belong together.
     pub routing_key: Option<&'a str>,
     /// The client, for policies that keep its requests together without a key, too.
-    pub sender: Option<&'a dyn Sender>,
+    pub client_key: Option<&'a dyn ClientKey>,
     /// Time since some fixed moment, for what ages.
     pub now: Duration,
     /// The caller's share of chance: 64 random bits, so that decisions replay.
-    pub chance: u64,
+    pub seed: u64,
 }
 
 impl Request<'_> {
@@ -35,21 +35,21 @@ impl Request<'_> {
     }
 
     /// A stream of random numbers that follows from `chance`.
-    pub fn draw(&self) -> Draw {
-        Draw::new(self.chance)
+    pub fn rng(&self) -> SeededRng {
+        SeededRng::new(self.seed)
     }
 }
 
 /// Random numbers for one decision (`SplitMix64`; Steele, Lea & Flood, OOPSLA 2014).
 #[derive(Clone, Debug)]
-pub struct Draw {
+pub struct SeededRng {
     state: u64,
 }
 
-impl Draw {
+impl SeededRng {
     /// The numbers that follow from `chance`: 64 random bits.
-    pub fn new(chance: u64) -> Self {
-        Self { state: chance }
+    pub fn new(seed: u64) -> Self {
+        Self { state: seed }
     }
 
     /// A number in `0..below`; 0 when `below` is 0.
@@ -80,18 +80,18 @@ mod tests {
     #[test]
     fn draws_stay_in_range_and_replay() {
         let request = Request {
-            chance: 7,
+            seed: 7,
             ..Request::default()
         };
-        let draws = |mut draw: Draw| (0..100).map(|_| draw.index(5)).collect::<Vec<_>>();
-        let first = draws(request.draw());
-        assert_eq!(first, draws(request.draw()));
+        let draws = |mut rng: SeededRng| (0..100).map(|_| rng.index(5)).collect::<Vec<_>>();
+        let first = draws(request.rng());
+        assert_eq!(first, draws(request.rng()));
         assert!(first.iter().all(|&i| i < 5));
         assert!((0..5).all(|i| first.contains(&i)));
     }
 
     #[test]
     fn nothing_to_draw_from_is_index_zero() {
-        assert_eq!(Request::default().draw().index(0), 0);
+        assert_eq!(Request::default().rng().index(0), 0);
     }
 }

@@ -21,7 +21,8 @@ use tracing::{error, info, warn};
 use crate::config::{ConfigError, Options};
 use crate::fleet::{Fleet, ProbeSettings, Prober, Worker};
 use crate::proxy::Proxy;
-use crate::server::{Admission, Gate, Lanes, Shutdown, State, serve_metrics};
+use crate::server::{Admission, AppState, Lanes, Service, serve_metrics};
+use crate::shutdown::Shutdown;
 use crate::telemetry::{Metrics, logging};
 use listen::Port;
 
@@ -29,11 +30,11 @@ use listen::Port;
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// Longest time for which clients are served that do not know yet that it is stopping.
-const SETTLE: Duration = Duration::from_secs(5);
+const LAME_DUCK_PERIOD: Duration = Duration::from_secs(5);
 /// Time for connections that are being made when a shared port is given up.
-const HANDSHAKE: Duration = Duration::from_millis(100);
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(100);
 /// Pause between comparisons of workers with their peers.
-const COMPARISON: Duration = Duration::from_secs(10);
+const OUTLIER_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why a gateway did not start.
 #[derive(Debug, Error)]
@@ -86,7 +87,7 @@ struct Control {
     metrics: Arc<Metrics>,
     admission: Arc<Admission>,
     lanes: Lanes,
-    probing: Option<Probing>,
+    health_checks: Option<HealthChecks>,
     shutdown: Shutdown,
     grace: Duration,
     eviction_interval: Duration,
@@ -125,16 +126,17 @@ impl Gateway {
         let proxy = Proxy::new(options, shared, lane_count);
         let shutdown = Shutdown::default();
         let admission = Arc::new(Admission::new(options, &metrics));
-        let state = State {
+        let state = AppState {
             shutdown: shutdown.clone(),
             admission: Arc::clone(&admission),
-            register: assembled.register,
+            registry: assembled.registry,
         };
-        let gate = Gate::new(options, proxy, &metrics, state)
+        let service = Service::new(options, proxy, &metrics, state)
             .map_err(|error| StartError::environment("build the routes", error))?;
-        let lanes = Lanes::start(lane_count, &Arc::new(gate), &shutdown)
+        let lanes = Lanes::start(lane_count, &Arc::new(service), &shutdown)
             .map_err(|error| StartError::environment("start threads", error))?;
-        let probing = Probing::new(options, (&fleet, &metrics), lane_count, assembled.arrivals);
+        let health_checks =
+            HealthChecks::new(options, (&fleet, &metrics), lane_count, assembled.joined);
         let grace = Duration::from_secs(options.shutdown_grace_period_secs);
         let control = Control {
             metrics_listener,
@@ -142,13 +144,13 @@ impl Gateway {
             metrics,
             admission,
             lanes,
-            probing: Some(probing),
+            health_checks: Some(health_checks),
             shutdown: shutdown.clone(),
             grace,
             eviction_interval: Duration::from_secs(options.eviction_interval_secs),
             metrics_addr,
         };
-        let limits = control.admission.in_words(&control.fleet);
+        let limits = control.admission.summary(&control.fleet);
         let later = listener.is_shared();
         let stopped = control.spawn(listener)?;
         let workers = options.worker_urls.len();
@@ -179,19 +181,19 @@ impl Gateway {
     /// Begins a stop that clients can follow: `/readiness` says `draining` and replies close
     /// their connections, but who comes nevertheless is served; after half the grace period,
     /// at most 5 s, goes on as [`drain`](Self::drain). Returns at once.
-    pub fn leave(&self) {
-        self.shutdown.leave();
+    pub fn lame_duck(&self) {
+        self.shutdown.lame_duck();
     }
 
     /// Begins a graceful stop: no new connections, requests in flight may finish within the
     /// grace period. Returns at once; calling it again changes nothing.
     pub fn drain(&self) {
-        self.shutdown.close();
+        self.shutdown.stop_accepting();
     }
 
     /// Ends the drain now; what is in flight is cut.
-    pub fn cut(&self) {
-        self.shutdown.cut();
+    pub fn abort(&self) {
+        self.shutdown.abort();
     }
 
     /// Somebody knows better than any probe that a worker may be gone: it gets no requests
@@ -214,7 +216,7 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        self.cut();
+        self.abort();
         self.wait(Duration::from_secs(5));
     }
 }
@@ -256,8 +258,8 @@ impl Control {
     }
 
     async fn run(mut self, port: Port) -> io::Result<()> {
-        if let Some(probing) = self.probing.take() {
-            tokio::spawn(probing.run());
+        if let Some(health_checks) = self.health_checks.take() {
+            tokio::spawn(health_checks.run());
         }
         if let Some(listener) = self.metrics_listener.take() {
             let listener = TcpListener::from_std(listener)?;
@@ -265,21 +267,21 @@ impl Control {
             let admission = Arc::clone(&self.admission);
             tokio::spawn(serve_metrics(listener, metrics, (fleet, admission)));
         }
-        let watch = Watch {
+        let maintenance = Maintenance {
             fleet: Arc::clone(&self.fleet),
             admission: Arc::clone(&self.admission),
             eviction_interval: self.eviction_interval,
             waiting_since: None,
         };
-        tokio::spawn(watch.run());
+        tokio::spawn(maintenance.run());
         let admission = Arc::clone(&self.admission);
-        tokio::spawn(async move { admission.pay_in().await });
+        tokio::spawn(async move { admission.refill().await });
         let begun = self.accept(port).await?;
         let left = self.grace.saturating_sub(begun.elapsed());
         if timeout(left, self.lanes.ended()).await.is_err() {
             warn!("grace period is over, cutting what is in flight");
         }
-        self.shutdown.cut();
+        self.shutdown.abort();
         self.lanes.ended().await;
         self.lanes.join();
         info!("gateway stopped");
@@ -291,7 +293,7 @@ impl Control {
         let (shutdown, shared) = (&self.shutdown, port.is_shared());
         let listener = tokio::select! {
             listener = port.listen(&self.fleet) => Some(listener?),
-            () = shutdown.left() => None,
+            () = shutdown.lame_duck_started() => None,
         };
         if let Some(Ok(addr)) = listener
             .as_ref()
@@ -313,27 +315,27 @@ impl Control {
         let (shutdown, lanes) = (&self.shutdown, &self.lanes);
         tokio::select! {
             biased;
-            () = shutdown.left() => {}
+            () = shutdown.lame_duck_started() => {}
             () = lanes.accept(&listener) => {
-                self.shutdown.cut();
+                self.shutdown.abort();
                 return Err(io::Error::other("a lane ended before its time"));
             }
         }
         let begun = Instant::now();
-        let settle = (self.grace / 2).min(SETTLE);
+        let lame_duck = (self.grace / 2).min(LAME_DUCK_PERIOD);
         let workers = self.fleet.workers();
         let in_flight: usize = workers.iter().map(|worker| worker.load.requests()).sum();
         info!(in_flight, grace_secs = self.grace.as_secs(), "draining");
         tokio::select! {
             biased;
-            () = shutdown.closed() => {}
-            () = sleep(settle) => {}
+            () = shutdown.accepting_stopped() => {}
+            () = sleep(lame_duck) => {}
             () = lanes.accept(&listener) => {}
         }
         if shared && listen::ignore_newcomers(&listener).is_ok() {
-            let _ = timeout(HANDSHAKE, lanes.accept(&listener)).await;
+            let _ = timeout(HANDSHAKE_GRACE, lanes.accept(&listener)).await;
         }
-        lanes.close(listener).await;
+        lanes.stop_accepting(listener).await;
         Ok(begun)
     }
 }
@@ -353,7 +355,7 @@ fn raise_file_limit() {
 }
 
 /// What is done now and then while the gateway runs.
-struct Watch {
+struct Maintenance {
     fleet: Arc<Fleet>,
     admission: Arc<Admission>,
     eviction_interval: Duration,
@@ -361,17 +363,17 @@ struct Watch {
     waiting_since: Option<(Instant, Instant)>,
 }
 
-impl Watch {
+impl Maintenance {
     async fn run(mut self) {
         let mut ticks = interval(SWEEP);
         let (mut policy_swept, mut compared) = (Instant::now(), Instant::now());
         loop {
             let now = ticks.tick().await;
             self.fleet.sweep_connections();
-            self.fleet.pass_time();
-            self.tell_of_waiting(now);
-            if now - compared >= COMPARISON {
-                self.fleet.compare_peers();
+            self.fleet.advance();
+            self.log_waiting(now);
+            if now - compared >= OUTLIER_INTERVAL {
+                self.fleet.detect_outliers();
                 compared = now;
             }
             if now - policy_swept >= self.eviction_interval {
@@ -382,14 +384,14 @@ impl Watch {
     }
 
     /// Nothing waits unseen: a queue that stays is told of, though not every second.
-    fn tell_of_waiting(&mut self, now: Instant) {
+    fn log_waiting(&mut self, now: Instant) {
         let waiting = self.admission.waiting() + self.fleet.waiting();
         if waiting == 0 {
             self.waiting_since = None;
             return;
         }
         let (since, told) = *self.waiting_since.get_or_insert((now, now));
-        if now - since >= SWEEP && (told == since || now - told >= COMPARISON) {
+        if now - since >= SWEEP && (told == since || now - told >= OUTLIER_INTERVAL) {
             info!(
                 waiting,
                 since_secs = (now - since).as_secs(),
@@ -401,38 +403,38 @@ impl Watch {
 }
 
 /// Probes every worker, also those that come later.
-struct Probing {
+struct HealthChecks {
     fleet: Arc<Fleet>,
     metrics: Arc<Metrics>,
     settings: Arc<ProbeSettings>,
     /// The lane whose thread runs the probers.
     lane: usize,
-    arrivals: mpsc::Receiver<Arc<Worker>>,
+    joined: mpsc::Receiver<Arc<Worker>>,
 }
 
-impl Probing {
+impl HealthChecks {
     fn new(
         options: &Options,
         (fleet, metrics): (&Arc<Fleet>, &Arc<Metrics>),
         lane: usize,
-        arrivals: mpsc::Receiver<Arc<Worker>>,
+        joined: mpsc::Receiver<Arc<Worker>>,
     ) -> Self {
         Self {
             fleet: Arc::clone(fleet),
             metrics: Arc::clone(metrics),
             settings: Arc::new(ProbeSettings::new(options)),
             lane,
-            arrivals,
+            joined,
         }
     }
 
     async fn run(mut self) {
         // Whoever was here from the start; who came since is among the arrivals.
-        let from_the_start = |worker: &&Arc<Worker>| !worker.came_later();
-        for worker in self.fleet.workers().iter().filter(from_the_start) {
+        let configured = |worker: &&Arc<Worker>| !worker.joined_at_runtime();
+        for worker in self.fleet.workers().iter().filter(configured) {
             self.probe(Arc::clone(worker));
         }
-        while let Some(worker) = self.arrivals.recv().await {
+        while let Some(worker) = self.joined.recv().await {
             self.probe(worker);
         }
     }

@@ -19,14 +19,14 @@ impl Options {
     /// How often a request is tried, and after which pauses.
     pub(crate) fn retry_rules(&self) -> RetryRules {
         RetryRules {
-            tries: if self.disable_retries {
+            attempts: if self.disable_retries {
                 1
             } else {
                 self.retry_max_retries.max(1)
             },
-            first_pause: Duration::from_millis(self.retry_initial_backoff_ms),
-            longest_pause: Duration::from_millis(self.retry_max_backoff_ms),
-            growth: self.retry_backoff_multiplier,
+            initial_backoff: Duration::from_millis(self.retry_initial_backoff_ms),
+            max_backoff: Duration::from_millis(self.retry_max_backoff_ms),
+            multiplier: self.retry_backoff_multiplier,
             jitter: self.retry_jitter_factor,
         }
     }

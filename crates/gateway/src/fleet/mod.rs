@@ -1,20 +1,20 @@
 //! Who is there: the workers, what is known of them, and which one gets a request.
 
-mod call;
-mod care;
-mod claim;
-mod connections;
-mod identity;
-mod place;
-mod policies;
-mod probe;
-mod register;
-mod room;
+mod exchange;
+mod health_check;
+mod in_flight;
+mod model_info;
+mod model_policies;
+mod placement;
+mod pool;
+mod registration;
+mod registry;
 mod slots;
 mod spec;
-mod standing;
-mod ticket;
+mod status;
+mod transitions;
 mod worker;
+mod worker_queue;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,23 +25,23 @@ use routing::{Outliers, PolicyKind};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-pub(crate) use call::{Answer, WorkerBody};
-pub(crate) use claim::NotUp;
-pub(crate) use connections::{Connections, PoolLimits};
-pub(crate) use identity::{Identity, Labels, UNKNOWN_MODEL, model};
-pub(crate) use place::{NoPlace, Placed, Wish};
-pub(crate) use policies::Policies;
-pub(crate) use probe::{ProbeSettings, Prober};
-pub(crate) use register::{NotRegistered, Outfit, Register};
-pub(crate) use room::{NoRoom, Room, Waiters};
+pub(crate) use exchange::{Answer, WorkerBody};
+pub(crate) use health_check::{ProbeSettings, Prober};
+pub(crate) use in_flight::InFlight;
+pub(crate) use model_info::{Labels, ModelInfo, UNKNOWN_MODEL, model};
+pub(crate) use model_policies::ModelPolicies;
+pub(crate) use placement::{Constraints, SelectError, Selection};
+pub(crate) use pool::{Connections, PoolLimits};
+pub(crate) use registration::StartupError;
+pub(crate) use registry::{RegistrationError, Registry, WorkerFactory};
 pub(crate) use slots::Slot;
-pub(crate) use spec::{HealthSpec, Terms, WorkerSpec};
-pub(crate) use standing::{Job, Standing};
-pub(crate) use ticket::Ticket;
+pub(crate) use spec::{HealthSpec, WorkerConfig, WorkerSpec};
+pub(crate) use status::{RegistrationStatus, WorkerState};
 pub(crate) use worker::Worker;
+pub(crate) use worker_queue::{QueueError, Waiters, WorkerQueue};
 
 use crate::telemetry::Metrics;
-use place::Ready;
+use placement::Snapshot;
 use slots::Slots;
 
 /// Bytes of text per token, as the prefix index counts.
@@ -52,15 +52,15 @@ const BYTES_PER_TOKEN: u64 = 4;
 pub(crate) struct Fleet {
     workers: ArcSwap<Vec<Arc<Worker>>>,
     /// The open ones; rebuilt when a standing changes, read without a lock.
-    ready: ArcSwap<Ready>,
-    refreshing: Mutex<()>,
+    snapshot: ArcSwap<Snapshot>,
+    rebuilding: Mutex<()>,
     /// Rung when a worker has come, changed its standing, or gone.
-    turned: Notify,
+    changed: Notify,
     /// Whoever adds or removes a worker holds this.
     slots: Mutex<Slots>,
     /// Whoever says which model a worker serves holds this.
-    naming: Mutex<()>,
-    policies: Policies,
+    model_lock: Mutex<()>,
+    policies: ModelPolicies,
     rules: FleetRules,
     /// `None` when workers are not compared.
     outliers: Option<Mutex<Outliers>>,
@@ -79,7 +79,7 @@ pub(crate) struct FleetRules {
     /// How long a worker that leaves may finish what it has.
     pub(crate) drain_timeout: Duration,
     /// The cap on requests per worker, and who waits because of it.
-    pub(crate) room: Option<Arc<Room>>,
+    pub(crate) worker_queue: Option<Arc<WorkerQueue>>,
     /// Largest share of outliers that rest at a time, where workers are compared.
     pub(crate) most_outliers: Option<f64>,
 }
@@ -87,18 +87,18 @@ pub(crate) struct FleetRules {
 impl Fleet {
     pub(crate) fn new(
         workers: Vec<Arc<Worker>>,
-        policies: Policies,
+        policies: ModelPolicies,
         rules: FleetRules,
     ) -> Arc<Self> {
         let outliers = rules.most_outliers.map(Outliers::new).map(Mutex::new);
         let count = workers.len();
         let fleet = Arc::new(Self {
             workers: ArcSwap::from_pointee(workers),
-            ready: ArcSwap::from_pointee(Ready::new(&policies, &[], &[])),
-            refreshing: Mutex::default(),
-            turned: Notify::new(),
+            snapshot: ArcSwap::from_pointee(Snapshot::new(&policies, &[], &[])),
+            rebuilding: Mutex::default(),
+            changed: Notify::new(),
             slots: Mutex::new(Slots::taken(count)),
-            naming: Mutex::default(),
+            model_lock: Mutex::default(),
             policies,
             rules,
             outliers,
@@ -106,9 +106,9 @@ impl Fleet {
         });
         for worker in fleet.workers().iter() {
             // A worker has one fleet.
-            let _ = worker.home.set(Arc::downgrade(&fleet));
+            let _ = worker.fleet.set(Arc::downgrade(&fleet));
         }
-        fleet.introduce();
+        fleet.rebuild_membership();
         fleet
     }
 
@@ -123,13 +123,13 @@ impl Fleet {
     }
 
     /// The cap on requests per worker, and who waits because of it.
-    pub(crate) fn room(&self) -> Option<&Room> {
-        self.rules.room.as_deref()
+    pub(crate) fn worker_queue(&self) -> Option<&WorkerQueue> {
+        self.rules.worker_queue.as_deref()
     }
 
     /// Requests that wait for a place at a worker.
     pub(crate) fn waiting(&self) -> usize {
-        self.room().map_or(0, Room::waiting)
+        self.worker_queue().map_or(0, WorkerQueue::waiting)
     }
 
     /// Frees routing state that nobody needs any more.
@@ -186,8 +186,8 @@ impl Fleet {
                 .add(requests);
             let health = gauges.health.with_label_values(&[url]);
             health.set(health.get().max(worker.is_ready().into()));
-            worker.look(|standing| {
-                let Some(breaker) = &standing.breaker else {
+            worker.with_state(|state| {
+                let Some(breaker) = &state.breaker else {
                     return;
                 };
                 let set = |gauge: &IntGaugeVec, value| gauge.with_label_values(&[url]).set(value);
@@ -196,7 +196,7 @@ impl Fleet {
                 set(&breakers.cb_failures, failures);
                 set(&breakers.cb_successes, breaker.successes().into());
             });
-            let identity = worker.identity.load();
+            let identity = worker.model_info.load();
             gauges
                 .pool_size
                 .with_label_values(&["regular", "http", &identity.model])
@@ -209,9 +209,5 @@ impl Fleet {
     }
 }
 
-#[cfg(test)]
-mod churn;
-#[cfg(test)]
-mod learnt;
 #[cfg(test)]
 mod tests;

@@ -21,7 +21,7 @@ pub(crate) struct WorkerSpec {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) health: HealthSpec,
     /// What is kept for those who ask, as it was told: priority, cost, parsers, ports.
-    pub(crate) about: Map<String, Value>,
+    pub(crate) extra: Map<String, Value>,
 }
 
 /// How it is probed, where that differs from the others.
@@ -36,7 +36,7 @@ pub(crate) struct HealthSpec {
 
 impl WorkerSpec {
     /// Of whom only the address is known.
-    pub(crate) fn of(url: WorkerUrl) -> Self {
+    pub(crate) fn new(url: WorkerUrl) -> Self {
         Self {
             url,
             key: None,
@@ -44,20 +44,20 @@ impl WorkerSpec {
             policy: None,
             labels: BTreeMap::new(),
             health: HealthSpec::default(),
-            about: Map::new(),
+            extra: Map::new(),
         }
     }
 }
 
 /// The terms on which a worker works: what was said of it, ready for use.
 #[derive(Debug)]
-pub(crate) struct Terms {
+pub(crate) struct WorkerConfig {
     pub(crate) spec: WorkerSpec,
     /// `Bearer <key>`, when it has a key.
     pub(crate) bearer: Option<HeaderValue>,
 }
 
-impl From<WorkerSpec> for Terms {
+impl From<WorkerSpec> for WorkerConfig {
     fn from(spec: WorkerSpec) -> Self {
         let bearer = spec.key.as_ref().and_then(|key| {
             let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()?;

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
-use routing::{Candidate, Figures, Load, Verdict};
+use routing::{Candidate, Load, Verdict, Window};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::slots::Slot;
-use super::standing::{Glance, Standing};
-use super::{Connections, Fleet, Identity, Room, Terms, WorkerSpec};
+use super::status::{Availability, WorkerState};
+use super::{Connections, Fleet, ModelInfo, WorkerConfig, WorkerQueue, WorkerSpec};
 use crate::config::WorkerUrl;
 use crate::telemetry::WorkerMetrics;
 
@@ -26,35 +26,35 @@ pub(crate) struct Worker {
     pub(crate) id_header: HeaderValue,
     pub(crate) url: WorkerUrl,
     /// On which terms it works.
-    pub(crate) terms: ArcSwap<Terms>,
+    pub(crate) config: ArcSwap<WorkerConfig>,
     /// What is in flight there.
     pub(crate) load: Arc<Load>,
     /// Connections to it.
     pub(crate) connections: Connections,
     /// What it said of itself.
-    pub(crate) identity: ArcSwap<Identity>,
+    pub(crate) model_info: ArcSwap<ModelInfo>,
     pub(super) metrics: WorkerMetrics,
     /// What its peers are compared with; `None` when they are not compared.
-    pub(super) tally: Option<Tally>,
+    pub(super) outlier_stats: Option<OutlierStats>,
     /// Rung for a probe at once.
-    pub(super) wake: Notify,
+    pub(super) probe_now: Notify,
     /// Who waits for a place, where workers have a cap.
-    pub(super) room: Option<Arc<Room>>,
+    pub(super) queue: Option<Arc<WorkerQueue>>,
     /// It is leaving: somebody waits for the end of what it has.
-    leaving: AtomicBool,
+    draining: AtomicBool,
     /// Rung whenever a request of a leaving worker has ended.
-    pub(super) left: Notify,
+    pub(super) request_done: Notify,
     /// It has left.
-    pub(super) gone: AtomicBool,
+    pub(super) removed: AtomicBool,
     /// Where it works.
-    pub(super) home: OnceLock<Weak<Fleet>>,
-    standing: Mutex<Standing>,
+    pub(super) fleet: OnceLock<Weak<Fleet>>,
+    state: Mutex<WorkerState>,
     /// Glances at the standing that requests take without a lock.
     ready: AtomicBool,
     clean: AtomicBool,
     away: AtomicBool,
     /// When it was last probed for a long silence, milliseconds.
-    pub(super) doubted: AtomicU64,
+    pub(super) last_requested_probe: AtomicU64,
     /// Counts its lives: what routing learnt of an earlier one does not hold.
     generation: AtomicU32,
 }
@@ -65,12 +65,12 @@ pub(crate) struct NewWorker {
     pub(crate) slot: Slot,
     pub(crate) spec: WorkerSpec,
     pub(crate) connections: Connections,
-    pub(crate) identity: Identity,
-    pub(crate) standing: Standing,
+    pub(crate) model_info: ModelInfo,
+    pub(crate) state: WorkerState,
     pub(crate) metrics: WorkerMetrics,
     /// Whether its figures are compared with its peers'.
     pub(crate) compared: bool,
-    pub(crate) room: Option<Arc<Room>>,
+    pub(crate) worker_queue: Option<Arc<WorkerQueue>>,
 }
 
 impl Worker {
@@ -82,34 +82,34 @@ impl Worker {
             id,
             id_header: id_header.unwrap_or(HeaderValue::from_static("unknown")),
             url: new.spec.url.clone(),
-            terms: ArcSwap::from_pointee(new.spec.into()),
+            config: ArcSwap::from_pointee(new.spec.into()),
             load: Arc::default(),
             connections: new.connections,
-            identity: ArcSwap::from_pointee(new.identity),
+            model_info: ArcSwap::from_pointee(new.model_info),
             metrics: new.metrics,
-            tally: new.compared.then(Tally::default),
-            wake: Notify::new(),
-            room: new.room,
-            leaving: AtomicBool::new(false),
-            left: Notify::new(),
-            gone: AtomicBool::new(false),
-            home: OnceLock::new(),
-            standing: Mutex::new(new.standing),
+            outlier_stats: new.compared.then(OutlierStats::default),
+            probe_now: Notify::new(),
+            queue: new.worker_queue,
+            draining: AtomicBool::new(false),
+            request_done: Notify::new(),
+            removed: AtomicBool::new(false),
+            fleet: OnceLock::new(),
+            state: Mutex::new(new.state),
             ready: AtomicBool::new(false),
             clean: AtomicBool::new(true),
             away: AtomicBool::new(false),
-            doubted: AtomicU64::new(0),
+            last_requested_probe: AtomicU64::new(0),
             generation: AtomicU32::new(new.slot.generation),
         }
     }
 
     /// Whether it came while the gateway ran.
-    pub(crate) fn came_later(&self) -> bool {
-        self.look(|standing| standing.came.is_some())
+    pub(crate) fn joined_at_runtime(&self) -> bool {
+        self.with_state(|state| state.joined_at.is_some())
     }
 
     /// Whether this is its id.
-    pub(crate) fn is_called(&self, id: &str) -> bool {
+    pub(crate) fn has_id(&self, id: &str) -> bool {
         Uuid::parse_str(id).is_ok_and(|id| id == self.id)
     }
 
@@ -129,18 +129,18 @@ impl Worker {
     }
 
     /// A request has ended.
-    pub(super) fn one_left(&self) {
-        if let Some(room) = &self.room {
-            room.one_left();
+    pub(super) fn request_finished(&self) {
+        if let Some(queue) = &self.queue {
+            queue.slot_freed();
         }
-        if self.is_leaving() {
-            self.left.notify_one();
+        if self.is_draining() {
+            self.request_done.notify_one();
         }
     }
 
     /// Whether it is leaving.
-    pub(super) fn is_leaving(&self) -> bool {
-        self.leaving.load(SeqCst)
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(SeqCst)
     }
 
     /// Its present life.
@@ -149,7 +149,7 @@ impl Worker {
     }
 
     /// It restarted, or its cache was flushed.
-    pub(super) fn begin_anew(&self) {
+    pub(super) fn bump_generation(&self) {
         self.generation.fetch_add(1, Relaxed);
     }
 
@@ -172,44 +172,47 @@ impl Worker {
     }
 
     /// Where it stands.
-    pub(crate) fn glance(&self) -> Glance {
-        self.standing().glance()
+    pub(crate) fn availability(&self) -> Availability {
+        self.state().availability()
     }
 
     /// Looks at its standing.
-    pub(super) fn look<T>(&self, look: impl FnOnce(&Standing) -> T) -> T {
-        look(&self.standing())
+    pub(super) fn with_state<T>(&self, look: impl FnOnce(&WorkerState) -> T) -> T {
+        look(&self.state())
     }
 
     /// Changes its standing; tells it before and after. Only [`Fleet`] does, which draws the
     /// consequences.
-    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Standing) -> T) -> (Glance, Glance, T) {
-        let mut standing = self.standing();
-        let before = standing.glance();
-        let result = change(&mut standing);
-        let after = standing.glance();
+    pub(super) fn update_state<T>(
+        &self,
+        change: impl FnOnce(&mut WorkerState) -> T,
+    ) -> (Availability, Availability, T) {
+        let mut state = self.state();
+        let before = state.availability();
+        let result = change(&mut state);
+        let after = state.availability();
         self.ready.store(after.ready, Relaxed);
         self.clean.store(after.clean, Relaxed);
         self.away.store(after.verdict == Verdict::NotReady, Relaxed);
-        self.leaving.store(after.draining, SeqCst);
+        self.draining.store(after.draining, SeqCst);
         (before, after, result)
     }
 
-    fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, WorkerState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Figures of a worker, added up without a lock until somebody takes them.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct OutlierStats {
     requests: AtomicU64,
     failures: AtomicU64,
     waited_micros: AtomicU64,
     tokens: AtomicU64,
 }
 
-impl Tally {
+impl OutlierStats {
     pub(super) fn ended(&self, failed: bool) {
         self.requests.fetch_add(1, Relaxed);
         self.failures.fetch_add(failed.into(), Relaxed);
@@ -222,8 +225,8 @@ impl Tally {
     }
 
     /// The figures since they were last taken.
-    pub(super) fn take(&self) -> Figures {
-        Figures {
+    pub(super) fn take(&self) -> Window {
+        Window {
             requests: self.requests.swap(0, Relaxed),
             failures: self.failures.swap(0, Relaxed),
             waited: Duration::from_micros(self.waited_micros.swap(0, Relaxed)),

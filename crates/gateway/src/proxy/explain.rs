@@ -7,12 +7,12 @@ use routing::{Candidate, Ranked, Request as RoutingRequest};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::body_fields::BodyFields;
 use super::decisions::Decision;
-use super::peek::Peek;
-use super::tries::Job;
-use super::{Proxy, header_text, inbound};
+use super::retry::ProxyRequest;
+use super::{Proxy, header_text, request_body};
 use crate::error::Error;
-use crate::fleet::Placed;
+use crate::fleet::Selection;
 
 /// Asks for the headers below on the reply.
 const ASKED: &str = "x-smg-explain";
@@ -73,8 +73,8 @@ impl Explanation {
 
 impl Proxy {
     /// Whether the client asks why; then also who else was considered.
-    pub(super) fn consider(&self, job: Job<'_>) -> Option<RunnerUp> {
-        let header = header_text(&job.parts.headers, ASKED);
+    pub(super) fn consider(&self, request: ProxyRequest<'_>) -> Option<RunnerUp> {
+        let header = header_text(&request.parts.headers, ASKED);
         let asked = self.explain_all || header.is_some_and(|value| value != "0");
         asked.then(|| {
             let url = |ranked: &Ranked<'_>| {
@@ -85,9 +85,9 @@ impl Proxy {
                 )
             };
             RunnerUp {
-                ranked: self
-                    .fleet
-                    .rank(job.routing, |_, ranked| ranked.iter().map(url).collect()),
+                ranked: self.fleet.rank(request.routing, |_, ranked| {
+                    ranked.iter().map(url).collect()
+                }),
             }
         })
     }
@@ -95,22 +95,22 @@ impl Proxy {
     /// Records a decision, taken after so many tries; what the reply will tell of it.
     pub(super) fn explain(
         &self,
-        job: Job<'_>,
-        placed: &Placed,
+        request: ProxyRequest<'_>,
+        selection: &Selection,
         considered: Option<RunnerUp>,
         tries: u32,
     ) -> Explanation {
-        let (request, worker) = (job.routing, &placed.ticket.worker);
+        let (routing, worker) = (request.routing, &selection.in_flight.worker);
         let decision = Decision {
-            at: request.now,
-            request_id: job.passage.request_id.clone(),
-            endpoint: job.row.label,
+            at: routing.now,
+            request_id: request.context.request_id.clone(),
+            endpoint: request.row.label,
             worker: worker.id,
-            policy: placed.policy.as_str(),
-            prompt_tokens: request.prompt.tokens(),
-            matched_tokens: placed.matched_tokens,
-            queued_tokens: placed.queued_before,
-            requests: placed.requests_before,
+            policy: selection.policy.as_str(),
+            prompt_tokens: routing.prompt.tokens(),
+            matched_tokens: selection.matched_tokens,
+            queued_tokens: selection.queued_before,
+            requests: selection.requests_before,
             tries,
         };
         let details = considered.map(|considered| {
@@ -120,7 +120,7 @@ impl Proxy {
                 .filter(|(slot, _)| *slot != worker.slot);
             Box::new(Details {
                 worker: worker.url.to_string(),
-                policy: placed.policy.as_str(),
+                policy: selection.policy.as_str(),
                 matched: decision.matched_tokens,
                 new: decision
                     .prompt_tokens
@@ -130,7 +130,7 @@ impl Proxy {
                 runner_up: others.map(|(_, url)| url).next(),
             })
         });
-        self.decisions.record(job.passage.lane, decision);
+        self.decisions.record(request.context.lane, decision);
         Explanation {
             worker_id: worker.id_header.clone(),
             details,
@@ -138,7 +138,7 @@ impl Proxy {
     }
 
     /// The last decisions, newest first.
-    pub(crate) fn last_decisions(&self, most: usize) -> Value {
+    pub(crate) fn recent_decisions(&self, most: usize) -> Value {
         let (workers, now) = (self.fleet.workers(), self.fleet.now());
         let url = |id: Uuid| {
             let worker = workers.iter().find(|worker| worker.id == id)?;
@@ -153,21 +153,21 @@ impl Proxy {
     }
 
     /// What would be decided for a request with this body; nothing is sent or learnt.
-    pub(crate) async fn dry_run(
+    pub(crate) async fn explain_request(
         &self,
         parts: &request::Parts,
         body: Incoming,
     ) -> Result<Value, Error> {
-        let body = inbound::read(body, self.max_payload).await?;
-        let peek = Peek::read(&body)?;
-        let sender = self.sender(&parts.headers);
+        let body = request_body::read(body, self.max_payload).await?;
+        let fields = BodyFields::read(&body)?;
+        let client_key = self.client_key(&parts.headers);
         let request = RoutingRequest {
-            model: peek.model.as_deref(),
-            prompt: peek.prompt(peek.likely_endpoint().prompt),
+            model: fields.model.as_deref(),
+            prompt: fields.prompt(fields.likely_endpoint().prompt),
             routing_key: header_text(&parts.headers, "x-smg-routing-key"),
-            sender: Some(&sender),
+            client_key: Some(&client_key),
             now: self.fleet.now(),
-            chance: fastrand::u64(..),
+            seed: fastrand::u64(..),
         };
         let tokens = request.prompt.tokens();
         let (policy, ranked) = self.fleet.rank(&request, |policy, ranked| {
@@ -178,8 +178,8 @@ impl Proxy {
         let away: Vec<_> = away.map(|worker| worker.url.as_str()).collect();
         Ok(json!({
             "policy": policy,
-            "endpoint": peek.likely_endpoint().path,
-            "model": peek.model,
+            "endpoint": fields.likely_endpoint().path,
+            "model": fields.model,
             "prompt_tokens": tokens,
             "candidates": ranked,
             "not_ready": away,

@@ -1,17 +1,17 @@
 //! How a request travels: from the client's bytes to one worker and back.
 
-mod ask;
-mod course;
+mod attempts;
+mod body_fields;
+mod broadcast;
+mod client_key;
 mod decisions;
 mod explain;
-mod inbound;
-mod outbound;
-mod peek;
-mod relay;
+mod fan_out;
+mod request_body;
+mod request_head;
 mod rerank;
-mod seek;
-mod sender;
-mod tries;
+mod response_body;
+mod retry;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,20 +22,20 @@ use http::{Request, Response, request};
 use hyper::body::Incoming;
 use routing::{Request as RoutingRequest, RetryBudget, RetryRules};
 
-pub(crate) use ask::{Asked, Question};
-pub(crate) use inbound::{declares_json, linger, read as read_body};
-pub(crate) use relay::{ReplyBody, ReplyError};
+pub(crate) use fan_out::{WorkerAnswer, WorkerQuestion};
+pub(crate) use request_body::{declares_json, drain_in_background, read as read_body};
+pub(crate) use response_body::{ReplyBody, ReplyError};
 
 use crate::config::{Options, seconds};
 use crate::endpoint::{Inference, Reply};
 use crate::error::Error;
 use crate::fleet::{Fleet, UNKNOWN_MODEL, Worker};
 use crate::telemetry::{BranchMetrics, Metrics};
+use body_fields::BodyFields;
+use client_key::ClientHeaders;
 use decisions::Decisions;
-use outbound::HeaderRules;
-use peek::Peek;
-use sender::ClientHeaders;
-use tries::Job;
+use request_head::HeaderRules;
+use retry::ProxyRequest;
 
 /// Carries requests to workers.
 #[derive(Debug)]
@@ -58,14 +58,14 @@ pub(crate) struct Proxy {
 
 /// An inference request that has come in whole.
 #[derive(Debug)]
-pub(crate) struct Received {
+pub(crate) struct BufferedRequest {
     parts: request::Parts,
     body: Bytes,
 }
 
 /// What the server knows of a request besides its bytes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Passage<'a> {
+pub(crate) struct RequestContext<'a> {
     /// The lane whose thread carries the request.
     pub(crate) lane: usize,
     pub(crate) request_id: &'a HeaderValue,
@@ -104,7 +104,7 @@ impl Proxy {
 
     /// Refuses a body that its own `content-length` says is too large.
     pub(crate) fn check_length(&self, request: &Request<Incoming>) -> Result<(), Error> {
-        inbound::check_length(request.body(), self.max_payload)
+        request_body::check_length(request.body(), self.max_payload)
     }
 
     /// Takes an inference request in, whole but not yet looked at.
@@ -112,26 +112,26 @@ impl Proxy {
         &self,
         row: &'static Inference,
         request: Request<Incoming>,
-    ) -> Result<Received, Error> {
+    ) -> Result<BufferedRequest, Error> {
         let (parts, body) = request.into_parts();
-        let received = inbound::read(body, self.max_payload).await;
+        let received = request_body::read(body, self.max_payload).await;
         let body = received.inspect_err(|error| {
             self.metrics.request_error(UNKNOWN_MODEL, row.label, error);
         })?;
-        Ok(Received { parts, body })
+        Ok(BufferedRequest { parts, body })
     }
 
     /// The life of an inference request.
     pub(crate) async fn forward(
         &self,
         row: &'static Inference,
-        passage: Passage<'_>,
-        received: Received,
+        context: RequestContext<'_>,
+        received: BufferedRequest,
     ) -> Result<Response<ReplyBody>, Error> {
         let mut placed_at = None;
-        let outcome = self.carry(row, passage, received, &mut placed_at).await;
+        let outcome = self.dispatch(row, context, received, &mut placed_at).await;
         if let Err(error) = &outcome {
-            let identity = placed_at.map(|worker: Arc<Worker>| worker.identity.load_full());
+            let identity = placed_at.map(|worker: Arc<Worker>| worker.model_info.load_full());
             let model = identity
                 .as_ref()
                 .map_or(UNKNOWN_MODEL, |identity| &identity.model);
@@ -140,48 +140,48 @@ impl Proxy {
         outcome
     }
 
-    fn sender<'a>(&self, headers: &'a HeaderMap) -> ClientHeaders<'a> {
+    fn client_key<'a>(&self, headers: &'a HeaderMap) -> ClientHeaders<'a> {
         ClientHeaders {
             headers,
             shared_credentials: self.rules.credentials_are_ours,
         }
     }
 
-    async fn carry(
+    async fn dispatch(
         &self,
         row: &'static Inference,
-        passage: Passage<'_>,
-        received: Received,
+        context: RequestContext<'_>,
+        received: BufferedRequest,
         // Whose model a failure counts for.
         placed_at: &mut Option<Arc<Worker>>,
     ) -> Result<Response<ReplyBody>, Error> {
-        let Received { mut parts, body } = received;
-        outbound::prepare(&mut parts, row);
-        inbound::check_declared(row.undeclared, &parts.headers)?;
-        let peek = Peek::read(&body)?;
-        let sender = self.sender(&parts.headers);
+        let BufferedRequest { mut parts, body } = received;
+        request_head::prepare(&mut parts, row);
+        request_body::check_declared(row.undeclared, &parts.headers)?;
+        let fields = BodyFields::read(&body)?;
+        let client_key = self.client_key(&parts.headers);
         let routing = RoutingRequest {
-            model: peek.model.as_deref(),
-            prompt: peek.prompt(row.prompt),
+            model: fields.model.as_deref(),
+            prompt: fields.prompt(row.prompt),
             routing_key: header_text(&parts.headers, "x-smg-routing-key"),
-            sender: Some(&sender),
+            client_key: Some(&client_key),
             now: self.fleet.now(),
-            chance: fastrand::u64(..),
+            seed: fastrand::u64(..),
         };
-        let job = Job {
+        let request = ProxyRequest {
             row,
-            passage,
+            context,
             parts: &parts,
             body: &body,
             routing: &routing,
             target: header_text(&parts.headers, "x-smg-target-worker"),
-            streaming: peek.stream,
+            streaming: fields.stream,
         };
         let mut record = None;
-        let tried = self.try_workers(job, &mut record).await?;
+        let tried = self.send_with_retries(request, &mut record).await?;
         let blame = |_: &Error| *placed_at = Some(Arc::clone(&tried.worker));
         let response = tried.answer.inspect_err(blame)?;
-        let mut response = relay::reply(response, tried.ticket, self.timeout, record);
+        let mut response = response_body::reply(response, tried.in_flight, self.timeout, record);
         tried.explanation.write(response.headers_mut());
         match row.reply {
             Reply::Verbatim => Ok(response),

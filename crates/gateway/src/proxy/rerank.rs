@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::relay::{ReplyBody, ReplyError};
+use super::response_body::{ReplyBody, ReplyError};
 use crate::error::Error;
 use crate::fleet::{UNKNOWN_MODEL, Worker};
 

@@ -9,11 +9,11 @@ use tokio::time::{Instant, interval, timeout_at};
 
 use crate::config::{Options, seconds};
 use crate::error::Error;
-use crate::fleet::{Fleet, Room, Waiters};
+use crate::fleet::{Fleet, Waiters, WorkerQueue};
 use crate::telemetry::{AdmissionMetrics, Metrics};
 
 /// Pause between payments into a rate's bucket.
-const PAYMENT: Duration = Duration::from_millis(10);
+const REFILL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The limits in force. Without any, a request passes without touching anything shared.
 #[derive(Debug)]
@@ -42,13 +42,13 @@ struct Rate {
 #[derive(Debug)]
 struct Queue {
     limit: usize,
-    longest_wait: Duration,
+    max_wait: Duration,
     waiting: Waiters,
 }
 
 /// A request's place under the cap, given back when dropped.
 #[derive(Debug, Default)]
-pub(crate) struct Admitted {
+pub(crate) struct Permit {
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -65,7 +65,7 @@ impl Admission {
         };
         let queue = Queue {
             limit: usize::try_from(options.queue_size).unwrap_or(usize::MAX),
-            longest_wait: seconds(options.queue_timeout_secs),
+            max_wait: seconds(options.queue_timeout_secs),
             waiting: Waiters::default(),
         };
         Self {
@@ -83,20 +83,20 @@ impl Admission {
     ///
     /// # Errors
     /// [`Error::QueueFull`] when too many wait, [`Error::QueueTimeout`] after too long a wait.
-    pub(super) async fn admit(&self) -> Result<Admitted, Error> {
+    pub(super) async fn admit(&self) -> Result<Permit, Error> {
         if self.cap.is_none() && self.rate.is_none() {
-            return Ok(Admitted::default());
+            return Ok(Permit::default());
         }
-        let admitted = self.enter().await;
-        match &admitted {
+        let permit = self.enter().await;
+        match &permit {
             Ok(_) => self.metrics.allowed.inc(),
             Err(_) => self.metrics.rejected.inc(),
         }
-        admitted
+        permit
     }
 
-    async fn enter(&self) -> Result<Admitted, Error> {
-        let deadline = Instant::now() + self.queue.longest_wait;
+    async fn enter(&self) -> Result<Permit, Error> {
+        let deadline = Instant::now() + self.queue.max_wait;
         if let Some(rate) = &self.rate {
             let taken = if let Ok(taken) = rate.bucket.try_acquire() {
                 taken
@@ -109,7 +109,7 @@ impl Admission {
             taken.forget();
         }
         let Some(cap) = &self.cap else {
-            return Ok(Admitted::default());
+            return Ok(Permit::default());
         };
         let place = if let Ok(place) = Arc::clone(&cap.places).try_acquire_owned() {
             place
@@ -118,7 +118,7 @@ impl Admission {
             self.wait("max_concurrent_requests", deadline, place)
                 .await?
         };
-        Ok(Admitted {
+        Ok(Permit {
             _place: Some(place),
         })
     }
@@ -130,7 +130,7 @@ impl Admission {
         deadline: Instant,
         place: impl Future<Output = Result<T, E>>,
     ) -> Result<T, Error> {
-        let (before, _waiting) = self.queue.waiting.join();
+        let (before, _waiting) = self.queue.waiting.enter();
         if before >= self.queue.limit {
             return Err(Error::QueueFull {
                 what,
@@ -143,7 +143,7 @@ impl Admission {
             Ok(Ok(place)) => Ok(place),
             _ => Err(Error::QueueTimeout {
                 what,
-                seconds: self.queue.longest_wait.as_secs(),
+                seconds: self.queue.max_wait.as_secs(),
             }),
         }
     }
@@ -154,7 +154,7 @@ impl Admission {
     }
 
     /// The limits in force, for people.
-    pub(crate) fn in_words(&self, fleet: &Fleet) -> String {
+    pub(crate) fn summary(&self, fleet: &Fleet) -> String {
         let limits = [
             (
                 "max_concurrent_requests",
@@ -164,7 +164,10 @@ impl Admission {
                 "rate_limit_tokens_per_second",
                 self.rate.as_ref().map(|rate| rate.per_second),
             ),
-            ("max_requests_per_worker", fleet.room().map(Room::cap)),
+            (
+                "max_requests_per_worker",
+                fleet.worker_queue().map(WorkerQueue::cap),
+            ),
         ];
         let set = limits
             .into_iter()
@@ -173,7 +176,7 @@ impl Admission {
         if words.is_empty() {
             return "none".to_owned();
         }
-        let (size, wait) = (self.queue.limit, self.queue.longest_wait.as_secs());
+        let (size, wait) = (self.queue.limit, self.queue.max_wait.as_secs());
         format!(
             "{}; {size} requests may wait, {wait} s each",
             words.join(", ")
@@ -191,10 +194,10 @@ impl Admission {
     }
 
     /// Pays into the rate's bucket; ends at once when there is no rate.
-    pub(crate) async fn pay_in(&self) {
+    pub(crate) async fn refill(&self) {
         let Some(rate) = &self.rate else { return };
         let started = Instant::now();
-        let (mut ticks, mut paid) = (interval(PAYMENT), 0);
+        let (mut ticks, mut paid) = (interval(REFILL_INTERVAL), 0);
         loop {
             ticks.tick().await;
             let due = started.elapsed().as_micros() * rate.per_second as u128 / 1_000_000;
@@ -218,7 +221,7 @@ impl Admission {
             "concurrent_requests": in_flight,
             "rate_limit_tokens_per_second": self.rate.as_ref().map(|rate| rate.per_second),
             "queue_size": self.queue.limit,
-            "queue_timeout_secs": self.queue.longest_wait.as_secs(),
+            "queue_timeout_secs": self.queue.max_wait.as_secs(),
             "queued": self.waiting(),
         })
     }
@@ -244,8 +247,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nothing_is_limited_unless_asked_for() {
         let admission = admission(|options| options.queue_size = 0);
-        let admitted = join_all((0..10_000).map(|_| admission.admit())).await;
-        assert!(admitted.iter().all(Result::is_ok));
+        let permit = join_all((0..10_000).map(|_| admission.admit())).await;
+        assert!(permit.iter().all(Result::is_ok));
     }
 
     #[tokio::test(start_paused = true)]
@@ -298,8 +301,8 @@ mod tests {
         let started = Instant::now();
         let all = join_all((0..300).map(|_| admission.admit()));
         tokio::select! {
-            admitted = all => assert!(admitted.iter().all(Result::is_ok)),
-            () = admission.pay_in() => unreachable!("pays in for ever"),
+            permit = all => assert!(permit.iter().all(Result::is_ok)),
+            () = admission.refill() => unreachable!("pays in for ever"),
         }
         let took = started.elapsed();
         assert!(

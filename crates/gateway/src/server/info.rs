@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::admission::Admission;
 use crate::error::Error;
-use crate::fleet::{Fleet, Room};
+use crate::fleet::{Fleet, WorkerQueue};
 use crate::proxy::ReplyBody;
 
 /// A JSON reply.
@@ -69,7 +69,7 @@ pub(super) fn models(fleet: &Fleet) -> Result<Response<ReplyBody>, Error> {
     let workers = fleet.workers();
     let ready = workers.iter().filter(|worker| worker.is_ready());
     let ids: BTreeSet<_> = ready
-        .map(|worker| worker.identity.load().model.clone())
+        .map(|worker| worker.model_info.load().model.clone())
         .collect();
     if ids.is_empty() {
         return Err(Error::NoWorkers);
@@ -85,7 +85,7 @@ pub(super) fn models(fleet: &Fleet) -> Result<Response<ReplyBody>, Error> {
 /// What limits are in force, and how far they are used up.
 pub(super) fn limits(fleet: &Fleet, admission: &Admission) -> Response<ReplyBody> {
     let mut limits = admission.describe();
-    limits["max_requests_per_worker"] = json!(fleet.room().map(Room::cap));
-    limits["queued_for_a_worker"] = json!(fleet.room().map_or(0, Room::waiting));
+    limits["max_requests_per_worker"] = json!(fleet.worker_queue().map(WorkerQueue::cap));
+    limits["queued_for_a_worker"] = json!(fleet.worker_queue().map_or(0, WorkerQueue::waiting));
     json(StatusCode::OK, &limits)
 }

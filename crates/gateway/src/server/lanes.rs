@@ -25,24 +25,24 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
 
-use super::Shutdown;
-use super::door::Gate;
+use super::service::Service;
+use crate::shutdown::Shutdown;
 
 /// Accepted connections that wait for their lane's thread.
-const WAITING: usize = 1024;
+const ACCEPT_QUEUE: usize = 1024;
 /// Largest head of a request, and largest piece of its body read at once, bytes.
 const READ_BUFFER: usize = 256 * 1024;
 /// Longest wait for a request's head, the idle time before it included; nginx's default.
-const HEAD_PATIENCE: Duration = Duration::from_secs(75);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// How often an HTTP/2 client is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long it may take to answer.
-const PING_PATIENCE: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often a draining connection is looked at.
-const IDLE_CHECK: Duration = Duration::from_millis(250);
+const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a connection that was never served may take for its first request, once a drain
 /// has begun: its client could not know.
-const FIRST_REQUEST: Duration = Duration::from_millis(500);
+const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
 /// Pause after the system refused a connection (no file descriptors left, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -63,19 +63,23 @@ struct Lane {
 
 impl Lanes {
     /// Starts `count` lanes behind the gate.
-    pub(crate) fn start(count: usize, gate: &Arc<Gate>, shutdown: &Shutdown) -> io::Result<Self> {
+    pub(crate) fn start(
+        count: usize,
+        service: &Arc<Service>,
+        shutdown: &Shutdown,
+    ) -> io::Result<Self> {
         let (running, ended) = mpsc::channel(1);
         let lanes = (0..count.max(1)).map(|index| {
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            let (connections, incoming) = mpsc::channel(WAITING);
+            let (connections, incoming) = mpsc::channel(ACCEPT_QUEUE);
             let open = Arc::new(AtomicUsize::new(0));
-            let door = Door {
-                gate: Arc::clone(gate),
+            let service = LaneService {
+                service: Arc::clone(service),
                 lane: index,
             };
-            let serving = serve(door, incoming, Arc::clone(&open), shutdown.clone());
+            let serving = serve(service, incoming, Arc::clone(&open), shutdown.clone());
             let running = running.clone();
             let thread = thread::Builder::new()
                 .name(format!("smg-lane-{index}"))
@@ -102,7 +106,7 @@ impl Lanes {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    if self.hand_over(stream).await.is_err() {
+                    if self.dispatch(stream).await.is_err() {
                         return;
                     }
                 }
@@ -115,7 +119,7 @@ impl Lanes {
     }
 
     /// Closes a listener; what the system has accepted for it is served.
-    pub(crate) async fn close(&self, listener: TcpListener) {
+    pub(crate) async fn stop_accepting(&self, listener: TcpListener) {
         // Asked of the system itself: the runtime may not have heard of the last ones yet.
         let Ok(listener) = listener.into_std() else {
             return;
@@ -123,7 +127,7 @@ impl Lanes {
         while let Ok((stream, _)) = listener.accept() {
             let stream = stream.set_nonblocking(true).map(|()| stream);
             if let Ok(stream) = stream.and_then(TcpStream::from_std)
-                && self.hand_over(stream).await.is_err()
+                && self.dispatch(stream).await.is_err()
             {
                 return;
             }
@@ -131,7 +135,7 @@ impl Lanes {
     }
 
     /// Gives a connection to the lane with the fewest open ones; an error when that has ended.
-    async fn hand_over(&self, stream: TcpStream) -> Result<(), ()> {
+    async fn dispatch(&self, stream: TcpStream) -> Result<(), ()> {
         let prepared = stream.set_nodelay(true).and_then(|()| stream.into_std());
         let idlest = self
             .lanes
@@ -161,23 +165,23 @@ impl Lanes {
 
 /// The gate, as one lane's connections come to it.
 #[derive(Clone)]
-struct Door {
-    gate: Arc<Gate>,
+struct LaneService {
+    service: Arc<Service>,
     lane: usize,
 }
 
 /// Counts a request as in progress on its connection until dropped.
 #[derive(Debug)]
-pub(super) struct Presence(Arc<AtomicUsize>);
+pub(super) struct InProgress(Arc<AtomicUsize>);
 
-impl Presence {
+impl InProgress {
     fn new(busy: &Arc<AtomicUsize>) -> Self {
         busy.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(busy))
     }
 }
 
-impl Drop for Presence {
+impl Drop for InProgress {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -194,7 +198,7 @@ impl Drop for Open {
 
 /// The life of a lane.
 async fn serve(
-    door: Door,
+    service: LaneService,
     mut incoming: mpsc::Receiver<StdTcpStream>,
     open: Arc<AtomicUsize>,
     shutdown: Shutdown,
@@ -204,9 +208,9 @@ async fn serve(
     let draining = CancellationToken::new();
     let connect = |stream| {
         let open = Open(Arc::clone(&open));
-        let (door, draining) = (door.clone(), draining.clone());
+        let (service, draining) = (service.clone(), draining.clone());
         connections.spawn(async move {
-            connection(stream, door, draining).await;
+            connection(stream, service, draining).await;
             drop(open);
         });
     };
@@ -227,7 +231,7 @@ async fn serve(
     connections.close();
     tokio::select! {
         () = connections.wait() => {}
-        () = shutdown.cut_short() => {}
+        () = shutdown.aborted() => {}
     }
 }
 
@@ -237,29 +241,29 @@ fn builder() -> Builder<TokioExecutor> {
     http1
         .max_buf_size(READ_BUFFER)
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_PATIENCE);
+        .header_read_timeout(HEAD_TIMEOUT);
     let http2 = &mut builder.http2();
     http2
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_PATIENCE);
+        .keep_alive_timeout(PING_TIMEOUT);
     builder
 }
 
 /// A socket that remembers whether something written to it waits for room.
-struct Unsent {
+struct PendingWrites {
     stream: TcpStream,
     is: Arc<AtomicBool>,
 }
 
-impl Unsent {
+impl PendingWrites {
     fn note<T>(&self, written: Poll<T>) -> Poll<T> {
         self.is.store(written.is_pending(), Ordering::Relaxed);
         written
     }
 }
 
-impl AsyncRead for Unsent {
+impl AsyncRead for PendingWrites {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -269,7 +273,7 @@ impl AsyncRead for Unsent {
     }
 }
 
-impl AsyncWrite for Unsent {
+impl AsyncWrite for PendingWrites {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -302,7 +306,7 @@ impl AsyncWrite for Unsent {
 }
 
 /// The life of a client's connection, HTTP/1.1 or HTTP/2 with prior knowledge.
-async fn connection(stream: StdTcpStream, door: Door, draining: CancellationToken) {
+async fn connection(stream: StdTcpStream, service: LaneService, draining: CancellationToken) {
     let stream = match TcpStream::from_std(stream) {
         Ok(stream) => stream,
         Err(error) => {
@@ -311,21 +315,22 @@ async fn connection(stream: StdTcpStream, door: Door, draining: CancellationToke
         }
     };
     let busy = Arc::new(AtomicUsize::new(0));
-    let (present, served) = (Arc::clone(&busy), AtomicBool::new(false));
-    let service = service_fn(|request| {
+    let (in_progress, served) = (Arc::clone(&busy), AtomicBool::new(false));
+    let respond = service_fn(|request| {
         served.store(true, Ordering::Relaxed);
-        let (gate, present) = (Arc::clone(&door.gate), Presence::new(&present));
-        async move { Ok::<_, Infallible>(gate.answer(door.lane, present, request).await) }
+        let (lane, in_progress) = (service.lane, InProgress::new(&in_progress));
+        let service = Arc::clone(&service.service);
+        async move { Ok::<_, Infallible>(service.answer(lane, in_progress, request).await) }
     });
     let builder = builder();
-    let unsent = Arc::new(AtomicBool::new(false));
-    let stream = Unsent {
+    let pending_writes = Arc::new(AtomicBool::new(false));
+    let stream = PendingWrites {
         stream,
-        is: Arc::clone(&unsent),
+        is: Arc::clone(&pending_writes),
     };
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), respond));
     let silent = async {
-        sleep(HEAD_PATIENCE).await;
+        sleep(HEAD_TIMEOUT).await;
         if served.load(Ordering::Relaxed) {
             pending::<()>().await;
         }
@@ -342,16 +347,16 @@ async fn connection(stream: StdTcpStream, door: Door, draining: CancellationToke
                     Poll::Pending if !served.load(Ordering::Relaxed) => Poll::Pending,
                     _ => Poll::Ready(()),
                 });
-                let _ = timeout(FIRST_REQUEST, asked).await;
+                let _ = timeout(FIRST_REQUEST_GRACE, asked).await;
             }
             serving.as_mut().graceful_shutdown();
             // A connection without a whole request has nothing to finish.
             loop {
-                match timeout(IDLE_CHECK, serving.as_mut()).await {
+                match timeout(DRAIN_CHECK_INTERVAL, serving.as_mut()).await {
                     Ok(ended) => break ended,
                     Err(_) if busy.load(Ordering::Relaxed) > 0 => {}
                     // The end of a reply may still be on its way to a slow client.
-                    Err(_) if unsent.load(Ordering::Relaxed) => {}
+                    Err(_) if pending_writes.load(Ordering::Relaxed) => {}
                     Err(_) => return,
                 }
             }

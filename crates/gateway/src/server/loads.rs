@@ -6,14 +6,14 @@ use serde_json::{Map, Value, json};
 
 use super::{disclosure, info};
 use crate::error::Error;
-use crate::proxy::{Asked, Proxy, Question, ReplyBody};
+use crate::proxy::{Proxy, ReplyBody, WorkerAnswer, WorkerQuestion};
 
 const LOADS: &str = "/v1/loads?include=core,disagg,queues,memory";
 
 /// The workers' own loads: `workers` as in 0.3.2, the rest in SGLang's `/v1/loads` shape.
 pub(super) async fn loads(proxy: &Proxy, lane: usize) -> Response<ReplyBody> {
     let asked = proxy
-        .ask_all(lane, &Question::get(&[LOADS, "/get_load"]))
+        .ask_all(lane, &WorkerQuestion::get(&[LOADS, "/get_load"]))
         .await;
     let (mut workers, mut loads) = (Vec::new(), Vec::new());
     for asked in &asked {
@@ -58,7 +58,7 @@ pub(super) async fn loads(proxy: &Proxy, lane: usize) -> Response<ReplyBody> {
 }
 
 /// One object per data-parallel rank, from either of the two shapes SGLang gives.
-fn ranks(asked: &Asked) -> Vec<Map<String, Value>> {
+fn ranks(asked: &WorkerAnswer) -> Vec<Map<String, Value>> {
     let answer = asked
         .answer
         .as_ref()
@@ -75,7 +75,7 @@ fn ranks(asked: &Asked) -> Vec<Map<String, Value>> {
 
 /// Flushes every worker's prefix cache: 200 when all did, 206 when some did not.
 pub(super) async fn flush_cache(proxy: &Proxy, lane: usize) -> Response<ReplyBody> {
-    let question = Question::post(&["/flush_cache"], Bytes::new());
+    let question = WorkerQuestion::post(&["/flush_cache"], Bytes::new());
     let asked = proxy.ask_all(lane, &question).await;
     let (mut successful, mut failed) = (Vec::new(), Vec::new());
     for asked in &asked {
@@ -119,7 +119,9 @@ fn failure(answer: &Result<crate::fleet::Answer, Error>) -> Option<String> {
 
 /// Every worker's Prometheus metrics, told apart by a `worker_addr` label.
 pub(super) async fn engine_metrics(proxy: &Proxy, lane: usize) -> Response<ReplyBody> {
-    let asked = proxy.ask_all(lane, &Question::get(&["/metrics"])).await;
+    let asked = proxy
+        .ask_all(lane, &WorkerQuestion::get(&["/metrics"]))
+        .await;
     if asked.is_empty() {
         let none = "No available workers";
         return info::fixed(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", none);

@@ -12,11 +12,11 @@ use crate::telemetry::{Metrics, RouteMetrics};
 
 /// Who may use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Guard {
+pub(super) enum Access {
     /// Everybody.
     Public,
     /// Whoever has the gateway's key, when it has one.
-    Key,
+    ApiKey,
 }
 
 /// What a route does.
@@ -25,7 +25,7 @@ pub(super) enum Action {
     /// Forwarded to one worker.
     Forward(&'static Inference),
     /// Asked of all workers, because only one of them knows.
-    Seek,
+    Broadcast,
     /// The first ready worker's answer to the first of these paths that it has.
     AskFirst(&'static [&'static str]),
     Alive,
@@ -35,7 +35,7 @@ pub(super) enum Action {
     /// One worker.
     Worker,
     /// The register of workers.
-    Register(Change),
+    Registry(Change),
     /// The same, as it was before 0.3.
     Legacy(Legacy),
     Loads,
@@ -45,20 +45,20 @@ pub(super) enum Action {
     Decisions,
     /// What limits are in force.
     Limits,
-    DryRun,
+    Explain,
     EngineMetrics,
     /// A route of the field that this gateway does not have.
-    Absent(&'static str),
+    NotImplemented(&'static str),
 }
 
+use Access::{ApiKey, Public};
 use Action::{
-    Abort, Absent, Alive, AskFirst, Decisions, DryRun, EngineMetrics, FlushCache, Forward, Limits,
-    Loads, Models, Readiness, Register, Seek, Worker, Workers,
+    Abort, Alive, AskFirst, Broadcast, Decisions, EngineMetrics, Explain, FlushCache, Forward,
+    Limits, Loads, Models, NotImplemented, Readiness, Registry, Worker, Workers,
 };
-use Guard::{Key, Public};
 
 /// Routes besides the inference endpoints.
-const ROUTES: [(&str, &Method, Guard, Action); 29] = [
+const ROUTES: [(&str, &Method, Access, Action); 29] = [
     ("/health", &Method::GET, Public, Alive),
     ("/liveness", &Method::GET, Public, Alive),
     ("/readiness", &Method::GET, Public, Readiness),
@@ -94,62 +94,67 @@ const ROUTES: [(&str, &Method, Guard, Action); 29] = [
     ),
     ("/v1/models", &Method::GET, Public, Models),
     ("/engine_metrics", &Method::GET, Public, EngineMetrics),
-    ("/v1/responses/{id}", &Method::GET, Key, Seek),
+    ("/v1/responses/{id}", &Method::GET, ApiKey, Broadcast),
     (
         "/v1/responses/{id}",
         &Method::DELETE,
-        Key,
-        Absent("deleting a stored response"),
+        ApiKey,
+        NotImplemented("deleting a stored response"),
     ),
-    ("/v1/responses/{id}/cancel", &Method::POST, Key, Seek),
-    ("/workers", &Method::GET, Key, Workers),
-    ("/workers/{id}", &Method::GET, Key, Worker),
-    ("/workers", &Method::POST, Key, Register(Change::Add)),
-    ("/workers/{id}", &Method::PUT, Key, Register(Change::Put)),
+    (
+        "/v1/responses/{id}/cancel",
+        &Method::POST,
+        ApiKey,
+        Broadcast,
+    ),
+    ("/workers", &Method::GET, ApiKey, Workers),
+    ("/workers/{id}", &Method::GET, ApiKey, Worker),
+    ("/workers", &Method::POST, ApiKey, Registry(Change::Add)),
+    ("/workers/{id}", &Method::PUT, ApiKey, Registry(Change::Put)),
     (
         "/workers/{id}",
         &Method::PATCH,
-        Key,
-        Register(Change::Patch),
+        ApiKey,
+        Registry(Change::Patch),
     ),
     (
         "/workers/{id}",
         &Method::DELETE,
-        Key,
-        Register(Change::Remove),
+        ApiKey,
+        Registry(Change::Remove),
     ),
     (
         "/add_worker",
         &Method::POST,
-        Key,
+        ApiKey,
         Action::Legacy(Legacy::Add),
     ),
     (
         "/remove_worker",
         &Method::POST,
-        Key,
+        ApiKey,
         Action::Legacy(Legacy::Remove),
     ),
     (
         "/list_workers",
         &Method::GET,
-        Key,
+        ApiKey,
         Action::Legacy(Legacy::List),
     ),
-    ("/get_loads", &Method::GET, Key, Loads),
-    ("/v1/loads", &Method::GET, Key, Loads),
-    ("/flush_cache", &Method::POST, Key, FlushCache),
-    ("/abort_request", &Method::POST, Key, Abort),
-    ("/debug/limits", &Method::GET, Key, Limits),
-    ("/debug/decisions", &Method::GET, Key, Decisions),
-    ("/route/explain", &Method::POST, Key, DryRun),
+    ("/get_loads", &Method::GET, ApiKey, Loads),
+    ("/v1/loads", &Method::GET, ApiKey, Loads),
+    ("/flush_cache", &Method::POST, ApiKey, FlushCache),
+    ("/abort_request", &Method::POST, ApiKey, Abort),
+    ("/debug/limits", &Method::GET, ApiKey, Limits),
+    ("/debug/decisions", &Method::GET, ApiKey, Decisions),
+    ("/route/explain", &Method::POST, ApiKey, Explain),
 ];
 
 /// A route, and what is counted of it.
 #[derive(Debug)]
 pub(super) struct Route {
     pub(super) method: &'static Method,
-    pub(super) guard: Guard,
+    pub(super) access: Access,
     pub(super) action: Action,
     pub(super) metrics: Arc<RouteMetrics>,
 }
@@ -166,16 +171,16 @@ impl Routes {
     pub(super) fn new(metrics: &Metrics) -> Result<Self, matchit::InsertError> {
         let inference = INFERENCE
             .iter()
-            .map(|row| (row.path, &Method::POST, Key, Forward(row)));
+            .map(|row| (row.path, &Method::POST, ApiKey, Forward(row)));
         let mut routes = Self {
             paths: Router::new(),
             other: Arc::new(metrics.route("other", "other")),
         };
-        for (path, method, guard, action) in inference.chain(ROUTES) {
+        for (path, method, access, action) in inference.chain(ROUTES) {
             let metrics = Arc::new(metrics.route(method.as_str(), path));
             let route = Route {
                 method,
-                guard,
+                access,
                 action,
                 metrics,
             };

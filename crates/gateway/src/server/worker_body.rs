@@ -32,17 +32,20 @@ const UNBUILT: [(&str, &str); 8] = [
 /// The URL, normalised.
 pub(super) fn url(fields: &Fields) -> Result<WorkerUrl, Error> {
     let url = fields.get("url").filter(|url| !url.is_null());
-    let url = url.ok_or_else(|| wrong("url", "is missing"))?;
+    let url = url.ok_or_else(|| invalid("url", "is missing"))?;
     let url = url
         .as_str()
-        .ok_or_else(|| wrong("url", "must be a string"))?;
-    WorkerUrl::parse(url).map_err(|why| wrong("url", &format!("{} {why}", WorkerUrl::quote(url))))
+        .ok_or_else(|| invalid("url", "must be a string"))?;
+    WorkerUrl::parse(url).map_err(|why| invalid("url", &format!("{} {why}", WorkerUrl::quote(url))))
 }
 
 /// A key, if it can be shown to a worker.
 pub(super) fn key(key: &str) -> Result<Secret, Error> {
     if key.is_empty() || HeaderValue::try_from(key).is_err() {
-        return Err(wrong("api_key", "must be non-empty and fit into a header"));
+        return Err(invalid(
+            "api_key",
+            "must be non-empty and fit into a header",
+        ));
     }
     Ok(Secret::from(key.to_owned()))
 }
@@ -51,20 +54,20 @@ pub(super) fn key(key: &str) -> Result<Secret, Error> {
 /// if it was not there; so is what only repeats what the worker told itself, as `GET` shows it.
 pub(super) fn read(
     fields: &Fields,
-    present: &WorkerSpec,
-    told: &Labels,
+    current: &WorkerSpec,
+    reported: &Labels,
 ) -> Result<WorkerSpec, Error> {
-    let mut spec = present.clone();
-    let echoes = |(name, value): &(&String, &Value)| echoes_model(name, value, present, told);
-    for (name, value) in fields.iter().filter(|field| !echoes(field)) {
+    let mut spec = current.clone();
+    let repeats = |(name, value): &(&String, &Value)| repeats_model(name, value, current, reported);
+    for (name, value) in fields.iter().filter(|field| !repeats(field)) {
         refuse_unbuilt(name, value)?;
         match name.as_str() {
             "url" if url(fields)? != spec.url => {
                 let why = format!("must be the worker's own, {}", spec.url);
-                return Err(wrong("url", &why));
+                return Err(invalid("url", &why));
             }
             "api_key" => spec.key = Some(key(text(name, value)?)?),
-            "labels" => read_labels(value, &mut spec, told)?,
+            "labels" => read_labels(value, &mut spec, reported)?,
             "health" => read_health(value, &mut spec)?,
             "model_id" => {
                 let model = non_empty(name, value)?;
@@ -73,16 +76,16 @@ pub(super) fn read(
                     .and_then(card_id)
                     .is_some_and(|id| id != model)
                 {
-                    return Err(wrong(name, "and models[0].id must be the same"));
+                    return Err(invalid(name, "and models[0].id must be the same"));
                 }
                 if !fields.contains_key("models") {
-                    spec.about.remove("models");
+                    spec.extra.remove("models");
                 }
                 spec.model = Some(model.to_owned());
             }
             "models" => read_models(value, &mut spec)?,
             _ if read_probe(name, value, &mut spec)? => {}
-            _ => read_about(name, value, &mut spec)?,
+            _ => read_extra(name, value, &mut spec)?,
         }
     }
     Ok(spec)
@@ -105,11 +108,11 @@ fn refuse_unbuilt(name: &str, value: &Value) -> Result<(), Error> {
 }
 
 /// Whether a field says nothing, or only which model the worker serves anyway.
-fn echoes_model(name: &str, value: &Value, present: &WorkerSpec, told: &Labels) -> bool {
-    let served = model(told);
-    let is_told = |id: &Value| *id == *served && present.model.is_none();
+fn repeats_model(name: &str, value: &Value, current: &WorkerSpec, reported: &Labels) -> bool {
+    let served = model(reported);
+    let is_reported = |id: &Value| *id == *served && current.model.is_none();
     match name {
-        "model_id" => *value == UNKNOWN_MODEL || is_told(value) || value.is_null(),
+        "model_id" => *value == UNKNOWN_MODEL || is_reported(value) || value.is_null(),
         "models" => {
             let cards = value.as_array().map(Vec::as_slice);
             // A card with more on it is kept.
@@ -117,23 +120,25 @@ fn echoes_model(name: &str, value: &Value, present: &WorkerSpec, told: &Labels) 
                 [Value::Object(card)] if card.len() == 1 => card.get("id"),
                 _ => None,
             });
-            bare.is_some_and(is_told) || value.is_null()
+            bare.is_some_and(is_reported) || value.is_null()
         }
         _ => value.is_null(),
     }
 }
 
-fn read_labels(value: &Value, spec: &mut WorkerSpec, told: &Labels) -> Result<(), Error> {
+fn read_labels(value: &Value, spec: &mut WorkerSpec, reported: &Labels) -> Result<(), Error> {
     let labels = value.as_object();
-    for (name, value) in labels.ok_or_else(|| wrong("labels", "must be an object"))? {
+    for (name, value) in labels.ok_or_else(|| invalid("labels", "must be an object"))? {
         let field = format!("labels.{name}");
         let value = text(&field, value)?;
         if name == "policy" {
             let policy = PolicyKind::named(value);
-            let unknown = || wrong(&field, &format!("names no policy: {value:?}"));
+            let unknown = || invalid(&field, &format!("names no policy: {value:?}"));
             spec.policy = Some(policy.ok_or_else(unknown)?);
         }
-        if told.get(name).is_some_and(|told| told == value) && !spec.labels.contains_key(name) {
+        if reported.get(name).is_some_and(|reported| reported == value)
+            && !spec.labels.contains_key(name)
+        {
             continue;
         }
         spec.labels.insert(name.clone(), value.to_owned());
@@ -143,11 +148,11 @@ fn read_labels(value: &Value, spec: &mut WorkerSpec, told: &Labels) -> Result<()
 
 fn read_health(value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
     let health = value.as_object();
-    let health = health.ok_or_else(|| wrong("health", "must be an object"))?;
+    let health = health.ok_or_else(|| invalid("health", "must be an object"))?;
     for (name, value) in health.iter().filter(|(_, value)| !value.is_null()) {
         if name == "drain_settle_secs" {
             let why = "is not supported: a worker that leaves finishes what it has (worker_drain_timeout_secs)";
-            return Err(wrong("health.drain_settle_secs", why));
+            return Err(invalid("health.drain_settle_secs", why));
         }
         read_probe(name, value, spec)?;
     }
@@ -172,7 +177,7 @@ fn read_probe(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<bool, 
         }
         "disable_health_check" => {
             let disabled = value.as_bool();
-            health.disabled = Some(disabled.ok_or_else(|| wrong(name, "must be true or false"))?);
+            health.disabled = Some(disabled.ok_or_else(|| invalid(name, "must be true or false"))?);
         }
         _ => return Ok(false),
     }
@@ -181,7 +186,7 @@ fn read_probe(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<bool, 
 
 fn read_models(value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
     let cards = value.as_array();
-    let cards = cards.ok_or_else(|| wrong("models", "must be a list of model cards"))?;
+    let cards = cards.ok_or_else(|| invalid("models", "must be a list of model cards"))?;
     let Some(card) = cards.first() else {
         return Ok(());
     };
@@ -189,13 +194,13 @@ fn read_models(value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
         return Err(unbuilt("models", "several models of one worker"));
     }
     let id = card_id(value).filter(|id| !id.is_empty());
-    let id = id.ok_or_else(|| wrong("models[0].id", "must be a non-empty string"))?;
+    let id = id.ok_or_else(|| invalid("models[0].id", "must be a non-empty string"))?;
     let aliases = card.get("aliases").and_then(Value::as_array);
     if aliases.is_some_and(|aliases| !aliases.is_empty()) {
         return Err(unbuilt("models[0].aliases", "other names of a model"));
     }
     spec.model = Some(id.to_owned());
-    spec.about.insert("models".to_owned(), value.clone());
+    spec.extra.insert("models".to_owned(), value.clone());
     Ok(())
 }
 
@@ -204,44 +209,49 @@ fn card_id(models: &Value) -> Option<&str> {
 }
 
 /// What is kept for those who ask, or says what a worker is in any case.
-fn read_about(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
+fn read_extra(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
     match name {
         "worker_type" => match text(name, value)? {
             "regular" => {}
             "prefill" | "decode" | "encode" => {
                 return Err(unbuilt(name, "prefill/decode routing"));
             }
-            _ => return Err(wrong(name, "must be regular")),
+            _ => return Err(invalid(name, "must be regular")),
         },
         "connection_mode" => match text(name, value)?.to_ascii_lowercase().as_str() {
             "http" => {}
-            "grpc" => return Err(wrong(name, "gRPC workers are not supported yet; use http")),
+            "grpc" => {
+                return Err(invalid(
+                    name,
+                    "gRPC workers are not supported yet; use http",
+                ));
+            }
             "zmq" => return Err(unbuilt(name, "ZMQ workers")),
-            _ => return Err(wrong(name, "must be http")),
+            _ => return Err(invalid(name, "must be http")),
         },
         "runtime" | "runtime_type" => match text(name, value)? {
             runtime @ ("unspecified" | "sglang" | "vllm" | "trtllm" | "mlx" | "tokenspeed") => {
-                spec.about.insert("runtime_type".to_owned(), runtime.into());
+                spec.extra.insert("runtime_type".to_owned(), runtime.into());
             }
             "external" => return Err(unbuilt(name, "OpenAI-compatible backends")),
-            _ => return Err(wrong(name, "names no runtime")),
+            _ => return Err(invalid(name, "names no runtime")),
         },
         "priority" | "max_connection_attempts" | "kv_block_size" => {
             whole(name, value, u32::MAX.into())?;
-            spec.about.insert(name.to_owned(), value.clone());
+            spec.extra.insert(name.to_owned(), value.clone());
         }
         "bootstrap_port" => {
             whole(name, value, u16::MAX.into())?;
-            spec.about.insert(name.to_owned(), value.clone());
+            spec.extra.insert(name.to_owned(), value.clone());
         }
         "cost" => {
             let cost = value.as_f64().filter(|cost| *cost >= 0.0);
-            let cost = cost.ok_or_else(|| wrong(name, "must be a number from 0 up"))?;
-            spec.about.insert(name.to_owned(), cost.into());
+            let cost = cost.ok_or_else(|| invalid(name, "must be a number from 0 up"))?;
+            spec.extra.insert(name.to_owned(), cost.into());
         }
         "tokenizer_path" | "chat_template" | "reasoning_parser" | "tool_parser"
         | "kv_connector" | "kv_role" | "kv_engine_id" => {
-            spec.about
+            spec.extra
                 .insert(name.to_owned(), text(name, value)?.into());
         }
         _ => {}
@@ -252,30 +262,30 @@ fn read_about(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<(), Er
 fn text<'a>(name: &str, value: &'a Value) -> Result<&'a str, Error> {
     value
         .as_str()
-        .ok_or_else(|| wrong(name, "must be a string"))
+        .ok_or_else(|| invalid(name, "must be a string"))
 }
 
 fn non_empty<'a>(name: &str, value: &'a Value) -> Result<&'a str, Error> {
     let text = text(name, value)?;
     let text = Some(text).filter(|text| !text.is_empty());
-    text.ok_or_else(|| wrong(name, "must not be empty"))
+    text.ok_or_else(|| invalid(name, "must not be empty"))
 }
 
 fn whole(name: &str, value: &Value, most: u64) -> Result<u64, Error> {
     let number = value.as_u64().filter(|number| *number <= most);
-    number.ok_or_else(|| wrong(name, &format!("must be a whole number up to {most}")))
+    number.ok_or_else(|| invalid(name, &format!("must be a whole number up to {most}")))
 }
 
 fn at_least_one(name: &str, value: &Value, most: u64) -> Result<u64, Error> {
     let number = Some(whole(name, value, most)?).filter(|number| *number > 0);
-    number.ok_or_else(|| wrong(name, "must be at least 1"))
+    number.ok_or_else(|| invalid(name, "must be at least 1"))
 }
 
 fn threshold(name: &str, value: &Value) -> Result<u32, Error> {
     Ok(at_least_one(name, value, u32::MAX.into())? as u32)
 }
 
-fn wrong(field: &str, why: &str) -> Error {
+fn invalid(field: &str, why: &str) -> Error {
     Error::WorkerSpec(format!("{field}: {why}"))
 }
 
@@ -291,7 +301,7 @@ mod tests {
 
     fn said(json: &str) -> Result<WorkerSpec, Error> {
         let fields: Fields = serde_json::from_str(json).unwrap();
-        read(&fields, &WorkerSpec::of(url(&fields)?), &Labels::new())
+        read(&fields, &WorkerSpec::new(url(&fields)?), &Labels::new())
     }
 
     #[test]
@@ -307,7 +317,7 @@ mod tests {
                          "failure_threshold":2,"disable_health_check":true}}"#,
         );
         let (old, mut new) = (old.unwrap(), new.unwrap());
-        assert!(new.about.remove("models").is_some());
+        assert!(new.extra.remove("models").is_some());
         assert_eq!(old, new);
         assert_eq!(old.url.as_str(), "http://gpu:1");
         assert_eq!(old.model.as_deref(), Some("m"));
@@ -372,7 +382,7 @@ mod tests {
         assert_eq!((&*after.labels["a"], &*after.labels["b"]), ("1", "3"));
         assert_eq!(after.policy, Some(PolicyKind::LeastLoad));
         assert_eq!(
-            (&after.about["cost"], &after.about["priority"]),
+            (&after.extra["cost"], &after.extra["priority"]),
             (&2.0.into(), &9.into())
         );
         assert!(after.key.is_some());
@@ -382,13 +392,13 @@ mod tests {
     fn what_the_gateway_showed_itself_is_not_held_against_the_worker() {
         let spec = said(r#"{"url":"gpu:1","model_id":"unknown","models":[]}"#).unwrap();
         assert_eq!(spec, said(r#"{"url":"gpu:1"}"#).unwrap());
-        let told = Labels::from([
+        let reported = Labels::from([
             ("model_id".into(), "m".into()),
             ("tp_size".into(), "2".into()),
         ]);
         let later = |json: &str| {
             let fields: Fields = serde_json::from_str(json).unwrap();
-            read(&fields, &spec, &told).unwrap()
+            read(&fields, &spec, &reported).unwrap()
         };
         let shown =
             r#"{"model_id":"m","models":[{"id":"m"}],"labels":{"model_id":"m","tp_size":"2"}}"#;

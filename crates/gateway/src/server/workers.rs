@@ -12,15 +12,16 @@ use serde_json::{Map, Value, json};
 use url::form_urlencoded;
 use uuid::Uuid;
 
-use super::door::State;
 use super::info;
+use super::service::AppState;
 use super::worker_body::{self, Fields};
 use crate::config::{Secret, WorkerUrl};
 use crate::error::Error;
 use crate::fleet::{
-    Fleet, HealthSpec, Labels, NotRegistered, NotUp, Register, UNKNOWN_MODEL, Worker, WorkerSpec,
+    Fleet, HealthSpec, Labels, RegistrationError, Registry, StartupError, UNKNOWN_MODEL, Worker,
+    WorkerSpec,
 };
-use crate::proxy::{ReplyBody, declares_json, linger, read_body};
+use crate::proxy::{ReplyBody, declares_json, drain_in_background, read_body};
 
 /// Largest description of a worker, bytes.
 const MOST_SPEC: u64 = 1024 * 1024;
@@ -43,13 +44,13 @@ pub(super) enum Legacy {
     List,
 }
 
-impl From<NotRegistered> for Error {
-    fn from(why: NotRegistered) -> Self {
+impl From<RegistrationError> for Error {
+    fn from(why: RegistrationError) -> Self {
         match why {
-            NotRegistered::Exists { .. } => Self::WorkerExists(why.to_string()),
-            NotRegistered::Gone(id) => Self::WorkerNotFound(id),
-            NotRegistered::Leaving { .. } => Self::WorkerLeaving(why.to_string()),
-            NotRegistered::Stopping => Self::NotRegistered(why.to_string()),
+            RegistrationError::Exists { .. } => Self::WorkerExists(why.to_string()),
+            RegistrationError::Removed(id) => Self::WorkerNotFound(id),
+            RegistrationError::Draining { .. } => Self::WorkerLeaving(why.to_string()),
+            RegistrationError::Stopping => Self::RegistrationFailed(why.to_string()),
         }
     }
 }
@@ -60,7 +61,7 @@ pub(super) fn list(fleet: &Fleet, uri: &Uri) -> Response<ReplyBody> {
     let all = fleet.workers();
     let of_model = |worker: &&Arc<Worker>| {
         let wanted = model.as_ref();
-        wanted.is_none_or(|model| worker.identity.load().model == *model)
+        wanted.is_none_or(|model| worker.model_info.load().model == *model)
     };
     let workers: Vec<_> = all.iter().filter(of_model).collect();
     let total = workers.len();
@@ -81,7 +82,7 @@ pub(super) fn one(fleet: &Fleet, path: &str) -> Result<Response<ReplyBody>, Erro
 
 /// Adds, changes or removes a worker; what is still to be done then is done without the client.
 pub(super) async fn change(
-    register: &Register,
+    registry: &Registry,
     change: Change,
     request: Request<Incoming>,
     most: u64,
@@ -90,13 +91,13 @@ pub(super) async fn change(
     // First whom it is about, then what.
     let worker = match change {
         Change::Add => None,
-        _ => Some(named(register.fleet(), &path)?),
+        _ => Some(named(registry.fleet(), &path)?),
     };
     let Some(worker) = worker else {
-        return add(register, &fields(request, most).await?).await;
+        return add(registry, &fields(request, most).await?).await;
     };
     if change == Change::Remove {
-        register.remove(&worker);
+        registry.remove(&worker);
         let told = json!({
             "status": "accepted",
             "worker_id": worker.id.to_string(),
@@ -107,8 +108,8 @@ pub(super) async fn change(
     }
     let fields = fields(request, most).await?;
     let replace = change == Change::Put && fields.get("url").is_some_and(|url| !url.is_null());
-    register.change(&worker, |spec, told| {
-        let bare = WorkerSpec::of(worker.url.clone());
+    registry.update(&worker, |spec, told| {
+        let bare = WorkerSpec::new(worker.url.clone());
         worker_body::read(&fields, if replace { &bare } else { spec }, told)
     })?;
     let told = json!({
@@ -119,9 +120,9 @@ pub(super) async fn change(
     Ok(info::json(StatusCode::ACCEPTED, &told))
 }
 
-async fn add(register: &Register, fields: &Fields) -> Result<Response<ReplyBody>, Error> {
+async fn add(registry: &Registry, fields: &Fields) -> Result<Response<ReplyBody>, Error> {
     let url = worker_body::url(fields)?;
-    let added = register.add(&url, |spec, told| worker_body::read(fields, spec, told));
+    let added = registry.add(&url, |spec, told| worker_body::read(fields, spec, told));
     let worker = added.await?;
     let location = format!("/workers/{}", worker.id);
     let told = json!({
@@ -140,13 +141,13 @@ async fn add(register: &Register, fields: &Fields) -> Result<Response<ReplyBody>
 
 /// The routes as they were before 0.3.
 pub(super) async fn legacy(
-    state: &State,
+    state: &AppState,
     legacy: Legacy,
     uri: &Uri,
 ) -> Result<Response<ReplyBody>, Error> {
-    let register = &state.register;
+    let registry = &state.registry;
     if legacy == Legacy::List {
-        let workers = register.fleet().workers();
+        let workers = registry.fleet().workers();
         let urls: Vec<_> = workers.iter().map(|worker| worker.url.as_str()).collect();
         return Ok(info::json(StatusCode::OK, &json!({"urls": urls})));
     }
@@ -154,23 +155,23 @@ pub(super) async fn legacy(
     let fields = Fields::from_iter(url.map(|url| ("url".to_owned(), url)));
     let url = worker_body::url(&fields)?;
     if legacy == Legacy::Remove {
-        let worker = register.fleet().find(url.as_str());
+        let worker = registry.fleet().find(url.as_str());
         let unknown = || Error::WorkerSpec(format!("Worker {url} not found"));
-        register.remove(&worker.ok_or_else(unknown)?);
+        registry.remove(&worker.ok_or_else(unknown)?);
         return Ok(info::text(format!("Successfully removed worker: {url}")));
     }
     let key = parameter(uri, "api_key").filter(|key| !key.is_empty());
     let key = key.map(|key| worker_body::key(&key)).transpose()?;
     // A gateway that stops waits for nobody.
     tokio::select! {
-        added = add_and_wait(register, &url, key) => added?,
-        () = state.shutdown.draining() => return Err(NotRegistered::Stopping.into()),
+        added = add_and_wait(registry, &url, key) => added?,
+        () = state.shutdown.draining() => return Err(RegistrationError::Stopping.into()),
     }
     Ok(info::text(format!("Successfully added worker: {url}")))
 }
 
 async fn add_and_wait(
-    register: &Arc<Register>,
+    registry: &Arc<Registry>,
     url: &WorkerUrl,
     key: Option<Secret>,
 ) -> Result<(), Error> {
@@ -180,16 +181,16 @@ async fn add_and_wait(
             ..spec.clone()
         })
     };
-    let claim = register.claim(url, say).await?;
-    let worker = claim.worker().url.to_string();
-    let seconds = register.startup_timeout().as_secs();
+    let pending = registry.register_pending(url, say).await?;
+    let worker = pending.worker().url.to_string();
+    let seconds = registry.startup_timeout().as_secs();
     let late = |fate| format!("did not become ready within {seconds} s, and {fate}");
-    claim.wait().await.map_err(|why| Error::NotUp {
+    pending.wait().await.map_err(|why| Error::NotUp {
         worker,
         why: match why {
-            NotUp::Late => late("was not added"),
-            NotUp::LateButKept => late("is still listed: others registered it"),
-            NotUp::Removed => "was removed before it became ready".to_owned(),
+            StartupError::TimedOut => late("was not added"),
+            StartupError::TimedOutButShared => late("is still listed: others registered it"),
+            StartupError::Removed => "was removed before it became ready".to_owned(),
         },
     })
 }
@@ -207,7 +208,7 @@ fn parameter(uri: &Uri, name: &str) -> Option<String> {
 async fn fields(request: Request<Incoming>, most: u64) -> Result<Fields, Error> {
     let (parts, body) = request.into_parts();
     if !declares_json(&parts.headers) {
-        linger(body);
+        drain_in_background(body);
         let why = "missing 'content-type: application/json'";
         return Err(Error::WorkerSpec(why.to_owned()));
     }
@@ -230,8 +231,8 @@ fn named(fleet: &Fleet, path: &str) -> Result<Arc<Worker>, Error> {
 
 /// A worker in the union of the shapes that 0.3.2 and its successors give; never its key.
 fn describe(fleet: &Fleet, worker: &Worker) -> Value {
-    let (identity, glance) = (worker.identity.load(), worker.glance());
-    let terms = worker.terms.load();
+    let (identity, glance) = (worker.model_info.load(), worker.availability());
+    let terms = worker.config.load();
     let spec = &terms.spec;
     let known = Some(&identity.model).filter(|model| *model != UNKNOWN_MODEL);
     let model = known.map(|model| json!([{"id": model}]));
@@ -251,13 +252,13 @@ fn describe(fleet: &Fleet, worker: &Worker) -> Value {
         "status": glance.status(),
         "circuit_breaker": glance.circuit.as_str(),
         "load": worker.load.requests(),
-        "disable_health_check": !fleet.watches(worker),
+        "disable_health_check": !fleet.is_probed(worker),
         "labels": labels,
     }) else {
         return Value::Null;
     };
     // What was said of it wins over what is assumed.
-    told.extend(spec.about.clone());
+    told.extend(spec.extra.clone());
     let health = health(&spec.health);
     if !health.is_empty() {
         told.insert("health".to_owned(), Value::Object(health));

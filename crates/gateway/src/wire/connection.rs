@@ -19,19 +19,19 @@ const READ_SIZE: usize = 16 * 1024;
 
 /// Why an exchange with a worker failed.
 #[derive(Debug, Error)]
-pub(crate) enum WireError {
+pub(crate) enum UpstreamError {
     /// No connection could be made.
     #[error("cannot connect: {0}")]
     Connect(io::Error),
     /// The connection ended before the first byte of a response.
     #[error("connection closed before a response")]
-    Unanswered,
+    NoResponse,
     /// The connection ended inside a response.
     #[error("{0}")]
-    Cut(String),
+    Truncated(String),
     /// What came is not HTTP/1.1.
     #[error("{0}")]
-    Nonsense(&'static str),
+    Malformed(&'static str),
 }
 
 /// A connection to a worker.
@@ -68,7 +68,7 @@ impl Connection {
         &mut self,
         head: &RequestHead,
         body: &Bytes,
-    ) -> Result<ResponseHead, WireError> {
+    ) -> Result<ResponseHead, UpstreamError> {
         let total = head.bytes.len() + body.len();
         let mut sent = 0;
         self.answered = false;
@@ -111,19 +111,21 @@ impl Connection {
         &mut self,
         cx: &mut Context<'_>,
         request: &RequestHead,
-    ) -> Poll<Result<ResponseHead, WireError>> {
+    ) -> Poll<Result<ResponseHead, UpstreamError>> {
         loop {
             let read = ready!(self.poll_fill(cx));
             match read {
-                Ok(0) | Err(_) if !self.answered => return Poll::Ready(Err(WireError::Unanswered)),
-                Ok(0) => return cut("connection closed amid the response head"),
-                Err(error) => return cut(error),
+                Ok(0) | Err(_) if !self.answered => {
+                    return Poll::Ready(Err(UpstreamError::NoResponse));
+                }
+                Ok(0) => return truncated("connection closed amid the response head"),
+                Err(error) => return truncated(error),
                 Ok(_) => self.answered = true,
             }
             match head::parse(&mut self.buffer, &request.method) {
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),
                 Ok(None) => {}
-                Err(why) => return Poll::Ready(Err(WireError::Nonsense(why))),
+                Err(why) => return Poll::Ready(Err(UpstreamError::Malformed(why))),
             }
         }
     }
@@ -133,23 +135,25 @@ impl Connection {
         &mut self,
         cx: &mut Context<'_>,
         framing: &mut Framing,
-    ) -> Poll<Option<Result<Bytes, WireError>>> {
+    ) -> Poll<Option<Result<Bytes, UpstreamError>>> {
         loop {
             match framing.decode(&mut self.buffer) {
                 Ok(Some(piece)) => return Poll::Ready(Some(Ok(piece))),
                 Ok(None) if *framing == Framing::Done => return Poll::Ready(None),
                 Ok(None) => {}
-                Err(bad) => return Poll::Ready(Some(Err(WireError::Nonsense(bad.0)))),
+                Err(bad) => return Poll::Ready(Some(Err(UpstreamError::Malformed(bad.0)))),
             }
             match ready!(self.poll_fill(cx)) {
                 Ok(0) => {
                     let end = framing
                         .close()
-                        .map_err(|bad| WireError::Cut(bad.0.to_owned()));
+                        .map_err(|bad| UpstreamError::Truncated(bad.0.to_owned()));
                     return Poll::Ready(end.err().map(Err));
                 }
                 Ok(_) => {}
-                Err(error) => return Poll::Ready(Some(Err(WireError::Cut(error.to_string())))),
+                Err(error) => {
+                    return Poll::Ready(Some(Err(UpstreamError::Truncated(error.to_string()))));
+                }
             }
         }
     }
@@ -162,6 +166,6 @@ impl Connection {
     }
 }
 
-fn cut<T>(why: impl Display) -> Poll<Result<T, WireError>> {
-    Poll::Ready(Err(WireError::Cut(why.to_string())))
+fn truncated<T>(why: impl Display) -> Poll<Result<T, UpstreamError>> {
+    Poll::Ready(Err(UpstreamError::Truncated(why.to_string())))
 }

@@ -8,6 +8,6 @@ mod connection;
 mod framing;
 mod head;
 
-pub(crate) use connection::{Connection, WireError};
+pub(crate) use connection::{Connection, UpstreamError};
 pub(crate) use framing::Framing;
 pub(crate) use head::{RequestHead, ResponseHead, is_hop_by_hop};

@@ -73,7 +73,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn draw(seed: u64, id: usize) -> Self {
+    fn rng(seed: u64, id: usize) -> Self {
         let mut rng = Rng::with_seed(seed ^ (id as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let refusals = rng.usize(..=MOST_FAILURES);
         let end = if rng.bool() {
@@ -150,7 +150,7 @@ impl Stage {
     }
 
     /// Whether a kill may have cut an answer that had begun.
-    fn cut(&self, course: &Course) -> bool {
+    fn abort(&self, course: &Course) -> bool {
         let killed = |(worker, kills): (usize, usize)| self.kills[worker].load(SeqCst) > kills;
         course.began.load(SeqCst) && course.seen.is_some_and(killed)
     }
@@ -225,7 +225,7 @@ async fn client(stage: Arc<Stage>, addr: std::net::SocketAddr) {
     let mut connection = Client::connect(addr).await;
     while !stage.over() {
         let id = stage.next.fetch_add(1, SeqCst);
-        let plan = Plan::draw(stage.seed, id);
+        let plan = Plan::rng(stage.seed, id);
         let (patience, faults) = (plan.patience, plan.faults());
         let course = Course {
             plan,
@@ -249,7 +249,7 @@ async fn client(stage: Arc<Stage>, addr: std::net::SocketAddr) {
         };
         let course = stage.courses.lock().unwrap().remove(&id).unwrap();
         if patience == Patience::Stays {
-            let right = is_right(id, &course, stage.cut(&course), reply.as_ref());
+            let right = is_right(id, &course, stage.abort(&course), reply.as_ref());
             let told = reply
                 .as_ref()
                 .map(|reply| (reply.status, reply.whole, reply.text()));

@@ -50,7 +50,7 @@ async fn a_cut_ends_what_is_in_flight() {
     let mut client = Client::asking(&gateway, "").await;
     until(|| async { worker.received().len() == 1 }).await;
     gateway.gateway.drain();
-    gateway.gateway.cut();
+    gateway.gateway.abort();
     assert!(gateway.gateway.wait(Duration::from_secs(5)));
     assert!(client.closed().await);
     until(|| async { worker.disconnects() == 1 }).await;
@@ -136,7 +136,7 @@ async fn who_leaves_says_so_and_serves_for_a_while() {
     let gateway = start_with(options).await;
     let mut kept = Client::asking(&gateway, "").await;
     assert_eq!(kept.reply().await.header("connection"), "");
-    gateway.gateway.leave();
+    gateway.gateway.lame_duck();
     let ready = get(&gateway, "/readiness").await;
     assert_eq!(
         (ready.status, &ready.json()["reason"]),
@@ -187,7 +187,7 @@ async fn a_new_gateway_takes_over_the_port_without_losing_a_request() {
         })
         .collect();
     let new = Gateway::start(&options).unwrap();
-    old.gateway.leave();
+    old.gateway.lame_duck();
     assert!(old.gateway.wait(Duration::from_secs(10)));
     over.store(true, Ordering::SeqCst);
     let mut served = 0;

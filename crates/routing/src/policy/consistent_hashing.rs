@@ -1,7 +1,7 @@
 //! A ring of keys, with bounded loads.
 
 use super::{Branch, Params, Policy};
-use crate::ring::{SharedRing, position};
+use crate::hash_ring::{SharedRing, position};
 use crate::{Candidates, Pick, Request};
 
 /// A routing key goes to the first worker clockwise from it on the ring, so a worker that
@@ -28,9 +28,9 @@ impl ConsistentHashing {
 
 impl Policy for ConsistentHashing {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
-        let mut draw = request.draw();
+        let mut draw = request.rng();
         let key = request.key().map(str::as_bytes);
-        let Some(key) = key.or_else(|| request.sender?.mark()) else {
+        let Some(key) = key.or_else(|| request.client_key?.bytes()) else {
             let anybody = from.wrapping(draw.index(from.count()));
             return Pick::by(Branch::RandomFallback, anybody);
         };

@@ -22,7 +22,7 @@ pub(super) struct LeastLoad;
 
 impl Policy for LeastLoad {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
-        from.cheapest(&mut request.draw(), cost).into()
+        from.cheapest(&mut request.rng(), cost).into()
     }
 
     fn rank<'a>(&self, from: Candidates<'a>, _request: &Request<'_>) -> Vec<Ranked<'a>> {

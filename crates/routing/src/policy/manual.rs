@@ -39,13 +39,13 @@ impl Manual {
         request: &Request<'_>,
         sticky: &Sticky,
     ) -> &'a Candidate {
-        let draw = &mut request.draw();
+        let rng = &mut request.rng();
         match self.assignment {
-            AssignmentMode::Random => from.wrapping(draw.index(from.count())),
-            AssignmentMode::MinLoad => from.cheapest(draw, |candidate| {
+            AssignmentMode::Random => from.wrapping(rng.index(from.count())),
+            AssignmentMode::MinLoad => from.cheapest(rng, |candidate| {
                 (candidate.load.requests(), candidate.load.queued_tokens())
             }),
-            AssignmentMode::MinGroup => from.cheapest(draw, |candidate| sticky.keys_at(candidate)),
+            AssignmentMode::MinGroup => from.cheapest(rng, |candidate| sticky.keys_at(candidate)),
         }
     }
 
@@ -61,7 +61,7 @@ impl Policy for Manual {
             return Pick::by(Branch::NoRoutingId, self.place(from, request, &sticky));
         };
         let branch = match sticky.find(key, from, request.now) {
-            Found::Home(home) => return Pick::by(Branch::OccupiedHit, home),
+            Found::Assigned(assignee) => return Pick::by(Branch::OccupiedHit, assignee),
             Found::Away => Branch::OccupiedMiss,
             Found::Unknown => Branch::Vacant,
         };

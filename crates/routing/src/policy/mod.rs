@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use branch::Branch;
+pub use cache_aware::{CongestionFactor, ReplicationDiscount};
 pub use params::{AssignmentMode, Balance, Params};
 
 use crate::{Candidate, Candidates, Request};

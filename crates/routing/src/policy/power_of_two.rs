@@ -11,11 +11,11 @@ pub(super) struct PowerOfTwo;
 
 impl Policy for PowerOfTwo {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
-        let mut draw = request.draw();
+        let mut rng = request.rng();
         let count = from.count();
-        let first = draw.index(count);
+        let first = rng.index(count);
         // So many further round the list, but not all the way round.
-        let second = first + 1 + draw.index(count - 1);
+        let second = first + 1 + rng.index(count - 1);
         let (first, second) = (from.wrapping(first), from.wrapping(second));
         if burden(second) < burden(first) {
             second.into()

@@ -3,7 +3,7 @@
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{Branch, Params, Policy};
-use crate::ring::SharedRing;
+use crate::hash_ring::SharedRing;
 use crate::{Candidate, Candidates, Pick, Prompt, Request};
 
 /// Prompts that begin alike go to the same worker: the hash of the first `prefix_tokens`
@@ -42,7 +42,7 @@ impl Policy for PrefixHash {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
         self.on_ring(from, &request.prompt).unwrap_or_else(|why| {
             let requests = |candidate: &Candidate| candidate.load.requests();
-            Pick::by(why, from.cheapest(&mut request.draw(), requests))
+            Pick::by(why, from.cheapest(&mut request.rng(), requests))
         })
     }
 

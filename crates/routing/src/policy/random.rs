@@ -8,6 +8,6 @@ pub(super) struct Random;
 
 impl Policy for Random {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
-        from.wrapping(request.draw().index(from.count())).into()
+        from.wrapping(request.rng().index(from.count())).into()
     }
 }

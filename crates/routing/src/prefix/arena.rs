@@ -4,16 +4,16 @@
 //! time however long a chain is, and what is in use is known exactly. The general allocator
 //! would tidy up after hundreds of thousands of freed runs at moments of its own choosing.
 
-use super::node::{FEW, HEAD, Node, Seat, Stamp};
+use super::node::{HEAD, INLINE_HOLDERS, MemberId, Node, Stamp};
 use super::segments::Segments;
 
 /// A slot's number; 0 is the root, and also "none".
-pub(super) type At = u32;
+pub(super) type SlotId = u32;
 
 /// Blocks in a slot that continues a run.
 pub(super) const RUN: usize = 15;
 /// Holders in a slot that continues a set of them.
-pub(super) const CROWD: usize = 20;
+pub(super) const HOLDER_SET: usize = 20;
 
 /// What a slot holds. Slots other than nodes are chained by `next`.
 #[derive(Debug)]
@@ -21,23 +21,23 @@ pub(super) const CROWD: usize = 20;
 enum Slot {
     Node(Node),
     Run {
-        next: At,
+        next: SlotId,
         blocks: [u64; RUN],
     },
-    Crowd(Crowd),
+    HolderSet(HolderSet),
     /// The first of a chain of free slots, and the first of the next such chain.
     Free {
-        next: At,
-        chain: At,
+        next: SlotId,
+        chain: SlotId,
     },
 }
 
 /// Holders that do not fit into their node.
 #[derive(Clone, Debug)]
-pub(super) struct Crowd {
-    pub(super) next: At,
-    pub(super) stamps: [Stamp; CROWD],
-    pub(super) seats: [Seat; CROWD],
+pub(super) struct HolderSet {
+    pub(super) next: SlotId,
+    pub(super) stamps: [Stamp; HOLDER_SET],
+    pub(super) members: [MemberId; HOLDER_SET],
 }
 
 /// 2 048 slots of 128 bytes: 256 KiB.
@@ -46,17 +46,17 @@ type Slots = Segments<Slot, 11>;
 #[derive(Debug)]
 pub(super) struct Arena {
     slots: Slots,
-    free: At,
+    free: SlotId,
     free_count: usize,
     /// What a number gets that is not a node's; there is none.
     nowhere: Node,
-    no_crowd: Crowd,
+    no_crowd: HolderSet,
 }
 
 impl Arena {
     /// At most `budget` bytes; the root is there, whatever the budget.
     pub(super) fn new(budget: usize) -> Self {
-        let mut most = (budget / size_of::<Slot>()).min(At::MAX as usize);
+        let mut most = (budget / size_of::<Slot>()).min(SlotId::MAX as usize);
         while Slots::needed(most) > budget && most > 1 {
             most -= (Slots::needed(most) - budget)
                 .div_ceil(size_of::<Slot>())
@@ -69,7 +69,7 @@ impl Arena {
             free: 0,
             free_count: 0,
             nowhere: Node::default(),
-            no_crowd: Crowd::EMPTY,
+            no_crowd: HolderSet::EMPTY,
         }
     }
 
@@ -94,12 +94,12 @@ impl Arena {
     }
 
     /// The node in a slot.
-    pub(super) fn node(&self, at: At) -> &Node {
+    pub(super) fn node(&self, at: SlotId) -> &Node {
         self.find_node(at as usize).unwrap_or(&self.nowhere)
     }
 
     /// The same, to be changed.
-    pub(super) fn node_mut(&mut self, at: At) -> &mut Node {
+    pub(super) fn node_mut(&mut self, at: SlotId) -> &mut Node {
         match self.slots.at_mut(at as usize) {
             Slot::Node(node) => node,
             _ => &mut self.nowhere,
@@ -115,7 +115,7 @@ impl Arena {
     }
 
     /// The blocks in a slot that continues a run, and where they go on.
-    pub(super) fn run(&self, at: At) -> (&[u64; RUN], At) {
+    pub(super) fn run(&self, at: SlotId) -> (&[u64; RUN], SlotId) {
         match self.slots.at(at as usize) {
             Slot::Run { next, blocks } => (blocks, *next),
             _ => (&[0; RUN], 0),
@@ -123,36 +123,36 @@ impl Arena {
     }
 
     /// The holders in a slot that continues a set of them.
-    pub(super) fn crowd(&self, at: At) -> &Crowd {
+    pub(super) fn holder_set(&self, at: SlotId) -> &HolderSet {
         match self.slots.at(at as usize) {
-            Slot::Crowd(crowd) => crowd,
+            Slot::HolderSet(holder_set) => holder_set,
             _ => &self.no_crowd,
         }
     }
 
     /// The same, to be changed.
-    pub(super) fn crowd_mut(&mut self, at: At) -> &mut Crowd {
+    pub(super) fn holder_set_mut(&mut self, at: SlotId) -> &mut HolderSet {
         match self.slots.at_mut(at as usize) {
-            Slot::Crowd(crowd) => crowd,
+            Slot::HolderSet(holder_set) => holder_set,
             _ => &mut self.no_crowd,
         }
     }
 
     /// A slot for a node; `None` when there is no room.
-    pub(super) fn add_node(&mut self, node: Node) -> Option<At> {
+    pub(super) fn add_node(&mut self, node: Node) -> Option<SlotId> {
         self.take(Slot::Node(node))
     }
 
     /// A slot for holders, chained before `next`.
-    pub(super) fn add_crowd(&mut self, next: At) -> Option<At> {
-        self.take(Slot::Crowd(Crowd {
+    pub(super) fn add_holder_set(&mut self, next: SlotId) -> Option<SlotId> {
+        self.take(Slot::HolderSet(HolderSet {
             next,
-            ..Crowd::EMPTY
+            ..HolderSet::EMPTY
         }))
     }
 
     /// Slots for the blocks of a run, chained; 0 for none. There must be room.
-    pub(super) fn add_run(&mut self, run: &[u64]) -> At {
+    pub(super) fn add_run(&mut self, run: &[u64]) -> SlotId {
         let (mut first, mut last) = (0, 0);
         for part in run.chunks(RUN) {
             let mut blocks = [0; RUN];
@@ -171,7 +171,7 @@ impl Arena {
     }
 
     /// Frees a node with all that is chained to it.
-    pub(super) fn free_node(&mut self, at: At) {
+    pub(super) fn free_node(&mut self, at: SlotId) {
         let node = self.node(at);
         let (run, more) = (node.run, node.more);
         let (runs, crowds) = (runs(node.len.into()), crowds(node.held.into()));
@@ -181,7 +181,7 @@ impl Arena {
     }
 
     /// Frees a chain of `count` slots.
-    pub(super) fn free_chain(&mut self, at: At, count: usize) {
+    pub(super) fn free_chain(&mut self, at: SlotId, count: usize) {
         if at == 0 {
             return;
         }
@@ -195,7 +195,7 @@ impl Arena {
     }
 
     /// Frees the first slot of a chain; tells the second.
-    pub(super) fn free_first(&mut self, at: At) -> At {
+    pub(super) fn free_first(&mut self, at: SlotId) -> SlotId {
         let next = self.next(at);
         *self.slots.at_mut(at as usize) = Slot::Free {
             next: 0,
@@ -206,9 +206,9 @@ impl Arena {
         next
     }
 
-    fn take(&mut self, slot: Slot) -> Option<At> {
+    fn take(&mut self, slot: Slot) -> Option<SlotId> {
         let Slot::Free { next, chain } = *self.slots.at(self.free as usize) else {
-            return self.slots.push(slot).map(|at| at as At);
+            return self.slots.push(slot).map(|at| at as SlotId);
         };
         let at = self.free;
         self.free = if next == 0 {
@@ -223,12 +223,12 @@ impl Arena {
         Some(at)
     }
 
-    fn next(&self, at: At) -> At {
+    fn next(&self, at: SlotId) -> SlotId {
         match self.slots.at(at as usize) {
             Slot::Node(_) => 0,
-            Slot::Run { next, .. } | Slot::Crowd(Crowd { next, .. }) | Slot::Free { next, .. } => {
-                *next
-            }
+            Slot::Run { next, .. }
+            | Slot::HolderSet(HolderSet { next, .. })
+            | Slot::Free { next, .. } => *next,
         }
     }
 
@@ -248,11 +248,11 @@ impl Arena {
     }
 }
 
-impl Crowd {
+impl HolderSet {
     const EMPTY: Self = Self {
         next: 0,
-        stamps: [0; CROWD],
-        seats: [0; CROWD],
+        stamps: [0; HOLDER_SET],
+        members: [0; HOLDER_SET],
     };
 }
 
@@ -263,7 +263,7 @@ pub(super) fn runs(len: usize) -> usize {
 
 /// Slots that so many holders need besides their node.
 pub(super) fn crowds(held: usize) -> usize {
-    held.saturating_sub(FEW).div_ceil(CROWD)
+    held.saturating_sub(INLINE_HOLDERS).div_ceil(HOLDER_SET)
 }
 
 #[cfg(test)]
@@ -291,7 +291,7 @@ mod tests {
         arena.free_chain(long, 4);
         arena.free_chain(kept, 1);
         assert_eq!(arena.room(), room);
-        while arena.add_crowd(0).is_some() {}
+        while arena.add_holder_set(0).is_some() {}
         assert_eq!((arena.room(), arena.count_free()), (0, 0));
         assert!(arena.bytes() <= 128 * 20);
     }

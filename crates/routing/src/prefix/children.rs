@@ -1,10 +1,10 @@
 //! The child table: a node by its parent and its first block, chained through the nodes.
 
-use super::arena::{Arena, At};
+use super::arena::{Arena, SlotId};
 use super::segments::Segments;
 
 /// 65 536 buckets: 256 KiB.
-type Buckets = Segments<At, 16>;
+type Buckets = Segments<SlotId, 16>;
 
 #[derive(Debug)]
 pub(super) struct Children {
@@ -27,7 +27,7 @@ impl Children {
     }
 
     /// The child of `parent` that begins with this block.
-    pub(super) fn find(&self, arena: &Arena, parent: At, first: u64) -> Option<At> {
+    pub(super) fn find(&self, arena: &Arena, parent: SlotId, first: u64) -> Option<SlotId> {
         let mut at = *self.buckets.at(self.bucket(parent, first));
         while at != 0 {
             let node = arena.node(at);
@@ -40,7 +40,7 @@ impl Children {
     }
 
     /// Takes a node in, by its parent and first block.
-    pub(super) fn insert(&mut self, arena: &mut Arena, at: At) {
+    pub(super) fn insert(&mut self, arena: &mut Arena, at: SlotId) {
         let node = arena.node(at);
         let bucket = self.bucket(node.parent, node.blocks[0]);
         let first = self.buckets.at_mut(bucket);
@@ -49,7 +49,7 @@ impl Children {
     }
 
     /// Takes a node out again; its parent and first block must be what they were.
-    pub(super) fn remove(&mut self, arena: &mut Arena, at: At) {
+    pub(super) fn remove(&mut self, arena: &mut Arena, at: SlotId) {
         let node = arena.node(at);
         let (bucket, next) = (self.bucket(node.parent, node.blocks[0]), node.chained);
         let first = self.buckets.at_mut(bucket);
@@ -68,7 +68,7 @@ impl Children {
         }
     }
 
-    fn bucket(&self, parent: At, first: u64) -> usize {
+    fn bucket(&self, parent: SlotId, first: u64) -> usize {
         let mixed = (first ^ u64::from(parent).wrapping_mul(0x9e37_79b9_7f4a_7c15)).rotate_left(29);
         mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9) as usize >> 20 & (self.buckets.len() - 1)
     }

@@ -12,7 +12,7 @@ use super::node::Stamp;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clock {
     now: Stamp,
-    /// Blocks that the worker's cache holds; [`UNTOLD`](Self::UNTOLD) when it does not tell.
+    /// Blocks that the worker's cache holds; [`UNKNOWN`](Self::UNKNOWN) when it does not tell.
     holds: u32,
     /// What is left over for the next block that `now` counts, in shares of `holds`.
     rest: u32,
@@ -20,7 +20,7 @@ pub(super) struct Clock {
 
 impl Clock {
     /// The size of a cache nobody knows: it is believed to hold everything.
-    pub(super) const UNTOLD: u32 = u32::MAX;
+    pub(super) const UNKNOWN: u32 = u32::MAX;
 
     /// The clock of a worker that has seen nothing.
     pub(super) fn new(holds: u32) -> Self {
@@ -46,7 +46,7 @@ impl Clock {
     /// `end` were last used at `stamp`; 0 when none of these is. The last of a prompt's
     /// blocks goes first.
     pub(super) fn depth(&self, stamp: Stamp, start: u32, end: u32) -> u32 {
-        if self.holds == Self::UNTOLD {
+        if self.holds == Self::UNKNOWN {
             return end;
         }
         let left = self.holds.saturating_sub(self.age(stamp));
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_cache_of_unknown_size_loses_nothing() {
-        let mut clock = Clock::new(Clock::UNTOLD);
+        let mut clock = Clock::new(Clock::UNKNOWN);
         let stamp = clock.now();
         for _ in 0..10 {
             clock.advance(used(&clock, None, 1 << 28));

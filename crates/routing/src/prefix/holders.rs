@@ -1,117 +1,121 @@
 //! Who has a node's blocks, since when: the first few in the node, the others chained to it.
 
-use super::arena::{Arena, At, CROWD};
-use super::node::{FEW, Seat, Stamp};
+use super::arena::{Arena, HOLDER_SET, SlotId};
+use super::node::{INLINE_HOLDERS, MemberId, Stamp};
 
 /// Where one of a node's holders stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum HolderPosition {
     /// In the node.
     Node(usize),
     /// In a slot chained to it.
-    Crowd(At, usize),
+    HolderSet(SlotId, usize),
 }
 
 impl Arena {
     /// Calls `visit` for every holder of a node.
-    pub(super) fn visit_holders(&self, at: At, mut visit: impl FnMut(Seat, Stamp)) {
+    pub(super) fn visit_holders(&self, at: SlotId, mut visit: impl FnMut(MemberId, Stamp)) {
         let node = self.node(at);
         let mut held = usize::from(node.held);
-        for (seat, stamp) in node.seats.iter().zip(&node.stamps).take(held) {
-            visit(*seat, *stamp);
+        for (member, stamp) in node.members.iter().zip(&node.stamps).take(held) {
+            visit(*member, *stamp);
         }
-        held = held.saturating_sub(FEW);
+        held = held.saturating_sub(INLINE_HOLDERS);
         let mut more = node.more;
         while held > 0 {
-            let (crowd, full) = (self.crowd(more), (held - 1) % CROWD + 1);
-            for (seat, stamp) in crowd.seats.iter().zip(&crowd.stamps).take(full) {
-                visit(*seat, *stamp);
+            let (holder_set, full) = (self.holder_set(more), (held - 1) % HOLDER_SET + 1);
+            for (member, stamp) in holder_set.members.iter().zip(&holder_set.stamps).take(full) {
+                visit(*member, *stamp);
             }
-            (held, more) = (held - full, crowd.next);
+            (held, more) = (held - full, holder_set.next);
         }
     }
 
     /// Where a holder of a node stands.
-    pub(super) fn find_holder(&self, at: At, seat: Seat) -> Option<Place> {
+    pub(super) fn find_holder(&self, at: SlotId, member: MemberId) -> Option<HolderPosition> {
         let node = self.node(at);
         let mut held = usize::from(node.held);
-        let few = &node.seats[..held.min(FEW)];
-        if let Some(place) = few.iter().position(|known| *known == seat) {
-            return Some(Place::Node(place));
+        let few = &node.members[..held.min(INLINE_HOLDERS)];
+        if let Some(place) = few.iter().position(|known| *known == member) {
+            return Some(HolderPosition::Node(place));
         }
-        held = held.saturating_sub(FEW);
+        held = held.saturating_sub(INLINE_HOLDERS);
         let mut more = node.more;
         while held > 0 {
-            let (crowd, full) = (self.crowd(more), (held - 1) % CROWD + 1);
+            let (holder_set, full) = (self.holder_set(more), (held - 1) % HOLDER_SET + 1);
             // All of them, because that is one comparison of vectors.
-            let found = crowd.seats.iter().position(|known| *known == seat);
+            let found = holder_set.members.iter().position(|known| *known == member);
             if let Some(place) = found.filter(|place| *place < full) {
-                return Some(Place::Crowd(more, place));
+                return Some(HolderPosition::HolderSet(more, place));
             }
-            (held, more) = (held - full, crowd.next);
+            (held, more) = (held - full, holder_set.next);
         }
         None
     }
 
     /// A holder's stamp.
-    pub(super) fn stamp(&self, at: At, place: Place) -> Stamp {
+    pub(super) fn stamp(&self, at: SlotId, place: HolderPosition) -> Stamp {
         match place {
-            Place::Node(place) => self.node(at).stamps[place],
-            Place::Crowd(crowd, place) => self.crowd(crowd).stamps[place],
+            HolderPosition::Node(place) => self.node(at).stamps[place],
+            HolderPosition::HolderSet(holder_set, place) => {
+                self.holder_set(holder_set).stamps[place]
+            }
         }
     }
 
     /// Gives a holder another stamp.
-    pub(super) fn set_stamp(&mut self, at: At, place: Place, stamp: Stamp) {
+    pub(super) fn set_stamp(&mut self, at: SlotId, place: HolderPosition, stamp: Stamp) {
         match place {
-            Place::Node(place) => self.node_mut(at).stamps[place] = stamp,
-            Place::Crowd(crowd, place) => self.crowd_mut(crowd).stamps[place] = stamp,
+            HolderPosition::Node(place) => self.node_mut(at).stamps[place] = stamp,
+            HolderPosition::HolderSet(holder_set, place) => {
+                self.holder_set_mut(holder_set).stamps[place] = stamp;
+            }
         }
     }
 
     /// One more holder, who must not be one yet; false when there is no room.
-    pub(super) fn add_holder(&mut self, at: At, seat: Seat, stamp: Stamp) -> bool {
+    pub(super) fn add_holder(&mut self, at: SlotId, member: MemberId, stamp: Stamp) -> bool {
         let node = self.node(at);
         let (held, mut more) = (usize::from(node.held), node.more);
         if held == usize::from(u16::MAX) {
             return false;
         }
-        if held >= FEW && (held - FEW).is_multiple_of(CROWD) {
-            let Some(fresh) = self.add_crowd(more) else {
+        if held >= INLINE_HOLDERS && (held - INLINE_HOLDERS).is_multiple_of(HOLDER_SET) {
+            let Some(fresh) = self.add_holder_set(more) else {
                 return false;
             };
             more = fresh;
         }
         let node = self.node_mut(at);
         (node.held, node.more) = (node.held + 1, more);
-        self.put(at, last_place(held + 1, more), seat, stamp);
+        self.put(at, last_place(held + 1, more), member, stamp);
         true
     }
 
     /// One holder less.
-    pub(super) fn remove_holder(&mut self, at: At, place: Place) {
+    pub(super) fn remove_holder(&mut self, at: SlotId, place: HolderPosition) {
         let node = self.node(at);
         let (held, more) = (usize::from(node.held), node.more);
         if held == 0 {
             return;
         }
         let last = last_place(held, more);
-        let (seat, stamp) = (self.seat(at, last), self.stamp(at, last));
-        self.put(at, place, seat, stamp);
+        let (member, stamp) = (self.member(at, last), self.stamp(at, last));
+        self.put(at, place, member, stamp);
         self.node_mut(at).held -= 1;
-        if let Place::Crowd(crowd, 0) = last {
-            self.node_mut(at).more = self.free_first(crowd);
+        if let HolderPosition::HolderSet(holder_set, 0) = last {
+            self.node_mut(at).more = self.free_first(holder_set);
         }
     }
 
     /// Gives a node without holders those of another, but for those who are gone, by seat; false when
     /// there is no room.
-    pub(super) fn copy_holders(&mut self, from: At, to: At, gone: &[bool]) -> bool {
+    pub(super) fn copy_holders(&mut self, from: SlotId, to: SlotId, gone: &[bool]) -> bool {
         let mut place = self.first_place(from);
         while let Some(holder) = place {
-            let (seat, stamp) = (self.seat(from, holder), self.stamp(from, holder));
-            let stays = !gone.get(usize::from(seat)).is_some_and(|gone| *gone);
-            if stays && !self.add_holder(to, seat, stamp) {
+            let (member, stamp) = (self.member(from, holder), self.stamp(from, holder));
+            let stays = !gone.get(usize::from(member)).is_some_and(|gone| *gone);
+            if stays && !self.add_holder(to, member, stamp) {
                 return false;
             }
             place = self.place_after(from, holder);
@@ -119,54 +123,62 @@ impl Arena {
         true
     }
 
-    fn first_place(&self, at: At) -> Option<Place> {
-        (self.node(at).held > 0).then_some(Place::Node(0))
+    fn first_place(&self, at: SlotId) -> Option<HolderPosition> {
+        (self.node(at).held > 0).then_some(HolderPosition::Node(0))
     }
 
-    fn place_after(&self, at: At, place: Place) -> Option<Place> {
+    fn place_after(&self, at: SlotId, place: HolderPosition) -> Option<HolderPosition> {
         let node = self.node(at);
         let held = usize::from(node.held);
         match place {
-            Place::Node(place) if place + 1 < held.min(FEW) => Some(Place::Node(place + 1)),
-            Place::Node(_) => (held > FEW).then_some(Place::Crowd(node.more, 0)),
-            Place::Crowd(crowd, place) => {
+            HolderPosition::Node(place) if place + 1 < held.min(INLINE_HOLDERS) => {
+                Some(HolderPosition::Node(place + 1))
+            }
+            HolderPosition::Node(_) => {
+                (held > INLINE_HOLDERS).then_some(HolderPosition::HolderSet(node.more, 0))
+            }
+            HolderPosition::HolderSet(holder_set, place) => {
                 // Only the first slot of the chain may have room left.
-                let full = if crowd == node.more {
-                    (held - FEW - 1) % CROWD + 1
+                let full = if holder_set == node.more {
+                    (held - INLINE_HOLDERS - 1) % HOLDER_SET + 1
                 } else {
-                    CROWD
+                    HOLDER_SET
                 };
                 if place + 1 < full {
-                    return Some(Place::Crowd(crowd, place + 1));
+                    return Some(HolderPosition::HolderSet(holder_set, place + 1));
                 }
-                let next = self.crowd(crowd).next;
-                (next != 0).then_some(Place::Crowd(next, 0))
+                let next = self.holder_set(holder_set).next;
+                (next != 0).then_some(HolderPosition::HolderSet(next, 0))
             }
         }
     }
 
-    fn seat(&self, at: At, place: Place) -> Seat {
+    fn member(&self, at: SlotId, place: HolderPosition) -> MemberId {
         match place {
-            Place::Node(place) => self.node(at).seats[place],
-            Place::Crowd(crowd, place) => self.crowd(crowd).seats[place],
+            HolderPosition::Node(place) => self.node(at).members[place],
+            HolderPosition::HolderSet(holder_set, place) => {
+                self.holder_set(holder_set).members[place]
+            }
         }
     }
 
-    fn put(&mut self, at: At, place: Place, seat: Seat, stamp: Stamp) {
+    fn put(&mut self, at: SlotId, place: HolderPosition, member: MemberId, stamp: Stamp) {
         match place {
-            Place::Node(place) => self.node_mut(at).seats[place] = seat,
-            Place::Crowd(crowd, place) => self.crowd_mut(crowd).seats[place] = seat,
+            HolderPosition::Node(place) => self.node_mut(at).members[place] = member,
+            HolderPosition::HolderSet(holder_set, place) => {
+                self.holder_set_mut(holder_set).members[place] = member;
+            }
         }
         self.set_stamp(at, place, stamp);
     }
 }
 
 /// Where the last of so many holders stands; the slot chained first is the one with room.
-fn last_place(held: usize, more: At) -> Place {
-    if held <= FEW {
-        Place::Node(held.saturating_sub(1))
+fn last_place(held: usize, more: SlotId) -> HolderPosition {
+    if held <= INLINE_HOLDERS {
+        HolderPosition::Node(held.saturating_sub(1))
     } else {
-        Place::Crowd(more, (held - FEW - 1) % CROWD)
+        HolderPosition::HolderSet(more, (held - INLINE_HOLDERS - 1) % HOLDER_SET)
     }
 }
 
@@ -180,10 +192,10 @@ mod tests {
     use super::super::node::Node;
     use super::*;
 
-    fn holders(arena: &Arena, at: At) -> BTreeMap<Seat, Stamp> {
+    fn holders(arena: &Arena, at: SlotId) -> BTreeMap<MemberId, Stamp> {
         let mut all = BTreeMap::new();
-        arena.visit_holders(at, |seat, stamp| {
-            assert!(all.insert(seat, stamp).is_none());
+        arena.visit_holders(at, |member, stamp| {
+            assert!(all.insert(member, stamp).is_none());
         });
         all
     }
@@ -195,18 +207,18 @@ mod tests {
         ) {
             let (mut arena, mut model) = (Arena::new(1 << 16), BTreeMap::new());
             let at = arena.add_node(Node::default()).unwrap();
-            for (hold, seat, stamp) in steps {
-                let place = arena.find_holder(at, seat);
-                prop_assert_eq!(place.map(|place| arena.stamp(at, place)), model.get(&seat).copied());
+            for (hold, member, stamp) in steps {
+                let place = arena.find_holder(at, member);
+                prop_assert_eq!(place.map(|place| arena.stamp(at, place)), model.get(&member).copied());
                 match place {
                     Some(place) if hold => arena.set_stamp(at, place, stamp),
                     Some(place) => arena.remove_holder(at, place),
-                    None => prop_assert!(arena.add_holder(at, seat, stamp)),
+                    None => prop_assert!(arena.add_holder(at, member, stamp)),
                 }
                 if place.is_some() && !hold {
-                    model.remove(&seat);
+                    model.remove(&member);
                 } else {
-                    model.insert(seat, stamp);
+                    model.insert(member, stamp);
                 }
                 prop_assert_eq!(&holders(&arena, at), &model);
                 prop_assert_eq!(arena.len() - 2 - arena.count_free(), crowds(model.len()));

@@ -1,19 +1,19 @@
 //! Who is in the index: slots of the fleet, seats of the tree, and who is being forgotten.
 
 use super::clock::Clock;
-use super::node::Seat;
+use super::node::MemberId;
 use crate::Candidate;
 
 /// A worker's generation, and the seat its blocks are under once it has some.
 #[derive(Clone, Copy, Debug)]
 struct Member {
     generation: u32,
-    seat: Option<Seat>,
+    id: Option<MemberId>,
 }
 
 /// Who sits in a seat, and how far its cache has moved on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seated {
+pub(super) struct MemberState {
     /// `None` for one that left.
     slot: Option<u32>,
     clock: Clock,
@@ -24,16 +24,16 @@ pub(super) struct Seated {
 pub(super) struct Members {
     /// By slot.
     present: Vec<Option<Member>>,
-    /// By seat.
-    seats: Vec<Seated>,
+    /// By id.
+    states: Vec<MemberState>,
     /// By slot: blocks that the worker's cache holds.
     holds: Vec<u32>,
     /// Seats nobody has, with nothing under them.
-    free: Vec<Seat>,
+    free: Vec<MemberId>,
     /// Seats of workers that left, with blocks still under them, that wait for the next purge.
-    leaving: Vec<Seat>,
+    leaving: Vec<MemberId>,
     /// Those whose blocks are being purged, all in one go.
-    purging: Vec<Seat>,
+    purging: Vec<MemberId>,
     /// How far the purge has come.
     purged: usize,
 }
@@ -45,50 +45,50 @@ impl Members {
     }
 
     /// How many seats there are, taken or not.
-    pub(super) fn count_seats(&self) -> usize {
-        self.seats.len()
+    pub(super) fn count_ids(&self) -> usize {
+        self.states.len()
     }
 
     /// The slot of the worker in this seat, unless it left, and its clock.
-    pub(super) fn seated(&self, seat: Seat) -> Option<(usize, &Clock)> {
-        let seated = self.seats.get(usize::from(seat))?;
-        Some((seated.slot? as usize, &seated.clock))
+    pub(super) fn state(&self, id: MemberId) -> Option<(usize, &Clock)> {
+        let state = self.states.get(usize::from(id))?;
+        Some((state.slot? as usize, &state.clock))
     }
 
     /// The clock of the worker in this seat.
-    pub(super) fn clock(&mut self, seat: Seat) -> Option<&mut Clock> {
-        let seated = self.seats.get_mut(usize::from(seat))?;
-        Some(&mut seated.clock)
+    pub(super) fn clock(&mut self, id: MemberId) -> Option<&mut Clock> {
+        let state = self.states.get_mut(usize::from(id))?;
+        Some(&mut state.clock)
     }
 
     /// How many blocks the workers' caches hold, by slot.
     pub(super) fn hold(&mut self, holds: Vec<u32>) {
         self.holds = holds;
-        for seated in &mut self.seats {
-            if let Some(slot) = seated.slot {
-                seated.clock.set_holds(holds_of(&self.holds, slot as usize));
+        for state in &mut self.states {
+            if let Some(slot) = state.slot {
+                state.clock.set_holds(holds_of(&self.holds, slot as usize));
             }
         }
     }
 
     /// The worker's seat; a new one for a worker that is new or has a new generation. `None`
     /// for one whose slot somebody newer has: a decision may be older than what is known here.
-    pub(super) fn seat(&mut self, candidate: &Candidate) -> Option<Seat> {
+    pub(super) fn id_of(&mut self, candidate: &Candidate) -> Option<MemberId> {
         if candidate.slot >= self.present.len() {
             self.present.resize(candidate.slot + 1, None);
         }
         let held = self.present[candidate.slot];
         match held {
             Some(member) if member.generation > candidate.generation => return None,
-            Some(member) if member.generation == candidate.generation && member.seat.is_some() => {
-                return member.seat;
+            Some(member) if member.generation == candidate.generation && member.id.is_some() => {
+                return member.id;
             }
             _ => {}
         }
-        if let Some(seat) = held.and_then(|member| member.seat) {
-            self.leave(seat);
+        if let Some(member) = held.and_then(|member| member.id) {
+            self.leave(member);
         }
-        Some(self.sit(candidate))
+        Some(self.register(candidate))
     }
 
     /// Everybody there is; the others leave.
@@ -102,7 +102,7 @@ impl Members {
                 .any(|known| known.slot == slot && known.generation == member.generation);
             if !stays {
                 self.present[slot] = None;
-                member.seat.into_iter().for_each(|seat| self.leave(seat));
+                member.id.into_iter().for_each(|member| self.leave(member));
             }
         }
         let needed = all
@@ -115,7 +115,7 @@ impl Members {
             let generation = candidate.generation;
             let nothing = Member {
                 generation,
-                seat: None,
+                id: None,
             };
             self.present[candidate.slot].get_or_insert(nothing);
         }
@@ -123,7 +123,7 @@ impl Members {
 
     /// Whose blocks are purged, if there are any, and where that goes on. A purge takes everybody who had left
     /// when it began: however many come and go, the tree is looked through once for all.
-    pub(super) fn purging(&mut self) -> Option<(&[Seat], usize)> {
+    pub(super) fn purging(&mut self) -> Option<(&[MemberId], usize)> {
         if self.purging.is_empty() {
             std::mem::swap(&mut self.purging, &mut self.leaving);
         }
@@ -138,38 +138,37 @@ impl Members {
         }
     }
 
-    fn leave(&mut self, seat: Seat) {
-        if let Some(seated) = self.seats.get_mut(usize::from(seat)) {
-            seated.slot = None;
-            self.leaving.push(seat);
+    fn leave(&mut self, id: MemberId) {
+        if let Some(state) = self.states.get_mut(usize::from(id)) {
+            state.slot = None;
+            self.leaving.push(id);
         }
     }
 
-    fn sit(&mut self, candidate: &Candidate) -> Seat {
-        let nobody = Seated {
+    fn register(&mut self, candidate: &Candidate) -> MemberId {
+        let vacant = MemberState {
             slot: None,
-            clock: Clock::new(Clock::UNTOLD),
+            clock: Clock::new(Clock::UNKNOWN),
         };
-        let seat = self.free.pop().unwrap_or_else(|| {
+        let id = self.free.pop().unwrap_or_else(|| {
             // More workers coming and going within one purge than seats: the last seat is
             // shared, which costs precision, not correctness.
-            let next = Seat::try_from(self.seats.len()).unwrap_or(Seat::MAX);
-            self.seats.resize(usize::from(next) + 1, nobody);
+            let next = MemberId::try_from(self.states.len()).unwrap_or(MemberId::MAX);
+            self.states.resize(usize::from(next) + 1, vacant);
             next
         });
-        self.seats[usize::from(seat)] = Seated {
+        self.states[usize::from(id)] = MemberState {
             slot: Some(candidate.slot as u32),
             clock: Clock::new(holds_of(&self.holds, candidate.slot)),
         };
-        let member = Member {
+        self.present[candidate.slot] = Some(Member {
             generation: candidate.generation,
-            seat: Some(seat),
-        };
-        self.present[candidate.slot] = Some(member);
-        seat
+            id: Some(id),
+        });
+        id
     }
 }
 
 fn holds_of(holds: &[u32], slot: usize) -> u32 {
-    holds.get(slot).copied().unwrap_or(Clock::UNTOLD)
+    holds.get(slot).copied().unwrap_or(Clock::UNKNOWN)
 }

@@ -69,8 +69,8 @@ impl PrefixIndex {
         let inner = self.read();
         matched.clear();
         matched.resize(inner.members.slots(), 0);
-        let tell = |seat, stamp, (start, end)| {
-            let Some((slot, clock)) = inner.members.seated(seat) else {
+        let tell = |member, stamp, (start, end)| {
+            let Some((slot, clock)) = inner.members.state(member) else {
                 return;
             };
             if let Some(matched) = matched.get_mut(slot).filter(|matched| **matched == 0) {
@@ -84,12 +84,12 @@ impl PrefixIndex {
     pub fn insert(&self, blocks: &[u64], candidate: &Candidate) {
         let mut inner = self.write();
         let inner = &mut *inner;
-        let seat = inner.members.seat(candidate);
+        let member = inner.members.id_of(candidate);
         let blocks = blocks.get(..MAX_BLOCKS).unwrap_or(blocks);
-        if let Some(seat) = seat
-            && let Some(clock) = inner.members.clock(seat)
+        if let Some(member) = member
+            && let Some(clock) = inner.members.clock(member)
         {
-            WALK.with_borrow_mut(|walk| inner.tree.insert(blocks, seat, clock, walk));
+            WALK.with_borrow_mut(|walk| inner.tree.insert(blocks, member, clock, walk));
         }
         inner.purge_slice();
     }
@@ -106,8 +106,8 @@ impl PrefixIndex {
     /// does not tell. A block that its worker must have evicted since is not matched any more.
     pub fn capacity(&self, text: &[Option<u64>]) {
         let blocks = |text: &Option<u64>| match text.map_or(0, |text| text / BLOCK as u64) {
-            0 => Clock::UNTOLD,
-            blocks => u32::try_from(blocks).unwrap_or(Clock::UNTOLD),
+            0 => Clock::UNKNOWN,
+            blocks => u32::try_from(blocks).unwrap_or(Clock::UNKNOWN),
         };
         let holds = text.iter().map(blocks).collect();
         self.write().members.hold(holds);
@@ -132,8 +132,8 @@ impl PrefixIndex {
 
     /// Workers there is room for beside the budget, 24 bytes each: those that are there, and those
     /// that left and have not been purged yet.
-    pub fn seats(&self) -> usize {
-        self.read().members.count_seats()
+    pub fn member_ids(&self) -> usize {
+        self.read().members.count_ids()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
@@ -162,8 +162,8 @@ impl fmt::Debug for PrefixIndex {
 
 impl Inner {
     fn purge_slice(&mut self) {
-        if let Some((seats, at)) = self.members.purging() {
-            let next = self.tree.purge(seats, at, PURGE_SLICE);
+        if let Some((members, at)) = self.members.purging() {
+            let next = self.tree.purge(members, at, PURGE_SLICE);
             self.members.purged_up_to(next);
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 
-use super::arena::{At, crowds, runs};
+use super::arena::{SlotId, crowds, runs};
 use super::clock::Clock;
 use super::tree::Tree;
 use super::walk::Walk;
@@ -12,9 +12,9 @@ use super::walk::Walk;
 /// Counts everything again.
 fn audit(tree: &Tree, budget: usize) {
     let arena = &tree.arena;
-    let nodes = (1..arena.len()).filter_map(|at| Some((at as At, arena.find_node(at)?)));
+    let nodes = (1..arena.len()).filter_map(|at| Some((at as SlotId, arena.find_node(at)?)));
     let (mut live, mut slots, mut blocks) = (0, 1, 0);
-    let mut children = HashMap::<At, u32>::new();
+    let mut children = HashMap::<SlotId, u32>::new();
     for (at, node) in nodes {
         live += 1;
         slots += 1 + runs(node.len.into()) + crowds(node.held.into());
@@ -55,13 +55,13 @@ proptest! {
     ) {
         let (mut tree, mut walk) = (Tree::new(budget, most), Walk::default());
         let mut clocks = [Clock::new(300); 50];
-        for (insert, beginning, more, seat) in steps {
+        for (insert, beginning, more, member) in steps {
             if insert {
                 // Few beginnings, then a long tail of their own.
                 let blocks: Vec<_> = beginning.iter().copied().chain(9..9 + more as u64).collect();
-                tree.insert(&blocks, seat, &mut clocks[usize::from(seat)], &mut walk);
-            } else if tree.purge(&[seat], 0, 1).is_some() {
-                tree.purge(&[seat], more, 64);
+                tree.insert(&blocks, member, &mut clocks[usize::from(member)], &mut walk);
+            } else if tree.purge(&[member], 0, 1).is_some() {
+                tree.purge(&[member], more, 64);
             }
             audit(&tree, budget);
         }
@@ -72,7 +72,7 @@ proptest! {
 fn long_runs_make_room_for_short_ones_and_back() {
     let budget = 1 << 20;
     let (mut tree, mut walk) = (Tree::new(budget, usize::MAX), Walk::default());
-    let mut clock = Clock::new(Clock::UNTOLD);
+    let mut clock = Clock::new(Clock::UNKNOWN);
     let mut next = 0_u64;
     let mut fill = |tree: &mut Tree, len: u64| {
         for _ in 0..20_000 {

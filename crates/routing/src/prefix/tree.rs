@@ -1,9 +1,9 @@
 //! The radix tree behind the index: nodes in an arena, children in a hash table, exact LRU.
 
-use super::arena::{Arena, At, RUN, crowds, runs};
+use super::arena::{Arena, RUN, SlotId, crowds, runs};
 use super::children::Children;
 use super::clock::{Clock, Used};
-use super::node::{HEAD, Node, Seat, Stamp};
+use super::node::{HEAD, MemberId, Node, Stamp};
 use super::order::Order;
 use super::walk::Walk;
 
@@ -26,7 +26,7 @@ pub(super) struct Tree {
     scratch: Vec<u64>,
     /// Whose blocks are being purged, by seat; nobody's between two purges.
     gone: Vec<bool>,
-    leavers: Vec<Seat>,
+    leavers: Vec<MemberId>,
 }
 
 impl Tree {
@@ -61,14 +61,14 @@ impl Tree {
         &self,
         blocks: &[u64],
         walk: &mut Walk,
-        mut tell: impl FnMut(Seat, Stamp, (u32, u32)),
+        mut tell: impl FnMut(MemberId, Stamp, (u32, u32)),
     ) {
         self.walk(blocks, walk);
         for step in walk.path.iter().rev() {
             let end = step.end.min(walk.depth as u32);
             let range = (step.start, end);
             self.arena
-                .visit_holders(step.at, |seat, stamp| tell(seat, stamp, range));
+                .visit_holders(step.at, |member, stamp| tell(member, stamp, range));
         }
     }
 
@@ -76,7 +76,7 @@ impl Tree {
     pub(super) fn insert(
         &mut self,
         blocks: &[u64],
-        seat: Seat,
+        member: MemberId,
         clock: &mut Clock,
         walk: &mut Walk,
     ) {
@@ -86,7 +86,7 @@ impl Tree {
         let new = blocks.len() - walk.depth;
         self.make_room(self.needed(walk, new), new, kept);
         let mut rest = &blocks[walk.depth..];
-        if walk.unmatched > 0 && !(rest.is_empty() && self.has_all(walk, seat, clock)) {
+        if walk.unmatched > 0 && !(rest.is_empty() && self.has_all(walk, member, clock)) {
             rest = if self.split(walk) { rest } else { &[] };
         }
         for run in rest.chunks(MAX_RUN) {
@@ -95,19 +95,24 @@ impl Tree {
             };
             walk.enter(leaf, run.len());
         }
-        self.hold(walk, seat, clock);
+        self.hold(walk, member, clock);
         self.touch(walk);
         self.make_room(0, 0, 0);
     }
 
     /// Takes `seats` from nodes in slots from `from` on, `slice` slots at once; tells where to
     /// go on. A purge begins at 0.
-    pub(super) fn purge(&mut self, seats: &[Seat], from: usize, slice: usize) -> Option<usize> {
+    pub(super) fn purge(
+        &mut self,
+        members: &[MemberId],
+        from: usize,
+        slice: usize,
+    ) -> Option<usize> {
         if from == 0 {
-            for seat in seats.iter().map(|seat| usize::from(*seat)) {
-                let needed = self.gone.len().max(seat + 1);
+            for member in members.iter().map(|member| usize::from(*member)) {
+                let needed = self.gone.len().max(member + 1);
                 self.gone.resize(needed, false);
-                self.gone[seat] = true;
+                self.gone[member] = true;
             }
         }
         let (mut at, mut looked_at) = (from.max(1), 0);
@@ -116,15 +121,15 @@ impl Tree {
             if let Some(node) = self.arena.find_node(at) {
                 looked_at += crowds(node.held.into());
                 let (gone, leavers) = (&self.gone, &mut self.leavers);
-                self.arena.visit_holders(at as At, |seat, _| {
-                    if gone.get(usize::from(seat)).is_some_and(|gone| *gone) {
-                        leavers.push(seat);
+                self.arena.visit_holders(at as SlotId, |member, _| {
+                    if gone.get(usize::from(member)).is_some_and(|gone| *gone) {
+                        leavers.push(member);
                     }
                 });
-                while let Some(seat) = self.leavers.pop() {
-                    if let Some(place) = self.arena.find_holder(at as At, seat) {
-                        self.arena.remove_holder(at as At, place);
-                        self.drop_unheld(at as At);
+                while let Some(member) = self.leavers.pop() {
+                    if let Some(place) = self.arena.find_holder(at as SlotId, member) {
+                        self.arena.remove_holder(at as SlotId, place);
+                        self.drop_unheld(at as SlotId);
                     }
                 }
             }
@@ -138,7 +143,7 @@ impl Tree {
     }
 
     /// Removes a node nobody holds, and then its parent if that was waiting for it.
-    fn drop_unheld(&mut self, mut at: At) {
+    fn drop_unheld(&mut self, mut at: SlotId) {
         while at != 0 && self.arena.node(at).children == 0 && self.arena.node(at).held == 0 {
             let parent = self.arena.node(at).parent;
             self.remove(at);
@@ -164,7 +169,7 @@ impl Tree {
     }
 
     /// How many blocks a node's run and `blocks` have in common, from the beginning.
-    fn common(&self, at: At, blocks: &[u64]) -> usize {
+    fn common(&self, at: SlotId, blocks: &[u64]) -> usize {
         let node = self.arena.node(at);
         let len = usize::from(node.len).min(blocks.len());
         let (mut equal, mut part) = (0, &node.blocks[..]);
@@ -195,9 +200,9 @@ impl Tree {
     }
 
     /// Whether this worker still has the walk's last node, all of it.
-    fn has_all(&self, walk: &Walk, seat: Seat, clock: &Clock) -> bool {
+    fn has_all(&self, walk: &Walk, member: MemberId, clock: &Clock) -> bool {
         walk.path.last().is_some_and(|step| {
-            let place = self.arena.find_holder(step.at, seat);
+            let place = self.arena.find_holder(step.at, member);
             place.is_some_and(|place| {
                 let stamp = self.arena.stamp(step.at, place);
                 clock.depth(stamp, step.start, step.end) == step.end
@@ -244,7 +249,7 @@ impl Tree {
     }
 
     /// A new leaf, the newest of all, if there is room.
-    fn place(&mut self, parent: At, run: &[u64]) -> Option<At> {
+    fn place(&mut self, parent: SlotId, run: &[u64]) -> Option<SlotId> {
         if self.arena.room() < 1 + runs(run.len()) {
             return None;
         }
@@ -262,7 +267,7 @@ impl Tree {
     }
 
     /// All blocks of a node, in the scratch; its slots for them are free.
-    fn take_run(&mut self, at: At) -> Vec<u64> {
+    fn take_run(&mut self, at: SlotId) -> Vec<u64> {
         let mut run = std::mem::take(&mut self.scratch);
         run.clear();
         let node = self.arena.node(at);
@@ -279,7 +284,7 @@ impl Tree {
     }
 
     /// Gives a node its blocks; what it had must have been taken.
-    fn write_run(&mut self, at: At, blocks: &[u64]) {
+    fn write_run(&mut self, at: SlotId, blocks: &[u64]) {
         let (head, rest) = blocks.split_at(blocks.len().min(HEAD));
         let run = self.arena.add_run(rest);
         let node = self.arena.node_mut(at);
@@ -288,10 +293,10 @@ impl Tree {
     }
 
     /// The worker has all nodes of a walk, from now on.
-    fn hold(&mut self, walk: &mut Walk, seat: Seat, clock: &mut Clock) {
+    fn hold(&mut self, walk: &mut Walk, member: MemberId, clock: &mut Clock) {
         let mut used = Used::default();
         for step in &mut walk.path {
-            step.place = self.arena.find_holder(step.at, seat);
+            step.place = self.arena.find_holder(step.at, member);
             let stamp = step.place.map(|place| self.arena.stamp(step.at, place));
             used.add(clock, stamp, (step.start, step.end));
         }
@@ -299,7 +304,7 @@ impl Tree {
         for step in &walk.path {
             match step.place {
                 Some(place) => self.arena.set_stamp(step.at, place, clock.now()),
-                None if self.arena.add_holder(step.at, seat, clock.now()) => {}
+                None if self.arena.add_holder(step.at, member, clock.now()) => {}
                 // No room: what is not recorded here is not recorded below either.
                 None => break,
             }
@@ -318,7 +323,7 @@ impl Tree {
     ///
     /// Memory is a hard limit; that on blocks is approached in slices, because a large prompt
     /// may take the place of very many small ones.
-    fn make_room(&mut self, slots: usize, blocks: usize, kept: At) {
+    fn make_room(&mut self, slots: usize, blocks: usize, kept: SlotId) {
         for evicted in 0.. {
             let oldest = self.order.oldest();
             let full = self.arena.room() < slots;
@@ -331,7 +336,7 @@ impl Tree {
         }
     }
 
-    fn remove(&mut self, at: At) {
+    fn remove(&mut self, at: SlotId) {
         let node = self.arena.node(at);
         debug_assert_eq!(node.children, 0, "only leaves are removed");
         let (parent, len) = (node.parent, usize::from(node.len));
@@ -350,7 +355,7 @@ impl Tree {
     }
 
     #[cfg(test)]
-    pub(super) fn child(&self, parent: At, first: u64) -> Option<At> {
+    pub(super) fn child(&self, parent: SlotId, first: u64) -> Option<SlotId> {
         self.children.find(&self.arena, parent, first)
     }
 }

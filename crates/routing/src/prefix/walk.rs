@@ -1,16 +1,16 @@
 //! From the root down along a prompt, as far as it is known.
 
-use super::arena::At;
-use super::holders::Place;
+use super::arena::SlotId;
+use super::holders::HolderPosition;
 
 /// A node on the way, and which blocks of the prompt it stands for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step {
-    pub(super) at: At,
+    pub(super) at: SlotId,
     pub(super) start: u32,
     pub(super) end: u32,
     /// Where the worker in question stands among its holders.
-    pub(super) place: Option<Place>,
+    pub(super) place: Option<HolderPosition>,
 }
 
 /// Where a walk ended: the nodes on the way, and how many blocks of the last one match.
@@ -31,7 +31,7 @@ impl Walk {
     }
 
     /// One node further, which has `len` blocks from here on.
-    pub(super) fn enter(&mut self, at: At, len: usize) {
+    pub(super) fn enter(&mut self, at: SlotId, len: usize) {
         let start = self.path.last().map_or(0, |step| step.end);
         self.path.push(Step {
             at,
@@ -42,7 +42,7 @@ impl Walk {
     }
 
     /// The last node; the root at the beginning.
-    pub(super) fn last(&self) -> At {
+    pub(super) fn last(&self) -> SlotId {
         self.path.last().map_or(0, |step| step.at)
     }
 }

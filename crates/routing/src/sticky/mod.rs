@@ -1,12 +1,12 @@
 //! Which worker a key belongs to: bounded in number, forgotten when idle.
 
-mod homes;
+mod assignments;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::{Candidate, Candidates};
-use homes::{Home, Homes, NOWHERE};
+use assignments::{Assignee, KeyAssignments, UNASSIGNED};
 
 /// Keys that are remembered; beyond, the least recently used goes first. About 42 MB in all.
 pub(crate) const MAX_KEYS: usize = 500_000;
@@ -14,16 +14,16 @@ pub(crate) const MAX_KEYS: usize = 500_000;
 const FORGOTTEN_PER_USE: usize = 2;
 
 /// Where in `entries`; 0 is the head of the circle of all entries.
-type At = u32;
+type EntryId = u32;
 
 /// Keys (by their hash) and their homes, in order of use.
 #[derive(Debug)]
 pub(crate) struct Sticky {
-    keys: HashMap<u64, At>,
+    keys: HashMap<u64, EntryId>,
     /// The first is the head: what is older than it is the newest, and the other way round.
     entries: Vec<Entry>,
-    free: Vec<At>,
-    homes: Homes,
+    free: Vec<EntryId>,
+    assignees: KeyAssignments,
     capacity: usize,
     max_idle: Duration,
 }
@@ -32,19 +32,19 @@ pub(crate) struct Sticky {
 struct Entry {
     key: u64,
     /// Where the key lives, the earlier one first.
-    homes: [Home; 2],
+    assignees: [Assignee; 2],
     /// Which of them served it last.
-    last: Home,
+    last: Assignee,
     used: Duration,
-    newer: At,
-    older: At,
+    newer: EntryId,
+    older: EntryId,
 }
 
 /// What is known of a key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Found<'a> {
     /// Its first home that is a candidate.
-    Home(&'a Candidate),
+    Assigned(&'a Candidate),
     /// None of its homes is one.
     Away,
     /// Nothing.
@@ -58,7 +58,7 @@ impl Sticky {
             keys: HashMap::new(),
             entries: vec![Entry::default()],
             free: Vec::new(),
-            homes: Homes::default(),
+            assignees: KeyAssignments::default(),
             capacity: capacity.max(1),
             max_idle,
         }
@@ -74,38 +74,38 @@ impl Sticky {
             self.forget(at);
             return Found::Unknown;
         }
-        let homes = self.entries[at as usize].homes;
-        let here = |home| Some((home, self.homes.find(home, from)?));
-        let Some((home, candidate)) = homes.into_iter().find_map(here) else {
+        let assignees = self.entries[at as usize].assignees;
+        let here = |assignee| Some((assignee, self.assignees.find(assignee, from)?));
+        let Some((assignee, candidate)) = assignees.into_iter().find_map(here) else {
             return Found::Away;
         };
-        self.used(at, home, now);
-        Found::Home(candidate)
+        self.used(at, assignee, now);
+        Found::Assigned(candidate)
     }
 
     /// Gives the key one more home; of three, the earliest is dropped.
     pub(crate) fn assign(&mut self, key: u64, to: &Candidate, now: Duration) {
-        let home = self.homes.enter(to);
+        let assignee = self.assignees.assign_key(to);
         let at = match self.keys.get(&key) {
             Some(at) => *at,
             None => self.add(key),
         };
-        let homes = &mut self.entries[at as usize].homes;
-        let dropped = match *homes {
-            [NOWHERE, _] => std::mem::replace(&mut homes[0], home),
-            [_, NOWHERE] => std::mem::replace(&mut homes[1], home),
+        let assignees = &mut self.entries[at as usize].assignees;
+        let dropped = match *assignees {
+            [UNASSIGNED, _] => std::mem::replace(&mut assignees[0], assignee),
+            [_, UNASSIGNED] => std::mem::replace(&mut assignees[1], assignee),
             [earliest, later] => {
-                *homes = [later, home];
+                *assignees = [later, assignee];
                 earliest
             }
         };
-        self.used(at, home, now);
-        self.homes.leave(dropped);
+        self.used(at, assignee, now);
+        self.assignees.release_key(dropped);
     }
 
     /// How many keys a worker served last.
     pub(crate) fn keys_at(&self, worker: &Candidate) -> usize {
-        self.homes.keys(worker)
+        self.assignees.keys(worker)
     }
 
     /// How many keys there are.
@@ -113,22 +113,22 @@ impl Sticky {
         self.keys.len()
     }
 
-    fn used(&mut self, at: At, home: Home, now: Duration) {
+    fn used(&mut self, at: EntryId, assignee: Assignee, now: Duration) {
         self.unlink(at);
         self.link_newest(at);
         let entry = &mut self.entries[at as usize];
-        self.homes.moved(entry.last, home);
-        entry.last = home;
+        self.assignees.moved(entry.last, assignee);
+        entry.last = assignee;
         entry.used = entry.used.max(now);
     }
 
-    fn add(&mut self, key: u64) -> At {
+    fn add(&mut self, key: u64) -> EntryId {
         if self.keys.len() >= self.capacity {
             self.forget(self.oldest());
         }
         let at = self.free.pop().unwrap_or_else(|| {
             self.entries.push(Entry::default());
-            self.entries.len() as At - 1
+            self.entries.len() as EntryId - 1
         });
         self.entries[at as usize].key = key;
         self.link_newest(at);
@@ -148,16 +148,16 @@ impl Sticky {
         true
     }
 
-    fn idle(&self, at: At, now: Duration) -> bool {
+    fn idle(&self, at: EntryId, now: Duration) -> bool {
         now.saturating_sub(self.entries[at as usize].used) > self.max_idle
     }
 
-    fn forget(&mut self, at: At) {
+    fn forget(&mut self, at: EntryId) {
         self.unlink(at);
         let entry = std::mem::take(&mut self.entries[at as usize]);
-        self.homes.moved(entry.last, NOWHERE);
-        for home in entry.homes {
-            self.homes.leave(home);
+        self.assignees.moved(entry.last, UNASSIGNED);
+        for assignee in entry.assignees {
+            self.assignees.release_key(assignee);
         }
         self.keys.remove(&entry.key);
         self.free.push(at);
@@ -165,17 +165,17 @@ impl Sticky {
 
     // The circle
 
-    fn oldest(&self) -> At {
+    fn oldest(&self) -> EntryId {
         self.entries[0].newer
     }
 
-    fn unlink(&mut self, at: At) {
+    fn unlink(&mut self, at: EntryId) {
         let Entry { newer, older, .. } = self.entries[at as usize];
         self.entries[newer as usize].older = older;
         self.entries[older as usize].newer = newer;
     }
 
-    fn link_newest(&mut self, at: At) {
+    fn link_newest(&mut self, at: EntryId) {
         let second = self.entries[0].older;
         self.entries[0].older = at;
         self.entries[second as usize].newer = at;
@@ -199,9 +199,9 @@ mod tests {
         Sticky::new(capacity, HOUR)
     }
 
-    fn home(sticky: &mut Sticky, key: u64, all: &[Candidate], now: Duration) -> Option<usize> {
+    fn assignee(sticky: &mut Sticky, key: u64, all: &[Candidate], now: Duration) -> Option<usize> {
         match sticky.find(key, Candidates::new(all).unwrap(), now) {
-            Found::Home(candidate) => Some(candidate.slot),
+            Found::Assigned(candidate) => Some(candidate.slot),
             Found::Away | Found::Unknown => None,
         }
     }
@@ -212,9 +212,9 @@ mod tests {
         for worker in &all {
             sticky.assign(7, worker, now);
         }
-        assert_eq!(home(&mut sticky, 7, &all[..1], now), None);
-        assert_eq!(home(&mut sticky, 7, &all, now), Some(1));
-        assert_eq!(home(&mut sticky, 7, &all[2..], now), Some(2));
+        assert_eq!(assignee(&mut sticky, 7, &all[..1], now), None);
+        assert_eq!(assignee(&mut sticky, 7, &all, now), Some(1));
+        assert_eq!(assignee(&mut sticky, 7, &all[2..], now), Some(2));
     }
 
     #[test]
@@ -222,10 +222,10 @@ mod tests {
         let (all, mut sticky, now) = (fleet(1), sticky(2), Duration::ZERO);
         sticky.assign(1, &all[0], now);
         sticky.assign(2, &all[0], now);
-        assert_eq!(home(&mut sticky, 1, &all, now), Some(0));
+        assert_eq!(assignee(&mut sticky, 1, &all, now), Some(0));
         sticky.assign(3, &all[0], now);
         let known: Vec<_> = (1..=3)
-            .map(|key| home(&mut sticky, key, &all, now))
+            .map(|key| assignee(&mut sticky, key, &all, now))
             .collect();
         assert_eq!(known, [Some(0), None, Some(0)]);
     }
@@ -237,10 +237,10 @@ mod tests {
             sticky.assign(key, &all[0], Duration::ZERO);
         }
         let later = HOUR + Duration::from_nanos(1);
-        assert_eq!(home(&mut sticky, 9, &all, HOUR), Some(0));
-        assert_eq!(home(&mut sticky, 8, &all, later), None);
+        assert_eq!(assignee(&mut sticky, 9, &all, HOUR), Some(0));
+        assert_eq!(assignee(&mut sticky, 8, &all, later), None);
         for _ in 0..4 {
-            home(&mut sticky, 77, &all, later);
+            assignee(&mut sticky, 77, &all, later);
         }
         assert_eq!((sticky.len(), sticky.keys_at(&all[0])), (1, 1));
     }
@@ -253,13 +253,13 @@ mod tests {
             let (all, mut sticky, mut now) = (fleet(5), sticky(8), Duration::ZERO);
             for (key, to, present, pause) in steps {
                 now += Duration::from_secs(pause);
-                if home(&mut sticky, key, &all[present..], now).is_none() {
+                if assignee(&mut sticky, key, &all[present..], now).is_none() {
                     sticky.assign(key, &all[to], now);
                 }
                 prop_assert!(sticky.len() <= 8 && sticky.entries.len() <= 9);
                 prop_assert_eq!(all.iter().map(|worker| sticky.keys_at(worker)).sum::<usize>(), sticky.len());
-                let lived_in: HashSet<_> = sticky.keys.values().flat_map(|at| sticky.entries[*at as usize].homes).collect();
-                prop_assert_eq!(lived_in.iter().filter(|home| **home != NOWHERE).count(), sticky.homes.len());
+                let lived_in: HashSet<_> = sticky.keys.values().flat_map(|at| sticky.entries[*at as usize].assignees).collect();
+                prop_assert_eq!(lived_in.iter().filter(|assignee| **assignee != UNASSIGNED).count(), sticky.assignees.len());
             }
         }
     }

@@ -22,11 +22,11 @@ fn manual(assignment: AssignmentMode) -> Box<dyn Policy> {
 }
 
 /// Where a request goes whose key and whose prompt are `key`.
-fn goes(policy: &dyn Policy, all: &[Candidate], key: &str, chance: u64) -> usize {
+fn goes(policy: &dyn Policy, all: &[Candidate], key: &str, seed: u64) -> usize {
     let request = Request {
         routing_key: Some(key),
         prompt: Prompt::text([key.as_bytes(), b"", b""]),
-        chance,
+        seed,
         ..Request::default()
     };
     slot(policy, all, &request)
@@ -53,7 +53,7 @@ fn a_key_stays_whatever_chance_says() {
         let policy = build(kind);
         let first = goes(policy.as_ref(), &all, "k", 1);
         assert!(
-            (2..50).all(|chance| goes(policy.as_ref(), &all, "k", chance) == first),
+            (2..50).all(|seed| goes(policy.as_ref(), &all, "k", seed) == first),
             "{kind:?}"
         );
     }
@@ -156,8 +156,8 @@ fn an_overloaded_worker_spills_to_the_next_on_the_ring_and_recovers() {
 fn one_key_alone_never_loads_a_worker_beyond_the_bound() {
     let (all, policy) = (fleet(4), build(PolicyKind::ConsistentHashing));
     let mut leases = Vec::new();
-    for chance in 0..400 {
-        let to = goes(policy.as_ref(), &all, "popular", chance);
+    for seed in 0..400 {
+        let to = goes(policy.as_ref(), &all, "popular", seed);
         leases.push(all[to].load.lease(1));
     }
     let most = all.iter().map(|worker| worker.load.requests()).max();
@@ -199,7 +199,7 @@ fn a_key_returns_to_its_first_worker_and_remembers_the_second() {
         let stays = |worker: &&Candidate| !gone.contains(&worker.slot);
         all.iter().filter(stays).cloned().collect()
     };
-    let goes = |all: &[Candidate], chance| goes(policy.as_ref(), all, "k", chance);
+    let goes = |all: &[Candidate], seed| goes(policy.as_ref(), all, "k", seed);
     let first = goes(&all, 1);
     let second = goes(&without(&[first]), 2);
     assert_eq!(goes(&all, 3), first);
@@ -272,10 +272,10 @@ fn without_a_key_nobody_is_sticky() {
     for kind in [PolicyKind::Manual, PolicyKind::ConsistentHashing] {
         let (all, policy) = (fleet(4), build(kind));
         let mut counts = [0; 4];
-        for chance in 0..4_000 {
+        for seed in 0..4_000 {
             let request = Request {
                 routing_key: Some(""),
-                chance,
+                seed,
                 ..Request::default()
             };
             counts[slot(policy.as_ref(), &all, &request)] += 1;

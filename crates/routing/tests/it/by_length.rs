@@ -23,11 +23,11 @@ const OFF: Option<Balance> = Some(Balance {
     absolute: u64::MAX,
 });
 
-fn pick(policy: &dyn Policy, all: &[Candidate], bytes: usize, chance: u64) -> usize {
+fn pick(policy: &dyn Policy, all: &[Candidate], bytes: usize, seed: u64) -> usize {
     let request = Request {
         prompt: Prompt::text([&TEXT[..bytes], b"", b""]),
-        now: Duration::from_millis(10 * chance),
-        chance,
+        now: Duration::from_millis(10 * seed),
+        seed,
         ..Request::default()
     };
     slot(policy, all, &request)

@@ -60,9 +60,9 @@ fn two_choices_keep_a_fleet_much_more_even_than_one() {
     let spread = |kind| {
         let (all, policy) = (fleet(50), build(kind));
         let leases: Vec<_> = (0..5_000)
-            .map(|chance| {
+            .map(|seed| {
                 let request = Request {
-                    chance,
+                    seed,
                     ..Request::default()
                 };
                 all[slot(policy.as_ref(), &all, &request)].load.lease(1)
@@ -113,11 +113,11 @@ fn a_prefix_that_many_ask_for_spreads_before_its_queue_is_long() {
     let shared = vec![b'p'; 40 * 1024];
     let mut leases: Vec<_> = all.iter().map(|worker| worker.load.lease(1)).collect();
     shares(policy.as_ref(), &all, 300);
-    for chance in 0..600_u64 {
-        let own = chance.to_le_bytes().repeat(256);
+    for seed in 0..600_u64 {
+        let own = seed.to_le_bytes().repeat(256);
         let request = Request {
             prompt: Prompt::text([&shared, &own, b""]),
-            chance,
+            seed,
             ..Request::default()
         };
         let pick = policy.pick(Candidates::new(&all).unwrap(), &request);

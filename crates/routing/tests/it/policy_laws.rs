@@ -18,7 +18,7 @@ fn built() -> Vec<(PolicyKind, Box<dyn Policy>)> {
 /// One thing that happens to a policy.
 #[derive(Clone, Debug)]
 struct Step {
-    chance: u64,
+    seed: u64,
     /// A few keys, so that they come again; the first is no key.
     key: usize,
     bytes: usize,
@@ -47,8 +47,8 @@ fn step() -> impl Strategy<Value = Step> {
         prop::option::weighted(0.1, 0..MOST),
     );
     (request, fleet).prop_map(
-        |((chance, key, bytes, pause), (present, ready, told, restarted))| Step {
-            chance,
+        |((seed, key, bytes, pause), (present, ready, told, restarted))| Step {
+            seed,
             key,
             bytes,
             pause,
@@ -89,7 +89,7 @@ fn play((kind, policy): (PolicyKind, &dyn Policy), steps: &[Step]) -> Result<Vec
             prompt: Prompt::text([&TEXT[..step.bytes], b"", b""]),
             routing_key: KEYS.get(step.key).copied(),
             now,
-            chance: step.chance,
+            seed: step.seed,
             ..Request::default()
         };
         let ranked = policy.rank(from, &request);
@@ -122,8 +122,8 @@ proptest! {
         for (kind, policy) in built() {
             let all = fleet(size);
             let from = Candidates::new(&all).unwrap();
-            for &chance in &chances {
-                let slot = policy.pick(from, &Request { chance, ..Request::default() }).candidate.slot;
+            for &seed in &chances {
+                let slot = policy.pick(from, &Request { seed, ..Request::default() }).candidate.slot;
                 prop_assert!(slot < size, "{kind:?} chose {slot} of {size}");
             }
         }
@@ -134,8 +134,8 @@ proptest! {
         let all = fleet(size);
         let from = Candidates::new(&all).unwrap();
         for ((kind, one), (_, other)) in built().into_iter().zip(built()) {
-            for &chance in &chances {
-                let request = Request { chance, ..Request::default() };
+            for &seed in &chances {
+                let request = Request { seed, ..Request::default() };
                 prop_assert_eq!(one.pick(from, &request).candidate.slot, other.pick(from, &request).candidate.slot, "{:?}", kind);
             }
         }

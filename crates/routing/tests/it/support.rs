@@ -24,9 +24,9 @@ pub(crate) fn slot(policy: &dyn Policy, all: &[Candidate], request: &Request<'_>
 /// How often each worker is picked over requests that differ by chance only.
 pub(crate) fn shares(policy: &dyn Policy, all: &[Candidate], requests: u64) -> Vec<usize> {
     let mut shares = vec![0; all.len()];
-    for chance in 0..requests {
+    for seed in 0..requests {
         let request = Request {
-            chance,
+            seed,
             ..Request::default()
         };
         shares[slot(policy, all, &request)] += 1;

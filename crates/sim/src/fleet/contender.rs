@@ -1,6 +1,6 @@
 //! Who is compared: the gateway's policies, and plain references.
 
-use routing::{Charge, Params, Policy, PolicyKind};
+use routing::{CongestionFactor, Params, Policy, PolicyKind};
 use thiserror::Error;
 
 use super::FleetOptions;
@@ -31,7 +31,7 @@ pub struct Contender {
 enum Kind {
     Policy(PolicyKind),
     /// `None`: by load.
-    Charge(Option<f64>),
+    CongestionFactor(Option<f64>),
     Sized(Option<f64>),
 }
 
@@ -52,7 +52,7 @@ impl Contender {
     /// `sized_K`, which knows what they hold exactly. K may be `auto`: `cache_aware`'s own.
     pub fn named(name: &str) -> Result<Self, UnknownPolicy> {
         let references = [
-            factor(name, CHARGE).map(Kind::Charge),
+            factor(name, CHARGE).map(Kind::CongestionFactor),
             factor(name, SIZED).map(Kind::Sized),
         ];
         if let Some(kind) = references.into_iter().flatten().next() {
@@ -83,10 +83,10 @@ impl Contender {
         };
         let (belief, factor) = match self.kind {
             Kind::Policy(kind) => return kind.build(&params),
-            Kind::Charge(factor) => (Belief::indexed(&params), factor),
+            Kind::CongestionFactor(factor) => (Belief::indexed(&params), factor),
             Kind::Sized(factor) => (Belief::sized(options.cache_blocks()), factor),
         };
-        let by_load = || Factor::ByLoad(Charge::default());
+        let by_load = || Factor::ByLoad(CongestionFactor::default());
         Box::new(Weighted::new(
             belief,
             factor.map_or_else(by_load, Factor::Fixed),

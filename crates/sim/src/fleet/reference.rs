@@ -3,7 +3,9 @@
 use std::sync::{Mutex, PoisonError};
 
 use routing::prefix::{BLOCK, PrefixIndex, hash_blocks};
-use routing::{Candidate, Candidates, Charge, Copies, Params, Pick, Policy, Request};
+use routing::{
+    Candidate, Candidates, CongestionFactor, Params, Pick, Policy, ReplicationDiscount, Request,
+};
 
 use crate::engine::{PrefixCache, mix};
 
@@ -20,7 +22,7 @@ pub(super) enum Factor {
     /// Always the same.
     Fixed(f64),
     /// As `cache_aware` does.
-    ByLoad(Charge),
+    ByLoad(CongestionFactor),
 }
 
 /// What is believed to be cached where.
@@ -106,21 +108,21 @@ impl Factor {
     fn at(&self, from: Candidates<'_>) -> (f64, f64) {
         match self {
             Self::Fixed(factor) => (*factor, f64::INFINITY),
-            Self::ByLoad(charge) => {
-                charge.observe(from);
-                (charge.factor(), charge.patience())
+            Self::ByLoad(congestion) => {
+                congestion.observe(from);
+                (congestion.factor(), congestion.patience())
             }
         }
     }
 
     /// How rare what a worker lacks is, where that matters.
-    fn copies(&self, matched: impl Iterator<Item = u32>) -> Option<Copies> {
+    fn replication(&self, matched: impl Iterator<Item = u32>) -> Option<ReplicationDiscount> {
         let Self::ByLoad(_) = self else {
             return None;
         };
-        let mut copies = Copies::default();
-        copies.survey(matched);
-        Some(copies)
+        let mut replication = ReplicationDiscount::default();
+        replication.survey(matched);
+        Some(replication)
     }
 }
 
@@ -139,7 +141,7 @@ impl Policy for Weighted {
         let leading = |candidate: &Candidate| matched.get(candidate.slot).copied().unwrap_or(0);
         let tokens = |blocks| request.prompt.to_tokens(u64::from(blocks) * BLOCK as u64);
         let matched = |candidate: &Candidate| tokens(leading(candidate));
-        let copies = self.factor.copies(from.iter().map(leading));
+        let replication = self.factor.replication(from.iter().map(leading));
         let work = |candidate: &Candidate| {
             let new = request.prompt.tokens().saturating_sub(matched(candidate));
             (candidate.load.queued_tokens() as f64, new as f64)
@@ -147,14 +149,14 @@ impl Policy for Weighted {
         let waits = from.iter().map(work).map(|(queued, new)| queued + new);
         // Not 0: nothing queued and all cached, times infinity, is no number.
         let longest = waits.fold(f64::INFINITY, f64::min).max(f64::MIN_POSITIVE) * patience;
-        let candidate = from.cheapest(&mut request.draw(), |candidate| {
+        let candidate = from.cheapest(&mut request.rng(), |candidate| {
             let (queued, new) = work(candidate);
             if queued + new > longest {
                 return f64::INFINITY;
             }
             // A fixed factor charges all alike, as most gateways would.
-            let extra = match &copies {
-                Some(copies) => copies.lacking(leading(candidate)) * tokens(1) as f64,
+            let extra = match &replication {
+                Some(replication) => replication.lacking(leading(candidate)) * tokens(1) as f64,
                 None => new,
             };
             queued + new + (factor - 1.0) * extra

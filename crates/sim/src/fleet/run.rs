@@ -149,7 +149,7 @@ impl<'t> Fleet<'t> {
             model: Some("sim"),
             prompt: Prompt::text([&self.prompt, b"", b""]),
             now: Duration::from_secs_f64(now),
-            chance: mix(self.options.seed, self.decisions),
+            seed: mix(self.options.seed, self.decisions),
             ..Request::default()
         };
         let Some(from) = Candidates::new(&self.present) else {

@@ -1,0 +1,114 @@
+//! What a worker says of itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::telemetry::ModelMetrics;
+pub(crate) use crate::telemetry::UNKNOWN_MODEL;
+
+/// Fields of `/server_info` and `/model_info` that are kept as labels.
+const LABELS: [&str; 20] = [
+    "model_id",
+    "model_path",
+    "served_model_name",
+    "tokenizer_path",
+    "tp_size",
+    "dp_size",
+    "pp_size",
+    "load_balance_method",
+    "disaggregation_mode",
+    "version",
+    "is_embedding",
+    "is_generation",
+    "context_length",
+    "max_total_tokens",
+    "max_total_num_tokens",
+    "max_running_requests",
+    "weight_version",
+    "has_image_understanding",
+    "has_audio_understanding",
+    "model_type",
+];
+
+/// What a worker told about itself, as text.
+pub(crate) type Labels = BTreeMap<String, String>;
+
+/// What a worker told about itself, and the metrics that follow from it.
+#[derive(Debug)]
+pub(crate) struct ModelInfo {
+    /// The model it serves; [`UNKNOWN_MODEL`] until it told.
+    pub(crate) model: String,
+    /// The facts it told, as text.
+    pub(crate) labels: Labels,
+    /// Handles for its model.
+    pub(crate) metrics: Arc<ModelMetrics>,
+}
+
+impl ModelInfo {
+    /// Tokens its prefix cache holds, when it told.
+    pub(crate) fn cache_tokens(&self) -> Option<u64> {
+        self.labels.get("max_total_num_tokens")?.parse().ok()
+    }
+
+    /// Whether it told anything, and its model is known.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.is_known() && !self.labels.is_empty()
+    }
+
+    /// Whether its model is known.
+    pub(crate) fn is_known(&self) -> bool {
+        self.model != UNKNOWN_MODEL
+    }
+}
+
+/// The labels in what a worker told; later answers add to earlier ones.
+pub(super) fn labels(answers: &[Map<String, Value>]) -> Labels {
+    let mut labels = BTreeMap::new();
+    for answer in answers {
+        for name in LABELS {
+            let text = match answer.get(name) {
+                Some(Value::String(text)) => text.clone(),
+                Some(value @ (Value::Number(_) | Value::Bool(_))) => value.to_string(),
+                _ => continue,
+            };
+            labels.entry(name.to_owned()).or_insert(text);
+        }
+    }
+    labels
+}
+
+/// The model a worker serves, by its labels.
+pub(crate) fn model(labels: &Labels) -> String {
+    ["served_model_name", "model_id", "model_path"]
+        .into_iter()
+        .filter_map(|name| labels.get(name))
+        .find(|name| !name.is_empty())
+        .map_or_else(|| UNKNOWN_MODEL.to_owned(), Clone::clone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(json: &str) -> BTreeMap<String, String> {
+        labels(&[serde_json::from_str(json).unwrap()])
+    }
+
+    #[test]
+    fn the_served_name_wins_over_the_path() {
+        let labels = told(r#"{"model_path":"/m","served_model_name":"llama","tp_size":2}"#);
+        assert_eq!(model(&labels), "llama");
+        assert_eq!(labels["tp_size"], "2");
+        assert_eq!(
+            model(&told(r#"{"model_path":"/m","served_model_name":null}"#)),
+            "/m"
+        );
+    }
+
+    #[test]
+    fn a_worker_that_tells_nothing_serves_an_unknown_model() {
+        assert_eq!(model(&told("{}")), UNKNOWN_MODEL);
+    }
+}

@@ -1,0 +1,57 @@
+//! Who sends a request, told by its headers.
+
+use http::HeaderMap;
+use http::header::{AUTHORIZATION, COOKIE, HeaderName};
+use routing::ClientKey;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The headers of a client that may send no routing key.
+#[derive(Debug)]
+pub(super) struct ClientHeaders<'a> {
+    pub(super) headers: &'a HeaderMap,
+    /// All clients have the gateway's key: their `authorization` tells nobody from anybody.
+    pub(super) shared_credentials: bool,
+}
+
+impl ClientKey for ClientHeaders<'_> {
+    /// The first that is there of `authorization`, `x-forwarded-for` and `cookie`.
+    fn bytes(&self) -> Option<&[u8]> {
+        let own = Some(AUTHORIZATION).filter(|_| !self.shared_credentials);
+        let names = own.into_iter().chain([FORWARDED_FOR, COOKIE]);
+        let mut values = names.filter_map(|name| self.headers.get(name));
+        let value = values.find(|value| !value.is_empty())?;
+        Some(value.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn the_first_header_that_says_something_tells_the_client() {
+        let mut headers = HeaderMap::new();
+        let mark = |headers: &HeaderMap, shared_credentials| {
+            let client_key = ClientHeaders {
+                headers,
+                shared_credentials,
+            };
+            client_key
+                .bytes()
+                .map(|mark| String::from_utf8_lossy(mark).into_owned())
+        };
+        assert_eq!(mark(&headers, false), None);
+        headers.insert(COOKIE, HeaderValue::from_static("session=1"));
+        assert_eq!(mark(&headers, false).as_deref(), Some("session=1"));
+        headers.insert(FORWARDED_FOR, HeaderValue::from_static("10.0.0.1"));
+        assert_eq!(mark(&headers, false).as_deref(), Some("10.0.0.1"));
+        headers.insert(AUTHORIZATION, HeaderValue::from_static(""));
+        assert_eq!(mark(&headers, false).as_deref(), Some("10.0.0.1"));
+        headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer a"));
+        assert_eq!(mark(&headers, false).as_deref(), Some("Bearer a"));
+        assert_eq!(mark(&headers, true).as_deref(), Some("10.0.0.1"));
+    }
+}

@@ -1,0 +1,159 @@
+//! The client's body: declared as JSON, bounded, whole.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use http::header::{self, HeaderMap};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use tokio::time::timeout;
+
+use crate::endpoint::Undeclared;
+use crate::error::Error;
+
+/// Most bytes reserved on the word of a `content-length` alone.
+const TRUSTED_RESERVE: u64 = 1024 * 1024;
+/// How long a refused request's body is read on.
+const DRAIN_FOR: Duration = Duration::from_secs(5);
+/// Longest silence of a client amid its body.
+const BODY_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Refuses a body that its own `content-length` says is too large, before any of it is read.
+pub(super) fn check_length(body: &Incoming, limit: u64) -> Result<(), Error> {
+    if body.size_hint().lower() > limit {
+        Err(Error::TooLarge { limit })
+    } else {
+        Ok(())
+    }
+}
+
+/// Refuses a body that is not declared as JSON, where the endpoint asks for that.
+pub(super) fn check_declared(rule: Undeclared, headers: &HeaderMap) -> Result<(), Error> {
+    let declared = headers.get(header::CONTENT_TYPE);
+    if declares_json(headers) || (declared.is_none() && rule == Undeclared::OnlyIfAbsent) {
+        return Ok(());
+    }
+    let (status, why) = match (rule, declared) {
+        (Undeclared::BadRequest, _) => (
+            StatusCode::BAD_REQUEST,
+            "Missing Content-Type: application/json header",
+        ),
+        (_, None) => (
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "missing content-type; expected 'content-type: application/json'",
+        ),
+        (_, Some(_)) => (
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported content-type; expected 'content-type: application/json'",
+        ),
+    };
+    Err(Error::ContentType {
+        status,
+        why: why.to_owned(),
+    })
+}
+
+/// Whether a body is declared as JSON.
+pub(crate) fn declares_json(headers: &HeaderMap) -> bool {
+    let declared = headers.get(header::CONTENT_TYPE);
+    declared.is_some_and(|value| is_json(value.as_bytes()))
+}
+
+/// `application/json` or `application/<anything>+json`, with or without parameters.
+fn is_json(value: &[u8]) -> bool {
+    let essence = value
+        .split(|&byte| byte == b';')
+        .next()
+        .unwrap_or_default()
+        .trim_ascii();
+    let subtype = essence
+        .get(..12)
+        .filter(|kind| kind.eq_ignore_ascii_case(b"application/"));
+    subtype.is_some()
+        && essence.len() >= 16
+        && (essence[12..].eq_ignore_ascii_case(b"json")
+            || essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json"))
+}
+
+/// Reads a whole body of at most `limit` bytes.
+pub(crate) async fn read(mut body: Incoming, limit: u64) -> Result<Bytes, Error> {
+    let whole = collect(&mut body, limit).await;
+    if matches!(whole, Err(Error::TooLarge { .. })) {
+        drain_in_background(body);
+    }
+    whole
+}
+
+/// Reads on, for a while and for nothing, what a client is still sending.
+///
+/// Closing on unread bytes resets the connection, and the client may lose the reply that
+/// says why its request was refused.
+pub(crate) fn drain_in_background(mut body: Incoming) {
+    if !body.is_end_stream() {
+        tokio::spawn(timeout(DRAIN_FOR, async move {
+            while let Some(Ok(_)) = body.frame().await {}
+        }));
+    }
+}
+
+async fn collect(body: &mut Incoming, limit: u64) -> Result<Bytes, Error> {
+    check_length(body, limit)?;
+    let expected = body.size_hint().lower();
+    let first = next(body).await?.unwrap_or_default();
+    if body.is_end_stream() && first.len() as u64 <= limit {
+        return Ok(first);
+    }
+    let mut whole = BytesMut::with_capacity(expected.min(TRUSTED_RESERVE) as usize);
+    whole.extend_from_slice(&first);
+    loop {
+        if whole.len() as u64 > limit {
+            return Err(Error::TooLarge { limit });
+        }
+        let Some(piece) = next(body).await? else {
+            return Ok(whole.freeze());
+        };
+        whole.extend_from_slice(&piece);
+    }
+}
+
+async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
+    loop {
+        let frame = timeout(BODY_TIMEOUT, body.frame())
+            .await
+            .map_err(|_| Error::BodyTimeout)?;
+        match frame {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(Error::BodyIncomplete(error.to_string())),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_recognised_with_parameters_and_suffixes() {
+        for yes in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/vnd.x+json",
+        ] {
+            assert!(is_json(yes.as_bytes()), "{yes}");
+        }
+        for no in [
+            "",
+            "text/plain",
+            "application/jsonp",
+            "application/x-www-form-urlencoded",
+        ] {
+            assert!(!is_json(no.as_bytes()), "{no}");
+        }
+    }
+}

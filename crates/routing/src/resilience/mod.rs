@@ -1,0 +1,15 @@
+//! What failures mean: for a request, for a worker's breaker, and for the fleet.
+
+mod breaker;
+mod health;
+mod outcome;
+mod outlier;
+mod retry;
+mod slow_start;
+
+pub use breaker::{Breaker, BreakerRules, Circuit, Trial};
+pub use health::{Health, Thresholds, Verdict};
+pub use outcome::{BreakerSignal, Consequence, Outcome, Retry};
+pub use outlier::{Ejection, OutlierReason, Outliers, Window};
+pub use retry::{RetryBudget, RetryRules};
+pub use slow_start::{ramp, thin_out};
