@@ -21,7 +21,6 @@ mod retries;
 mod shutdown;
 mod streaming;
 mod support;
-mod tidy;
 mod why_routed;
 mod worker_faults;
 mod worker_policies;

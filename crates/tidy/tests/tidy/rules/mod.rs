@@ -1,0 +1,11 @@
+//! The rules, a file each: its budget, its tests on the tree, its tests on made-up sources.
+
+mod circles;
+mod errors;
+mod files;
+mod impls;
+mod mod_files;
+mod parameters;
+mod prose;
+mod rooms;
+mod surroundings;
