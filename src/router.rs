@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use gateway::{Gateway, Options};
+use gateway::{Gateway, Options, config};
 use pyo3::exceptions::{PyAttributeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple, PyType};
@@ -59,7 +59,7 @@ impl Router {
             return Err(PyTypeError::new_err(message));
         }
         let options: Options = convert::options("Router", contract::overrides(), &given)?;
-        options.check().map_err(|error| errors::rule(&error))?;
+        config::check(&options).map_err(|error| errors::rule(&error))?;
         Ok(Self {
             options,
             running: Running::default(),

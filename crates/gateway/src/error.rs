@@ -8,7 +8,7 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use thiserror::Error;
 
-use crate::wire::UpstreamError;
+use crate::upstream::UpstreamError;
 
 /// A request the gateway answers itself, or could not finish.
 #[derive(Debug, Error)]
@@ -23,8 +23,8 @@ pub(crate) enum Error {
         waiting: usize,
         retry_after: u64,
     },
-    /// The wait for a place took too long.
-    #[error("no place within {seconds} s: {what} is reached")]
+    /// The wait in the queue took too long.
+    #[error("timed out after {seconds} s in the queue (limit {what})")]
     QueueTimeout { what: &'static str, seconds: u64 },
     /// No worker can be asked for information.
     #[error("no workers available to answer this")]
@@ -148,7 +148,7 @@ impl Error {
             Self::NoWorkers => "no_workers",
             Self::UpstreamTimeout { .. } => "call_upstream_timeout",
             Self::Upstream {
-                source: UpstreamError::Connect(_),
+                source: UpstreamError::NotSent(_),
                 ..
             } => "call_upstream_connection_failed",
             Self::Upstream { .. } => "call_upstream_request_failed",
@@ -314,7 +314,7 @@ mod tests {
             worker: "w".into(),
             source,
         };
-        let refused = failed(UpstreamError::Connect(
+        let refused = failed(UpstreamError::NotSent(
             std::io::ErrorKind::ConnectionRefused.into(),
         ));
         let broken = failed(UpstreamError::NoResponse);

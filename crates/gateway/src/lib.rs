@@ -3,16 +3,19 @@
 //! Reading order: [`app`] wires everything once; `server` lets requests in, `proxy` carries
 //! them to a worker and back, `fleet` knows the workers, `wire` speaks HTTP to them.
 
+mod admission;
 mod app;
+mod balancer;
 pub mod config;
 mod endpoint;
 mod error;
 mod fleet;
+mod lane;
 mod proxy;
 mod server;
 mod shutdown;
 mod telemetry;
-mod wire;
+mod upstream;
 
 pub use app::{Gateway, StartError};
 pub use config::Options;

@@ -1,79 +1,105 @@
-//! The fleet, put together from the options.
+//! The parts of a gateway, put together from the options.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use routing::Params;
 use tokio::sync::mpsc;
 
-use crate::config::{ConfigError, Options, WorkerUrl, seconds};
-use crate::fleet::{
-    Fleet, FleetRules, ModelPolicies, PoolLimits, Registry, Slot, Worker, WorkerFactory,
-    WorkerQueue, WorkerSpec,
+use super::error::StartError;
+use super::lifecycle::Control;
+use super::listen;
+use super::maintenance::Maintenance;
+use crate::admission::Admission;
+use crate::balancer::{Balancer, ModelPolicies};
+use crate::config::{
+    AdmissionSection, ConfigError, FleetSection, HealthSection, Options, PoolSection, ProxySection,
+    ServerSection, WorkerUrl,
 };
+use crate::fleet::{
+    Fleet, HealthChecks, OutlierDetector, Registry, Source, WorkerFactory, WorkerSpec,
+};
+use crate::lane::Lane;
+use crate::proxy::Proxy;
+use crate::server::{AppState, Lanes, Service};
+use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
+use crate::upstream::PoolLimits;
 
-/// Workers that may be registered before their probers have started.
-const JOIN_QUEUE: usize = 64;
-
-/// The fleet, and who may join it.
-pub(super) struct Assembled {
-    pub(super) fleet: Arc<Fleet>,
-    pub(super) registry: Arc<Registry>,
-    /// Workers that come at run time, and want to be probed.
-    pub(super) joined: mpsc::Receiver<Arc<Worker>>,
-}
-
-/// Puts the fleet together.
-pub(super) fn fleet(
-    options: &Options,
-    metrics: &Arc<Metrics>,
-    lanes: usize,
-) -> Result<Assembled, ConfigError> {
-    let params = options.policy_params();
+/// Puts everything together; nothing is served yet.
+pub(super) fn control(options: &Options, lanes: usize) -> Result<Control, StartError> {
+    let metrics = Metrics::new(options.prometheus_duration_buckets.as_deref());
+    let metrics =
+        Arc::new(metrics.map_err(|error| StartError::environment("make metrics", error))?);
+    let fleet = Fleet::new(FleetSection::from(options));
+    let admission_options = AdmissionSection::from(options);
+    let params = Params::from(options);
     let policies = ModelPolicies::new(options.policy, move |kind| kind.build(&params));
-    // One more lane than there are threads: the control thread's probes.
-    let limits = PoolLimits::new(options, lanes + 1);
-    let rules = rules(options);
-    let factory = WorkerFactory::new(options, metrics, limits, rules.worker_queue.clone());
-    let worker = |(number, text): (usize, &String)| {
-        let url = WorkerUrl::parse(text).map_err(|why| ConfigError::worker_url(text, why))?;
-        let spec = WorkerSpec {
-            key: options.api_key.clone(),
-            ..WorkerSpec::new(url)
-        };
-        let slot = Slot {
-            number,
-            generation: 0,
-        };
-        Ok(factory.build(spec, slot, None))
+    let (registry, health_checks) = workers(options, &fleet, &metrics, lanes)?;
+    let balancer = Balancer::new(Arc::clone(&fleet), policies, &admission_options);
+
+    let admission = Arc::new(Admission::new(&admission_options, &metrics));
+    let shutdown = Shutdown::default();
+    let state = AppState {
+        shutdown: shutdown.clone(),
+        admission: Arc::clone(&admission),
+        registry,
     };
-    let workers = options.worker_urls.iter().enumerate().map(worker);
-    let workers: Result<Vec<_>, ConfigError> = workers.collect();
-    let fleet = Fleet::new(workers?, policies, rules);
-    let (sender, joined) = mpsc::channel(JOIN_QUEUE);
-    let registry = Registry::new(Arc::clone(&fleet), factory, sender);
-    Ok(Assembled {
-        fleet,
-        registry: Arc::new(registry),
-        joined,
+    let (proxy_options, shared) = (ProxySection::from(options), Arc::clone(&metrics));
+    let proxy = Proxy::new(&proxy_options, Arc::clone(&balancer), shared, lanes);
+    let service = Service::new(&ServerSection::from(options), proxy, &metrics, state)
+        .map_err(|error| StartError::environment("build the routes", error))?;
+    let lanes = Lanes::start(lanes, &Arc::new(service), &shutdown)
+        .map_err(|error| StartError::environment("start threads", error))?;
+    let maintenance = Maintenance {
+        balancer: Arc::clone(&balancer),
+        admission: Arc::clone(&admission),
+        outliers: OutlierDetector::new(&fleet),
+        eviction_interval: Duration::from_secs(options.eviction_interval_secs),
+    };
+    Ok(Control {
+        metrics_listener: listen::metrics(options)?,
+        balancer,
+        metrics,
+        admission,
+        lanes,
+        health_checks,
+        maintenance,
+        shutdown,
+        grace: Duration::from_secs(options.shutdown_grace_period_secs),
     })
 }
 
-fn rules(options: &Options) -> FleetRules {
-    let worker_queue = || {
-        Arc::new(WorkerQueue::new(
-            usize::try_from(options.max_requests_per_worker).unwrap_or(usize::MAX),
-            usize::try_from(options.queue_size).unwrap_or(usize::MAX),
-            seconds(options.queue_timeout_secs),
-        ))
+/// The configured workers, and the way in for others.
+fn workers(
+    options: &Options,
+    fleet: &Arc<Fleet>,
+    metrics: &Arc<Metrics>,
+    lanes: usize,
+) -> Result<(Arc<Registry>, HealthChecks), StartError> {
+    let health = HealthSection::from(options);
+    // One more lane than there are threads: the control thread's probes.
+    let limits = PoolLimits::new(&PoolSection::from(options), lanes + 1);
+    let factory = WorkerFactory::new(&FleetSection::from(options), &health, limits, metrics);
+    let (joining, joined) = mpsc::unbounded_channel();
+    let registry = Registry::new(Arc::clone(fleet), factory, joining);
+    let spec = |text: &String| {
+        let url = WorkerUrl::parse(text).map_err(|why| ConfigError::worker_url(text, why))?;
+        Ok(WorkerSpec {
+            key: options.api_key.clone(),
+            ..WorkerSpec::new(url)
+        })
     };
-    FleetRules {
-        slow_start: seconds(options.slow_start_secs),
-        // Without probes nothing could clear a suspect; the breaker watches alone.
-        suspicion: !options.disable_health_check,
-        drain_timeout: seconds(options.worker_drain_timeout_secs),
-        worker_queue: (options.max_requests_per_worker > 0).then(worker_queue),
-        most_outliers: options
-            .outlier_ejection
-            .then_some(options.outlier_max_ejected_ratio),
-    }
+    let specs: Result<Vec<_>, ConfigError> = options.worker_urls.iter().map(spec).collect();
+    registry
+        .reconcile(Source::Static, &specs?)
+        .map_err(|error| StartError::environment("add workers", error))?;
+    let health_checks = HealthChecks {
+        fleet: Arc::clone(fleet),
+        metrics: Arc::clone(metrics),
+        options: Arc::new(health),
+        lane: Lane(lanes),
+        joined,
+    };
+    Ok((Arc::new(registry), health_checks))
 }

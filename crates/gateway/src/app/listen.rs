@@ -11,7 +11,7 @@ use tokio::net::TcpListener as TokioListener;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use super::StartError;
+use super::error::StartError;
 use crate::config::Options;
 use crate::fleet::Fleet;
 
@@ -28,12 +28,12 @@ const LOOK: Duration = Duration::from_millis(10);
 pub(super) fn metrics(options: &Options) -> Result<Option<TcpListener>, StartError> {
     let host = options.prometheus_host.as_deref().unwrap_or("127.0.0.1");
     if let Some(port) = options.prometheus_port {
-        return on("metrics", host, port, options.reuse_port)
+        return on("metrics", host, port, Sharing::from(options))
             .and_then(listening)
             .map(Some);
     }
-    // Nobody asked for this port, so somebody else having it is no reason not to start.
-    let listener = on("metrics", host, METRICS_PORT, options.reuse_port).and_then(listening);
+    // The port is a default, so another process having it is no reason not to start.
+    let listener = on("metrics", host, METRICS_PORT, Sharing::from(options)).and_then(listening);
     if let Err(error) = &listener {
         warn!(%error, "no metrics: set prometheus_port to have them elsewhere");
     }
@@ -51,25 +51,41 @@ pub(super) fn local_addr(listener: &TcpListener) -> Result<SocketAddr, StartErro
 #[derive(Debug)]
 pub(super) struct Port {
     socket: Socket,
-    /// Another process may listen on it, too.
-    shared: bool,
+    sharing: Sharing,
+}
+
+/// Whether another process may listen on a port, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sharing {
+    Exclusive,
+    Shared,
+}
+
+impl From<&Options> for Sharing {
+    fn from(options: &Options) -> Self {
+        if options.reuse_port {
+            Self::Shared
+        } else {
+            Self::Exclusive
+        }
+    }
 }
 
 impl Port {
     /// Binds the port. One that is shared is not listened on yet: from that moment the system
     /// gives this process its part of the connections, and no worker may be ready for them.
     pub(super) fn bind(options: &Options) -> Result<Self, StartError> {
-        let shared = options.reuse_port;
-        let mut socket = on("the gateway", &options.host, options.port, shared)?;
-        if !shared {
+        let sharing = Sharing::from(options);
+        let mut socket = on("the gateway", &options.host, options.port, sharing)?;
+        if sharing == Sharing::Exclusive {
             socket = listening(socket)?.into();
         }
-        Ok(Self { socket, shared })
+        Ok(Self { socket, sharing })
     }
 
     /// Whether another process may listen on it, too.
-    pub(super) fn is_shared(&self) -> bool {
-        self.shared
+    pub(super) fn sharing(&self) -> Sharing {
+        self.sharing
     }
 
     /// Where it is bound.
@@ -81,9 +97,9 @@ impl Port {
 
     /// Listens; where the port is shared, only once this process can serve.
     pub(super) async fn listen(self, fleet: &Fleet) -> io::Result<TokioListener> {
-        if self.shared {
+        if self.sharing == Sharing::Shared {
             let able = async {
-                // Who has no workers yet gets them through this port.
+                // A gateway without workers gets them through this port.
                 while fleet.ready_count() == 0 && !fleet.workers().is_empty() {
                     sleep(LOOK).await;
                 }
@@ -97,11 +113,11 @@ impl Port {
     }
 }
 
-/// Has the system ignore whoever wants a new connection from this listener, but finish those
+/// Has the system ignore requests for new connections at this listener, but finish those
 /// it has begun. A client that is ignored asks again within a second (RFC 6298 §2.1), and then
 /// only the other process on the shared port is left to answer.
 #[cfg(target_os = "linux")]
-pub(super) fn ignore_newcomers(listener: &TokioListener) -> io::Result<()> {
+pub(super) fn ignore_new_connections(listener: &TokioListener) -> io::Result<()> {
     // On the TCP header: SYN without ACK is dropped, everything else passes.
     SockRef::from(listener).attach_filter(&[
         SockFilter::new(0x30, 0, 0, 13),       // load the byte of flags
@@ -114,7 +130,7 @@ pub(super) fn ignore_newcomers(listener: &TokioListener) -> io::Result<()> {
 
 /// Other systems have no such filter; a client may meet a port that closes.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn ignore_newcomers(_listener: &TokioListener) -> io::Result<()> {
+pub(super) fn ignore_new_connections(_listener: &TokioListener) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
@@ -125,7 +141,7 @@ fn listening(socket: Socket) -> Result<TcpListener, StartError> {
 }
 
 /// A socket bound to a host name or address (IPv6 with or without brackets).
-fn on(what: &str, host: &str, port: u16, shared: bool) -> Result<Socket, StartError> {
+fn on(what: &str, host: &str, port: u16, sharing: Sharing) -> Result<Socket, StartError> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let failed = |error: io::Error| {
         StartError::environment(format!("listen for {what} on {host}:{port}"), error)
@@ -135,7 +151,7 @@ fn on(what: &str, host: &str, port: u16, shared: bool) -> Result<Socket, StartEr
     let bind = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
-        socket.set_reuse_port(shared)?;
+        socket.set_reuse_port(sharing == Sharing::Shared)?;
         if addr.is_ipv6() && addr.ip().is_unspecified() {
             socket.set_only_v6(false)?;
         }

@@ -52,181 +52,188 @@ impl ConfigError {
     }
 }
 
-impl Options {
-    /// Checks every rule; the first broken one is the error.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        self.check_workers()?;
-        self.check_ranges()?;
-        self.check_positive()?;
-        self.check_headers()?;
-        self.check_buckets()?;
-        unbuilt::refuse(self)
-    }
+/// Checks every rule.
+///
+/// # Errors
+/// The first rule that is broken.
+pub fn check(options: &Options) -> Result<(), ConfigError> {
+    check_workers(options)?;
+    check_ranges(options)?;
+    check_most(options)?;
+    check_positive(options)?;
+    check_headers(options)?;
+    check_buckets(options)?;
+    unbuilt::refuse(options)
+}
 
-    fn check_ranges(&self) -> Result<(), ConfigError> {
-        let rules = [
-            ("cache_threshold", self.cache_threshold, 0.0, 1.0),
-            (
-                "balance_rel_threshold",
-                self.balance_rel_threshold,
-                1.0,
-                f64::INFINITY,
-            ),
-            (
-                "retry_backoff_multiplier",
-                self.retry_backoff_multiplier,
-                1.0,
-                f64::INFINITY,
-            ),
-            ("retry_jitter_factor", self.retry_jitter_factor, 0.0, 1.0),
-            (
-                "retry_budget_ratio",
-                self.retry_budget_ratio,
-                0.0,
-                f64::INFINITY,
-            ),
-            (
-                "outlier_max_ejected_ratio",
-                self.outlier_max_ejected_ratio,
-                0.0,
-                1.0,
-            ),
-        ];
-        for (field, value, low, high) in rules {
-            // Written so that NaN is refused, too.
-            if !(low..=high).contains(&value) {
-                let why = if high.is_infinite() {
-                    format!("must be at least {low}")
-                } else {
-                    format!("must be between {low} and {high}")
-                };
-                return Err(ConfigError::invalid(field, value, why));
-            }
+fn check_ranges(options: &Options) -> Result<(), ConfigError> {
+    let rules = [
+        ("cache_threshold", options.cache_threshold, 0.0, 1.0),
+        (
+            "balance_rel_threshold",
+            options.balance_rel_threshold,
+            1.0,
+            f64::INFINITY,
+        ),
+        (
+            "retry_backoff_multiplier",
+            options.retry_backoff_multiplier,
+            1.0,
+            f64::INFINITY,
+        ),
+        ("retry_jitter_factor", options.retry_jitter_factor, 0.0, 1.0),
+        (
+            "retry_budget_ratio",
+            options.retry_budget_ratio,
+            0.0,
+            f64::INFINITY,
+        ),
+        (
+            "outlier_max_ejected_ratio",
+            options.outlier_max_ejected_ratio,
+            0.0,
+            1.0,
+        ),
+    ];
+    for (field, value, low, high) in rules {
+        // Written so that NaN is refused, too.
+        if !(low..=high).contains(&value) {
+            let why = if high.is_infinite() {
+                format!("must be at least {low}")
+            } else {
+                format!("must be between {low} and {high}")
+            };
+            return Err(ConfigError::invalid(field, value, why));
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    fn check_workers(&self) -> Result<(), ConfigError> {
-        for url in &self.worker_urls {
-            WorkerUrl::parse(url).map_err(|why| ConfigError::worker_url(url, why))?;
+fn check_workers(options: &Options) -> Result<(), ConfigError> {
+    for url in &options.worker_urls {
+        WorkerUrl::parse(url).map_err(|why| ConfigError::worker_url(url, why))?;
+    }
+    Ok(())
+}
+
+fn check_positive(options: &Options) -> Result<(), ConfigError> {
+    let at_least_one = [
+        ("max_payload_size", options.max_payload_size),
+        ("request_timeout_secs", options.request_timeout_secs),
+        (
+            "worker_startup_timeout_secs",
+            options.worker_startup_timeout_secs,
+        ),
+        (
+            "worker_startup_check_interval",
+            options.worker_startup_check_interval,
+        ),
+        (
+            "health_failure_threshold",
+            options.health_failure_threshold.into(),
+        ),
+        (
+            "health_success_threshold",
+            options.health_success_threshold.into(),
+        ),
+        (
+            "health_check_timeout_secs",
+            options.health_check_timeout_secs,
+        ),
+        (
+            "health_check_interval_secs",
+            options.health_check_interval_secs,
+        ),
+        ("connect_timeout_secs", options.connect_timeout_secs),
+        ("tcp_keepalive_secs", options.tcp_keepalive_secs),
+        ("eviction_interval_secs", options.eviction_interval_secs),
+        ("max_tree_size", options.max_tree_size),
+        ("prefix_index_bytes", options.prefix_index_bytes),
+        (
+            "bucket_adjust_interval_secs",
+            options.bucket_adjust_interval_secs,
+        ),
+        ("cb_failure_threshold", options.cb_failure_threshold.into()),
+        ("cb_success_threshold", options.cb_success_threshold.into()),
+        ("cb_timeout_duration_secs", options.cb_timeout_duration_secs),
+        ("cb_window_duration_secs", options.cb_window_duration_secs),
+        ("retry_max_retries", options.retry_max_retries.into()),
+    ];
+    match at_least_one.into_iter().find(|&(_, value)| value == 0) {
+        Some((field, value)) => Err(ConfigError::invalid(field, value, "must be at least 1")),
+        None => Ok(()),
+    }
+}
+
+fn check_most(options: &Options) -> Result<(), ConfigError> {
+    let at_most = [
+        ("prefix_index_bytes", options.prefix_index_bytes, MOST_INDEX),
+        (
+            "tcp_keepalive_secs",
+            options.tcp_keepalive_secs,
+            MOST_KEEPALIVE,
+        ),
+    ];
+    match at_most.into_iter().find(|(_, value, most)| value > most) {
+        Some((field, value, most)) => {
+            let why = format!("must be at most {most}");
+            Err(ConfigError::invalid(field, value, why))
         }
-        Ok(())
+        None => Ok(()),
     }
+}
 
-    fn check_positive(&self) -> Result<(), ConfigError> {
-        let at_least_one = [
-            ("max_payload_size", self.max_payload_size),
-            ("request_timeout_secs", self.request_timeout_secs),
-            (
-                "worker_startup_timeout_secs",
-                self.worker_startup_timeout_secs,
-            ),
-            (
-                "worker_startup_check_interval",
-                self.worker_startup_check_interval,
-            ),
-            (
-                "health_failure_threshold",
-                self.health_failure_threshold.into(),
-            ),
-            (
-                "health_success_threshold",
-                self.health_success_threshold.into(),
-            ),
-            ("health_check_timeout_secs", self.health_check_timeout_secs),
-            (
-                "health_check_interval_secs",
-                self.health_check_interval_secs,
-            ),
-            ("connect_timeout_secs", self.connect_timeout_secs),
-            ("tcp_keepalive_secs", self.tcp_keepalive_secs),
-            ("eviction_interval_secs", self.eviction_interval_secs),
-            ("max_tree_size", self.max_tree_size),
-            ("prefix_index_bytes", self.prefix_index_bytes),
-            (
-                "bucket_adjust_interval_secs",
-                self.bucket_adjust_interval_secs,
-            ),
-            ("cb_failure_threshold", self.cb_failure_threshold.into()),
-            ("cb_success_threshold", self.cb_success_threshold.into()),
-            ("cb_timeout_duration_secs", self.cb_timeout_duration_secs),
-            ("cb_window_duration_secs", self.cb_window_duration_secs),
-            ("retry_max_retries", self.retry_max_retries.into()),
-        ];
-        if self.prefix_index_bytes > MOST_INDEX {
-            let why = format!("must be at most {MOST_INDEX}");
+fn check_headers(options: &Options) -> Result<(), ConfigError> {
+    let path: Result<http::uri::PathAndQuery, _> = options.health_check_endpoint.parse();
+    if path.is_err() || !options.health_check_endpoint.starts_with('/') {
+        let value = format!("{:?}", options.health_check_endpoint);
+        let why = "must be a path that starts with /";
+        return Err(ConfigError::invalid("health_check_endpoint", value, why));
+    }
+    for name in options.request_id_headers.iter().flatten() {
+        if http::HeaderName::try_from(name.as_str()).is_err() {
             return Err(ConfigError::invalid(
-                "prefix_index_bytes",
-                self.prefix_index_bytes,
-                why,
+                "request_id_headers",
+                name,
+                "is no header name",
             ));
         }
-        if self.tcp_keepalive_secs > MOST_KEEPALIVE {
-            let why = format!("must be at most {MOST_KEEPALIVE}");
+    }
+    for origin in &options.cors_allowed_origins {
+        if http::HeaderValue::try_from(origin.as_str()).is_err() {
             return Err(ConfigError::invalid(
-                "tcp_keepalive_secs",
-                self.tcp_keepalive_secs,
-                why,
+                "cors_allowed_origins",
+                origin,
+                "is no origin",
             ));
         }
-        match at_least_one.into_iter().find(|&(_, value)| value == 0) {
-            Some((field, value)) => Err(ConfigError::invalid(field, value, "must be at least 1")),
-            None => Ok(()),
-        }
     }
+    if options.api_key.as_ref().is_some_and(|key| {
+        http::HeaderValue::try_from(key.expose()).is_err() || key.expose().is_empty()
+    }) {
+        let why = "must be non-empty and fit into a header";
+        return Err(ConfigError::invalid("api_key", "(masked)", why));
+    }
+    Ok(())
+}
 
-    fn check_headers(&self) -> Result<(), ConfigError> {
-        let path: Result<http::uri::PathAndQuery, _> = self.health_check_endpoint.parse();
-        if path.is_err() || !self.health_check_endpoint.starts_with('/') {
-            let value = format!("{:?}", self.health_check_endpoint);
-            let why = "must be a path that starts with /";
-            return Err(ConfigError::invalid("health_check_endpoint", value, why));
-        }
-        for name in self.request_id_headers.iter().flatten() {
-            if http::HeaderName::try_from(name.as_str()).is_err() {
-                return Err(ConfigError::invalid(
-                    "request_id_headers",
-                    name,
-                    "is no header name",
-                ));
-            }
-        }
-        for origin in &self.cors_allowed_origins {
-            if http::HeaderValue::try_from(origin.as_str()).is_err() {
-                return Err(ConfigError::invalid(
-                    "cors_allowed_origins",
-                    origin,
-                    "is no origin",
-                ));
-            }
-        }
-        if self.api_key.as_ref().is_some_and(|key| {
-            http::HeaderValue::try_from(key.expose()).is_err() || key.expose().is_empty()
-        }) {
-            let why = "must be non-empty and fit into a header";
-            return Err(ConfigError::invalid("api_key", "(masked)", why));
-        }
-        Ok(())
+fn check_buckets(options: &Options) -> Result<(), ConfigError> {
+    let Some(buckets) = &options.prometheus_duration_buckets else {
+        return Ok(());
+    };
+    let ascending = buckets.is_sorted_by(|a, b| a < b);
+    let usable = buckets
+        .iter()
+        .all(|bound| bound.is_finite() && *bound > 0.0);
+    if buckets.is_empty() || !ascending || !usable {
+        let why = "must be a non-empty ascending list of positive numbers";
+        return Err(ConfigError::invalid(
+            "prometheus_duration_buckets",
+            format_args!("{buckets:?}"),
+            why,
+        ));
     }
-
-    fn check_buckets(&self) -> Result<(), ConfigError> {
-        let Some(buckets) = &self.prometheus_duration_buckets else {
-            return Ok(());
-        };
-        let ascending = buckets.is_sorted_by(|a, b| a < b);
-        let usable = buckets
-            .iter()
-            .all(|bound| bound.is_finite() && *bound > 0.0);
-        if buckets.is_empty() || !ascending || !usable {
-            let why = "must be a non-empty ascending list of positive numbers";
-            return Err(ConfigError::invalid(
-                "prometheus_duration_buckets",
-                format_args!("{buckets:?}"),
-                why,
-            ));
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -236,12 +243,12 @@ mod tests {
     use super::*;
 
     fn error(options: &Options) -> String {
-        options.check().unwrap_err().to_string()
+        check(options).unwrap_err().to_string()
     }
 
     #[test]
     fn the_defaults_are_valid() {
-        Options::default().check().unwrap();
+        check(&Options::default()).unwrap();
     }
 
     #[test]
@@ -274,7 +281,7 @@ mod tests {
                 policy,
                 ..Options::default()
             };
-            options.check().unwrap();
+            check(&options).unwrap();
         }
     }
 

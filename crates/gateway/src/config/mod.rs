@@ -6,16 +6,19 @@
 mod check;
 mod objects;
 mod options;
-mod params;
 mod secret;
+mod sections;
 mod unbuilt;
 mod worker_url;
 
-pub use check::ConfigError;
+pub use check::{ConfigError, check};
 pub use objects::{
     ApiKeyEntry, ControlPlaneAuth, JwtConfig, OracleConfig, PostgresConfig, RedisConfig, Role,
 };
 pub use options::{Backend, HistoryBackend, LogLevel, Options};
-pub(crate) use params::seconds;
 pub use secret::Secret;
+pub(crate) use sections::{
+    AdmissionSection, FleetSection, HealthSection, PoolSection, ProxySection, ServerSection,
+    seconds,
+};
 pub use worker_url::WorkerUrl;

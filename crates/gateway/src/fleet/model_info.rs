@@ -1,4 +1,4 @@
-//! What a worker says of itself.
+//! What a worker reports of itself.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,27 +32,27 @@ const LABELS: [&str; 20] = [
     "model_type",
 ];
 
-/// What a worker told about itself, as text.
+/// What a worker reports of itself, as text.
 pub(crate) type Labels = BTreeMap<String, String>;
 
-/// What a worker told about itself, and the metrics that follow from it.
+/// What a worker reports of itself, and the metrics that follow from it.
 #[derive(Debug)]
 pub(crate) struct ModelInfo {
-    /// The model it serves; [`UNKNOWN_MODEL`] until it told.
+    /// The model it serves; [`UNKNOWN_MODEL`] until it reports one.
     pub(crate) model: String,
-    /// The facts it told, as text.
+    /// Everything it reports, as text.
     pub(crate) labels: Labels,
     /// Handles for its model.
     pub(crate) metrics: Arc<ModelMetrics>,
 }
 
 impl ModelInfo {
-    /// Tokens its prefix cache holds, when it told.
+    /// Tokens its prefix cache holds, when it reports that.
     pub(crate) fn cache_tokens(&self) -> Option<u64> {
         self.labels.get("max_total_num_tokens")?.parse().ok()
     }
 
-    /// Whether it told anything, and its model is known.
+    /// Whether it has reported, and its model is known.
     pub(crate) fn is_complete(&self) -> bool {
         self.is_known() && !self.labels.is_empty()
     }
@@ -63,7 +63,7 @@ impl ModelInfo {
     }
 }
 
-/// The labels in what a worker told; later answers add to earlier ones.
+/// The labels in what a worker reports; later answers add to earlier ones.
 pub(super) fn labels(answers: &[Map<String, Value>]) -> Labels {
     let mut labels = BTreeMap::new();
     for answer in answers {

@@ -1,11 +1,15 @@
-//! A worker that somebody waits for: one that comes for them alone goes with them.
+//! A registration held by a waiting client; undone on drop unless another client holds it too.
 
 use std::sync::Arc;
 
-use super::{Registry, Worker};
+use super::model_info::Labels;
+use super::registry::{RegistrationError, Registry};
+use super::spec::WorkerSpec;
+use super::transitions;
+use super::worker::Worker;
+use crate::config::WorkerUrl;
 
-/// The wait of one client for one worker. Dropped before the worker is up, it takes back the
-/// registration, unless somebody else wants the worker, too.
+/// The wait of one client for one worker.
 #[derive(Debug)]
 pub(crate) struct PendingRegistration {
     registry: Arc<Registry>,
@@ -13,36 +17,48 @@ pub(crate) struct PendingRegistration {
     settled: bool,
 }
 
-/// Why a worker that somebody waited for is not up.
+/// Why a worker that a client waited for is not ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StartupError {
-    /// It took too long, and is not registered any more.
+    /// It took too long; the registration is undone.
     TimedOut,
-    /// It took too long; others want it.
+    /// It took too long; other clients hold the registration.
     TimedOutButShared,
-    /// Somebody has removed it.
+    /// It was removed meanwhile.
     Removed,
 }
 
 impl PendingRegistration {
-    pub(super) fn new(registry: Arc<Registry>, worker: Arc<Worker>) -> Self {
-        Self {
-            registry,
+    /// Registers the worker at `url` for a client that waits for it; see [`Registry::add`].
+    ///
+    /// # Errors
+    /// As [`Registry::add`].
+    pub(crate) fn start<E: From<RegistrationError>>(
+        registry: &Arc<Registry>,
+        url: &WorkerUrl,
+        build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
+    ) -> Result<Self, E> {
+        let worker = registry.add_while_waiting(url, build_spec)?;
+        Ok(Self {
+            registry: Arc::clone(registry),
             worker,
             settled: false,
-        }
+        })
     }
 
-    /// Who is waited for.
     pub(crate) fn worker(&self) -> &Worker {
         &self.worker
     }
 
-    /// Waits for the worker, no longer than it may take to come up.
+    /// Waits for the worker to become ready, no longer than it may take.
+    ///
+    /// # Errors
+    /// When it is not ready by then.
     pub(crate) async fn wait(mut self) -> Result<(), StartupError> {
-        let is_up = self.registry.wait_ready(&self.worker).await;
+        let (fleet, limit) = (self.registry.fleet(), self.registry.startup_timeout());
+        let ready = transitions::wait_ready(fleet, &self.worker, limit).await;
         self.settled = true;
-        if is_up {
+        if ready {
             self.registry.confirm(&self.worker);
             return Ok(());
         }

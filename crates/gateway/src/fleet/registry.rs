@@ -1,363 +1,315 @@
-//! The register of workers: who comes at run time, on which terms, and who leaves.
+//! The one way in for workers: configured, registered by request, or discovered.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use routing::{Breaker, BreakerRules, Health, Thresholds, Verdict};
+use routing::Verdict;
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::endpoint::Endpoint;
+use super::fleet::Fleet;
 use super::model_info::Labels;
-use super::registration::PendingRegistration;
-use super::slots::Slot;
-use super::worker::NewWorker;
-use super::{
-    Connections, Fleet, HealthSpec, ModelInfo, PoolLimits, UNKNOWN_MODEL, Worker, WorkerQueue,
-    WorkerSpec, WorkerState,
-};
-use crate::config::{Options, WorkerUrl, seconds};
-use crate::telemetry::Metrics;
+use super::spec::WorkerSpec;
+use super::worker::Worker;
+use super::worker_factory::WorkerFactory;
+use super::{drain, transitions};
+use crate::config::WorkerUrl;
 
-/// What every worker gets when it comes.
-#[derive(Debug)]
-pub(crate) struct WorkerFactory {
-    metrics: Arc<Metrics>,
-    limits: Arc<PoolLimits>,
-    thresholds: Thresholds,
-    breaker: Option<BreakerRules>,
-    compared: bool,
-    worker_queue: Option<Arc<WorkerQueue>>,
-    startup_timeout: Duration,
-    /// Clients need a key: so may workers.
-    has_key: bool,
-}
-
-impl WorkerFactory {
-    pub(crate) fn new(
-        options: &Options,
-        metrics: &Arc<Metrics>,
-        limits: PoolLimits,
-        worker_queue: Option<Arc<WorkerQueue>>,
-    ) -> Self {
-        Self {
-            metrics: Arc::clone(metrics),
-            limits: Arc::new(limits),
-            thresholds: Thresholds {
-                failure: options.health_failure_threshold,
-                success: options.health_success_threshold,
-            },
-            breaker: options.breaker_rules(),
-            compared: options.outlier_ejection,
-            worker_queue,
-            startup_timeout: seconds(options.worker_startup_timeout_secs),
-            has_key: options.api_key.is_some(),
-        }
-    }
-
-    /// A worker on these terms; `came` is when, for one that comes while others work.
-    pub(crate) fn build(
-        &self,
-        spec: WorkerSpec,
-        slot: Slot,
-        joined_at: Option<Duration>,
-    ) -> Arc<Worker> {
-        let url = spec.url.clone();
-        let model = spec.model.as_deref().unwrap_or(UNKNOWN_MODEL);
-        let health = Health::new(self.thresholds(&spec.health));
-        Arc::new(Worker::new(NewWorker {
-            slot,
-            connections: Connections::new(url.clone(), Arc::clone(&self.limits)),
-            metrics: self.metrics.of_worker(url.as_str()),
-            model_info: ModelInfo {
-                model: model.to_owned(),
-                labels: BTreeMap::new(),
-                metrics: self.metrics.model(model),
-            },
-            state: WorkerState::new(health, self.breaker.map(Breaker::new), joined_at),
-            compared: self.compared,
-            worker_queue: self.worker_queue.clone(),
-            spec,
-        }))
-    }
-
-    fn thresholds(&self, health: &HealthSpec) -> Thresholds {
-        let usual = self.thresholds;
-        Thresholds {
-            failure: health.failure_threshold.unwrap_or(usual.failure),
-            success: health.success_threshold.unwrap_or(usual.success),
-        }
-    }
+/// Where a list of workers comes from. Each source adds and removes its own workers only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The options.
+    Static,
+    /// `POST /workers` and its older forms.
+    Api,
 }
 
 /// Why a worker was not registered, or not changed.
 #[derive(Debug, Error)]
 pub(crate) enum RegistrationError {
-    /// Its URL is, on other terms.
+    /// Its URL is registered with other properties.
     #[error(
         "Worker {url} already exists with id {id} and other properties; change it by PUT or PATCH /workers/{id}"
     )]
     Exists { url: String, id: Uuid },
-    /// It has left.
+    /// It has been removed.
     #[error("Worker {0} not found")]
     Removed(Uuid),
-    /// It is leaving.
+    /// It is being removed.
     #[error("Worker {url} with id {id} is being removed and cannot be changed")]
     Draining { url: String, id: Uuid },
-    /// Nobody would probe it any more.
+    /// No prober would start for it.
     #[error("the gateway is stopping")]
     Stopping,
 }
 
-/// Who comes, and on which terms everybody works. One change at a time.
+/// Adds, changes and removes workers, one change at a time.
 #[derive(Debug)]
 pub(crate) struct Registry {
     fleet: Arc<Fleet>,
     factory: WorkerFactory,
-    /// To those who probe.
-    joined: mpsc::Sender<Arc<Worker>>,
-    pending: Mutex<PendingWaiters>,
+    /// To the health checks; no more than there are workers.
+    joined: mpsc::UnboundedSender<Arc<Endpoint>>,
+    entries: Mutex<Entries>,
 }
 
-/// Workers that are registered only for those who wait for them, and how many do.
-type PendingWaiters = BTreeMap<Uuid, usize>;
+/// What is known of registrations besides the workers themselves.
+#[derive(Debug, Default)]
+struct Entries {
+    sources: BTreeMap<Uuid, Source>,
+    /// Workers that are registered only for clients that wait for them, and how many do.
+    waiters: BTreeMap<Uuid, usize>,
+}
+
+/// How long a registration is to last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    Always,
+    /// While a client waits for it.
+    WhileWaiting,
+}
 
 impl Registry {
+    /// A registry for `fleet`; endpoints that need health checks go to `joined`.
     pub(crate) fn new(
         fleet: Arc<Fleet>,
         factory: WorkerFactory,
-        joined: mpsc::Sender<Arc<Worker>>,
+        joined: mpsc::UnboundedSender<Arc<Endpoint>>,
     ) -> Self {
         Self {
             fleet,
             factory,
             joined,
-            pending: Mutex::default(),
+            entries: Mutex::default(),
         }
     }
 
-    /// Everybody.
     pub(crate) fn fleet(&self) -> &Arc<Fleet> {
         &self.fleet
     }
 
-    /// How long a worker may take to come up.
+    /// How long a worker may take to become ready.
     pub(crate) fn startup_timeout(&self) -> Duration {
         self.factory.startup_timeout
     }
 
-    /// Registers a worker for good. `say` makes its terms from the present ones and from what it
-    /// told: what is not said stays. Those of a worker that has been up are not changed so.
-    pub(crate) async fn add<E: From<RegistrationError>>(
+    /// Makes the workers of a source those of `list`: adds what is missing, in order, and
+    /// removes what is no longer in it.
+    ///
+    /// # Errors
+    /// When no health check would start for a new worker.
+    pub(crate) fn reconcile(
+        &self,
+        source: Source,
+        list: &[WorkerSpec],
+    ) -> Result<(), RegistrationError> {
+        if self.joined.is_closed() {
+            return Err(RegistrationError::Stopping);
+        }
+        let mut entries = self.entries();
+        let workers = self.fleet.workers();
+        let present = workers.iter().filter(|worker| !worker.is_draining());
+        let (mut own, others): (Vec<_>, Vec<_>) =
+            present.partition(|worker| entries.sources.get(&worker.id) == Some(&source));
+        for spec in list {
+            let at = |worker: &&Arc<Worker>| *worker.url() == spec.url;
+            if let Some(kept) = own.iter().position(&at) {
+                own.swap_remove(kept);
+            } else if !others.iter().any(at) {
+                self.join(spec.clone(), source, &mut entries)?;
+            }
+        }
+        for worker in own {
+            self.start_removal(worker, &mut entries);
+        }
+        Ok(())
+    }
+
+    /// Registers a worker for good. `build_spec` makes its spec from the present one and from
+    /// what the worker reports: omitted fields keep their value. A worker that has been ready
+    /// is not changed so.
+    ///
+    /// # Errors
+    /// Those of `build_spec`, and [`RegistrationError`].
+    pub(crate) fn add<E: From<RegistrationError>>(
         &self,
         url: &WorkerUrl,
         build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
     ) -> Result<Arc<Worker>, E> {
-        self.admit(url, build_spec, false).await
+        self.register(url, build_spec, Keep::Always)
     }
 
-    /// The same for somebody who waits for the worker to come up, and does not want it otherwise.
-    pub(crate) async fn register_pending<E: From<RegistrationError>>(
-        self: &Arc<Self>,
-        url: &WorkerUrl,
-        build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
-    ) -> Result<PendingRegistration, E> {
-        let worker = self.admit(url, build_spec, true).await?;
-        Ok(PendingRegistration::new(Arc::clone(self), worker))
-    }
-
-    async fn admit<E: From<RegistrationError>>(
+    /// Registers a worker for a client that waits for it. The client confirms or releases it.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub(super) fn add_while_waiting<E: From<RegistrationError>>(
         &self,
         url: &WorkerUrl,
         build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
-        wait: bool,
     ) -> Result<Arc<Worker>, E> {
-        // First of all, so that no worker can be there without a prober.
-        let permit = self.joined.reserve().await;
-        let permit = permit.map_err(|_| RegistrationError::Stopping)?;
-        let mut pending = self.pending();
+        self.register(url, build_spec, Keep::WhileWaiting)
+    }
+
+    fn register<E: From<RegistrationError>>(
+        &self,
+        url: &WorkerUrl,
+        build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
+        keep: Keep,
+    ) -> Result<Arc<Worker>, E> {
+        if self.joined.is_closed() {
+            return Err(RegistrationError::Stopping.into());
+        }
+        let mut entries = self.entries();
         if let Some(worker) = self.fleet.find(url.as_str()) {
-            let spec = build_spec(&worker.config.load().spec, &worker.model_info.load().labels)?;
+            let endpoint = &worker.endpoint;
+            let spec = build_spec(
+                &endpoint.config.load().spec,
+                &endpoint.model_info.load().labels,
+            )?;
             self.factory.metrics.registered("duplicate");
             self.reregister(&worker, spec)?;
-            if wait {
-                pending.entry(worker.id).and_modify(|waiting| *waiting += 1);
+            if keep == Keep::WhileWaiting {
+                let waiters = entries.waiters.entry(worker.id);
+                waiters.and_modify(|waiting| *waiting += 1);
             } else {
-                pending.remove(&worker.id);
+                entries.waiters.remove(&worker.id);
             }
             return Ok(worker);
         }
         let spec = build_spec(&WorkerSpec::new(url.clone()), &Labels::new())?;
-        self.warn_without_key(&spec);
-        let now = self.fleet.now();
-        let make = |slot| self.factory.build(spec, slot, Some(now));
-        let worker = self.fleet.admit(make);
-        if wait {
-            pending.insert(worker.id, 1);
+        let worker = self.join(spec, Source::Api, &mut entries)?;
+        if keep == Keep::WhileWaiting {
+            entries.waiters.insert(worker.id, 1);
         }
-        drop(pending);
-        permit.send(Arc::clone(&worker));
+        drop(entries);
         info!(worker = %url, id = %worker.id, "worker registered");
         Ok(worker)
     }
 
+    /// Adds a worker to the fleet, and starts its health checks.
+    fn join(
+        &self,
+        spec: WorkerSpec,
+        source: Source,
+        entries: &mut Entries,
+    ) -> Result<Arc<Worker>, RegistrationError> {
+        let joined_at = (source != Source::Static).then(|| self.fleet.now());
+        if joined_at.is_some() {
+            self.factory.warn_without_key(&spec);
+        }
+        let build = |slot| self.factory.build(spec, slot, joined_at);
+        let worker = self.fleet.add(build);
+        entries.sources.insert(worker.id, source);
+        let joined = self.joined.send(Arc::clone(&worker.endpoint));
+        joined.map_err(|_| RegistrationError::Stopping)?;
+        Ok(worker)
+    }
+
     fn reregister(&self, worker: &Arc<Worker>, spec: WorkerSpec) -> Result<(), RegistrationError> {
-        let same = worker.config.load().spec == spec;
-        if matches!(Fleet::verdict(worker), Verdict::Pending | Verdict::Failed) {
-            self.warn_without_key(&spec);
-            self.apply_spec(worker, spec);
+        let endpoint = &worker.endpoint;
+        let same = endpoint.config.load().spec == spec;
+        if matches!(endpoint.verdict(), Verdict::Pending | Verdict::Failed) {
+            self.factory.warn_without_key(&spec);
+            self.apply_spec(endpoint, spec);
         } else if !same {
             return Err(RegistrationError::Exists {
-                url: worker.url.to_string(),
+                url: worker.url().to_string(),
                 id: worker.id,
             });
         }
         Ok(())
     }
 
-    /// Changes the terms of a worker: `change` makes them from the present ones and from what
-    /// it told, or fails, and then nothing is changed.
+    /// Changes a worker's spec: `change` makes it from the present one and from what the worker
+    /// reports, or fails, and then nothing is changed.
+    ///
+    /// # Errors
+    /// Those of `change`, and [`RegistrationError`].
     pub(crate) fn update<E: From<RegistrationError>>(
         &self,
         worker: &Arc<Worker>,
         change: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
     ) -> Result<(), E> {
-        let mut pending = self.pending();
-        // Whoever removes it waits for this change, or has been here before it.
-        if worker.removed.load(Relaxed) {
+        let mut entries = self.entries();
+        let endpoint = &worker.endpoint;
+        // A removal waits for this change, or has come before it.
+        if endpoint.is_removed() {
             return Err(RegistrationError::Removed(worker.id).into());
         }
         if worker.is_draining() {
-            let (url, id) = (worker.url.to_string(), worker.id);
+            let (url, id) = (worker.url().to_string(), worker.id);
             return Err(RegistrationError::Draining { url, id }.into());
         }
-        let spec = change(&worker.config.load().spec, &worker.model_info.load().labels)?;
-        self.warn_without_key(&spec);
-        self.apply_spec(worker, spec);
-        pending.remove(&worker.id);
-        drop(pending);
-        info!(worker = %worker.url, "worker changed by request");
+        let spec = change(
+            &endpoint.config.load().spec,
+            &endpoint.model_info.load().labels,
+        )?;
+        self.factory.warn_without_key(&spec);
+        self.apply_spec(endpoint, spec);
+        entries.waiters.remove(&worker.id);
+        drop(entries);
+        info!(worker = %worker.url(), "worker changed by request");
         Ok(())
     }
 
-    fn apply_spec(&self, worker: &Arc<Worker>, spec: WorkerSpec) {
+    fn apply_spec(&self, endpoint: &Arc<Endpoint>, spec: WorkerSpec) {
         let thresholds = self.factory.thresholds(&spec.health);
-        worker.config.store(Arc::new(spec.into()));
-        self.fleet.update_state(worker, |state| {
-            state.health.set_thresholds(thresholds);
-            state.health.start_over();
-        });
-        self.fleet.set_model(worker, None, &self.factory.metrics);
-        // Its prober looks at the new terms.
-        worker.probe_now.notify_one();
+        endpoint.config.store(Arc::new(spec.into()));
+        transitions::restart_health(&self.fleet, endpoint, thresholds);
+        transitions::set_model(&self.fleet, endpoint, None, &self.factory.metrics);
+        // Its prober reads the new settings.
+        endpoint.probe_now.notify_one();
     }
 
-    /// A worker leaves: no new requests, and it is gone once those it has are done.
+    /// Removes a worker: no new requests, and it is gone once those it has are done.
     pub(crate) fn remove(&self, worker: &Arc<Worker>) {
-        self.start_removal(worker, &mut self.pending());
+        self.start_removal(worker, &mut self.entries());
     }
 
-    fn start_removal(&self, worker: &Arc<Worker>, pending: &mut PendingWaiters) {
-        pending.remove(&worker.id);
-        if self.fleet.start_drain(worker) {
+    fn start_removal(&self, worker: &Arc<Worker>, entries: &mut Entries) {
+        entries.waiters.remove(&worker.id);
+        entries.sources.remove(&worker.id);
+        if drain::start_drain(&self.fleet, worker) {
             self.factory.metrics.deregistered("removed");
             let (fleet, worker) = (Arc::clone(&self.fleet), Arc::clone(worker));
             // Without a runtime everything is ending.
             if let Ok(runtime) = Handle::try_current() {
-                runtime.spawn(async move { fleet.finish_drain(&worker).await });
+                runtime.spawn(async move { drain::finish_drain(&fleet, &worker).await });
+            } else {
+                warn!("no runtime to finish the removal of a worker");
             }
         }
     }
 
-    /// A worker is registered for good.
+    /// A client that waited for a worker keeps it registered.
     pub(super) fn confirm(&self, worker: &Worker) {
-        self.pending().remove(&worker.id);
+        self.entries().waiters.remove(&worker.id);
     }
 
-    /// One who waited for a worker does so no longer; tells whether it stays nevertheless.
+    /// A client waits for a worker no longer; returns whether the worker stays nevertheless.
     pub(super) fn release(&self, worker: &Arc<Worker>) -> bool {
-        let mut pending = self.pending();
-        let Some(waiting) = pending.get_mut(&worker.id) else {
+        let mut entries = self.entries();
+        let Some(waiting) = entries.waiters.get_mut(&worker.id) else {
             return true;
         };
         *waiting -= 1;
         let stays = worker.is_ready() || *waiting > 0;
         if worker.is_ready() {
-            pending.remove(&worker.id);
+            entries.waiters.remove(&worker.id);
         } else if !stays {
-            self.start_removal(worker, &mut pending);
+            self.start_removal(worker, &mut entries);
         }
         stays
     }
 
-    fn pending(&self) -> MutexGuard<'_, PendingWaiters> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for a worker to get ready, no longer than it may take to come up.
-    pub(super) async fn wait_ready(&self, worker: &Worker) -> bool {
-        self.fleet.wait_ready(worker, self.startup_timeout()).await
-    }
-
-    fn warn_without_key(&self, spec: &WorkerSpec) {
-        if self.factory.has_key && spec.key.is_none() {
-            warn!(worker = %spec.url, "the gateway has an API key, this worker has none");
-        }
-    }
-}
-
-impl Fleet {
-    /// The worker at a URL, however it is spelt; of several the one that is not leaving.
-    pub(crate) fn find(&self, url: &str) -> Option<Arc<Worker>> {
-        let url = WorkerUrl::parse(url).ok()?;
-        let workers = self.workers();
-        let mut named = workers.iter().filter(|worker| worker.url == url);
-        named.find(|worker| !worker.is_draining()).cloned()
-    }
-
-    /// Takes a worker in, at the lowest free slot.
-    pub(super) fn admit(self: &Arc<Self>, make: impl FnOnce(Slot) -> Arc<Worker>) -> Arc<Worker> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let worker = make(slots.take());
-        // A worker has one fleet.
-        let _ = worker.fleet.set(Arc::downgrade(self));
-        self.workers.rcu(|workers| {
-            let at = workers.partition_point(|other| other.slot < worker.slot);
-            let mut more = Vec::clone(workers);
-            more.insert(at, Arc::clone(&worker));
-            more
-        });
-        drop(slots);
-        self.rebuild_membership();
-        worker
-    }
-
-    /// A worker has left: nothing is kept of it, and its slot is for the next.
-    pub(super) fn remove(&self, worker: &Worker) {
-        // Whoever names it does so before, or finds it gone.
-        let named = self.model_lock.lock();
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.workers.rcu(|workers| {
-            let stays = workers.iter().filter(|other| other.id != worker.id);
-            stays.cloned().collect::<Vec<_>>()
-        });
-        if let Some(outliers) = &self.outliers {
-            let mut outliers = outliers.lock().unwrap_or_else(PoisonError::into_inner);
-            outliers.forget(worker.slot);
-        }
-        slots.give_back(worker.slot());
-        let same = |other: &&Arc<Worker>| other.url.as_str() == worker.url.as_str();
-        if before.iter().filter(same).count() < 2 {
-            worker.metrics.forget();
-        }
-        // Not before: who comes to the same URL now counts on series of its own.
-        drop(slots);
-        drop(named);
-        self.rebuild_membership();
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -366,10 +318,11 @@ mod tests {
     use std::sync::Barrier;
     use std::thread;
 
-    use routing::{Params, PolicyKind};
-
-    use super::super::{FleetRules, ModelPolicies};
+    use super::super::model_info::UNKNOWN_MODEL;
     use super::*;
+    use crate::config::{FleetSection, HealthSection, Options, PoolSection};
+    use crate::telemetry::Metrics;
+    use crate::upstream::PoolLimits;
 
     const URL: &str = "http://w:1";
 
@@ -379,59 +332,86 @@ mod tests {
         metrics: Arc<Metrics>,
     }
 
+    fn spec(url: &str) -> WorkerSpec {
+        WorkerSpec::new(WorkerUrl::parse(url).unwrap())
+    }
+
     impl Bench {
         fn new() -> Self {
             let metrics = Arc::new(Metrics::new(None).unwrap());
-            let options = Options::default();
-            let policies =
-                ModelPolicies::new(PolicyKind::Random, |kind| kind.build(&Params::default()));
+            let options = &Options::default();
+            let limits = PoolLimits::new(&PoolSection::from(options), 1);
+            let section = FleetSection::from(options);
+            let health = HealthSection::from(options);
             Self {
-                fleet: Fleet::new(Vec::new(), policies, FleetRules::default()),
-                factory: WorkerFactory::new(&options, &metrics, PoolLimits::new(&options, 1), None),
+                factory: WorkerFactory::new(&section, &health, limits, &metrics),
+                fleet: Fleet::new(section),
                 metrics,
             }
         }
 
-        fn come(&self) -> Arc<Worker> {
-            let spec = WorkerSpec::new(WorkerUrl::parse(URL).unwrap());
-            let make = |slot| self.factory.build(spec, slot, None);
-            self.fleet.admit(make)
+        fn join(&self) -> Arc<Worker> {
+            let build = |slot| self.factory.build(spec(URL), slot, None);
+            self.fleet.add(build)
         }
 
-        fn go(&self, worker: &Worker) {
-            worker.removed.store(true, Relaxed);
+        fn remove(&self, worker: &Worker) {
+            worker.endpoint.mark_removed();
             self.fleet.remove(worker);
         }
     }
 
+    fn urls(fleet: &Fleet) -> Vec<String> {
+        let workers = fleet.workers();
+        let staying = workers.iter().filter(|worker| !worker.is_draining());
+        staying.map(|worker| worker.url().to_string()).collect()
+    }
+
     #[test]
-    fn who_comes_to_a_url_while_another_goes_there_is_counted() {
+    fn metrics_survive_reuse_of_a_worker_url() {
         let bench = Bench::new();
-        let mut worker = bench.come();
+        let mut worker = bench.join();
         for _ in 0..5000 {
             let both = Barrier::new(2);
             let next = thread::scope(|threads| {
                 threads.spawn(|| {
                     both.wait();
-                    bench.go(&worker);
+                    bench.remove(&worker);
                 });
                 both.wait();
-                bench.come()
+                bench.join()
             });
             next.metrics.successes.inc();
-            let reported = bench.metrics.of_worker(URL).successes.get();
-            assert_eq!(reported, next.metrics.successes.get());
+            let counted = bench.metrics.of_worker(URL).successes.get();
+            assert_eq!(counted, next.metrics.successes.get());
             worker = next;
         }
     }
 
     #[test]
-    fn who_is_gone_is_not_named() {
+    fn removed_worker_is_given_no_model() {
         let bench = Bench::new();
-        let worker = bench.come();
-        bench.go(&worker);
+        let worker = bench.join();
+        bench.remove(&worker);
         let labels = BTreeMap::from([("model_id".to_owned(), "ghost".to_owned())]);
-        bench.fleet.set_model(&worker, Some(labels), &bench.metrics);
-        assert_eq!(worker.model_info.load().model, UNKNOWN_MODEL);
+        transitions::set_model(&bench.fleet, &worker.endpoint, Some(labels), &bench.metrics);
+        assert_eq!(worker.endpoint.model_info.load().model, UNKNOWN_MODEL);
+    }
+
+    #[tokio::test]
+    async fn reconcile_adds_and_removes_the_workers_of_its_own_source_only() {
+        let Bench { fleet, factory, .. } = Bench::new();
+        let (joined, _probers) = mpsc::unbounded_channel();
+        let registry = Registry::new(Arc::clone(&fleet), factory, joined);
+        let list = ["http://a:1", "http://b:1", "http://b:1"].map(spec);
+        registry.reconcile(Source::Static, &list).unwrap();
+        assert_eq!(urls(&fleet), ["http://a:1", "http://b:1", "http://b:1"]);
+        let added = spec("http://c:1").url;
+        let keep = |spec: &WorkerSpec, _: &Labels| Ok::<_, RegistrationError>(spec.clone());
+        registry.add(&added, keep).unwrap();
+        registry.reconcile(Source::Static, &list[1..2]).unwrap();
+        assert_eq!(urls(&fleet), ["http://b:1", "http://c:1"]);
+        registry.reconcile(Source::Static, &list).unwrap();
+        assert_eq!(urls(&fleet).len(), 4);
     }
 }

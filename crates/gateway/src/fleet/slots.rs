@@ -1,6 +1,7 @@
-//! Places in the fleet's list: the lowest free one for whoever comes, and never one life twice.
+//! Places in the fleet's list: the lowest free one for a new worker, each time with a higher
+//! generation.
 
-/// A worker's place in the list, and which of those who had it this one is.
+/// A place in the list, and how many generations of workers it has had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot {
     pub(crate) number: usize,
@@ -21,17 +22,6 @@ struct State {
 }
 
 impl Slots {
-    /// With the first so many taken.
-    pub(super) fn taken(count: usize) -> Self {
-        let taken = State {
-            free: false,
-            next: 0,
-        };
-        Self {
-            all: vec![taken; count],
-        }
-    }
-
     /// How many there are, free or not.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
@@ -55,7 +45,7 @@ impl Slots {
         }
     }
 
-    /// Whoever was here last has left.
+    /// The last worker here has left.
     pub(super) fn give_back(&mut self, last: Slot) {
         if let Some(state) = self.all.get_mut(last.number) {
             state.free = true;
@@ -70,7 +60,9 @@ mod tests {
 
     #[test]
     fn the_lowest_free_slot_is_taken_by_a_new_generation() {
-        let mut slots = Slots::taken(2);
+        let mut slots = Slots::default();
+        slots.take();
+        slots.take();
         let third = slots.take();
         assert_eq!((third.number, third.generation), (2, 0));
         slots.give_back(Slot {

@@ -1,73 +1,74 @@
-//! What speaks for and against giving a worker requests.
+//! Whether a worker is given requests, and why not.
 
 use std::time::Duration;
 
-use routing::{Breaker, Circuit, Health, Verdict};
+use routing::{Breaker, Circuit, Verdict};
 
-/// How long a worker that refused a request is spared; twice as long each time in a row.
+/// How long other workers are preferred to one that refused a request; doubles with each
+/// refusal in a row.
 const INITIAL_BUSY: Duration = Duration::from_millis(50);
-/// How long a failure to come up is told as what became of the registration.
+/// How long a failed start is shown as the status of the registration.
 const FAILURE_SHOWN_FOR: Duration = Duration::from_mins(5);
 /// Up to 1.6 s.
 const MAX_DOUBLINGS: u32 = 5;
 
-/// A worker's standing: its probes, its breaker, and what was decided about it.
+/// The verdict of its probes, its breaker, and what was decided about a worker.
 #[derive(Debug)]
 pub(crate) struct WorkerState {
-    pub(super) health: Health,
+    pub(super) verdict: Verdict,
     /// `None` when breakers are off.
     pub(super) breaker: Option<Breaker>,
-    /// It is leaving: what it has may finish, nothing new comes.
+    /// It finishes what it has and gets nothing new.
     pub(super) draining: bool,
-    /// An outlier among its peers rests until then.
+    /// An outlier among its peers is ejected until then.
     pub(super) ejected_until: Option<Duration>,
-    /// It had too much to do: until then others come first.
+    /// It refused a request for lack of capacity: until then other workers are preferred.
     pub(super) busy_until: Option<Duration>,
-    /// Times in a row that it had.
+    /// Such refusals in a row.
     pub(super) refusals: u32,
-    /// When it came back from being away.
+    /// When it came back from being not ready, while slow start lasts.
     pub(super) recovered_at: Option<Duration>,
-    /// When it came, if others were working by then.
+    /// When it joined, if the gateway was running by then.
     pub(super) joined_at: Option<Duration>,
-    /// When it was found that it had not come up in time.
+    /// When its start-up time ran out.
     pub(super) failed_at: Option<Duration>,
 }
 
 /// The registration of a worker that has not been ready yet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RegistrationStatus {
-    /// It did not come up in time.
+    /// It did not become ready in time.
     pub(crate) failed: bool,
     /// How long it has been so.
     pub(crate) age: Duration,
 }
 
-/// A standing at a glance.
+/// What follows from a [`WorkerState`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Availability {
     pub(crate) verdict: Verdict,
     pub(crate) circuit: Circuit,
     pub(crate) draining: bool,
-    /// Its probes pass and it is not leaving.
+    /// Its probes pass and it is not draining.
     pub(crate) ready: bool,
     /// It gets requests.
     pub(crate) selectable: bool,
-    /// It gets requests when nobody better is there: it rests, is busy, or is being probed.
+    /// It gets requests when no other worker may: it is ejected, busy, or being probed.
     pub(crate) fallback: bool,
-    /// It counts among those who serve its model: it has been ready once, and is not leaving.
-    pub(super) serves: bool,
+    /// It counts among the workers of its model: it has been ready once, and is not draining.
+    pub(crate) member: bool,
     /// Nothing is held against it.
     pub(super) clean: bool,
 }
 
 impl WorkerState {
     pub(crate) fn new(
-        health: Health,
+        verdict: Verdict,
         breaker: Option<Breaker>,
         joined_at: Option<Duration>,
     ) -> Self {
         Self {
-            health,
+            verdict,
             breaker,
             draining: false,
             ejected_until: None,
@@ -80,41 +81,41 @@ impl WorkerState {
     }
 
     pub(super) fn availability(&self) -> Availability {
-        let verdict = self.health.verdict();
+        let verdict = self.verdict;
         let breaker = self.breaker.as_ref();
         let allowed = breaker.is_none_or(Breaker::allows);
-        // A suspect is believed to be well until a probe says otherwise.
+        // A suspect counts as ready until a probe says otherwise.
         let ready = matches!(verdict, Verdict::Ready | Verdict::Suspect) && !self.draining;
-        let came_up = !matches!(verdict, Verdict::Pending | Verdict::Failed);
+        let was_ready = !matches!(verdict, Verdict::Pending | Verdict::Failed);
         let spared = self.ejected_until.is_some() || self.busy_until.is_some();
-        let fallback = verdict == Verdict::Suspect || spared;
+        let doubtful = verdict == Verdict::Suspect || spared;
         Availability {
             verdict,
             circuit: breaker.map_or(Circuit::Closed, Breaker::circuit),
             draining: self.draining,
             ready,
-            selectable: ready && allowed && !fallback,
-            fallback: ready && allowed && fallback,
-            serves: came_up && !self.draining,
+            selectable: ready && allowed && !doubtful,
+            fallback: ready && allowed && doubtful,
+            member: was_ready && !self.draining,
             clean: breaker.is_none_or(Breaker::is_clean) && self.refusals == 0,
         }
     }
 
-    /// What is being done about it as long as it has never been ready.
-    pub(super) fn job(&self, now: Duration) -> Option<RegistrationStatus> {
-        let joined_at = self.joined_at.unwrap_or_default();
-        let (failed, since) = match self.health.verdict() {
+    /// The status of a registration as long as the worker has never been ready.
+    pub(super) fn registration_status(&self, now: Duration) -> Option<RegistrationStatus> {
+        let joined = self.joined_at.unwrap_or_default();
+        let (failed, since) = match self.verdict {
             _ if self.draining => return None,
-            Verdict::Pending => (false, joined_at),
-            Verdict::Failed => (true, self.failed_at.unwrap_or(joined_at)),
+            Verdict::Pending => (false, joined),
+            Verdict::Failed => (true, self.failed_at.unwrap_or(joined)),
             _ => return None,
         };
         let age = now.saturating_sub(since);
         (!failed || age < FAILURE_SHOWN_FOR).then_some(RegistrationStatus { failed, age })
     }
 
-    /// It refused a request for want of room: for a moment others come first. Tells for how
-    /// long, unless it was busy already.
+    /// It refused a request for lack of capacity: for a moment other workers are preferred.
+    /// Returns for how long, unless it was busy already.
     pub(super) fn record_refusal(&mut self, now: Duration) -> Option<Duration> {
         if self.busy_until.is_some() {
             return None;
@@ -125,8 +126,8 @@ impl WorkerState {
         Some(pause)
     }
 
-    /// Time goes by: an open breaker half-opens, a rest ends, a return is long ago.
-    pub(super) fn advance(&mut self, now: Duration, slow_start: Duration) {
+    /// Time passes: an open breaker half-opens, an ejection ends, slow start ends.
+    pub(crate) fn advance(&mut self, now: Duration, slow_start: Duration) {
         if let Some(breaker) = &mut self.breaker {
             breaker.advance(now);
         }
@@ -134,7 +135,7 @@ impl WorkerState {
         self.busy_until = self.busy_until.filter(|until| *until > now);
         self.recovered_at = self
             .recovered_at
-            .filter(|recovered_at| now.saturating_sub(*recovered_at) < slow_start);
+            .filter(|recovered| now.saturating_sub(*recovered) < slow_start);
     }
 }
 

@@ -1,76 +1,57 @@
-//! One worker.
+//! One routable worker.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use http::HeaderValue;
-use routing::{Candidate, Load, Verdict, Window};
+use routing::{Candidate, Load, Verdict};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use super::endpoint::Endpoint;
+use super::outlier_stats::OutlierStats;
+use super::role::Role;
 use super::slots::Slot;
 use super::status::{Availability, WorkerState};
-use super::{Connections, Fleet, ModelInfo, WorkerConfig, WorkerQueue, WorkerSpec};
 use crate::config::WorkerUrl;
 use crate::telemetry::WorkerMetrics;
 
-/// A worker: where it is, what it said of itself, how it is doing.
+/// A worker that requests are routed to: an endpoint in one role, with a load of its own.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    /// Its place in the fleet's list, from when it comes until it is gone.
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// Its place in the fleet's list, from registration to removal.
     pub(crate) slot: usize,
+    pub(crate) role: Role,
     pub(crate) id: Uuid,
     /// The id, for `x-smg-routed-worker-id`.
     pub(crate) id_header: HeaderValue,
-    pub(crate) url: WorkerUrl,
-    /// On which terms it works.
-    pub(crate) config: ArcSwap<WorkerConfig>,
-    /// What is in flight there.
+    /// Requests in flight.
     pub(crate) load: Arc<Load>,
-    /// Connections to it.
-    pub(crate) connections: Connections,
-    /// What it said of itself.
-    pub(crate) model_info: ArcSwap<ModelInfo>,
-    pub(super) metrics: WorkerMetrics,
-    /// What its peers are compared with; `None` when they are not compared.
-    pub(super) outlier_stats: Option<OutlierStats>,
-    /// Rung for a probe at once.
-    pub(super) probe_now: Notify,
-    /// Who waits for a place, where workers have a cap.
-    pub(super) queue: Option<Arc<WorkerQueue>>,
-    /// It is leaving: somebody waits for the end of what it has.
-    draining: AtomicBool,
-    /// Rung whenever a request of a leaving worker has ended.
+    pub(crate) metrics: WorkerMetrics,
+    /// `None` where workers are not compared with their peers.
+    pub(crate) outlier_stats: Option<OutlierStats>,
+    /// Notified whenever a request of a draining worker has ended.
     pub(super) request_done: Notify,
-    /// It has left.
-    pub(super) removed: AtomicBool,
-    /// Where it works.
-    pub(super) fleet: OnceLock<Weak<Fleet>>,
     state: Mutex<WorkerState>,
-    /// Glances at the standing that requests take without a lock.
+    /// Copies of the availability that requests read without a lock.
     ready: AtomicBool,
     clean: AtomicBool,
-    away: AtomicBool,
-    /// When it was last probed for a long silence, milliseconds.
-    pub(super) last_requested_probe: AtomicU64,
-    /// Counts its lives: what routing learnt of an earlier one does not hold.
+    unreachable: AtomicBool,
+    draining: AtomicBool,
+    /// Rises with every restart and flush: what routing learnt before does not hold.
     generation: AtomicU32,
 }
 
 /// What a worker starts with.
 #[derive(Debug)]
 pub(crate) struct NewWorker {
+    pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) slot: Slot,
-    pub(crate) spec: WorkerSpec,
-    pub(crate) connections: Connections,
-    pub(crate) model_info: ModelInfo,
     pub(crate) state: WorkerState,
     pub(crate) metrics: WorkerMetrics,
-    /// Whether its figures are compared with its peers'.
-    pub(crate) compared: bool,
-    pub(crate) worker_queue: Option<Arc<WorkerQueue>>,
+    pub(crate) outlier_stats: Option<OutlierStats>,
 }
 
 impl Worker {
@@ -78,82 +59,77 @@ impl Worker {
         let id = Uuid::new_v4();
         let id_header = HeaderValue::try_from(id.to_string());
         Self {
+            endpoint: new.endpoint,
             slot: new.slot.number,
+            role: Role::Regular,
             id,
             id_header: id_header.unwrap_or(HeaderValue::from_static("unknown")),
-            url: new.spec.url.clone(),
-            config: ArcSwap::from_pointee(new.spec.into()),
             load: Arc::default(),
-            connections: new.connections,
-            model_info: ArcSwap::from_pointee(new.model_info),
             metrics: new.metrics,
-            outlier_stats: new.compared.then(OutlierStats::default),
-            probe_now: Notify::new(),
-            queue: new.worker_queue,
-            draining: AtomicBool::new(false),
+            outlier_stats: new.outlier_stats,
             request_done: Notify::new(),
-            removed: AtomicBool::new(false),
-            fleet: OnceLock::new(),
             state: Mutex::new(new.state),
             ready: AtomicBool::new(false),
             clean: AtomicBool::new(true),
-            away: AtomicBool::new(false),
-            last_requested_probe: AtomicU64::new(0),
+            unreachable: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             generation: AtomicU32::new(new.slot.generation),
         }
     }
 
-    /// Whether it came while the gateway ran.
-    pub(crate) fn joined_at_runtime(&self) -> bool {
-        self.with_state(|state| state.joined_at.is_some())
+    /// Where it is reached.
+    pub(crate) fn url(&self) -> &WorkerUrl {
+        &self.endpoint.url
     }
 
-    /// Whether this is its id.
+    /// Whether `id` is its id.
     pub(crate) fn has_id(&self, id: &str) -> bool {
         Uuid::parse_str(id).is_ok_and(|id| id == self.id)
     }
 
-    /// Whether its probes pass and it is not leaving.
+    /// Whether it joined while the gateway ran.
+    pub(crate) fn joined_at_runtime(&self) -> bool {
+        self.with_state(|state| state.joined_at.is_some())
+    }
+
+    /// Whether its probes pass and it is not draining.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.load(Relaxed)
     }
 
-    /// Whether its probes fail: what waits there for an answer need wait no longer.
-    pub(crate) fn is_away(&self) -> bool {
-        self.away.load(Relaxed)
+    /// Whether its probes fail: requests there need not wait for a response any longer.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.unreachable.load(Relaxed)
     }
 
     /// Whether nothing is held against it.
-    pub(super) fn is_clean(&self) -> bool {
+    pub(crate) fn is_clean(&self) -> bool {
         self.clean.load(Relaxed)
     }
 
+    /// Whether it finishes what it has and gets nothing new.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(SeqCst)
+    }
+
     /// A request has ended.
-    pub(super) fn request_finished(&self) {
-        if let Some(queue) = &self.queue {
-            queue.slot_freed();
-        }
+    pub(crate) fn request_finished(&self) {
         if self.is_draining() {
             self.request_done.notify_one();
         }
     }
 
-    /// Whether it is leaving.
-    pub(super) fn is_draining(&self) -> bool {
-        self.draining.load(SeqCst)
-    }
-
-    /// Its present life.
-    pub(super) fn generation(&self) -> u32 {
+    /// How often it has restarted or been flushed, counted on from its slot's last worker.
+    pub(crate) fn generation(&self) -> u32 {
         self.generation.load(Relaxed)
     }
 
-    /// It restarted, or its cache was flushed.
+    /// It has restarted, or its cache was flushed.
     pub(super) fn bump_generation(&self) {
         self.generation.fetch_add(1, Relaxed);
     }
 
-    /// Its place, and which of those who had it this one is.
+    /// Its slot, with its generation.
     pub(super) fn slot(&self) -> Slot {
         Slot {
             number: self.slot,
@@ -162,75 +138,48 @@ impl Worker {
     }
 
     /// As policies know it.
-    pub(super) fn candidate(&self) -> Candidate {
+    pub(crate) fn candidate(&self) -> Candidate {
         Candidate {
             slot: self.slot,
             generation: self.generation(),
-            url: self.url.as_str().into(),
+            url: self.url().as_str().into(),
             load: Arc::clone(&self.load),
         }
     }
 
-    /// Where it stands.
+    /// When it came back from being not ready, while slow start lasts.
+    pub(crate) fn recovered_at(&self) -> Option<Duration> {
+        self.with_state(|state| state.recovered_at)
+    }
+
     pub(crate) fn availability(&self) -> Availability {
         self.state().availability()
     }
 
-    /// Looks at its standing.
-    pub(super) fn with_state<T>(&self, look: impl FnOnce(&WorkerState) -> T) -> T {
-        look(&self.state())
+    /// Reads its state.
+    pub(super) fn with_state<T>(&self, read: impl FnOnce(&WorkerState) -> T) -> T {
+        read(&self.state())
     }
 
-    /// Changes its standing; tells it before and after. Only [`Fleet`] does, which draws the
-    /// consequences.
+    /// Changes its state; returns the availability before and after. Only
+    /// [`Fleet`](super::Fleet) calls it, for its observer must hear of it.
     pub(super) fn update_state<T>(
         &self,
-        change: impl FnOnce(&mut WorkerState) -> T,
+        update: impl FnOnce(&mut WorkerState) -> T,
     ) -> (Availability, Availability, T) {
         let mut state = self.state();
         let before = state.availability();
-        let result = change(&mut state);
+        let result = update(&mut state);
         let after = state.availability();
         self.ready.store(after.ready, Relaxed);
         self.clean.store(after.clean, Relaxed);
-        self.away.store(after.verdict == Verdict::NotReady, Relaxed);
+        self.unreachable
+            .store(after.verdict == Verdict::NotReady, Relaxed);
         self.draining.store(after.draining, SeqCst);
         (before, after, result)
     }
 
     fn state(&self) -> MutexGuard<'_, WorkerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Figures of a worker, added up without a lock until somebody takes them.
-#[derive(Debug, Default)]
-pub(super) struct OutlierStats {
-    requests: AtomicU64,
-    failures: AtomicU64,
-    waited_micros: AtomicU64,
-    tokens: AtomicU64,
-}
-
-impl OutlierStats {
-    pub(super) fn ended(&self, failed: bool) {
-        self.requests.fetch_add(1, Relaxed);
-        self.failures.fetch_add(failed.into(), Relaxed);
-    }
-
-    pub(super) fn first_byte(&self, waited: Duration, tokens: u64) {
-        let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
-        self.waited_micros.fetch_add(micros, Relaxed);
-        self.tokens.fetch_add(tokens, Relaxed);
-    }
-
-    /// The figures since they were last taken.
-    pub(super) fn take(&self) -> Window {
-        Window {
-            requests: self.requests.swap(0, Relaxed),
-            failures: self.failures.swap(0, Relaxed),
-            waited: Duration::from_micros(self.waited_micros.swap(0, Relaxed)),
-            tokens: self.tokens.swap(0, Relaxed),
-        }
     }
 }

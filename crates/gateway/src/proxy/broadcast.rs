@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use http::{Method, Request, Response, request};
@@ -12,13 +11,17 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::fan_out::{COMMAND_TIMEOUT, FAN_OUT};
+use super::proxy::Proxy;
+use super::request::RequestContext;
+use super::request_head;
 use super::response_body::{self, ReplyBody};
-use super::{Proxy, RequestContext, request_head};
+use crate::balancer::InFlight;
 use crate::error::Error;
-use crate::fleet::{InFlight, Worker, WorkerBody};
+use crate::fleet::Worker;
+use crate::upstream::{Call, CallBody, ResponseBody};
 
 /// An answer, and the place at the worker that gave it.
-type Found = (Response<WorkerBody>, InFlight);
+type Found = (Response<ResponseBody>, InFlight);
 
 impl Proxy {
     /// Sends the request, without its body, to every ready worker; the first success is the
@@ -28,11 +31,11 @@ impl Proxy {
         context: RequestContext<'_>,
         request: Request<Incoming>,
     ) -> Result<Response<ReplyBody>, Error> {
-        if self.fleet.ready_count() == 0 {
+        if self.balancer().fleet.ready_count() == 0 {
             return Err(Error::NoWorkers);
         }
         let (parts, _body) = request.into_parts();
-        let workers = self.fleet.workers();
+        let workers = self.balancer().fleet.workers();
         let mut asked: Vec<BoxFuture<'_, Option<Found>>> = Vec::new();
         for worker in workers.iter().filter(|worker| worker.is_ready()) {
             asked.push(Box::pin(self.ask_one(worker, context, &parts)));
@@ -44,10 +47,11 @@ impl Proxy {
                 continue;
             };
             let found = response.status().is_success();
-            last = Some(response_body::reply(
+            let idle_timeout = self.dispatcher.request_timeout;
+            last = Some(response_body::relay(
                 response,
+                idle_timeout,
                 Some(in_flight),
-                self.timeout,
                 None,
             ));
             if found {
@@ -63,7 +67,7 @@ impl Proxy {
         context: RequestContext<'_>,
         parts: &request::Parts,
     ) -> Option<Found> {
-        let mut in_flight = InFlight::unrouted(worker);
+        let mut in_flight = InFlight::unrouted(self.balancer(), worker);
         let path = request_head::path(parts, parts.uri.path());
         // What answers GET need not answer HEAD; hyper leaves the body out.
         let method = if parts.method == Method::HEAD {
@@ -71,19 +75,25 @@ impl Proxy {
         } else {
             &parts.method
         };
-        let head = self
-            .rules
-            .head(worker, method, &path, (&parts.headers, context));
-        let (head, body) = (head.finish(0), Bytes::new());
-        match timeout(COMMAND_TIMEOUT, worker.send(context.lane, &head, &body)).await {
+        let head = self.dispatcher.rules.head(&worker.endpoint, &parts.headers);
+        let added = head.added(context.request_id);
+        let forwards = |name: &_| head.forwards(name);
+        let call = Call {
+            method,
+            path: &path,
+            headers: head.headers(&parts.headers, &forwards, &added),
+            body: CallBody::default(),
+        };
+        let sending = worker.endpoint.client.send(context.lane, &call);
+        match timeout(COMMAND_TIMEOUT, sending).await {
             Ok(Ok(response)) => Some((response, in_flight)),
             Ok(Err(error)) => {
-                debug!(worker = %worker.url, %error, "worker gave no answer");
+                debug!(worker = %worker.url(), %error, "worker gave no answer");
                 in_flight.finish(Outcome::NoResponse);
                 None
             }
             Err(_) => {
-                debug!(worker = %worker.url, "worker did not answer in time");
+                debug!(worker = %worker.url(), "worker did not answer in time");
                 None
             }
         }

@@ -11,9 +11,12 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::body_fields::BodyFields;
-use super::{Proxy, RequestContext, request_body};
+use super::proxy::Proxy;
+use super::request::RequestContext;
+use super::request_body;
 use crate::error::Error;
-use crate::fleet::{Answer, Worker};
+use crate::fleet::{Answer, Worker, ask as ask_endpoint};
+use crate::lane::Lane;
 
 /// Workers asked at once.
 pub(super) const FAN_OUT: usize = 32;
@@ -73,21 +76,21 @@ impl Proxy {
     /// The answer of the first ready worker to the first of `paths` that is not 404 there.
     pub(crate) async fn ask_first(
         &self,
-        lane: usize,
+        lane: Lane,
         paths: &'static [&'static str],
     ) -> Result<Answer, Error> {
-        let worker = self.fleet.first_ready().ok_or(Error::NoWorkers)?;
+        let worker = self
+            .balancer()
+            .fleet
+            .first_ready()
+            .ok_or(Error::NoWorkers)?;
         ask(&worker, lane, &WorkerQuestion::get(paths), COMMAND_TIMEOUT).await
     }
 
     /// Every worker's answer, in configuration order. One that is not ready is only asked to
     /// do things (POST), not to tell them.
-    pub(crate) async fn ask_all(
-        &self,
-        lane: usize,
-        question: &WorkerQuestion,
-    ) -> Vec<WorkerAnswer> {
-        let workers = self.fleet.workers();
+    pub(crate) async fn ask_all(&self, lane: Lane, question: &WorkerQuestion) -> Vec<WorkerAnswer> {
+        let workers = self.balancer().fleet.workers();
         let mut asked: Vec<BoxFuture<'_, WorkerAnswer>> = Vec::new();
         for worker in workers.iter() {
             asked.push(Box::pin(async move {
@@ -113,10 +116,10 @@ impl Proxy {
         context: RequestContext<'_>,
         request: Request<Incoming>,
     ) -> Result<Answer, Error> {
-        let body = request_body::read(request.into_body(), self.max_payload).await?;
+        let body = request_body::read(request.into_body(), self.max_payload()).await?;
         BodyFields::read(&body)?;
         let question = &WorkerQuestion::post(&["/abort_request"], body);
-        let workers = self.fleet.workers();
+        let workers = self.balancer().fleet.workers();
         let mut asked: Vec<BoxFuture<'_, WorkerAnswer>> = Vec::new();
         for worker in workers.iter() {
             if worker.is_ready() || worker.load.requests() > 0 {
@@ -144,22 +147,28 @@ impl Proxy {
 
 async fn ask(
     worker: &Arc<Worker>,
-    lane: usize,
+    lane: Lane,
     question: &WorkerQuestion,
     timeout_after: Duration,
 ) -> Result<Answer, Error> {
     let mut last = Err(Error::NoWorkerResponse);
     for path in question.paths {
-        let asked = worker.ask(lane, &question.method, path, &question.body);
+        let asked = ask_endpoint(
+            &worker.endpoint,
+            lane,
+            &question.method,
+            path,
+            &question.body,
+        );
         last = match timeout(timeout_after, asked).await {
             Ok(Ok(answer)) if answer.status == StatusCode::NOT_FOUND => Ok(answer),
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(source)) => Err(Error::Upstream {
-                worker: worker.url.to_string(),
+                worker: worker.url().to_string(),
                 source,
             }),
             Err(_) => {
-                let worker = worker.url.to_string();
+                let worker = worker.url().to_string();
                 Err(Error::UpstreamTimeout {
                     worker,
                     seconds: timeout_after.as_secs(),

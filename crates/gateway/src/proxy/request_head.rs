@@ -1,14 +1,17 @@
-//! What of the client's head goes to the worker.
+//! Which of the client's header lines go to the worker, and what is added to them.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
+use arc_swap::Guard;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Version, request};
+use http::{Version, request};
 
-use super::RequestContext;
-use crate::endpoint::{Inference, Reply};
-use crate::fleet::Worker;
-use crate::wire::{RequestHead, is_hop_by_hop};
+use crate::fleet::{Endpoint, WorkerConfig};
+use crate::upstream::{CallHeaders, is_hop_by_hop};
+
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static AUTHORIZATION: HeaderName = header::AUTHORIZATION;
 
 /// Which client headers are forwarded: all but hop-by-hop ones and those replaced below.
 #[derive(Debug)]
@@ -17,44 +20,68 @@ pub(super) struct HeaderRules {
     pub(super) credentials_are_ours: bool,
 }
 
-pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The head of one call to one worker.
+pub(super) struct Head {
+    config: Guard<Arc<WorkerConfig>>,
+    drop_credentials: bool,
+    /// Headers that the client's `connection` names as hop-by-hop.
+    named: Vec<HeaderName>,
+}
 
 impl HeaderRules {
-    /// The head of a request to `worker`, still to be finished.
-    pub(super) fn head(
-        &self,
-        worker: &Worker,
-        method: &Method,
-        path: &str,
-        (headers, context): (&HeaderMap, RequestContext<'_>),
-    ) -> RequestHead {
-        let mut head = worker.request_head(method, path);
-        let config = worker.config.load();
-        let drop_credentials = self.credentials_are_ours || config.bearer.is_some();
-        let named = named_hop_by_hop(headers);
-        for (name, value) in headers {
-            let dropped = is_replaced(name)
-                || is_hop_by_hop(name)
-                || (drop_credentials && *name == header::AUTHORIZATION)
-                || named.contains(name);
-            if !dropped {
-                head.header(name, value);
-            }
+    /// The head of a call to `endpoint` for a client that sent these headers.
+    pub(super) fn head(&self, endpoint: &Endpoint, headers: &HeaderMap) -> Head {
+        let config = endpoint.config.load();
+        Head {
+            drop_credentials: self.credentials_are_ours || config.bearer.is_some(),
+            named: named_hop_by_hop(headers),
+            config,
         }
-        head.header(&REQUEST_ID, context.request_id);
-        if let Some(bearer) = &config.bearer {
-            head.header(&header::AUTHORIZATION, bearer);
-        }
-        head
     }
 }
 
-/// Makes a client's head fit for HTTP/1.1 and for what becomes of the reply.
-pub(super) fn prepare(parts: &mut request::Parts, row: &Inference) {
-    if row.reply == Reply::Rerank {
-        // The reply is read here, so it must come as it is.
-        parts.headers.remove(header::ACCEPT_ENCODING);
+impl Head {
+    /// Whether a client's header line goes to the worker.
+    pub(super) fn forwards(&self, name: &HeaderName) -> bool {
+        !(is_replaced(name)
+            || is_hop_by_hop(name)
+            || (self.drop_credentials && *name == AUTHORIZATION)
+            || self.named.contains(name))
     }
+
+    /// The lines of the gateway's own: the request id and, last, the worker's key.
+    pub(super) fn added<'a>(
+        &'a self,
+        request_id: &'a HeaderValue,
+    ) -> [(&'a HeaderName, &'a HeaderValue); 2] {
+        let bearer = self.config.bearer.as_ref();
+        [
+            (&REQUEST_ID, request_id),
+            (&AUTHORIZATION, bearer.unwrap_or(request_id)),
+        ]
+    }
+
+    /// All lines; the key only where the worker has one.
+    pub(super) fn headers<'a>(
+        &self,
+        client: &'a HeaderMap,
+        forwards: &'a (dyn Fn(&HeaderName) -> bool + Sync),
+        added: &'a [(&'a HeaderName, &'a HeaderValue); 2],
+    ) -> CallHeaders<'a> {
+        let [request_id, _] = added;
+        CallHeaders {
+            client,
+            forwards,
+            added: match self.config.bearer {
+                Some(_) => added,
+                None => std::slice::from_ref(request_id),
+            },
+        }
+    }
+}
+
+/// Makes a client's head fit for HTTP/1.1.
+pub(super) fn prepare(parts: &mut request::Parts) {
     let crumbs = parts.headers.get_all(header::COOKIE);
     if parts.version == Version::HTTP_2 && crumbs.iter().nth(1).is_some() {
         // HTTP/2 clients may split cookies; towards HTTP/1.1 they are one (RFC 9113 §8.2.3).
@@ -101,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_connection_names_stays_here() {
+    fn headers_named_by_connection_are_not_forwarded() {
         let mut headers = HeaderMap::new();
         headers.append("connection", HeaderValue::from_static("close, X-One"));
         headers.append("connection", HeaderValue::from_static("x-two"));

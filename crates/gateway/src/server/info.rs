@@ -8,9 +8,10 @@ use http::{Response, StatusCode, Uri};
 use http_body_util::Full;
 use serde_json::{Value, json};
 
-use super::admission::Admission;
+use crate::admission::Admission;
+use crate::balancer::Balancer;
 use crate::error::Error;
-use crate::fleet::{Fleet, WorkerQueue};
+use crate::fleet::Fleet;
 use crate::proxy::ReplyBody;
 
 /// A JSON reply.
@@ -69,7 +70,7 @@ pub(super) fn models(fleet: &Fleet) -> Result<Response<ReplyBody>, Error> {
     let workers = fleet.workers();
     let ready = workers.iter().filter(|worker| worker.is_ready());
     let ids: BTreeSet<_> = ready
-        .map(|worker| worker.model_info.load().model.clone())
+        .map(|worker| worker.endpoint.model_info.load().model.clone())
         .collect();
     if ids.is_empty() {
         return Err(Error::NoWorkers);
@@ -83,9 +84,9 @@ pub(super) fn models(fleet: &Fleet) -> Result<Response<ReplyBody>, Error> {
 }
 
 /// What limits are in force, and how far they are used up.
-pub(super) fn limits(fleet: &Fleet, admission: &Admission) -> Response<ReplyBody> {
-    let mut limits = admission.describe();
-    limits["max_requests_per_worker"] = json!(fleet.worker_queue().map(WorkerQueue::cap));
-    limits["queued_for_a_worker"] = json!(fleet.worker_queue().map_or(0, WorkerQueue::waiting));
+pub(super) fn limits(balancer: &Balancer, admission: &Admission) -> Response<ReplyBody> {
+    let mut limits = admission.to_json();
+    limits["max_requests_per_worker"] = json!(balancer.limits().map(|limits| limits.per_worker));
+    limits["queued_for_a_worker"] = json!(balancer.waiting());
     json(StatusCode::OK, &limits)
 }

@@ -3,59 +3,40 @@
 //! A connection lives on one lane, and so do its requests and the connections to workers
 //! that carry them: nothing on a request's way crosses threads.
 
-use std::convert::Infallible;
-use std::future::{pending, poll_fn};
 use std::io;
 use std::net::TcpStream as StdTcpStream;
-use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
 use tokio::sync::mpsc;
-use tokio::time::{Duration, sleep, timeout};
+use tokio::time::{Duration, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
+use super::connection::{LaneService, serve_connection};
 use super::service::Service;
+use crate::lane::Lane;
 use crate::shutdown::Shutdown;
 
 /// Accepted connections that wait for their lane's thread.
 const ACCEPT_QUEUE: usize = 1024;
-/// Largest head of a request, and largest piece of its body read at once, bytes.
-const READ_BUFFER: usize = 256 * 1024;
-/// Longest wait for a request's head, the idle time before it included; nginx's default.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
-/// How often an HTTP/2 client is asked whether it is still there.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// How long it may take to answer.
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often a draining connection is looked at.
-const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(250);
-/// How long a connection that was never served may take for its first request, once a drain
-/// has begun: its client could not know.
-const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
 /// Pause after the system refused a connection (no file descriptors left, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// All lanes of a gateway.
 #[derive(Debug)]
 pub(crate) struct Lanes {
-    lanes: Vec<Lane>,
+    lanes: Vec<LaneThread>,
     /// Yields `None` once every lane has ended.
     ended: mpsc::Receiver<()>,
 }
 
 #[derive(Debug)]
-struct Lane {
+struct LaneThread {
     connections: mpsc::Sender<StdTcpStream>,
     open: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
@@ -77,7 +58,7 @@ impl Lanes {
             let open = Arc::new(AtomicUsize::new(0));
             let service = LaneService {
                 service: Arc::clone(service),
-                lane: index,
+                lane: Lane(index),
             };
             let serving = serve(service, incoming, Arc::clone(&open), shutdown.clone());
             let running = running.clone();
@@ -89,7 +70,7 @@ impl Lanes {
                     drop(runtime);
                     drop(running);
                 })?;
-            Ok(Lane {
+            Ok(LaneThread {
                 connections,
                 open,
                 thread,
@@ -163,30 +144,6 @@ impl Lanes {
     }
 }
 
-/// The gate, as one lane's connections come to it.
-#[derive(Clone)]
-struct LaneService {
-    service: Arc<Service>,
-    lane: usize,
-}
-
-/// Counts a request as in progress on its connection until dropped.
-#[derive(Debug)]
-pub(super) struct InProgress(Arc<AtomicUsize>);
-
-impl InProgress {
-    fn new(busy: &Arc<AtomicUsize>) -> Self {
-        busy.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(busy))
-    }
-}
-
-impl Drop for InProgress {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Counts a connection as open until dropped.
 struct Open(Arc<AtomicUsize>);
 
@@ -210,7 +167,7 @@ async fn serve(
         let open = Open(Arc::clone(&open));
         let (service, draining) = (service.clone(), draining.clone());
         connections.spawn(async move {
-            connection(stream, service, draining).await;
+            serve_connection(stream, service, draining).await;
             drop(open);
         });
     };
@@ -232,137 +189,5 @@ async fn serve(
     tokio::select! {
         () = connections.wait() => {}
         () = shutdown.aborted() => {}
-    }
-}
-
-fn builder() -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
-    let http1 = &mut builder.http1();
-    http1
-        .max_buf_size(READ_BUFFER)
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT);
-    let http2 = &mut builder.http2();
-    http2
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT);
-    builder
-}
-
-/// A socket that remembers whether something written to it waits for room.
-struct PendingWrites {
-    stream: TcpStream,
-    is: Arc<AtomicBool>,
-}
-
-impl PendingWrites {
-    fn note<T>(&self, written: Poll<T>) -> Poll<T> {
-        self.is.store(written.is_pending(), Ordering::Relaxed);
-        written
-    }
-}
-
-impl AsyncRead for PendingWrites {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for PendingWrites {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.note(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
-        self.note(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// The life of a client's connection, HTTP/1.1 or HTTP/2 with prior knowledge.
-async fn connection(stream: StdTcpStream, service: LaneService, draining: CancellationToken) {
-    let stream = match TcpStream::from_std(stream) {
-        Ok(stream) => stream,
-        Err(error) => {
-            warn!(%error, "cannot serve a connection");
-            return;
-        }
-    };
-    let busy = Arc::new(AtomicUsize::new(0));
-    let (in_progress, served) = (Arc::clone(&busy), AtomicBool::new(false));
-    let respond = service_fn(|request| {
-        served.store(true, Ordering::Relaxed);
-        let (lane, in_progress) = (service.lane, InProgress::new(&in_progress));
-        let service = Arc::clone(&service.service);
-        async move { Ok::<_, Infallible>(service.answer(lane, in_progress, request).await) }
-    });
-    let builder = builder();
-    let pending_writes = Arc::new(AtomicBool::new(false));
-    let stream = PendingWrites {
-        stream,
-        is: Arc::clone(&pending_writes),
-    };
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), respond));
-    let silent = async {
-        sleep(HEAD_TIMEOUT).await;
-        if served.load(Ordering::Relaxed) {
-            pending::<()>().await;
-        }
-    };
-    let ended = tokio::select! {
-        biased;
-        ended = serving.as_mut() => ended,
-        // hyper's own patience begins only once it knows the protocol.
-        () = silent => return,
-        () = draining.cancelled() => {
-            if !served.load(Ordering::Relaxed) {
-                // Nothing can be said to a client before it asks.
-                let asked = poll_fn(|cx| match serving.as_mut().poll(cx) {
-                    Poll::Pending if !served.load(Ordering::Relaxed) => Poll::Pending,
-                    _ => Poll::Ready(()),
-                });
-                let _ = timeout(FIRST_REQUEST_GRACE, asked).await;
-            }
-            serving.as_mut().graceful_shutdown();
-            // A connection without a whole request has nothing to finish.
-            loop {
-                match timeout(DRAIN_CHECK_INTERVAL, serving.as_mut()).await {
-                    Ok(ended) => break ended,
-                    Err(_) if busy.load(Ordering::Relaxed) > 0 => {}
-                    // The end of a reply may still be on its way to a slow client.
-                    Err(_) if pending_writes.load(Ordering::Relaxed) => {}
-                    Err(_) => return,
-                }
-            }
-        }
-    };
-    if let Err(error) = ended {
-        debug!(%error, "connection ended abnormally");
     }
 }

@@ -6,12 +6,14 @@ use serde_json::{Map, Value, json};
 
 use super::{disclosure, info};
 use crate::error::Error;
+use crate::fleet::invalidate_cache;
+use crate::lane::Lane;
 use crate::proxy::{Proxy, ReplyBody, WorkerAnswer, WorkerQuestion};
 
 const LOADS: &str = "/v1/loads?include=core,disagg,queues,memory";
 
 /// The workers' own loads: `workers` as in 0.3.2, the rest in SGLang's `/v1/loads` shape.
-pub(super) async fn loads(proxy: &Proxy, lane: usize) -> Response<ReplyBody> {
+pub(super) async fn loads(proxy: &Proxy, lane: Lane) -> Response<ReplyBody> {
     let asked = proxy
         .ask_all(lane, &WorkerQuestion::get(&[LOADS, "/get_load"]))
         .await;
@@ -32,7 +34,7 @@ pub(super) async fn loads(proxy: &Proxy, lane: usize) -> Response<ReplyBody> {
             Some(field) => sum(field),
             None => -1,
         };
-        let url = asked.worker.url.as_str();
+        let url = asked.worker.url().as_str();
         workers.push(json!({"worker": url, "load": load}));
         loads.extend(ranks.into_iter().map(|mut rank| {
             rank.insert("worker".to_owned(), url.into());
@@ -74,15 +76,15 @@ fn ranks(asked: &WorkerAnswer) -> Vec<Map<String, Value>> {
 }
 
 /// Flushes every worker's prefix cache: 200 when all did, 206 when some did not.
-pub(super) async fn flush_cache(proxy: &Proxy, lane: usize) -> Response<ReplyBody> {
+pub(super) async fn flush_cache(proxy: &Proxy, lane: Lane) -> Response<ReplyBody> {
     let question = WorkerQuestion::post(&["/flush_cache"], Bytes::new());
     let asked = proxy.ask_all(lane, &question).await;
     let (mut successful, mut failed) = (Vec::new(), Vec::new());
     for asked in &asked {
-        let url = asked.worker.url.as_str();
+        let url = asked.worker.url().as_str();
         match failure(&asked.answer) {
             None => {
-                proxy.fleet.forget(&asked.worker);
+                invalidate_cache(&proxy.balancer().fleet, &asked.worker);
                 successful.push(json!(url));
             }
             Some(error) => failed.push(json!({"worker": url, "error": error})),
@@ -118,7 +120,7 @@ fn failure(answer: &Result<crate::fleet::Answer, Error>) -> Option<String> {
 }
 
 /// Every worker's Prometheus metrics, told apart by a `worker_addr` label.
-pub(super) async fn engine_metrics(proxy: &Proxy, lane: usize) -> Response<ReplyBody> {
+pub(super) async fn engine_metrics(proxy: &Proxy, lane: Lane) -> Response<ReplyBody> {
     let asked = proxy
         .ask_all(lane, &WorkerQuestion::get(&["/metrics"]))
         .await;
@@ -134,7 +136,7 @@ pub(super) async fn engine_metrics(proxy: &Proxy, lane: usize) -> Response<Reply
         {
             answered = true;
             let text = String::from_utf8_lossy(&answer.body);
-            merged.add(&text, asked.worker.url.as_str());
+            merged.add(&text, asked.worker.url().as_str());
         }
     }
     if !answered {

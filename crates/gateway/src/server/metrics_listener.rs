@@ -15,18 +15,33 @@ use tokio::net::TcpListener;
 use tokio::time::{Duration, sleep};
 use tracing::{debug, warn};
 
-use super::Admission;
-use crate::fleet::Fleet;
+use crate::admission::Admission;
+use crate::balancer::Balancer;
+use crate::fleet::observe;
 use crate::telemetry::Metrics;
 
 const TEXT_FORMAT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4");
 
+/// What the page is made of.
+#[derive(Clone)]
+pub(crate) struct MetricsPage {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) balancer: Arc<Balancer>,
+    pub(crate) admission: Arc<Admission>,
+}
+
+impl MetricsPage {
+    fn render(&self) -> prometheus::Result<String> {
+        let (metrics, balancer) = (&self.metrics, &self.balancer);
+        self.admission.observe(metrics, balancer.waiting());
+        metrics.sticky_keys(balancer.sticky_keys());
+        observe(&balancer.fleet, metrics);
+        metrics.render()
+    }
+}
+
 /// Serves metrics until dropped.
-pub(crate) async fn serve_metrics(
-    listener: TcpListener,
-    metrics: Arc<Metrics>,
-    (fleet, admission): (Arc<Fleet>, Arc<Admission>),
-) {
+pub(crate) async fn serve_metrics(listener: TcpListener, page: MetricsPage) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -36,11 +51,9 @@ pub(crate) async fn serve_metrics(
                 continue;
             }
         };
-        let (metrics, fleet) = (Arc::clone(&metrics), Arc::clone(&fleet));
-        let admission = Arc::clone(&admission);
+        let page = page.clone();
         let page = service_fn(move |request: Request<Incoming>| {
-            admission.observe(&metrics, &fleet);
-            let response = page(&request, &metrics, &fleet);
+            let response = respond(&request, &page);
             async move { Ok::<_, Infallible>(response) }
         });
         tokio::spawn(async move {
@@ -54,14 +67,13 @@ pub(crate) async fn serve_metrics(
     }
 }
 
-fn page(request: &Request<Incoming>, metrics: &Metrics, fleet: &Fleet) -> Response<Full<Bytes>> {
+fn respond(request: &Request<Incoming>, page: &MetricsPage) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     if request.uri().path() != "/metrics" {
         *response.status_mut() = StatusCode::NOT_FOUND;
         return response;
     }
-    fleet.observe(metrics);
-    match metrics.render() {
+    match page.render() {
         Ok(page) => {
             *response.body_mut() = Full::new(page.into());
             response

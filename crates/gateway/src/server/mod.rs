@@ -1,10 +1,11 @@
 //! Who may come in: listening, the table of routes, and what every request passes.
 
-mod admission;
 mod auth;
+mod connection;
 mod cors;
 mod disclosure;
 mod exposition;
+mod in_progress;
 mod info;
 mod lanes;
 mod loads;
@@ -16,7 +17,6 @@ mod service;
 mod worker_body;
 mod workers;
 
-pub(crate) use admission::Admission;
 pub(crate) use lanes::Lanes;
-pub(crate) use metrics_listener::serve_metrics;
+pub(crate) use metrics_listener::{MetricsPage, serve_metrics};
 pub(crate) use service::{AppState, Service};

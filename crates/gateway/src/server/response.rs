@@ -9,8 +9,8 @@ use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::admission::Permit;
-use super::lanes::InProgress;
+use super::in_progress::InProgress;
+use crate::admission::Permit;
 use crate::proxy::{ReplyBody, ReplyError};
 use crate::telemetry::RouteMetrics;
 

@@ -7,21 +7,22 @@ use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tracing::{debug, warn};
 
-use super::admission::Admission;
 use super::auth::Auth;
 use super::cors::{self, Cors};
 use super::disclosure;
+use super::in_progress::InProgress;
 use super::info;
-use super::lanes::InProgress;
 use super::loads;
 use super::request_id::RequestIds;
 use super::response::{Reply, RequestRecord};
 use super::routes::{Access, Action, Routes};
 use super::workers;
-use crate::config::Options;
+use crate::admission::Admission;
+use crate::config::ServerSection;
 use crate::endpoint::Inference;
 use crate::error::Error;
 use crate::fleet::Registry;
+use crate::lane::Lane;
 use crate::proxy::{Proxy, ReplyBody, RequestContext, drain_in_background};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
@@ -49,7 +50,7 @@ pub(crate) struct AppState {
 
 impl Service {
     pub(crate) fn new(
-        options: &Options,
+        options: &ServerSection,
         proxy: Proxy,
         metrics: &Metrics,
         state: AppState,
@@ -71,7 +72,7 @@ impl Service {
     /// The life of a request, at the door.
     pub(super) async fn answer(
         &self,
-        lane: usize,
+        lane: Lane,
         in_progress: InProgress,
         request: Request<Incoming>,
     ) -> Response<Reply> {
@@ -177,12 +178,12 @@ impl Service {
                 .map(|answer| disclosure::answer(&answer)),
             Action::Alive => Ok(info::text("OK")),
             Action::Readiness => Ok(info::readiness(
-                &proxy.fleet,
+                &proxy.balancer().fleet,
                 self.state.shutdown.is_lame_duck(),
             )),
-            Action::Models => info::models(&proxy.fleet),
-            Action::Workers => Ok(workers::list(&proxy.fleet, request.uri())),
-            Action::Worker => workers::one(&proxy.fleet, request.uri().path()),
+            Action::Models => info::models(&proxy.balancer().fleet),
+            Action::Workers => Ok(workers::list(&proxy.balancer().fleet, request.uri())),
+            Action::Worker => workers::one(&proxy.balancer().fleet, request.uri().path()),
             Action::Registry(change) => {
                 let most = self.proxy.max_payload();
                 Box::pin(workers::change(self.registry(), change, request, most)).await
@@ -192,7 +193,7 @@ impl Service {
                 let answered = Box::pin(asked).await;
                 answered.map_err(|error| Error::Legacy(Box::new(error)))
             }
-            Action::Limits => Ok(info::limits(&proxy.fleet, &self.state.admission)),
+            Action::Limits => Ok(info::limits(proxy.balancer(), &self.state.admission)),
             Action::Abort => Box::pin(proxy.abort(context, request))
                 .await
                 .map(|answer| disclosure::bare(&answer)),
@@ -201,7 +202,9 @@ impl Service {
             Action::EngineMetrics => Ok(Box::pin(loads::engine_metrics(proxy, lane)).await),
             Action::Decisions => Ok(info::json(
                 StatusCode::OK,
-                &proxy.recent_decisions(info::limit(request.uri())),
+                &proxy
+                    .explainer()
+                    .recent_decisions(info::limit(request.uri())),
             )),
             Action::Explain => {
                 let (parts, body) = request.into_parts();

@@ -18,8 +18,8 @@ use super::worker_body::{self, Fields};
 use crate::config::{Secret, WorkerUrl};
 use crate::error::Error;
 use crate::fleet::{
-    Fleet, HealthSpec, Labels, RegistrationError, Registry, StartupError, UNKNOWN_MODEL, Worker,
-    WorkerSpec,
+    Fleet, HealthSpec, Labels, PendingRegistration, RegistrationError, Registry, StartupError,
+    UNKNOWN_MODEL, Worker, WorkerSpec,
 };
 use crate::proxy::{ReplyBody, declares_json, drain_in_background, read_body};
 
@@ -61,7 +61,7 @@ pub(super) fn list(fleet: &Fleet, uri: &Uri) -> Response<ReplyBody> {
     let all = fleet.workers();
     let of_model = |worker: &&Arc<Worker>| {
         let wanted = model.as_ref();
-        wanted.is_none_or(|model| worker.model_info.load().model == *model)
+        wanted.is_none_or(|model| worker.endpoint.model_info.load().model == *model)
     };
     let workers: Vec<_> = all.iter().filter(of_model).collect();
     let total = workers.len();
@@ -94,7 +94,7 @@ pub(super) async fn change(
         _ => Some(named(registry.fleet(), &path)?),
     };
     let Some(worker) = worker else {
-        return add(registry, &fields(request, most).await?).await;
+        return add(registry, &fields(request, most).await?);
     };
     if change == Change::Remove {
         registry.remove(&worker);
@@ -109,7 +109,7 @@ pub(super) async fn change(
     let fields = fields(request, most).await?;
     let replace = change == Change::Put && fields.get("url").is_some_and(|url| !url.is_null());
     registry.update(&worker, |spec, told| {
-        let bare = WorkerSpec::new(worker.url.clone());
+        let bare = WorkerSpec::new(worker.url().clone());
         worker_body::read(&fields, if replace { &bare } else { spec }, told)
     })?;
     let told = json!({
@@ -120,15 +120,15 @@ pub(super) async fn change(
     Ok(info::json(StatusCode::ACCEPTED, &told))
 }
 
-async fn add(registry: &Registry, fields: &Fields) -> Result<Response<ReplyBody>, Error> {
+fn add(registry: &Registry, fields: &Fields) -> Result<Response<ReplyBody>, Error> {
     let url = worker_body::url(fields)?;
     let added = registry.add(&url, |spec, told| worker_body::read(fields, spec, told));
-    let worker = added.await?;
+    let worker = added?;
     let location = format!("/workers/{}", worker.id);
     let told = json!({
         "status": "accepted",
         "worker_id": worker.id.to_string(),
-        "url": worker.url.as_str(),
+        "url": worker.url().as_str(),
         "location": location,
         "message": "Worker addition queued for background processing",
     });
@@ -148,7 +148,7 @@ pub(super) async fn legacy(
     let registry = &state.registry;
     if legacy == Legacy::List {
         let workers = registry.fleet().workers();
-        let urls: Vec<_> = workers.iter().map(|worker| worker.url.as_str()).collect();
+        let urls: Vec<_> = workers.iter().map(|worker| worker.url().as_str()).collect();
         return Ok(info::json(StatusCode::OK, &json!({"urls": urls})));
     }
     let url = parameter(uri, "url").map(Value::from);
@@ -181,8 +181,8 @@ async fn add_and_wait(
             ..spec.clone()
         })
     };
-    let pending = registry.register_pending(url, say).await?;
-    let worker = pending.worker().url.to_string();
+    let pending = PendingRegistration::start(registry, url, say)?;
+    let worker = pending.worker().url().to_string();
     let seconds = registry.startup_timeout().as_secs();
     let late = |fate| format!("did not become ready within {seconds} s, and {fate}");
     pending.wait().await.map_err(|why| Error::NotUp {
@@ -231,15 +231,15 @@ fn named(fleet: &Fleet, path: &str) -> Result<Arc<Worker>, Error> {
 
 /// A worker in the union of the shapes that 0.3.2 and its successors give; never its key.
 fn describe(fleet: &Fleet, worker: &Worker) -> Value {
-    let (identity, glance) = (worker.model_info.load(), worker.availability());
-    let terms = worker.config.load();
+    let (identity, glance) = (worker.endpoint.model_info.load(), worker.availability());
+    let terms = worker.endpoint.config.load();
     let spec = &terms.spec;
     let known = Some(&identity.model).filter(|model| *model != UNKNOWN_MODEL);
     let model = known.map(|model| json!([{"id": model}]));
     let labels: BTreeMap<_, _> = identity.labels.iter().chain(&spec.labels).collect();
     let Value::Object(mut told) = json!({
         "id": worker.id.to_string(),
-        "url": worker.url.as_str(),
+        "url": worker.url().as_str(),
         "index": worker.slot,
         "model_id": identity.model,
         "models": model.unwrap_or(json!([])),
@@ -252,7 +252,7 @@ fn describe(fleet: &Fleet, worker: &Worker) -> Value {
         "status": glance.status(),
         "circuit_breaker": glance.circuit.as_str(),
         "load": worker.load.requests(),
-        "disable_health_check": !fleet.is_probed(worker),
+        "disable_health_check": !fleet.is_probed(&worker.endpoint),
         "labels": labels,
     }) else {
         return Value::Null;
@@ -300,7 +300,7 @@ fn health(spec: &HealthSpec) -> Map<String, Value> {
 
 /// What became of the registration of a worker that has never been ready.
 fn job(fleet: &Fleet, worker: &Worker) -> Option<Value> {
-    let job = fleet.job(worker)?;
+    let job = fleet.registration_status(worker)?;
     let since = SystemTime::now().checked_sub(job.age)?;
     let timestamp = since.duration_since(UNIX_EPOCH).ok()?.as_secs();
     let (status, message) = if job.failed {
@@ -313,7 +313,7 @@ fn job(fleet: &Fleet, worker: &Worker) -> Option<Value> {
     };
     Some(json!({
         "job_type": "AddWorker",
-        "worker_url": worker.url.as_str(),
+        "worker_url": worker.url().as_str(),
         "status": status,
         "message": message,
         "timestamp": timestamp,

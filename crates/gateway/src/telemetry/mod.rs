@@ -1,13 +1,10 @@
-//! What the gateway tells about itself: log lines and `smg_*` metrics.
+//! What the gateway reports of itself: log lines and `smg_*` metrics.
 
-mod branches;
-mod handles;
 pub(crate) mod logging;
-pub(crate) mod metrics;
-mod models;
+mod metrics;
 
-pub(crate) use branches::BranchMetrics;
-pub(crate) use handles::{AdmissionMetrics, RouteMetrics, WorkerMetrics};
 pub use logging::close_log;
-pub(crate) use metrics::Metrics;
-pub(crate) use models::{ModelMetrics, UNKNOWN_MODEL};
+pub(crate) use metrics::{
+    AdmissionMetrics, BranchMetrics, Metrics, ModelMetrics, RouteMetrics, UNKNOWN_MODEL,
+    WorkerMetrics,
+};

@@ -7,6 +7,8 @@ pub enum Outcome {
     Answered(u16),
     /// 503 from a worker that says its queue is full.
     QueueFull,
+    /// The gateway's machine lacked descriptors, ports, buffers or memory: no worker's fault.
+    Local,
     /// No connection: refused, unreachable, or not made in time. The request was not sent.
     NotConnected,
     /// The connection ended before the first byte of a response. A failure of the worker
@@ -69,6 +71,7 @@ impl Outcome {
             // Not built there, or not in this HTTP version: no other worker will differ.
             Self::Answered(501 | 505) => (No, Neutral, false),
             Self::Answered(500..=599) => (Budgeted, Failure, false),
+            Self::Local => (Budgeted, Neutral, false),
             Self::Answered(_) | Self::Abandoned => (No, Neutral, false),
             Self::NotConnected | Self::NoResponse => (Free, Failure, true),
             Self::TimedOut => (Budgeted, Failure, false),
@@ -93,7 +96,7 @@ mod tests {
 
     #[track_caller]
     fn row(outcome: Outcome, retry: Retry, signal: BreakerSignal, suspect: bool) {
-        let busy = retry == Budgeted && signal == Neutral;
+        let busy = retry == Budgeted && signal == Neutral && outcome != Outcome::Local;
         let consequence = Consequence {
             retry,
             signal,
@@ -141,6 +144,11 @@ mod tests {
     fn a_worker_without_a_connection_is_suspect() {
         row(Outcome::NotConnected, Free, Failure, true);
         row(Outcome::NoResponse, Free, Failure, true);
+    }
+
+    #[test]
+    fn shortage_at_the_gateway_is_retried_and_blames_no_worker() {
+        row(Outcome::Local, Budgeted, Neutral, false);
     }
 
     #[test]

@@ -24,15 +24,19 @@ const fn room(name: &'static str, needs: &'static [&'static str]) -> Room {
 /// From top to bottom: a room needs only rooms of rows below its own.
 #[rustfmt::skip]
 const ARROWS: &[Room] = &[
-    room("app", &["config", "fleet", "proxy", "server", "telemetry"]),
-    room("server", &["config", "endpoint", "error", "fleet", "proxy", "telemetry"]),
-    room("proxy", &["config", "endpoint", "error", "fleet", "telemetry", "wire"]),
-    room("fleet", &["config", "telemetry", "wire"]),
+    room("app", &["admission", "balancer", "config", "fleet", "lane", "proxy", "server", "shutdown", "telemetry", "upstream"]),
+    room("server", &["admission", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry"]),
+    room("proxy", &["admission", "balancer", "config", "endpoint", "error", "fleet", "lane", "telemetry", "upstream"]),
+    room("balancer", &["admission", "config", "fleet", "telemetry", "upstream"]),
+    room("admission", &["config", "error", "telemetry"]),
+    room("fleet", &["config", "lane", "telemetry", "upstream"]),
     room("telemetry", &["config", "endpoint", "error"]),
-    room("error", &["wire"]),
+    room("error", &["upstream"]),
+    room("upstream", &["config", "lane"]),
     room("config", &[]),
     room("endpoint", &[]),
-    room("wire", &[]),
+    room("lane", &[]),
+    room("shutdown", &[]),
 ];
 
 #[test]

@@ -1,0 +1,123 @@
+//! The composition root: options in, a running gateway out.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tracing::info;
+
+use super::assemble;
+use super::error::StartError;
+use super::listen::{self, Port, Sharing};
+use super::rlimit::raise_file_limit;
+use super::stopped::Stopped;
+use crate::config::{Options, check};
+use crate::fleet::{Fleet, suspect};
+use crate::shutdown::Shutdown;
+use crate::telemetry::logging;
+
+/// A running gateway. Dropping it ends requests in flight.
+#[derive(Debug)]
+pub struct Gateway {
+    addr: SocketAddr,
+    metrics_addr: Option<SocketAddr>,
+    shutdown: Shutdown,
+    stopped: Arc<Stopped>,
+    fleet: Arc<Fleet>,
+}
+
+impl Gateway {
+    /// Binds and starts everything; when it returns, the gateway is listening, unless it shares
+    /// its port: then it listens as soon as a worker is ready.
+    ///
+    /// Workers may still be starting: nothing waits for them here.
+    ///
+    /// # Errors
+    /// [`StartError::Config`] for wrong options, [`StartError::Environment`] for what the
+    /// machine refuses: a port in use, an unknown host, an unwritable log directory.
+    pub fn start(options: &Options) -> Result<Self, StartError> {
+        check(options)?;
+        logging::install(options)
+            .map_err(|error| StartError::environment("write logs to log_dir", error))?;
+        raise_file_limit();
+        let port = Port::bind(options)?;
+        let addr = port.addr()?;
+        let lanes = thread::available_parallelism().map_or(1, usize::from);
+        let control = assemble::control(options, lanes)?;
+        let metrics_listener = control.metrics_listener.as_ref();
+        let metrics_addr = metrics_listener.map(listen::local_addr).transpose()?;
+        let (shutdown, fleet) = (control.shutdown.clone(), &control.balancer.fleet);
+        let fleet = Arc::clone(fleet);
+        let per_worker = control.balancer.limits().map(|limits| limits.per_worker);
+        let limits = control.admission.summary(per_worker);
+        let what = match port.sharing() {
+            Sharing::Exclusive => "gateway listening",
+            Sharing::Shared => "gateway started",
+        };
+        let stopped = control.spawn(port)?;
+        let workers = options.worker_urls.len();
+        let policy = options.policy.as_str();
+        info!(%addr, metrics = ?metrics_addr, policy, workers, lanes, "{what}");
+        info!("limits in force: {limits}");
+        Ok(Self {
+            addr,
+            metrics_addr,
+            shutdown,
+            stopped,
+            fleet,
+        })
+    }
+
+    /// Where the gateway listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where metrics are served, when they are.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics_addr
+    }
+
+    /// Begins a stop that clients can follow: `/readiness` says `draining` and replies close
+    /// their connections, but new requests are served; after half the grace period, at most
+    /// 5 s, goes on as [`drain`](Self::drain). Returns at once.
+    pub fn lame_duck(&self) {
+        self.shutdown.lame_duck();
+    }
+
+    /// Begins a graceful stop: no new connections, requests in flight may finish within the
+    /// grace period. Returns at once; calling it again changes nothing.
+    pub fn drain(&self) {
+        self.shutdown.stop_accepting();
+    }
+
+    /// Ends the drain now, and requests in flight with it.
+    pub fn abort(&self) {
+        self.shutdown.abort();
+    }
+
+    /// The caller knows better than any probe that a worker may be gone: it gets no requests
+    /// until a probe, sent at once, has passed. False when there is no such worker, or probes
+    /// are off.
+    pub fn suspect(&self, worker_url: &str) -> bool {
+        suspect(&self.fleet, worker_url)
+    }
+
+    /// Why it ended without being asked to: a port that could not be listened on, a lost thread.
+    pub fn failure(&self) -> Option<&str> {
+        self.stopped.failure()
+    }
+
+    /// Waits up to `limit` for the stop to complete; returns whether it has.
+    pub fn wait(&self, limit: Duration) -> bool {
+        self.stopped.wait(limit)
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.abort();
+        self.wait(Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,164 @@
+//! The control thread: starts everything, accepts connections, and stops in order.
+
+use std::io;
+use std::net::TcpListener as StdTcpListener;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::runtime;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{error, info, warn};
+
+use super::error::StartError;
+use super::listen::{self, Port};
+use super::maintenance::Maintenance;
+use super::stopped::Stopped;
+use crate::admission::Admission;
+use crate::balancer::Balancer;
+use crate::fleet::HealthChecks;
+use crate::server::{Lanes, MetricsPage, serve_metrics};
+use crate::shutdown::Shutdown;
+use crate::telemetry::Metrics;
+
+/// Longest time for which clients are served that do not know yet that the gateway stops.
+const LAME_DUCK_PERIOD: Duration = Duration::from_secs(5);
+/// Time for connections that are being made when a shared port is given up.
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(100);
+
+/// Everything the control thread runs.
+pub(super) struct Control {
+    pub(super) metrics_listener: Option<StdTcpListener>,
+    pub(super) balancer: Arc<Balancer>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) admission: Arc<Admission>,
+    pub(super) lanes: Lanes,
+    pub(super) health_checks: HealthChecks,
+    pub(super) maintenance: Maintenance,
+    pub(super) shutdown: Shutdown,
+    pub(super) grace: Duration,
+}
+
+/// What is left of it while connections are accepted.
+struct Serving {
+    balancer: Arc<Balancer>,
+    lanes: Lanes,
+    shutdown: Shutdown,
+    grace: Duration,
+}
+
+impl Control {
+    /// Runs on a thread of its own; what is returned says when it has ended.
+    pub(super) fn spawn(self, port: Port) -> Result<Arc<Stopped>, StartError> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| StartError::environment("start a runtime", error))?;
+        let stopped = Arc::new(Stopped::default());
+        let ending = Arc::clone(&stopped);
+        let run = move || {
+            if let Err(error) = runtime.block_on(self.run(port)) {
+                error!(%error, "gateway stopped by itself");
+                ending.fail(error.to_string());
+            }
+            // Without waiting for a name look-up that may be under way.
+            runtime.shutdown_background();
+            ending.set();
+        };
+        let thread = thread::Builder::new()
+            .name("smg-control".to_owned())
+            .spawn(run);
+        thread.map_err(|error| StartError::environment("start threads", error))?;
+        Ok(stopped)
+    }
+
+    async fn run(self, port: Port) -> io::Result<()> {
+        tokio::spawn(self.health_checks.run());
+        if let Some(listener) = self.metrics_listener {
+            let listener = TcpListener::from_std(listener)?;
+            let page = MetricsPage {
+                metrics: self.metrics,
+                balancer: Arc::clone(&self.balancer),
+                admission: Arc::clone(&self.admission),
+            };
+            tokio::spawn(serve_metrics(listener, page));
+        }
+        tokio::spawn(self.maintenance.run());
+        let admission = self.admission;
+        tokio::spawn(async move { admission.refill().await });
+        let serving = Serving {
+            balancer: self.balancer,
+            lanes: self.lanes,
+            shutdown: self.shutdown,
+            grace: self.grace,
+        };
+        serving.run(port).await
+    }
+}
+
+impl Serving {
+    async fn run(mut self, port: Port) -> io::Result<()> {
+        let begun = self.accept(port).await?;
+        let left = self.grace.saturating_sub(begun.elapsed());
+        if timeout(left, self.lanes.ended()).await.is_err() {
+            warn!("grace period is over, ending requests in flight");
+        }
+        self.shutdown.abort();
+        self.lanes.ended().await;
+        self.lanes.join();
+        info!("gateway stopped");
+        Ok(())
+    }
+
+    /// Accepts connections until a stop has come so far that none are taken; returns when it
+    /// began.
+    async fn accept(&self, port: Port) -> io::Result<Instant> {
+        let (shutdown, sharing) = (&self.shutdown, port.sharing());
+        let listener = tokio::select! {
+            listener = port.listen(&self.balancer.fleet) => Some(listener?),
+            () = shutdown.lame_duck_started() => None,
+        };
+        if let Some(Ok(addr)) = listener
+            .as_ref()
+            .filter(|_| sharing == listen::Sharing::Shared)
+            .map(TcpListener::local_addr)
+        {
+            info!(%addr, "gateway listening");
+        }
+        let begun = match listener {
+            Some(listener) => self.serve(listener, sharing).await,
+            None => Ok(Instant::now()),
+        };
+        shutdown.drain();
+        begun
+    }
+
+    /// Serves until a stop takes no more connections; returns when the stop began.
+    async fn serve(&self, listener: TcpListener, sharing: listen::Sharing) -> io::Result<Instant> {
+        let (shutdown, lanes) = (&self.shutdown, &self.lanes);
+        tokio::select! {
+            biased;
+            () = shutdown.lame_duck_started() => {}
+            () = lanes.accept(&listener) => {
+                self.shutdown.abort();
+                return Err(io::Error::other("a lane ended before its time"));
+            }
+        }
+        let begun = Instant::now();
+        let lame_duck = (self.grace / 2).min(LAME_DUCK_PERIOD);
+        let workers = self.balancer.fleet.workers();
+        let in_flight: usize = workers.iter().map(|worker| worker.load.requests()).sum();
+        info!(in_flight, grace_secs = self.grace.as_secs(), "draining");
+        tokio::select! {
+            biased;
+            () = shutdown.accepting_stopped() => {}
+            () = sleep(lame_duck) => {}
+            () = lanes.accept(&listener) => {}
+        }
+        let shared = sharing == listen::Sharing::Shared;
+        if shared && listen::ignore_new_connections(&listener).is_ok() {
+            let _ = timeout(HANDSHAKE_GRACE, lanes.accept(&listener)).await;
+        }
+        lanes.stop_accepting(listener).await;
+        Ok(begun)
+    }
+}

@@ -1,0 +1,202 @@
+//! The fleet as requests see it: a snapshot of the workers that may be given requests, the
+//! policies that choose among them, and the queues in front of them.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use arc_swap::{ArcSwap, Guard};
+use routing::{Candidates, PolicyKind, Ranked, Request};
+
+use super::model_policies::{MembersByModel, ModelMember, ModelPolicies, PolicyInstance};
+use super::snapshot::{Queues, Snapshot};
+use crate::admission::{QueueLimits, WorkerQueue};
+use crate::config::AdmissionSection;
+use crate::fleet::{Fleet, FleetObserver, UNKNOWN_MODEL, Worker};
+
+/// Bytes of text per token, as the prefix index counts.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// Chooses workers.
+#[derive(Debug)]
+pub(crate) struct Balancer {
+    pub(crate) fleet: Arc<Fleet>,
+    policies: ModelPolicies,
+    /// Rebuilt when an availability changes, read without a lock.
+    snapshot: ArcSwap<Snapshot>,
+    /// Held while the snapshot is rebuilt: an older view must not win.
+    rebuilding: Mutex<()>,
+    /// `None` where requests per worker are not limited.
+    limits: Option<QueueLimits>,
+    queues: Queues,
+}
+
+impl Balancer {
+    /// A balancer for the workers of `fleet`.
+    pub(crate) fn new(
+        fleet: Arc<Fleet>,
+        policies: ModelPolicies,
+        options: &AdmissionSection,
+    ) -> Arc<Self> {
+        let limits = options
+            .max_requests_per_worker
+            .map(|per_worker| QueueLimits {
+                per_worker,
+                size: options.queue_size,
+                max_wait: options.queue_timeout,
+            });
+        let queues = Queues::default();
+        let snapshot = Snapshot::new(&policies, &queues, &[], &[]);
+        let balancer = Arc::new(Self {
+            fleet,
+            policies,
+            snapshot: ArcSwap::from_pointee(snapshot),
+            rebuilding: Mutex::default(),
+            limits,
+            queues,
+        });
+        let observer: Weak<Self> = Arc::downgrade(&balancer);
+        balancer.fleet.observe_with(observer);
+        balancer.membership_changed();
+        balancer
+    }
+
+    /// The policy of the models that no label decides about.
+    pub(crate) fn policy(&self) -> PolicyKind {
+        self.policies.kind()
+    }
+
+    /// Routing keys that policies remember, where any remembers some.
+    pub(crate) fn sticky_keys(&self) -> Option<usize> {
+        self.policies.keys()
+    }
+
+    /// Frees routing state that is no longer needed.
+    pub(crate) fn sweep_policies(&self) {
+        self.policies.sweep(self.fleet.now());
+    }
+
+    /// The limit on requests per worker, and on those that wait because of it.
+    pub(crate) fn limits(&self) -> Option<QueueLimits> {
+        self.limits
+    }
+
+    /// Requests that wait for a worker.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queues.waiting()
+    }
+
+    /// Where a request waits while its workers are at their limit.
+    pub(crate) fn queue_of(&self, request: &Request<'_>) -> Arc<WorkerQueue> {
+        Arc::clone(&self.snapshot.load().pool(request).queue)
+    }
+
+    /// A request at a worker has ended.
+    pub(super) fn request_finished(&self, worker: &Worker) {
+        if self.limits.is_some() {
+            self.snapshot.load().wake_for(worker);
+        }
+        worker.request_finished();
+    }
+
+    /// What the policy would weigh, best first; where it has no costs, the ready workers in
+    /// their order, all at cost 0.
+    pub(crate) fn rank<T>(
+        &self,
+        request: &Request<'_>,
+        use_ranked: impl FnOnce(PolicyKind, &[Ranked<'_>]) -> T,
+    ) -> T {
+        let snapshot = self.snapshot.load();
+        let pool = snapshot.pool(request);
+        let PolicyInstance { kind, ref policy } = pool.instance;
+        let Some(from) = Candidates::new(&pool.selectable) else {
+            return use_ranked(kind, &[]);
+        };
+        let mut ranked = policy.rank(from, request);
+        if ranked.is_empty() {
+            let bare = |candidate| Ranked {
+                candidate,
+                matched_tokens: 0,
+                queued_tokens: 0,
+                cost: 0.0,
+                passed_over: false,
+            };
+            ranked.extend(from.iter().map(bare));
+        }
+        use_ranked(kind, &ranked)
+    }
+
+    pub(super) fn snapshot(&self) -> Guard<Arc<Snapshot>> {
+        self.snapshot.load()
+    }
+
+    /// The policies at work.
+    #[cfg(test)]
+    pub(super) fn policies(&self) -> &ModelPolicies {
+        &self.policies
+    }
+
+    fn rebuild_membership(&self) {
+        let _one_at_a_time = self
+            .rebuilding
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let workers = self.fleet.workers();
+        let mut members = MembersByModel::new();
+        // A worker counts once it has been ready, and until it drains.
+        for worker in workers.iter().filter(|worker| worker.availability().member) {
+            let model = worker.endpoint.model_info.load().model.clone();
+            members.entry(model).or_default().push(ModelMember {
+                id: worker.id,
+                label: worker.endpoint.config.load().spec.policy,
+                candidate: worker.candidate(),
+            });
+        }
+        // Workers of unknown model count only while no model is known.
+        if members.len() > 1 {
+            members.remove(UNKNOWN_MODEL);
+        }
+        let all: Vec<_> = workers.iter().map(|worker| worker.candidate()).collect();
+        self.policies.set_members(&all, &members);
+    }
+
+    fn rebuild_snapshot(&self) {
+        let one_at_a_time = self
+            .rebuilding
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let workers = self.fleet.workers();
+        let (mut selectable, mut fallback) = (Vec::new(), Vec::new());
+        for worker in workers.iter() {
+            // Read once: a worker that changes meanwhile must not fall between the two lists.
+            let availability = worker.availability();
+            if availability.selectable {
+                selectable.push(Arc::clone(worker));
+            } else if availability.fallback {
+                fallback.push(Arc::clone(worker));
+            }
+        }
+        let snapshot = Snapshot::new(&self.policies, &self.queues, &selectable, &fallback);
+        self.snapshot.store(Arc::new(snapshot));
+        let slots = workers.last().map_or(0, |worker| worker.slot + 1);
+        let mut capacity = vec![None; slots];
+        for worker in workers.iter() {
+            let tokens = worker.endpoint.model_info.load().cache_tokens();
+            capacity[worker.slot] = tokens.map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN));
+        }
+        self.policies.capacity(&capacity);
+        drop(one_at_a_time);
+        if self.limits.is_some() {
+            self.queues.wake_all();
+        }
+    }
+}
+
+impl FleetObserver for Balancer {
+    fn membership_changed(&self) {
+        self.rebuild_membership();
+        self.rebuild_snapshot();
+    }
+
+    fn availability_changed(&self) {
+        self.rebuild_snapshot();
+    }
+}

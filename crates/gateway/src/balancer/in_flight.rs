@@ -1,0 +1,122 @@
+//! The guard of one attempt at a worker: its share of the load, and what its end says.
+
+use std::sync::Arc;
+
+use routing::{BreakerSignal, Lease, Outcome, Trial};
+use tokio::time::Instant;
+
+use super::balancer::Balancer;
+use super::feedback;
+use crate::fleet::{Worker, trial_answered};
+
+/// What a request costs a worker besides its prompt, in tokens: so that tiny prompts do not
+/// inflate the latency per token.
+const TOKENS_PER_REQUEST: u64 = 256;
+
+/// A request's share of a worker. Dropped unfinished, the attempt counts as abandoned.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    pub(crate) worker: Arc<Worker>,
+    balancer: Arc<Balancer>,
+    /// Given back first of all when the guard is dropped.
+    lease: Option<Lease>,
+    /// It decides about a half-open breaker.
+    trial: Option<Trial>,
+    finished: bool,
+    /// When it began and for how many tokens, where workers are compared.
+    measured: Option<(Instant, u64)>,
+}
+
+/// What a request's prompt takes of a worker.
+#[derive(Debug)]
+pub(super) struct Prompt {
+    /// Tokens of the whole prompt.
+    pub(super) tokens: u64,
+    pub(super) lease: Lease,
+}
+
+/// What the first byte of a response means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FirstByte {
+    /// The prompt is prefilled: a stream begins.
+    OfStream,
+    /// The whole response has been made.
+    OfWhole,
+}
+
+impl InFlight {
+    pub(super) fn new(
+        balancer: &Arc<Balancer>,
+        worker: &Arc<Worker>,
+        prompt: Prompt,
+        trial: Option<Trial>,
+    ) -> Self {
+        let compared = worker.outlier_stats.as_ref();
+        Self {
+            worker: Arc::clone(worker),
+            balancer: Arc::clone(balancer),
+            lease: Some(prompt.lease),
+            trial,
+            finished: false,
+            measured: compared.map(|_| (Instant::now(), prompt.tokens)),
+        }
+    }
+
+    /// For a request without a prompt that no policy placed.
+    pub(crate) fn unrouted(balancer: &Arc<Balancer>, worker: &Arc<Worker>) -> Self {
+        let lease = worker.load.lease(0);
+        Self::new(balancer, worker, Prompt { tokens: 0, lease }, None)
+    }
+
+    /// The worker has begun to respond.
+    pub(crate) fn first_byte(&mut self, first: FirstByte) {
+        if let Some(lease) = &mut self.lease {
+            lease.first_byte();
+        }
+        let worker = &self.worker;
+        if let (Some(stats), Some((since, tokens))) = (&worker.outlier_stats, self.measured.take())
+            && first == FirstByte::OfStream
+        {
+            stats.record_first_byte(since.elapsed(), tokens + TOKENS_PER_REQUEST);
+        }
+        if let Some(trial) = &mut self.trial {
+            trial_answered(&self.balancer.fleet, worker, trial);
+        }
+    }
+
+    /// Whether its end decides about a half-open breaker.
+    pub(crate) fn is_trial(&self) -> bool {
+        self.trial.is_some()
+    }
+
+    /// The attempt has ended; only the first call counts.
+    pub(crate) fn finish(&mut self, outcome: Outcome) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        let worker = &self.worker;
+        let mut consequence = outcome.consequence();
+        if outcome == Outcome::NoResponse && self.trial.is_none() {
+            // Whose fault it was shows once another worker has had the request.
+            consequence.signal = BreakerSignal::Neutral;
+        }
+        feedback::count(worker, consequence.signal);
+        let uninformative = match consequence.signal {
+            BreakerSignal::Success => worker.is_clean(),
+            BreakerSignal::Failure => false,
+            BreakerSignal::Neutral => true,
+        };
+        // Nearly every request says nothing new: no lock is taken.
+        if self.trial.is_some() || consequence.suspect || consequence.busy || !uninformative {
+            feedback::record(&self.balancer.fleet, worker, consequence, self.trial);
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.finish(Outcome::Abandoned);
+        drop(self.lease.take());
+        self.balancer.request_finished(&self.worker);
+    }
+}

@@ -1,0 +1,17 @@
+//! Which worker gets a request, and what its end says about the worker.
+
+#[expect(clippy::module_inception, reason = "the type that the room is about")]
+mod balancer;
+mod feedback;
+mod in_flight;
+mod model_policies;
+mod placement;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use balancer::Balancer;
+pub(crate) use feedback::record_lost_connection;
+pub(crate) use in_flight::{FirstByte, InFlight};
+pub(crate) use model_policies::ModelPolicies;
+pub(crate) use placement::{Constraints, SelectError, Selection, select};

@@ -1,0 +1,153 @@
+//! The workers that may be given requests, at one moment.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use routing::{Candidate, Request};
+
+use super::model_policies::{ModelPolicies, PolicyInstance};
+use crate::admission::WorkerQueue;
+use crate::fleet::{Role, Worker};
+
+/// Which requests a pool is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct PoolKey {
+    /// `None`: requests of any model.
+    model: Option<String>,
+    role: Role,
+}
+
+/// The queues of all pools. They outlive snapshots, for requests wait in them.
+#[derive(Debug, Default)]
+pub(super) struct Queues(Mutex<BTreeMap<PoolKey, Arc<WorkerQueue>>>);
+
+/// Workers that may serve the same requests, and the policy that chooses among them.
+#[derive(Debug)]
+pub(super) struct Pool {
+    pub(super) instance: PolicyInstance,
+    /// As policies see them, by ascending slot.
+    pub(super) selectable: Vec<Candidate>,
+    /// Workers that get a request only when no other may have it.
+    pub(super) fallback: Vec<Candidate>,
+    /// Where requests wait while the workers are at their limit.
+    pub(super) queue: Arc<WorkerQueue>,
+}
+
+/// Every pool.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) any_model: Pool,
+    /// Where several models are served, a pool for each.
+    models: BTreeMap<String, Pool>,
+    /// All workers in it, by ascending slot.
+    workers: Vec<Arc<Worker>>,
+    /// Slots of the workers in slow start, and when each came back.
+    pub(super) warming_up: Vec<(usize, Duration)>,
+}
+
+impl Queues {
+    fn of(&self, key: PoolKey) -> Arc<WorkerQueue> {
+        Arc::clone(self.lock().entry(key).or_default())
+    }
+
+    /// Forgets the queues of models that are no longer served and have no waiters.
+    fn retain(&self, models: &BTreeMap<String, Pool>) {
+        self.lock().retain(|key, queue| {
+            let model = key.model.as_ref();
+            model.is_none_or(|model| models.contains_key(model)) || queue.waiting() > 0
+        });
+    }
+
+    /// Requests that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().values().map(|queue| queue.waiting()).sum()
+    }
+
+    /// Several workers may have become free.
+    pub(super) fn wake_all(&self) {
+        self.lock().values().for_each(|queue| queue.wake_all());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PoolKey, Arc<WorkerQueue>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Snapshot {
+    /// Of these workers, by ascending slot.
+    pub(super) fn new(
+        policies: &ModelPolicies,
+        queues: &Queues,
+        selectable: &[Arc<Worker>],
+        fallback: &[Arc<Worker>],
+    ) -> Self {
+        let pool = |model: Option<&str>, instance| {
+            let of = |workers: &[Arc<Worker>]| {
+                let serves = |worker: &&Arc<Worker>| {
+                    let served = worker.endpoint.model_info.load();
+                    model.is_none_or(|model| served.model == model)
+                };
+                let workers = workers.iter().filter(serves);
+                workers.map(|worker| worker.candidate()).collect()
+            };
+            Pool {
+                instance,
+                selectable: of(selectable),
+                fallback: of(fallback),
+                queue: queues.of(PoolKey {
+                    model: model.map(str::to_owned),
+                    role: Role::Regular,
+                }),
+            }
+        };
+        let mut workers = [selectable, fallback].concat();
+        workers.sort_by_key(|worker| worker.slot);
+        let by_model = policies.by_model().into_iter();
+        let models: BTreeMap<_, _> = by_model
+            .map(|(model, instance)| {
+                let pool = pool(Some(&model), instance);
+                (model, pool)
+            })
+            .collect();
+        queues.retain(&models);
+        let recovered = |worker: &Arc<Worker>| Some((worker.slot, worker.recovered_at()?));
+        Self {
+            any_model: pool(None, policies.shared()),
+            models,
+            warming_up: selectable.iter().filter_map(recovered).collect(),
+            workers,
+        }
+    }
+
+    /// The pool for a request: its model's, where several are served and it names one.
+    pub(super) fn pool(&self, request: &Request<'_>) -> &Pool {
+        if self.models.is_empty() {
+            return &self.any_model;
+        }
+        let named = request.model.and_then(|model| self.models.get(model));
+        named.unwrap_or(&self.any_model)
+    }
+
+    /// The worker in a slot.
+    pub(super) fn worker(&self, slot: usize) -> Option<&Arc<Worker>> {
+        let in_place = self.workers.get(slot).filter(|found| found.slot == slot);
+        in_place.or_else(|| {
+            let at = self
+                .workers
+                .binary_search_by_key(&slot, |worker| worker.slot);
+            self.workers.get(at.ok()?)
+        })
+    }
+
+    /// A request at a worker has ended: wakes the requests that may take its place.
+    pub(super) fn wake_for(&self, worker: &Worker) {
+        self.any_model.queue.slot_freed();
+        if !self.models.is_empty() {
+            let served = worker.endpoint.model_info.load();
+            if let Some(pool) = self.models.get(&served.model) {
+                pool.queue.slot_freed();
+            }
+        }
+    }
+}

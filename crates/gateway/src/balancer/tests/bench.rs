@@ -1,0 +1,96 @@
+//! A fleet whose probes and models a test decides.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use routing::PolicyKind;
+
+use super::super::{Balancer, ModelPolicies};
+use crate::config::{
+    AdmissionSection, FleetSection, HealthSection, Options, PoolSection, WorkerUrl,
+};
+use crate::fleet::{
+    Fleet, Worker, WorkerFactory, WorkerSpec, advance, finish_drain, record_probe, set_model,
+    start_drain,
+};
+use crate::telemetry::Metrics;
+use crate::upstream::PoolLimits;
+
+pub(super) struct Bench {
+    pub(super) balancer: Arc<Balancer>,
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) metrics: Arc<Metrics>,
+    factory: WorkerFactory,
+}
+
+fn spec(name: &str) -> WorkerSpec {
+    WorkerSpec::new(WorkerUrl::parse(&format!("http://{name}:1")).unwrap())
+}
+
+impl Bench {
+    /// A fleet of so many configured workers, none of which is ready.
+    pub(super) fn new(count: usize, policies: ModelPolicies, options: FleetSection) -> Self {
+        let metrics = Arc::new(Metrics::new(None).unwrap());
+        let defaults = Options {
+            health_failure_threshold: 1,
+            health_success_threshold: 1,
+            ..Options::default()
+        };
+        let limits = PoolLimits::new(&PoolSection::from(&defaults), 1);
+        let health = HealthSection::from(&defaults);
+        let factory = WorkerFactory::new(&options, &health, limits, &metrics);
+        let fleet = Fleet::new(options);
+        for slot in 0..count {
+            fleet.add(|at| factory.build(spec(&format!("w{slot}")), at, None));
+        }
+        let admission = AdmissionSection::from(&defaults);
+        Self {
+            balancer: Balancer::new(Arc::clone(&fleet), policies, &admission),
+            fleet,
+            metrics,
+            factory,
+        }
+    }
+
+    pub(super) fn worker(&self, slot: usize) -> Arc<Worker> {
+        Arc::clone(&self.fleet.workers()[slot])
+    }
+
+    /// A worker joins and becomes ready.
+    pub(super) fn join(&self, name: &str) -> Arc<Worker> {
+        let now = self.fleet.now();
+        let build = |slot| self.factory.build(spec(name), slot, Some(now));
+        let worker = self.fleet.add(build);
+        record_probe(&self.fleet, &worker.endpoint, true);
+        worker
+    }
+
+    pub(super) async fn remove(&self, worker: &Arc<Worker>) {
+        start_drain(&self.fleet, worker);
+        finish_drain(&self.fleet, worker).await;
+    }
+
+    pub(super) fn probe(&self, slot: usize, passed: bool) {
+        record_probe(&self.fleet, &self.worker(slot).endpoint, passed);
+    }
+
+    /// A worker reports which model it serves.
+    pub(super) fn report(&self, worker: &Worker, model: &str) {
+        let labels = BTreeMap::from([("model_id".to_owned(), model.to_owned())]);
+        set_model(&self.fleet, &worker.endpoint, Some(labels), &self.metrics);
+    }
+
+    /// Changes the policy label of a worker.
+    pub(super) fn relabel(&self, slot: usize, label: Option<PolicyKind>) {
+        let worker = self.worker(slot);
+        let mut spec = worker.endpoint.config.load().spec.clone();
+        spec.policy = label;
+        worker.endpoint.config.store(Arc::new(spec.into()));
+        set_model(&self.fleet, &worker.endpoint, None, &self.metrics);
+    }
+
+    /// Time passes for every worker.
+    pub(super) fn advance(&self) {
+        advance(&self.fleet);
+    }
+}

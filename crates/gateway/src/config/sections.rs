@@ -1,0 +1,257 @@
+//! The options of each room, in the types it works with.
+
+use std::time::Duration;
+
+use routing::policy::Balance;
+use routing::{BreakerRules, Params, RetryRules, Thresholds};
+
+use super::{Options, Secret};
+
+/// No time is longer: "never" is spelt with large numbers, and sums of times must not overflow.
+const LONGEST: Duration = Duration::from_hours(24 * 365);
+
+/// How connections to workers are kept.
+#[derive(Clone, Debug)]
+pub(crate) struct PoolSection {
+    pub(crate) idle_timeout: Duration,
+    pub(crate) max_idle_per_host: usize,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) tcp_keepalive: Duration,
+}
+
+/// How workers are probed.
+#[derive(Clone, Debug)]
+pub(crate) struct HealthSection {
+    pub(crate) endpoint: String,
+    pub(crate) interval: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) startup_timeout: Duration,
+    pub(crate) startup_interval: Duration,
+    pub(crate) thresholds: Thresholds,
+    /// Workers are probed once they are up, too, unless their own settings differ.
+    pub(crate) enabled: bool,
+}
+
+/// How the fleet treats its workers.
+#[derive(Clone, Debug)]
+pub(crate) struct FleetSection {
+    /// Time over which a worker that came back gets its full share again.
+    pub(crate) slow_start: Duration,
+    /// Workers are probed unless their own settings differ: a failed connection takes a worker
+    /// out until a probe has passed.
+    pub(crate) health_checks: bool,
+    /// How long a draining worker may finish what it has.
+    pub(crate) drain_timeout: Duration,
+    /// Largest share of workers ejected at a time; `None` where workers are not compared.
+    pub(crate) max_ejected: Option<f64>,
+    /// `None` when circuit breakers are off.
+    pub(crate) breaker: Option<BreakerRules>,
+    /// Clients need a key, so workers usually do, too.
+    pub(crate) clients_need_key: bool,
+}
+
+/// Limits on what clients may have in progress, and the queue in front of them.
+#[derive(Clone, Debug)]
+pub(crate) struct AdmissionSection {
+    pub(crate) max_concurrent_requests: Option<usize>,
+    /// Requests per second.
+    pub(crate) rate: Option<usize>,
+    /// Requests in flight per worker.
+    pub(crate) max_requests_per_worker: Option<usize>,
+    /// Requests that may wait.
+    pub(crate) queue_size: usize,
+    /// Longest wait.
+    pub(crate) queue_timeout: Duration,
+}
+
+/// How requests are carried.
+#[derive(Clone, Debug)]
+pub(crate) struct ProxySection {
+    /// Time to a worker's response headers, and longest silence inside a body.
+    pub(crate) request_timeout: Duration,
+    /// Silence of a worker after which it is probed.
+    pub(crate) probe_after: Duration,
+    /// Largest request body, bytes.
+    pub(crate) max_payload: u64,
+    pub(crate) retry: RetryRules,
+    /// Retries per request.
+    pub(crate) retry_budget_ratio: f64,
+    /// Retries per second that are always granted.
+    pub(crate) retry_budget_floor: u32,
+    /// Every reply says why it was routed as it was.
+    pub(crate) explain_all: bool,
+    /// The gateway has a key, so a client's `authorization` is meant for the gateway.
+    pub(crate) has_key: bool,
+}
+
+/// What clients see of the gateway itself.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerSection {
+    pub(crate) api_key: Option<Secret>,
+    pub(crate) cors_allowed_origins: Vec<String>,
+    pub(crate) request_id_headers: Option<Vec<String>>,
+}
+
+/// An option in seconds as a time that can be counted with.
+pub(crate) fn seconds(option: u64) -> Duration {
+    Duration::from_secs(option).min(LONGEST)
+}
+
+impl From<&Options> for PoolSection {
+    fn from(options: &Options) -> Self {
+        Self {
+            idle_timeout: Duration::from_secs(options.pool_idle_timeout_secs),
+            max_idle_per_host: options.pool_max_idle_per_host,
+            connect_timeout: Duration::from_secs(options.connect_timeout_secs),
+            tcp_keepalive: Duration::from_secs(options.tcp_keepalive_secs),
+        }
+    }
+}
+
+impl From<&Options> for HealthSection {
+    fn from(options: &Options) -> Self {
+        Self {
+            endpoint: options.health_check_endpoint.clone(),
+            interval: seconds(options.health_check_interval_secs),
+            timeout: Duration::from_secs(options.health_check_timeout_secs),
+            startup_timeout: seconds(options.worker_startup_timeout_secs),
+            startup_interval: seconds(options.worker_startup_check_interval),
+            thresholds: Thresholds {
+                failure: options.health_failure_threshold,
+                success: options.health_success_threshold,
+            },
+            enabled: !options.disable_health_check,
+        }
+    }
+}
+
+impl From<&Options> for FleetSection {
+    fn from(options: &Options) -> Self {
+        let breaker = || BreakerRules {
+            failures: options.cb_failure_threshold,
+            successes: options.cb_success_threshold,
+            open_for: Duration::from_secs(options.cb_timeout_duration_secs),
+            window: Duration::from_secs(options.cb_window_duration_secs),
+        };
+        let ejection = options.outlier_ejection;
+        Self {
+            slow_start: seconds(options.slow_start_secs),
+            health_checks: !options.disable_health_check,
+            drain_timeout: seconds(options.worker_drain_timeout_secs),
+            max_ejected: ejection.then_some(options.outlier_max_ejected_ratio),
+            breaker: (!options.disable_circuit_breaker).then(breaker),
+            clients_need_key: options.api_key.is_some(),
+        }
+    }
+}
+
+impl From<&Options> for AdmissionSection {
+    fn from(options: &Options) -> Self {
+        let positive = |number: i32| usize::try_from(number).ok().filter(|number| *number > 0);
+        let per_worker = options.max_requests_per_worker;
+        let per_worker = usize::try_from(per_worker).unwrap_or(usize::MAX);
+        Self {
+            max_concurrent_requests: positive(options.max_concurrent_requests),
+            rate: options.rate_limit_tokens_per_second.and_then(positive),
+            max_requests_per_worker: Some(per_worker).filter(|most| *most > 0),
+            queue_size: usize::try_from(options.queue_size).unwrap_or(usize::MAX),
+            queue_timeout: seconds(options.queue_timeout_secs),
+        }
+    }
+}
+
+impl From<&Options> for ProxySection {
+    fn from(options: &Options) -> Self {
+        let attempts = if options.disable_retries {
+            1
+        } else {
+            options.retry_max_retries.max(1)
+        };
+        Self {
+            request_timeout: seconds(options.request_timeout_secs),
+            probe_after: seconds(options.health_check_timeout_secs),
+            max_payload: options.max_payload_size,
+            retry: RetryRules {
+                attempts,
+                initial_backoff: Duration::from_millis(options.retry_initial_backoff_ms),
+                max_backoff: Duration::from_millis(options.retry_max_backoff_ms),
+                multiplier: options.retry_backoff_multiplier,
+                jitter: options.retry_jitter_factor,
+            },
+            retry_budget_ratio: options.retry_budget_ratio,
+            retry_budget_floor: options.retry_budget_min_per_sec,
+            explain_all: options.explain_routing,
+            has_key: options.api_key.is_some(),
+        }
+    }
+}
+
+impl From<&Options> for ServerSection {
+    fn from(options: &Options) -> Self {
+        Self {
+            api_key: options.api_key.clone(),
+            cors_allowed_origins: options.cors_allowed_origins.clone(),
+            request_id_headers: options.request_id_headers.clone(),
+        }
+    }
+}
+
+/// The tunables of all policies.
+///
+/// The guards of `cache_aware` are on only when an option sets them: left at their defaults
+/// they would cost latency and gain nothing, because its costs already weigh both.
+impl From<&Options> for Params {
+    fn from(options: &Options) -> Self {
+        let unset = Options::default();
+        #[expect(
+            clippy::float_cmp,
+            reason = "asks whether the value was touched, not how near it is"
+        )]
+        let threshold_set = options.cache_threshold != unset.cache_threshold;
+        #[expect(
+            clippy::float_cmp,
+            reason = "asks whether the value was touched, not how near it is"
+        )]
+        let balance_set = options.balance_rel_threshold != unset.balance_rel_threshold
+            || options.balance_abs_threshold != unset.balance_abs_threshold;
+        let tree_set = options.max_tree_size != unset.max_tree_size;
+        Self {
+            index_bytes: usize::try_from(options.prefix_index_bytes).unwrap_or(usize::MAX),
+            index_text: tree_set.then_some(options.max_tree_size),
+            cache_threshold: threshold_set.then_some(options.cache_threshold),
+            balance: balance_set.then_some(Balance {
+                relative: options.balance_rel_threshold,
+                absolute: options.balance_abs_threshold,
+            }),
+            bucket_adjust_interval: Duration::from_secs(options.bucket_adjust_interval_secs),
+            assignment: options.assignment_mode,
+            max_idle: Duration::from_secs(options.max_idle_secs),
+            ..Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guards_are_off_until_they_are_set() {
+        let params = Params::from(&Options::default());
+        assert_eq!((params.cache_threshold, params.balance), (None, None));
+        let options = Options {
+            cache_threshold: 0.5,
+            balance_abs_threshold: 8,
+            ..Options::default()
+        };
+        let params = Params::from(&options);
+        assert_eq!(params.cache_threshold, Some(0.5));
+        assert_eq!(
+            params.balance,
+            Some(Balance {
+                relative: 1.5,
+                absolute: 8
+            })
+        );
+    }
+}

@@ -1,0 +1,89 @@
+//! Where a worker is reached: its URL, its connections, its health, and what it says of itself.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use routing::{Health, Verdict};
+use tokio::sync::Notify;
+
+use super::model_info::ModelInfo;
+use super::spec::{WorkerConfig, WorkerSpec};
+use crate::config::WorkerUrl;
+use crate::upstream::Client;
+
+/// Shortest time between probes that silence asks for, milliseconds.
+const MIN_PROBE_GAP_MS: u64 = 5000;
+
+/// A server that runs one routable worker, or one for each of its data-parallel ranks.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) url: WorkerUrl,
+    pub(crate) client: Client,
+    /// How it is registered.
+    pub(crate) config: ArcSwap<WorkerConfig>,
+    /// What it reports of itself.
+    pub(crate) model_info: ArcSwap<ModelInfo>,
+    health: Mutex<Health>,
+    /// Notified for a probe at once.
+    pub(super) probe_now: Notify,
+    /// When silence last asked for a probe, milliseconds.
+    last_requested_probe: AtomicU64,
+    removed: AtomicBool,
+}
+
+impl Endpoint {
+    pub(super) fn new(
+        spec: WorkerSpec,
+        client: Client,
+        model_info: ModelInfo,
+        health: Health,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            url: spec.url.clone(),
+            client,
+            config: ArcSwap::from_pointee(spec.into()),
+            model_info: ArcSwap::from_pointee(model_info),
+            health: Mutex::new(health),
+            probe_now: Notify::new(),
+            last_requested_probe: AtomicU64::new(0),
+            removed: AtomicBool::new(false),
+        })
+    }
+
+    /// What its probes say.
+    pub(super) fn verdict(&self) -> Verdict {
+        self.health
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .verdict()
+    }
+
+    /// Changes its health; returns what the probes said before.
+    pub(super) fn update_health(&self, update: impl FnOnce(&mut Health)) -> Verdict {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = health.verdict();
+        update(&mut health);
+        before
+    }
+
+    /// Whether silence may ask for a probe at `now`: not for every request that waits.
+    pub(super) fn may_request_probe(&self, now: Duration) -> bool {
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let due = |before| (now.saturating_sub(before) >= MIN_PROBE_GAP_MS).then_some(now);
+        let requested = &self.last_requested_probe;
+        requested.fetch_update(Relaxed, Relaxed, due).is_ok()
+    }
+
+    /// Whether it has left the fleet.
+    pub(super) fn is_removed(&self) -> bool {
+        self.removed.load(Relaxed)
+    }
+
+    /// It leaves the fleet; its prober ends.
+    pub(super) fn mark_removed(&self) {
+        self.removed.store(true, Relaxed);
+        self.probe_now.notify_one();
+    }
+}

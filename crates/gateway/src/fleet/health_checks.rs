@@ -1,0 +1,40 @@
+//! The health checks of the fleet: a prober for each endpoint that joins.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::endpoint::Endpoint;
+use super::fleet::Fleet;
+use super::health_check::Prober;
+use crate::config::HealthSection;
+use crate::lane::Lane;
+use crate::telemetry::Metrics;
+
+/// Starts a prober for every endpoint.
+#[derive(Debug)]
+pub(crate) struct HealthChecks {
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) options: Arc<HealthSection>,
+    /// The lane whose thread runs the probers.
+    pub(crate) lane: Lane,
+    /// Endpoints that have joined the fleet.
+    pub(crate) joined: mpsc::UnboundedReceiver<Arc<Endpoint>>,
+}
+
+impl HealthChecks {
+    /// Runs for as long as endpoints may join.
+    pub(crate) async fn run(mut self) {
+        while let Some(endpoint) = self.joined.recv().await {
+            let prober = Prober {
+                fleet: Arc::clone(&self.fleet),
+                endpoint,
+                metrics: Arc::clone(&self.metrics),
+                options: Arc::clone(&self.options),
+                lane: self.lane,
+            };
+            tokio::spawn(prober.run());
+        }
+    }
+}

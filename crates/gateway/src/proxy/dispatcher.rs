@@ -1,0 +1,123 @@
+//! What carries requests to workers: shared by all requests.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::HeaderMap;
+use routing::{Outcome, Retry, RetryBudget, RetryRules, SeededRng};
+use tokio::time::{Instant, sleep};
+
+use super::attempts::Attempts;
+use super::client_key::ClientHeaders;
+use super::explain::Explainer;
+use super::request::ProxyRequest;
+use super::request_head::HeaderRules;
+use crate::balancer::Balancer;
+use crate::config::ProxySection;
+use crate::telemetry::{BranchMetrics, Metrics};
+
+/// The settings and shared state of all exchanges.
+#[derive(Debug)]
+pub(crate) struct Dispatcher {
+    pub(super) balancer: Arc<Balancer>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) branches: BranchMetrics,
+    /// Time to a worker's response head, and longest silence inside a body.
+    pub(super) request_timeout: Duration,
+    /// Silence of a worker after which it is probed.
+    pub(super) probe_after: Duration,
+    pub(super) rules: HeaderRules,
+    pub(super) explainer: Explainer,
+    retry: RetryRules,
+    budget: Mutex<RetryBudget>,
+}
+
+impl Dispatcher {
+    pub(super) fn new(
+        options: &ProxySection,
+        balancer: Arc<Balancer>,
+        metrics: Arc<Metrics>,
+        lanes: usize,
+    ) -> Self {
+        let (ratio, floor) = (options.retry_budget_ratio, options.retry_budget_floor);
+        Self {
+            branches: metrics.branches(balancer.policy()),
+            request_timeout: options.request_timeout,
+            probe_after: options.probe_after,
+            rules: HeaderRules {
+                credentials_are_ours: options.has_key,
+            },
+            explainer: Explainer::new(Arc::clone(&balancer), options.explain_all, lanes),
+            retry: options.retry,
+            budget: Mutex::new(RetryBudget::new(ratio, floor)),
+            balancer,
+            metrics,
+        }
+    }
+
+    /// What keeps the requests of one client together, where it sends no routing key.
+    pub(super) fn client_key<'a>(&self, headers: &'a HeaderMap) -> ClientHeaders<'a> {
+        ClientHeaders {
+            headers,
+            shared_credentials: self.rules.credentials_are_ours,
+        }
+    }
+
+    fn has_attempts_left(&self, attempts: &Attempts) -> bool {
+        attempts.count < self.retry.attempts
+    }
+
+    /// Whether a request whose last attempt ended so is tried again.
+    pub(super) fn should_retry(
+        &self,
+        request: ProxyRequest<'_>,
+        outcome: Outcome,
+        attempts: &mut Attempts,
+    ) -> bool {
+        let retry = outcome.consequence().retry;
+        let late = attempts.deadline.is_some_and(|at| Instant::now() >= at);
+        if retry == Retry::No || self.retry.attempts <= 1 {
+            return false;
+        }
+        if late || !self.has_attempts_left(attempts) {
+            self.metrics.retries_exhausted(request.row.label);
+            return false;
+        }
+        let free = match outcome {
+            // Nothing was sent.
+            Outcome::NotConnected => true,
+            _ => retry == Retry::Free && !attempts.free_retry_used,
+        };
+        if free {
+            attempts.free_retry_used |= outcome != Outcome::NotConnected;
+            return true;
+        }
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.balancer.fleet.now();
+        let granted = budget.take(self.explainer.decided_requests(), now);
+        if !granted {
+            self.metrics.retry_denied(request.row.label);
+        }
+        granted
+    }
+
+    /// Waits before workers that failed are tried again; false when that makes no sense.
+    pub(super) async fn back_off(
+        &self,
+        request: ProxyRequest<'_>,
+        attempts: &mut Attempts,
+    ) -> bool {
+        let mut rng = SeededRng::new(request.routing.seed.rotate_left(16));
+        let pause = self.retry.backoff(attempts.count, &mut rng);
+        let end = Instant::now() + pause;
+        if !self.has_attempts_left(attempts) || attempts.deadline.is_some_and(|at| end >= at) {
+            return false;
+        }
+        self.metrics.backoff(attempts.count, pause);
+        attempts.tried.clear();
+        // A pause counts as an attempt: a fleet that stays away is not waited for without end.
+        attempts.count += 1;
+        sleep(pause).await;
+        true
+    }
+}

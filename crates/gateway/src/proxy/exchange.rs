@@ -1,0 +1,138 @@
+//! One request's way: attempt after attempt, until a worker answers or trying on makes no sense.
+
+use std::sync::Arc;
+
+use routing::Outcome;
+use tokio::time::Instant;
+
+use super::attempt::{self, AttemptResult};
+use super::attempts::Attempts;
+use super::dispatcher::Dispatcher;
+use super::explain::Candidacy;
+use super::queue;
+use super::request::ProxyRequest;
+use super::request_timer::RequestTimer;
+use crate::balancer::Selection;
+use crate::error::Error;
+
+/// A request under way.
+pub(super) struct Exchange<'a> {
+    dispatcher: &'a Dispatcher,
+    request: ProxyRequest<'a>,
+    attempts: Attempts,
+    /// Begins with the first attempt.
+    timer: Option<RequestTimer>,
+}
+
+/// What the client gets, and what measures the rest of it.
+pub(super) struct Finished {
+    pub(super) result: AttemptResult,
+    pub(super) timer: Option<RequestTimer>,
+}
+
+impl<'a> Exchange<'a> {
+    pub(super) fn new(dispatcher: &'a Dispatcher, request: ProxyRequest<'a>) -> Self {
+        Self {
+            dispatcher,
+            request,
+            attempts: Attempts::default(),
+            timer: None,
+        }
+    }
+
+    /// Sends the request, again where that may help. The last attempt's answer is the client's.
+    ///
+    /// # Errors
+    /// When no worker could be selected at all.
+    pub(super) async fn run(mut self) -> Result<Finished, Error> {
+        let result = self.attempt_in_turn().await;
+        self.attempts.assign_blame(&self.dispatcher.balancer.fleet);
+        result.map(|result| Finished {
+            result,
+            timer: self.timer,
+        })
+    }
+
+    async fn attempt_in_turn(&mut self) -> Result<AttemptResult, Error> {
+        let (dispatcher, request) = (self.dispatcher, self.request);
+        let mut last: Option<AttemptResult> = None;
+        loop {
+            let candidacy = dispatcher.explainer.candidacy(request);
+            let selected = queue::select_or_wait(dispatcher, request, &mut self.attempts).await;
+            let selection = match (selected, last.take()) {
+                (Ok(selection), before) => {
+                    last = before;
+                    selection
+                }
+                (Err(error), None) => return Err(error),
+                (Err(_), Some(result)) => {
+                    // Every worker left has failed already: later, perhaps.
+                    if !dispatcher.back_off(request, &mut self.attempts).await {
+                        return Ok(result);
+                    }
+                    last = Some(result);
+                    continue;
+                }
+            };
+            if last.is_some() {
+                dispatcher.metrics.retry(request.row.label);
+            }
+            let outcome = self.attempt(selection, candidacy).await;
+            let (result, outcome) = outcome;
+            if result.in_flight.is_some() {
+                // A worker's refusal says more to a client than that another one was
+                // unreachable; but not more than a response that broke off.
+                let unreachable = result.answer.is_err() && outcome != Outcome::Truncated;
+                let refused = last.filter(|last| unreachable && last.answer.is_ok());
+                return Ok(refused.unwrap_or(result));
+            }
+            self.attempts.tried.push(result.worker.slot);
+            last = Some(result);
+        }
+    }
+
+    /// One attempt; its guard is kept when no other follows.
+    async fn attempt(
+        &mut self,
+        selection: Selection,
+        candidacy: Option<Candidacy>,
+    ) -> (AttemptResult, Outcome) {
+        let (dispatcher, request) = (self.dispatcher, self.request);
+        if let Some(branch) = selection.branch {
+            dispatcher.branches.count(selection.policy, branch);
+        }
+        self.follow(&selection);
+        let explanation =
+            dispatcher
+                .explainer
+                .explain(request, &selection, candidacy, self.attempts.count);
+        let in_flight = selection.in_flight;
+        let attempt = attempt::send(dispatcher, request, in_flight, &mut self.attempts).await;
+        self.attempts.count += 1;
+        let again = dispatcher.should_retry(request, attempt.outcome, &mut self.attempts);
+        let result = AttemptResult {
+            answer: attempt.answer,
+            worker: Arc::clone(&attempt.in_flight.worker),
+            explanation,
+            // The share of one worker is given back before another is asked for.
+            in_flight: Some(attempt.in_flight).filter(|_| !again),
+        };
+        (result, attempt.outcome)
+    }
+
+    /// Counts the request, for the model of the worker it goes to now.
+    fn follow(&mut self, selection: &Selection) {
+        let info = selection.in_flight.worker.endpoint.model_info.load();
+        info.metrics.selected(selection.policy);
+        if let Some(timer) = &mut self.timer {
+            timer.follow(&info.metrics);
+            return;
+        }
+        let (row, streaming) = (self.request.row, self.request.streaming);
+        if let Some(endpoint) = info.metrics.endpoint(row.index) {
+            endpoint.requests(streaming).inc();
+        }
+        let model = Arc::clone(&info.metrics);
+        self.timer = Some(RequestTimer::start(model, row, streaming, Instant::now()));
+    }
+}

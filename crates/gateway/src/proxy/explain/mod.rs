@@ -1,0 +1,7 @@
+//! Why a request goes to a worker.
+
+mod decision_log;
+mod explainer;
+
+pub(crate) use explainer::Explainer;
+pub(super) use explainer::{Candidacy, Explanation};

@@ -1,0 +1,9 @@
+//! Header values that are text.
+
+use http::HeaderMap;
+
+/// A header's value, when it is text and not empty.
+pub(super) fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let value = headers.get(name)?.to_str().ok();
+    value.filter(|text| !text.is_empty())
+}

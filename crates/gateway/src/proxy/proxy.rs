@@ -1,0 +1,184 @@
+//! An inference request from its whole body to its reply.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response, request};
+use hyper::body::Incoming;
+use routing::Request as RoutingRequest;
+use serde_json::Value;
+
+use super::body_fields::BodyFields;
+use super::dispatcher::Dispatcher;
+use super::exchange::{Exchange, Finished};
+use super::explain::Explainer;
+use super::header_text::header_text;
+use super::request::{BufferedRequest, ProxyRequest, RequestContext};
+use super::response_body::{self, ReplyBody};
+use super::translate::dialect;
+use super::{request_body, request_head};
+use crate::balancer::Balancer;
+use crate::config::ProxySection;
+use crate::endpoint::Inference;
+use crate::error::Error;
+use crate::fleet::{UNKNOWN_MODEL, Worker};
+use crate::telemetry::Metrics;
+
+/// Carries requests to workers.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    pub(crate) dispatcher: Dispatcher,
+    max_payload: u64,
+}
+
+/// Why a request failed, and at which worker, if it reached one.
+struct Failure {
+    error: Error,
+    worker: Option<Arc<Worker>>,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            worker: None,
+        }
+    }
+}
+
+impl Failure {
+    fn at(worker: &Arc<Worker>) -> impl FnOnce(Error) -> Self {
+        let worker = Some(Arc::clone(worker));
+        |error| Self { error, worker }
+    }
+}
+
+impl Proxy {
+    pub(crate) fn new(
+        options: &ProxySection,
+        balancer: Arc<Balancer>,
+        metrics: Arc<Metrics>,
+        lanes: usize,
+    ) -> Self {
+        Self {
+            dispatcher: Dispatcher::new(options, balancer, metrics, lanes),
+            max_payload: options.max_payload,
+        }
+    }
+
+    pub(crate) fn balancer(&self) -> &Arc<Balancer> {
+        &self.dispatcher.balancer
+    }
+
+    pub(crate) fn explainer(&self) -> &Explainer {
+        &self.dispatcher.explainer
+    }
+
+    /// The largest request body, bytes.
+    pub(crate) fn max_payload(&self) -> u64 {
+        self.max_payload
+    }
+
+    /// Refuses a body that its own `content-length` says is too large.
+    pub(crate) fn check_length(&self, request: &Request<Incoming>) -> Result<(), Error> {
+        request_body::check_length(request.body(), self.max_payload)
+    }
+
+    /// Reads an inference request, whole but not yet looked at.
+    pub(crate) async fn receive(
+        &self,
+        row: &'static Inference,
+        request: Request<Incoming>,
+    ) -> Result<BufferedRequest, Error> {
+        let (parts, body) = request.into_parts();
+        let received = request_body::read(body, self.max_payload).await;
+        let body = received.inspect_err(|error| {
+            let metrics = &self.dispatcher.metrics;
+            metrics.request_error(UNKNOWN_MODEL, row.label, error);
+        })?;
+        Ok(BufferedRequest { parts, body })
+    }
+
+    /// Carries an inference request to a worker, and the worker's response back.
+    pub(crate) async fn forward(
+        &self,
+        row: &'static Inference,
+        context: RequestContext<'_>,
+        buffered: BufferedRequest,
+    ) -> Result<Response<ReplyBody>, Error> {
+        let outcome = self.carry(row, context, buffered).await;
+        outcome.map_err(|Failure { error, worker }| {
+            let info = worker.map(|worker| worker.endpoint.model_info.load_full());
+            let model = info.as_ref().map_or(UNKNOWN_MODEL, |info| &info.model);
+            let metrics = &self.dispatcher.metrics;
+            metrics.request_error(model, row.label, &error);
+            error
+        })
+    }
+
+    async fn carry(
+        &self,
+        row: &'static Inference,
+        context: RequestContext<'_>,
+        buffered: BufferedRequest,
+    ) -> Result<Response<ReplyBody>, Failure> {
+        let BufferedRequest { mut parts, body } = buffered;
+        let dialect = dialect(row.reply);
+        request_head::prepare(&mut parts);
+        if let Some(dialect) = dialect {
+            dialect.request(&mut parts);
+        }
+        request_body::check_declared(row.undeclared, &parts.headers)?;
+        let fields = BodyFields::read(&body)?;
+        let client_key = self.dispatcher.client_key(&parts.headers);
+        let request = ProxyRequest {
+            row,
+            context,
+            parts: &parts,
+            body: &body,
+            routing: &RoutingRequest {
+                model: fields.model.as_deref(),
+                prompt: fields.prompt(row.prompt),
+                routing_key: header_text(&parts.headers, "x-smg-routing-key"),
+                client_key: Some(&client_key),
+                now: self.balancer().fleet.now(),
+                seed: fastrand::u64(..),
+            },
+            target: header_text(&parts.headers, "x-smg-target-worker"),
+            streaming: fields.stream,
+        };
+        let Finished { result, timer } = Exchange::new(&self.dispatcher, request).run().await?;
+        let response = result.answer.map_err(Failure::at(&result.worker))?;
+        let idle_timeout = self.dispatcher.request_timeout;
+        let mut reply = response_body::relay(response, idle_timeout, result.in_flight, timer);
+        result.explanation.write(reply.headers_mut());
+        match dialect {
+            None => Ok(reply),
+            Some(dialect) => {
+                let reply = dialect.reply(&body, &result.worker, reply).await;
+                reply.map_err(Failure::at(&result.worker))
+            }
+        }
+    }
+
+    /// What would be decided for a request with this body; nothing is sent or learnt.
+    pub(crate) async fn explain_request(
+        &self,
+        parts: &request::Parts,
+        body: Incoming,
+    ) -> Result<Value, Error> {
+        let body: Bytes = request_body::read(body, self.max_payload).await?;
+        let fields = BodyFields::read(&body)?;
+        let client_key = self.dispatcher.client_key(&parts.headers);
+        let endpoint = fields.likely_endpoint();
+        let request = RoutingRequest {
+            model: fields.model.as_deref(),
+            prompt: fields.prompt(endpoint.prompt),
+            routing_key: header_text(&parts.headers, "x-smg-routing-key"),
+            client_key: Some(&client_key),
+            now: self.balancer().fleet.now(),
+            seed: fastrand::u64(..),
+        };
+        Ok(self.explainer().dry_run(&request, endpoint.path))
+    }
+}

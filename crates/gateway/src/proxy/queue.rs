@@ -1,0 +1,90 @@
+//! A worker for a request; where all are at their limit, after a wait.
+
+use routing::Branch;
+use tokio::time::Instant;
+
+use super::attempts::Attempts;
+use super::dispatcher::Dispatcher;
+use super::request::ProxyRequest;
+use crate::admission::{QueueError, QueueLimits, WaitFor};
+use crate::balancer::{Constraints, SelectError, Selection, select};
+use crate::error::Error;
+use crate::fleet::retry_after_secs;
+
+/// Selects a worker that has not been tried.
+///
+/// # Errors
+/// When no worker takes the request, or none has taken it by the end of the longest wait.
+pub(super) async fn select_or_wait(
+    dispatcher: &Dispatcher,
+    request: ProxyRequest<'_>,
+    attempts: &mut Attempts,
+) -> Result<Selection, Error> {
+    let balancer = &dispatcher.balancer;
+    let constraints = Constraints {
+        target: request.target,
+        tried: &attempts.tried,
+    };
+    let targeted = request.target.is_some() || !attempts.tried.is_empty();
+    let limits = balancer.limits();
+    let queues_first =
+        limits.filter(|_| !targeted && balancer.queue_of(request.routing).has_waiters());
+    let at_capacity = match queues_first {
+        Some(limits) => Some(limits),
+        None => match select(balancer, request.routing, constraints) {
+            Ok(selection) => return Ok(selection),
+            Err(SelectError::AtCapacity) => limits,
+            Err(SelectError::NoneReady) => {
+                let branch = none_ready(dispatcher, request);
+                dispatcher.branches.count(balancer.policy(), branch);
+                None
+            }
+            Err(SelectError::Exhausted | SelectError::Raced) => None,
+        },
+    };
+    let none_available = || Error::NoAvailableWorkers {
+        retry_after: retry_after_secs(&balancer.fleet),
+    };
+    let limits = at_capacity.ok_or_else(none_available)?;
+    let queue_deadline = Instant::now() + limits.max_wait;
+    let queue_deadline = *attempts.queue_deadline.get_or_insert(queue_deadline);
+    let until = attempts
+        .deadline
+        .map_or(queue_deadline, |deadline| deadline.min(queue_deadline));
+    let what = if targeted {
+        WaitFor::Some
+    } else {
+        WaitFor::Any
+    };
+    let queue = balancer.queue_of(request.routing);
+    let acquire = || select(balancer, request.routing, constraints).ok();
+    let selected = queue.wait(what, limits.size, until, acquire).await;
+    selected.map_err(|why| {
+        dispatcher.metrics.rejected();
+        queue_error(why, limits, queue.waiting())
+    })
+}
+
+fn queue_error(why: QueueError, limits: QueueLimits, waiting: usize) -> Error {
+    let what = "max_requests_per_worker";
+    match why {
+        QueueError::Full => Error::QueueFull {
+            what,
+            waiting,
+            retry_after: 1,
+        },
+        QueueError::Timeout => Error::QueueTimeout {
+            what,
+            seconds: limits.max_wait.as_secs(),
+        },
+    }
+}
+
+/// Why a policy had no candidate.
+fn none_ready(dispatcher: &Dispatcher, request: ProxyRequest<'_>) -> Branch {
+    if request.target.is_some() && dispatcher.balancer.fleet.ready_count() > 0 {
+        Branch::TargetWorkerMiss
+    } else {
+        Branch::NoHealthyWorkers
+    }
+}

@@ -1,0 +1,18 @@
+//! Why a reply ended before its end.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::upstream::UpstreamError;
+
+/// Why a reply ended before its end. The client sees its connection end abnormally.
+#[derive(Debug, Error)]
+pub(crate) enum ReplyError {
+    /// The exchange with the worker failed.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// The worker fell silent amid the body.
+    #[error("worker sent nothing for {} s amid the body", .0.as_secs())]
+    Idle(Duration),
+}

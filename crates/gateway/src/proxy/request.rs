@@ -1,0 +1,37 @@
+//! A request on its way: what the server knows of it, its bytes, and how it is routed.
+
+use bytes::Bytes;
+use http::header::HeaderValue;
+use http::request;
+use routing::Request as RoutingRequest;
+
+use crate::endpoint::Inference;
+use crate::lane::Lane;
+
+/// What the server knows of a request besides its bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestContext<'a> {
+    /// The lane whose thread carries the request.
+    pub(crate) lane: Lane,
+    pub(crate) request_id: &'a HeaderValue,
+}
+
+/// An inference request that has come in whole.
+#[derive(Debug)]
+pub(crate) struct BufferedRequest {
+    pub(super) parts: request::Parts,
+    pub(super) body: Bytes,
+}
+
+/// An inference request, as it goes to a worker.
+#[derive(Clone, Copy)]
+pub(super) struct ProxyRequest<'a> {
+    pub(super) row: &'static Inference,
+    pub(super) context: RequestContext<'a>,
+    pub(super) parts: &'a request::Parts,
+    pub(super) body: &'a Bytes,
+    pub(super) routing: &'a RoutingRequest<'a>,
+    /// The client's `X-SMG-Target-Worker`.
+    pub(super) target: Option<&'a str>,
+    pub(super) streaming: bool,
+}

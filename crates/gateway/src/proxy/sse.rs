@@ -1,0 +1,160 @@
+//! Server-sent events: a stream that breaks off between two of them ends with an event that
+//! says why.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap};
+use http_body::{Body, Frame, SizeHint};
+
+use super::reply_error::ReplyError;
+use crate::error::final_event;
+
+/// A body that may be a stream of events.
+#[derive(Debug)]
+pub(super) struct EventStream<B> {
+    body: B,
+    /// `None` for a body of another kind.
+    events: Option<EventBoundary>,
+    failure: Failure,
+}
+
+/// How far the end of a body that broke off has come.
+#[derive(Debug, Default)]
+enum Failure {
+    #[default]
+    None,
+    /// Returned only once what came before has been flushed to the client.
+    Unflushed(ReplyError),
+    Flushed(ReplyError),
+    Returned,
+}
+
+/// Where in a stream of events the last piece ended. Before the first event the tail is zero.
+#[derive(Debug, Default)]
+struct EventBoundary {
+    /// The last two bytes; two line feeds end an event.
+    tail: [u8; 2],
+    /// The stream has said that it is complete.
+    done: bool,
+}
+
+impl EventBoundary {
+    fn pass(&mut self, piece: &[u8]) {
+        self.done |= piece.ends_with(b"[DONE]\n\n");
+        match piece {
+            [.., one, two] => self.tail = [*one, *two],
+            [one] => self.tail = [self.tail[1], *one],
+            [] => {}
+        }
+    }
+
+    fn accepts_final_event(&self) -> bool {
+        !self.done && matches!(&self.tail, b"\n\n" | b"\0\0")
+    }
+}
+
+impl<B: Body> EventStream<B> {
+    /// The body of a successful reply with these headers: a stream of events, if they say so
+    /// and the body may end in one more.
+    pub(super) fn of(body: B, headers: &HeaderMap) -> Self {
+        let kind = headers.get(header::CONTENT_TYPE);
+        let kind = kind.and_then(|kind| kind.as_bytes().get(..17));
+        let events = kind.is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"));
+        let plain = !headers.contains_key(header::CONTENT_ENCODING);
+        let open_ended = body.size_hint().exact().is_none();
+        let events = (events && plain && open_ended).then(EventBoundary::default);
+        Self {
+            events,
+            ..Self::opaque(body)
+        }
+    }
+
+    /// A body that is no stream of events.
+    pub(super) fn opaque(body: B) -> Self {
+        Self {
+            body,
+            events: None,
+            failure: Failure::None,
+        }
+    }
+
+    /// Whether it is a stream of events.
+    pub(super) fn has_events(&self) -> bool {
+        self.events.is_some()
+    }
+
+    /// The stream has said that it is complete, whatever may still come.
+    pub(super) fn is_done(&self) -> bool {
+        self.events.as_ref().is_some_and(|events| events.done)
+    }
+
+    /// Why it broke off, from that moment until the error is returned.
+    pub(super) fn failure(&self) -> Option<&ReplyError> {
+        match &self.failure {
+            Failure::Unflushed(error) | Failure::Flushed(error) => Some(error),
+            Failure::None | Failure::Returned => None,
+        }
+    }
+}
+
+impl<B> Body for EventStream<B>
+where
+    B: Body<Data = Bytes, Error = ReplyError> + Unpin,
+{
+    type Data = Bytes;
+    type Error = ReplyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
+        let this = &mut *self;
+        match std::mem::replace(&mut this.failure, Failure::None) {
+            Failure::None => {}
+            Failure::Unflushed(error) => {
+                this.failure = Failure::Flushed(error);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Failure::Flushed(error) => {
+                this.failure = Failure::Returned;
+                return Poll::Ready(Some(Err(error)));
+            }
+            Failure::Returned => {
+                this.failure = Failure::Returned;
+                return Poll::Ready(None);
+            }
+        }
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        match polled {
+            Poll::Ready(Some(Err(error))) => {
+                let events = this.events.as_ref();
+                let last = events.filter(|events| events.accepts_final_event());
+                let last = last.map(|_| final_event(&error));
+                this.failure = Failure::Unflushed(error);
+                match last {
+                    Some(event) => Poll::Ready(Some(Ok(Frame::data(event)))),
+                    None => self.poll_frame(cx),
+                }
+            }
+            polled => {
+                if let (Poll::Ready(Some(Ok(frame))), Some(events)) = (&polled, &mut this.events)
+                    && let Some(data) = frame.data_ref()
+                {
+                    events.pass(data);
+                }
+                polled
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

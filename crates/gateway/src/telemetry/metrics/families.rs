@@ -1,0 +1,192 @@
+//! The families of metrics, by the side they describe.
+
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+
+use super::handles::HTTP;
+use super::registry::Maker;
+
+/// The client's side.
+#[derive(Debug)]
+pub(crate) struct Http {
+    pub(super) requests: IntCounterVec,
+    pub(super) duration: HistogramVec,
+    pub(super) responses: IntCounterVec,
+    pub(super) active: IntGauge,
+    pub(super) rate_limit: IntCounterVec,
+    /// Requests that wait for a place, and how many may.
+    pub(crate) queued: IntGauge,
+    pub(crate) queue_limit: IntGauge,
+}
+
+/// Between clients and workers.
+#[derive(Debug)]
+pub(super) struct Router {
+    pub(super) upstream_responses: IntCounterVec,
+    pub(super) upstream_ok: IntCounter,
+}
+
+/// The workers' side. Gauges are set when metrics are read, from the fleet's own counters.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) pool_size: IntGaugeVec,
+    pub(crate) connections_active: IntGaugeVec,
+    pub(crate) requests_active: IntGaugeVec,
+    pub(crate) health: IntGaugeVec,
+    pub(super) health_checks: IntCounterVec,
+    pub(super) errors: IntCounterVec,
+    pub(super) registrations: IntCounterVec,
+    pub(super) deregistrations: IntCounterVec,
+}
+
+/// Breakers and retries.
+#[derive(Debug)]
+pub(crate) struct Resilience {
+    pub(crate) cb_state: IntGaugeVec,
+    pub(crate) cb_failures: IntGaugeVec,
+    pub(crate) cb_successes: IntGaugeVec,
+    pub(super) cb_transitions: IntCounterVec,
+    pub(super) cb_outcomes: IntCounterVec,
+    pub(super) retries: IntCounterVec,
+    pub(super) retries_exhausted: IntCounterVec,
+    pub(super) retries_denied: IntCounterVec,
+    pub(super) retry_backoff: HistogramVec,
+}
+
+impl Http {
+    pub(super) fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            active: maker.number("smg_http_connections_active", "requests in progress")?,
+            rate_limit: maker.counter(
+                "smg_http_rate_limit_total",
+                "inference requests admitted and refused, where there is a limit",
+                &["result"],
+            )?,
+            queued: maker.number("smg_http_queue_depth", "requests that wait for a place")?,
+            queue_limit: maker.number("smg_http_queue_size_limit", "requests that may wait")?,
+            requests: maker.counter(
+                "smg_http_requests_total",
+                "requests received",
+                &["method", "path"],
+            )?,
+            duration: maker.seconds(
+                "smg_http_request_duration_seconds",
+                "time to the response head",
+                &["method", "path"],
+            )?,
+            responses: maker.counter(
+                "smg_http_responses_total",
+                "replies, counted when they end",
+                &["path", "status_code", "error_code"],
+            )?,
+        })
+    }
+}
+
+impl Router {
+    pub(super) fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
+        let upstream_responses = maker.counter(
+            "smg_router_upstream_responses_total",
+            "response heads received from workers",
+            &["router_type", "status_code", "error_code"],
+        )?;
+        Ok(Self {
+            upstream_ok: upstream_responses.with_label_values(&[HTTP, "200", ""]),
+            upstream_responses,
+        })
+    }
+}
+
+impl Worker {
+    pub(super) fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            pool_size: maker.gauge(
+                "smg_worker_pool_size",
+                "workers known",
+                &["worker_type", "connection_mode", "model"],
+            )?,
+            connections_active: maker.gauge(
+                "smg_worker_connections_active",
+                "requests in flight at all workers",
+                &["worker_type", "connection_mode"],
+            )?,
+            requests_active: maker.gauge(
+                "smg_worker_requests_active",
+                "requests in flight at a worker",
+                &["worker"],
+            )?,
+            health: maker.gauge("smg_worker_health", "1 ready, 0 not", &["worker"])?,
+            health_checks: maker.counter(
+                "smg_worker_health_checks_total",
+                "probes of workers",
+                &["worker_type", "result"],
+            )?,
+            errors: maker.counter(
+                "smg_worker_errors_total",
+                "exchanges with workers that failed",
+                &["worker_type", "connection_mode", "error_type"],
+            )?,
+            registrations: maker.counter(
+                "smg_discovery_registrations_total",
+                "workers registered at run time",
+                &["source", "result"],
+            )?,
+            deregistrations: maker.counter(
+                "smg_discovery_deregistrations_total",
+                "workers told to leave",
+                &["source", "reason"],
+            )?,
+        })
+    }
+}
+
+impl Resilience {
+    pub(super) fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            cb_state: maker.gauge(
+                "smg_worker_cb_state",
+                "circuit breaker: 0 closed, 1 open, 2 half-open",
+                &["worker"],
+            )?,
+            cb_failures: maker.gauge(
+                "smg_worker_cb_consecutive_failures",
+                "failures in a row",
+                &["worker"],
+            )?,
+            cb_successes: maker.gauge(
+                "smg_worker_cb_consecutive_successes",
+                "trials in a row that succeeded since the breaker half-opened",
+                &["worker"],
+            )?,
+            cb_transitions: maker.counter(
+                "smg_worker_cb_transitions_total",
+                "changes of circuit breakers",
+                &["worker", "from", "to"],
+            )?,
+            cb_outcomes: maker.counter(
+                "smg_worker_cb_outcomes_total",
+                "tries that say something about a worker",
+                &["worker", "outcome"],
+            )?,
+            retries: maker.counter(
+                "smg_worker_retries_total",
+                "requests sent once more",
+                &["worker_type", "endpoint"],
+            )?,
+            retries_exhausted: maker.counter(
+                "smg_worker_retries_exhausted_total",
+                "requests that failed with no retry left",
+                &["worker_type", "endpoint"],
+            )?,
+            retries_denied: maker.counter(
+                "smg_worker_retry_budget_exhausted_total",
+                "retries that the budget did not allow",
+                &["worker_type", "endpoint"],
+            )?,
+            retry_backoff: maker.seconds(
+                "smg_worker_retry_backoff_seconds",
+                "pauses before another try",
+                &["attempt"],
+            )?,
+        })
+    }
+}

@@ -1,0 +1,203 @@
+//! The `smg_*` metrics. Handles are resolved when routes and workers are made, not per request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::{IntCounter, Registry, TextEncoder};
+use routing::PolicyKind;
+
+use super::families::{Http, Resilience, Router, Worker};
+use super::handles::{AdmissionMetrics, HTTP, REGULAR, RouteMetrics, WorkerMetrics};
+use super::model::{ModelMetrics, Models};
+use super::policy::{BranchMetrics, Policies};
+use super::registry::Maker;
+use crate::error::Error;
+
+/// Bucket bounds of duration histograms, seconds, when no others are asked for.
+const DURATION_BUCKETS: [f64; 20] = [
+    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 45.0, 60.0,
+    90.0, 120.0, 180.0, 240.0,
+];
+
+/// Where registrations by request come from.
+const MANUAL: &str = "manual";
+
+/// Every metric of one gateway. Not global: several gateways may live in a process.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    /// About clients.
+    pub(crate) http: Http,
+    router: Router,
+    /// About workers.
+    pub(crate) worker: Worker,
+    /// About failures.
+    pub(crate) resilience: Resilience,
+    policies: Policies,
+    /// By model.
+    pub(super) models: Arc<Models>,
+}
+
+impl Metrics {
+    /// All metrics, with `buckets` (seconds) for durations.
+    pub(crate) fn new(buckets: Option<&[f64]>) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let maker = Maker {
+            registry: &registry,
+            buckets: buckets.unwrap_or(&DURATION_BUCKETS),
+        };
+        let (http, router) = (Http::new(&maker)?, Router::new(&maker)?);
+        let (worker, resilience) = (Worker::new(&maker)?, Resilience::new(&maker)?);
+        let (policies, models) = (Policies::new(&maker)?, Models::new(&maker)?);
+        Ok(Self {
+            registry,
+            http,
+            models: Arc::new(models),
+            router,
+            worker,
+            resilience,
+            policies,
+        })
+    }
+
+    /// Everything in the Prometheus text format 0.0.4.
+    pub(crate) fn render(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// The handles of one route.
+    pub(crate) fn route(&self, method: &str, path: &'static str) -> RouteMetrics {
+        RouteMetrics {
+            path,
+            requests: self.http.requests.with_label_values(&[method, path]),
+            duration: self.http.duration.with_label_values(&[method, path]),
+            ok: self.http.responses.with_label_values(&[path, "200", ""]),
+            responses: self.http.responses.clone(),
+            active: self.http.active.clone(),
+        }
+    }
+
+    /// The handles of one model.
+    pub(crate) fn model(&self, model: &str) -> Arc<ModelMetrics> {
+        self.models.handles(model, || self.cut_replies())
+    }
+
+    /// The handles of all policies' branches; `in_force` is the policy at work.
+    pub(crate) fn branches(&self, in_force: PolicyKind) -> BranchMetrics {
+        self.policies.handles(in_force)
+    }
+
+    /// How many routing keys are remembered, where any policy remembers some.
+    pub(crate) fn sticky_keys(&self, keys: Option<usize>) {
+        self.policies.sticky_keys(keys);
+    }
+
+    fn cut_replies(&self) -> IntCounter {
+        let labels = [REGULAR, HTTP, "stream_error"];
+        self.worker.errors.with_label_values(&labels)
+    }
+
+    /// The handles of one worker.
+    pub(crate) fn of_worker(&self, url: &str) -> WorkerMetrics {
+        let outcome = |outcome| {
+            self.resilience
+                .cb_outcomes
+                .with_label_values(&[url, outcome])
+        };
+        WorkerMetrics {
+            url: url.to_owned(),
+            successes: outcome("success"),
+            failures: outcome("failure"),
+            outcomes: self.resilience.cb_outcomes.clone(),
+            transitions: self.resilience.cb_transitions.clone(),
+        }
+    }
+
+    /// The handles of admission.
+    pub(crate) fn admission(&self) -> AdmissionMetrics {
+        let result = |result| self.http.rate_limit.with_label_values(&[result]);
+        AdmissionMetrics {
+            allowed: result("allowed"),
+            rejected: result("rejected"),
+        }
+    }
+
+    /// A request goes to a worker once more.
+    pub(crate) fn retry(&self, endpoint: &str) {
+        let retries = &self.resilience.retries;
+        retries.with_label_values(&[REGULAR, endpoint]).inc();
+    }
+
+    /// A request that might have been tried again was not.
+    pub(crate) fn retries_exhausted(&self, endpoint: &str) {
+        let exhausted = &self.resilience.retries_exhausted;
+        exhausted.with_label_values(&[REGULAR, endpoint]).inc();
+    }
+
+    /// A request waits before its next try.
+    pub(crate) fn backoff(&self, tries: u32, pause: Duration) {
+        let mut digits = itoa::Buffer::new();
+        self.resilience
+            .retry_backoff
+            .with_label_values(&[digits.format(tries)])
+            .observe(pause.as_secs_f64());
+    }
+
+    /// A response that came from a worker.
+    pub(crate) fn upstream_response(&self, status: u16) {
+        if status == 200 {
+            self.router.upstream_ok.inc();
+        } else {
+            let mut digits = itoa::Buffer::new();
+            let labels = [HTTP, digits.format(status), ""];
+            self.router
+                .upstream_responses
+                .with_label_values(&labels)
+                .inc();
+        }
+    }
+
+    /// A request that the gateway could not serve.
+    pub(crate) fn request_error(&self, model: &str, endpoint: &str, error: &Error) {
+        let labels = [HTTP, REGULAR, HTTP, model, endpoint, error.metric_type()];
+        self.models.errors.with_label_values(&labels).inc();
+    }
+
+    /// A try at a worker that gave no response.
+    pub(crate) fn worker_error(&self, error: &Error) {
+        let labels = [REGULAR, HTTP, error.code()];
+        self.worker.errors.with_label_values(&labels).inc();
+    }
+
+    /// A request that waited for a worker in vain.
+    pub(crate) fn rejected(&self) {
+        self.http.rate_limit.with_label_values(&["rejected"]).inc();
+    }
+
+    /// A retry that the budget did not allow.
+    pub(crate) fn retry_denied(&self, endpoint: &str) {
+        let denied = &self.resilience.retries_denied;
+        denied.with_label_values(&[REGULAR, endpoint]).inc();
+    }
+
+    /// What became of a registration by request.
+    pub(crate) fn registered(&self, result: &str) {
+        let registrations = &self.worker.registrations;
+        registrations.with_label_values(&[MANUAL, result]).inc();
+    }
+
+    /// A worker was told to leave.
+    pub(crate) fn deregistered(&self, reason: &str) {
+        let deregistrations = &self.worker.deregistrations;
+        deregistrations.with_label_values(&[MANUAL, reason]).inc();
+    }
+
+    /// A probe of a worker.
+    pub(crate) fn health_check(&self, passed: bool) {
+        let result = if passed { "success" } else { "failure" };
+        self.worker
+            .health_checks
+            .with_label_values(&[REGULAR, result])
+            .inc();
+    }
+}

@@ -1,0 +1,137 @@
+//! One connection to a worker: send a request, read its head, then pieces of its body.
+
+use std::fmt::Display;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncWrite;
+
+use super::framing::Framing;
+use super::head::{self, RequestHead, ResponseHead};
+use crate::upstream::call::CallBody;
+use crate::upstream::error::UpstreamError;
+use crate::upstream::io::Io;
+
+/// Bytes read at a time; also what a stalled client can make one stream hold.
+const READ_SIZE: usize = 16 * 1024;
+
+/// A connection to a worker.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: Io,
+    buffer: BytesMut,
+    /// A byte of the response at hand has come.
+    answered: bool,
+}
+
+impl Connection {
+    pub(super) fn new(stream: Io) -> Self {
+        Self {
+            stream,
+            buffer: BytesMut::new(),
+            answered: false,
+        }
+    }
+
+    /// Whether an idle connection still looks alive: no end, no bytes nobody asked for.
+    pub(super) fn is_quiet(&self) -> bool {
+        let mut byte = [0];
+        let read = self.stream.try_read(&mut byte);
+        self.buffer.is_empty()
+            && matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Sends a request and reads the response head.
+    ///
+    /// The worker may answer before it has read everything, or even close on the rest of
+    /// the body: an answer that came counts, a failed write alone does not.
+    pub(super) async fn exchange(
+        &mut self,
+        head: &RequestHead,
+        body: CallBody<'_>,
+    ) -> Result<ResponseHead, UpstreamError> {
+        let total = head.bytes.len() + body.len();
+        let mut sent = 0;
+        self.answered = false;
+        let mut response = poll_fn(|cx| {
+            while sent < total {
+                let mut slices = [IoSlice::new(&[]); 4];
+                let unsent = body.unsent(&head.bytes, sent, &mut slices);
+                match Pin::new(&mut self.stream).poll_write_vectored(cx, unsent) {
+                    Poll::Ready(Ok(more)) if more > 0 => sent += more,
+                    Poll::Ready(_) => sent = usize::MAX,
+                    Poll::Pending => break,
+                }
+            }
+            self.poll_head(cx, head)
+        })
+        .await?;
+        response.keep_alive &= sent == total;
+        Ok(response)
+    }
+
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: &RequestHead,
+    ) -> Poll<Result<ResponseHead, UpstreamError>> {
+        loop {
+            let read = ready!(self.poll_fill(cx));
+            match read {
+                Ok(0) | Err(_) if !self.answered => {
+                    return Poll::Ready(Err(UpstreamError::NoResponse));
+                }
+                Ok(0) => return truncated("connection closed amid the response head"),
+                Err(error) => return truncated(error),
+                Ok(_) => self.answered = true,
+            }
+            match head::parse(&mut self.buffer, &request.method) {
+                Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                Ok(None) => {}
+                Err(why) => return Poll::Ready(Err(UpstreamError::Malformed(why))),
+            }
+        }
+    }
+
+    /// The next piece of the body; `None` at its end.
+    pub(super) fn poll_piece(
+        &mut self,
+        cx: &mut Context<'_>,
+        framing: &mut Framing,
+    ) -> Poll<Option<Result<Bytes, UpstreamError>>> {
+        loop {
+            match framing.decode(&mut self.buffer) {
+                Ok(Some(piece)) => return Poll::Ready(Some(Ok(piece))),
+                Ok(None) if *framing == Framing::Done => return Poll::Ready(None),
+                Ok(None) => {}
+                Err(bad) => return Poll::Ready(Some(Err(UpstreamError::Malformed(bad.0)))),
+            }
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) => {
+                    let end = framing
+                        .close()
+                        .map_err(|bad| UpstreamError::Truncated(bad.0.to_owned()));
+                    return Poll::Ready(end.err().map(Err));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    return Poll::Ready(Some(Err(UpstreamError::Truncated(error.to_string()))));
+                }
+            }
+        }
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.buffer.capacity() - self.buffer.len() < READ_SIZE / 8 {
+            self.buffer.reserve(READ_SIZE);
+        }
+        tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer)
+    }
+}
+
+fn truncated<T>(why: impl Display) -> Poll<Result<T, UpstreamError>> {
+    Poll::Ready(Err(UpstreamError::Truncated(why.to_string())))
+}

@@ -1,0 +1,151 @@
+//! The connections to one worker: idle ones kept per lane, new ones opened on demand.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::connection::Connection;
+use super::head::{RequestHead, ResponseHead};
+use crate::config::{PoolSection, WorkerUrl};
+use crate::lane::Lane;
+use crate::upstream::call::Call;
+use crate::upstream::error::UpstreamError;
+use crate::upstream::io::Io;
+
+/// A kept connection that ends within this time was closed before the worker saw the request.
+const STALE_WITHIN: Duration = Duration::from_secs(1);
+
+/// How connections to workers are kept.
+#[derive(Clone, Debug)]
+pub(crate) struct PoolLimits {
+    /// Longest idle time.
+    max_idle_time: Duration,
+    /// Idle connections kept per worker and lane.
+    max_idle: usize,
+    connect_timeout: Duration,
+    keepalive: TcpKeepalive,
+    lanes: usize,
+}
+
+impl PoolLimits {
+    /// Limits for a gateway of so many lanes.
+    pub(crate) fn new(options: &PoolSection, lanes: usize) -> Self {
+        let lanes = lanes.max(1);
+        Self {
+            max_idle_time: options.idle_timeout,
+            max_idle: options.max_idle_per_host.div_ceil(lanes),
+            connect_timeout: options.connect_timeout,
+            keepalive: TcpKeepalive::new()
+                .with_time(options.tcp_keepalive)
+                .with_interval(options.tcp_keepalive),
+            lanes,
+        }
+    }
+}
+
+/// The connections to one worker. A connection stays on the lane that opened it.
+#[derive(Debug)]
+pub(in crate::upstream) struct Pool {
+    url: WorkerUrl,
+    limits: Arc<PoolLimits>,
+    lanes: Vec<Mutex<Vec<Idle>>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+/// A response head, and the connection its body comes from.
+#[derive(Debug)]
+pub(in crate::upstream) struct Exchange {
+    pub(in crate::upstream) head: ResponseHead,
+    pub(super) connection: Connection,
+}
+
+impl Pool {
+    pub(in crate::upstream) fn new(url: WorkerUrl, limits: Arc<PoolLimits>) -> Self {
+        let lanes = (0..limits.lanes).map(|_| Mutex::default()).collect();
+        Self { url, limits, lanes }
+    }
+
+    /// Sends a call over an idle connection, or a new one.
+    ///
+    /// A kept connection may have died unseen: when it ends at once, before the first byte of
+    /// a response, the request goes out once more on a fresh one. A worker that closes later
+    /// had the request and may have run it.
+    pub(in crate::upstream) async fn send(
+        &self,
+        lane: Lane,
+        call: &Call<'_>,
+    ) -> Result<Exchange, UpstreamError> {
+        let head = RequestHead::new(call, &self.url);
+        if let Some(mut connection) = self.take(lane) {
+            let sent = Instant::now();
+            match connection.exchange(&head, call.body).await {
+                Ok(head) => return Ok(Exchange { head, connection }),
+                Err(UpstreamError::NoResponse) if sent.elapsed() < STALE_WITHIN => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let mut connection = self.open().await.map_err(UpstreamError::connect)?;
+        let head = connection.exchange(&head, call.body).await?;
+        Ok(Exchange { head, connection })
+    }
+
+    /// Keeps a connection whose response has been read to its end.
+    pub(super) fn keep(&self, lane: Lane, connection: Connection) {
+        let Some(mut idle) = self.idle(lane) else {
+            return;
+        };
+        if idle.len() < self.limits.max_idle {
+            idle.push(Idle {
+                connection,
+                since: Instant::now(),
+            });
+        }
+    }
+
+    /// Closes connections that have been idle for too long or that the worker has closed.
+    pub(in crate::upstream) fn sweep(&self) {
+        let now = Instant::now();
+        for lane in &self.lanes {
+            lock(lane).retain(|idle| {
+                now.duration_since(idle.since) < self.limits.max_idle_time
+                    && idle.connection.is_quiet()
+            });
+        }
+    }
+
+    fn take(&self, lane: Lane) -> Option<Connection> {
+        loop {
+            let idle = self.idle(lane)?.pop()?;
+            if idle.connection.is_quiet() {
+                return Some(idle.connection);
+            }
+        }
+    }
+
+    async fn open(&self) -> io::Result<Connection> {
+        let connect = TcpStream::connect((self.url.host(), self.url.port()));
+        let stream = timeout(self.limits.connect_timeout, connect)
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        stream.set_nodelay(true)?;
+        SockRef::from(&stream).set_tcp_keepalive(&self.limits.keepalive)?;
+        Ok(Connection::new(Io::Tcp(stream)))
+    }
+
+    fn idle(&self, lane: Lane) -> Option<MutexGuard<'_, Vec<Idle>>> {
+        lane.of(&self.lanes).map(lock)
+    }
+}
+
+fn lock(idle: &Mutex<Vec<Idle>>) -> MutexGuard<'_, Vec<Idle>> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,108 @@
+//! The body of a worker's response, whatever the transport.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use tokio::time::timeout;
+
+use super::error::UpstreamError;
+use super::http1;
+
+/// Dropped before its end, it ends the request at the worker at once.
+#[derive(Debug)]
+pub(crate) struct ResponseBody {
+    inner: Inner,
+    /// Rare, so it costs every other body one look at a pointer.
+    ahead: Option<Box<Ahead>>,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Http1(http1::Body),
+}
+
+/// What was read before it was asked for.
+#[derive(Debug)]
+struct Ahead {
+    read: Bytes,
+    /// How reading ended, returned after what was read.
+    broken: Option<UpstreamError>,
+}
+
+impl ResponseBody {
+    pub(super) fn http1(body: http1::Body) -> Self {
+        Self {
+            inner: Inner::Http1(body),
+            ahead: None,
+        }
+    }
+
+    /// Reads ahead, up to about `most` bytes and for as long as `limit`; what was read is
+    /// given out again. A body read to its end no longer holds a connection.
+    pub(crate) async fn read_ahead(&mut self, most: usize, limit: Duration) -> &[u8] {
+        let (mut read, mut broken) = (BytesMut::new(), None);
+        let reading = async {
+            while read.len() < most {
+                match self.frame().await {
+                    Some(Ok(frame)) => read.extend(frame.into_data().ok()),
+                    Some(Err(error)) => {
+                        broken = Some(error);
+                        return;
+                    }
+                    None => return,
+                }
+            }
+        };
+        let _ = timeout(limit, reading).await;
+        let read = read.freeze();
+        &self.ahead.insert(Box::new(Ahead { read, broken })).read
+    }
+
+    /// What was read ahead, then how that ended.
+    fn take_ahead(&mut self) -> Option<Result<Frame<Bytes>, UpstreamError>> {
+        let mut ahead = self.ahead.take()?;
+        let read = std::mem::take(&mut ahead.read);
+        if read.is_empty() {
+            return ahead.broken.map(Err);
+        }
+        self.ahead = ahead.broken.is_some().then_some(ahead);
+        Some(Ok(Frame::data(read)))
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = UpstreamError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
+        let body = &mut *self;
+        if body.ahead.is_some()
+            && let Some(taken) = body.take_ahead()
+        {
+            return Poll::Ready(Some(taken));
+        }
+        let Inner::Http1(inner) = &mut body.inner;
+        let piece = inner.poll_piece(cx);
+        piece.map(|piece| piece.map(|piece| piece.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let Inner::Http1(inner) = &self.inner;
+        inner.is_end() && self.ahead.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let ahead = self.ahead.as_ref().map_or(0, |ahead| ahead.read.len()) as u64;
+        let Inner::Http1(inner) = &self.inner;
+        let left = inner.size_hint();
+        left.exact()
+            .map_or(left, |left| SizeHint::with_exact(ahead + left))
+    }
+}
