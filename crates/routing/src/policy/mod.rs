@@ -1,16 +1,10 @@
 //! Policies: the one trait, and the one list of all of them.
 
+#[macro_use]
+mod list;
+
 mod branch;
-mod bucket;
-mod cache_aware;
-mod consistent_hashing;
-mod least_load;
-mod manual;
 mod params;
-mod power_of_two;
-mod prefix_hash;
-mod random;
-mod round_robin;
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -96,59 +90,21 @@ pub struct Ranked<'a> {
     pub passed_over: bool,
 }
 
-/// The policies by name, as flags, fields and metrics spell them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PolicyKind {
-    /// Uniform chance.
-    Random,
-    /// Each in turn.
-    RoundRobin,
-    /// Longest shared prefix at the lowest cost.
-    CacheAware,
-    /// The less loaded of two drawn at random.
-    PowerOfTwo,
-    /// By request length (prefill pools).
-    Bucket,
-    /// Sticky by routing key.
-    Manual,
-    /// A ring of keys.
-    ConsistentHashing,
-    /// A ring of prompt prefixes.
-    PrefixHash,
-    /// The shortest predicted wait.
-    LeastLoad,
+// A new policy is a new file and a line at the end of this list: names in Python, flags, metrics and
+// errors follow from it. `cargo fmt` does not see these files; `make fmt` and `make lint` do.
+policies! {
+    mod random: Random, free, |_| Random, "Uniform chance.";
+    mod round_robin: RoundRobin, free, |_| RoundRobin::default(), "Each in turn.";
+    mod cache_aware: CacheAware, free, CacheAware::new, "Longest shared prefix at the lowest cost.";
+    mod power_of_two: PowerOfTwo, free, |_| PowerOfTwo, "The less loaded of two drawn at random.";
+    mod bucket: Bucket, free, Bucket::new, "By request length (prefill pools).";
+    mod manual: Manual, sticky, Manual::new, "Sticky by routing key.";
+    mod consistent_hashing: ConsistentHashing, sticky, ConsistentHashing::new, "A ring of keys.";
+    mod prefix_hash: PrefixHash, sticky, PrefixHash::new, "A ring of prompt prefixes.";
+    mod least_load: LeastLoad, free, |_| LeastLoad, "The shortest predicted wait.";
 }
 
 impl PolicyKind {
-    /// Every policy, in the order `PolicyType` numbers them.
-    pub const ALL: [Self; 9] = [
-        Self::Random,
-        Self::RoundRobin,
-        Self::CacheAware,
-        Self::PowerOfTwo,
-        Self::Bucket,
-        Self::Manual,
-        Self::ConsistentHashing,
-        Self::PrefixHash,
-        Self::LeastLoad,
-    ];
-
-    /// The name users write.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Random => "random",
-            Self::RoundRobin => "round_robin",
-            Self::CacheAware => "cache_aware",
-            Self::PowerOfTwo => "power_of_two",
-            Self::Bucket => "bucket",
-            Self::Manual => "manual",
-            Self::ConsistentHashing => "consistent_hashing",
-            Self::PrefixHash => "prefix_hash",
-            Self::LeastLoad => "least_load",
-        }
-    }
-
     /// The policy that users call so, with or without underscores.
     pub fn named(name: &str) -> Option<Self> {
         let bare = |name: &str| name.replace('_', "").to_ascii_lowercase();
@@ -156,29 +112,6 @@ impl PolicyKind {
         Self::ALL
             .into_iter()
             .find(|kind| bare(kind.as_str()) == name)
-    }
-
-    /// Whether it keeps requests with the same key or prompt together, whatever the load.
-    pub fn is_sticky(self) -> bool {
-        matches!(
-            self,
-            Self::Manual | Self::ConsistentHashing | Self::PrefixHash
-        )
-    }
-
-    /// A fresh instance.
-    pub fn build(self, params: &Params) -> Box<dyn Policy> {
-        match self {
-            Self::Random => Box::new(random::Random),
-            Self::RoundRobin => Box::new(round_robin::RoundRobin::default()),
-            Self::CacheAware => Box::new(cache_aware::CacheAware::new(params)),
-            Self::PowerOfTwo => Box::new(power_of_two::PowerOfTwo),
-            Self::Bucket => Box::new(bucket::Bucket::new(params)),
-            Self::Manual => Box::new(manual::Manual::new(params)),
-            Self::ConsistentHashing => Box::new(consistent_hashing::ConsistentHashing::new(params)),
-            Self::PrefixHash => Box::new(prefix_hash::PrefixHash::new(params)),
-            Self::LeastLoad => Box::new(least_load::LeastLoad),
-        }
     }
 }
 
