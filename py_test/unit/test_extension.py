@@ -6,11 +6,14 @@ import copy
 import pickle
 import subprocess
 import sys
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from sgl_model_gateway import sgl_model_gateway_rs as extension
+from sgl_model_gateway.options import flag_of
+from sgl_model_gateway.router_args import RouterArgs
 from sgl_model_gateway.sgl_model_gateway_rs import (
     BackendType,
     HistoryBackendType,
@@ -193,8 +196,23 @@ def test_a_broken_rule_is_a_value_error_at_construction(wrong: dict[str, Any], f
 
 
 def test_what_is_not_built_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="'enable_wasm' is not supported yet"):
+    missing = "^Configuration error: option 'enable_wasm' needs WASM middleware, which this build does not have$"
+    with pytest.raises(ValueError, match=missing):
         Router(WORKERS, enable_wasm=True)
+
+
+def test_a_refusal_names_the_flag_where_it_is_called_differently() -> None:
+    tried = {"prefill_urls": [("http://a", 1)], "decode_urls": ["http://a"], "server_cert_path": "c"}
+    tried |= {"server_key_path": "k"}
+    for owner in fields(RouterArgs):
+        if owner.name in tried:
+            flag = flag_of(owner).spelling(owner).replace("_", "-")
+            with pytest.raises(ValueError, match=rf"'{owner.name}' \(--{flag}\) needs "):
+                Router(WORKERS, **{owner.name: tried[owner.name]})
+
+
+def test_no_history_is_what_there_is() -> None:
+    assert Router(WORKERS, history_backend="none").history_backend == getattr(HistoryBackendType, "None")
 
 
 def test_strings_and_members_both_do() -> None:
@@ -204,7 +222,7 @@ def test_strings_and_members_both_do() -> None:
 
 def test_prefill_urls_may_be_tuples_or_lists() -> None:
     for pair in (("http://a", 1), ["http://a", None]):
-        with pytest.raises(ValueError, match="'prefill_urls' is not supported yet"):
+        with pytest.raises(ValueError, match="'prefill_urls' .* needs prefill/decode routing"):
             Router(WORKERS, prefill_urls=[pair])
 
 

@@ -88,6 +88,15 @@ def test_control_plane_auth_from_keys_and_tokens() -> None:
     assert config.audit_enabled is False
 
 
+def test_control_plane_auth_is_refused_under_the_name_that_was_written() -> None:
+    keys = RouterArgs(control_plane_api_keys=[("i", "n", "s3cret", "admin")])
+    tokens = RouterArgs(jwt_issuer="iss", jwt_audience="aud")
+    for args, name in ((keys, "control_plane_api_keys"), (tokens, "jwt_issuer")):
+        with pytest.raises(ValueError, match=f"option '{name}' needs control-plane authentication, which") as error:
+            Router.from_args(args)
+        assert "s3cret" not in str(error.value)
+
+
 def test_no_control_plane_auth() -> None:
     assert build_control_plane_auth_config({}) is None
     assert build_control_plane_auth_config(vars(RouterArgs())) is None

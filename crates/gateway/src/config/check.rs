@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use thiserror::Error;
 
-use super::{Options, WorkerUrl, unbuilt};
+use super::{Feature, Options, WorkerUrl, unbuilt};
 
 /// Largest prefix index, bytes: it is reserved (not filled) at once.
 const MOST_INDEX: u64 = 16 << 30;
@@ -25,18 +25,24 @@ pub enum ConfigError {
         why: String,
     },
     /// The feature does not exist yet.
-    #[error("Configuration error: option '{field}' is not supported yet: {feature} is not built")]
+    #[error("Configuration error: option '{field}'{flag} {feature}")]
     Unbuilt {
         /// The option.
         field: &'static str,
+        /// Its flag in brackets, where that is called differently.
+        flag: &'static str,
         /// The feature it waits for.
-        feature: &'static str,
+        feature: Feature,
     },
 }
 
 impl ConfigError {
-    pub(super) fn unbuilt(field: &'static str, feature: &'static str) -> Self {
-        Self::Unbuilt { field, feature }
+    pub(super) fn unbuilt(field: &'static str, flag: &'static str, feature: Feature) -> Self {
+        Self::Unbuilt {
+            field,
+            flag,
+            feature,
+        }
     }
 
     pub(crate) fn worker_url(url: &str, why: &'static str) -> Self {

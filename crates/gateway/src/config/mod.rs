@@ -21,4 +21,5 @@ pub(crate) use sections::{
     AdmissionSection, FleetSection, HealthSection, PoolSection, ProxySection, ServerSection,
     seconds,
 };
+pub use unbuilt::Feature;
 pub use worker_url::WorkerUrl;

@@ -4,30 +4,12 @@ use http::HeaderValue;
 use routing::PolicyKind;
 use serde_json::{Map, Value};
 
-use crate::config::{Secret, WorkerUrl};
+use crate::config::{Feature, Secret, WorkerUrl};
 use crate::error::Error;
 use crate::fleet::{Labels, UNKNOWN_MODEL, WorkerSpec, model};
 
 /// The fields of a request's body.
 pub(super) type Fields = Map<String, Value>;
-
-/// Field and the feature it waits for.
-const UNBUILT: [(&str, &str); 8] = [
-    ("dp_aware", "data-parallel routing"),
-    ("dp_base_url", "data-parallel routing"),
-    ("dp_rank", "data-parallel routing"),
-    ("dp_size", "data-parallel routing"),
-    ("provider", "OpenAI-compatible backends"),
-    ("zmq_handshake_address", "ZMQ workers"),
-    (
-        "resilience",
-        "resilience of one worker (the gateway's own is for all)",
-    ),
-    (
-        "http_pool",
-        "connections of one worker (the gateway's own options are for all)",
-    ),
-];
 
 /// The URL, normalised.
 pub(super) fn url(fields: &Fields) -> Result<WorkerUrl, Error> {
@@ -93,7 +75,6 @@ pub(super) fn read(
 
 /// Fields that would change what the gateway does, if it could.
 fn refuse_unbuilt(name: &str, value: &Value) -> Result<(), Error> {
-    let found = UNBUILT.iter().find(|(unbuilt, _)| *unbuilt == name);
     let harmless = match value {
         Value::Bool(on) => !on,
         Value::Object(fields) => fields.is_empty(),
@@ -101,8 +82,8 @@ fn refuse_unbuilt(name: &str, value: &Value) -> Result<(), Error> {
         Value::Number(_) => name == "dp_size" && *value == 1,
         _ => false,
     };
-    match found {
-        Some((_, feature)) if !harmless => Err(unbuilt(name, feature)),
+    match Feature::of_field(name) {
+        Some(feature) if !harmless => Err(unbuilt(name, feature)),
         _ => Ok(()),
     }
 }
@@ -191,13 +172,13 @@ fn read_models(value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
         return Ok(());
     };
     if cards.len() > 1 {
-        return Err(unbuilt("models", "several models of one worker"));
+        return Err(unbuilt("models", Feature::WorkerModels));
     }
     let id = card_id(value).filter(|id| !id.is_empty());
     let id = id.ok_or_else(|| invalid("models[0].id", "must be a non-empty string"))?;
     let aliases = card.get("aliases").and_then(Value::as_array);
     if aliases.is_some_and(|aliases| !aliases.is_empty()) {
-        return Err(unbuilt("models[0].aliases", "other names of a model"));
+        return Err(unbuilt("models[0].aliases", Feature::ModelAliases));
     }
     spec.model = Some(id.to_owned());
     spec.extra.insert("models".to_owned(), value.clone());
@@ -214,26 +195,21 @@ fn read_extra(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<(), Er
         "worker_type" => match text(name, value)? {
             "regular" => {}
             "prefill" | "decode" | "encode" => {
-                return Err(unbuilt(name, "prefill/decode routing"));
+                return Err(unbuilt(name, Feature::PrefillDecode));
             }
             _ => return Err(invalid(name, "must be regular")),
         },
         "connection_mode" => match text(name, value)?.to_ascii_lowercase().as_str() {
             "http" => {}
-            "grpc" => {
-                return Err(invalid(
-                    name,
-                    "gRPC workers are not supported yet; use http",
-                ));
-            }
-            "zmq" => return Err(unbuilt(name, "ZMQ workers")),
+            "grpc" => return Err(unbuilt(name, Feature::Grpc)),
+            "zmq" => return Err(unbuilt(name, Feature::Zmq)),
             _ => return Err(invalid(name, "must be http")),
         },
         "runtime" | "runtime_type" => match text(name, value)? {
             runtime @ ("unspecified" | "sglang" | "vllm" | "trtllm" | "mlx" | "tokenspeed") => {
                 spec.extra.insert("runtime_type".to_owned(), runtime.into());
             }
-            "external" => return Err(unbuilt(name, "OpenAI-compatible backends")),
+            "external" => return Err(unbuilt(name, Feature::OpenAi)),
             _ => return Err(invalid(name, "names no runtime")),
         },
         "priority" | "max_connection_attempts" | "kv_block_size" => {
@@ -289,10 +265,8 @@ fn invalid(field: &str, why: &str) -> Error {
     Error::WorkerSpec(format!("{field}: {why}"))
 }
 
-fn unbuilt(field: &str, feature: &str) -> Error {
-    Error::WorkerSpec(format!(
-        "'{field}' is not supported yet: {feature} is not built"
-    ))
+fn unbuilt(field: &str, feature: Feature) -> Error {
+    Error::WorkerSpec(feature.refuses_field(field))
 }
 
 #[cfg(test)]
