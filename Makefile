@@ -51,8 +51,10 @@ lint: $(BUILT) ## formatting, clippy, ruff, mypy, and the stub against the exten
 	$(BIN)/mypy
 	$(BIN)/stubtest --concise --allowlist py_test/stubtest_allowlist.txt sgl_model_gateway.sgl_model_gateway_rs
 
-fmt: $(BUILT) ## format everything
+fmt: $(BUILT) ## format everything, and write what follows from the code: the stub's enums, the README's options
 	cargo fmt --all -- $(POLICIES)
+	$(BIN)/python py_test/unit/test_stub.py
+	$(BIN)/python py_test/unit/test_readme.py
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

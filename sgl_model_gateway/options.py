@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
@@ -24,7 +24,6 @@ class Flag:
     help: str
     name: str | None = None  # the flag, when it is not the field's name
     cli_default: Any = _SAME  # when the command line has a default of its own
-    choices: tuple[str, ...] | None = None
     env: str | None = None  # environment variable that stands in for a missing flag
     nargs: str | int | None = None
     metavar: str | None = None
@@ -99,8 +98,18 @@ def _item_type(hint: Any) -> type:
     return str
 
 
-def add_flags(parser: argparse.ArgumentParser, table: type, *, prefix: bool, exclude: frozenset[str]) -> None:
-    """Adds a flag for every field of `table`, grouped as the table says."""
+def add_flags(
+    parser: argparse.ArgumentParser,
+    table: type,
+    *,
+    prefix: bool,
+    exclude: frozenset[str],
+    choices: Mapping[str, Sequence[str]],
+) -> None:
+    """Adds a flag for every field of `table`, grouped as the table says.
+
+    A field that `choices` names takes no other words than those given there.
+    """
     hints = get_type_hints(table)
     groups: dict[str, Any] = {}
     # Groups come in the order the table names them, whatever the order of the fields.
@@ -109,10 +118,11 @@ def add_flags(parser: argparse.ArgumentParser, table: type, *, prefix: bool, exc
         groups[title] = parser.add_argument_group(title)
     for owner in fields(table):
         if owner.name not in exclude:
-            _add_flag(groups[flag_of(owner).group], owner, _item_type(hints[owner.name]), prefix)
+            item = _item_type(hints[owner.name])
+            _add_flag(groups[flag_of(owner).group], owner, item, prefix, choices.get(owner.name))
 
 
-def _add_flag(group: Any, owner: Field[Any], item: type, prefix: bool) -> None:
+def _add_flag(group: Any, owner: Field[Any], item: type, prefix: bool, choices: Sequence[str] | None) -> None:
     flag = flag_of(owner)
     spelling = flag.spelling(owner)
     lead = f"{PREFIX}-" if prefix and flag.prefixed else ""
@@ -122,9 +132,8 @@ def _add_flag(group: Any, owner: Field[Any], item: type, prefix: bool) -> None:
         settings["action"] = "store_true"
     else:
         settings["type"] = _with_environment(item) if flag.env else item
-        for name in ("choices", "nargs", "metavar"):
-            if getattr(flag, name) is not None:
-                settings[name] = getattr(flag, name)
+        given = {"choices": choices, "nargs": flag.nargs, "metavar": flag.metavar}
+        settings |= {name: value for name, value in given.items() if value is not None}
         if flag.append:
             settings["action"] = "append"
         if flag.env:

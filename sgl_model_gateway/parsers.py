@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-logger = logging.getLogger(__name__)
+from .names import ROLES
 
-_ROLES = ("admin", "user")
+logger = logging.getLogger(__name__)
 
 
 def selector(items: Iterable[str] | Mapping[str, str] | str | None) -> dict[str, str]:
@@ -54,20 +54,24 @@ def control_plane_api_keys(entries: Iterable[str] | None) -> list[tuple[str, str
         if len(parts) < 4:
             raise ValueError(f"Invalid API key format in entry {number}: expected id:name:role:key")
         identifier, name, role, key = parts
-        if role.lower() not in _ROLES:
-            raise ValueError(f"Invalid role in API key entry {number}: expected admin or user")
+        if not _is_role(role):
+            raise ValueError(f"Invalid role in API key entry {number}: expected {' or '.join(ROLES)}")
         keys.append((identifier, name, key, role.lower()))
     return keys
 
 
 def jwt_role_mapping(entries: Iterable[str] | None) -> dict[str, str]:
-    """`theirs=ours` as a dict, ours being admin or user."""
+    """`theirs=ours` as a dict, ours being a role of the gateway."""
     mapping = {}
     for entry in entries or ():
         theirs, equals, ours = entry.partition("=")
         if not equals:
             raise ValueError(f"Invalid role mapping format: {entry!r}; expected idp_role=gateway_role")
-        if ours.lower() not in _ROLES:
-            raise ValueError(f"Invalid gateway role: {ours!r}; expected admin or user")
+        if not _is_role(ours):
+            raise ValueError(f"Invalid gateway role: {ours!r}; expected {' or '.join(ROLES)}")
         mapping[theirs] = ours.lower()
     return mapping
+
+
+def _is_role(name: str) -> bool:
+    return not ROLES or name.lower() in ROLES

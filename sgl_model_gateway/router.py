@@ -45,40 +45,20 @@ logger = logging.getLogger(__name__)
 
 _Member = TypeVar("_Member", BackendType, HistoryBackendType)
 
-_POLICIES = {
-    "random": PolicyType.Random,
-    "round_robin": PolicyType.RoundRobin,
-    "cache_aware": PolicyType.CacheAware,
-    "power_of_two": PolicyType.PowerOfTwo,
-    "bucket": PolicyType.Bucket,
-    "manual": PolicyType.Manual,
-    "consistent_hashing": PolicyType.ConsistentHashing,
-    "prefix_hash": PolicyType.PrefixHash,
-    "least_load": PolicyType.LeastLoad,
-}
-_BACKENDS = {"sglang": BackendType.Sglang, "openai": BackendType.Openai}
-_HISTORY_BACKENDS: dict[str, HistoryBackendType] = {
-    "memory": HistoryBackendType.Memory,
-    "none": getattr(HistoryBackendType, "None"),
-    "oracle": HistoryBackendType.Oracle,
-    "postgres": HistoryBackendType.Postgres,
-    "redis": HistoryBackendType.Redis,
-}
-
 
 def policy_from_str(name: str | PolicyType | None) -> PolicyType | None:
     """The member a policy's name stands for; `KeyError` when there is none."""
-    return name if name is None or isinstance(name, PolicyType) else _POLICIES[name]
+    return name if name is None or isinstance(name, PolicyType) else PolicyType.members()[name]
 
 
 def backend_from_str(name: str | BackendType | None) -> BackendType:
     """The member a backend's name stands for, in any case; `Sglang` when unset."""
-    return _member("backend", name, _BACKENDS, BackendType.Sglang)
+    return _member("backend", name, BackendType.members(), BackendType.Sglang)
 
 
 def history_backend_from_str(name: str | HistoryBackendType | None) -> HistoryBackendType:
     """The member a history backend's name stands for, in any case; `Memory` when unset."""
-    return _member("history backend", name, _HISTORY_BACKENDS, HistoryBackendType.Memory)
+    return _member("history backend", name, HistoryBackendType.members(), HistoryBackendType.Memory)
 
 
 def _member(what: str, name: str | _Member | None, members: Mapping[str, _Member], default: _Member) -> _Member:

@@ -14,32 +14,11 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from . import parsers
+from .names import get_available_tool_call_parsers as get_available_tool_call_parsers  # programs import it from here
+from .names import option_choices
 from .options import add_flags, option, read_namespace
 
 logger = logging.getLogger(__name__)
-
-try:
-    from .sgl_model_gateway_rs import get_available_tool_call_parsers
-except ImportError:
-    logger.warning("the Rust extension is missing: flags can be read, a gateway cannot be started")
-
-    def get_available_tool_call_parsers() -> list[str]:
-        return []
-
-
-POLICIES = (
-    "random",
-    "round_robin",
-    "cache_aware",
-    "power_of_two",
-    "bucket",
-    "manual",
-    "consistent_hashing",
-    "prefix_hash",
-    "least_load",
-)
-LOG_LEVELS = ("debug", "info", "warn", "error")
-HISTORY = ("memory", "none", "oracle", "postgres", "redis")
 
 WORKER = "Worker Configuration"
 POLICY = "Routing Policy"
@@ -84,9 +63,9 @@ class RouterArgs:
     pd_disaggregation: bool = option(False, PD, "route prefill and decode to separate pools of workers")
     prefill_urls: list[tuple[str, int | None]] = option([], PD, "a prefill worker: its URL, then its bootstrap port or the word none; repeatable", name="prefill", cli_default=None, nargs="+", append=True, parse=parsers.prefill_urls)
     decode_urls: list[str] = option([], PD, "a decode worker; repeatable", name="decode", cli_default=None, nargs=1, append=True, metavar="URL", parse=parsers.decode_urls)
-    policy: str = option("cache_aware", POLICY, "how a worker is chosen; the fallback of both pools in prefill/decode mode", choices=POLICIES)
-    prefill_policy: str | None = option(None, POLICY, "how a prefill worker is chosen; unset means --policy", choices=POLICIES)
-    decode_policy: str | None = option(None, POLICY, "how a decode worker is chosen; unset means --policy", choices=POLICIES)
+    policy: str = option("cache_aware", POLICY, "how a worker is chosen; the fallback of both pools in prefill/decode mode")
+    prefill_policy: str | None = option(None, POLICY, "how a prefill worker is chosen; unset means --policy")
+    decode_policy: str | None = option(None, POLICY, "how a decode worker is chosen; unset means --policy")
     worker_startup_timeout_secs: int = option(1800, PD, "seconds a worker may take to come up; it is retried slowly afterwards")
     worker_startup_check_interval: int = option(30, PD, "longest pause between start-up probes of a worker, seconds")
     cache_threshold: float = option(0.3, POLICY, "cache_aware: when set, a match of a smaller share of the prompt (0..1) is no affinity")
@@ -95,14 +74,14 @@ class RouterArgs:
     eviction_interval_secs: int = option(60, POLICY, "seconds between sweeps of idle routing state")
     max_tree_size: int = option(67108864, POLICY, "cache_aware: prompt text the prefix index may know, bytes; left alone, only --prefix-index-bytes bounds it")
     max_idle_secs: int = option(14400, POLICY, "manual: seconds after which an idle routing key is forgotten")
-    assignment_mode: str = option("random", POLICY, "manual: how a key not seen before is placed", choices=("random", "min_load", "min_group"))
+    assignment_mode: str = option("random", POLICY, "manual: how a key not seen before is placed")
     max_payload_size: int = option(536870912, POLICY, "largest accepted request body, bytes")
     bucket_adjust_interval_secs: int = option(5, POLICY, "bucket: seconds between recalculations of the boundaries")
     dp_aware: bool = option(False, POLICY, "schedule on every data-parallel rank of a worker instead of the worker")
     enable_igw: bool = option(False, POLICY, "serve several models; workers come from the API or from discovery")
     api_key: str | None = option(None, AUTH, "key demanded from clients and shown to workers", secret=True)
     log_dir: str | None = option(None, LOGGING, "directory for log files; unset means the console only")
-    log_level: str | None = option(None, LOGGING, "least important log lines that are written", cli_default="info", choices=LOG_LEVELS)
+    log_level: str | None = option(None, LOGGING, "least important log lines that are written", cli_default="info")
     service_discovery: bool = option(False, DISCOVERY, "find workers by watching Kubernetes pods")
     selector: dict[str, str] = option({}, DISCOVERY, "labels of worker pods, key=value each", nargs="+", parse=parsers.selector)
     service_discovery_port: int = option(80, DISCOVERY, "port on which a discovered pod serves")
@@ -146,10 +125,10 @@ class RouterArgs:
     tokenizer_cache_enable_l1: bool = option(False, TOKENIZER, "cache tokens of prefixes")
     tokenizer_cache_l1_max_memory: int = option(52428800, TOKENIZER, "size of that cache, bytes")
     reasoning_parser: str | None = option(None, PARSER, "parser that separates reasoning from the answer")
-    tool_call_parser: str | None = option(None, PARSER, "parser that finds tool calls in the answer", choices=tuple(get_available_tool_call_parsers()) or None)
+    tool_call_parser: str | None = option(None, PARSER, "parser that finds tool calls in the answer")
     mcp_config_path: str | None = option(None, PARSER, "YAML file that lists MCP servers")
-    backend: str = option("sglang", BACKEND, "what stands behind the gateway: SGLang workers, or a vendor with an OpenAI API", choices=("sglang", "openai"))
-    history_backend: str = option("memory", BACKEND, "where responses and conversations are kept", choices=HISTORY)
+    backend: str = option("sglang", BACKEND, "what stands behind the gateway: SGLang workers, or a vendor with an OpenAI API")
+    history_backend: str = option("memory", BACKEND, "where responses and conversations are kept")
     oracle_wallet_path: str | None = option(None, ORACLE, "directory of the wallet", env="ATP_WALLET_PATH", keyword=False)
     oracle_tns_alias: str | None = option(None, ORACLE, "TNS alias; wins over the descriptor", env="ATP_TNS_ALIAS", keyword=False)
     oracle_connect_descriptor: str | None = option(None, ORACLE, "connect descriptor (DSN)", env="ATP_DSN", keyword=False)
@@ -206,7 +185,7 @@ class RouterArgs:
     ) -> None:
         """Adds every flag to `parser`; `--router-...` inside a program that has flags of its own."""
         exclude = frozenset({"host", "port"} if exclude_host_port else ())
-        add_flags(parser, RouterArgs, prefix=use_router_prefix, exclude=exclude)
+        add_flags(parser, RouterArgs, prefix=use_router_prefix, exclude=exclude, choices=option_choices())
 
     @classmethod
     def from_cli_args(cls, args: Any, use_router_prefix: bool = False) -> RouterArgs:

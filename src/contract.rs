@@ -1,15 +1,18 @@
 //! The option surface as data: for the signature, for attributes, and for the test that compares
 //! flags, `RouterArgs`, `Router` keywords and `gateway::Options`.
 
+use std::collections::BTreeMap;
+
 use gateway::Options;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyType};
+use pyo3::types::PyDict;
 use pythonize::pythonize;
 use serde_json::{Map, Value, json};
 
 use crate::convert::SECRET;
-use crate::enums::{BackendType, HistoryBackendType, PolicyType};
-use crate::errors;
+use crate::enums::{BackendType, Enum, HistoryBackendType, PolicyType};
+use crate::version::TOOL_CALL_PARSERS;
+use crate::{errors, words};
 
 /// Where the constructor's defaults differ from the command line's, as they always have:
 /// a `Router` built in a script listens on 3001, waits ten minutes for its workers, and takes
@@ -37,27 +40,15 @@ pub(crate) fn shown<'py>(
     let Some(value) = all.get_mut(name).map(Value::take) else {
         return Ok(None);
     };
-    let object = match name {
+    let object = match (name, value.as_str()) {
         _ if value.is_null() => py.None().into_bound(py),
-        "policy" | "prefill_policy" | "decode_policy" => {
-            member(&py.get_type::<PolicyType>(), &value)?
-        }
-        "backend" => member(&py.get_type::<BackendType>(), &value)?,
-        "history_backend" => member(&py.get_type::<HistoryBackendType>(), &value)?,
+        ("policy" | "prefill_policy" | "decode_policy", Some(word)) => PolicyType::named(py, word)?,
+        ("backend", Some(word)) => BackendType::named(py, word)?,
+        ("history_backend", Some(word)) => HistoryBackendType::named(py, word)?,
         _ if SECRET.contains(&name) => "MASKED".into_pyobject(py)?.into_any(),
         _ => pythonize(py, &value)?,
     };
     Ok(Some(object))
-}
-
-/// The member of an enum by its word: `round_robin` is `RoundRobin`.
-fn member<'py>(class: &Bound<'py, PyType>, word: &Value) -> PyResult<Bound<'py, PyAny>> {
-    let parts = word.as_str().unwrap_or_default().split('_');
-    let name = parts.map(|part| {
-        let (first, rest) = part.split_at(part.len().min(1));
-        first.to_uppercase() + rest
-    });
-    class.getattr(name.collect::<String>())
 }
 
 /// The names of all options, in the positional order of `Router(...)`.
@@ -70,6 +61,20 @@ pub(crate) fn option_names() -> Vec<String> {
 #[pyfunction]
 pub(crate) fn option_defaults(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     Ok(pythonize(py, &Options::default())?)
+}
+
+/// The words of every option that can only be set to one of several: the choices of its flag.
+#[pyfunction]
+pub(crate) fn option_choices() -> BTreeMap<&'static str, Vec<String>> {
+    let typed = Options::NAMES
+        .iter()
+        .map(|name| (*name, words::of_option(name)));
+    // A parser's name is a plain string for Rust, because none is built yet.
+    let parsers = TOOL_CALL_PARSERS.map(str::to_owned).to_vec();
+    typed
+        .filter(|(_, words)| !words.is_empty())
+        .chain([("tool_call_parser", parsers)])
+        .collect()
 }
 
 /// Those defaults of `Router(...)` that differ from `option_defaults()`.

@@ -1,101 +1,128 @@
-//! The enums of the option surface. The order of members is their number.
+//! The enums of the option surface. Each takes its members, their order and their names from a
+//! Rust enum, so that nothing here or in Python changes when that one grows.
 
+use std::hash::{Hash, Hasher};
+use std::mem::discriminant;
+
+use gateway::config;
+use pyo3::PyClass;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyDict;
 use serde::Serialize;
 
-/// How a worker is chosen.
-#[pyclass(
-    eq,
-    frozen,
-    hash,
-    skip_from_py_object,
-    module = "sgl_model_gateway.sgl_model_gateway_rs"
-)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum PolicyType {
-    Random,
-    RoundRobin,
-    CacheAware,
-    PowerOfTwo,
-    Bucket,
-    Manual,
-    ConsistentHashing,
-    PrefixHash,
-    LeastLoad,
-}
-
-/// What kind of server stands behind the gateway.
-#[pyclass(
-    eq,
-    frozen,
-    hash,
-    skip_from_py_object,
-    module = "sgl_model_gateway.sgl_model_gateway_rs"
-)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum BackendType {
-    Sglang,
-    Openai,
-}
-
-/// Where responses and conversations are kept. `None` is reached with `getattr`.
-#[pyclass(
-    eq,
-    frozen,
-    hash,
-    skip_from_py_object,
-    module = "sgl_model_gateway.sgl_model_gateway_rs"
-)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum HistoryBackendType {
-    Memory,
-    None,
-    Oracle,
-    Postgres,
-    Redis,
-}
-
-/// What a control-plane key may do.
-#[pyclass(
-    name = "PyRole",
-    eq,
-    frozen,
-    hash,
-    from_py_object,
-    module = "sgl_model_gateway.sgl_model_gateway_rs"
-)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Role {
-    Admin,
-    User,
-}
+use crate::{errors, words};
 
 /// What `__reduce__` gives back: call this with these.
 type Reduced<'py> = (Bound<'py, PyAny>, (Bound<'py, PyAny>, String));
 
-/// A member pickles and copies as `getattr(Class, "Member")`.
-fn reduce<'py>(member: &Bound<'py, PyAny>) -> PyResult<Reduced<'py>> {
-    let getattr = member.py().import("builtins")?.getattr("getattr")?;
-    let shown = member.repr()?.to_string();
-    let name = shown
-        .rsplit_once('.')
-        .map_or(shown.as_str(), |(_, name)| name);
-    Ok((getattr, (member.get_type().into_any(), name.to_owned())))
+/// A Python enum whose members are those of a Rust enum.
+pub(crate) trait Enum: PyClass {
+    /// The only objects of this class, each with the word that options use for it.
+    fn all(py: Python<'_>) -> PyResult<&[(String, Py<Self>)]>;
+
+    /// The member that an option's word stands for.
+    fn named<'py>(py: Python<'py>, word: &str) -> PyResult<Bound<'py, PyAny>> {
+        let mut all = Self::all(py)?.iter();
+        let (_, member) = all
+            .find(|(known, _)| known == word)
+            .ok_or_else(|| errors::bug(format!("no member is called {word}")))?;
+        Ok(member.bind(py).clone().into_any())
+    }
 }
 
-macro_rules! copyable {
-    ($($class:ident),+) => {$(
-        #[pymethods]
-        impl $class {
-            fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
-                reduce(slf.as_any())
-            }
+macro_rules! enums {
+    ($($(#[doc = $doc:literal])+ $class:ident($python:literal) of $rust:ty;)+) => {
+        /// Puts the members into their classes: `PolicyType.RoundRobin`.
+        pub(crate) fn add_members(py: Python<'_>) -> PyResult<()> {
+            $(for (word, member) in $class::all(py)? {
+                py.get_type::<$class>().setattr(camel(word), member)?;
+            })+
+            Ok(())
         }
-    )+};
+
+        $(
+            $(#[doc = $doc])+
+            #[pyclass(
+                name = $python,
+                eq,
+                frozen,
+                hash,
+                from_py_object,
+                module = "sgl_model_gateway.sgl_model_gateway_rs"
+            )]
+            #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+            #[serde(transparent)]
+            pub(crate) struct $class(pub(crate) $rust);
+
+            impl Hash for $class {
+                fn hash<H: Hasher>(&self, state: &mut H) {
+                    discriminant(&self.0).hash(state);
+                }
+            }
+
+            impl Enum for $class {
+                fn all(py: Python<'_>) -> PyResult<&[(String, Py<Self>)]> {
+                    static ALL: PyOnceLock<Vec<(String, Py<$class>)>> = PyOnceLock::new();
+                    let all = ALL.get_or_try_init(py, || {
+                        let values = words::of::<$rust>().into_iter();
+                        let object = |(word, value)| Ok((word, Py::new(py, Self(value))?));
+                        values.map(object).collect::<PyResult<_>>()
+                    })?;
+                    Ok(all)
+                }
+            }
+
+            #[pymethods]
+            impl $class {
+                /// Every member by the name that options take, in the order of their numbers.
+                #[staticmethod]
+                fn members(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+                    let members = PyDict::new(py);
+                    for (word, member) in Self::all(py)? {
+                        members.set_item(word, member)?;
+                    }
+                    Ok(members)
+                }
+
+                fn __int__(&self, py: Python<'_>) -> PyResult<usize> {
+                    let mut all = Self::all(py)?.iter();
+                    all.position(|(_, member)| member.get() == self)
+                        .ok_or_else(|| errors::bug(format!("{} is no member", self.__repr__())))
+                }
+
+                fn __repr__(&self) -> String {
+                    let word = words::word(&self.0).unwrap_or_default();
+                    format!("{}.{}", $python, camel(&word))
+                }
+
+                /// A member pickles and copies as `getattr(Class, "Member")`.
+                fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+                    let word = words::word(&self.0).unwrap_or_default();
+                    let getattr = py.import("builtins")?.getattr("getattr")?;
+                    Ok((getattr, (py.get_type::<Self>().into_any(), camel(&word))))
+                }
+            }
+        )+
+    };
 }
 
-copyable!(PolicyType, BackendType, HistoryBackendType, Role);
+enums! {
+    /// How a worker is chosen.
+    PolicyType("PolicyType") of ::routing::PolicyKind;
+    /// What kind of server stands behind the gateway.
+    BackendType("BackendType") of config::Backend;
+    /// Where responses and conversations are kept. `None` is reached with `getattr`.
+    HistoryBackendType("HistoryBackendType") of config::HistoryBackend;
+    /// What a control-plane key may do.
+    Role("PyRole") of config::Role;
+}
+
+/// A word as the name of a member: `round_robin` is `RoundRobin`.
+fn camel(word: &str) -> String {
+    let parts = word.split('_').map(|part| {
+        let (first, rest) = part.split_at(part.len().min(1));
+        first.to_uppercase() + rest
+    });
+    parts.collect()
+}

@@ -16,6 +16,7 @@ mod signals;
 mod sim;
 mod simulate;
 mod version;
+mod words;
 
 /// The extension module of the package.
 #[pyo3::pymodule]
@@ -23,7 +24,7 @@ mod sgl_model_gateway_rs {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::contract::{constructor_defaults, option_defaults, option_names};
+    use crate::contract::{constructor_defaults, option_choices, option_defaults, option_names};
     #[pymodule_export]
     use crate::enums::{BackendType, HistoryBackendType, PolicyType, Role};
     #[pymodule_export]
@@ -52,6 +53,7 @@ mod sgl_model_gateway_rs {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::enums::add_members(module.py())?;
         // One class, two names: `PyRole` is what programs import, `Role` what documents say.
         for name in [
             "Role",

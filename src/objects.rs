@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use gateway::config;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use serde::{Serialize, Serializer};
@@ -26,7 +27,7 @@ pub(crate) struct ApiKeyEntry {
 #[pymethods]
 impl ApiKeyEntry {
     #[new]
-    #[pyo3(signature = (id, name, key, role = Role::User))]
+    #[pyo3(signature = (id, name, key, role = Role(config::Role::User)))]
     fn new(id: String, name: String, key: String, role: Role) -> Self {
         Self {
             id,
@@ -79,7 +80,12 @@ impl JwtConfig {
 fn as_roles<S: Serializer>(mapping: &BTreeMap<String, String>, to: S) -> Result<S::Ok, S::Error> {
     to.collect_map(mapping.iter().map(|(theirs, ours)| {
         let admin = ours.eq_ignore_ascii_case("admin");
-        (theirs, if admin { Role::Admin } else { Role::User })
+        let role = if admin {
+            config::Role::Admin
+        } else {
+            config::Role::User
+        };
+        (theirs, role)
     }))
 }
 

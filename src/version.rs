@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 
 /// The tool-call parsers that `--tool-call-parser` accepts, sorted.
-const TOOL_CALL_PARSERS: [&str; 13] = [
+pub(crate) const TOOL_CALL_PARSERS: [&str; 13] = [
     "deepseek",
     "glm45_moe",
     "glm47_moe",

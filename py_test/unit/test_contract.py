@@ -6,14 +6,15 @@ import argparse
 import ast
 import csv
 import inspect
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sgl_model_gateway import sgl_model_gateway_rs as extension
 from sgl_model_gateway.options import default_of, flag_of
-from sgl_model_gateway.router_args import POLICIES, RouterArgs, keyword_fields
+from sgl_model_gateway.router_args import RouterArgs, keyword_fields
 
 PUBLISHED = list(csv.DictReader((Path(__file__).parent / "published_flags.csv").read_text().splitlines()))
 FIELDS = {owner.name: owner for owner in fields(RouterArgs)}
@@ -21,6 +22,10 @@ FIELDS = {owner.name: owner for owner in fields(RouterArgs)}
 OBJECTS = {"oracle_config", "postgres_config", "redis_config", "control_plane_auth"}
 # `RouterArgs` says "nothing" with an empty list where Rust says it with None.
 EMPTY_IS_NONE = {"prefill_urls", "decode_urls"}
+
+
+def _flag(owner: Field[Any]) -> str:
+    return f"--{flag_of(owner).spelling(owner).replace('_', '-')}"
 
 
 @pytest.fixture
@@ -77,8 +82,7 @@ def test_the_signature_lists_every_keyword_with_its_default() -> None:
 
 
 def test_every_field_has_a_flag(flags: dict[str, argparse.Action]) -> None:
-    spellings = {f"--{flag_of(owner).spelling(owner).replace('_', '-')}" for owner in FIELDS.values()}
-    assert set(flags) == spellings
+    assert set(flags) == set(map(_flag, FIELDS.values()))
 
 
 def test_the_published_surface_is_whole() -> None:
@@ -139,7 +143,16 @@ def test_the_99_published_fields_keep_their_positions() -> None:
 
 def test_the_three_policy_flags_know_every_policy(flags: dict[str, argparse.Action]) -> None:
     for flag in ("--policy", "--prefill-policy", "--decode-policy"):
-        assert set(flags[flag].choices or ()) == set(POLICIES) and len(POLICIES) == 9
+        assert list(flags[flag].choices or ()) == list(extension.PolicyType.members())
+
+
+def test_a_flag_takes_the_words_that_its_rust_type_has(flags: dict[str, argparse.Action]) -> None:
+    choices = extension.option_choices()
+    assert {name for name, owner in FIELDS.items() if flags[_flag(owner)].choices} == set(choices)
+    assert choices["log_level"] == ["debug", "info", "warn", "error"]
+    assert choices["assignment_mode"] == ["random", "min_load", "min_group"]
+    for name, enum in (("backend", extension.BackendType), ("history_backend", extension.HistoryBackendType)):
+        assert choices[name] == list(enum.members())
 
 
 def test_the_groups_come_in_the_published_order() -> None:

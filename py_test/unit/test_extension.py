@@ -30,6 +30,7 @@ from sgl_model_gateway.sgl_model_gateway_rs import (
 )
 
 WORKERS = ["http://127.0.0.1:1"]
+# These members keep their names and numbers; later ones are appended.
 ENUMS = {
     PolicyType: "Random RoundRobin CacheAware PowerOfTwo Bucket Manual ConsistentHashing PrefixHash LeastLoad",
     BackendType: "Sglang Openai",
@@ -51,6 +52,16 @@ def test_a_member(kind: Any, name: str) -> None:
     assert {member: 1}[getattr(kind, name)] == 1
     for twin in (pickle.loads(pickle.dumps(member)), copy.copy(member), copy.deepcopy(member)):
         assert twin == member and hash(twin) == hash(member)
+
+
+@pytest.mark.parametrize("kind", ENUMS, ids=lambda kind: kind.__name__)
+def test_members_by_the_names_that_options_take(kind: Any) -> None:
+    members = kind.members()
+    assert list(map(int, members.values())) == list(range(len(members)))
+    assert all(name.title().replace("_", "") == repr(member).split(".")[1] for name, member in members.items())
+    assert all(getattr(kind, repr(member).split(".")[1]) is member for member in members.values())
+    members.clear()
+    assert len(kind.members()) >= len(ENUMS[kind].split())
 
 
 def test_members_of_different_enums_differ() -> None:

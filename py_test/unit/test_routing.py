@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from sgl_model_gateway.router_args import POLICIES
 from sgl_model_gateway.routing import Lease, Policy
-from sgl_model_gateway.sgl_model_gateway_rs import routing_option_defaults
+from sgl_model_gateway.sgl_model_gateway_rs import PolicyType, routing_option_defaults
 
 WORKERS = [f"http://gpu-{number}:30000" for number in range(4)]
 IDLE = {"ready": True, "requests": 0, "decoding": 0, "queued_tokens": 0}
@@ -137,7 +136,7 @@ def test_a_key_keeps_requests_together() -> None:
     assert len(set(homes.values())) == 4
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", PolicyType.members())
 def test_every_policy_with_equal_seeds_chooses_the_same(name: str) -> None:
     def choices() -> list[str]:
         policy = fleet(name)
@@ -157,7 +156,7 @@ def test_without_a_seed_policies_differ() -> None:
 # --- threads
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", PolicyType.members())
 def test_many_threads_and_a_changing_fleet(name: str) -> None:
     policy, over = fleet(name), threading.Event()
 
