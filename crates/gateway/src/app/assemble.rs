@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use routing::Params;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::error::StartError;
@@ -19,15 +20,18 @@ use crate::config::{
 use crate::fleet::{
     Fleet, HealthChecks, OutlierDetector, Registry, Source, WorkerFactory, WorkerSpec,
 };
-use crate::lane::Lane;
-use crate::proxy::Proxy;
+use crate::proxy::{FanOut, Proxy};
 use crate::server::{AppState, Lanes, Service};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
-use crate::upstream::PoolLimits;
+use crate::upstream::{ControlClient, PoolLimits};
 
-/// Puts everything together; nothing is served yet.
-pub(super) fn control(options: &Options, lanes: usize) -> Result<Control, StartError> {
+/// Puts everything together; nothing is served yet. The gateway's own calls run on `runtime`.
+pub(super) fn control(
+    options: &Options,
+    runtime: Handle,
+    lanes: usize,
+) -> Result<Control, StartError> {
     let metrics = Metrics::new(options.prometheus_duration_buckets.as_deref());
     let metrics =
         Arc::new(metrics.map_err(|error| StartError::environment("make metrics", error))?);
@@ -35,7 +39,20 @@ pub(super) fn control(options: &Options, lanes: usize) -> Result<Control, StartE
     let admission_options = AdmissionSection::from(options);
     let params = Params::from(options);
     let policies = ModelPolicies::new(options.policy, move |kind| kind.build(&params));
-    let (registry, health_checks) = workers(options, &fleet, &metrics, lanes)?;
+    let client = ControlClient::new(&PoolSection::from(options), runtime)
+        .map_err(|error| StartError::environment("make an HTTP client", error))?;
+    let fan_out = FanOut::new(Arc::clone(&fleet), client.clone());
+    let factory = factory(options, &metrics, lanes);
+    let (joining, joined) = mpsc::unbounded_channel();
+    let registry = Registry::new(Arc::clone(&fleet), factory, joining);
+    add_configured(options, &registry)?;
+    let health_checks = HealthChecks {
+        fleet: Arc::clone(&fleet),
+        metrics: Arc::clone(&metrics),
+        options: Arc::new(HealthSection::from(options)),
+        client,
+        joined,
+    };
     let balancer = Balancer::new(Arc::clone(&fleet), policies, &admission_options);
 
     let admission = Arc::new(Admission::new(&admission_options, &metrics));
@@ -43,7 +60,8 @@ pub(super) fn control(options: &Options, lanes: usize) -> Result<Control, StartE
     let state = AppState {
         shutdown: shutdown.clone(),
         admission: Arc::clone(&admission),
-        registry,
+        registry: Arc::new(registry),
+        fan_out,
     };
     let (proxy_options, shared) = (ProxySection::from(options), Arc::clone(&metrics));
     let proxy = Proxy::new(&proxy_options, Arc::clone(&balancer), shared, lanes);
@@ -70,19 +88,14 @@ pub(super) fn control(options: &Options, lanes: usize) -> Result<Control, StartE
     })
 }
 
-/// The configured workers, and the way in for others.
-fn workers(
-    options: &Options,
-    fleet: &Arc<Fleet>,
-    metrics: &Arc<Metrics>,
-    lanes: usize,
-) -> Result<(Arc<Registry>, HealthChecks), StartError> {
+fn factory(options: &Options, metrics: &Arc<Metrics>, lanes: usize) -> WorkerFactory {
     let health = HealthSection::from(options);
-    // One more lane than there are threads: the control thread's probes.
-    let limits = PoolLimits::new(&PoolSection::from(options), lanes + 1);
-    let factory = WorkerFactory::new(&FleetSection::from(options), &health, limits, metrics);
-    let (joining, joined) = mpsc::unbounded_channel();
-    let registry = Registry::new(Arc::clone(fleet), factory, joining);
+    let limits = PoolLimits::new(&PoolSection::from(options), lanes);
+    WorkerFactory::new(&FleetSection::from(options), &health, limits, metrics)
+}
+
+/// Adds the workers that the options name.
+fn add_configured(options: &Options, registry: &Registry) -> Result<(), StartError> {
     let spec = |text: &String| {
         let url = WorkerUrl::parse(text).map_err(|why| ConfigError::worker_url(text, why))?;
         Ok(WorkerSpec {
@@ -93,13 +106,5 @@ fn workers(
     let specs: Result<Vec<_>, ConfigError> = options.worker_urls.iter().map(spec).collect();
     registry
         .reconcile(Source::Static, &specs?)
-        .map_err(|error| StartError::environment("add workers", error))?;
-    let health_checks = HealthChecks {
-        fleet: Arc::clone(fleet),
-        metrics: Arc::clone(metrics),
-        options: Arc::new(health),
-        lane: Lane(lanes),
-        joined,
-    };
-    Ok((Arc::new(registry), health_checks))
+        .map_err(|error| StartError::environment("add workers", error))
 }

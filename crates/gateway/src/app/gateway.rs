@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use tokio::runtime;
 use tracing::info;
 
 use super::assemble;
@@ -44,7 +45,9 @@ impl Gateway {
         let port = Port::bind(options)?;
         let addr = port.addr()?;
         let lanes = thread::available_parallelism().map_or(1, usize::from);
-        let control = assemble::control(options, lanes)?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| StartError::environment("start a runtime", error))?;
+        let control = assemble::control(options, runtime.handle().clone(), lanes)?;
         let metrics_listener = control.metrics_listener.as_ref();
         let metrics_addr = metrics_listener.map(listen::local_addr).transpose()?;
         let (shutdown, fleet) = (control.shutdown.clone(), &control.balancer.fleet);
@@ -55,7 +58,7 @@ impl Gateway {
             Sharing::Exclusive => "gateway listening",
             Sharing::Shared => "gateway started",
         };
-        let stopped = control.spawn(port)?;
+        let stopped = control.spawn(runtime, port)?;
         let workers = options.worker_urls.len();
         let policy = options.policy.as_str();
         info!(%addr, metrics = ?metrics_addr, policy, workers, lanes, "{what}");

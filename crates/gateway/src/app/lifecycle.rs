@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::runtime;
+use tokio::runtime::Runtime;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
@@ -49,10 +49,8 @@ struct Serving {
 }
 
 impl Control {
-    /// Runs on a thread of its own; what is returned says when it has ended.
-    pub(super) fn spawn(self, port: Port) -> Result<Arc<Stopped>, StartError> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| StartError::environment("start a runtime", error))?;
+    /// Runs on a thread of its own, by `runtime`; what is returned says when it has ended.
+    pub(super) fn spawn(self, runtime: Runtime, port: Port) -> Result<Arc<Stopped>, StartError> {
         let stopped = Arc::new(Stopped::default());
         let ending = Arc::clone(&stopped);
         let run = move || {

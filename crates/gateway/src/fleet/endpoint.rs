@@ -5,13 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::Method;
 use routing::{Health, Verdict};
 use tokio::sync::Notify;
 
 use super::model_info::ModelInfo;
 use super::spec::{WorkerConfig, WorkerSpec};
 use crate::config::WorkerUrl;
-use crate::upstream::Client;
+use crate::upstream::{Client, ControlRequest};
 
 /// Shortest time between probes that silence asks for, milliseconds.
 const MIN_PROBE_GAP_MS: u64 = 5000;
@@ -50,6 +52,17 @@ impl Endpoint {
             last_requested_probe: AtomicU64::new(0),
             removed: AtomicBool::new(false),
         })
+    }
+
+    /// A question that the gateway asks with the worker's own key.
+    pub(crate) fn question<'a>(&'a self, method: &Method, path: &'a str) -> ControlRequest<'a> {
+        ControlRequest {
+            method: method.clone(),
+            url: &self.url,
+            path,
+            bearer: self.config.load().bearer.clone(),
+            body: Bytes::new(),
+        }
     }
 
     /// What its probes say.

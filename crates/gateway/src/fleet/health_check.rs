@@ -10,14 +10,13 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
-use super::ask::ask;
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::spec::HealthSpec;
 use super::{model_info, transitions};
 use crate::config::{HealthSection, seconds};
-use crate::lane::Lane;
 use crate::telemetry::Metrics;
+use crate::upstream::ControlClient;
 
 /// First pause between start-up probes; it doubles up to the check interval.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -33,7 +32,6 @@ const IDENTIFY_ATTEMPTS: u32 = 3;
 const NEVER: Duration = Duration::from_hours(24);
 /// Spread of pauses, so that a fleet is not probed in one burst.
 const SPREAD: f64 = 0.2;
-static NO_BODY: Bytes = Bytes::new();
 
 /// Probes one endpoint until it is removed.
 #[derive(Debug)]
@@ -42,8 +40,7 @@ pub(super) struct Prober {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) options: Arc<HealthSection>,
-    /// The lane whose thread runs the prober.
-    pub(super) lane: Lane,
+    pub(super) client: ControlClient,
 }
 
 /// How the last probe ended, and how long the pause before it was.
@@ -211,7 +208,7 @@ impl Prober {
 
     async fn ask(&self, path: &str) -> Option<(StatusCode, Bytes)> {
         let endpoint = &self.endpoint;
-        let asked = ask(endpoint, self.lane, &Method::GET, path, &NO_BODY);
+        let asked = self.client.send(endpoint.question(&Method::GET, path));
         let own = self.health().timeout_secs;
         let limit = own.map_or(self.options.timeout, seconds);
         match timeout(limit, asked).await {

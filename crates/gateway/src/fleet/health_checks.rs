@@ -8,8 +8,8 @@ use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::health_check::Prober;
 use crate::config::HealthSection;
-use crate::lane::Lane;
 use crate::telemetry::Metrics;
+use crate::upstream::ControlClient;
 
 /// Starts a prober for every endpoint.
 #[derive(Debug)]
@@ -17,8 +17,7 @@ pub(crate) struct HealthChecks {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) options: Arc<HealthSection>,
-    /// The lane whose thread runs the probers.
-    pub(crate) lane: Lane,
+    pub(crate) client: ControlClient,
     /// Endpoints that have joined the fleet.
     pub(crate) joined: mpsc::UnboundedReceiver<Arc<Endpoint>>,
 }
@@ -32,7 +31,7 @@ impl HealthChecks {
                 endpoint,
                 metrics: Arc::clone(&self.metrics),
                 options: Arc::clone(&self.options),
-                lane: self.lane,
+                client: self.client.clone(),
             };
             tokio::spawn(prober.run());
         }

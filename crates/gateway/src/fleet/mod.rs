@@ -1,6 +1,5 @@
 //! The workers: which there are, what they report, and what state they are in.
 
-mod ask;
 mod drain;
 mod endpoint;
 #[expect(clippy::module_inception, reason = "the type that the room is about")]
@@ -21,7 +20,6 @@ mod transitions;
 mod worker;
 mod worker_factory;
 
-pub(crate) use ask::{Answer, ask};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use fleet::{Fleet, FleetObserver};
 pub(crate) use gauges::observe;

@@ -1,4 +1,4 @@
-//! Questions to workers that are not inference: one worker's answer, or everybody's.
+//! Questions to workers that are not inference: one worker's answer, or those of all.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,17 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
-use http::{Method, Request, StatusCode};
-use hyper::body::Incoming;
+use http::{Method, StatusCode};
 use tokio::time::timeout;
 
 use super::body_fields::BodyFields;
-use super::proxy::Proxy;
-use super::request::RequestContext;
-use super::request_body;
 use crate::error::Error;
-use crate::fleet::{Answer, Worker, ask as ask_endpoint};
-use crate::lane::Lane;
+use crate::fleet::{Fleet, Worker};
+use crate::upstream::{ControlClient, ControlRequest, PrivateAnswer};
 
 /// Workers asked at once.
 pub(super) const FAN_OUT: usize = 32;
@@ -26,11 +22,18 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// itself 20 s.
 pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(45);
 
+/// Asks workers, with the gateway's own credentials.
+#[derive(Clone, Debug)]
+pub(crate) struct FanOut {
+    fleet: Arc<Fleet>,
+    client: ControlClient,
+}
+
 /// A worker and what it answered, if it did.
 #[derive(Debug)]
 pub(crate) struct WorkerAnswer {
     pub(crate) worker: Arc<Worker>,
-    pub(crate) answer: Result<Answer, Error>,
+    pub(crate) answer: Result<PrivateAnswer, Error>,
 }
 
 /// What workers are asked.
@@ -41,15 +44,18 @@ pub(crate) struct WorkerQuestion {
     paths: &'static [&'static str],
     /// JSON, or nothing.
     body: Bytes,
+    /// Longest wait for an answer.
+    timeout: Duration,
 }
 
 impl WorkerQuestion {
-    /// To tell something.
+    /// To read something.
     pub(crate) fn get(paths: &'static [&'static str]) -> Self {
         Self {
             method: Method::GET,
             paths,
             body: Bytes::new(),
+            timeout: QUERY_TIMEOUT,
         }
     }
 
@@ -59,45 +65,40 @@ impl WorkerQuestion {
             method: Method::POST,
             paths,
             body,
-        }
-    }
-
-    /// Longest wait for an answer.
-    fn timeout_after(&self) -> Duration {
-        if self.method == Method::GET {
-            QUERY_TIMEOUT
-        } else {
-            COMMAND_TIMEOUT
+            timeout: COMMAND_TIMEOUT,
         }
     }
 }
 
-impl Proxy {
+impl FanOut {
+    pub(crate) fn new(fleet: Arc<Fleet>, client: ControlClient) -> Self {
+        Self { fleet, client }
+    }
+
     /// The answer of the first ready worker to the first of `paths` that is not 404 there.
     pub(crate) async fn ask_first(
         &self,
-        lane: Lane,
         paths: &'static [&'static str],
-    ) -> Result<Answer, Error> {
-        let worker = self
-            .balancer()
-            .fleet
-            .first_ready()
-            .ok_or(Error::NoWorkers)?;
-        ask(&worker, lane, &WorkerQuestion::get(paths), COMMAND_TIMEOUT).await
+    ) -> Result<PrivateAnswer, Error> {
+        let worker = self.fleet.first_ready().ok_or(Error::NoWorkers)?;
+        let question = WorkerQuestion {
+            timeout: COMMAND_TIMEOUT,
+            ..WorkerQuestion::get(paths)
+        };
+        self.ask(&worker, &question).await
     }
 
-    /// Every worker's answer, in configuration order. One that is not ready is only asked to
-    /// do things (POST), not to tell them.
-    pub(crate) async fn ask_all(&self, lane: Lane, question: &WorkerQuestion) -> Vec<WorkerAnswer> {
-        let workers = self.balancer().fleet.workers();
+    /// Every worker's answer, in configuration order. A worker that is not ready is only asked
+    /// to do things (POST), not to show them.
+    pub(crate) async fn ask_all(&self, question: &WorkerQuestion) -> Vec<WorkerAnswer> {
+        let workers = self.fleet.workers();
         let mut asked: Vec<BoxFuture<'_, WorkerAnswer>> = Vec::new();
         for worker in workers.iter() {
             asked.push(Box::pin(async move {
                 let answer = if question.method == Method::GET && !worker.is_ready() {
                     Err(Error::NoWorkerResponse)
                 } else {
-                    ask(worker, lane, question, question.timeout_after()).await
+                    self.ask(worker, question).await
                 };
                 WorkerAnswer {
                     worker: Arc::clone(worker),
@@ -108,76 +109,63 @@ impl Proxy {
         stream::iter(asked).buffered(FAN_OUT).collect().await
     }
 
-    /// Passes `/abort_request` on to every worker that may have the request: only the engine
-    /// that runs it knows its `rid`, the others ignore it. The first success is the reply, once
-    /// all have answered. A request that waits in the gateway is not found.
-    pub(crate) async fn abort(
-        &self,
-        context: RequestContext<'_>,
-        request: Request<Incoming>,
-    ) -> Result<Answer, Error> {
-        let body = request_body::read(request.into_body(), self.max_payload()).await?;
+    /// Passes the body of an `/abort_request` on to every worker that may have the request: only
+    /// the engine that runs it knows its `rid`, the others ignore it. The first success is the
+    /// answer, once all have answered. A request that waits in the gateway is not found.
+    pub(crate) async fn abort(&self, body: Bytes) -> Result<PrivateAnswer, Error> {
         BodyFields::read(&body)?;
-        let question = &WorkerQuestion::post(&["/abort_request"], body);
-        let workers = self.balancer().fleet.workers();
-        let mut asked: Vec<BoxFuture<'_, WorkerAnswer>> = Vec::new();
+        let question = &WorkerQuestion {
+            timeout: QUERY_TIMEOUT,
+            ..WorkerQuestion::post(&["/abort_request"], body)
+        };
+        let workers = self.fleet.workers();
+        let mut asked: Vec<BoxFuture<'_, Result<PrivateAnswer, Error>>> = Vec::new();
         for worker in workers.iter() {
             if worker.is_ready() || worker.load.requests() > 0 {
-                asked.push(Box::pin(async move {
-                    WorkerAnswer {
-                        worker: Arc::clone(worker),
-                        answer: ask(worker, context.lane, question, QUERY_TIMEOUT).await,
-                    }
-                }));
+                asked.push(Box::pin(self.ask(worker, question)));
             }
         }
-        let mut answers: Vec<WorkerAnswer> = stream::iter(asked)
-            .buffer_unordered(FAN_OUT)
-            .collect()
-            .await;
-        let success =
-            |asked: &WorkerAnswer| asked.answer.as_ref().is_ok_and(|it| it.status.is_success());
+        let answers = stream::iter(asked).buffer_unordered(FAN_OUT);
+        let mut answers: Vec<_> = answers.collect().await;
+        let success = |answer: &Result<PrivateAnswer, Error>| {
+            answer.as_ref().is_ok_and(|it| it.status.is_success())
+        };
         let best = answers.iter().position(success).unwrap_or(0);
         if answers.is_empty() {
             return Err(Error::NoWorkers);
         }
-        answers.swap_remove(best).answer
+        answers.swap_remove(best)
     }
-}
 
-async fn ask(
-    worker: &Arc<Worker>,
-    lane: Lane,
-    question: &WorkerQuestion,
-    timeout_after: Duration,
-) -> Result<Answer, Error> {
-    let mut last = Err(Error::NoWorkerResponse);
-    for path in question.paths {
-        let asked = ask_endpoint(
-            &worker.endpoint,
-            lane,
-            &question.method,
-            path,
-            &question.body,
-        );
-        last = match timeout(timeout_after, asked).await {
-            Ok(Ok(answer)) if answer.status == StatusCode::NOT_FOUND => Ok(answer),
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(source)) => Err(Error::Upstream {
-                worker: worker.url().to_string(),
-                source,
-            }),
-            Err(_) => {
-                let worker = worker.url().to_string();
-                Err(Error::UpstreamTimeout {
-                    worker,
-                    seconds: timeout_after.as_secs(),
-                })
+    async fn ask(
+        &self,
+        worker: &Worker,
+        question: &WorkerQuestion,
+    ) -> Result<PrivateAnswer, Error> {
+        let mut last = Err(Error::NoWorkerResponse);
+        for path in question.paths {
+            let request = ControlRequest {
+                body: question.body.clone(),
+                ..worker.endpoint.question(&question.method, path)
+            };
+            let worker = || worker.url().to_string();
+            match timeout(question.timeout, self.client.send(request)).await {
+                Ok(Ok(answer)) if answer.status == StatusCode::NOT_FOUND => last = Ok(answer),
+                Ok(answer) => {
+                    let failed = |source| Error::Upstream {
+                        worker: worker(),
+                        source,
+                    };
+                    return answer.map_err(failed);
+                }
+                Err(_) => {
+                    return Err(Error::UpstreamTimeout {
+                        worker: worker(),
+                        seconds: question.timeout.as_secs(),
+                    });
+                }
             }
-        };
-        if last.is_err() {
-            break;
         }
+        last
     }
-    last
 }

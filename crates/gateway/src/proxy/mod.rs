@@ -24,7 +24,7 @@ mod response_body;
 mod sse;
 mod translate;
 
-pub(crate) use fan_out::{WorkerAnswer, WorkerQuestion};
+pub(crate) use fan_out::{FanOut, WorkerAnswer, WorkerQuestion};
 pub(crate) use proxy::Proxy;
 pub(crate) use reply_error::ReplyError;
 pub(crate) use request::RequestContext;

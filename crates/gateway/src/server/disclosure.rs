@@ -9,8 +9,8 @@ use http::{Response, StatusCode};
 use serde_json::{Map, Value};
 
 use super::info;
-use crate::fleet::Answer;
 use crate::proxy::ReplyBody;
+use crate::upstream::PrivateAnswer;
 
 /// Fields of `/server_info` and `/model_info` that describe a model and how it is served.
 const SHOWN: &[&str] = &[
@@ -92,7 +92,7 @@ const SECRET: &[&str] = &[
 
 /// A worker's answer about itself: its status, the fields that clients may read, and no header
 /// of the worker's.
-pub(super) fn answer(answer: &Answer) -> Response<ReplyBody> {
+pub(super) fn answer(answer: &PrivateAnswer) -> Response<ReplyBody> {
     let fields = serde_json::from_slice::<Map<String, Value>>(&answer.body);
     let declared = fields.is_ok() || is_json(&answer.headers);
     if !declared || answer.status == StatusCode::NO_CONTENT {
@@ -103,7 +103,7 @@ pub(super) fn answer(answer: &Answer) -> Response<ReplyBody> {
 }
 
 /// The status alone, where the body is no JSON object and could be anything.
-pub(super) fn bare(answer: &Answer) -> Response<ReplyBody> {
+pub(super) fn bare(answer: &PrivateAnswer) -> Response<ReplyBody> {
     info::fixed(answer.status, "text/plain; charset=utf-8", Bytes::new())
 }
 
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     async fn read(status: u16, body: Value) -> (StatusCode, Value) {
-        let response = answer(&Answer {
+        let response = answer(&PrivateAnswer {
             status: StatusCode::from_u16(status).unwrap(),
             headers: HeaderMap::new(),
             body: body.to_string().into(),

@@ -6,16 +6,15 @@ use serde_json::{Map, Value, json};
 
 use super::{disclosure, info};
 use crate::error::Error;
-use crate::fleet::invalidate_cache;
-use crate::lane::Lane;
-use crate::proxy::{Proxy, ReplyBody, WorkerAnswer, WorkerQuestion};
+use crate::fleet::{Fleet, invalidate_cache};
+use crate::proxy::{FanOut, ReplyBody, WorkerAnswer, WorkerQuestion};
 
 const LOADS: &str = "/v1/loads?include=core,disagg,queues,memory";
 
 /// The workers' own loads: `workers` as in 0.3.2, the rest in SGLang's `/v1/loads` shape.
-pub(super) async fn loads(proxy: &Proxy, lane: Lane) -> Response<ReplyBody> {
-    let asked = proxy
-        .ask_all(lane, &WorkerQuestion::get(&[LOADS, "/get_load"]))
+pub(super) async fn loads(fan_out: &FanOut) -> Response<ReplyBody> {
+    let asked = fan_out
+        .ask_all(&WorkerQuestion::get(&[LOADS, "/get_load"]))
         .await;
     let (mut workers, mut loads) = (Vec::new(), Vec::new());
     for asked in &asked {
@@ -76,15 +75,15 @@ fn ranks(asked: &WorkerAnswer) -> Vec<Map<String, Value>> {
 }
 
 /// Flushes every worker's prefix cache: 200 when all did, 206 when some did not.
-pub(super) async fn flush_cache(proxy: &Proxy, lane: Lane) -> Response<ReplyBody> {
+pub(super) async fn flush_cache(fleet: &Fleet, fan_out: &FanOut) -> Response<ReplyBody> {
     let question = WorkerQuestion::post(&["/flush_cache"], Bytes::new());
-    let asked = proxy.ask_all(lane, &question).await;
+    let asked = fan_out.ask_all(&question).await;
     let (mut successful, mut failed) = (Vec::new(), Vec::new());
     for asked in &asked {
         let url = asked.worker.url().as_str();
         match failure(&asked.answer) {
             None => {
-                invalidate_cache(&proxy.balancer().fleet, &asked.worker);
+                invalidate_cache(fleet, &asked.worker);
                 successful.push(json!(url));
             }
             Some(error) => failed.push(json!({"worker": url, "error": error})),
@@ -107,7 +106,7 @@ pub(super) async fn flush_cache(proxy: &Proxy, lane: Lane) -> Response<ReplyBody
     info::json(StatusCode::PARTIAL_CONTENT, &reply)
 }
 
-fn failure(answer: &Result<crate::fleet::Answer, Error>) -> Option<String> {
+fn failure(answer: &Result<crate::upstream::PrivateAnswer, Error>) -> Option<String> {
     match answer {
         Ok(answer) if answer.status.is_success() => None,
         Ok(answer) => Some(format!(
@@ -120,10 +119,8 @@ fn failure(answer: &Result<crate::fleet::Answer, Error>) -> Option<String> {
 }
 
 /// Every worker's Prometheus metrics, told apart by a `worker_addr` label.
-pub(super) async fn engine_metrics(proxy: &Proxy, lane: Lane) -> Response<ReplyBody> {
-    let asked = proxy
-        .ask_all(lane, &WorkerQuestion::get(&["/metrics"]))
-        .await;
+pub(super) async fn engine_metrics(fan_out: &FanOut) -> Response<ReplyBody> {
+    let asked = fan_out.ask_all(&WorkerQuestion::get(&["/metrics"])).await;
     if asked.is_empty() {
         let none = "No available workers";
         return info::fixed(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", none);

@@ -23,7 +23,7 @@ use crate::endpoint::Inference;
 use crate::error::Error;
 use crate::fleet::Registry;
 use crate::lane::Lane;
-use crate::proxy::{Proxy, ReplyBody, RequestContext, drain_in_background};
+use crate::proxy::{FanOut, Proxy, ReplyBody, RequestContext, drain_in_background, read_body};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
 
@@ -46,6 +46,7 @@ pub(crate) struct AppState {
     pub(crate) shutdown: Shutdown,
     pub(crate) admission: Arc<Admission>,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) fan_out: FanOut,
 }
 
 impl Service {
@@ -168,12 +169,12 @@ impl Service {
         request: Request<Incoming>,
         record: &mut RequestRecord,
     ) -> Result<Response<ReplyBody>, Error> {
-        let (lane, proxy) = (context.lane, &self.proxy);
+        let (proxy, fan_out) = (&self.proxy, &self.state.fan_out);
         match action {
             Action::Forward(row) => self.infer(row, context, request, record).await,
             // Rare ones are boxed, so that they do not make every request's future larger.
             Action::Broadcast => Box::pin(proxy.broadcast(context, request)).await,
-            Action::AskFirst(paths) => Box::pin(proxy.ask_first(lane, paths))
+            Action::AskFirst(paths) => Box::pin(fan_out.ask_first(paths))
                 .await
                 .map(|answer| disclosure::answer(&answer)),
             Action::Alive => Ok(info::text("OK")),
@@ -194,12 +195,16 @@ impl Service {
                 answered.map_err(|error| Error::Legacy(Box::new(error)))
             }
             Action::Limits => Ok(info::limits(proxy.balancer(), &self.state.admission)),
-            Action::Abort => Box::pin(proxy.abort(context, request))
-                .await
-                .map(|answer| disclosure::bare(&answer)),
-            Action::Loads => Ok(Box::pin(loads::loads(proxy, lane)).await),
-            Action::FlushCache => Ok(Box::pin(loads::flush_cache(proxy, lane)).await),
-            Action::EngineMetrics => Ok(Box::pin(loads::engine_metrics(proxy, lane)).await),
+            Action::Abort => {
+                let body = read_body(request.into_body(), proxy.max_payload()).await?;
+                let answer = Box::pin(fan_out.abort(body)).await?;
+                Ok(disclosure::bare(&answer))
+            }
+            Action::Loads => Ok(Box::pin(loads::loads(fan_out)).await),
+            Action::FlushCache => {
+                Ok(Box::pin(loads::flush_cache(&proxy.balancer().fleet, fan_out)).await)
+            }
+            Action::EngineMetrics => Ok(Box::pin(loads::engine_metrics(fan_out)).await),
             Action::Decisions => Ok(info::json(
                 StatusCode::OK,
                 &proxy

@@ -1,7 +1,9 @@
-//! Requests to workers: the relay's own client, one call at a time, on the caller's thread.
+//! Calls to workers: the relay's, one at a time on the caller's thread; and those that the
+//! gateway makes for itself, on the control thread.
 
 mod call;
 mod client;
+mod control;
 mod error;
 mod http1;
 mod io;
@@ -9,6 +11,7 @@ mod response_body;
 
 pub(crate) use call::{Call, CallBody, CallHeaders, is_hop_by_hop};
 pub(crate) use client::Client;
+pub(crate) use control::{ControlClient, ControlRequest, PrivateAnswer};
 pub(crate) use error::UpstreamError;
 pub(crate) use http1::PoolLimits;
 pub(crate) use response_body::ResponseBody;

@@ -25,7 +25,7 @@ const fn room(name: &'static str, needs: &'static [&'static str]) -> Room {
 #[rustfmt::skip]
 const ARROWS: &[Room] = &[
     room("app", &["admission", "balancer", "config", "fleet", "lane", "proxy", "server", "shutdown", "telemetry", "upstream"]),
-    room("server", &["admission", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry"]),
+    room("server", &["admission", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "upstream"]),
     room("proxy", &["admission", "balancer", "config", "endpoint", "error", "fleet", "lane", "telemetry", "upstream"]),
     room("balancer", &["admission", "config", "fleet", "telemetry", "upstream"]),
     room("admission", &["config", "error", "telemetry"]),

@@ -1,0 +1,317 @@
+//! Calls that the gateway makes on its own behalf: health probes and questions to workers.
+
+use std::error::Error as StdError;
+use std::io;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, StatusCode};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Request, Url};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::error::UpstreamError;
+use crate::config::{PoolSection, WorkerUrl};
+
+/// An answer larger than this is refused, bytes.
+const MAX_ANSWER: usize = 16 * 1024 * 1024;
+/// A connection that ends within this time may have been a kept one that died unseen.
+const DIED_UNSEEN: Duration = Duration::from_secs(1);
+
+/// The one client of these calls. Its connections live on the control thread; a clone may be
+/// used from any lane.
+#[derive(Clone, Debug)]
+pub(crate) struct ControlClient {
+    client: Client,
+    /// The control thread's.
+    runtime: Handle,
+}
+
+/// A call to a worker. Every call may be repeated without harm.
+#[derive(Debug)]
+pub(crate) struct ControlRequest<'a> {
+    pub(crate) method: Method,
+    pub(crate) url: &'a WorkerUrl,
+    /// Path and query.
+    pub(crate) path: &'a str,
+    /// The worker's key, as `authorization` carries it.
+    pub(crate) bearer: Option<HeaderValue>,
+    /// JSON, or nothing.
+    pub(crate) body: Bytes,
+}
+
+/// A whole answer to the gateway's own credentials. A client may see only what
+/// `api::disclosure` lists.
+#[derive(Debug)]
+pub(crate) struct PrivateAnswer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl ControlClient {
+    /// A client whose connections the tasks of `runtime` serve.
+    pub(crate) fn new(options: &PoolSection, runtime: Handle) -> reqwest::Result<Self> {
+        let keepalive = options.tcp_keepalive;
+        let client = Client::builder()
+            .no_proxy()
+            .redirect(Policy::none())
+            .http1_only()
+            .connect_timeout(options.connect_timeout)
+            .pool_idle_timeout(options.idle_timeout)
+            .pool_max_idle_per_host(options.max_idle_per_host)
+            .tcp_keepalive(keepalive)
+            .tcp_keepalive_interval(keepalive)
+            .build()?;
+        Ok(Self { client, runtime })
+    }
+
+    /// Makes a call and reads the whole answer. Dropping the future ends the call.
+    pub(crate) async fn send(
+        &self,
+        request: ControlRequest<'_>,
+    ) -> Result<PrivateAnswer, UpstreamError> {
+        let call = exchange(self.client.clone(), request.build()?);
+        let call = AbortOnDropHandle::new(self.runtime.spawn(call));
+        // A call is cancelled only when the control thread ends.
+        call.await.unwrap_or(Err(UpstreamError::NoResponse))
+    }
+}
+
+impl ControlRequest<'_> {
+    fn build(self) -> Result<Request, UpstreamError> {
+        let (authority, prefix) = (self.url.authority(), self.url.prefix());
+        let url = Url::parse(&format!("http://{authority}{prefix}{}", self.path));
+        let url = url.map_err(|_| UpstreamError::Malformed("the path makes no URL"))?;
+        let mut request = Request::new(self.method, url);
+        let headers = request.headers_mut();
+        // Port 80 is named, too.
+        if let Ok(host) = HeaderValue::try_from(authority.as_str()) {
+            headers.insert(header::HOST, host);
+        }
+        if let Some(bearer) = self.bearer {
+            headers.insert(header::AUTHORIZATION, bearer);
+        }
+        if !self.body.is_empty() {
+            let json = HeaderValue::from_static("application/json");
+            headers.insert(header::CONTENT_TYPE, json);
+        } else if *request.method() == Method::POST {
+            request
+                .headers_mut()
+                .insert(header::CONTENT_LENGTH, 0.into());
+        }
+        *request.body_mut() = Some(self.body.into());
+        Ok(request)
+    }
+}
+
+/// A kept connection may have died unseen: when it ends at once, before the first byte of an
+/// answer, the request goes out once more.
+async fn exchange(client: Client, request: Request) -> Result<PrivateAnswer, UpstreamError> {
+    let (again, sent) = (request.try_clone(), Instant::now());
+    match (execute(&client, request).await, again) {
+        (Err(UpstreamError::NoResponse), Some(again)) if sent.elapsed() < DIED_UNSEEN => {
+            execute(&client, again).await
+        }
+        (outcome, _) => outcome,
+    }
+}
+
+async fn execute(client: &Client, request: Request) -> Result<PrivateAnswer, UpstreamError> {
+    let mut response = client
+        .execute(request)
+        .await
+        .map_err(|error| no_answer(&error))?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(UpstreamError::Malformed(
+            "switched protocols without being asked",
+        ));
+    }
+    let mut body = BytesMut::new();
+    while let Some(piece) = response.chunk().await.map_err(|error| truncated(&error))? {
+        if body.len() + piece.len() > MAX_ANSWER {
+            return Err(UpstreamError::Truncated("length limit exceeded".to_owned()));
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(PrivateAnswer {
+        status: response.status(),
+        headers: std::mem::take(response.headers_mut()),
+        body: body.freeze(),
+    })
+}
+
+/// What a call that got no answer died of.
+fn no_answer(error: &reqwest::Error) -> UpstreamError {
+    if error.is_connect() {
+        return UpstreamError::connect(connect_error(error));
+    }
+    let hyper = causes(error).find_map(|cause| cause.downcast_ref::<hyper::Error>());
+    match hyper {
+        Some(error) if error.is_parse_too_large() => {
+            UpstreamError::Malformed("response head is too large")
+        }
+        Some(error) if error.is_parse() => UpstreamError::Malformed("response is not HTTP/1.1"),
+        _ => UpstreamError::NoResponse,
+    }
+}
+
+/// What the system said, if the system said something.
+fn connect_error(error: &reqwest::Error) -> io::Error {
+    if error.is_timeout() {
+        return io::ErrorKind::TimedOut.into();
+    }
+    let system = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>());
+    match system {
+        Some(error) => match error.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(error.kind(), error.to_string()),
+        },
+        None => io::Error::other(root(error).to_string()),
+    }
+}
+
+fn truncated(error: &reqwest::Error) -> UpstreamError {
+    let ended = |cause: &(dyn StdError + 'static)| {
+        let io = cause.downcast_ref::<io::Error>();
+        let hyper = cause.downcast_ref::<hyper::Error>();
+        io.is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+            || hyper.is_some_and(hyper::Error::is_incomplete_message)
+    };
+    UpstreamError::Truncated(if causes(error).any(ended) {
+        "connection closed before the end of the body".to_owned()
+    } else {
+        root(error).to_string()
+    })
+}
+
+fn causes<'a>(error: &'a reqwest::Error) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    let first: &'a (dyn StdError + 'static) = error;
+    std::iter::successors(Some(first), |error: &&'a (dyn StdError + 'static)| {
+        (*error).source()
+    })
+}
+
+fn root(error: &reqwest::Error) -> &(dyn StdError + 'static) {
+    causes(error).last().unwrap_or(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::config::Options;
+
+    async fn worker() -> (TcpListener, WorkerUrl) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = WorkerUrl::parse(&listener.local_addr().unwrap().to_string());
+        (listener, url.unwrap())
+    }
+
+    fn client() -> ControlClient {
+        ControlClient::new(&PoolSection::from(&Options::default()), Handle::current()).unwrap()
+    }
+
+    fn post(url: &WorkerUrl) -> ControlRequest<'_> {
+        ControlRequest {
+            method: Method::POST,
+            url,
+            path: "/flush_cache?now=1",
+            bearer: Some(HeaderValue::from_static("Bearer k")),
+            body: Bytes::new(),
+        }
+    }
+
+    async fn read_head(stream: &mut TcpStream) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        String::from_utf8(head).unwrap()
+    }
+
+    #[tokio::test]
+    async fn request_carries_the_workers_key_and_nothing_unasked() {
+        let (listener, url) = worker().await;
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let head = read_head(&mut stream).await;
+            let answer = b"HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 2\r\n\r\nhi";
+            stream.write_all(answer).await.unwrap();
+            (stream, head)
+        };
+        let client = client();
+        let (answer, (_stream, head)) = tokio::join!(client.send(post(&url)), serve);
+        let mut lines: Vec<_> = head.trim_end().split("\r\n").collect();
+        lines.sort_unstable();
+        let host = format!("host: {}", url.authority());
+        let expected = [
+            "POST /flush_cache?now=1 HTTP/1.1",
+            "accept: */*",
+            "authorization: Bearer k",
+            "content-length: 0",
+            &host,
+        ];
+        assert_eq!(lines, expected);
+        let answer = answer.unwrap();
+        assert_eq!(
+            (answer.status, &answer.body[..]),
+            (StatusCode::FOUND, &b"hi"[..])
+        );
+    }
+
+    #[tokio::test]
+    async fn answer_over_the_limit_is_an_error() {
+        let (listener, url) = worker().await;
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            read_head(&mut stream).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+            while stream.write_all(&[b' '; 16_384]).await.is_ok() {}
+        };
+        let client = client();
+        let (answer, ()) = tokio::join!(client.send(post(&url)), serve);
+        assert!(matches!(answer, Err(UpstreamError::Truncated(why)) if why.contains("limit")));
+    }
+
+    #[tokio::test]
+    async fn dropped_call_closes_its_connection() {
+        let (listener, url) = worker().await;
+        let client = client();
+        let mut stream = tokio::select! {
+            _ = client.send(post(&url)) => unreachable!("the worker does not answer"),
+            stream = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                read_head(&mut stream).await;
+                stream
+            } => stream,
+        };
+        assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0);
+    }
+
+    #[tokio::test]
+    async fn call_lost_with_its_connection_is_made_once_more() {
+        let (listener, url) = worker().await;
+        let serve = async {
+            let mut asked = 0;
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                read_head(&mut stream).await;
+                asked += 1;
+                if asked == 2 {
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                    stream.write_all(answer).await.unwrap();
+                    return stream;
+                }
+            }
+        };
+        let client = client();
+        let (answer, _stream) = tokio::join!(client.send(post(&url)), serve);
+        assert!(answer.unwrap().status.is_success());
+    }
+}
