@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::SimError;
+use crate::error::SimError;
 
 /// Faults of a worker, off by default. They hit inference calls, except where said otherwise.
 ///

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::EngineOptions;
-use crate::{Faults, SimError};
+use crate::error::SimError;
+use crate::faults::Faults;
 
 /// Waiting requests when `max_queued_requests` is 0: enough to never matter, but a bound.
 const UNBOUNDED_QUEUE: usize = 1 << 16;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Prompt;
+use super::prompt::Prompt;
 
 /// One engine's number for a job, counted up from 0 and never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

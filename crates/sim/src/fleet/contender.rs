@@ -3,7 +3,7 @@
 use routing::{CongestionFactor, Params, Policy, PolicyKind};
 use thiserror::Error;
 
-use super::FleetOptions;
+use super::options::FleetOptions;
 use super::reference::{Belief, Factor, Weighted};
 
 /// What the names of references begin with.

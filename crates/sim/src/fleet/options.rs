@@ -4,7 +4,7 @@ use routing::Params;
 use routing::prefix::BLOCK;
 use serde::{Deserialize, Serialize};
 
-use crate::SimError;
+use crate::error::SimError;
 
 /// Something that happens to a worker, at a time of the trace's own clock.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

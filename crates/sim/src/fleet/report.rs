@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::FleetOptions;
+use super::options::FleetOptions;
 
 /// Points of the distribution that a report carries.
 const POINTS: usize = 200;

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use routing::prefix::BLOCK;
 use routing::{Candidate, Candidates, Lease, Load, Pick, Policy, Prompt, Request};
 
-use super::report::Tally;
+use super::contender::Contender;
+use super::options::{Change, ChangeKind, FleetOptions};
+use super::report::{Report, Tally};
+use super::trace::Trace;
 use super::worker::{Step, Worker};
-use super::{Change, ChangeKind, Contender, FleetOptions, Report, Trace};
 use crate::engine::mix;
 
 /// Requests between two calls of `progress`.

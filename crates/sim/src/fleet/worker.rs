@@ -3,7 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::{FleetOptions, Trace};
+use super::options::FleetOptions;
+use super::trace::Trace;
 use crate::engine::PrefixCache;
 
 /// What happens next at a worker, and to which request.

@@ -7,15 +7,14 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{
-    Dialect, StreamOptions, Understood, data, document, done, logprob_entry, usage_object,
-    wants_usage,
-};
+use super::dialect::{Dialect, Understood};
+use super::events::{data, document, done};
+use super::openai::{StreamOptions, logprob_entry, usage_object, wants_usage};
 use crate::engine::Prompt;
+use crate::server::http::error_response::{Refusal, Shape};
 use crate::server::parse::{OneOrMany, Routing, Sampling, Text};
-use crate::server::refusal::{Refusal, Shape};
-use crate::server::sequence::{Ask, Sequence};
-use crate::server::worker::{Worker, unix_seconds};
+use crate::server::runtime::sequence::{Ask, Sequence};
+use crate::server::runtime::worker::{Worker, unix_seconds};
 
 #[derive(Deserialize)]
 struct ChatRequest<'a> {

@@ -5,12 +5,14 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::{Dialect, StreamOptions, Understood, data, document, done, usage_object, wants_usage};
+use super::dialect::{Dialect, Understood};
+use super::events::{data, document, done};
+use super::openai::{StreamOptions, usage_object, wants_usage};
+use crate::server::http::error_response::{Refusal, Shape};
 use crate::server::parse::{OneOrMany, Prompts, Routing, Sampling, Text};
-use crate::server::refusal::{Refusal, Shape};
-use crate::server::sequence::{Ask, Sequence};
-use crate::server::words;
-use crate::server::worker::{Worker, unix_seconds};
+use crate::server::runtime::sequence::{Ask, Sequence};
+use crate::server::runtime::vocabulary;
+use crate::server::runtime::worker::{Worker, unix_seconds};
 
 /// OpenAI's default for this endpoint.
 const DEFAULT_MOST: u32 = 16;
@@ -99,8 +101,8 @@ impl Completion {
         };
         self.logprobs.then(|| {
             json!({
-                "tokens": tokens(|seed, at| words::word(seed, at).into()),
-                "token_logprobs": tokens(|seed, at| words::logprob(seed, at).into()),
+                "tokens": tokens(|seed, at| vocabulary::word(seed, at).into()),
+                "token_logprobs": tokens(|seed, at| vocabulary::logprob(seed, at).into()),
                 "top_logprobs": tokens(|_, _| Value::Null),
                 "text_offset": tokens(|_, _| (-1).into()),
             })

@@ -5,14 +5,16 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::{Dialect, Understood, document, usage_object};
+use super::base64;
+use super::dialect::{Dialect, Understood};
+use super::events::document;
+use super::openai::usage_object;
 use crate::engine::{Prompt, mix};
-use crate::server::base64;
+use crate::server::http::error_response::{Refusal, Shape};
 use crate::server::parse::{Prompts, Routing, Sampling, Text};
-use crate::server::refusal::{Refusal, Shape};
-use crate::server::sequence::{Ask, Sequence};
-use crate::server::words;
-use crate::server::worker::{Worker, unix_seconds};
+use crate::server::runtime::sequence::{Ask, Sequence};
+use crate::server::runtime::vocabulary;
+use crate::server::runtime::worker::{Worker, unix_seconds};
 
 /// Dimensions of an embedding unless the request says otherwise.
 const DIMENSIONS: u32 = 8;
@@ -179,7 +181,7 @@ pub(crate) fn read_score(worker: &Worker, body: &[u8]) -> Result<Understood, Ref
 
 /// A unit vector that the prompt decides.
 fn embedding(seed: u64, dimensions: u32) -> Vec<f32> {
-    let raw = (0..dimensions).map(|at| words::unit(mix(seed, u64::from(at))) as f32 - 0.5);
+    let raw = (0..dimensions).map(|at| vocabulary::unit(mix(seed, u64::from(at))) as f32 - 0.5);
     let raw: Vec<f32> = raw.collect();
     let norm = raw
         .iter()
@@ -202,7 +204,7 @@ fn embedding_entry(sequence: &Sequence, base64: bool, dimensions: u32) -> Value 
 }
 
 fn class_entry(sequence: &Sequence) -> Value {
-    let yes = words::unit(sequence.seed);
+    let yes = vocabulary::unit(sequence.seed);
     let label = if yes < 0.5 { "LABEL_0" } else { "LABEL_1" };
     json!({
         "index": sequence.index, "label": label, "probs": [1.0 - yes, yes], "num_classes": 2,
@@ -212,7 +214,7 @@ fn class_entry(sequence: &Sequence) -> Value {
 fn ranking(reply: &[Sequence], documents: Option<&Vec<String>>, top_n: usize) -> Vec<Value> {
     let mut scored: Vec<(f64, &Sequence)> = reply
         .iter()
-        .map(|sequence| (words::unit(sequence.seed), sequence))
+        .map(|sequence| (vocabulary::unit(sequence.seed), sequence))
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
     let entry = |(score, sequence): (f64, &Sequence)| {
@@ -231,7 +233,7 @@ fn ranking(reply: &[Sequence], documents: Option<&Vec<String>>, top_n: usize) ->
 
 fn label_scores(sequence: &Sequence, labels: usize) -> Vec<f64> {
     let raw: Vec<f64> = (0..labels as u64)
-        .map(|at| words::unit(mix(sequence.seed, at)) + 1e-3)
+        .map(|at| vocabulary::unit(mix(sequence.seed, at)) + 1e-3)
         .collect();
     let sum: f64 = raw.iter().sum();
     raw.into_iter().map(|score| score / sum).collect()

@@ -6,13 +6,14 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{Dialect, Understood, data, document, done};
+use super::dialect::{Dialect, Understood};
+use super::events::{data, document, done};
 use crate::engine::mix;
+use crate::server::http::error_response::{Refusal, Shape};
 use crate::server::parse::{OneOrMany, Prompts, Routing, Sampling};
-use crate::server::refusal::{Refusal, Shape};
-use crate::server::sequence::{Ask, Sequence};
-use crate::server::words;
-use crate::server::worker::Worker;
+use crate::server::runtime::sequence::{Ask, Sequence};
+use crate::server::runtime::vocabulary;
+use crate::server::runtime::worker::Worker;
 
 /// SGLang's default `max_new_tokens`.
 const DEFAULT_MOST: u32 = 128;
@@ -123,7 +124,7 @@ impl Generate {
             self.add_logprobs(sequence, tokens, &mut meta);
         }
         let ids: Vec<u32> = (0..tokens)
-            .map(|at| words::word_id(sequence.seed, at))
+            .map(|at| vocabulary::word_id(sequence.seed, at))
             .collect();
         json!({"text": sequence.text(tokens), "output_ids": ids, "meta_info": meta})
     }
@@ -136,7 +137,7 @@ impl Generate {
         let last = prompt.len().saturating_sub(1);
         let first = usize::try_from(self.logprobs_from).map_or(last, |from| from.min(last));
         let logprob = |at: usize, id: &u32| {
-            (at > first).then(|| words::logprob(mix(sequence.seed, u64::from(*id)), at as u32))
+            (at > first).then(|| vocabulary::logprob(mix(sequence.seed, u64::from(*id)), at as u32))
         };
         let input = prompt.iter().enumerate().skip(first);
         meta["input_token_logprobs"] = input
@@ -144,8 +145,8 @@ impl Generate {
             .collect();
         let output = |at| {
             json!([
-                words::logprob(sequence.seed, at),
-                words::word_id(sequence.seed, at),
+                vocabulary::logprob(sequence.seed, at),
+                vocabulary::word_id(sequence.seed, at),
                 null
             ])
         };

@@ -8,12 +8,13 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::chat::{Message, render};
-use super::{Dialect, Understood, document, event};
+use super::dialect::{Dialect, Understood};
+use super::events::{document, event};
 use crate::engine::Prompt;
+use crate::server::http::error_response::{Refusal, Shape};
 use crate::server::parse::{OneOrMany, Routing, Sampling, Text};
-use crate::server::refusal::{Refusal, Shape};
-use crate::server::sequence::{Ask, Sequence, Usage};
-use crate::server::worker::Worker;
+use crate::server::runtime::sequence::{Ask, Sequence, Usage};
+use crate::server::runtime::worker::Worker;
 
 #[derive(Deserialize)]
 struct MessagesRequest<'a> {

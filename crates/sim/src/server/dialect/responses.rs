@@ -9,12 +9,13 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::chat::{Message, render};
-use super::{Dialect, Understood, document, event};
+use super::dialect::{Dialect, Understood};
+use super::events::{document, event};
 use crate::engine::Prompt;
+use crate::server::http::error_response::{Refusal, Shape};
 use crate::server::parse::{Routing, Sampling, Text};
-use crate::server::refusal::{Refusal, Shape};
-use crate::server::sequence::{Ask, Sequence, Usage};
-use crate::server::worker::{Worker, unix_seconds};
+use crate::server::runtime::sequence::{Ask, Sequence, Usage};
+use crate::server::runtime::worker::{Worker, unix_seconds};
 
 #[derive(Deserialize)]
 struct ResponsesRequest<'a> {

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 
 use crate::engine::Prompt;
-use crate::server::words;
+use crate::server::runtime::vocabulary;
 
 /// One prompt of a list.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Prompts<'_> {
     pub(crate) fn texts(&self) -> Vec<String> {
         let text = |item: &Item<'_>| match item {
             Item::Text(text) => text.clone().into_owned(),
-            Item::Ids(ids) => words::detokenize(ids),
+            Item::Ids(ids) => vocabulary::detokenize(ids),
         };
         self.items.iter().map(text).collect()
     }
@@ -49,7 +49,7 @@ impl Prompts<'_> {
     /// The prompts in token ids.
     pub(crate) fn ids(&self) -> Vec<Vec<u32>> {
         let ids = |item: &Item<'_>| match item {
-            Item::Text(text) => words::tokenize(text),
+            Item::Text(text) => vocabulary::tokenize(text),
             Item::Ids(ids) => ids.clone(),
         };
         self.items.iter().map(ids).collect()

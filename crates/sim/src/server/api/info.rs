@@ -3,8 +3,8 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::refusal::{Refusal, Shape};
-use super::worker::{Worker, unix_seconds};
+use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::runtime::worker::{Worker, unix_seconds};
 
 /// Tokens of context it claims; not enforced.
 pub(crate) const CONTEXT_LENGTH: u32 = 131_072;

@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::loads::share;
-use super::worker::Worker;
-use crate::SimOptions;
+use super::ratio::share;
 use crate::engine::EngineLoad;
+use crate::options::SimOptions;
+use crate::server::runtime::worker::Worker;
 
 /// One metric: name, kind, meaning, value of a rank.
 type Metric = (

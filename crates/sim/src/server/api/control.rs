@@ -3,19 +3,20 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Response, StatusCode};
+use http::{Response, StatusCode};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::body::SimBody;
-use super::exchange::{Answer, json_bytes};
-use super::parse::{Prompts, Text};
-use super::refusal::{Refusal, Shape};
-use super::route::Control;
-use super::worker::Worker;
-use super::{info, loads, metrics, words};
+use super::replies::{empty, json, text};
+use super::routes::Control;
+use super::{info, loads, metrics};
 use crate::engine::{Job, Prompt};
+use crate::server::http::body::SimBody;
+use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::http::exchange::{Answer, json_bytes};
+use crate::server::parse::{Prompts, Text};
+use crate::server::runtime::vocabulary;
+use crate::server::runtime::worker::Worker;
 
 #[derive(Deserialize)]
 struct AbortRequest<'a> {
@@ -62,24 +63,6 @@ pub(crate) async fn answer(
         Control::CancelResponse(id) => return Err(cancel_response(worker, id)),
         Control::Profile => text("Profiling is not simulated.\n".to_owned()),
     })
-}
-
-fn json(value: &Value) -> Response<SimBody> {
-    json_bytes(value.to_string())
-}
-
-/// 200 with plain text.
-pub(crate) fn text(body: String) -> Response<SimBody> {
-    let mut response = Response::new(SimBody::whole(body));
-    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, plain);
-    response
-}
-
-fn empty(status: StatusCode) -> Response<SimBody> {
-    let mut response = Response::new(SimBody::whole(Bytes::new()));
-    *response.status_mut() = status;
-    response
 }
 
 async fn health(worker: &Worker) -> Response<SimBody> {
@@ -168,7 +151,7 @@ fn detokenize(body: &[u8]) -> Answer {
     let texts: Vec<String> = prompts
         .ids()
         .iter()
-        .map(|ids| words::detokenize(ids))
+        .map(|ids| vocabulary::detokenize(ids))
         .collect();
     Ok(json(&if prompts.is_batch() {
         json!({"text": texts})

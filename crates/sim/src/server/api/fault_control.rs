@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use http::{Method, StatusCode};
 
-use super::exchange::{Answer, json_bytes};
-use super::refusal::{Refusal, Shape};
-use super::route::SimCall;
-use super::worker::Worker;
-use crate::Faults;
+use super::routes::SimCall;
+use crate::faults::Faults;
+use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::http::exchange::{Answer, json_bytes};
+use crate::server::runtime::worker::Worker;
 
 /// Answers a call to the simulator itself.
 pub(crate) fn answer(worker: &Arc<Worker>, call: SimCall, method: &Method, body: &[u8]) -> Answer {

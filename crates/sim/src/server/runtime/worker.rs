@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::fault_box::FaultBox;
-use super::floor::Floor;
-use super::record::{Counts, Entry, Outcome, Ring, bump};
-use crate::SimOptions;
+use super::fault_injector::FaultBox;
+use super::request_log::{Counts, Ring};
+use super::scheduler::Floor;
 use crate::engine::mix;
+use crate::options::SimOptions;
 
 /// `/v1/responses` answers kept for `GET /v1/responses/{id}`.
 const KEPT_RESPONSES: usize = 1000;
@@ -87,61 +87,4 @@ pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
-}
-
-/// An inference call from its head to its last byte; counts it exactly once.
-#[derive(Debug)]
-pub(crate) struct Visit {
-    worker: Arc<Worker>,
-    entry: Option<Arc<Entry>>,
-    inference: bool,
-    over: bool,
-}
-
-impl Visit {
-    pub(crate) fn new(worker: &Arc<Worker>, inference: bool) -> Self {
-        if inference {
-            bump(&worker.counts.requests);
-            bump(&worker.counts.in_flight);
-        } else {
-            bump(&worker.counts.control_requests);
-        }
-        Self {
-            worker: Arc::clone(worker),
-            entry: None,
-            inference,
-            over: false,
-        }
-    }
-
-    pub(crate) fn record(&mut self, entry: Option<Arc<Entry>>) {
-        self.entry = entry;
-    }
-
-    /// The whole answer is out.
-    pub(crate) fn finish(&mut self) {
-        self.end(Outcome::Finished);
-    }
-
-    fn end(&mut self, outcome: Outcome) {
-        if std::mem::replace(&mut self.over, true) {
-            return;
-        }
-        if let Some(entry) = self.entry.take() {
-            entry.end(outcome);
-        }
-        if !self.inference {
-            return;
-        }
-        self.worker.counts.in_flight.fetch_sub(1, Relaxed);
-        if outcome == Outcome::Disconnected {
-            bump(&self.worker.counts.disconnects);
-        }
-    }
-}
-
-impl Drop for Visit {
-    fn drop(&mut self) {
-        self.end(Outcome::Disconnected);
-    }
 }

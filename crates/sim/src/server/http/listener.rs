@@ -13,11 +13,11 @@ use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
-use super::exchange;
-use super::record::bump;
 use super::wire::{Line, Wire};
-use super::worker::Worker;
-use crate::SimError;
+use crate::error::SimError;
+use crate::server::api::dispatch;
+use crate::server::runtime::request_log::bump;
+use crate::server::runtime::worker::Worker;
 
 const BACKLOG: i32 = 4096;
 /// Before an accept that failed (no file descriptors left, say) is tried again.
@@ -95,7 +95,7 @@ async fn serve(presence: Presence, line: Arc<Line>, stream: TcpStream) {
     let io = TokioIo::new(Wire::new(stream, Arc::clone(&line)));
     let worker = Arc::clone(&presence.0);
     let service = service_fn(move |request| {
-        exchange::answer(Arc::clone(&worker), Arc::clone(&line), request)
+        dispatch::answer(Arc::clone(&worker), Arc::clone(&line), request)
     });
     let mut server = auto::Builder::new(TokioExecutor::new());
     server

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use crate::Faults;
 use crate::engine::mix;
+use crate::faults::Faults;
 
 /// Faults as set, and how much of them is left.
 #[derive(Debug)]

@@ -5,31 +5,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::control::text;
-use super::exchange::{Answer, json_bytes};
-use super::refusal::{Refusal, Shape};
-use super::worker::Worker;
+use super::ratio::{rounded, share};
+use super::replies::text;
 use super::{info, metrics};
-use crate::SimOptions;
 use crate::engine::EngineLoad;
+use crate::options::SimOptions;
+use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::http::exchange::{Answer, json_bytes};
+use crate::server::runtime::worker::Worker;
 
 fn timestamp() -> f64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0.0, |since| since.as_secs_f64())
-}
-
-/// Four decimals, as people read them.
-fn rounded(value: f64) -> f64 {
-    (value * 10_000.0).round() / 10_000.0
-}
-
-pub(crate) fn share(part: f64, whole: usize) -> f64 {
-    if whole == 0 {
-        0.0
-    } else {
-        rounded(part / whole as f64)
-    }
 }
 
 /// `/get_load`: one object per rank.

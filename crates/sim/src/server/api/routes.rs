@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use http::Method;
 
-use super::dialect::{Understood, chat, completion, encode, generate, messages, responses};
-use super::refusal::{Refusal, Shape};
-use super::worker::Worker;
+use crate::server::dialect::dialect::Understood;
+use crate::server::dialect::{chat, completion, encode, generate, messages, responses};
+use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::runtime::worker::Worker;
 
 /// What a path stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

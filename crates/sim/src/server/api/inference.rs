@@ -10,15 +10,15 @@ use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode};
 use tokio::time::sleep;
 
-use super::body::{Content, SimBody, Trouble};
-use super::exchange::{Answer, JSON, json_bytes, worded};
-use super::record::bump;
-use super::refusal::{Refusal, Shape};
-use super::route::Api;
-use super::stream::TokenStream;
-use super::wire::Line;
-use super::worker::Worker;
-use crate::Faults;
+use super::routes::Api;
+use crate::faults::Faults;
+use crate::server::http::body::{Content, SimBody, Trouble};
+use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::http::exchange::{Answer, JSON, json_bytes, worded};
+use crate::server::http::stream::TokenStream;
+use crate::server::http::wire::Line;
+use crate::server::runtime::request_log::bump;
+use crate::server::runtime::worker::Worker;
 
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream; charset=utf-8");
 

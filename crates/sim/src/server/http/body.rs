@@ -12,8 +12,8 @@ use tokio::time::{Sleep, sleep};
 
 use super::stream::TokenStream;
 use super::wire::Line;
-use super::worker::Visit;
-use crate::Faults;
+use crate::faults::Faults;
+use crate::server::runtime::request_record::Visit;
 
 const FILLER: Bytes = Bytes::from_static(&[b'x'; 64 * 1024]);
 const FILLER_HEAD: &[u8] = b"{\"text\":\"";

@@ -5,8 +5,8 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 
-use super::dialect::Dialect;
-use super::sequence::Sequence;
+use crate::server::dialect::dialect::Dialect;
+use crate::server::runtime::sequence::Sequence;
 
 /// Room taken at once for events to come.
 const SLAB: usize = 8 * 1024;

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::parse::{OneOrMany, Routing, Sampling};
-use super::refusal::{Refusal, Shape};
-use super::ticket::{End, Ticket};
-use super::words;
+use super::scheduler::{End, Ticket};
+use super::vocabulary;
 use super::worker::Worker;
-use crate::Role;
 use crate::engine::{Job, Prompt, mix};
+use crate::options::Role;
+use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::parse::{OneOrMany, Routing, Sampling};
 
 /// Sequences one request may start.
 const MOST_SEQUENCES: usize = 4096;
@@ -173,7 +173,7 @@ fn plan(sampling: Option<&Sampling>, seed: u64, worker: &Worker) -> (u32, Stop) 
 fn first_stop(stops: &[String], seed: u64, limit: u32) -> Option<(u32, String)> {
     let mut text = String::new();
     for at in 0..limit {
-        words::speak(seed, at, at + 1, &mut text);
+        vocabulary::speak(seed, at, at + 1, &mut text);
         let hit = stops
             .iter()
             .find(|stop| !stop.is_empty() && text.contains(stop.as_str()));
@@ -208,7 +208,7 @@ impl Sequence {
     /// The text of the first `tokens` tokens, without the stop string if it ends there.
     pub(crate) fn text(&self, tokens: u32) -> String {
         let mut text = String::with_capacity(tokens as usize * 4);
-        words::speak(self.seed, 0, tokens, &mut text);
+        vocabulary::speak(self.seed, 0, tokens, &mut text);
         if let (Stop::Matched(stop), true) = (&self.stop, tokens == self.limit) {
             text.truncate(text.find(stop.as_str()).unwrap_or(text.len()));
         }
@@ -220,7 +220,10 @@ impl Sequence {
         if matches!(self.stop, Stop::Matched(_)) && self.is_last(at) {
             return ("", "");
         }
-        (if at == 0 { "" } else { " " }, words::word(self.seed, at))
+        (
+            if at == 0 { "" } else { " " },
+            vocabulary::word(self.seed, at),
+        )
     }
 
     /// "stop", "length" or "abort".
