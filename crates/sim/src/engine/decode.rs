@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::job::{Event, EventKind, JobId};
+use super::request::{Event, EventKind, RequestId};
 
 /// The sequences that decode together.
 ///
-/// Runs of steps in which nothing happens are taken in one stride, so the cost is per event, not
-/// per token, unless a member is watched.
+/// Steps without an event are taken together, so the cost is per event, not per token, unless a
+/// member is watched.
 #[derive(Debug)]
 pub(super) struct DecodeBatch {
     base: Duration,
@@ -21,7 +21,7 @@ pub(super) struct DecodeBatch {
 /// A sequence in the batch.
 #[derive(Debug)]
 pub(super) struct Member {
-    pub(super) job: JobId,
+    pub(super) request: RequestId,
     pub(super) steps_left: u64,
     pub(super) tokens: u32,
     pub(super) cached_tokens: u32,
@@ -58,7 +58,7 @@ impl DecodeBatch {
             .sum()
     }
 
-    /// Tokens per second of the present batch.
+    /// Tokens per second of the current batch.
     pub(super) fn tokens_per_sec(&self) -> f64 {
         if self.members.is_empty() {
             return 0.0;
@@ -66,7 +66,7 @@ impl DecodeBatch {
         self.members.len() as f64 / self.step_length.as_secs_f64()
     }
 
-    /// Takes a sequence in: now when idle, else when the present step ends.
+    /// Adds a sequence: now when idle, else when the current step ends.
     pub(super) fn join(&mut self, now: Duration, member: Member) {
         self.joining.push(member);
         if self.members.is_empty() {
@@ -74,26 +74,26 @@ impl DecodeBatch {
         }
     }
 
-    /// Takes a sequence out; the present step keeps its length.
-    pub(super) fn remove(&mut self, now: Duration, job: JobId) -> bool {
+    /// Removes a sequence; the current step keeps its length.
+    pub(super) fn remove(&mut self, now: Duration, request: RequestId) -> bool {
         let before = self.len();
-        self.members.retain(|member| member.job != job);
-        self.joining.retain(|member| member.job != job);
+        self.members.retain(|member| member.request != request);
+        self.joining.retain(|member| member.request != request);
         if self.members.is_empty() {
             self.start_step(now);
         }
         self.len() < before
     }
 
-    /// When something happens next: a member ends, a watched one moves, a newcomer gets in.
-    pub(super) fn next(&self) -> Option<Duration> {
-        let strides = self.stride()?;
+    /// Time of the next event: a member ends, a watched member advances, or a new member joins.
+    pub(super) fn next_event(&self) -> Option<Duration> {
+        let steps = self.steps_to_event()?;
         let first_end = self.step_started + self.step_length;
-        Some(first_end + self.length_of(self.members.len()) * (strides - 1) as u32)
+        Some(first_end + self.length_of(self.members.len()) * (steps - 1) as u32)
     }
 
-    /// Takes the steps that end before `until`, all of them uneventful.
-    pub(super) fn settle(&mut self, until: Duration) {
+    /// Takes the steps that end before `until`; none of them has an event.
+    pub(super) fn skip_to(&mut self, until: Duration) {
         let first_end = self.step_started + self.step_length;
         if self.members.is_empty() || first_end >= until {
             return;
@@ -105,13 +105,13 @@ impl DecodeBatch {
         self.step_length = length;
     }
 
-    /// Takes the steps up to `at`, which [`Self::next`] gave, and says what came of them.
-    pub(super) fn arrive(&mut self, at: Duration, events: &mut Vec<Event>) {
-        let strides = self.stride().unwrap_or(0);
-        self.take_steps(strides);
+    /// Takes the steps up to `at`, the time from [`Self::next_event`], and adds their events.
+    pub(super) fn run_to_event(&mut self, at: Duration, events: &mut Vec<Event>) {
+        let steps = self.steps_to_event().unwrap_or(0);
+        self.take_steps(steps);
         self.members.retain(|member| {
             let Member {
-                job,
+                request,
                 tokens,
                 cached_tokens,
                 ..
@@ -121,11 +121,11 @@ impl DecodeBatch {
                     tokens,
                     cached_tokens,
                 };
-                events.push(Event { at, job, kind });
+                events.push(Event { at, request, kind });
             } else if member.watched {
                 events.push(Event {
                     at,
-                    job,
+                    request,
                     kind: EventKind::Progress { tokens },
                 });
             }
@@ -134,8 +134,8 @@ impl DecodeBatch {
         self.start_step(at);
     }
 
-    /// Steps until something happens; `None` when idle.
-    fn stride(&self) -> Option<u64> {
+    /// Steps until the next event; `None` when idle.
+    fn steps_to_event(&self) -> Option<u64> {
         let shortest = self.members.iter().map(|member| member.steps_left).min()?;
         let eventful = !self.joining.is_empty() || self.members.iter().any(|member| member.watched);
         Some(if eventful { 1 } else { shortest })

@@ -1,12 +1,14 @@
-//! Queue, prefill, decode: how jobs move through an engine.
+//! Queue, prefill and decode: the path of a request through an engine.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use super::decode::{DecodeBatch, Member};
-use super::job::{EngineLoad, EngineOptions, Event, EventKind, Job, JobId, QueueFull};
 use super::prefix_cache::PrefixCache;
-use super::prompt::AsIsBuild;
+use super::prompt::IdentityBuild;
+use super::request::{
+    EngineLoad, EngineOptions, Event, EventKind, QueueFull, RequestId, SimRequest,
+};
 
 /// One simulated inference engine (one data-parallel rank).
 ///
@@ -19,7 +21,7 @@ pub struct Engine {
     queue: VecDeque<Waiting>,
     prefill: Option<Prefill>,
     decode: DecodeBatch,
-    prompts: HashMap<u64, u32, AsIsBuild>, // lengths of running jobs' prompts
+    prompt_tokens: HashMap<u64, u32, IdentityBuild>, // of running requests, by id
     cache: PrefixCache,
     totals: EngineLoad,
     events: Vec<Event>,
@@ -27,14 +29,14 @@ pub struct Engine {
 
 #[derive(Debug)]
 struct Waiting {
-    id: JobId,
-    job: Job,
+    id: RequestId,
+    request: SimRequest,
     uncached_tokens: u32,
 }
 
 #[derive(Debug)]
 struct Prefill {
-    id: JobId,
+    id: RequestId,
     pages: Vec<u64>,
     output_tokens: u32,
     watched: bool,
@@ -52,7 +54,7 @@ impl Engine {
             queue: VecDeque::new(),
             prefill: None,
             decode: DecodeBatch::new(options.decode_step_base, options.decode_step_per_seq),
-            prompts: HashMap::default(),
+            prompt_tokens: HashMap::default(),
             cache: PrefixCache::new(pages),
             totals: EngineLoad::default(),
             events: Vec::new(),
@@ -60,50 +62,53 @@ impl Engine {
         }
     }
 
-    /// Takes a job in; it may be over at once (see [`Self::advance`]).
-    pub fn submit(&mut self, now: Duration, job: Job) -> Result<JobId, QueueFull> {
+    /// Adds a request; it may finish at once (see [`Self::advance`]).
+    pub fn submit(&mut self, now: Duration, request: SimRequest) -> Result<RequestId, QueueFull> {
         self.run_to(now);
         let must_wait = self.prefill.is_some() || self.is_full() || !self.queue.is_empty();
         if must_wait && self.queue.len() >= self.options.max_queued_requests {
             return Err(QueueFull);
         }
-        let id = JobId(self.next_id);
+        let id = RequestId(self.next_id);
         self.next_id += 1;
         if must_wait {
-            let uncached_tokens = job.prompt.tokens() - self.cached_tokens(&job);
+            let uncached_tokens = request.prompt.tokens() - self.cached_tokens(&request);
             self.queue.push_back(Waiting {
                 id,
-                job,
+                request,
                 uncached_tokens,
             });
         } else {
-            self.start_prefill(id, job);
+            self.start_prefill(id, request);
             self.run_to(now);
         }
         Ok(id)
     }
 
-    /// Moves time on and hands out what has happened since the last call, in order.
+    /// Advances time and returns the events since the last call, in order.
     pub fn advance(&mut self, now: Duration) -> std::vec::Drain<'_, Event> {
         self.run_to(now);
         self.events.drain(..)
     }
 
-    /// When [`Self::advance`] will next have something to tell; `None` while idle.
+    /// Time of the next event that [`Self::advance`] returns; `None` while idle.
     pub fn next_event(&self) -> Option<Duration> {
         if !self.events.is_empty() {
             return Some(self.now);
         }
         let prefill = self.prefill.as_ref().map(|prefill| prefill.ends);
-        [prefill, self.decode.next()].into_iter().flatten().min()
+        [prefill, self.decode.next_event()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
-    /// Drops a job wherever it is; its slot is free at once. False if it is over already.
-    pub fn abort(&mut self, now: Duration, id: JobId) -> bool {
+    /// Removes a request from any stage and frees its slot at once. False if it has already ended.
+    pub fn abort(&mut self, now: Duration, id: RequestId) -> bool {
         self.run_to(now);
         let queued = self.queue.iter().position(|waiting| waiting.id == id);
-        let found = if let Some(place) = queued {
-            self.queue.remove(place).is_some()
+        let found = if let Some(position) = queued {
+            self.queue.remove(position).is_some()
         } else if self
             .prefill
             .as_ref()
@@ -112,10 +117,10 @@ impl Engine {
             self.prefill = None;
             true
         } else {
-            self.prompts.contains_key(&id.0) && self.decode.remove(self.now, id)
+            self.prompt_tokens.contains_key(&id.0) && self.decode.remove(self.now, id)
         };
         if found {
-            self.prompts.remove(&id.0);
+            self.prompt_tokens.remove(&id.0);
             self.totals.aborted_total += 1;
             self.admit();
             self.run_to(now);
@@ -123,7 +128,7 @@ impl Engine {
         found
     }
 
-    /// Empties the prefix cache; refused (false) while any job is running or waiting.
+    /// Empties the prefix cache; false, and no change, while any request is running or waiting.
     pub fn flush_cache(&mut self, now: Duration) -> bool {
         self.run_to(now);
         let idle = self.running() == 0 && self.queue.is_empty();
@@ -133,14 +138,18 @@ impl Engine {
         idle
     }
 
-    /// What the engine is doing at `now`.
+    /// Load of the engine at `now`.
     pub fn loads(&mut self, now: Duration) -> EngineLoad {
         self.run_to(now);
         let waiting = self
             .queue
             .iter()
             .map(|waiting| u64::from(waiting.uncached_tokens));
-        let prompts: u64 = self.prompts.values().map(|tokens| u64::from(*tokens)).sum();
+        let prompts: u64 = self
+            .prompt_tokens
+            .values()
+            .map(|tokens| u64::from(*tokens))
+            .sum();
         EngineLoad {
             running: self.running(),
             waiting: self.queue.len(),
@@ -160,14 +169,14 @@ impl Engine {
         self.running() >= self.options.max_running_requests.max(1)
     }
 
-    /// Lets everything up to and including `now` happen.
+    /// Processes every event up to and including `now`.
     fn run_to(&mut self, now: Duration) {
         let now = now.max(self.now);
         loop {
             let prefill = self.prefill.as_ref().map(|prefill| prefill.ends);
-            let decode = self.decode.next();
+            let decode = self.decode.next_event();
             match (prefill, decode) {
-                // At a tie prefill goes first, so its job joins the step that starts then.
+                // At a tie prefill ends first, so its request joins the step that starts then.
                 (Some(at), decode) if at <= now && decode.is_none_or(|step| at <= step) => {
                     self.now = at;
                     self.end_prefill(at);
@@ -180,7 +189,7 @@ impl Engine {
             }
         }
         self.now = now;
-        self.decode.settle(now);
+        self.decode.skip_to(now);
     }
 
     fn end_prefill(&mut self, at: Duration) {
@@ -189,7 +198,7 @@ impl Engine {
         };
         self.cache.touch(&done.pages);
         let Prefill {
-            id: job,
+            id: request,
             cached_tokens,
             output_tokens,
             ..
@@ -199,14 +208,14 @@ impl Engine {
                 tokens: output_tokens,
                 cached_tokens,
             };
-            self.events.push(Event { at, job, kind });
-            self.count_finished(job, output_tokens);
+            self.events.push(Event { at, request, kind });
+            self.count_finished(request, output_tokens);
         } else {
             let kind = EventKind::FirstToken { cached_tokens };
-            self.events.push(Event { at, job, kind });
-            self.decode.settle(at);
+            self.events.push(Event { at, request, kind });
+            self.decode.skip_to(at);
             let member = Member {
-                job,
+                request,
                 steps_left: u64::from(output_tokens) - 1,
                 tokens: 1,
                 cached_tokens,
@@ -219,56 +228,56 @@ impl Engine {
 
     fn end_steps(&mut self, at: Duration) {
         let first_new = self.events.len();
-        self.decode.arrive(at, &mut self.events);
-        for place in first_new..self.events.len() {
-            let event = self.events[place];
+        self.decode.run_to_event(at, &mut self.events);
+        for index in first_new..self.events.len() {
+            let event = self.events[index];
             if let EventKind::Finished { tokens, .. } = event.kind {
-                self.count_finished(event.job, tokens);
+                self.count_finished(event.request, tokens);
             }
         }
         self.admit();
     }
 
-    fn count_finished(&mut self, job: JobId, tokens: u32) {
-        self.prompts.remove(&job.0);
+    fn count_finished(&mut self, request: RequestId, tokens: u32) {
+        self.prompt_tokens.remove(&request.0);
         self.totals.finished_total += 1;
         self.totals.output_tokens_total += u64::from(tokens);
     }
 
-    /// Starts the next prefill if there is room for it.
+    /// Starts the next prefill if a slot is free.
     fn admit(&mut self) {
         if self.prefill.is_some() || self.is_full() {
             return;
         }
-        if let Some(Waiting { id, job, .. }) = self.queue.pop_front() {
-            self.start_prefill(id, job);
+        if let Some(Waiting { id, request, .. }) = self.queue.pop_front() {
+            self.start_prefill(id, request);
         }
     }
 
-    fn start_prefill(&mut self, id: JobId, mut job: Job) {
-        let cached_tokens = self.cached_tokens(&job);
-        let tokens = job.prompt.tokens();
-        let pages = job.prompt.take_pages();
+    fn start_prefill(&mut self, id: RequestId, mut request: SimRequest) {
+        let cached_tokens = self.cached_tokens(&request);
+        let tokens = request.prompt.tokens();
+        let pages = request.prompt.take_pages();
         self.cache
             .touch(&pages[..(cached_tokens / self.options.page_size.max(1)) as usize]);
         self.totals.prompt_tokens_total += u64::from(tokens);
         self.totals.cached_tokens_total += u64::from(cached_tokens);
-        self.prompts.insert(id.0, tokens);
+        self.prompt_tokens.insert(id.0, tokens);
         self.prefill = Some(Prefill {
             id,
             pages,
-            output_tokens: job.output_tokens,
-            watched: job.watched,
+            output_tokens: request.output_tokens,
+            watched: request.watched,
             cached_tokens,
             ends: self.now + self.prefill_time(tokens - cached_tokens),
         });
     }
 
-    /// Whole cached pages; the last token is always computed, since it yields the first output.
-    fn cached_tokens(&self, job: &Job) -> u32 {
+    /// Tokens of whole cached pages. The last token is always computed: it yields the first output.
+    fn cached_tokens(&self, request: &SimRequest) -> u32 {
         let page_size = self.options.page_size.max(1);
-        let pages = job.prompt.pages();
-        let usable = (job.prompt.tokens().saturating_sub(1) / page_size) as usize;
+        let pages = request.prompt.pages();
+        let usable = (request.prompt.tokens().saturating_sub(1) / page_size) as usize;
         self.cache.matched(&pages[..usable.min(pages.len())]) as u32 * page_size
     }
 

@@ -1,19 +1,19 @@
-//! Which prompt pages are still in the KV cache: an exact LRU over chained page hashes.
+//! The prompt pages in the KV cache: an exact LRU over chained page hashes.
 
 use std::collections::HashMap;
 
-use super::prompt::AsIsBuild;
+use super::prompt::IdentityBuild;
 
 const NONE: u32 = u32::MAX;
 
-/// The pages kept, least recently used out first.
+/// Cached pages; the least recently used is evicted first.
 ///
 /// A prompt is touched from its last page to its first, so a page is never older than the pages
-/// that follow it: eviction takes the ends of prefixes before their beginnings, as a radix tree
-/// with LRU leaves does. Running jobs pin nothing.
+/// that follow it. Eviction therefore removes the end of a prefix before its beginning, as a radix
+/// tree with LRU leaves does. Running requests pin no pages.
 #[derive(Debug)]
 pub struct PrefixCache {
-    slots: HashMap<u64, u32, AsIsBuild>,
+    slots: HashMap<u64, u32, IdentityBuild>,
     links: Vec<Link>,
     newest: u32,
     oldest: u32,
@@ -28,7 +28,7 @@ struct Link {
 }
 
 impl PrefixCache {
-    /// Room for `capacity` pages; 0 keeps nothing.
+    /// A cache of `capacity` pages; 0 caches nothing.
     pub fn new(capacity: usize) -> Self {
         Self {
             slots: HashMap::default(),
@@ -39,30 +39,30 @@ impl PrefixCache {
         }
     }
 
-    /// Pages kept now.
+    /// Pages cached now.
     pub fn len(&self) -> usize {
         self.links.len()
     }
 
-    /// Whether nothing is kept.
+    /// Whether no page is cached.
     pub fn is_empty(&self) -> bool {
         self.links.is_empty()
     }
 
-    /// How many leading pages are kept; changes nothing.
+    /// Number of leading pages that are cached; does not count as use.
     pub fn matched(&self, pages: &[u64]) -> usize {
-        // A kept page implies that all pages before it are kept.
+        // A cached page implies that all pages before it are cached.
         pages.partition_point(|page| self.slots.contains_key(page))
     }
 
-    /// Marks these pages as just used, keeping the ones that were not.
+    /// Marks these pages as just used and adds the missing ones.
     pub fn touch(&mut self, pages: &[u64]) {
         for page in pages.iter().take(self.capacity).rev() {
             self.touch_one(*page);
         }
     }
 
-    /// Forgets everything.
+    /// Removes every page.
     pub fn clear(&mut self) {
         self.slots.clear();
         self.links.clear();
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Newest last; what an LRU is, without any cleverness.
+    /// A plain LRU, newest page last.
     #[derive(Default)]
     struct Naive(Vec<u64>);
 
@@ -165,7 +165,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_keeps_exactly_what_a_naive_lru_keeps(
+        fn cached_pages_equal_those_of_a_naive_lru(
             capacity in 0_usize..12,
             walks in prop::collection::vec(prop::collection::vec(0_u8..3, 0..7), 1..60),
         ) {

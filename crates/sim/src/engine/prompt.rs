@@ -1,19 +1,19 @@
-//! Prompts as the engine sees them: a length in tokens and one hash per cache page.
+//! Prompts of the engine: a length in tokens and one hash per cache page.
 
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// Bytes of UTF-8 text that count as one token.
 ///
-/// A stand-in for a tokenizer: about right for English, low for CJK text and code.
+/// Replaces a tokenizer: about right for English, too low for CJK text and code.
 pub const BYTES_PER_TOKEN: usize = 4;
 
 const SEED: u64 = 0x51_7c_c1_b7_27_22_0a_95;
 const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A prompt, reduced to what prefill time and prefix reuse depend on.
+/// A prompt, reduced to the data that prefill time and prefix reuse depend on.
 ///
-/// Pages are hashed in a chain, so equal page `i` means equal tokens `0..=i`. Only full pages are
-/// hashed into the list; the rest of the prompt is never reused.
+/// Pages are hashed in a chain, so equal page `i` means equal tokens `0..=i`. The list holds full
+/// pages only; the rest of the prompt is never reused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prompt {
     pages: Vec<u64>,
@@ -21,30 +21,38 @@ pub struct Prompt {
     digest: u64,
 }
 
+/// A piece of a prompt before it is chained.
+struct Page {
+    is_full: bool,
+    hash: u64,
+}
+
 impl Prompt {
-    /// Counts [`BYTES_PER_TOKEN`] bytes as one token, at least one in all.
+    /// Counts [`BYTES_PER_TOKEN`] bytes as one token, at least one token in all.
     pub fn from_text(text: &str, page_size: u32) -> Self {
         let bytes = text.as_bytes();
         let pieces = bytes.chunks(page_size.max(1) as usize * BYTES_PER_TOKEN);
         let full = page_size.max(1) as usize * BYTES_PER_TOKEN;
         let tokens = bytes.len().div_ceil(BYTES_PER_TOKEN).max(1) as u32;
-        Self::chained(
-            pieces.map(|page| (page.len() == full, page_of_bytes(page))),
-            tokens,
-        )
+        let pages = pieces.map(|page| Page {
+            is_full: page.len() == full,
+            hash: hash_bytes(page),
+        });
+        Self::chained(pages, tokens)
     }
 
-    /// Token ids are counted exactly. Four-byte pieces of a text, packed little-endian
-    /// into ids, share pages with that text.
+    /// Counts token ids exactly. Four-byte pieces of a text, packed little-endian into ids, share
+    /// pages with that text.
     pub fn from_ids(ids: &[u32], page_size: u32) -> Self {
         let full = page_size.max(1) as usize;
-        let pages = ids
-            .chunks(full)
-            .map(|page| (page.len() == full, page_of_ids(page)));
+        let pages = ids.chunks(full).map(|page| Page {
+            is_full: page.len() == full,
+            hash: hash_ids(page),
+        });
         Self::chained(pages, (ids.len() as u32).max(1))
     }
 
-    /// From page hashes made elsewhere (they must be chained), for simulations without text.
+    /// Takes page hashes computed elsewhere, for simulations without text. They must be chained.
     pub fn from_pages(pages: Vec<u64>, tokens: u32) -> Self {
         let digest = pages.last().copied().unwrap_or(SEED);
         Self {
@@ -54,12 +62,12 @@ impl Prompt {
         }
     }
 
-    fn chained(pages: impl Iterator<Item = (bool, u64)>, tokens: u32) -> Self {
+    fn chained(pages: impl Iterator<Item = Page>, tokens: u32) -> Self {
         let mut chain = SEED;
         let mut full = Vec::with_capacity(pages.size_hint().0);
-        for (is_full, page) in pages {
-            chain = mix(chain, page);
-            if is_full {
+        for page in pages {
+            chain = mix(chain, page.hash);
+            if page.is_full {
                 full.push(chain);
             }
         }
@@ -85,13 +93,13 @@ impl Prompt {
         self.digest
     }
 
-    /// Gives the page list's memory back once prefill no longer needs it.
+    /// Moves the page list out, so that a queued prompt's memory is freed after prefill.
     pub(super) fn take_pages(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.pages)
     }
 }
 
-fn page_of_bytes(page: &[u8]) -> u64 {
+fn hash_bytes(page: &[u8]) -> u64 {
     let (words, rest) = page.as_chunks::<BYTES_PER_TOKEN>();
     let hash = words.iter().fold(SEED, |hash, word| {
         mix(hash, u32::from_le_bytes(*word).into())
@@ -106,24 +114,24 @@ fn page_of_bytes(page: &[u8]) -> u64 {
     mix(hash, u32::from_le_bytes(last).into())
 }
 
-fn page_of_ids(page: &[u32]) -> u64 {
+fn hash_ids(page: &[u32]) -> u64 {
     page.iter().fold(SEED, |hash, id| mix(hash, u64::from(*id)))
 }
 
-/// One round of a multiply-and-fold hash; also the generator behind the made-up text.
+/// One round of a multiply-and-fold hash; also generates the simulated text.
 pub(crate) fn mix(hash: u64, word: u64) -> u64 {
     let wide = u128::from(hash ^ word.wrapping_add(ODD)) * u128::from(ODD);
     (wide as u64) ^ ((wide >> 64) as u64)
 }
 
-/// Hashes keys that are hashes already (or counters) by leaving them as they are.
+/// Hasher for keys that are hashes already, or counters: nearly the identity.
 #[derive(Debug, Default)]
-pub(super) struct AsIs(u64);
+pub(super) struct Identity(u64);
 
-/// For maps keyed by page hash or job number.
-pub(super) type AsIsBuild = BuildHasherDefault<AsIs>;
+/// For maps keyed by page hash or request number.
+pub(super) type IdentityBuild = BuildHasherDefault<Identity>;
 
-impl Hasher for AsIs {
+impl Hasher for Identity {
     fn finish(&self) -> u64 {
         self.0.wrapping_mul(ODD)
     }

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::replies::{empty, json, text};
 use super::routes::Control;
 use super::{info, loads, metrics};
-use crate::engine::{Job, Prompt};
+use crate::engine::{Prompt, SimRequest};
 use crate::server::http::body::SimBody;
 use crate::server::http::error_response::{Refusal, Shape};
 use crate::server::http::exchange::{Answer, json_bytes};
@@ -87,12 +87,12 @@ async fn health_generate(worker: &Worker) -> Response<SimBody> {
         return shallow;
     }
     let prompt = Prompt::from_ids(&[0], worker.options.page_size);
-    let job = Job {
+    let request = SimRequest {
         prompt,
         output_tokens: 1,
         watched: false,
     };
-    let ticket = worker.floor.submit(0, job, &worker.fresh_id());
+    let ticket = worker.floor.submit(0, request, &worker.fresh_id());
     match ticket {
         Ok(mut ticket) => {
             ticket.finish().await;

@@ -10,7 +10,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::request_log::Counts;
-use crate::engine::{Engine, EngineLoad, EngineOptions, Event, EventKind, Job, JobId, QueueFull};
+use crate::engine::{
+    Engine, EngineLoad, EngineOptions, Event, EventKind, QueueFull, RequestId, SimRequest,
+};
 
 /// One engine per data-parallel rank, and who waits for what.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ struct State {
 #[derive(Debug)]
 struct Rank {
     engine: Engine,
-    seats: HashMap<JobId, Arc<Seat>>,
+    seats: HashMap<RequestId, Arc<Seat>>,
 }
 
 impl Floor {
@@ -69,16 +71,16 @@ impl Floor {
     pub(crate) fn submit(
         self: &Arc<Self>,
         rank: u32,
-        job: Job,
+        request: SimRequest,
         rid: &Arc<str>,
     ) -> Result<Ticket, QueueFull> {
         let now = self.now();
         let mut state = self.lock();
         let place = &mut state.ranks[rank as usize];
-        let id = place.engine.submit(now, job)?;
+        let id = place.engine.submit(now, request)?;
         let mut progress = Progress::default();
         for event in place.engine.advance(now) {
-            if event.job == id {
+            if event.request == id {
                 apply(&mut progress, event.kind);
             } else {
                 deliver(&mut place.seats, event);
@@ -95,19 +97,19 @@ impl Floor {
         Ok(Ticket {
             floor,
             rank,
-            job: id,
+            request: id,
             seat,
             progress,
         })
     }
 
     /// Gives up a sequence nobody waits for any more.
-    fn leave(&self, rank: u32, job: JobId) {
+    fn leave(&self, rank: u32, request: RequestId) {
         let now = self.now();
         let mut state = self.lock();
         let place = &mut state.ranks[rank as usize];
-        place.seats.remove(&job);
-        if place.engine.abort(now, job) {
+        place.seats.remove(&request);
+        if place.engine.abort(now, request) {
             self.counts.aborted.fetch_add(1, Relaxed);
         }
         self.rearm(&mut state);
@@ -122,11 +124,11 @@ impl Floor {
                 .seats
                 .iter()
                 .filter(|(_, seat)| all || *seat.rid == *rid);
-            let jobs: Vec<JobId> = hit.map(|(job, _)| *job).collect();
-            for job in jobs {
-                if rank.engine.abort(now, job) {
+            let requests: Vec<RequestId> = hit.map(|(request, _)| *request).collect();
+            for request in requests {
+                if rank.engine.abort(now, request) {
                     self.counts.aborted.fetch_add(1, Relaxed);
-                    let seat = rank.seats.remove(&job);
+                    let seat = rank.seats.remove(&request);
                     seat.inspect(|seat| seat.update(|progress| progress.end = Some(End::Aborted)));
                 }
             }
@@ -207,10 +209,10 @@ impl State {
     }
 }
 
-fn deliver(seats: &mut HashMap<JobId, Arc<Seat>>, event: Event) {
+fn deliver(seats: &mut HashMap<RequestId, Arc<Seat>>, event: Event) {
     let seat = match event.kind {
-        EventKind::Finished { .. } => seats.remove(&event.job),
-        _ => seats.get(&event.job).cloned(),
+        EventKind::Finished { .. } => seats.remove(&event.request),
+        _ => seats.get(&event.request).cloned(),
     };
     seat.inspect(|seat| seat.update(|progress| apply(progress, event.kind)));
 }
@@ -295,7 +297,7 @@ impl Seat {
 pub(crate) struct Ticket {
     pub(crate) floor: Arc<Floor>,
     pub(crate) rank: u32,
-    pub(crate) job: JobId,
+    pub(crate) request: RequestId,
     pub(crate) seat: Option<Arc<Seat>>, // none when it was over before anyone had to wait
     pub(crate) progress: Progress,
 }
@@ -326,7 +328,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if self.progress.end.is_none() {
-            self.floor.leave(self.rank, self.job);
+            self.floor.leave(self.rank, self.request);
         }
     }
 }

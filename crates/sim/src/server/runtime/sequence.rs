@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::scheduler::{End, Ticket};
 use super::vocabulary;
 use super::worker::Worker;
-use crate::engine::{Job, Prompt, mix};
+use crate::engine::{Prompt, SimRequest, mix};
 use crate::options::Role;
 use crate::server::http::error_response::{Refusal, Shape};
 use crate::server::parse::{OneOrMany, Routing, Sampling};
@@ -111,12 +111,12 @@ impl Ask {
             .unwrap_or_else(|| worker.floor.next_rank());
         let started = worker.floor.now();
         let prompt_tokens = prompt.tokens();
-        let job = Job {
+        let request = SimRequest {
             prompt: prompt.clone(),
             output_tokens: limit,
             watched: self.stream,
         };
-        let ticket = worker.floor.submit(rank, job, &rid);
+        let ticket = worker.floor.submit(rank, request, &rid);
         Ok(Sequence {
             ticket: ticket.map_err(|_| Refusal::queue_full(shape))?,
             rid,

@@ -1,69 +1,69 @@
-//! What goes into an engine and what comes out.
+//! Input and output of an engine: requests, events, options and load.
 
 use std::time::Duration;
 
 use super::prompt::Prompt;
 
-/// One engine's number for a job, counted up from 0 and never used again.
+/// Number of a request at one engine, counted up from 0 and never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct JobId(pub u64);
+pub struct RequestId(pub u64);
 
 /// One sequence to compute.
 #[derive(Clone, Debug)]
-pub struct Job {
-    /// What is prefilled.
+pub struct SimRequest {
+    /// The prompt to prefill.
     pub prompt: Prompt,
-    /// Tokens to make. The first comes out of prefill; 0 ends with prefill (embeddings).
+    /// Tokens to generate. Prefill yields the first; 0 ends with prefill (embeddings).
     pub output_tokens: u32,
     /// Report every decode step, not only the first token and the end.
     pub watched: bool,
 }
 
-/// Something that happened to a job.
+/// An event of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// When, by the engine's clock; never later than the `now` it was asked with.
+    /// Time by the engine's clock; never later than the `now` of the call that returned it.
     pub at: Duration,
-    /// To which job.
-    pub job: JobId,
-    /// What.
+    /// The request.
+    pub request: RequestId,
+    /// The kind.
     pub kind: EventKind,
 }
 
-/// What happened to a job.
+/// Kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
-    /// Prefill is over and the first token is there (not for jobs of 0 tokens).
+    /// Prefill has ended and the first token exists (not for requests of 0 tokens).
     FirstToken {
-        /// Prompt tokens that were in the cache.
+        /// Prompt tokens found in the cache.
         cached_tokens: u32,
     },
-    /// A watched job has made this many tokens in all.
+    /// A watched request has generated more tokens.
     Progress {
-        /// Tokens made so far.
+        /// Tokens generated so far.
         tokens: u32,
     },
-    /// The job is over and its slot is free.
+    /// The request has ended and its slot is free.
     Finished {
-        /// Tokens made in all.
+        /// Tokens generated in all.
         tokens: u32,
-        /// Prompt tokens that were in the cache.
+        /// Prompt tokens found in the cache.
         cached_tokens: u32,
     },
 }
 
-/// How an engine is sized.
+/// Size and speed of an engine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineOptions {
-    /// Prompt tokens computed per second, one job at a time; 0 = instantly.
+    /// Prompt tokens computed per second, one request at a time; 0 = instantly.
     pub prefill_tokens_per_sec: f64,
-    /// What a decode step takes, whatever the batch.
+    /// Duration of a decode step, independent of the batch.
     pub decode_step_base: Duration,
-    /// What each sequence of the batch adds to a decode step.
+    /// Duration that each sequence of the batch adds to a decode step.
     pub decode_step_per_seq: Duration,
-    /// Jobs in prefill and decode together; at least 1.
+    /// Requests in prefill and decode together; at least 1.
     pub max_running_requests: usize,
-    /// Jobs that may wait; one more is refused.
+    /// Requests that may wait; one more is rejected.
     pub max_queued_requests: usize,
     /// Prompt tokens the prefix cache holds, in whole pages.
     pub kv_cache_tokens: usize,
@@ -76,30 +76,30 @@ pub struct EngineOptions {
 #[error("the request queue is full")]
 pub struct QueueFull;
 
-/// What an engine is doing at one moment, and what it has done so far.
+/// Load of an engine at one moment, and its totals since start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EngineLoad {
-    /// Jobs in prefill and decode.
+    /// Requests in prefill and decode.
     pub running: usize,
-    /// Jobs in the queue.
+    /// Requests in the queue.
     pub waiting: usize,
-    /// Prompt tokens of the waiting jobs that were not in the cache when they arrived.
+    /// Prompt tokens of the waiting requests that were not in the cache when they arrived.
     pub waiting_uncached_tokens: u64,
-    /// Prompt and output tokens of the running jobs.
+    /// Prompt and output tokens of the running requests.
     pub used_tokens: u64,
     /// Tokens of the pages in the prefix cache.
     pub cached_tokens: u64,
-    /// Decode speed of the present batch in tokens per second; 0 when idle or instant.
+    /// Decode speed of the current batch in tokens per second; 0 when idle or instant.
     pub tokens_per_sec: f64,
-    /// Prompt tokens of all jobs that reached prefill, since start.
+    /// Prompt tokens of all requests that reached prefill, since start.
     pub prompt_tokens_total: u64,
-    /// Those of them found in the cache, since start.
+    /// Prompt tokens of them found in the cache, since start.
     pub cached_tokens_total: u64,
-    /// Tokens of finished jobs, since start.
+    /// Tokens of finished requests, since start.
     pub output_tokens_total: u64,
-    /// Jobs finished, since start.
+    /// Requests finished, since start.
     pub finished_total: u64,
-    /// Jobs aborted, since start.
+    /// Requests aborted, since start.
     pub aborted_total: u64,
 }
 
