@@ -54,7 +54,7 @@ impl SimWorker {
             runtime.block_on(async {
                 tokio::select! {
                     () = listener::accept(Arc::clone(&shared), listener) => {}
-                    () = shared.floor.drive() => {}
+                    () = shared.scheduler.run() => {}
                     () = lived.stop.notified() => {}
                 }
             });
@@ -116,7 +116,7 @@ impl SimWorker {
 
     /// The last `record_requests` requests, oldest first (without `/sim/*`).
     pub fn recorded(&self) -> Vec<Recorded> {
-        self.worker.ring.snapshot()
+        self.worker.log.snapshot()
     }
 
     /// Replaces the faults in force; [`Faults::default`] clears them.

@@ -15,6 +15,7 @@ use crate::server::http::body::SimBody;
 use crate::server::http::error_response::{Refusal, Shape};
 use crate::server::http::exchange::{Answer, json_bytes};
 use crate::server::parse::{Prompts, Text};
+use crate::server::runtime::scheduler::AbortTarget;
 use crate::server::runtime::vocabulary;
 use crate::server::runtime::worker::Worker;
 
@@ -66,7 +67,7 @@ pub(crate) async fn answer(
 }
 
 async fn health(worker: &Worker) -> Response<SimBody> {
-    let faults = worker.faults.present();
+    let faults = worker.faults.current();
     if faults.health_hang {
         std::future::pending::<()>().await;
     }
@@ -75,7 +76,7 @@ async fn health(worker: &Worker) -> Response<SimBody> {
         .and_then(|code| StatusCode::from_u16(code).ok());
     empty(match faulted {
         Some(status) => status,
-        None if worker.is_up() => StatusCode::OK,
+        None if worker.is_ready() => StatusCode::OK,
         None => StatusCode::SERVICE_UNAVAILABLE,
     })
 }
@@ -92,10 +93,10 @@ async fn health_generate(worker: &Worker) -> Response<SimBody> {
         output_tokens: 1,
         watched: false,
     };
-    let ticket = worker.floor.submit(0, request, &worker.fresh_id());
-    match ticket {
-        Ok(mut ticket) => {
-            ticket.finish().await;
+    let submission = worker.scheduler.submit(0, request, &worker.new_rid());
+    match submission {
+        Ok(mut submission) => {
+            submission.wait().await;
             empty(StatusCode::OK)
         }
         Err(_) => empty(StatusCode::SERVICE_UNAVAILABLE),
@@ -103,7 +104,7 @@ async fn health_generate(worker: &Worker) -> Response<SimBody> {
 }
 
 fn flush_cache(worker: &Worker) -> Response<SimBody> {
-    let flushed = worker.floor.flush_cache();
+    let flushed = worker.scheduler.flush_cache();
     let said = if flushed {
         "Cache flushed.\nPlease check backend logs for more details. \
          (When there are running or waiting requests, the operation will not be performed.)\n"
@@ -124,9 +125,11 @@ fn parsed<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal> {
 fn abort_request(worker: &Worker, body: &[u8]) -> Answer {
     let request: AbortRequest<'_> = parsed(body)?;
     let rid = request.rid.unwrap_or_default();
-    worker
-        .floor
-        .abort(rid.as_str(), request.abort_all == Some(true));
+    worker.scheduler.abort(if request.abort_all == Some(true) {
+        AbortTarget::All
+    } else {
+        AbortTarget::Rid(rid.as_str())
+    });
     Ok(empty(StatusCode::OK))
 }
 
@@ -161,7 +164,7 @@ fn detokenize(body: &[u8]) -> Answer {
 }
 
 fn kept_response(worker: &Worker, id: &str) -> Result<Bytes, Refusal> {
-    worker.kept_response(id).ok_or_else(|| {
+    worker.stored_response(id).ok_or_else(|| {
         let message = format!("Response with id '{id}' not found.");
         Refusal::new(StatusCode::NOT_FOUND, Shape::Nested, message)
     })

@@ -14,7 +14,7 @@ use crate::server::http::body::SimBody;
 use crate::server::http::error_response::{Refusal, Shape};
 use crate::server::http::exchange::{permitted, read_body, worded};
 use crate::server::http::wire::Line;
-use crate::server::runtime::request_record::Visit;
+use crate::server::runtime::request_record::RequestRecord;
 use crate::server::runtime::worker::Worker;
 
 /// Answers one request; an error closes the connection without a word.
@@ -35,9 +35,12 @@ pub(crate) async fn answer(
             &body,
         )));
     }
-    let mut visit = Visit::new(&worker, matches!(allowed, Some(Route::Inference(_))));
+    let mut record = match allowed {
+        Some(Route::Inference(_)) => RequestRecord::inference(&worker),
+        _ => RequestRecord::control(&worker),
+    };
     let body = read_body(body).await?;
-    visit.record(worker.ring.push(&parts, &body, line.number));
+    record.set_entry(worker.log.push(&parts, &body, line.number));
     let answer = match (permitted(&worker, &parts), allowed) {
         (Err(refusal), _) => Err(refusal),
         (_, Some(Route::Inference(api))) => {
@@ -57,7 +60,7 @@ pub(crate) async fn answer(
     };
     let mut response = worded(answer);
     if !line.is_scripted() {
-        response.body_mut().set_visit(visit);
+        response.body_mut().set_record(record);
     }
     Ok(response)
 }

@@ -21,14 +21,14 @@ pub(crate) fn answer(worker: &Arc<Worker>, call: SimCall, method: &Method, body:
                 .check()
                 .map_err(|error| Refusal::bad(Shape::Nested, error))?;
             worker.faults.set(faults);
-            document(&worker.faults.present())
+            document(&worker.faults.current())
         }
-        SimCall::Faults => document(&worker.faults.present()),
+        SimCall::Faults => document(&worker.faults.current()),
         SimCall::Stats => document(&worker.counts.snapshot()),
-        SimCall::Requests => document(&worker.ring.snapshot()),
+        SimCall::Requests => document(&worker.log.snapshot()),
         SimCall::Reset => {
             worker.faults.set(Faults::default());
-            worker.ring.clear();
+            worker.log.clear();
             worker.counts.reset();
             document(&worker.counts.snapshot())
         }

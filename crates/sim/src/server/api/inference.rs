@@ -17,7 +17,7 @@ use crate::server::http::error_response::{Refusal, Shape};
 use crate::server::http::exchange::{Answer, JSON, json_bytes, worded};
 use crate::server::http::stream::TokenStream;
 use crate::server::http::wire::Line;
-use crate::server::runtime::request_log::bump;
+use crate::server::runtime::request_log::increment;
 use crate::server::runtime::worker::Worker;
 
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream; charset=utf-8");
@@ -36,7 +36,7 @@ impl Call<'_> {
         let Some(faults) = self.worker.faults.draw() else {
             return Ok(self.answer_well(body).await);
         };
-        bump(&self.worker.counts.faulted);
+        increment(&self.worker.counts.faulted);
         if faults.delay_first_byte_ms > 0 {
             sleep(Duration::from_millis(faults.delay_first_byte_ms)).await;
         }
@@ -81,7 +81,7 @@ impl Call<'_> {
 
     async fn answer_well(&self, body: Bytes) -> Answer {
         let (worker, shape) = (self.worker, self.api.shape());
-        if !worker.is_up() {
+        if !worker.is_ready() {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             return Err(Refusal::new(status, shape, "The server is starting"));
         }
@@ -94,14 +94,14 @@ impl Call<'_> {
         let stream = ask.stream;
         let mut sequences = ask.start(worker, shape)?;
         if stream {
-            bump(&worker.counts.streams);
+            increment(&worker.counts.streams);
             let stream = TokenStream::new(sequences, dialect);
             let mut response = Response::new(SimBody::new(Content::Stream(Box::new(stream))));
             response.headers_mut().insert(CONTENT_TYPE, EVENTS);
             return Ok(response);
         }
         for sequence in &mut sequences {
-            sequence.ticket.finish().await;
+            sequence.submission.wait().await;
         }
         Ok(json_bytes(dialect.document(&sequences)))
     }

@@ -15,7 +15,7 @@ pub(crate) const VERSION: &str = "0.5.9";
 pub(crate) fn server(worker: &Worker) -> Value {
     let options = &worker.options;
     let states: Vec<Value> = worker
-        .floor
+        .scheduler
         .loads()
         .iter()
         .map(|load| {
@@ -43,7 +43,7 @@ pub(crate) fn server(worker: &Worker) -> Value {
         "max_queued_requests": options.max_queued_requests,
         "max_total_tokens": options.kv_cache_tokens,
         "random_seed": options.seed,
-        "status": if worker.is_up() { "ready" } else { "starting" },
+        "status": if worker.is_ready() { "ready" } else { "starting" },
         "max_total_num_tokens": options.kv_cache_tokens,
         "max_req_input_len": CONTEXT_LENGTH - 6,
         "weight_version": "default",

@@ -23,7 +23,7 @@ fn timestamp() -> f64 {
 /// `/get_load`: one object per rank.
 pub(crate) fn get_load(worker: &Worker) -> Value {
     let now = timestamp();
-    let loads = worker.floor.loads();
+    let loads = worker.scheduler.loads();
     let object = |(rank, load): (usize, &EngineLoad)| {
         json!({
             "dp_rank": rank, "num_reqs": load.running + load.waiting,
@@ -63,7 +63,7 @@ pub(crate) fn answer(worker: &Worker, query: &str) -> Answer {
     };
     let now = timestamp();
     let mut loads: Vec<(usize, EngineLoad)> =
-        worker.floor.loads().into_iter().enumerate().collect();
+        worker.scheduler.loads().into_iter().enumerate().collect();
     loads.retain(|(rank, _)| only.is_none_or(|only| only == *rank));
     let object = |(rank, load): &(usize, EngineLoad)| {
         trimmed(rank_object(&worker.options, *rank, load, now), &included)

@@ -77,7 +77,7 @@ const METRICS: [Metric; 10] = [
 
 /// `/metrics` in Prometheus text.
 pub(crate) fn page(worker: &Worker) -> String {
-    let loads = worker.floor.loads();
+    let loads = worker.scheduler.loads();
     let model = worker
         .options
         .model

@@ -181,7 +181,7 @@ pub(crate) fn read_score(worker: &Worker, body: &[u8]) -> Result<Understood, Ref
 
 /// A unit vector that the prompt decides.
 fn embedding(seed: u64, dimensions: u32) -> Vec<f32> {
-    let raw = (0..dimensions).map(|at| vocabulary::unit(mix(seed, u64::from(at))) as f32 - 0.5);
+    let raw = (0..dimensions).map(|at| vocabulary::score(mix(seed, u64::from(at))) as f32 - 0.5);
     let raw: Vec<f32> = raw.collect();
     let norm = raw
         .iter()
@@ -204,7 +204,7 @@ fn embedding_entry(sequence: &Sequence, base64: bool, dimensions: u32) -> Value 
 }
 
 fn class_entry(sequence: &Sequence) -> Value {
-    let yes = vocabulary::unit(sequence.seed);
+    let yes = vocabulary::score(sequence.seed);
     let label = if yes < 0.5 { "LABEL_0" } else { "LABEL_1" };
     json!({
         "index": sequence.index, "label": label, "probs": [1.0 - yes, yes], "num_classes": 2,
@@ -214,7 +214,7 @@ fn class_entry(sequence: &Sequence) -> Value {
 fn ranking(reply: &[Sequence], documents: Option<&Vec<String>>, top_n: usize) -> Vec<Value> {
     let mut scored: Vec<(f64, &Sequence)> = reply
         .iter()
-        .map(|sequence| (vocabulary::unit(sequence.seed), sequence))
+        .map(|sequence| (vocabulary::score(sequence.seed), sequence))
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
     let entry = |(score, sequence): (f64, &Sequence)| {
@@ -233,7 +233,7 @@ fn ranking(reply: &[Sequence], documents: Option<&Vec<String>>, top_n: usize) ->
 
 fn label_scores(sequence: &Sequence, labels: usize) -> Vec<f64> {
     let raw: Vec<f64> = (0..labels as u64)
-        .map(|at| vocabulary::unit(mix(sequence.seed, at)) + 1e-3)
+        .map(|at| vocabulary::score(mix(sequence.seed, at)) + 1e-3)
         .collect();
     let sum: f64 = raw.iter().sum();
     raw.into_iter().map(|score| score / sum).collect()

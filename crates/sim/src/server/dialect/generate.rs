@@ -114,17 +114,21 @@ impl Generate {
             "e2e_latency": null,
         });
         if ended {
-            let since = sequence.ticket.floor.now().saturating_sub(sequence.started);
+            let since = sequence
+                .submission
+                .scheduler
+                .now()
+                .saturating_sub(sequence.started);
             meta["e2e_latency"] = since.as_secs_f64().into();
         }
         if sequence.routed {
-            meta["dp_rank"] = sequence.ticket.rank.into();
+            meta["dp_rank"] = sequence.submission.rank.into();
         }
         if self.logprobs {
             self.add_logprobs(sequence, tokens, &mut meta);
         }
         let ids: Vec<u32> = (0..tokens)
-            .map(|at| vocabulary::word_id(sequence.seed, at))
+            .map(|at| vocabulary::token_id(sequence.seed, at))
             .collect();
         json!({"text": sequence.text(tokens), "output_ids": ids, "meta_info": meta})
     }
@@ -146,7 +150,7 @@ impl Generate {
         let output = |at| {
             json!([
                 vocabulary::logprob(sequence.seed, at),
-                vocabulary::word_id(sequence.seed, at),
+                vocabulary::token_id(sequence.seed, at),
                 null
             ])
         };

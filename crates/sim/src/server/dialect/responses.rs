@@ -159,7 +159,7 @@ impl Response {
         let output = json!([message(sequence, "completed", &content)]);
         let object = self.object(sequence, status, &output);
         self.worker
-            .keep_response(id_of(sequence), document(&object));
+            .store_response(id_of(sequence), document(&object));
         object
     }
 

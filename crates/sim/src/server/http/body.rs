@@ -13,7 +13,7 @@ use tokio::time::{Sleep, sleep};
 use super::stream::TokenStream;
 use super::wire::Line;
 use crate::faults::Faults;
-use crate::server::runtime::request_record::Visit;
+use crate::server::runtime::request_record::RequestRecord;
 
 const FILLER: Bytes = Bytes::from_static(&[b'x'; 64 * 1024]);
 const FILLER_HEAD: &[u8] = b"{\"text\":\"";
@@ -134,7 +134,7 @@ pub(crate) struct SimBody {
     content: Content,
     length: Option<u64>,
     trouble: Option<Box<Trouble>>,
-    visit: Option<Visit>,
+    record: Option<RequestRecord>,
 }
 
 impl SimBody {
@@ -143,7 +143,7 @@ impl SimBody {
             length: content.left(),
             content,
             trouble: None,
-            visit: None,
+            record: None,
         }
     }
 
@@ -163,18 +163,18 @@ impl SimBody {
         self.trouble = Some(Box::new(trouble));
     }
 
-    /// Ties the visit's end to the body's; an empty body is over already.
-    pub(crate) fn set_visit(&mut self, mut visit: Visit) {
+    /// Ties the record's end to the body's; an empty body is over already.
+    pub(crate) fn set_record(&mut self, mut record: RequestRecord) {
         if self.is_end_stream() {
-            visit.finish();
+            record.finish();
         } else {
-            self.visit = Some(visit);
+            self.record = Some(record);
         }
     }
 
     fn finish(&mut self) {
-        if let Some(mut visit) = self.visit.take() {
-            visit.finish();
+        if let Some(mut record) = self.record.take() {
+            record.finish();
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use super::wire::{Line, Wire};
 use crate::error::SimError;
 use crate::server::api::dispatch;
-use crate::server::runtime::request_log::bump;
+use crate::server::runtime::request_log::increment;
 use crate::server::runtime::worker::Worker;
 
 const BACKLOG: i32 = 4096;
@@ -56,8 +56,8 @@ pub(crate) async fn accept(worker: Arc<Worker>, listener: TcpListener) {
             sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let number = bump(&worker.counts.connections);
-        if worker.faults.refuses() {
+        let number = increment(&worker.counts.connections);
+        if worker.faults.refuses_connection() {
             reset(&stream);
             continue;
         }
@@ -80,7 +80,7 @@ struct Presence(Arc<Worker>);
 
 impl Presence {
     fn new(worker: &Arc<Worker>) -> Self {
-        bump(&worker.counts.connections_open);
+        increment(&worker.counts.connections_open);
         Self(Arc::clone(worker))
     }
 }

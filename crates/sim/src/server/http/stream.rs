@@ -115,7 +115,7 @@ impl TokenStream {
             .iter_mut()
             .filter(|sequence| !sequence.is_over())
         {
-            if sequence.ticket.poll_change(cx).is_ready() {
+            if sequence.submission.poll_progress(cx).is_ready() {
                 any = Poll::Ready(());
             }
         }

@@ -1,4 +1,4 @@
-//! The faults in force: counts, expiry and the dice.
+//! The active faults: their counts, expiry and chance.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,10 +7,10 @@ use std::time::{Duration, SystemTime};
 use crate::engine::mix;
 use crate::faults::Faults;
 
-/// Faults as set, and how much of them is left.
+/// Faults as set, and the number of hits left.
 #[derive(Debug)]
-pub(crate) struct FaultBox {
-    quiet: AtomicBool, // no fault is set: the way past the lock
+pub(crate) struct FaultInjector {
+    inactive: AtomicBool, // no fault is set: spares the lock
     state: Mutex<State>,
 }
 
@@ -20,27 +20,27 @@ struct State {
     hits_left: Option<u32>,
     statuses_left: Option<u32>,
     expires: Option<SystemTime>,
-    dice: u64,
+    random: u64,
 }
 
-impl FaultBox {
+impl FaultInjector {
     pub(crate) fn new(faults: Faults, seed: u64) -> Self {
         let state = State {
             faults: Faults::default(),
             hits_left: None,
             statuses_left: None,
             expires: None,
-            dice: seed,
+            random: seed,
         };
         let this = Self {
-            quiet: AtomicBool::new(true),
+            inactive: AtomicBool::new(true),
             state: Mutex::new(state),
         };
         this.set(faults);
         this
     }
 
-    /// Replaces all faults and starts their counts anew.
+    /// Replaces all faults and restarts their counts.
     pub(crate) fn set(&self, faults: Faults) {
         let mut state = self.lock();
         let some = |count: u32| (count > 0).then_some(count);
@@ -49,39 +49,40 @@ impl FaultBox {
         let lifetime = Duration::from_millis(faults.for_ms);
         state.expires = (faults.for_ms > 0).then(|| SystemTime::now() + lifetime);
         state.faults = faults;
-        self.quiet.store(state.faults == Faults::default(), Relaxed);
+        self.inactive
+            .store(state.faults == Faults::default(), Relaxed);
     }
 
-    /// The faults still in force.
-    pub(crate) fn present(&self) -> Faults {
+    /// The active faults.
+    pub(crate) fn current(&self) -> Faults {
         let mut state = self.lock();
         state.expire();
         state.faults.clone()
     }
 
-    /// What hits this inference call, if anything.
+    /// The faults that hit this inference request, if any.
     pub(crate) fn draw(&self) -> Option<Box<Faults>> {
-        if self.quiet.load(Relaxed) {
+        if self.inactive.load(Relaxed) {
             return None;
         }
         let mut state = self.lock();
         state.expire();
-        if !state.faults.hits_inference() || !state.roll() {
+        if !state.faults.hits_inference() || !state.hits_by_chance() {
             return None;
         }
         let drawn = Box::new(state.faults.clone());
-        state.use_up();
+        state.count_hit();
         Some(drawn)
     }
 
-    /// Whether this new connection is refused.
-    pub(crate) fn refuses(&self) -> bool {
-        if self.quiet.load(Relaxed) {
+    /// Whether this new connection is reset.
+    pub(crate) fn refuses_connection(&self) -> bool {
+        if self.inactive.load(Relaxed) {
             return false;
         }
         let mut state = self.lock();
         state.expire();
-        state.faults.refuse_connections && state.roll()
+        state.faults.refuse_connections && state.hits_by_chance()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -97,17 +98,17 @@ impl State {
         }
     }
 
-    fn roll(&mut self) -> bool {
-        self.dice = mix(self.dice, 1);
-        let fraction = (self.dice >> 11) as f64 / (1_u64 << 53) as f64;
+    fn hits_by_chance(&mut self) -> bool {
+        self.random = mix(self.random, 1);
+        let fraction = (self.random >> 11) as f64 / (1_u64 << 53) as f64;
         fraction < self.faults.fault_rate
     }
 
-    fn use_up(&mut self) {
-        if self.faults.status.is_some() && counted_down(&mut self.statuses_left) {
+    fn count_hit(&mut self) {
+        if self.faults.status.is_some() && count_down(&mut self.statuses_left) {
             self.faults.status = None;
         }
-        if counted_down(&mut self.hits_left) {
+        if count_down(&mut self.hits_left) {
             self.faults = Faults {
                 health_status: self.faults.health_status,
                 health_hang: self.faults.health_hang,
@@ -118,8 +119,8 @@ impl State {
     }
 }
 
-/// Takes one off; true when that was the last.
-fn counted_down(left: &mut Option<u32>) -> bool {
+/// Subtracts one; true if that was the last.
+fn count_down(left: &mut Option<u32>) -> bool {
     match left {
         Some(count) => {
             *count -= 1;
@@ -138,41 +139,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_counted_status_ends_and_the_other_faults_stay() {
+    fn status_ends_after_its_count_and_other_faults_stay() {
         let faults = Faults {
             status: Some(500),
             status_count: 2,
             duplicate_set_cookie: true,
             ..Faults::default()
         };
-        let faults = FaultBox::new(faults, 0);
+        let faults = FaultInjector::new(faults, 0);
         let drawn: Vec<Option<u16>> = (0..3).map(|_| faults.draw().unwrap().status).collect();
         assert_eq!(drawn, [Some(500), Some(500), None]);
     }
 
     #[test]
-    fn counted_faults_end_and_health_stays_ill() {
+    fn inference_faults_end_after_their_count_and_health_faults_stay() {
         let faults = Faults {
             count: 1,
             close_before_headers: true,
             health_status: Some(503),
             ..Faults::default()
         };
-        let faults = FaultBox::new(faults, 0);
+        let faults = FaultInjector::new(faults, 0);
         assert!(faults.draw().is_some());
         assert!(faults.draw().is_none());
-        assert_eq!(faults.present().health_status, Some(503));
+        assert_eq!(faults.current().health_status, Some(503));
     }
 
     #[test]
-    fn the_rate_is_kept_and_the_seed_decides() {
+    fn hits_follow_the_rate_and_equal_seeds_hit_equally() {
         let faults = Faults {
             status: Some(500),
             fault_rate: 0.3,
             ..Faults::default()
         };
         let draw = |seed| -> Vec<bool> {
-            let faults = FaultBox::new(faults.clone(), seed);
+            let faults = FaultInjector::new(faults.clone(), seed);
             (0..1000).map(|_| faults.draw().is_some()).collect()
         };
         let hits = draw(1).into_iter().filter(|hit| *hit).count();

@@ -1,4 +1,4 @@
-//! What the worker saw: counts, and the last requests in full.
+//! Counts of requests, and the last requests in full.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
@@ -8,38 +8,38 @@ use bytes::Bytes;
 use http::request::Parts;
 use serde::{Serialize, Serializer};
 
-/// What a worker has seen since its start or the last `POST /sim/reset`.
+/// Counts of a worker since its start or the last `POST /sim/reset`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SimStats {
-    /// Inference calls.
+    /// Inference requests.
     pub requests: u64,
-    /// Other calls, without `/sim/*`.
+    /// Other requests, without `/sim/*`.
     pub control_requests: u64,
-    /// Inference calls answered by a stream.
+    /// Inference requests with a streamed response.
     pub streams: u64,
-    /// Inference calls not over yet.
+    /// Inference requests in progress.
     pub in_flight: u64,
-    /// Inference calls whose client left before the end (or was cut off by a fault).
+    /// Inference requests whose client left before the end, or was cut off by a fault.
     pub disconnects: u64,
-    /// Sequences dropped by the engine before their end.
+    /// Sequences that the engine aborted.
     pub aborted: u64,
-    /// Inference calls hit by a fault.
+    /// Inference requests hit by a fault.
     pub faulted: u64,
-    /// Connections accepted, refused ones included.
+    /// Connections accepted, including the ones that `refuse_connections` resets.
     pub connections: u64,
     /// Connections open now.
     pub connections_open: u64,
 }
 
-/// How an exchange ended.
+/// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Not over yet.
+    /// Still in progress.
     InFlight,
-    /// The whole answer was handed to the connection.
+    /// The whole response was handed to the connection.
     Finished,
-    /// The connection went away first.
+    /// The connection ended first.
     Disconnected,
 }
 
@@ -50,14 +50,14 @@ pub struct Recorded {
     pub method: String,
     /// Path and query as sent.
     pub path: String,
-    /// Names (lower case) and values in order of arrival; repeated names stand together.
+    /// Names (lower case) and values in order of arrival; values of a repeated name are adjacent.
     pub headers: Vec<(String, String)>,
-    /// The body, byte for byte (as text, lossily, in JSON).
+    /// The body, byte for byte; in JSON it is lossy text.
     #[serde(serialize_with = "as_text")]
     pub body: Bytes,
     /// Number of the connection, counted up from 1.
     pub connection: u64,
-    /// How it ended.
+    /// The outcome so far.
     pub outcome: Outcome,
 }
 
@@ -106,7 +106,7 @@ impl Counts {
         }
     }
 
-    /// Starts the totals anew; what is open or in flight stays counted.
+    /// Sets the totals to 0; open connections and requests in flight stay counted.
     pub(crate) fn reset(&self) {
         let totals = [
             &self.requests,
@@ -123,19 +123,24 @@ impl Counts {
     }
 }
 
-/// Adds one, and hands back the new count.
-pub(crate) fn bump(count: &AtomicU64) -> u64 {
+/// Adds one and returns the new count.
+pub(crate) fn increment(count: &AtomicU64) -> u64 {
     count.fetch_add(1, Relaxed) + 1
 }
 
-/// A request in the ring, whose end is still to come.
+/// Subtracts one.
+pub(crate) fn decrement(count: &AtomicU64) {
+    count.fetch_sub(1, Relaxed);
+}
+
+/// A request in the log, and its outcome so far.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct LogEntry {
     request: Recorded,
     outcome: AtomicU8,
 }
 
-impl Entry {
+impl LogEntry {
     pub(crate) fn end(&self, outcome: Outcome) {
         self.outcome.store(outcome as u8, Relaxed);
     }
@@ -153,14 +158,14 @@ impl Entry {
     }
 }
 
-/// The last requests, the oldest dropped first.
+/// The last requests; the oldest is dropped first.
 #[derive(Debug)]
-pub(crate) struct Ring {
-    entries: Mutex<VecDeque<Arc<Entry>>>,
+pub(crate) struct RequestLog {
+    entries: Mutex<VecDeque<Arc<LogEntry>>>,
     size: usize,
 }
 
-impl Ring {
+impl RequestLog {
     pub(crate) fn new(size: usize) -> Self {
         Self {
             entries: Mutex::default(),
@@ -168,15 +173,20 @@ impl Ring {
         }
     }
 
-    /// Keeps a request; `None` when nothing is kept.
-    pub(crate) fn push(&self, parts: &Parts, body: &Bytes, connection: u64) -> Option<Arc<Entry>> {
+    /// Adds a request; `None` if the log holds none.
+    pub(crate) fn push(
+        &self,
+        parts: &Parts,
+        body: &Bytes,
+        connection: u64,
+    ) -> Option<Arc<LogEntry>> {
         if self.size == 0 {
             return None;
         }
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let headers = parts.headers.iter();
         let path = parts.uri.path_and_query().map_or("*", |path| path.as_str());
-        let entry = Arc::new(Entry {
+        let entry = Arc::new(LogEntry {
             request: Recorded {
                 method: parts.method.to_string(),
                 path: path.to_owned(),
@@ -197,7 +207,7 @@ impl Ring {
         Some(entry)
     }
 
-    /// The kept requests, oldest first.
+    /// The requests in the log, oldest first.
     pub(crate) fn snapshot(&self) -> Vec<Recorded> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.iter().map(|entry| entry.snapshot()).collect()

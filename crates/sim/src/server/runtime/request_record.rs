@@ -1,63 +1,77 @@
 //! A request from its head to the last byte of its response, counted once.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
-use super::request_log::{Entry, Outcome, bump};
+use super::request_log::{LogEntry, Outcome, decrement, increment};
 use super::worker::Worker;
 
-/// An inference call from its head to its last byte; counts it exactly once.
+/// A request in progress. It ends as [`Outcome::Finished`] or, if dropped before, as
+/// [`Outcome::Disconnected`].
 #[derive(Debug)]
-pub(crate) struct Visit {
+pub(crate) struct RequestRecord {
     worker: Arc<Worker>,
-    entry: Option<Arc<Entry>>,
-    inference: bool,
-    over: bool,
+    entry: Option<Arc<LogEntry>>,
+    kind: Kind,
+    ended: bool,
 }
 
-impl Visit {
-    pub(crate) fn new(worker: &Arc<Worker>, inference: bool) -> Self {
-        if inference {
-            bump(&worker.counts.requests);
-            bump(&worker.counts.in_flight);
-        } else {
-            bump(&worker.counts.control_requests);
-        }
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Inference,
+    Control,
+}
+
+impl RequestRecord {
+    /// Counts an inference request.
+    pub(crate) fn inference(worker: &Arc<Worker>) -> Self {
+        increment(&worker.counts.requests);
+        increment(&worker.counts.in_flight);
+        Self::new(worker, Kind::Inference)
+    }
+
+    /// Counts any other request.
+    pub(crate) fn control(worker: &Arc<Worker>) -> Self {
+        increment(&worker.counts.control_requests);
+        Self::new(worker, Kind::Control)
+    }
+
+    fn new(worker: &Arc<Worker>, kind: Kind) -> Self {
         Self {
             worker: Arc::clone(worker),
             entry: None,
-            inference,
-            over: false,
+            kind,
+            ended: false,
         }
     }
 
-    pub(crate) fn record(&mut self, entry: Option<Arc<Entry>>) {
+    /// Sets the log entry that gets the outcome.
+    pub(crate) fn set_entry(&mut self, entry: Option<Arc<LogEntry>>) {
         self.entry = entry;
     }
 
-    /// The whole answer is out.
+    /// Ends the request: its whole response was handed to the connection.
     pub(crate) fn finish(&mut self) {
         self.end(Outcome::Finished);
     }
 
     fn end(&mut self, outcome: Outcome) {
-        if std::mem::replace(&mut self.over, true) {
+        if std::mem::replace(&mut self.ended, true) {
             return;
         }
         if let Some(entry) = self.entry.take() {
             entry.end(outcome);
         }
-        if !self.inference {
+        if self.kind == Kind::Control {
             return;
         }
-        self.worker.counts.in_flight.fetch_sub(1, Relaxed);
+        decrement(&self.worker.counts.in_flight);
         if outcome == Outcome::Disconnected {
-            bump(&self.worker.counts.disconnects);
+            increment(&self.worker.counts.disconnects);
         }
     }
 }
 
-impl Drop for Visit {
+impl Drop for RequestRecord {
     fn drop(&mut self) {
         self.end(Outcome::Disconnected);
     }

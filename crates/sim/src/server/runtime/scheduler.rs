@@ -1,7 +1,7 @@
-//! The engines at work: in real time, for many answers at once.
+//! The engines in real time, and the handle that each submitted sequence is waited on with.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering::Relaxed;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -9,48 +9,66 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::request_log::Counts;
+use super::request_log::{Counts, increment};
 use crate::engine::{
     Engine, EngineLoad, EngineOptions, Event, EventKind, QueueFull, RequestId, SimRequest,
 };
 
-/// One engine per data-parallel rank, and who waits for what.
+/// One engine per data-parallel rank, and the sequences that wait for them.
 #[derive(Debug)]
-pub(crate) struct Floor {
+pub(crate) struct Scheduler {
     state: Mutex<State>,
     started: Instant,
-    sooner: Notify, // the next event is earlier than the driver thinks
+    rearmed: Notify, // an event is due before the time that `run` sleeps to
     counts: Arc<Counts>,
 }
 
 #[derive(Debug)]
 struct State {
     ranks: Vec<Rank>,
-    turn: usize,
-    armed: Option<Duration>, // what the driver sleeps for
+    last_rank: usize,
+    armed: Option<Duration>, // the time that `run` sleeps to
 }
 
 #[derive(Debug)]
 struct Rank {
     engine: Engine,
-    seats: HashMap<RequestId, Arc<Seat>>,
+    waiting: HashMap<RequestId, Arc<ProgressCell>>,
 }
 
-impl Floor {
+/// Sequences that an abort ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AbortTarget<'a> {
+    /// All of them.
+    All,
+    /// Those of one request id.
+    Rid(&'a str),
+}
+
+impl AbortTarget<'_> {
+    fn includes(self, rid: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Rid(target) => target == rid,
+        }
+    }
+}
+
+impl Scheduler {
     pub(crate) fn new(options: &EngineOptions, dp_size: u32, counts: Arc<Counts>) -> Self {
         let rank = || Rank {
             engine: Engine::new(options.clone()),
-            seats: HashMap::new(),
+            waiting: HashMap::new(),
         };
         let state = State {
             ranks: (0..dp_size).map(|_| rank()).collect(),
-            turn: 0,
+            last_rank: 0,
             armed: None,
         };
         Self {
             state: Mutex::new(state),
             started: Instant::now(),
-            sooner: Notify::new(),
+            rearmed: Notify::new(),
             counts,
         }
     }
@@ -60,11 +78,11 @@ impl Floor {
         self.started.elapsed()
     }
 
-    /// The rank an unrouted request goes to: each in turn.
+    /// The rank of the next request without one: round robin.
     pub(crate) fn next_rank(&self) -> u32 {
         let mut state = self.lock();
-        state.turn = (state.turn + 1) % state.ranks.len().max(1);
-        state.turn as u32
+        state.last_rank = (state.last_rank + 1) % state.ranks.len().max(1);
+        state.last_rank as u32
     }
 
     /// Starts a sequence on a rank (which must exist).
@@ -73,70 +91,65 @@ impl Floor {
         rank: u32,
         request: SimRequest,
         rid: &Arc<str>,
-    ) -> Result<Ticket, QueueFull> {
+    ) -> Result<Submission, QueueFull> {
         let now = self.now();
         let mut state = self.lock();
-        let place = &mut state.ranks[rank as usize];
-        let id = place.engine.submit(now, request)?;
+        let Rank { engine, waiting } = &mut state.ranks[rank as usize];
+        let id = engine.submit(now, request)?;
         let mut progress = Progress::default();
-        for event in place.engine.advance(now) {
+        for event in engine.advance(now) {
             if event.request == id {
-                apply(&mut progress, event.kind);
+                progress.apply(event.kind);
             } else {
-                deliver(&mut place.seats, event);
+                deliver(waiting, event);
             }
         }
-        let seat = progress.end.is_none().then(|| {
-            let seat = Arc::new(Seat::new(Arc::clone(rid), progress));
-            place.seats.insert(id, Arc::clone(&seat));
-            seat
+        let cell = progress.end.is_none().then(|| {
+            let cell = Arc::new(ProgressCell::new(Arc::clone(rid), progress));
+            waiting.insert(id, Arc::clone(&cell));
+            cell
         });
         self.rearm(&mut state);
         drop(state);
-        let floor = Arc::clone(self);
-        Ok(Ticket {
-            floor,
+        Ok(Submission {
+            scheduler: Arc::clone(self),
             rank,
             request: id,
-            seat,
+            cell,
             progress,
         })
     }
 
-    /// Gives up a sequence nobody waits for any more.
-    fn leave(&self, rank: u32, request: RequestId) {
+    /// Ends a sequence whose submission was dropped.
+    fn cancel(&self, rank: u32, request: RequestId) {
         let now = self.now();
         let mut state = self.lock();
-        let place = &mut state.ranks[rank as usize];
-        place.seats.remove(&request);
-        if place.engine.abort(now, request) {
-            self.counts.aborted.fetch_add(1, Relaxed);
+        let Rank { engine, waiting } = &mut state.ranks[rank as usize];
+        waiting.remove(&request);
+        if engine.abort(now, request) {
+            increment(&self.counts.aborted);
         }
         self.rearm(&mut state);
     }
 
-    /// Aborts the sequences of a request id, or all of them.
-    pub(crate) fn abort(&self, rid: &str, all: bool) {
+    /// Aborts sequences; their submissions end as [`End::Aborted`].
+    pub(crate) fn abort(&self, target: AbortTarget<'_>) {
         let now = self.now();
         let mut state = self.lock();
-        for rank in &mut state.ranks {
-            let hit = rank
-                .seats
-                .iter()
-                .filter(|(_, seat)| all || *seat.rid == *rid);
-            let requests: Vec<RequestId> = hit.map(|(request, _)| *request).collect();
-            for request in requests {
-                if rank.engine.abort(now, request) {
-                    self.counts.aborted.fetch_add(1, Relaxed);
-                    let seat = rank.seats.remove(&request);
-                    seat.inspect(|seat| seat.update(|progress| progress.end = Some(End::Aborted)));
+        for Rank { engine, waiting } in &mut state.ranks {
+            waiting.retain(|request, cell| {
+                let aborted = target.includes(&cell.rid) && engine.abort(now, *request);
+                if aborted {
+                    increment(&self.counts.aborted);
+                    cell.update(|progress| progress.end = Some(End::Aborted));
                 }
-            }
+                !aborted
+            });
         }
         self.rearm(&mut state);
     }
 
-    /// Empties every rank's prefix cache; false (and nothing done) while anything runs or waits.
+    /// Empties every rank's prefix cache; false, and no change, while any request runs or waits.
     pub(crate) fn flush_cache(&self) -> bool {
         let now = self.now();
         let mut state = self.lock();
@@ -152,7 +165,7 @@ impl Floor {
                 .all(|rank| rank.engine.flush_cache(now))
     }
 
-    /// What each rank is doing.
+    /// The load of each rank.
     pub(crate) fn loads(&self) -> Vec<EngineLoad> {
         let now = self.now();
         self.lock()
@@ -162,25 +175,25 @@ impl Floor {
             .collect()
     }
 
-    /// Tells answers about progress when it is due; runs as long as the worker.
-    pub(crate) async fn drive(&self) {
+    /// Delivers progress when it is due; runs as long as the worker.
+    pub(crate) async fn run(&self) {
         loop {
-            match self.tick() {
+            match self.deliver_due() {
                 Some(at) => tokio::select! {
                     () = sleep_until(self.started + at) => {}
-                    () = self.sooner.notified() => {}
+                    () = self.rearmed.notified() => {}
                 },
-                None => self.sooner.notified().await,
+                None => self.rearmed.notified().await,
             }
         }
     }
 
-    fn tick(&self) -> Option<Duration> {
+    fn deliver_due(&self) -> Option<Duration> {
         let now = self.now();
         let mut state = self.lock();
-        for rank in &mut state.ranks {
-            for event in rank.engine.advance(now) {
-                deliver(&mut rank.seats, event);
+        for Rank { engine, waiting } in &mut state.ranks {
+            for event in engine.advance(now) {
+                deliver(waiting, event);
             }
         }
         state.armed = state.next_event();
@@ -191,7 +204,7 @@ impl Floor {
         let next = state.next_event();
         if next.is_some_and(|next| state.armed.is_none_or(|armed| next < armed)) {
             state.armed = next;
-            self.sooner.notify_one();
+            self.rearmed.notify_one();
         }
     }
 
@@ -209,44 +222,24 @@ impl State {
     }
 }
 
-fn deliver(seats: &mut HashMap<RequestId, Arc<Seat>>, event: Event) {
-    let seat = match event.kind {
-        EventKind::Finished { .. } => seats.remove(&event.request),
-        _ => seats.get(&event.request).cloned(),
+fn deliver(waiting: &mut HashMap<RequestId, Arc<ProgressCell>>, event: Event) {
+    let cell = match event.kind {
+        EventKind::Finished { .. } => waiting.remove(&event.request),
+        _ => waiting.get(&event.request).cloned(),
     };
-    seat.inspect(|seat| seat.update(|progress| apply(progress, event.kind)));
+    cell.inspect(|cell| cell.update(|progress| progress.apply(event.kind)));
 }
 
-fn apply(progress: &mut Progress, kind: EventKind) {
-    match kind {
-        EventKind::FirstToken { cached_tokens } => {
-            progress.tokens = 1;
-            progress.cached_tokens = cached_tokens;
-        }
-        EventKind::Progress { tokens } => progress.tokens = tokens,
-        EventKind::Finished {
-            tokens,
-            cached_tokens,
-        } => {
-            *progress = Progress {
-                tokens,
-                cached_tokens,
-                end: Some(End::Finished),
-            };
-        }
-    }
-}
-
-/// Why a sequence is over.
+/// How a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// All its tokens are made.
+    /// All its tokens are generated.
     Finished,
-    /// Dropped by `POST /abort_request`.
+    /// Ended by `POST /abort_request`.
     Aborted,
 }
 
-/// How far a sequence is.
+/// The state of a sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
     pub(crate) tokens: u32,
@@ -254,81 +247,103 @@ pub(crate) struct Progress {
     pub(crate) end: Option<End>,
 }
 
-/// Where the floor leaves progress; newer progress replaces older.
+impl Progress {
+    fn apply(&mut self, kind: EventKind) {
+        match kind {
+            EventKind::FirstToken { cached_tokens } => {
+                self.tokens = 1;
+                self.cached_tokens = cached_tokens;
+            }
+            EventKind::Progress { tokens } => self.tokens = tokens,
+            EventKind::Finished {
+                tokens,
+                cached_tokens,
+            } => {
+                *self = Self {
+                    tokens,
+                    cached_tokens,
+                    end: Some(End::Finished),
+                };
+            }
+        }
+    }
+}
+
+/// Progress on its way from the scheduler to a submission; newer progress replaces older.
 #[derive(Debug)]
-pub(crate) struct Seat {
-    pub(crate) rid: Arc<str>,
-    slot: Mutex<Slot>,
+struct ProgressCell {
+    rid: Arc<str>,
+    state: Mutex<CellState>,
 }
 
 #[derive(Debug)]
-struct Slot {
+struct CellState {
     progress: Progress,
     waker: Option<Waker>,
 }
 
-impl Seat {
-    pub(crate) fn new(rid: Arc<str>, progress: Progress) -> Self {
-        let slot = Slot {
+impl ProgressCell {
+    fn new(rid: Arc<str>, progress: Progress) -> Self {
+        let state = CellState {
             progress,
             waker: None,
         };
         Self {
             rid,
-            slot: Mutex::new(slot),
+            state: Mutex::new(state),
         }
     }
 
-    pub(crate) fn update(&self, change: impl FnOnce(&mut Progress)) {
-        let mut slot = self.slot();
-        change(&mut slot.progress);
-        if let Some(waker) = slot.waker.take() {
+    fn update(&self, change: impl FnOnce(&mut Progress)) {
+        let mut state = self.lock();
+        change(&mut state.progress);
+        if let Some(waker) = state.waker.take() {
             waker.wake();
         }
     }
 
-    fn slot(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, CellState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Held while an answer is owed; dropping it early aborts the sequence.
+/// A sequence in an engine; dropping it before its end aborts the sequence.
 #[derive(Debug)]
-pub(crate) struct Ticket {
-    pub(crate) floor: Arc<Floor>,
+pub(crate) struct Submission {
+    pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) rank: u32,
-    pub(crate) request: RequestId,
-    pub(crate) seat: Option<Arc<Seat>>, // none when it was over before anyone had to wait
+    request: RequestId,
+    cell: Option<Arc<ProgressCell>>, // none if the sequence ended while it was submitted
     pub(crate) progress: Progress,
 }
 
-impl Ticket {
-    /// Waits for anything newer than the progress seen last.
-    pub(crate) fn poll_change(&mut self, cx: &Context<'_>) -> Poll<Progress> {
-        let Some(seat) = &self.seat else {
+impl Submission {
+    /// Waits for progress newer than the last one polled.
+    pub(crate) fn poll_progress(&mut self, cx: &Context<'_>) -> Poll<Progress> {
+        let Some(cell) = &self.cell else {
             return Poll::Ready(self.progress);
         };
-        let mut slot = seat.slot();
-        if slot.progress == self.progress {
-            slot.waker = Some(cx.waker().clone());
+        let mut state = cell.lock();
+        if state.progress == self.progress {
+            state.waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        self.progress = slot.progress;
+        self.progress = state.progress;
         Poll::Ready(self.progress)
     }
 
     /// Waits for the end.
-    pub(crate) async fn finish(&mut self) {
+    pub(crate) async fn wait(&mut self) {
         while self.progress.end.is_none() {
-            std::future::poll_fn(|cx| self.poll_change(cx)).await;
+            poll_fn(|cx| self.poll_progress(cx)).await;
         }
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Submission {
     fn drop(&mut self) {
         if self.progress.end.is_none() {
-            self.floor.leave(self.rank, self.request);
+            self.scheduler.cancel(self.rank, self.request);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::scheduler::{End, Ticket};
+use super::scheduler::{End, Submission};
 use super::vocabulary;
 use super::worker::Worker;
 use crate::engine::{Prompt, SimRequest, mix};
@@ -41,7 +41,7 @@ pub(crate) enum Stop {
 /// One answer in the making.
 #[derive(Debug)]
 pub(crate) struct Sequence {
-    pub(crate) ticket: Ticket,
+    pub(crate) submission: Submission,
     pub(crate) rid: Arc<str>,
     pub(crate) index: usize,
     pub(crate) prompt: usize,
@@ -108,17 +108,17 @@ impl Ask {
         let rank = self
             .routing
             .rank
-            .unwrap_or_else(|| worker.floor.next_rank());
-        let started = worker.floor.now();
+            .unwrap_or_else(|| worker.scheduler.next_rank());
+        let started = worker.scheduler.now();
         let prompt_tokens = prompt.tokens();
         let request = SimRequest {
             prompt: prompt.clone(),
             output_tokens: limit,
             watched: self.stream,
         };
-        let ticket = worker.floor.submit(rank, request, &rid);
+        let submission = worker.scheduler.submit(rank, request, &rid);
         Ok(Sequence {
-            ticket: ticket.map_err(|_| Refusal::queue_full(shape))?,
+            submission: submission.map_err(|_| Refusal::queue_full(shape))?,
             rid,
             index: place.index,
             prompt: place.number,
@@ -137,9 +137,9 @@ impl Ask {
             Some(OneOrMany::One(rid)) => format!("{rid}_{}", place.index).into(),
             Some(OneOrMany::Many(rids)) => match rids.get(place.number) {
                 Some(rid) => rid.as_str().into(),
-                None => worker.fresh_id(),
+                None => worker.new_rid(),
             },
-            None => worker.fresh_id(),
+            None => worker.new_rid(),
         }
     }
 }
@@ -173,7 +173,7 @@ fn plan(sampling: Option<&Sampling>, seed: u64, worker: &Worker) -> (u32, Stop) 
 fn first_stop(stops: &[String], seed: u64, limit: u32) -> Option<(u32, String)> {
     let mut text = String::new();
     for at in 0..limit {
-        vocabulary::speak(seed, at, at + 1, &mut text);
+        vocabulary::append_tokens(seed, at..at + 1, &mut text);
         let hit = stops
             .iter()
             .find(|stop| !stop.is_empty() && text.contains(stop.as_str()));
@@ -187,17 +187,17 @@ fn first_stop(stops: &[String], seed: u64, limit: u32) -> Option<(u32, String)> 
 impl Sequence {
     /// Tokens made so far.
     pub(crate) fn tokens(&self) -> u32 {
-        self.ticket.progress.tokens
+        self.submission.progress.tokens
     }
 
     /// Prompt tokens found in the cache.
     pub(crate) fn cached_tokens(&self) -> u32 {
-        self.ticket.progress.cached_tokens
+        self.submission.progress.cached_tokens
     }
 
     /// Whether nothing more will come.
     pub(crate) fn is_over(&self) -> bool {
-        self.ticket.progress.end.is_some()
+        self.submission.progress.end.is_some()
     }
 
     /// Whether token `at` is the last one.
@@ -208,7 +208,7 @@ impl Sequence {
     /// The text of the first `tokens` tokens, without the stop string if it ends there.
     pub(crate) fn text(&self, tokens: u32) -> String {
         let mut text = String::with_capacity(tokens as usize * 4);
-        vocabulary::speak(self.seed, 0, tokens, &mut text);
+        vocabulary::append_tokens(self.seed, 0..tokens, &mut text);
         if let (Stop::Matched(stop), true) = (&self.stop, tokens == self.limit) {
             text.truncate(text.find(stop.as_str()).unwrap_or(text.len()));
         }
@@ -228,7 +228,7 @@ impl Sequence {
 
     /// "stop", "length" or "abort".
     pub(crate) fn finish_reason(&self) -> &'static str {
-        match (self.ticket.progress.end, &self.stop) {
+        match (self.submission.progress.end, &self.stop) {
             (Some(End::Aborted), _) => "abort",
             (_, Stop::Length) => "length",
             _ => "stop",
@@ -237,7 +237,7 @@ impl Sequence {
 
     /// As `/generate` tells it in `meta_info`.
     pub(crate) fn finish_object(&self) -> Value {
-        if self.ticket.progress.end == Some(End::Aborted) {
+        if self.submission.progress.end == Some(End::Aborted) {
             return json!({"type": "abort", "message": "Aborted", "status_code": null});
         }
         match &self.stop {

@@ -1,8 +1,10 @@
-//! The text a simulated model says: one word per token, decided by a seed.
+//! The text of a simulated model: one word per token, determined by a seed.
+
+use std::ops::Range;
 
 use crate::engine::{BYTES_PER_TOKEN, mix};
 
-/// With the space between them these words are exactly as long as a token counts.
+/// Each word is, with a space, as long as a token ([`BYTES_PER_TOKEN`]).
 const WORDS: [&str; 64] = [
     "the", "and", "for", "are", "but", "not", "you", "all", "any", "can", "had", "her", "was",
     "one", "our", "out", "day", "get", "has", "him", "his", "how", "man", "new", "now", "old",
@@ -11,13 +13,13 @@ const WORDS: [&str; 64] = [
     "dog", "bee", "ant", "cow", "red", "tan", "low", "mid", "top", "end", "far", "key",
 ];
 
-/// The word of token `at` of the answer that `seed` decides.
+/// The word of token `at` in the text of `seed`.
 pub(crate) fn word(seed: u64, at: u32) -> &'static str {
     WORDS[(mix(seed, u64::from(at)) % WORDS.len() as u64) as usize]
 }
 
 /// The token's id: its four bytes (a space, then the word), little-endian.
-pub(crate) fn word_id(seed: u64, at: u32) -> u32 {
+pub(crate) fn token_id(seed: u64, at: u32) -> u32 {
     let mut piece = [b' '; BYTES_PER_TOKEN];
     for (to, from) in piece[1..].iter_mut().zip(word(seed, at).bytes()) {
         *to = from;
@@ -25,19 +27,19 @@ pub(crate) fn word_id(seed: u64, at: u32) -> u32 {
     u32::from_le_bytes(piece)
 }
 
-/// A made-up log probability, between -4 and 0.
+/// A simulated log probability, between -4 and 0.
 pub(crate) fn logprob(seed: u64, at: u32) -> f64 {
     -((mix(seed, u64::from(at)) >> 52) as f64) / 1024.0
 }
 
-/// A made-up score, 0 to 1.
-pub(crate) fn unit(seed: u64) -> f64 {
+/// A simulated score, 0 to 1.
+pub(crate) fn score(seed: u64) -> f64 {
     (mix(seed, 0) >> 40) as f64 / (1_u64 << 24) as f64
 }
 
-/// Adds tokens `from..to` to a text; all but the very first bring a space along.
-pub(crate) fn speak(seed: u64, from: u32, to: u32, text: &mut String) {
-    for at in from..to {
+/// Appends tokens to a text; each but token 0 begins with a space.
+pub(crate) fn append_tokens(seed: u64, tokens: Range<u32>, text: &mut String) {
+    for at in tokens {
         if at > 0 {
             text.push(' ');
         }
@@ -45,7 +47,7 @@ pub(crate) fn speak(seed: u64, from: u32, to: u32, text: &mut String) {
     }
 }
 
-/// Splits a text into token ids that [`detokenize`] turns back.
+/// Splits a text into token ids; [`detokenize`] is the inverse.
 pub(crate) fn tokenize(text: &str) -> Vec<u32> {
     let pieces = text.as_bytes().chunks(BYTES_PER_TOKEN);
     let id = |piece: &[u8]| {
@@ -59,7 +61,7 @@ pub(crate) fn tokenize(text: &str) -> Vec<u32> {
     pieces.map(id).collect()
 }
 
-/// The text behind ids made by [`tokenize`]; other ids give odd characters.
+/// The text of ids from [`tokenize`]; other ids give arbitrary characters.
 pub(crate) fn detokenize(ids: &[u32]) -> String {
     let bytes: Vec<u8> = ids
         .iter()
@@ -74,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_word_with_its_space_is_one_token_long() {
+    fn every_word_and_its_space_are_one_token_long() {
         assert!(WORDS.iter().all(|word| word.len() + 1 == BYTES_PER_TOKEN));
     }
 
@@ -86,10 +88,10 @@ mod tests {
     }
 
     #[test]
-    fn words_and_their_ids_agree() {
+    fn token_ids_detokenize_to_the_words() {
         let mut text = String::new();
-        speak(7, 0, 5, &mut text);
-        let ids: Vec<u32> = (0..5).map(|at| word_id(7, at)).collect();
+        append_tokens(7, 0..5, &mut text);
+        let ids: Vec<u32> = (0..5).map(|at| token_id(7, at)).collect();
         assert_eq!(detokenize(&ids).trim_start(), text);
     }
 }

@@ -1,4 +1,4 @@
-//! What all connections of a worker share.
+//! State that all connections of a worker share.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -7,23 +7,23 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::fault_injector::FaultBox;
-use super::request_log::{Counts, Ring};
-use super::scheduler::Floor;
+use super::fault_injector::FaultInjector;
+use super::request_log::{Counts, RequestLog};
+use super::scheduler::Scheduler;
 use crate::engine::mix;
 use crate::options::SimOptions;
 
-/// `/v1/responses` answers kept for `GET /v1/responses/{id}`.
-const KEPT_RESPONSES: usize = 1000;
+/// `/v1/responses` objects stored for `GET /v1/responses/{id}`.
+const STORED_RESPONSES: usize = 1000;
 
 /// Shared state of one worker.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) options: SimOptions,
-    pub(crate) floor: Arc<Floor>,
-    pub(crate) faults: FaultBox,
+    pub(crate) scheduler: Arc<Scheduler>,
+    pub(crate) faults: FaultInjector,
     pub(crate) counts: Arc<Counts>,
-    pub(crate) ring: Ring,
+    pub(crate) log: RequestLog,
     responses: Mutex<VecDeque<(String, Bytes)>>,
     ids: AtomicU64,
     identity: u64,
@@ -32,11 +32,11 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new(options: SimOptions, port: u16) -> Self {
         let counts = Arc::new(Counts::default());
-        let floor = Floor::new(&options.engine(), options.dp_size, Arc::clone(&counts));
+        let scheduler = Scheduler::new(&options.engine(), options.dp_size, Arc::clone(&counts));
         Self {
-            floor: Arc::new(floor),
-            faults: FaultBox::new(options.faults.clone(), options.seed),
-            ring: Ring::new(options.record_requests),
+            scheduler: Arc::new(scheduler),
+            faults: FaultInjector::new(options.faults.clone(), options.seed),
+            log: RequestLog::new(options.record_requests),
             counts,
             responses: Mutex::default(),
             ids: AtomicU64::new(0),
@@ -45,39 +45,40 @@ impl Worker {
         }
     }
 
-    /// A request id, different on every worker of a seed and port.
-    pub(crate) fn fresh_id(&self) -> Arc<str> {
+    /// A new request id; workers of other seeds or ports generate others.
+    pub(crate) fn new_rid(&self) -> Arc<str> {
         let number = self.ids.fetch_add(1, Relaxed);
         let high = mix(self.identity, number);
         format!("{high:016x}{:016x}", mix(high, number)).into()
     }
 
     /// Whether `startup_delay_ms` is over.
-    pub(crate) fn is_up(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         let delay = Duration::from_millis(self.options.startup_delay_ms);
-        delay.is_zero() || self.floor.now() >= delay
+        delay.is_zero() || self.scheduler.now() >= delay
     }
 
-    /// Keeps a `/v1/responses` answer, dropping the oldest.
-    pub(crate) fn keep_response(&self, id: String, document: Bytes) {
-        let mut kept = self
+    /// Stores a `/v1/responses` object; the oldest is dropped beyond the limit.
+    pub(crate) fn store_response(&self, id: String, document: Bytes) {
+        let mut stored = self
             .responses
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == KEPT_RESPONSES {
-            kept.pop_front();
+        if stored.len() == STORED_RESPONSES {
+            stored.pop_front();
         }
-        kept.push_back((id, document));
+        stored.push_back((id, document));
     }
 
-    pub(crate) fn kept_response(&self, id: &str) -> Option<Bytes> {
-        let kept = self
+    pub(crate) fn stored_response(&self, id: &str) -> Option<Bytes> {
+        let stored = self
             .responses
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        kept.iter()
+        stored
+            .iter()
             .rev()
-            .find(|(known, _)| known == id)
+            .find(|(stored_id, _)| stored_id == id)
             .map(|(_, document)| document.clone())
     }
 }
