@@ -12,8 +12,8 @@ use super::routes::Control;
 use super::{info, loads, metrics};
 use crate::engine::{Prompt, SimRequest};
 use crate::server::http::body::SimBody;
-use crate::server::http::error_response::{Refusal, Shape};
-use crate::server::http::exchange::{Answer, json_bytes};
+use crate::server::http::error_response::{ErrorResponse, Shape};
+use crate::server::http::exchange::{ApiResult, json_bytes};
 use crate::server::parse::{Prompts, Text};
 use crate::server::runtime::scheduler::AbortTarget;
 use crate::server::runtime::vocabulary;
@@ -45,7 +45,7 @@ pub(crate) async fn answer(
     control: Control<'_>,
     query: &str,
     body: &[u8],
-) -> Answer {
+) -> ApiResult {
     Ok(match control {
         Control::Health => health(worker).await,
         Control::HealthGenerate => health_generate(worker).await,
@@ -118,11 +118,11 @@ fn flush_cache(worker: &Worker) -> Response<SimBody> {
     response
 }
 
-fn parsed<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(body).map_err(|error| Refusal::bad(Shape::Flat, error))
+fn parsed<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ErrorResponse> {
+    serde_json::from_slice(body).map_err(|error| ErrorResponse::bad_request(Shape::Flat, error))
 }
 
-fn abort_request(worker: &Worker, body: &[u8]) -> Answer {
+fn abort_request(worker: &Worker, body: &[u8]) -> ApiResult {
     let request: AbortRequest<'_> = parsed(body)?;
     let rid = request.rid.unwrap_or_default();
     worker.scheduler.abort(if request.abort_all == Some(true) {
@@ -133,7 +133,7 @@ fn abort_request(worker: &Worker, body: &[u8]) -> Answer {
     Ok(empty(StatusCode::OK))
 }
 
-fn tokenize(body: &[u8]) -> Answer {
+fn tokenize(body: &[u8]) -> ApiResult {
     let prompts = parsed::<TokenizeRequest<'_>>(body)?.prompt;
     let mut ids = prompts.ids();
     let counts: Vec<usize> = ids.iter().map(Vec::len).collect();
@@ -149,7 +149,7 @@ fn tokenize(body: &[u8]) -> Answer {
     ))
 }
 
-fn detokenize(body: &[u8]) -> Answer {
+fn detokenize(body: &[u8]) -> ApiResult {
     let prompts = parsed::<DetokenizeRequest<'_>>(body)?.tokens;
     let texts: Vec<String> = prompts
         .ids()
@@ -163,15 +163,16 @@ fn detokenize(body: &[u8]) -> Answer {
     }))
 }
 
-fn kept_response(worker: &Worker, id: &str) -> Result<Bytes, Refusal> {
+fn kept_response(worker: &Worker, id: &str) -> Result<Bytes, ErrorResponse> {
     worker.stored_response(id).ok_or_else(|| {
         let message = format!("Response with id '{id}' not found.");
-        Refusal::new(StatusCode::NOT_FOUND, Shape::Nested, message)
+        ErrorResponse::new(StatusCode::NOT_FOUND, Shape::Nested, message)
     })
 }
 
 /// Only finished responses are known, and those cannot be cancelled.
-fn cancel_response(worker: &Worker, id: &str) -> Refusal {
-    let finished = |_| Refusal::bad(Shape::Nested, "Cannot cancel a synchronous response.");
+fn cancel_response(worker: &Worker, id: &str) -> ErrorResponse {
+    let finished =
+        |_| ErrorResponse::bad_request(Shape::Nested, "Cannot cancel a synchronous response.");
     kept_response(worker, id).map_or_else(|unknown| unknown, finished)
 }

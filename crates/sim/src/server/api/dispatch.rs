@@ -7,20 +7,20 @@ use http::header::ALLOW;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
-use super::inference::Call;
+use super::inference::InferenceCall;
 use super::routes::Route;
 use super::{control, fault_control};
 use crate::server::http::body::SimBody;
-use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::http::exchange::{permitted, read_body, worded};
-use crate::server::http::wire::Line;
+use crate::server::http::wire::ConnectionControl;
 use crate::server::runtime::request_record::RequestRecord;
 use crate::server::runtime::worker::Worker;
 
 /// Answers one request; an error closes the connection without a word.
 pub(crate) async fn answer(
     worker: Arc<Worker>,
-    line: Arc<Line>,
+    connection: Arc<ConnectionControl>,
     request: Request<Incoming>,
 ) -> io::Result<Response<SimBody>> {
     let (parts, body) = request.into_parts();
@@ -40,17 +40,17 @@ pub(crate) async fn answer(
         _ => RequestRecord::control(&worker),
     };
     let body = read_body(body).await?;
-    record.set_entry(worker.log.push(&parts, &body, line.number));
+    record.set_entry(worker.log.push(&parts, &body, connection.number));
     let answer = match (permitted(&worker, &parts), allowed) {
-        (Err(refusal), _) => Err(refusal),
-        (_, Some(Route::Inference(api))) => {
-            let call = Call {
+        (Err(error), _) => Err(error),
+        (_, Some(Route::Inference(endpoint))) => {
+            let call = InferenceCall {
                 worker: &worker,
-                line: &line,
-                api,
+                connection: &connection,
+                endpoint,
                 parts: &parts,
             };
-            call.answer(body).await?
+            call.respond(body).await?
         }
         (_, Some(Route::Control(control))) => {
             let query = parts.uri.query().unwrap_or("");
@@ -59,7 +59,7 @@ pub(crate) async fn answer(
         (_, _) => return Ok(unrouted(route)),
     };
     let mut response = worded(answer);
-    if !line.is_scripted() {
+    if !connection.is_scripted() {
         response.body_mut().set_record(record);
     }
     Ok(response)
@@ -67,14 +67,14 @@ pub(crate) async fn answer(
 
 fn unrouted(route: Option<Route<'_>>) -> Response<SimBody> {
     let Some(route) = route else {
-        return worded(Err(Refusal::new(
+        return worded(Err(ErrorResponse::new(
             StatusCode::NOT_FOUND,
             Shape::Detail,
             "Not Found",
         )));
     };
     let status = StatusCode::METHOD_NOT_ALLOWED;
-    let mut response = worded(Err(Refusal::new(
+    let mut response = worded(Err(ErrorResponse::new(
         status,
         Shape::Detail,
         "Method Not Allowed",

@@ -6,20 +6,25 @@ use http::{Method, StatusCode};
 
 use super::routes::SimCall;
 use crate::faults::Faults;
-use crate::server::http::error_response::{Refusal, Shape};
-use crate::server::http::exchange::{Answer, json_bytes};
+use crate::server::http::error_response::{ErrorResponse, Shape};
+use crate::server::http::exchange::{ApiResult, json_bytes};
 use crate::server::runtime::worker::Worker;
 
 /// Answers a call to the simulator itself.
-pub(crate) fn answer(worker: &Arc<Worker>, call: SimCall, method: &Method, body: &[u8]) -> Answer {
+pub(crate) fn answer(
+    worker: &Arc<Worker>,
+    call: SimCall,
+    method: &Method,
+    body: &[u8],
+) -> ApiResult {
     match call {
         SimCall::Faults if *method == Method::POST => {
             let text = if body.is_empty() { b"{}" } else { body };
-            let faults: Faults =
-                serde_json::from_slice(text).map_err(|error| Refusal::bad(Shape::Nested, error))?;
+            let faults: Faults = serde_json::from_slice(text)
+                .map_err(|error| ErrorResponse::bad_request(Shape::Nested, error))?;
             faults
                 .check()
-                .map_err(|error| Refusal::bad(Shape::Nested, error))?;
+                .map_err(|error| ErrorResponse::bad_request(Shape::Nested, error))?;
             worker.faults.set(faults);
             document(&worker.faults.current())
         }
@@ -35,9 +40,9 @@ pub(crate) fn answer(worker: &Arc<Worker>, call: SimCall, method: &Method, body:
     }
 }
 
-fn document(value: &impl serde::Serialize) -> Answer {
+fn document(value: &impl serde::Serialize) -> ApiResult {
     let failed = |error: serde_json::Error| {
-        Refusal::new(
+        ErrorResponse::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             Shape::Nested,
             error.to_string(),

@@ -1,4 +1,4 @@
-//! An inference call, answered well or as the faults have it.
+//! An inference request, and the faults that change its response.
 
 use std::io;
 use std::sync::Arc;
@@ -10,31 +10,32 @@ use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode};
 use tokio::time::sleep;
 
-use super::routes::Api;
+use super::routes::Endpoint;
 use crate::faults::Faults;
-use crate::server::http::body::{Content, SimBody, Trouble};
-use crate::server::http::error_response::{Refusal, Shape};
-use crate::server::http::exchange::{Answer, JSON, json_bytes, worded};
+use crate::server::dialect::dialect::ParsedRequest;
+use crate::server::http::body::{BodyFaults, Content, SimBody};
+use crate::server::http::error_response::{ErrorResponse, Shape};
+use crate::server::http::exchange::{ApiResult, JSON, json_bytes, worded};
 use crate::server::http::stream::TokenStream;
-use crate::server::http::wire::Line;
+use crate::server::http::wire::ConnectionControl;
 use crate::server::runtime::request_log::increment;
 use crate::server::runtime::worker::Worker;
 
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream; charset=utf-8");
 
-/// An inference call.
-pub(crate) struct Call<'a> {
+/// An inference request.
+pub(crate) struct InferenceCall<'a> {
     pub(crate) worker: &'a Arc<Worker>,
-    pub(crate) line: &'a Arc<Line>,
-    pub(crate) api: Api,
+    pub(crate) connection: &'a Arc<ConnectionControl>,
+    pub(crate) endpoint: Endpoint,
     pub(crate) parts: &'a Parts,
 }
 
-impl Call<'_> {
-    /// Answers, with the faults that are drawn for it.
-    pub(crate) async fn answer(&self, body: Bytes) -> io::Result<Answer> {
+impl InferenceCall<'_> {
+    /// The response, with the faults drawn for this request; an error closes the connection.
+    pub(crate) async fn respond(&self, body: Bytes) -> io::Result<ApiResult> {
         let Some(faults) = self.worker.faults.draw() else {
-            return Ok(self.answer_well(body).await);
+            return Ok(self.respond_normally(body).await);
         };
         increment(&self.worker.counts.faulted);
         if faults.delay_first_byte_ms > 0 {
@@ -44,10 +45,10 @@ impl Call<'_> {
             return Err(io::Error::other("cut off by close_before_headers"));
         }
         if let Some(script) = script(&faults) {
-            self.line.say_instead(script);
+            self.connection.replace_response(script);
             return Ok(Ok(Response::new(SimBody::whole(Bytes::new()))));
         }
-        let mut response = worded(self.answer_or_fail(&faults, body).await);
+        let mut response = worded(self.respond_or_fail(&faults, body).await);
         if faults.duplicate_set_cookie {
             for cookie in ["sim_a=1; Path=/", "sim_b=2; Path=/"] {
                 response
@@ -57,42 +58,48 @@ impl Call<'_> {
         }
         response
             .body_mut()
-            .set_trouble(Trouble::new(&faults, self.line));
+            .set_faults(BodyFaults::new(&faults, self.connection));
         Ok(Ok(response))
     }
 
-    async fn answer_or_fail(&self, faults: &Faults, body: Bytes) -> Answer {
+    async fn respond_or_fail(&self, faults: &Faults, body: Bytes) -> ApiResult {
         if let Some(status) = faults
             .status
             .and_then(|code| StatusCode::from_u16(code).ok())
         {
-            let mut refusal =
-                Refusal::new(status, self.api.shape(), "fault injected by the simulator");
-            refusal.retry_after = faults.retry_after;
-            return Err(refusal);
+            let mut error = ErrorResponse::new(
+                status,
+                self.endpoint.shape(),
+                "fault injected by the simulator",
+            );
+            error.retry_after = faults.retry_after;
+            return Err(error);
         }
         if faults.huge_body_bytes > 0 {
             let mut response = json_bytes(Bytes::new());
             *response.body_mut() = SimBody::new(Content::filler(faults.huge_body_bytes));
             return Ok(response);
         }
-        self.answer_well(body).await
+        self.respond_normally(body).await
     }
 
-    async fn answer_well(&self, body: Bytes) -> Answer {
-        let (worker, shape) = (self.worker, self.api.shape());
+    async fn respond_normally(&self, body: Bytes) -> ApiResult {
+        let (worker, shape) = (self.worker, self.endpoint.shape());
         if !worker.is_ready() {
             let status = StatusCode::SERVICE_UNAVAILABLE;
-            return Err(Refusal::new(status, shape, "The server is starting"));
+            return Err(ErrorResponse::new(status, shape, "The server is starting"));
         }
-        if self.api.needs_json() && !self.declares_json() {
+        if self.endpoint.needs_json() && !self.declares_json() {
             let message = "Unsupported Media Type: Only 'application/json' is allowed";
-            return Err(Refusal::bad(Shape::Flat, message));
+            return Err(ErrorResponse::bad_request(Shape::Flat, message));
         }
-        let (ask, mut dialect) = self.api.read(worker, &body)?;
+        let ParsedRequest {
+            inference,
+            mut dialect,
+        } = self.endpoint.parse(worker, &body)?;
         drop(body);
-        let stream = ask.stream;
-        let mut sequences = ask.start(worker, shape)?;
+        let stream = inference.stream;
+        let mut sequences = inference.start(worker, shape)?;
         if stream {
             increment(&worker.counts.streams);
             let stream = TokenStream::new(sequences, dialect);
@@ -121,7 +128,7 @@ impl Call<'_> {
     }
 }
 
-/// What is sent instead of an answer when the fault is below HTTP.
+/// Bytes sent instead of a response by the faults below HTTP.
 fn script(faults: &Faults) -> Option<Bytes> {
     if faults.garbage_headers {
         return Some(Bytes::from_static(b"\x16\x03\x01 this is not HTTP\r\n\r\n"));

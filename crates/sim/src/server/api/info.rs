@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::runtime::worker::{Worker, unix_seconds};
 
 /// Tokens of context it claims; not enforced.
@@ -82,10 +82,14 @@ pub(crate) fn models(worker: &Worker) -> Value {
 }
 
 /// `/v1/models/{id}`.
-pub(crate) fn model_card(worker: &Worker, id: &str) -> Result<Value, Refusal> {
+pub(crate) fn model_card(worker: &Worker, id: &str) -> Result<Value, ErrorResponse> {
     if id == worker.options.model {
         return Ok(card(worker));
     }
     let message = format!("The model '{id}' does not exist");
-    Err(Refusal::new(StatusCode::NOT_FOUND, Shape::Flat, message))
+    Err(ErrorResponse::new(
+        StatusCode::NOT_FOUND,
+        Shape::Flat,
+        message,
+    ))
 }

@@ -10,8 +10,8 @@ use super::replies::text;
 use super::{info, metrics};
 use crate::engine::EngineLoad;
 use crate::options::SimOptions;
-use crate::server::http::error_response::{Refusal, Shape};
-use crate::server::http::exchange::{Answer, json_bytes};
+use crate::server::http::error_response::{ErrorResponse, Shape};
+use crate::server::http::exchange::{ApiResult, json_bytes};
 use crate::server::runtime::worker::Worker;
 
 fn timestamp() -> f64 {
@@ -36,7 +36,7 @@ pub(crate) fn get_load(worker: &Worker) -> Value {
 }
 
 /// `/v1/loads`, with `dp_rank`, `include` and `format` of its query.
-pub(crate) fn answer(worker: &Worker, query: &str) -> Answer {
+pub(crate) fn answer(worker: &Worker, query: &str) -> ApiResult {
     let value = |name: &str| {
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         pairs
@@ -50,7 +50,12 @@ pub(crate) fn answer(worker: &Worker, query: &str) -> Answer {
     let only = match value("dp_rank").map(str::parse::<usize>) {
         None => None,
         Some(Ok(rank)) if rank < worker.options.dp_size as usize => Some(rank),
-        Some(_) => return Err(Refusal::bad(Shape::Flat, "dp_rank: no such rank")),
+        Some(_) => {
+            return Err(ErrorResponse::bad_request(
+                Shape::Flat,
+                "dp_rank: no such rank",
+            ));
+        }
     };
     let include = value("include")
         .unwrap_or("all")
@@ -77,7 +82,7 @@ pub(crate) fn answer(worker: &Worker, query: &str) -> Answer {
     serde_json::to_vec(&document)
         .map(json_bytes)
         .map_err(|error| {
-            Refusal::new(
+            ErrorResponse::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 Shape::Flat,
                 error.to_string(),

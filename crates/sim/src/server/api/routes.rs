@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use http::Method;
 
-use crate::server::dialect::dialect::Understood;
+use crate::server::dialect::dialect::ParsedRequest;
 use crate::server::dialect::{chat, completion, encode, generate, messages, responses};
-use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::runtime::worker::Worker;
 
 /// What a path stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route<'a> {
     /// Work for the engine.
-    Inference(Api),
+    Inference(Endpoint),
     /// About the worker; never faulted, except health.
     Control(Control<'a>),
     /// The simulator's own, under `/sim`.
@@ -22,7 +22,7 @@ pub(crate) enum Route<'a> {
 
 /// The inference endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Api {
+pub(crate) enum Endpoint {
     Generate,
     Chat,
     Completions,
@@ -66,7 +66,7 @@ pub(crate) enum SimCall {
 
 impl<'a> Route<'a> {
     pub(crate) fn find(path: &'a str) -> Option<Self> {
-        if let Some(api) = Api::find(path) {
+        if let Some(api) = Endpoint::find(path) {
             return Some(Self::Inference(api));
         }
         let sim = match path {
@@ -82,7 +82,7 @@ impl<'a> Route<'a> {
     /// The methods it takes, as `Allow` lists them.
     pub(crate) fn methods(self) -> &'static str {
         match self {
-            Self::Inference(Api::Generate) => "POST, PUT",
+            Self::Inference(Endpoint::Generate) => "POST, PUT",
             Self::Sim(SimCall::Faults) | Self::Control(Control::FlushCache | Control::Profile) => {
                 "GET, POST"
             }
@@ -105,7 +105,7 @@ impl<'a> Route<'a> {
     }
 }
 
-impl Api {
+impl Endpoint {
     fn find(path: &str) -> Option<Self> {
         Some(match path {
             "/v1/chat/completions" => Self::Chat,
@@ -135,17 +135,21 @@ impl Api {
         self != Self::Generate
     }
 
-    pub(crate) fn read(self, worker: &Arc<Worker>, body: &[u8]) -> Result<Understood, Refusal> {
+    pub(crate) fn parse(
+        self,
+        worker: &Arc<Worker>,
+        body: &[u8],
+    ) -> Result<ParsedRequest, ErrorResponse> {
         match self {
-            Self::Generate => generate::read(worker, body),
-            Self::Chat => chat::read(worker, body),
-            Self::Completions => completion::read(worker, body),
-            Self::Embeddings => encode::read_embeddings(worker, body),
-            Self::Classify => encode::read_classify(worker, body),
-            Self::Rerank => encode::read_rerank(worker, body),
-            Self::Score => encode::read_score(worker, body),
-            Self::Responses => responses::read(worker, body),
-            Self::Messages => messages::read(worker, body),
+            Self::Generate => generate::parse(worker, body),
+            Self::Chat => chat::parse(worker, body),
+            Self::Completions => completion::parse(worker, body),
+            Self::Embeddings => encode::parse_embeddings(worker, body),
+            Self::Classify => encode::parse_classify(worker, body),
+            Self::Rerank => encode::parse_rerank(worker, body),
+            Self::Score => encode::parse_score(worker, body),
+            Self::Responses => responses::parse(worker, body),
+            Self::Messages => messages::parse(worker, body),
         }
     }
 }

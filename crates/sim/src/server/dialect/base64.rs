@@ -1,4 +1,4 @@
-//! Base64, as the OpenAI SDK asks embeddings to be packed.
+//! Base64, the encoding of embeddings that the OpenAI SDK requests.
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_examples_of_the_rfc_come_out() {
+    fn rfc_4648_examples_are_encoded() {
         let examples = [
             ("", ""),
             ("f", "Zg=="),

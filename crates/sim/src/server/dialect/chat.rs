@@ -7,13 +7,13 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::dialect::{Dialect, Understood};
+use super::dialect::{Dialect, ParsedRequest};
 use super::events::{data, document, done};
 use super::openai::{StreamOptions, logprob_entry, usage_object, wants_usage};
 use crate::engine::Prompt;
-use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::parse::{OneOrMany, Routing, Sampling, Text};
-use crate::server::runtime::sequence::{Ask, Sequence};
+use crate::server::runtime::sequence::{InferenceRequest, Sequence};
 use crate::server::runtime::worker::{Worker, unix_seconds};
 
 #[derive(Deserialize)]
@@ -57,7 +57,7 @@ pub(super) struct Message<'a> {
     pub(super) content: Option<Text<'a>>,
 }
 
-/// The conversation as the model is prompted with it; it ends where the answer begins.
+/// The prompt of a conversation; it ends with the assistant's role.
 pub(super) fn render<'a>(messages: impl IntoIterator<Item = &'a Message<'a>>) -> String {
     let mut prompt = String::with_capacity(1024);
     for Message { role, content } in messages {
@@ -75,30 +75,33 @@ struct Chat {
     created: u64,
     logprobs: bool,
     usage: bool,
-    chunk_head: String, // of every chunk, up to the choice's index
+    chunk_head: String, // start of every chunk, up to the choice's index
 }
 
-/// Reads a request.
-pub(crate) fn read(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> {
-    let request: ChatRequest<'_> =
-        serde_json::from_slice(body).map_err(|error| Refusal::bad(Shape::Flat, error))?;
+/// Parses a request.
+pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
+    let request: ChatRequest<'_> = serde_json::from_slice(body)
+        .map_err(|error| ErrorResponse::bad_request(Shape::Flat, error))?;
     if request.messages.is_empty() {
-        return Err(Refusal::bad(Shape::Flat, "messages: must not be empty"));
+        return Err(ErrorResponse::bad_request(
+            Shape::Flat,
+            "messages: must not be empty",
+        ));
     }
     let sampling = Sampling {
-        most: request.max_completion_tokens.or(request.max_tokens),
+        max_new_tokens: request.max_completion_tokens.or(request.max_tokens),
         n: request.n,
         ignore_eos: request.ignore_eos,
         stop: request.stop,
     };
-    let ranks = [request.routed_dp_rank, request.data_parallel_rank];
-    let ask = Ask {
+    let rank = request.routed_dp_rank.or(request.data_parallel_rank);
+    let inference = InferenceRequest {
         prompts: vec![Prompt::from_text(
             &render(&request.messages),
             worker.options.page_size,
         )],
         sampling: vec![sampling],
-        routing: Routing::new(request.rid, ranks, request.bootstrap_room),
+        routing: Routing::new(request.rid, rank, request.bootstrap_room),
         stream: request.stream == Some(true),
     };
     let model = request.model.map(|model| model.0.into_owned());
@@ -109,7 +112,10 @@ pub(crate) fn read(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> 
         usage: wants_usage(request.stream_options),
         chunk_head: String::new(),
     };
-    Ok((ask, Box::new(chat)))
+    Ok(ParsedRequest {
+        inference,
+        dialect: Box::new(chat),
+    })
 }
 
 #[derive(Serialize)]
@@ -125,14 +131,14 @@ struct Completion<'a> {
 #[derive(Serialize)]
 struct Choice {
     index: usize,
-    message: Answer,
+    message: AssistantMessage,
     logprobs: Option<Value>,
     finish_reason: &'static str,
     matched_stop: Option<Value>,
 }
 
 #[derive(Serialize)]
-struct Answer {
+struct AssistantMessage {
     role: &'static str,
     content: String,
     reasoning_content: Option<()>,
@@ -145,7 +151,7 @@ impl Chat {
         let finish = sequence.finish_object();
         Choice {
             index: sequence.index,
-            message: Answer {
+            message: AssistantMessage {
                 role: "assistant",
                 content: sequence.text(sequence.tokens()),
                 reasoning_content: None,
@@ -176,19 +182,22 @@ impl Chat {
 }
 
 impl Dialect for Chat {
-    fn document(&mut self, reply: &[Sequence]) -> Bytes {
+    fn document(&mut self, sequences: &[Sequence]) -> Bytes {
         document(&Completion {
-            id: reply.first().map_or("", |sequence| &sequence.rid),
+            id: sequences.first().map_or("", |sequence| &sequence.rid),
             object: "chat.completion",
             created: self.created,
             model: &self.model,
-            choices: reply.iter().map(|sequence| self.choice(sequence)).collect(),
-            usage: usage_object(reply),
+            choices: sequences
+                .iter()
+                .map(|sequence| self.choice(sequence))
+                .collect(),
+            usage: usage_object(sequences),
         })
     }
 
-    fn opening(&mut self, reply: &[Sequence], _out: &mut BytesMut) {
-        let id = reply.first().map_or("", |sequence| &sequence.rid);
+    fn opening(&mut self, sequences: &[Sequence], _out: &mut BytesMut) {
+        let id = sequences.first().map_or("", |sequence| &sequence.rid);
         let (id, model) = (json!(id), json!(self.model));
         let _ = write!(
             self.chunk_head,
@@ -216,8 +225,8 @@ impl Dialect for Chat {
         out.put_slice(b",\"finish_reason\":null}],\"usage\":null}\n\n");
     }
 
-    fn ending(&mut self, sequence: &Sequence, told: u32, out: &mut BytesMut) {
-        if told == 0 {
+    fn ending(&mut self, sequence: &Sequence, sent: u32, out: &mut BytesMut) {
+        if sent == 0 {
             self.role_chunk(sequence, out);
         }
         let choice = json!([{
@@ -228,10 +237,13 @@ impl Dialect for Chat {
         data(out, &self.chunk(&sequence.rid, &choice, None));
     }
 
-    fn closing(&mut self, reply: &[Sequence], out: &mut BytesMut) {
+    fn closing(&mut self, sequences: &[Sequence], out: &mut BytesMut) {
         if self.usage {
-            let id = reply.first().map_or("", |sequence| &sequence.rid);
-            data(out, &self.chunk(id, &json!([]), Some(&usage_object(reply))));
+            let id = sequences.first().map_or("", |sequence| &sequence.rid);
+            data(
+                out,
+                &self.chunk(id, &json!([]), Some(&usage_object(sequences))),
+            );
         }
         done(out);
     }

@@ -1,21 +1,23 @@
 //! `/v1/completions`.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::dialect::{Dialect, Understood};
+use super::dialect::{Dialect, ParsedRequest};
 use super::events::{data, document, done};
 use super::openai::{StreamOptions, usage_object, wants_usage};
-use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::parse::{OneOrMany, Prompts, Routing, Sampling, Text};
-use crate::server::runtime::sequence::{Ask, Sequence};
+use crate::server::runtime::sequence::{InferenceRequest, Sequence};
 use crate::server::runtime::vocabulary;
 use crate::server::runtime::worker::{Worker, unix_seconds};
 
 /// OpenAI's default for this endpoint.
-const DEFAULT_MOST: u32 = 16;
+const DEFAULT_MAX_TOKENS: u32 = 16;
 
 #[derive(Deserialize)]
 struct CompletionRequest<'a> {
@@ -52,26 +54,26 @@ struct CompletionRequest<'a> {
 struct Completion {
     model: String,
     created: u64,
-    echo: Vec<String>, // the prompts, if they are to be repeated
+    echo: Vec<String>, // the prompts to repeat, if requested
     logprobs: bool,
     usage: bool,
 }
 
-/// Reads a request.
-pub(crate) fn read(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> {
-    let request: CompletionRequest<'_> =
-        serde_json::from_slice(body).map_err(|error| Refusal::bad(Shape::Flat, error))?;
+/// Parses a request.
+pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
+    let request: CompletionRequest<'_> = serde_json::from_slice(body)
+        .map_err(|error| ErrorResponse::bad_request(Shape::Flat, error))?;
     let sampling = Sampling {
-        most: request.max_tokens.or(Some(DEFAULT_MOST)),
+        max_new_tokens: request.max_tokens.or(Some(DEFAULT_MAX_TOKENS)),
         n: request.n,
         ignore_eos: request.ignore_eos,
         stop: request.stop,
     };
-    let ranks = [request.routed_dp_rank, request.data_parallel_rank];
-    let ask = Ask {
-        prompts: request.prompt.to_engine(worker.options.page_size),
+    let rank = request.routed_dp_rank.or(request.data_parallel_rank);
+    let inference = InferenceRequest {
+        prompts: request.prompt.to_prompts(worker.options.page_size),
         sampling: vec![sampling],
-        routing: Routing::new(request.rid, ranks, request.bootstrap_room),
+        routing: Routing::new(request.rid, rank, request.bootstrap_room),
         stream: request.stream == Some(true),
     };
     let model = request.model.map(|model| model.0.into_owned());
@@ -87,17 +89,22 @@ pub(crate) fn read(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> 
         logprobs: request.logprobs.is_some(),
         usage: wants_usage(request.stream_options),
     };
-    Ok((ask, Box::new(completion)))
+    Ok(ParsedRequest {
+        inference,
+        dialect: Box::new(completion),
+    })
 }
 
 impl Completion {
-    fn echoed(&self, sequence: &Sequence) -> &str {
-        self.echo.get(sequence.prompt).map_or("", String::as_str)
+    fn echo_of(&self, sequence: &Sequence) -> &str {
+        self.echo
+            .get(sequence.prompt_index)
+            .map_or("", String::as_str)
     }
 
-    fn logprobs(&self, sequence: &Sequence, from: u32, to: u32) -> Option<Value> {
+    fn logprobs(&self, sequence: &Sequence, range: Range<u32>) -> Option<Value> {
         let tokens = |one: fn(u64, u32) -> Value| -> Vec<Value> {
-            (from..to).map(|at| one(sequence.seed, at)).collect()
+            range.clone().map(|at| one(sequence.seed, at)).collect()
         };
         self.logprobs.then(|| {
             json!({
@@ -109,22 +116,22 @@ impl Completion {
         })
     }
 
-    fn object(&self, reply: &[Sequence], choices: &[Value], usage: Option<&Value>) -> Value {
+    fn object(&self, sequences: &[Sequence], choices: &[Value], usage: Option<&Value>) -> Value {
         json!({
-            "id": reply.first().map_or("", |sequence| &sequence.rid),
+            "id": sequences.first().map_or("", |sequence| &sequence.rid),
             "object": "text_completion", "created": self.created, "model": self.model,
             "choices": choices, "usage": usage,
         })
     }
 
-    fn choice(&self, sequence: &Sequence, text: &str, range: (u32, u32)) -> Value {
+    fn choice(&self, sequence: &Sequence, text: &str, range: Range<u32>) -> Value {
         json!({
             "index": sequence.index, "text": text,
-            "logprobs": self.logprobs(sequence, range.0, range.1), "finish_reason": null,
+            "logprobs": self.logprobs(sequence, range), "finish_reason": null,
         })
     }
 
-    fn final_choice(&self, sequence: &Sequence, text: &str, range: (u32, u32)) -> Value {
+    fn final_choice(&self, sequence: &Sequence, text: &str, range: Range<u32>) -> Value {
         let mut choice = self.choice(sequence, text, range);
         choice["finish_reason"] = sequence.finish_reason().into();
         choice["matched_stop"] = sequence.finish_object()["matched"].clone();
@@ -133,37 +140,40 @@ impl Completion {
 }
 
 impl Dialect for Completion {
-    fn document(&mut self, reply: &[Sequence]) -> Bytes {
+    fn document(&mut self, sequences: &[Sequence]) -> Bytes {
         let choice = |sequence: &Sequence| {
             let tokens = sequence.tokens();
-            let text = format!("{}{}", self.echoed(sequence), sequence.text(tokens));
-            self.final_choice(sequence, &text, (0, tokens))
+            let text = format!("{}{}", self.echo_of(sequence), sequence.text(tokens));
+            self.final_choice(sequence, &text, 0..tokens)
         };
-        let choices: Vec<Value> = reply.iter().map(choice).collect();
-        document(&self.object(reply, &choices, Some(&usage_object(reply))))
+        let choices: Vec<Value> = sequences.iter().map(choice).collect();
+        document(&self.object(sequences, &choices, Some(&usage_object(sequences))))
     }
 
     fn token(&mut self, sequence: &Sequence, at: u32, out: &mut BytesMut) {
         let (space, word) = sequence.piece(at);
-        let echoed = if at == 0 { self.echoed(sequence) } else { "" };
-        let choice = self.choice(sequence, &format!("{echoed}{space}{word}"), (at, at + 1));
+        let echoed = if at == 0 { self.echo_of(sequence) } else { "" };
+        let choice = self.choice(sequence, &format!("{echoed}{space}{word}"), at..at + 1);
         data(
             out,
             &self.object(std::slice::from_ref(sequence), &[choice], None),
         );
     }
 
-    fn ending(&mut self, sequence: &Sequence, told: u32, out: &mut BytesMut) {
-        let choice = self.final_choice(sequence, "", (told, told));
+    fn ending(&mut self, sequence: &Sequence, sent: u32, out: &mut BytesMut) {
+        let choice = self.final_choice(sequence, "", sent..sent);
         data(
             out,
             &self.object(std::slice::from_ref(sequence), &[choice], None),
         );
     }
 
-    fn closing(&mut self, reply: &[Sequence], out: &mut BytesMut) {
+    fn closing(&mut self, sequences: &[Sequence], out: &mut BytesMut) {
         if self.usage {
-            data(out, &self.object(reply, &[], Some(&usage_object(reply))));
+            data(
+                out,
+                &self.object(sequences, &[], Some(&usage_object(sequences))),
+            );
         }
         done(out);
     }

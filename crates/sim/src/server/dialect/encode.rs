@@ -1,4 +1,4 @@
-//! Endpoints that read prompts and generate nothing: embeddings, classify, rerank, score.
+//! Endpoints that prefill prompts and generate no tokens: embeddings, classify, rerank, score.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -6,19 +6,19 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::base64;
-use super::dialect::{Dialect, Understood};
+use super::dialect::{Dialect, ParsedRequest};
 use super::events::document;
 use super::openai::usage_object;
 use crate::engine::{Prompt, mix};
-use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::parse::{Prompts, Routing, Sampling, Text};
-use crate::server::runtime::sequence::{Ask, Sequence};
+use crate::server::runtime::sequence::{InferenceRequest, Sequence};
 use crate::server::runtime::vocabulary;
 use crate::server::runtime::worker::{Worker, unix_seconds};
 
-/// Dimensions of an embedding unless the request says otherwise.
+/// Dimensions of an embedding if the request sets none.
 const DIMENSIONS: u32 = 8;
-const MOST_DIMENSIONS: u32 = 16_384;
+const MAX_DIMENSIONS: u32 = 16_384;
 
 #[derive(Deserialize)]
 struct EncodeRequest<'a> {
@@ -50,11 +50,11 @@ struct EncodeRequest<'a> {
     routed_dp_rank: Option<u32>,
 }
 
-/// Which endpoint, with what it needs to remember.
+/// The endpoint, with the fields that its response needs.
 #[derive(Clone, Debug)]
 enum Kind {
     Embeddings {
-        base64: bool,
+        format: Format,
         dimensions: u32,
     },
     Classify,
@@ -67,77 +67,90 @@ enum Kind {
     },
 }
 
+/// Encoding of embeddings (`encoding_format`).
+#[derive(Clone, Copy, Debug)]
+enum Format {
+    Float,
+    Base64,
+}
+
 struct Encode {
     model: String,
     kind: Kind,
 }
 
-fn required<T>(field: Option<T>, name: &str) -> Result<T, Refusal> {
-    field.ok_or_else(|| Refusal::bad(Shape::Flat, format!("{name}: field required")))
+fn required<T>(field: Option<T>, name: &str) -> Result<T, ErrorResponse> {
+    field.ok_or_else(|| ErrorResponse::bad_request(Shape::Flat, format!("{name}: field required")))
 }
 
-fn parsed(body: &[u8]) -> Result<EncodeRequest<'_>, Refusal> {
-    serde_json::from_slice(body).map_err(|error| Refusal::bad(Shape::Flat, error))
+fn parse(body: &[u8]) -> Result<EncodeRequest<'_>, ErrorResponse> {
+    serde_json::from_slice(body).map_err(|error| ErrorResponse::bad_request(Shape::Flat, error))
 }
 
-fn understood(
+fn parsed_request(
     worker: &Worker,
     request: EncodeRequest<'_>,
     prompts: Vec<Prompt>,
     kind: Kind,
-) -> Understood {
-    let ranks = [request.routed_dp_rank, request.data_parallel_rank];
-    let ask = Ask {
+) -> ParsedRequest {
+    let rank = request.routed_dp_rank.or(request.data_parallel_rank);
+    let inference = InferenceRequest {
         prompts,
         sampling: vec![Sampling {
-            most: Some(0),
+            max_new_tokens: Some(0),
             ..Sampling::default()
         }],
-        routing: Routing::new(None, ranks, request.bootstrap_room),
+        routing: Routing::new(None, rank, request.bootstrap_room),
         stream: false,
     };
     let model = request.model.map(|model| model.0.into_owned());
     let model = model.unwrap_or_else(|| worker.options.model.clone());
-    (ask, Box::new(Encode { model, kind }))
+    ParsedRequest {
+        inference,
+        dialect: Box::new(Encode { model, kind }),
+    }
 }
 
-/// Reads a request for `/v1/embeddings`.
-pub(crate) fn read_embeddings(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> {
-    let mut request = parsed(body)?;
-    let prompts = required(request.input.take(), "input")?.to_engine(worker.options.page_size);
+/// Parses a request for `/v1/embeddings`.
+pub(crate) fn parse_embeddings(
+    worker: &Worker,
+    body: &[u8],
+) -> Result<ParsedRequest, ErrorResponse> {
+    let mut request = parse(body)?;
+    let prompts = required(request.input.take(), "input")?.to_prompts(worker.options.page_size);
     let dimensions = request.dimensions.unwrap_or(DIMENSIONS);
-    if !(1..=MOST_DIMENSIONS).contains(&dimensions) {
-        return Err(Refusal::bad(
+    if !(1..=MAX_DIMENSIONS).contains(&dimensions) {
+        return Err(ErrorResponse::bad_request(
             Shape::Flat,
-            format!("dimensions: 1 to {MOST_DIMENSIONS}"),
+            format!("dimensions: 1 to {MAX_DIMENSIONS}"),
         ));
     }
-    let base64 = request
-        .encoding_format
-        .as_ref()
-        .is_some_and(|format| format.as_str() == "base64");
-    Ok(understood(
+    let format = match request.encoding_format.as_ref().map(Text::as_str) {
+        Some("base64") => Format::Base64,
+        _ => Format::Float,
+    };
+    Ok(parsed_request(
         worker,
         request,
         prompts,
-        Kind::Embeddings { base64, dimensions },
+        Kind::Embeddings { format, dimensions },
     ))
 }
 
-/// Reads a request for `/v1/classify`.
-pub(crate) fn read_classify(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> {
-    let mut request = parsed(body)?;
-    let prompts = required(request.input.take(), "input")?.to_engine(worker.options.page_size);
-    Ok(understood(worker, request, prompts, Kind::Classify))
+/// Parses a request for `/v1/classify`.
+pub(crate) fn parse_classify(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
+    let mut request = parse(body)?;
+    let prompts = required(request.input.take(), "input")?.to_prompts(worker.options.page_size);
+    Ok(parsed_request(worker, request, prompts, Kind::Classify))
 }
 
-/// Reads a request for `/v1/rerank`.
-pub(crate) fn read_rerank(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> {
-    let mut request = parsed(body)?;
+/// Parses a request for `/v1/rerank`.
+pub(crate) fn parse_rerank(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
+    let mut request = parse(body)?;
     let query = required(request.query.take(), "query")?;
     let documents = required(request.documents.take(), "documents")?;
     if query.as_str().trim().is_empty() || documents.is_empty() {
-        return Err(Refusal::bad(
+        return Err(ErrorResponse::bad_request(
             Shape::Flat,
             "query and documents must not be empty",
         ));
@@ -147,22 +160,22 @@ pub(crate) fn read_rerank(worker: &Worker, body: &[u8]) -> Result<Understood, Re
         Prompt::from_text(&text, worker.options.page_size)
     };
     let prompts: Vec<Prompt> = documents.iter().map(pair).collect();
-    let kept = request.return_documents != Some(false);
+    let return_documents = request.return_documents != Some(false);
     let kind = Kind::Rerank {
         top_n: request.top_n.unwrap_or(documents.len()),
-        documents: kept.then(|| {
+        documents: return_documents.then(|| {
             documents
                 .into_iter()
                 .map(|text| text.0.into_owned())
                 .collect()
         }),
     };
-    Ok(understood(worker, request, prompts, kind))
+    Ok(parsed_request(worker, request, prompts, kind))
 }
 
-/// Reads a request for `/v1/score`.
-pub(crate) fn read_score(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> {
-    let mut request = parsed(body)?;
+/// Parses a request for `/v1/score`.
+pub(crate) fn parse_score(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
+    let mut request = parse(body)?;
     let query = required(request.query.take(), "query")?;
     let items = required(request.items.take(), "items")?;
     let labels = request
@@ -176,10 +189,15 @@ pub(crate) fn read_score(worker: &Worker, body: &[u8]) -> Result<Understood, Ref
         )
     };
     let prompts = items.texts().into_iter().map(pair).collect();
-    Ok(understood(worker, request, prompts, Kind::Score { labels }))
+    Ok(parsed_request(
+        worker,
+        request,
+        prompts,
+        Kind::Score { labels },
+    ))
 }
 
-/// A unit vector that the prompt decides.
+/// A unit vector, determined by the prompt.
 fn embedding(seed: u64, dimensions: u32) -> Vec<f32> {
     let raw = (0..dimensions).map(|at| vocabulary::score(mix(seed, u64::from(at))) as f32 - 0.5);
     let raw: Vec<f32> = raw.collect();
@@ -192,27 +210,28 @@ fn embedding(seed: u64, dimensions: u32) -> Vec<f32> {
     raw.into_iter().map(|x| x / norm).collect()
 }
 
-fn embedding_entry(sequence: &Sequence, base64: bool, dimensions: u32) -> Value {
+fn embedding_entry(sequence: &Sequence, format: Format, dimensions: u32) -> Value {
     let vector = embedding(sequence.seed, dimensions);
-    let value = if base64 {
-        let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
-        base64::encode(&bytes).into()
-    } else {
-        json!(vector)
+    let value = match format {
+        Format::Float => json!(vector),
+        Format::Base64 => {
+            let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
+            base64::encode(&bytes).into()
+        }
     };
     json!({"object": "embedding", "index": sequence.index, "embedding": value})
 }
 
 fn class_entry(sequence: &Sequence) -> Value {
-    let yes = vocabulary::score(sequence.seed);
-    let label = if yes < 0.5 { "LABEL_0" } else { "LABEL_1" };
+    let positive = vocabulary::score(sequence.seed);
+    let label = if positive < 0.5 { "LABEL_0" } else { "LABEL_1" };
     json!({
-        "index": sequence.index, "label": label, "probs": [1.0 - yes, yes], "num_classes": 2,
+        "index": sequence.index, "label": label, "probs": [1.0 - positive, positive], "num_classes": 2,
     })
 }
 
-fn ranking(reply: &[Sequence], documents: Option<&Vec<String>>, top_n: usize) -> Vec<Value> {
-    let mut scored: Vec<(f64, &Sequence)> = reply
+fn ranking(sequences: &[Sequence], documents: Option<&Vec<String>>, top_n: usize) -> Vec<Value> {
+    let mut scored: Vec<(f64, &Sequence)> = sequences
         .iter()
         .map(|sequence| (vocabulary::score(sequence.seed), sequence))
         .collect();
@@ -240,29 +259,29 @@ fn label_scores(sequence: &Sequence, labels: usize) -> Vec<f64> {
 }
 
 impl Dialect for Encode {
-    fn document(&mut self, reply: &[Sequence]) -> Bytes {
-        let (model, usage) = (&self.model, usage_object(reply));
+    fn document(&mut self, sequences: &[Sequence]) -> Bytes {
+        let (model, usage) = (&self.model, usage_object(sequences));
         match &self.kind {
-            Kind::Embeddings { base64, dimensions } => {
-                let entry = |sequence| embedding_entry(sequence, *base64, *dimensions);
-                let entries: Vec<Value> = reply.iter().map(entry).collect();
+            Kind::Embeddings { format, dimensions } => {
+                let entry = |sequence| embedding_entry(sequence, *format, *dimensions);
+                let entries: Vec<Value> = sequences.iter().map(entry).collect();
                 document(&json!({
                     "object": "list", "data": entries, "model": model, "usage": usage,
                 }))
             }
             Kind::Classify => {
-                let entries: Vec<Value> = reply.iter().map(class_entry).collect();
-                let id = reply.first().map_or("", |sequence| &sequence.rid);
+                let entries: Vec<Value> = sequences.iter().map(class_entry).collect();
+                let id = sequences.first().map_or("", |sequence| &sequence.rid);
                 document(&json!({
                     "id": format!("classify-{id}"), "object": "list", "created": unix_seconds(),
                     "model": model, "data": entries, "usage": usage,
                 }))
             }
             Kind::Rerank { documents, top_n } => {
-                document(&ranking(reply, documents.as_ref(), *top_n))
+                document(&ranking(sequences, documents.as_ref(), *top_n))
             }
             Kind::Score { labels } => {
-                let scores: Vec<Vec<f64>> = reply
+                let scores: Vec<Vec<f64>> = sequences
                     .iter()
                     .map(|sequence| label_scores(sequence, *labels))
                     .collect();

@@ -6,17 +6,17 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::dialect::{Dialect, Understood};
+use super::dialect::{Dialect, ParsedRequest};
 use super::events::{data, document, done};
 use crate::engine::mix;
-use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::parse::{OneOrMany, Prompts, Routing, Sampling};
-use crate::server::runtime::sequence::{Ask, Sequence};
+use crate::server::runtime::sequence::{InferenceRequest, Sequence};
 use crate::server::runtime::vocabulary;
 use crate::server::runtime::worker::Worker;
 
 /// SGLang's default `max_new_tokens`.
-const DEFAULT_MOST: u32 = 128;
+const DEFAULT_MAX_NEW_TOKENS: u32 = 128;
 
 #[derive(Deserialize)]
 struct GenerateRequest<'a> {
@@ -42,20 +42,27 @@ struct GenerateRequest<'a> {
     routed_dp_rank: Option<u32>,
 }
 
+/// A frame of a response.
+#[derive(Clone, Copy, PartialEq)]
+enum Frame {
+    Partial,
+    Final,
+}
+
 struct Generate {
-    list: bool,
-    input_ids: Vec<Vec<u32>>, // kept for log probabilities only
+    is_list: bool,
+    input_ids: Vec<Vec<u32>>, // only for log probabilities
     logprobs: bool,
     logprobs_from: i64,
 }
 
-/// Reads a request.
-pub(crate) fn read(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> {
-    let request: GenerateRequest<'_> =
-        serde_json::from_slice(body).map_err(|error| Refusal::bad(Shape::Flat, error))?;
+/// Parses a request.
+pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
+    let request: GenerateRequest<'_> = serde_json::from_slice(body)
+        .map_err(|error| ErrorResponse::bad_request(Shape::Flat, error))?;
     let ((Some(prompts), None) | (None, Some(prompts))) = (request.text, request.input_ids) else {
         let message = "Either text, input_ids or input_embeds should be provided.";
-        return Err(Refusal::bad(Shape::Nested, message));
+        return Err(ErrorResponse::bad_request(Shape::Nested, message));
     };
     let sampling = sampling(request.sampling_params)?;
     let copies = sampling
@@ -70,42 +77,46 @@ pub(crate) fn read(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> 
         .logprob_start_len
         .and_then(|start| start.into_vec().first().copied());
     let generate = Generate {
-        list: prompts.is_batch() || copies > 1,
+        is_list: prompts.is_batch() || copies > 1,
         input_ids: if logprobs { prompts.ids() } else { Vec::new() },
         logprobs,
         logprobs_from: start.unwrap_or(-1),
     };
-    let ranks = [request.routed_dp_rank, request.data_parallel_rank];
-    let ask = Ask {
-        prompts: prompts.to_engine(worker.options.page_size),
+    let rank = request.routed_dp_rank.or(request.data_parallel_rank);
+    let inference = InferenceRequest {
+        prompts: prompts.to_prompts(worker.options.page_size),
         sampling,
-        routing: Routing::new(request.rid, ranks, request.bootstrap_room),
+        routing: Routing::new(request.rid, rank, request.bootstrap_room),
         stream: request.stream == Some(true),
     };
-    Ok((ask, Box::new(generate)))
+    Ok(ParsedRequest {
+        inference,
+        dialect: Box::new(generate),
+    })
 }
 
-fn sampling(params: Option<&RawValue>) -> Result<Vec<Sampling>, Refusal> {
+fn sampling(params: Option<&RawValue>) -> Result<Vec<Sampling>, ErrorResponse> {
     let params = params.map_or("{}", RawValue::get);
     let read = if params.trim_start().starts_with('[') {
         serde_json::from_str(params)
     } else {
         serde_json::from_str(params).map(|one: Option<Sampling>| vec![one.unwrap_or_default()])
     };
-    let refused = |error| Refusal::bad(Shape::Nested, format!("sampling_params: {error}"));
-    let mut sampling: Vec<Sampling> = read.map_err(refused)?;
+    let invalid =
+        |error| ErrorResponse::bad_request(Shape::Nested, format!("sampling_params: {error}"));
+    let mut sampling: Vec<Sampling> = read.map_err(invalid)?;
     for one in &mut sampling {
-        one.most = one.most.or(Some(DEFAULT_MOST));
+        one.max_new_tokens = one.max_new_tokens.or(Some(DEFAULT_MAX_NEW_TOKENS));
     }
     Ok(sampling)
 }
 
 impl Generate {
     /// The object for a sequence's first `tokens` tokens.
-    fn object(&self, sequence: &Sequence, tokens: u32, ended: bool) -> Value {
+    fn object(&self, sequence: &Sequence, tokens: u32, frame: Frame) -> Value {
         let mut meta = json!({
             "id": *sequence.rid,
-            "finish_reason": if ended { sequence.finish_object() } else { Value::Null },
+            "finish_reason": if frame == Frame::Final { sequence.finish_object() } else { Value::Null },
             "prompt_tokens": sequence.prompt_tokens,
             "weight_version": "default",
             "num_retractions": 0,
@@ -113,7 +124,7 @@ impl Generate {
             "cached_tokens": sequence.cached_tokens(),
             "e2e_latency": null,
         });
-        if ended {
+        if frame == Frame::Final {
             let since = sequence
                 .submission
                 .scheduler
@@ -136,7 +147,7 @@ impl Generate {
     fn add_logprobs(&self, sequence: &Sequence, tokens: u32, meta: &mut Value) {
         let prompt = self
             .input_ids
-            .get(sequence.prompt)
+            .get(sequence.prompt_index)
             .map_or(&[][..], Vec::as_slice);
         let last = prompt.len().saturating_sub(1);
         let first = usize::try_from(self.logprobs_from).map_or(last, |from| from.min(last));
@@ -157,9 +168,9 @@ impl Generate {
         meta["output_token_logprobs"] = (0..tokens).map(output).collect();
     }
 
-    fn frame(&self, sequence: &Sequence, tokens: u32, ended: bool, out: &mut BytesMut) {
-        let mut object = self.object(sequence, tokens, ended);
-        if self.list {
+    fn frame(&self, sequence: &Sequence, tokens: u32, frame: Frame, out: &mut BytesMut) {
+        let mut object = self.object(sequence, tokens, frame);
+        if self.is_list {
             object["index"] = sequence.index.into();
         }
         data(out, &object);
@@ -167,24 +178,24 @@ impl Generate {
 }
 
 impl Dialect for Generate {
-    fn document(&mut self, reply: &[Sequence]) -> Bytes {
-        let object = |sequence: &Sequence| self.object(sequence, sequence.tokens(), true);
-        if self.list {
-            document(&reply.iter().map(object).collect::<Vec<Value>>())
+    fn document(&mut self, sequences: &[Sequence]) -> Bytes {
+        let object = |sequence: &Sequence| self.object(sequence, sequence.tokens(), Frame::Final);
+        if self.is_list {
+            document(&sequences.iter().map(object).collect::<Vec<Value>>())
         } else {
-            document(&reply.first().map(object))
+            document(&sequences.first().map(object))
         }
     }
 
     fn token(&mut self, sequence: &Sequence, at: u32, out: &mut BytesMut) {
         if !sequence.is_last(at) {
-            self.frame(sequence, at + 1, false, out);
+            self.frame(sequence, at + 1, Frame::Partial, out);
         }
     }
 
-    /// The last token and the reason for stopping come in one frame.
-    fn ending(&mut self, sequence: &Sequence, told: u32, out: &mut BytesMut) {
-        self.frame(sequence, told, true, out);
+    /// The last token and the finish reason are one frame.
+    fn ending(&mut self, sequence: &Sequence, sent: u32, out: &mut BytesMut) {
+        self.frame(sequence, sent, Frame::Final, out);
     }
 
     fn closing(&mut self, _reply: &[Sequence], out: &mut BytesMut) {

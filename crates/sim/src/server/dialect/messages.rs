@@ -8,12 +8,12 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::chat::{Message, render};
-use super::dialect::{Dialect, Understood};
+use super::dialect::{Dialect, ParsedRequest};
 use super::events::{document, event};
 use crate::engine::Prompt;
-use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::parse::{OneOrMany, Routing, Sampling, Text};
-use crate::server::runtime::sequence::{Ask, Sequence, Usage};
+use crate::server::runtime::sequence::{InferenceRequest, Sequence, Usage};
 use crate::server::runtime::worker::Worker;
 
 #[derive(Deserialize)]
@@ -41,12 +41,12 @@ struct Messages {
     model: String,
 }
 
-/// Reads a request.
-pub(crate) fn read(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> {
-    let request: MessagesRequest<'_> =
-        serde_json::from_slice(body).map_err(|error| Refusal::bad(Shape::Anthropic, error))?;
+/// Parses a request.
+pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
+    let request: MessagesRequest<'_> = serde_json::from_slice(body)
+        .map_err(|error| ErrorResponse::bad_request(Shape::Anthropic, error))?;
     if request.messages.is_empty() {
-        return Err(Refusal::bad(
+        return Err(ErrorResponse::bad_request(
             Shape::Anthropic,
             "messages: must not be empty",
         ));
@@ -56,24 +56,27 @@ pub(crate) fn read(worker: &Worker, body: &[u8]) -> Result<Understood, Refusal> 
         content: Some(text),
     });
     let prompt = render(system.iter().chain(&request.messages));
-    let ranks = [request.routed_dp_rank, request.data_parallel_rank];
+    let rank = request.routed_dp_rank.or(request.data_parallel_rank);
     let sampling = Sampling {
-        most: Some(request.max_tokens),
+        max_new_tokens: Some(request.max_tokens),
         stop: request.stop_sequences.map(OneOrMany::Many),
         ..Sampling::default()
     };
-    let ask = Ask {
+    let inference = InferenceRequest {
         prompts: vec![Prompt::from_text(&prompt, worker.options.page_size)],
         sampling: vec![sampling],
-        routing: Routing::new(None, ranks, request.bootstrap_room),
+        routing: Routing::new(None, rank, request.bootstrap_room),
         stream: request.stream == Some(true),
     };
     let model = request.model.map(|model| model.0.into_owned());
     let model = model.unwrap_or_else(|| worker.options.model.clone());
-    Ok((ask, Box::new(Messages { model })))
+    Ok(ParsedRequest {
+        inference,
+        dialect: Box::new(Messages { model }),
+    })
 }
 
-/// Reason and stop string, as this API words them.
+/// Stop reason and stop string of this API.
 fn stop_of(sequence: &Sequence) -> Value {
     let matched = sequence.finish_object()["matched"].clone();
     match sequence.finish_reason() {
@@ -104,8 +107,8 @@ impl Messages {
 }
 
 impl Dialect for Messages {
-    fn document(&mut self, reply: &[Sequence]) -> Bytes {
-        let Some(sequence) = reply.first() else {
+    fn document(&mut self, sequences: &[Sequence]) -> Bytes {
+        let Some(sequence) = sequences.first() else {
             return Bytes::new();
         };
         let text = sequence.text(sequence.tokens());
@@ -116,8 +119,8 @@ impl Dialect for Messages {
         document(&object)
     }
 
-    fn opening(&mut self, reply: &[Sequence], out: &mut BytesMut) {
-        let Some(sequence) = reply.first() else {
+    fn opening(&mut self, sequences: &[Sequence], out: &mut BytesMut) {
+        let Some(sequence) = sequences.first() else {
             return;
         };
         let message = self.object(sequence, &json!([]));
@@ -138,11 +141,11 @@ impl Dialect for Messages {
         event(out, "content_block_delta", &fields);
     }
 
-    fn ending(&mut self, sequence: &Sequence, told: u32, out: &mut BytesMut) {
+    fn ending(&mut self, sequence: &Sequence, sent: u32, out: &mut BytesMut) {
         let stop = json!({"type": "content_block_stop", "index": 0});
         event(out, "content_block_stop", &stop);
         let fields = json!({
-            "type": "message_delta", "delta": stop_of(sequence), "usage": {"output_tokens": told},
+            "type": "message_delta", "delta": stop_of(sequence), "usage": {"output_tokens": sent},
         });
         event(out, "message_delta", &fields);
     }

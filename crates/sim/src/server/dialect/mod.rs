@@ -1,4 +1,4 @@
-//! The APIs: how each reads a request and words a response.
+//! The APIs: each parses its requests and writes its responses.
 
 mod base64;
 pub(crate) mod chat;

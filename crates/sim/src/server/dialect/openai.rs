@@ -13,18 +13,18 @@ pub(crate) struct StreamOptions {
     include_usage: Option<bool>,
 }
 
-/// Whether a usage chunk is asked for.
+/// Whether the request asks for a usage chunk.
 pub(super) fn wants_usage(options: Option<StreamOptions>) -> bool {
     options.and_then(|options| options.include_usage) == Some(true)
 }
 
 /// The OpenAI `usage` object.
-pub(super) fn usage_object(reply: &[Sequence]) -> Value {
+pub(super) fn usage_object(sequences: &[Sequence]) -> Value {
     let Usage {
         prompt,
         completion,
         cached,
-    } = Usage::of(reply);
+    } = Usage::of(sequences);
     json!({
         "prompt_tokens": prompt, "completion_tokens": completion,
         "total_tokens": prompt + completion,

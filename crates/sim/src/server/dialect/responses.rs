@@ -9,12 +9,12 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::chat::{Message, render};
-use super::dialect::{Dialect, Understood};
+use super::dialect::{Dialect, ParsedRequest};
 use super::events::{document, event};
 use crate::engine::Prompt;
-use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::parse::{Routing, Sampling, Text};
-use crate::server::runtime::sequence::{Ask, Sequence, Usage};
+use crate::server::runtime::sequence::{InferenceRequest, Sequence, Usage};
 use crate::server::runtime::worker::{Worker, unix_seconds};
 
 #[derive(Deserialize)]
@@ -44,7 +44,7 @@ enum Input<'a> {
     Items(#[serde(borrow)] Vec<Item<'a>>),
 }
 
-/// A message; items of other kinds (tool calls and the like) have no role and are skipped.
+/// A message. Items of other kinds, such as tool calls, have no role and are skipped.
 #[derive(Deserialize)]
 struct Item<'a> {
     #[serde(borrow, default)]
@@ -57,14 +57,14 @@ struct Response {
     worker: Arc<Worker>,
     model: String,
     created: u64,
-    text: String, // told so far, in a stream
-    number: u64,  // of the next event
+    text: String, // streamed so far
+    next_event: u64,
 }
 
-/// Reads a request.
-pub(crate) fn read(worker: &Arc<Worker>, body: &[u8]) -> Result<Understood, Refusal> {
-    let request: ResponsesRequest<'_> =
-        serde_json::from_slice(body).map_err(|error| Refusal::bad(Shape::Nested, error))?;
+/// Parses a request.
+pub(crate) fn parse(worker: &Arc<Worker>, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
+    let request: ResponsesRequest<'_> = serde_json::from_slice(body)
+        .map_err(|error| ErrorResponse::bad_request(Shape::Nested, error))?;
     let message = |role: Text<'static>, content| Message {
         role,
         content: Some(content),
@@ -85,17 +85,17 @@ pub(crate) fn read(worker: &Arc<Worker>, body: &[u8]) -> Result<Understood, Refu
             })
         })),
     }
-    let ranks = [request.routed_dp_rank, request.data_parallel_rank];
-    let ask = Ask {
+    let rank = request.routed_dp_rank.or(request.data_parallel_rank);
+    let inference = InferenceRequest {
         prompts: vec![Prompt::from_text(
             &render(&prompt),
             worker.options.page_size,
         )],
         sampling: vec![Sampling {
-            most: request.max_output_tokens,
+            max_new_tokens: request.max_output_tokens,
             ..Sampling::default()
         }],
-        routing: Routing::new(None, ranks, request.bootstrap_room),
+        routing: Routing::new(None, rank, request.bootstrap_room),
         stream: request.stream == Some(true),
     };
     let model = request.model.map(|model| model.0.into_owned());
@@ -104,9 +104,12 @@ pub(crate) fn read(worker: &Arc<Worker>, body: &[u8]) -> Result<Understood, Refu
         model: model.unwrap_or_else(|| worker.options.model.clone()),
         created: unix_seconds(),
         text: String::new(),
-        number: 0,
+        next_event: 0,
     };
-    Ok((ask, Box::new(response)))
+    Ok(ParsedRequest {
+        inference,
+        dialect: Box::new(response),
+    })
 }
 
 fn id_of(sequence: &Sequence) -> String {
@@ -148,7 +151,7 @@ impl Response {
         })
     }
 
-    /// The finished response, which is also kept for later.
+    /// The finished response, which is also stored.
     fn finished(&self, sequence: &Sequence) -> Value {
         let status = match sequence.finish_reason() {
             "length" => "incomplete",
@@ -163,70 +166,70 @@ impl Response {
         object
     }
 
-    fn say(&mut self, out: &mut BytesMut, kind: &str, mut fields: Value) {
+    fn write_event(&mut self, out: &mut BytesMut, kind: &str, mut fields: Value) {
         fields["type"] = kind.into();
-        fields["sequence_number"] = self.number.into();
-        self.number += 1;
+        fields["sequence_number"] = self.next_event.into();
+        self.next_event += 1;
         event(out, kind, &fields);
     }
 }
 
-fn placed(sequence: &Sequence) -> Value {
+fn content_position(sequence: &Sequence) -> Value {
     json!({"item_id": format!("msg_{}", sequence.rid), "output_index": 0, "content_index": 0})
 }
 
 impl Dialect for Response {
-    fn document(&mut self, reply: &[Sequence]) -> Bytes {
-        document(&reply.first().map(|sequence| self.finished(sequence)))
+    fn document(&mut self, sequences: &[Sequence]) -> Bytes {
+        document(&sequences.first().map(|sequence| self.finished(sequence)))
     }
 
-    fn opening(&mut self, reply: &[Sequence], out: &mut BytesMut) {
-        let Some(sequence) = reply.first() else {
+    fn opening(&mut self, sequences: &[Sequence], out: &mut BytesMut) {
+        let Some(sequence) = sequences.first() else {
             return;
         };
         for kind in ["response.created", "response.in_progress"] {
             let object = self.object(sequence, "in_progress", &json!([]));
-            self.say(out, kind, json!({"response": object}));
+            self.write_event(out, kind, json!({"response": object}));
         }
         let item = message(sequence, "in_progress", &json!([]));
-        self.say(
+        self.write_event(
             out,
             "response.output_item.added",
             json!({"output_index": 0, "item": item}),
         );
-        let mut added = placed(sequence);
+        let mut added = content_position(sequence);
         added["part"] = part("");
-        self.say(out, "response.content_part.added", added);
+        self.write_event(out, "response.content_part.added", added);
     }
 
     fn token(&mut self, sequence: &Sequence, at: u32, out: &mut BytesMut) {
         let (space, word) = sequence.piece(at);
-        let mut delta = placed(sequence);
+        let mut delta = content_position(sequence);
         delta["delta"] = format!("{space}{word}").into();
         delta["logprobs"] = json!([]);
         self.text.push_str(space);
         self.text.push_str(word);
-        self.say(out, "response.output_text.delta", delta);
+        self.write_event(out, "response.output_text.delta", delta);
     }
 
     fn ending(&mut self, sequence: &Sequence, _told: u32, out: &mut BytesMut) {
-        let mut done = placed(sequence);
+        let mut done = content_position(sequence);
         done["text"] = self.text.as_str().into();
         done["logprobs"] = json!([]);
-        self.say(out, "response.output_text.done", done);
-        let mut done = placed(sequence);
+        self.write_event(out, "response.output_text.done", done);
+        let mut done = content_position(sequence);
         done["part"] = part(&self.text);
-        self.say(out, "response.content_part.done", done);
+        self.write_event(out, "response.content_part.done", done);
         let item = message(sequence, "completed", &json!([part(&self.text)]));
-        self.say(
+        self.write_event(
             out,
             "response.output_item.done",
             json!({"output_index": 0, "item": item}),
         );
     }
 
-    fn closing(&mut self, reply: &[Sequence], out: &mut BytesMut) {
-        let Some(sequence) = reply.first() else {
+    fn closing(&mut self, sequences: &[Sequence], out: &mut BytesMut) {
+        let Some(sequence) = sequences.first() else {
             return;
         };
         let object = self.finished(sequence);
@@ -234,6 +237,6 @@ impl Dialect for Response {
             "length" => "response.incomplete",
             _ => "response.completed",
         };
-        self.say(out, kind, json!({"response": object}));
+        self.write_event(out, kind, json!({"response": object}));
     }
 }

@@ -1,4 +1,4 @@
-//! Response bodies: whole, streamed, huge, and the ways they may break.
+//! Response bodies: whole, streamed or huge, with the faults that break them.
 
 use std::io;
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 
 use super::stream::TokenStream;
-use super::wire::Line;
+use super::wire::ConnectionControl;
 use crate::faults::Faults;
 use crate::server::runtime::request_record::RequestRecord;
 
@@ -19,14 +19,14 @@ const FILLER: Bytes = Bytes::from_static(&[b'x'; 64 * 1024]);
 const FILLER_HEAD: &[u8] = b"{\"text\":\"";
 const FILLER_TAIL: &[u8] = b"\"}";
 
-/// What a body consists of.
+/// Source of a body's bytes.
 #[derive(Debug)]
 pub(crate) enum Content {
-    /// Known bytes, if any are left.
+    /// Known bytes, until they are sent.
     Whole(Option<Bytes>),
-    /// Events as tokens come.
+    /// Events, sent as tokens are generated.
     Stream(Box<TokenStream>),
-    /// A JSON object of a given size.
+    /// A JSON object of a given size in bytes.
     Filler { size: u64, sent: u64 },
 }
 
@@ -51,7 +51,7 @@ impl Content {
         }
     }
 
-    fn left(&self) -> Option<u64> {
+    fn remaining(&self) -> Option<u64> {
         match self {
             Self::Whole(bytes) => Some(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Stream(_) => None,
@@ -70,56 +70,56 @@ fn filler_chunk(size: u64, sent: u64) -> Option<Bytes> {
     }
 }
 
-/// How a body goes wrong.
+/// Faults of one body.
 #[derive(Debug)]
-pub(crate) struct Trouble {
+pub(crate) struct BodyFaults {
     close_at: Option<u64>,
     stall_at: Option<u64>,
     sent: u64,
     flushed: bool,
-    gap: Duration,
-    pause: Option<Pin<Box<Sleep>>>,
-    hang_up: Option<Arc<Line>>,
+    chunk_delay: Duration,
+    delay: Option<Pin<Box<Sleep>>>,
+    close_after: Option<Arc<ConnectionControl>>,
 }
 
-impl Trouble {
-    pub(crate) fn new(faults: &Faults, line: &Arc<Line>) -> Self {
+impl BodyFaults {
+    pub(crate) fn new(faults: &Faults, connection: &Arc<ConnectionControl>) -> Self {
         Self {
             close_at: faults.close_mid_body,
             stall_at: faults.stall_mid_body,
             sent: 0,
             flushed: false,
-            gap: Duration::from_millis(faults.chunk_delay_ms),
-            pause: None,
-            hang_up: faults.close_after_stream.then(|| Arc::clone(line)),
+            chunk_delay: Duration::from_millis(faults.chunk_delay_ms),
+            delay: None,
+            close_after: faults.close_after_stream.then(|| Arc::clone(connection)),
         }
     }
 
-    /// Decides whether the next chunk may come.
-    fn poll_permit(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Waits until the next chunk may be sent; an error cuts the body off.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.close_at.is_some_and(|limit| self.sent >= limit) {
             if self.flushed {
                 let cut = "cut off by close_mid_body";
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, cut)));
             }
-            self.flushed = true; // lets what was sent so far reach the socket first
+            self.flushed = true; // lets the bytes so far reach the socket first
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         if self.stall_at.is_some_and(|limit| self.sent >= limit) {
             return Poll::Pending;
         }
-        if !self.gap.is_zero() {
-            let gap = self.gap;
-            let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(gap)));
-            ready!(pause.as_mut().poll(cx));
+        if !self.chunk_delay.is_zero() {
+            let length = self.chunk_delay;
+            let delay = self.delay.get_or_insert_with(|| Box::pin(sleep(length)));
+            ready!(delay.as_mut().poll(cx));
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Cuts a chunk at the limit.
-    fn admit(&mut self, mut chunk: Bytes) -> Bytes {
-        self.pause = None;
+    /// Counts a chunk, cut at the limit.
+    fn cut(&mut self, mut chunk: Bytes) -> Bytes {
+        self.delay = None;
         if let Some(limit) = [self.close_at, self.stall_at].into_iter().flatten().min() {
             chunk.truncate((limit - self.sent).min(chunk.len() as u64) as usize);
         }
@@ -128,21 +128,21 @@ impl Trouble {
     }
 }
 
-/// The body of every answer.
+/// The body of every response.
 #[derive(Debug)]
 pub(crate) struct SimBody {
     content: Content,
     length: Option<u64>,
-    trouble: Option<Box<Trouble>>,
+    faults: Option<Box<BodyFaults>>,
     record: Option<RequestRecord>,
 }
 
 impl SimBody {
     pub(crate) fn new(content: Content) -> Self {
         Self {
-            length: content.left(),
+            length: content.remaining(),
             content,
-            trouble: None,
+            faults: None,
             record: None,
         }
     }
@@ -156,14 +156,14 @@ impl SimBody {
         matches!(self.content, Content::Stream(_))
     }
 
-    pub(crate) fn set_trouble(&mut self, mut trouble: Trouble) {
+    pub(crate) fn set_faults(&mut self, mut faults: BodyFaults) {
         if !self.is_stream() {
-            trouble.hang_up = None;
+            faults.close_after = None;
         }
-        self.trouble = Some(Box::new(trouble));
+        self.faults = Some(Box::new(faults));
     }
 
-    /// Ties the record's end to the body's; an empty body is over already.
+    /// Ends the record with the body; an empty body has already ended.
     pub(crate) fn set_record(&mut self, mut record: RequestRecord) {
         if self.is_end_stream() {
             record.finish();
@@ -188,24 +188,24 @@ impl Body for SimBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = &mut *self;
-        if let Some(trouble) = &mut this.trouble
-            && let Err(error) = ready!(trouble.poll_permit(cx))
+        if let Some(faults) = &mut this.faults
+            && let Err(error) = ready!(faults.poll_ready(cx))
         {
             return Poll::Ready(Some(Err(error)));
         }
         let Some(mut chunk) = ready!(this.content.poll_chunk(cx)) else {
             this.finish();
-            if let Some(line) = this
-                .trouble
+            if let Some(connection) = this
+                .faults
                 .as_mut()
-                .and_then(|trouble| trouble.hang_up.take())
+                .and_then(|faults| faults.close_after.take())
             {
-                line.hang_up();
+                connection.close_after_write();
             }
             return Poll::Ready(None);
         };
-        if let Some(trouble) = &mut this.trouble {
-            chunk = trouble.admit(chunk);
+        if let Some(faults) = &mut this.faults {
+            chunk = faults.cut(chunk);
         }
         if let Some(length) = &mut this.length {
             *length -= chunk.len() as u64;

@@ -1,35 +1,35 @@
-//! Errors in the shapes SGLang gives them.
+//! Error responses in the shapes of SGLang's endpoints.
 
 use std::fmt::Display;
 
 use http::StatusCode;
 use serde_json::{Value, json};
 
-/// Which JSON an error comes in.
+/// JSON layout of an error body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
-    /// `{"object":"error","message",..}`, the OpenAI endpoints and body validation.
+    /// `{"object":"error","message",..}`: OpenAI endpoints and body validation.
     Flat,
-    /// `{"error":{"message"}}`, `/generate`.
+    /// `{"error":{"message"}}`: `/generate`.
     Nested,
-    /// `{"type":"error","error":{..}}`, `/v1/messages`.
+    /// `{"type":"error","error":{..}}`: `/v1/messages`.
     Anthropic,
-    /// `{"detail": ..}`, unknown paths and methods.
+    /// `{"detail": ..}`: unknown paths and methods.
     Detail,
-    /// `{"error": ..}`, the API key check.
+    /// `{"error": ..}`: the API key check.
     Bare,
 }
 
-/// An answer that is an error.
+/// A response that reports an error.
 #[derive(Clone, Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct ErrorResponse {
     pub(crate) status: StatusCode,
     pub(crate) shape: Shape,
     pub(crate) message: String,
     pub(crate) retry_after: Option<u32>,
 }
 
-impl Refusal {
+impl ErrorResponse {
     pub(crate) fn new(status: StatusCode, shape: Shape, message: impl Into<String>) -> Self {
         Self {
             status,
@@ -40,11 +40,11 @@ impl Refusal {
     }
 
     /// 400.
-    pub(crate) fn bad(shape: Shape, message: impl Display) -> Self {
+    pub(crate) fn bad_request(shape: Shape, message: impl Display) -> Self {
         Self::new(StatusCode::BAD_REQUEST, shape, format!("{message}"))
     }
 
-    /// 503: no room left in the queue.
+    /// 503: the queue is full.
     pub(crate) fn queue_full(shape: Shape) -> Self {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,

@@ -11,17 +11,17 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::body::SimBody;
-use super::error_response::{Refusal, Shape};
+use super::error_response::{ErrorResponse, Shape};
 use crate::server::runtime::worker::Worker;
 
 pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// Longest request body taken.
 const MOST_BODY: usize = 512 << 20;
 
-pub(crate) type Answer = Result<Response<SimBody>, Refusal>;
+pub(crate) type ApiResult = Result<Response<SimBody>, ErrorResponse>;
 
 /// Every path but health and metrics needs the key, if there is one.
-pub(crate) fn permitted(worker: &Worker, parts: &Parts) -> Result<(), Refusal> {
+pub(crate) fn permitted(worker: &Worker, parts: &Parts) -> Result<(), ErrorResponse> {
     let Some(key) = &worker.options.api_key else {
         return Ok(());
     };
@@ -36,7 +36,7 @@ pub(crate) fn permitted(worker: &Worker, parts: &Parts) -> Result<(), Refusal> {
     if open || given.and_then(|value| value.strip_prefix("Bearer ")) == Some(key) {
         return Ok(());
     }
-    Err(Refusal::new(
+    Err(ErrorResponse::new(
         StatusCode::UNAUTHORIZED,
         Shape::Bare,
         "Unauthorized",
@@ -78,11 +78,11 @@ pub(crate) fn json_bytes(bytes: impl Into<Bytes>) -> Response<SimBody> {
     response
 }
 
-pub(crate) fn worded(answer: Answer) -> Response<SimBody> {
-    answer.unwrap_or_else(|refusal| {
-        let mut response = json_bytes(refusal.body().to_string());
-        *response.status_mut() = refusal.status;
-        if let Some(seconds) = refusal.retry_after {
+pub(crate) fn worded(answer: ApiResult) -> Response<SimBody> {
+    answer.unwrap_or_else(|error| {
+        let mut response = json_bytes(error.body().to_string());
+        *response.status_mut() = error.status;
+        if let Some(seconds) = error.retry_after {
             response.headers_mut().insert(RETRY_AFTER, seconds.into());
         }
         response

@@ -2,7 +2,6 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use std::{io, net};
 
@@ -13,15 +12,15 @@ use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
-use super::wire::{Line, Wire};
+use super::wire::{ConnectionControl, Wire};
 use crate::error::SimError;
 use crate::server::api::dispatch;
-use crate::server::runtime::request_log::increment;
+use crate::server::runtime::request_log::{decrement, increment};
 use crate::server::runtime::worker::Worker;
 
 const BACKLOG: i32 = 4096;
-/// Before an accept that failed (no file descriptors left, say) is tried again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+/// Delay before a failed accept (no file descriptors left, for example) is retried.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(10);
 
 /// A listening socket for `host:port`.
 pub(crate) fn bind(host: &str, port: u16) -> Result<net::TcpListener, SimError> {
@@ -53,7 +52,7 @@ fn bind_one(address: SocketAddr) -> io::Result<net::TcpListener> {
 pub(crate) async fn accept(worker: Arc<Worker>, listener: TcpListener) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            sleep(ACCEPT_PAUSE).await;
+            sleep(ACCEPT_RETRY_DELAY).await;
             continue;
         };
         let number = increment(&worker.counts.connections);
@@ -63,45 +62,45 @@ pub(crate) async fn accept(worker: Arc<Worker>, listener: TcpListener) {
         }
         let _ = stream.set_nodelay(true);
         tokio::spawn(serve(
-            Presence::new(&worker),
-            Arc::new(Line::new(number)),
+            OpenConnection::new(&worker),
+            Arc::new(ConnectionControl::new(number)),
             stream,
         ));
     }
 }
 
-/// Makes the peer see a reset instead of an orderly end.
+/// Makes the close a reset instead of an orderly end.
 fn reset(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// A connection counted as open.
-struct Presence(Arc<Worker>);
+/// Counts a connection as open while it lives.
+struct OpenConnection(Arc<Worker>);
 
-impl Presence {
+impl OpenConnection {
     fn new(worker: &Arc<Worker>) -> Self {
         increment(&worker.counts.connections_open);
         Self(Arc::clone(worker))
     }
 }
 
-impl Drop for Presence {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.counts.connections_open.fetch_sub(1, Relaxed);
+        decrement(&self.0.counts.connections_open);
     }
 }
 
-async fn serve(presence: Presence, line: Arc<Line>, stream: TcpStream) {
-    let io = TokioIo::new(Wire::new(stream, Arc::clone(&line)));
+async fn serve(presence: OpenConnection, connection: Arc<ConnectionControl>, stream: TcpStream) {
+    let io = TokioIo::new(Wire::new(stream, Arc::clone(&connection)));
     let worker = Arc::clone(&presence.0);
     let service = service_fn(move |request| {
-        dispatch::answer(Arc::clone(&worker), Arc::clone(&line), request)
+        dispatch::answer(Arc::clone(&worker), Arc::clone(&connection), request)
     });
     let mut server = auto::Builder::new(TokioExecutor::new());
     server
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(None);
-    // How a connection ended is told by the counts, not here.
+    // The counts show how a connection ended.
     let _ = server.serve_connection(io, service).await;
 }

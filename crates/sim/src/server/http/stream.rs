@@ -1,4 +1,4 @@
-//! Server-sent events, one per token, as the tokens come.
+//! Server-sent events, one per token, sent as the tokens are generated.
 
 use std::fmt::{self, Debug};
 use std::task::{Context, Poll};
@@ -8,21 +8,21 @@ use bytes::{Bytes, BytesMut};
 use crate::server::dialect::dialect::Dialect;
 use crate::server::runtime::sequence::Sequence;
 
-/// Room taken at once for events to come.
-const SLAB: usize = 8 * 1024;
+/// Bytes of a buffer for further events.
+const BUFFER: usize = 8 * 1024;
 
-/// A streamed answer: what its sequences have made so far, told in a dialect.
+/// A streamed response: the tokens of its sequences, written in a dialect.
 pub(crate) struct TokenStream {
     sequences: Vec<Sequence>,
-    told: Vec<Told>,
+    sent: Vec<Sent>,
     dialect: Box<dyn Dialect>,
-    turn: usize,
+    next: usize,
     stage: Stage,
-    slab: BytesMut,
+    buffer: BytesMut,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Told {
+struct Sent {
     tokens: u32,
     ended: bool,
 }
@@ -47,12 +47,12 @@ impl Debug for TokenStream {
 impl TokenStream {
     pub(crate) fn new(sequences: Vec<Sequence>, dialect: Box<dyn Dialect>) -> Self {
         Self {
-            told: vec![Told::default(); sequences.len()],
+            sent: vec![Sent::default(); sequences.len()],
             sequences,
             dialect,
-            turn: 0,
+            next: 0,
             stage: Stage::Opening,
-            slab: BytesMut::new(),
+            buffer: BytesMut::new(),
         }
     }
 
@@ -62,46 +62,46 @@ impl TokenStream {
             if self.stage == Stage::Done {
                 return Poll::Ready(None);
             }
-            if self.told.iter().all(|told| told.ended) {
+            if self.sent.iter().all(|sent| sent.ended) {
                 self.stage = Stage::Done;
-                self.dialect.closing(&self.sequences, &mut self.slab);
-            } else if !self.tell_next() {
+                self.dialect.closing(&self.sequences, &mut self.buffer);
+            } else if !self.write_next() {
                 if self.poll_progress(cx).is_pending() {
                     return Poll::Pending;
                 }
                 continue;
             }
-            if !self.slab.is_empty() {
-                let event = self.slab.split().freeze();
+            if !self.buffer.is_empty() {
+                let event = self.buffer.split().freeze();
                 return Poll::Ready(Some(event));
             }
         }
     }
 
-    /// Tells one token or one end, sequences in turn; false if all known is told.
-    fn tell_next(&mut self) -> bool {
+    /// Writes one token or one end, sequences in turn; false if nothing is left to write.
+    fn write_next(&mut self) -> bool {
         let count = self.sequences.len();
         for step in 0..count {
-            let at = (self.turn + step) % count;
-            let (sequence, told) = (&self.sequences[at], &mut self.told[at]);
-            let more = told.tokens < sequence.tokens();
-            if !more && (told.ended || !sequence.is_over()) {
+            let at = (self.next + step) % count;
+            let (sequence, sent) = (&self.sequences[at], &mut self.sent[at]);
+            let more = sent.tokens < sequence.tokens();
+            if !more && (sent.ended || !sequence.has_ended()) {
                 continue;
             }
-            self.turn = at + 1;
-            if self.slab.capacity() < SLAB / 4 {
-                self.slab.reserve(SLAB);
+            self.next = at + 1;
+            if self.buffer.capacity() < BUFFER / 4 {
+                self.buffer.reserve(BUFFER);
             }
             if self.stage == Stage::Opening {
                 self.stage = Stage::Tokens;
-                self.dialect.opening(&self.sequences, &mut self.slab);
+                self.dialect.opening(&self.sequences, &mut self.buffer);
             }
             if more {
-                self.dialect.token(sequence, told.tokens, &mut self.slab);
-                told.tokens += 1;
+                self.dialect.token(sequence, sent.tokens, &mut self.buffer);
+                sent.tokens += 1;
             } else {
-                self.dialect.ending(sequence, told.tokens, &mut self.slab);
-                told.ended = true;
+                self.dialect.ending(sequence, sent.tokens, &mut self.buffer);
+                sent.ended = true;
             }
             return true;
         }
@@ -113,7 +113,7 @@ impl TokenStream {
         for sequence in self
             .sequences
             .iter_mut()
-            .filter(|sequence| !sequence.is_over())
+            .filter(|sequence| !sequence.has_ended())
         {
             if sequence.submission.poll_progress(cx).is_ready() {
                 any = Poll::Ready(());

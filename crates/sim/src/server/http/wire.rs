@@ -1,28 +1,28 @@
-//! The socket under hyper: where faults happen that no HTTP library would produce.
+//! The socket under hyper, which produces the faults that no HTTP library would.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 const OPEN: u8 = 0;
-const SCRIPTED: u8 = 1; // the next answer is replaced by other bytes
-const HANGING_UP: u8 = 2; // closed once everything is written
-const CLOSED: u8 = 3; // reads end, writes vanish
+const SCRIPTED: u8 = 1; // other bytes replace the next response
+const CLOSING: u8 = 2; // closes after the next flush
+const CLOSED: u8 = 3; // reads return the end, writes are discarded
 
-/// One connection, as the answers on it see it.
+/// Control over one connection, held by the responses on it.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct ConnectionControl {
     pub(crate) number: u64,
     mode: AtomicU8,
     script: Mutex<Bytes>,
 }
 
-impl Line {
+impl ConnectionControl {
     pub(crate) fn new(number: u64) -> Self {
         Self {
             number,
@@ -31,48 +31,48 @@ impl Line {
         }
     }
 
-    /// Whatever is answered next, these bytes are sent in its place, and then the end.
-    pub(crate) fn say_instead(&self, bytes: Bytes) {
+    /// Sends these bytes instead of the next response, then closes.
+    pub(crate) fn replace_response(&self, bytes: Bytes) {
         *self.script.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
         self.mode.store(SCRIPTED, Relaxed);
     }
 
-    /// Whether the next answer will be replaced.
+    /// Whether the next response will be replaced.
     pub(crate) fn is_scripted(&self) -> bool {
         self.mode.load(Relaxed) == SCRIPTED
     }
 
-    /// Closes once the answer is written.
-    pub(crate) fn hang_up(&self) {
-        self.mode.store(HANGING_UP, Relaxed);
+    /// Closes once the response is written.
+    pub(crate) fn close_after_write(&self) {
+        self.mode.store(CLOSING, Relaxed);
     }
 }
 
-/// A socket whose [`Line`] may cut in.
+/// A socket that obeys its [`ConnectionControl`].
 #[derive(Debug)]
 pub(crate) struct Wire<S> {
     socket: S,
-    line: std::sync::Arc<Line>,
+    control: Arc<ConnectionControl>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    pub(crate) fn new(socket: S, line: std::sync::Arc<Line>) -> Self {
-        Self { socket, line }
+    pub(crate) fn new(socket: S, control: Arc<ConnectionControl>) -> Self {
+        Self { socket, control }
     }
 
     fn mode(&self) -> u8 {
-        self.line.mode.load(Relaxed)
+        self.control.mode.load(Relaxed)
     }
 
     fn close(&self, cx: &Context<'_>) {
-        self.line.mode.store(CLOSED, Relaxed);
-        cx.waker().wake_by_ref(); // so that the reader learns of it
+        self.control.mode.store(CLOSED, Relaxed);
+        cx.waker().wake_by_ref(); // lets the reader see the end
     }
 
-    /// Writes the script out and pretends that `len` bytes of the answer went.
-    fn recite(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<io::Result<usize>> {
+    /// Writes the script and reports `len` bytes of the response as written.
+    fn write_script(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<io::Result<usize>> {
         let mut script = self
-            .line
+            .control
             .script
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
@@ -106,7 +106,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.mode() {
-            SCRIPTED => self.recite(cx, buf.len()),
+            SCRIPTED => self.write_script(cx, buf.len()),
             CLOSED => Poll::Ready(Ok(buf.len())),
             _ => Pin::new(&mut self.socket).poll_write(cx, buf),
         }
@@ -119,7 +119,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     ) -> Poll<io::Result<usize>> {
         let len = || bufs.iter().map(|buf| buf.len()).sum();
         match self.mode() {
-            SCRIPTED => self.recite(cx, len()),
+            SCRIPTED => self.write_script(cx, len()),
             CLOSED => Poll::Ready(Ok(len())),
             _ => Pin::new(&mut self.socket).poll_write_vectored(cx, bufs),
         }
@@ -131,7 +131,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
-        if self.mode() == HANGING_UP {
+        if self.mode() == CLOSING {
             self.close(cx);
         }
         Poll::Ready(Ok(()))

@@ -1,4 +1,4 @@
-//! Reading request bodies: the few fields a simulator needs, borrowed; the rest is skipped.
+//! Parsing of request bodies. Fields that the simulator needs are borrowed; others are skipped.
 
 mod prompts;
 mod sampling;

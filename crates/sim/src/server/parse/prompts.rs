@@ -1,4 +1,4 @@
-//! Prompts as the completion-like endpoints take them.
+//! Prompts in every form that the endpoints accept.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -23,13 +23,13 @@ pub(crate) struct Prompts<'a> {
 }
 
 impl Prompts<'_> {
-    /// Whether they came as a list (so the answer is one, too).
+    /// Whether the request has a list; then the response has a list, too.
     pub(crate) fn is_batch(&self) -> bool {
         self.batch
     }
 
-    /// What the engine prefills.
-    pub(crate) fn to_engine(&self, page_size: u32) -> Vec<Prompt> {
+    /// The prompts as the engine prefills them.
+    pub(crate) fn to_prompts(&self, page_size: u32) -> Vec<Prompt> {
         let prompt = |item: &Item<'_>| match item {
             Item::Text(text) => Prompt::from_text(text, page_size),
             Item::Ids(ids) => Prompt::from_ids(ids, page_size),
@@ -37,7 +37,7 @@ impl Prompts<'_> {
         self.items.iter().map(prompt).collect()
     }
 
-    /// The prompts in words.
+    /// The prompts as text.
     pub(crate) fn texts(&self) -> Vec<String> {
         let text = |item: &Item<'_>| match item {
             Item::Text(text) => text.clone().into_owned(),
@@ -46,7 +46,7 @@ impl Prompts<'_> {
         self.items.iter().map(text).collect()
     }
 
-    /// The prompts in token ids.
+    /// The prompts as token ids.
     pub(crate) fn ids(&self) -> Vec<Vec<u32>> {
         let ids = |item: &Item<'_>| match item {
             Item::Text(text) => vocabulary::tokenize(text),
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn all_four_shapes_are_read() {
+    fn all_four_forms_are_parsed() {
         assert_eq!(read(r#""a""#), Some((1, false)));
         assert_eq!(read(r#"["a","b"]"#), Some((2, true)));
         assert_eq!(read("[1,2,3]"), Some((1, false)));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_shapes_are_refused() {
+    fn other_forms_are_errors() {
         for json in ["[]", "{}", "7", r#"[1,"a"]"#, "[-1]", "[1.5]"] {
             assert_eq!(read(json), None, "{json}");
         }

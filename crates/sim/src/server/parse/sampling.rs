@@ -1,9 +1,9 @@
-//! How much is generated, where it goes, and what it is called.
+//! Sampling parameters, ranks and request ids.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-/// A value, or a list with one for each prompt.
+/// A value, or a list with one value per prompt.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum OneOrMany<T> {
@@ -20,11 +20,11 @@ impl<T> OneOrMany<T> {
     }
 }
 
-/// The part of sampling that a simulator honours.
+/// The sampling parameters that the simulator honours.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct Sampling {
-    #[serde(rename = "max_new_tokens", default)]
-    pub(crate) most: Option<u32>,
+    #[serde(default)]
+    pub(crate) max_new_tokens: Option<u32>,
     #[serde(default)]
     pub(crate) n: Option<u32>,
     #[serde(default)]
@@ -33,25 +33,24 @@ pub(crate) struct Sampling {
     pub(crate) stop: Option<OneOrMany<String>>,
 }
 
-/// Fields about placement that all generating endpoints share.
+/// Request ids and routing fields that all inference endpoints share.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Routing {
     pub(crate) rids: Option<OneOrMany<String>>,
     pub(crate) rank: Option<u32>,
-    pub(crate) has_room: bool,
+    pub(crate) has_bootstrap_room: bool,
 }
 
 impl Routing {
     pub(crate) fn new(
         rids: Option<OneOrMany<String>>,
-        ranks: [Option<u32>; 2],
-        room: Option<IgnoredAny>,
+        rank: Option<u32>,
+        bootstrap_room: Option<IgnoredAny>,
     ) -> Self {
-        let [newer, older] = ranks;
         Self {
             rids,
-            rank: newer.or(older),
-            has_room: room.is_some(),
+            rank,
+            has_bootstrap_room: bootstrap_room.is_some(),
         }
     }
 }

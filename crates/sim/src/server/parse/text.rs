@@ -1,4 +1,4 @@
-//! Text wherever an API also allows it as a list of parts.
+//! Text that an API also accepts as a list of parts.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_joined_and_pictures_are_silent() {
+    fn text_parts_are_joined_and_images_are_skipped() {
         let json = r#"[{"type":"text","text":"a"},{"type":"image_url","image_url":{}},"b"]"#;
         assert_eq!(
             serde_json::from_str::<Text<'_>>(json).unwrap().as_str(),

@@ -1,4 +1,4 @@
-//! From what a request asks for to sequences on the floor.
+//! An inference request, and the sequences it starts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,41 +10,41 @@ use super::vocabulary;
 use super::worker::Worker;
 use crate::engine::{Prompt, SimRequest, mix};
 use crate::options::Role;
-use crate::server::http::error_response::{Refusal, Shape};
+use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::parse::{OneOrMany, Routing, Sampling};
 
 /// Sequences one request may start.
-const MOST_SEQUENCES: usize = 4096;
+const MAX_SEQUENCES: usize = 4096;
 /// The end-of-sequence token of the simulated model.
 const EOS_ID: u32 = 2;
 
-/// What a request asks the engine for.
+/// The engine's part of a request, whatever its API.
 #[derive(Debug)]
-pub(crate) struct Ask {
+pub(crate) struct InferenceRequest {
     pub(crate) prompts: Vec<Prompt>,
     pub(crate) sampling: Vec<Sampling>, // one for all prompts, or one for each
     pub(crate) routing: Routing,
     pub(crate) stream: bool,
 }
 
-/// Why a sequence will stop.
+/// Reason for the end of a sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Stop {
-    /// The maximum is reached.
+    /// The maximum length is reached.
     Length,
-    /// The model is done.
+    /// The model generates its end-of-sequence token.
     Eos,
-    /// A stop string comes up.
+    /// A stop string is generated.
     Matched(String),
 }
 
-/// One answer in the making.
+/// One sequence of a request, from its start to its end.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) submission: Submission,
     pub(crate) rid: Arc<str>,
     pub(crate) index: usize,
-    pub(crate) prompt: usize,
+    pub(crate) prompt_index: usize,
     pub(crate) prompt_tokens: u32,
     pub(crate) seed: u64,
     pub(crate) routed: bool,
@@ -53,42 +53,46 @@ pub(crate) struct Sequence {
     stop: Stop,
 }
 
-impl Ask {
+impl InferenceRequest {
     /// Starts every sequence, or none.
-    pub(crate) fn start(self, worker: &Worker, shape: Shape) -> Result<Vec<Sequence>, Refusal> {
+    pub(crate) fn start(
+        self,
+        worker: &Worker,
+        shape: Shape,
+    ) -> Result<Vec<Sequence>, ErrorResponse> {
         let options = &worker.options;
-        if options.role != Role::Null && !self.routing.has_room {
+        if options.role != Role::Null && !self.routing.has_bootstrap_room {
             let message = "Disaggregated request received without bootstrap room id";
-            return Err(Refusal::bad(shape, message));
+            return Err(ErrorResponse::bad_request(shape, message));
         }
         if let Some(rank) = self.routing.rank.filter(|rank| *rank >= options.dp_size) {
             let message = format!("data_parallel_rank {rank} is not below {}", options.dp_size);
-            return Err(Refusal::bad(shape, message));
+            return Err(ErrorResponse::bad_request(shape, message));
         }
         let copies = self.sampling.iter().filter_map(|s| s.n).max().unwrap_or(1) as usize;
         let total = copies.saturating_mul(self.prompts.len());
-        if copies == 0 || total > MOST_SEQUENCES {
-            return Err(Refusal::bad(
+        if copies == 0 || total > MAX_SEQUENCES {
+            return Err(ErrorResponse::bad_request(
                 shape,
-                format!("n must be 1 to {MOST_SEQUENCES} in all"),
+                format!("n must be 1 to {MAX_SEQUENCES} in all"),
             ));
         }
         if self.sampling.len() > 1 && self.sampling.len() != self.prompts.len() {
-            return Err(Refusal::bad(
+            return Err(ErrorResponse::bad_request(
                 shape,
                 "sampling_params must be one or one per prompt",
             ));
         }
         let mut sequences = Vec::with_capacity(total);
-        for (number, prompt) in self.prompts.iter().enumerate() {
+        for (prompt_index, prompt) in self.prompts.iter().enumerate() {
             for copy in 0..copies {
-                let place = Place {
+                let position = Position {
                     index: sequences.len(),
-                    number,
+                    prompt_index,
                     copy,
                     total,
                 };
-                sequences.push(self.start_one(worker, prompt, &place, shape)?);
+                sequences.push(self.start_one(worker, prompt, &position, shape)?);
             }
         }
         Ok(sequences)
@@ -98,13 +102,16 @@ impl Ask {
         &self,
         worker: &Worker,
         prompt: &Prompt,
-        place: &Place,
+        position: &Position,
         shape: Shape,
-    ) -> Result<Sequence, Refusal> {
-        let seed = mix(prompt.digest(), place.copy as u64);
-        let sampling = self.sampling.get(place.number).or(self.sampling.first());
+    ) -> Result<Sequence, ErrorResponse> {
+        let seed = mix(prompt.digest(), position.copy as u64);
+        let sampling = self
+            .sampling
+            .get(position.prompt_index)
+            .or(self.sampling.first());
         let (limit, stop) = plan(sampling, seed, worker);
-        let rid = self.rid(worker, place);
+        let rid = self.rid(worker, position);
         let rank = self
             .routing
             .rank
@@ -118,10 +125,10 @@ impl Ask {
         };
         let submission = worker.scheduler.submit(rank, request, &rid);
         Ok(Sequence {
-            submission: submission.map_err(|_| Refusal::queue_full(shape))?,
+            submission: submission.map_err(|_| ErrorResponse::queue_full(shape))?,
             rid,
-            index: place.index,
-            prompt: place.number,
+            index: position.index,
+            prompt_index: position.prompt_index,
             prompt_tokens,
             seed,
             routed: self.routing.rank.is_some(),
@@ -131,11 +138,11 @@ impl Ask {
         })
     }
 
-    fn rid(&self, worker: &Worker, place: &Place) -> Arc<str> {
+    fn rid(&self, worker: &Worker, position: &Position) -> Arc<str> {
         match &self.routing.rids {
-            Some(OneOrMany::One(rid)) if place.total == 1 => rid.as_str().into(),
-            Some(OneOrMany::One(rid)) => format!("{rid}_{}", place.index).into(),
-            Some(OneOrMany::Many(rids)) => match rids.get(place.number) {
+            Some(OneOrMany::One(rid)) if position.total == 1 => rid.as_str().into(),
+            Some(OneOrMany::One(rid)) => format!("{rid}_{}", position.index).into(),
+            Some(OneOrMany::Many(rids)) => match rids.get(position.prompt_index) {
                 Some(rid) => rid.as_str().into(),
                 None => worker.new_rid(),
             },
@@ -144,19 +151,19 @@ impl Ask {
     }
 }
 
-/// Where a sequence stands within its request.
-struct Place {
+/// Position of a sequence within its request.
+struct Position {
     index: usize,
-    number: usize,
+    prompt_index: usize,
     copy: usize,
     total: usize,
 }
 
-/// How many tokens will be made, and why no more.
+/// Number of tokens to generate, and the reason to stop there.
 fn plan(sampling: Option<&Sampling>, seed: u64, worker: &Worker) -> (u32, Stop) {
-    let most = sampling.and_then(|sampling| sampling.most);
+    let max_new_tokens = sampling.and_then(|sampling| sampling.max_new_tokens);
     let ignore_eos = sampling.and_then(|sampling| sampling.ignore_eos) == Some(true);
-    let mut limit = most.unwrap_or(worker.options.default_output_tokens);
+    let mut limit = max_new_tokens.unwrap_or(worker.options.default_output_tokens);
     if worker.options.role == Role::Prefill {
         limit = limit.min(1);
     }
@@ -165,7 +172,7 @@ fn plan(sampling: Option<&Sampling>, seed: u64, worker: &Worker) -> (u32, Stop) 
     {
         return (tokens, Stop::Matched(stop));
     }
-    let by_length = most.is_some() || ignore_eos;
+    let by_length = max_new_tokens.is_some() || ignore_eos;
     (limit, if by_length { Stop::Length } else { Stop::Eos })
 }
 
@@ -185,7 +192,7 @@ fn first_stop(stops: &[String], seed: u64, limit: u32) -> Option<(u32, String)> 
 }
 
 impl Sequence {
-    /// Tokens made so far.
+    /// Tokens generated so far.
     pub(crate) fn tokens(&self) -> u32 {
         self.submission.progress.tokens
     }
@@ -195,8 +202,8 @@ impl Sequence {
         self.submission.progress.cached_tokens
     }
 
-    /// Whether nothing more will come.
-    pub(crate) fn is_over(&self) -> bool {
+    /// Whether the sequence has ended.
+    pub(crate) fn has_ended(&self) -> bool {
         self.submission.progress.end.is_some()
     }
 
@@ -215,7 +222,7 @@ impl Sequence {
         text
     }
 
-    /// The piece that token `at` adds to the text.
+    /// Separator and word that token `at` adds to the text.
     pub(crate) fn piece(&self, at: u32) -> (&'static str, &'static str) {
         if matches!(self.stop, Stop::Matched(_)) && self.is_last(at) {
             return ("", "");
@@ -235,7 +242,7 @@ impl Sequence {
         }
     }
 
-    /// As `/generate` tells it in `meta_info`.
+    /// `finish_reason` in the `meta_info` of `/generate`.
     pub(crate) fn finish_object(&self) -> Value {
         if self.submission.progress.end == Some(End::Aborted) {
             return json!({"type": "abort", "message": "Aborted", "status_code": null});
@@ -248,7 +255,7 @@ impl Sequence {
     }
 }
 
-/// Prompt, completion and cached tokens of a whole request; copies of a prompt count it once.
+/// Prompt, completion and cached tokens of a whole request. Copies of a prompt count once.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
     pub(crate) prompt: u32,
@@ -262,8 +269,8 @@ impl Usage {
         let mut counted = None;
         for sequence in sequences {
             usage.completion += sequence.tokens();
-            if counted != Some(sequence.prompt) {
-                counted = Some(sequence.prompt);
+            if counted != Some(sequence.prompt_index) {
+                counted = Some(sequence.prompt_index);
                 usage.prompt += sequence.prompt_tokens;
                 usage.cached += sequence.cached_tokens();
             }
