@@ -1,23 +1,24 @@
-//! The endpoints around inference: health, models, info, cache, aborts.
+//! Health, cache, abort, tokenize, stored responses and profiling.
 
+use std::future::pending;
 use std::sync::Arc;
 
+use axum::Json;
+use axum::extract::State;
+use axum::response::IntoResponse;
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{StatusCode, Uri};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::replies::{empty, json, text};
-use super::routes::Control;
-use super::{info, loads, metrics};
+use super::info::CONTEXT_LENGTH;
 use crate::engine::{Prompt, SimRequest};
-use crate::server::http::body::SimBody;
-use crate::server::http::error_response::{ErrorResponse, Shape};
-use crate::server::http::exchange::{ApiResult, json_bytes};
-use crate::server::parse::{Prompts, Text};
+use crate::server::http::error_response::{ErrorResponse, JSON, Shape};
+use crate::server::parse::{Prompts, Text, from_json};
 use crate::server::runtime::scheduler::AbortTarget;
 use crate::server::runtime::vocabulary;
-use crate::server::runtime::worker::Worker;
+use crate::server::runtime::worker::{AppState, Worker};
 
 #[derive(Deserialize)]
 struct AbortRequest<'a> {
@@ -39,57 +40,30 @@ struct DetokenizeRequest<'a> {
     tokens: Prompts<'a>,
 }
 
-/// Answers a call that is not inference.
-pub(crate) async fn answer(
-    worker: &Arc<Worker>,
-    control: Control<'_>,
-    query: &str,
-    body: &[u8],
-) -> ApiResult {
-    Ok(match control {
-        Control::Health => health(worker).await,
-        Control::HealthGenerate => health_generate(worker).await,
-        Control::ServerInfo => json(&info::server(worker)),
-        Control::ModelInfo => json(&info::model(worker)),
-        Control::Models => json(&info::models(worker)),
-        Control::Model(id) => json(&info::model_card(worker, id)?),
-        Control::GetLoad => json(&loads::get_load(worker)),
-        Control::Loads => loads::answer(worker, query)?,
-        Control::Metrics => text(metrics::page(worker)),
-        Control::FlushCache => flush_cache(worker),
-        Control::AbortRequest => abort_request(worker, body)?,
-        Control::Tokenize => tokenize(body)?,
-        Control::Detokenize => detokenize(body)?,
-        Control::Response(id) => json_bytes(kept_response(worker, id)?),
-        Control::CancelResponse(id) => return Err(cancel_response(worker, id)),
-        Control::Profile => text("Profiling is not simulated.\n".to_owned()),
-    })
-}
-
-async fn health(worker: &Worker) -> Response<SimBody> {
+/// `/health`.
+pub(crate) async fn health(State(worker): AppState) -> StatusCode {
     let faults = worker.faults.current();
     if faults.health_hang {
-        std::future::pending::<()>().await;
+        pending::<()>().await;
     }
-    let faulted = faults
+    let fault = faults
         .health_status
         .and_then(|code| StatusCode::from_u16(code).ok());
-    empty(match faulted {
+    match fault {
         Some(status) => status,
         None if worker.is_ready() => StatusCode::OK,
         None => StatusCode::SERVICE_UNAVAILABLE,
-    })
+    }
 }
 
-/// Healthy once the engine has made a token, behind whatever it is busy with.
-async fn health_generate(worker: &Worker) -> Response<SimBody> {
-    let shallow = health(worker).await;
-    if shallow.status() != StatusCode::OK {
-        return shallow;
+/// `/health_generate`: healthy once the engine has generated a token, after its queue.
+pub(crate) async fn health_generate(State(worker): AppState) -> StatusCode {
+    let status = health(State(Arc::clone(&worker))).await;
+    if status != StatusCode::OK {
+        return status;
     }
-    let prompt = Prompt::from_ids(&[0], worker.options.page_size);
     let request = SimRequest {
-        prompt,
+        prompt: Prompt::from_ids(&[0], worker.options.page_size),
         output_tokens: 1,
         watched: false,
     };
@@ -97,82 +71,102 @@ async fn health_generate(worker: &Worker) -> Response<SimBody> {
     match submission {
         Ok(mut submission) => {
             submission.wait().await;
-            empty(StatusCode::OK)
+            StatusCode::OK
         }
-        Err(_) => empty(StatusCode::SERVICE_UNAVAILABLE),
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 
-fn flush_cache(worker: &Worker) -> Response<SimBody> {
-    let flushed = worker.scheduler.flush_cache();
-    let said = if flushed {
-        "Cache flushed.\nPlease check backend logs for more details. \
-         (When there are running or waiting requests, the operation will not be performed.)\n"
-    } else {
-        "Flush cache failed: there are running or waiting requests.\n"
-    };
-    let mut response = text(said.to_owned());
-    if !flushed {
-        *response.status_mut() = StatusCode::BAD_REQUEST;
+/// `/flush_cache`.
+pub(crate) async fn flush_cache(State(worker): AppState) -> (StatusCode, &'static str) {
+    if !worker.scheduler.flush_cache() {
+        let message = "Flush cache failed: there are running or waiting requests.\n";
+        return (StatusCode::BAD_REQUEST, message);
     }
-    response
+    let message = "Cache flushed.\nPlease check backend logs for more details. \
+         (When there are running or waiting requests, the operation will not be performed.)\n";
+    (StatusCode::OK, message)
 }
 
-fn parsed<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ErrorResponse> {
-    serde_json::from_slice(body).map_err(|error| ErrorResponse::bad_request(Shape::Flat, error))
-}
-
-fn abort_request(worker: &Worker, body: &[u8]) -> ApiResult {
-    let request: AbortRequest<'_> = parsed(body)?;
+/// `/abort_request`.
+pub(crate) async fn abort_request(
+    State(worker): AppState,
+    body: Bytes,
+) -> Result<(), ErrorResponse> {
+    let request: AbortRequest<'_> = from_json(&body, Shape::Flat)?;
     let rid = request.rid.unwrap_or_default();
     worker.scheduler.abort(if request.abort_all == Some(true) {
         AbortTarget::All
     } else {
         AbortTarget::Rid(rid.as_str())
     });
-    Ok(empty(StatusCode::OK))
+    Ok(())
 }
 
-fn tokenize(body: &[u8]) -> ApiResult {
-    let prompts = parsed::<TokenizeRequest<'_>>(body)?.prompt;
-    let mut ids = prompts.ids();
+/// `/tokenize`.
+pub(crate) async fn tokenize(body: Bytes) -> Result<Json<Value>, ErrorResponse> {
+    let TokenizeRequest { prompt } = from_json(&body, Shape::Flat)?;
+    let mut ids = prompt.ids();
     let counts: Vec<usize> = ids.iter().map(Vec::len).collect();
-    let max = info::CONTEXT_LENGTH;
-    if prompts.is_batch() {
-        return Ok(json(
-            &json!({"tokens": ids, "count": counts, "max_model_len": max}),
+    let max = CONTEXT_LENGTH;
+    if prompt.is_batch() {
+        return Ok(Json(
+            json!({"tokens": ids, "count": counts, "max_model_len": max}),
         ));
     }
     let ids = ids.pop().unwrap_or_default();
-    Ok(json(
-        &json!({"tokens": ids, "count": ids.len(), "max_model_len": max}),
+    Ok(Json(
+        json!({"tokens": ids, "count": ids.len(), "max_model_len": max}),
     ))
 }
 
-fn detokenize(body: &[u8]) -> ApiResult {
-    let prompts = parsed::<DetokenizeRequest<'_>>(body)?.tokens;
-    let texts: Vec<String> = prompts
+/// `/detokenize`.
+pub(crate) async fn detokenize(body: Bytes) -> Result<Json<Value>, ErrorResponse> {
+    let DetokenizeRequest { tokens } = from_json(&body, Shape::Flat)?;
+    let texts: Vec<String> = tokens
         .ids()
         .iter()
         .map(|ids| vocabulary::detokenize(ids))
         .collect();
-    Ok(json(&if prompts.is_batch() {
+    Ok(Json(if tokens.is_batch() {
         json!({"text": texts})
     } else {
         json!({"text": texts.concat()})
     }))
 }
 
-fn kept_response(worker: &Worker, id: &str) -> Result<Bytes, ErrorResponse> {
+/// `/v1/responses/{id}`.
+pub(crate) async fn stored_response(
+    State(worker): AppState,
+    uri: Uri,
+) -> Result<impl IntoResponse, ErrorResponse> {
+    Ok(([(CONTENT_TYPE, JSON)], find_response(&worker, &uri)?))
+}
+
+/// `/v1/responses/{id}/cancel`: only finished responses are stored, and those are not cancellable.
+pub(crate) async fn cancel_response(
+    State(worker): AppState,
+    uri: Uri,
+) -> Result<(), ErrorResponse> {
+    find_response(&worker, &uri)?;
+    let message = "Cannot cancel a synchronous response.";
+    Err(ErrorResponse::bad_request(Shape::Nested, message))
+}
+
+/// The response of a path's id, which is not percent-decoded.
+fn find_response(worker: &Worker, uri: &Uri) -> Result<Bytes, ErrorResponse> {
+    let id = uri
+        .path()
+        .strip_prefix("/v1/responses/")
+        .unwrap_or_default();
+    let id = id.strip_suffix("/cancel").unwrap_or(id);
     worker.stored_response(id).ok_or_else(|| {
         let message = format!("Response with id '{id}' not found.");
         ErrorResponse::new(StatusCode::NOT_FOUND, Shape::Nested, message)
     })
 }
 
-/// Only finished responses are known, and those cannot be cancelled.
-fn cancel_response(worker: &Worker, id: &str) -> ErrorResponse {
-    let finished =
-        |_| ErrorResponse::bad_request(Shape::Nested, "Cannot cancel a synchronous response.");
-    kept_response(worker, id).map_or_else(|unknown| unknown, finished)
+/// `/start_profile` and `/stop_profile`.
+pub(crate) async fn profile() -> &'static str {
+    "Profiling is not simulated.\n"
 }

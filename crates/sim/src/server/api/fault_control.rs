@@ -1,52 +1,48 @@
-//! `/sim/*`: faults, counts and records over HTTP; never counted, recorded or faulted.
+//! `/sim/*`: faults, counts and the request log over HTTP.
 
-use std::sync::Arc;
+use axum::Json;
+use axum::extract::State;
+use bytes::Bytes;
 
-use http::{Method, StatusCode};
-
-use super::routes::SimCall;
 use crate::faults::Faults;
 use crate::server::http::error_response::{ErrorResponse, Shape};
-use crate::server::http::exchange::{ApiResult, json_bytes};
-use crate::server::runtime::worker::Worker;
+use crate::server::parse::from_json;
+use crate::server::runtime::request_log::{Recorded, SimStats};
+use crate::server::runtime::worker::AppState;
 
-/// Answers a call to the simulator itself.
-pub(crate) fn answer(
-    worker: &Arc<Worker>,
-    call: SimCall,
-    method: &Method,
-    body: &[u8],
-) -> ApiResult {
-    match call {
-        SimCall::Faults if *method == Method::POST => {
-            let text = if body.is_empty() { b"{}" } else { body };
-            let faults: Faults = serde_json::from_slice(text)
-                .map_err(|error| ErrorResponse::bad_request(Shape::Nested, error))?;
-            faults
-                .check()
-                .map_err(|error| ErrorResponse::bad_request(Shape::Nested, error))?;
-            worker.faults.set(faults);
-            document(&worker.faults.current())
-        }
-        SimCall::Faults => document(&worker.faults.current()),
-        SimCall::Stats => document(&worker.counts.snapshot()),
-        SimCall::Requests => document(&worker.log.snapshot()),
-        SimCall::Reset => {
-            worker.faults.set(Faults::default());
-            worker.log.clear();
-            worker.counts.reset();
-            document(&worker.counts.snapshot())
-        }
-    }
+/// `GET /sim/faults`.
+pub(crate) async fn faults(State(worker): AppState) -> Json<Faults> {
+    Json(worker.faults.current())
 }
 
-fn document(value: &impl serde::Serialize) -> ApiResult {
-    let failed = |error: serde_json::Error| {
-        ErrorResponse::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            Shape::Nested,
-            error.to_string(),
-        )
-    };
-    serde_json::to_vec(value).map(json_bytes).map_err(failed)
+/// `POST /sim/faults`.
+pub(crate) async fn set_faults(
+    State(worker): AppState,
+    body: Bytes,
+) -> Result<Json<Faults>, ErrorResponse> {
+    let text: &[u8] = if body.is_empty() { b"{}" } else { &body };
+    let faults: Faults = from_json(text, Shape::Nested)?;
+    faults
+        .check()
+        .map_err(|error| ErrorResponse::bad_request(Shape::Nested, error))?;
+    worker.faults.set(faults);
+    Ok(Json(worker.faults.current()))
+}
+
+/// `GET /sim/stats`.
+pub(crate) async fn stats(State(worker): AppState) -> Json<SimStats> {
+    Json(worker.counts.snapshot())
+}
+
+/// `GET /sim/requests`.
+pub(crate) async fn requests(State(worker): AppState) -> Json<Vec<Recorded>> {
+    Json(worker.log.snapshot())
+}
+
+/// `POST /sim/reset`.
+pub(crate) async fn reset(State(worker): AppState) -> Json<SimStats> {
+    worker.faults.set(Faults::default());
+    worker.log.clear();
+    worker.counts.reset();
+    Json(worker.counts.snapshot())
 }

@@ -10,18 +10,19 @@ use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode};
 use tokio::time::sleep;
 
-use super::routes::Endpoint;
+use super::endpoint::Endpoint;
 use crate::faults::Faults;
 use crate::server::dialect::dialect::ParsedRequest;
 use crate::server::http::body::{BodyFaults, Content, SimBody};
-use crate::server::http::error_response::{ErrorResponse, Shape};
-use crate::server::http::exchange::{ApiResult, JSON, json_bytes, worded};
+use crate::server::http::error_response::{ErrorResponse, JSON, Shape};
 use crate::server::http::stream::TokenStream;
 use crate::server::http::wire::ConnectionControl;
 use crate::server::runtime::request_log::increment;
 use crate::server::runtime::worker::Worker;
 
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream; charset=utf-8");
+
+type ApiResult = Result<Response<SimBody>, ErrorResponse>;
 
 /// An inference request.
 pub(crate) struct InferenceCall<'a> {
@@ -33,9 +34,10 @@ pub(crate) struct InferenceCall<'a> {
 
 impl InferenceCall<'_> {
     /// The response, with the faults drawn for this request; an error closes the connection.
-    pub(crate) async fn respond(&self, body: Bytes) -> io::Result<ApiResult> {
+    pub(crate) async fn respond(&self, body: Bytes) -> io::Result<Response<SimBody>> {
         let Some(faults) = self.worker.faults.draw() else {
-            return Ok(self.respond_normally(body).await);
+            let result = self.respond_normally(body).await;
+            return Ok(result.unwrap_or_else(|error| error.to_response()));
         };
         increment(&self.worker.counts.faulted);
         if faults.delay_first_byte_ms > 0 {
@@ -46,9 +48,10 @@ impl InferenceCall<'_> {
         }
         if let Some(script) = script(&faults) {
             self.connection.replace_response(script);
-            return Ok(Ok(Response::new(SimBody::whole(Bytes::new()))));
+            return Ok(Response::new(SimBody::from(Bytes::new())));
         }
-        let mut response = worded(self.respond_or_fail(&faults, body).await);
+        let result = self.respond_or_fail(&faults, body).await;
+        let mut response = result.unwrap_or_else(|error| error.to_response());
         if faults.duplicate_set_cookie {
             for cookie in ["sim_a=1; Path=/", "sim_b=2; Path=/"] {
                 response
@@ -59,7 +62,7 @@ impl InferenceCall<'_> {
         response
             .body_mut()
             .set_faults(BodyFaults::new(&faults, self.connection));
-        Ok(Ok(response))
+        Ok(response)
     }
 
     async fn respond_or_fail(&self, faults: &Faults, body: Bytes) -> ApiResult {
@@ -76,9 +79,8 @@ impl InferenceCall<'_> {
             return Err(error);
         }
         if faults.huge_body_bytes > 0 {
-            let mut response = json_bytes(Bytes::new());
-            *response.body_mut() = SimBody::new(Content::filler(faults.huge_body_bytes));
-            return Ok(response);
+            let body = SimBody::new(Content::filler(faults.huge_body_bytes));
+            return Ok(response(JSON, body));
         }
         self.respond_normally(body).await
     }
@@ -103,14 +105,13 @@ impl InferenceCall<'_> {
         if stream {
             increment(&worker.counts.streams);
             let stream = TokenStream::new(sequences, dialect);
-            let mut response = Response::new(SimBody::new(Content::Stream(Box::new(stream))));
-            response.headers_mut().insert(CONTENT_TYPE, EVENTS);
-            return Ok(response);
+            let body = SimBody::new(Content::Stream(Box::new(stream)));
+            return Ok(response(EVENTS, body));
         }
         for sequence in &mut sequences {
             sequence.submission.wait().await;
         }
-        Ok(json_bytes(dialect.document(&sequences)))
+        Ok(response(JSON, dialect.document(&sequences).into()))
     }
 
     fn declares_json(&self) -> bool {
@@ -126,6 +127,12 @@ impl InferenceCall<'_> {
                 .is_some_and(|start| start.eq_ignore_ascii_case(JSON.as_bytes()))
         })
     }
+}
+
+fn response(content_type: HeaderValue, body: SimBody) -> Response<SimBody> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
 }
 
 /// Bytes sent instead of a response by the faults below HTTP.

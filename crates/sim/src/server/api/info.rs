@@ -1,18 +1,20 @@
-//! What the worker says about itself.
+//! Information about the worker and its model.
 
-use http::StatusCode;
+use axum::Json;
+use axum::extract::State;
+use http::{StatusCode, Uri};
 use serde_json::{Value, json};
 
 use crate::server::http::error_response::{ErrorResponse, Shape};
-use crate::server::runtime::worker::{Worker, unix_seconds};
+use crate::server::runtime::worker::{AppState, Worker, unix_seconds};
 
-/// Tokens of context it claims; not enforced.
+/// Context length that the worker reports, in tokens; not enforced.
 pub(crate) const CONTEXT_LENGTH: u32 = 131_072;
-/// The SGLang release whose answers are imitated.
+/// The SGLang release that the worker imitates.
 pub(crate) const VERSION: &str = "0.5.9";
 
 /// `/server_info`.
-pub(crate) fn server(worker: &Worker) -> Value {
+pub(crate) async fn server(State(worker): AppState) -> Json<Value> {
     let options = &worker.options;
     let states: Vec<Value> = worker
         .scheduler
@@ -25,7 +27,7 @@ pub(crate) fn server(worker: &Worker) -> Value {
             })
         })
         .collect();
-    json!({
+    Json(json!({
         "model_path": options.model,
         "tokenizer_path": options.model,
         "served_model_name": options.model,
@@ -50,12 +52,12 @@ pub(crate) fn server(worker: &Worker) -> Value {
         "internal_states": states,
         "version": VERSION,
         "simulated": true,
-    })
+    }))
 }
 
 /// `/model_info`.
-pub(crate) fn model(worker: &Worker) -> Value {
-    json!({
+pub(crate) async fn model(State(worker): AppState) -> Json<Value> {
+    Json(json!({
         "model_path": worker.options.model,
         "tokenizer_path": worker.options.model,
         "is_generation": true,
@@ -65,7 +67,7 @@ pub(crate) fn model(worker: &Worker) -> Value {
         "has_audio_understanding": false,
         "model_type": "sim",
         "architectures": ["SimForCausalLM"],
-    })
+    }))
 }
 
 fn card(worker: &Worker) -> Value {
@@ -77,14 +79,18 @@ fn card(worker: &Worker) -> Value {
 }
 
 /// `/v1/models`.
-pub(crate) fn models(worker: &Worker) -> Value {
-    json!({"object": "list", "data": [card(worker)]})
+pub(crate) async fn models(State(worker): AppState) -> Json<Value> {
+    Json(json!({"object": "list", "data": [card(&worker)]}))
 }
 
-/// `/v1/models/{id}`.
-pub(crate) fn model_card(worker: &Worker, id: &str) -> Result<Value, ErrorResponse> {
+/// `/v1/models/{id}`; the id is not percent-decoded.
+pub(crate) async fn model_card(
+    State(worker): AppState,
+    uri: Uri,
+) -> Result<Json<Value>, ErrorResponse> {
+    let id = uri.path().strip_prefix("/v1/models/").unwrap_or_default();
     if id == worker.options.model {
-        return Ok(card(worker));
+        return Ok(Json(card(&worker)));
     }
     let message = format!("The model '{id}' does not exist");
     Err(ErrorResponse::new(

@@ -2,17 +2,17 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use http::StatusCode;
+use axum::Json;
+use axum::extract::{RawQuery, State};
+use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::ratio::{rounded, share};
-use super::replies::text;
 use super::{info, metrics};
 use crate::engine::EngineLoad;
 use crate::options::SimOptions;
 use crate::server::http::error_response::{ErrorResponse, Shape};
-use crate::server::http::exchange::{ApiResult, json_bytes};
-use crate::server::runtime::worker::Worker;
+use crate::server::runtime::worker::AppState;
 
 fn timestamp() -> f64 {
     SystemTime::now()
@@ -21,7 +21,7 @@ fn timestamp() -> f64 {
 }
 
 /// `/get_load`: one object per rank.
-pub(crate) fn get_load(worker: &Worker) -> Value {
+pub(crate) async fn get_load(State(worker): AppState) -> Json<Value> {
     let now = timestamp();
     let loads = worker.scheduler.loads();
     let object = |(rank, load): (usize, &EngineLoad)| {
@@ -32,11 +32,15 @@ pub(crate) fn get_load(worker: &Worker) -> Value {
             "num_pending_tokens": load.waiting_uncached_tokens, "ts_tic": now,
         })
     };
-    loads.iter().enumerate().map(object).collect()
+    Json(loads.iter().enumerate().map(object).collect())
 }
 
 /// `/v1/loads`, with `dp_rank`, `include` and `format` of its query.
-pub(crate) fn answer(worker: &Worker, query: &str) -> ApiResult {
+pub(crate) async fn loads(
+    State(worker): AppState,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ErrorResponse> {
+    let query = query.unwrap_or_default();
     let value = |name: &str| {
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         pairs
@@ -45,7 +49,7 @@ pub(crate) fn answer(worker: &Worker, query: &str) -> ApiResult {
             .next_back()
     };
     if value("format") == Some("prometheus") {
-        return Ok(text(metrics::page(worker)));
+        return Ok(metrics::page(&worker).into_response());
     }
     let only = match value("dp_rank").map(str::parse::<usize>) {
         None => None,
@@ -79,15 +83,7 @@ pub(crate) fn answer(worker: &Worker, query: &str) -> ApiResult {
         "accelerator": "sim", "num_accelerators": worker.options.dp_size,
         "aggregate": aggregate(&worker.options, &loads), "loads": ranks,
     });
-    serde_json::to_vec(&document)
-        .map(json_bytes)
-        .map_err(|error| {
-            ErrorResponse::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                Shape::Flat,
-                error.to_string(),
-            )
-        })
+    Ok(Json(document).into_response())
 }
 
 /// Leaves out the sections that were not asked for.

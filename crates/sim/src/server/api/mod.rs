@@ -2,11 +2,11 @@
 
 pub(crate) mod control;
 pub(crate) mod dispatch;
+pub(crate) mod endpoint;
 pub(crate) mod fault_control;
 pub(crate) mod inference;
 pub(crate) mod info;
 pub(crate) mod loads;
 pub(crate) mod metrics;
 pub(crate) mod ratio;
-pub(crate) mod replies;
 pub(crate) mod routes;

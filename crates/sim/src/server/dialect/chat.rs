@@ -12,7 +12,7 @@ use super::events::{data, document, done};
 use super::openai::{StreamOptions, logprob_entry, usage_object, wants_usage};
 use crate::engine::Prompt;
 use crate::server::http::error_response::{ErrorResponse, Shape};
-use crate::server::parse::{OneOrMany, Routing, Sampling, Text};
+use crate::server::parse::{OneOrMany, Routing, Sampling, Text, from_json};
 use crate::server::runtime::sequence::{InferenceRequest, Sequence};
 use crate::server::runtime::worker::{Worker, unix_seconds};
 
@@ -80,8 +80,7 @@ struct Chat {
 
 /// Parses a request.
 pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
-    let request: ChatRequest<'_> = serde_json::from_slice(body)
-        .map_err(|error| ErrorResponse::bad_request(Shape::Flat, error))?;
+    let request: ChatRequest<'_> = from_json(body, Shape::Flat)?;
     if request.messages.is_empty() {
         return Err(ErrorResponse::bad_request(
             Shape::Flat,
@@ -104,9 +103,8 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
         routing: Routing::new(request.rid, rank, request.bootstrap_room),
         stream: request.stream == Some(true),
     };
-    let model = request.model.map(|model| model.0.into_owned());
     let chat = Chat {
-        model: model.unwrap_or_else(|| worker.options.model.clone()),
+        model: worker.model_or_own(request.model),
         created: unix_seconds(),
         logprobs: request.logprobs == Some(true),
         usage: wants_usage(request.stream_options),

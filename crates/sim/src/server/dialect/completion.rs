@@ -11,7 +11,7 @@ use super::dialect::{Dialect, ParsedRequest};
 use super::events::{data, document, done};
 use super::openai::{StreamOptions, usage_object, wants_usage};
 use crate::server::http::error_response::{ErrorResponse, Shape};
-use crate::server::parse::{OneOrMany, Prompts, Routing, Sampling, Text};
+use crate::server::parse::{OneOrMany, Prompts, Routing, Sampling, Text, from_json};
 use crate::server::runtime::sequence::{InferenceRequest, Sequence};
 use crate::server::runtime::vocabulary;
 use crate::server::runtime::worker::{Worker, unix_seconds};
@@ -61,8 +61,7 @@ struct Completion {
 
 /// Parses a request.
 pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
-    let request: CompletionRequest<'_> = serde_json::from_slice(body)
-        .map_err(|error| ErrorResponse::bad_request(Shape::Flat, error))?;
+    let request: CompletionRequest<'_> = from_json(body, Shape::Flat)?;
     let sampling = Sampling {
         max_new_tokens: request.max_tokens.or(Some(DEFAULT_MAX_TOKENS)),
         n: request.n,
@@ -76,10 +75,9 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
         routing: Routing::new(request.rid, rank, request.bootstrap_room),
         stream: request.stream == Some(true),
     };
-    let model = request.model.map(|model| model.0.into_owned());
     let echo = request.echo == Some(true);
     let completion = Completion {
-        model: model.unwrap_or_else(|| worker.options.model.clone()),
+        model: worker.model_or_own(request.model),
         created: unix_seconds(),
         echo: if echo {
             request.prompt.texts()

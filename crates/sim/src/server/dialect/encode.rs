@@ -11,7 +11,7 @@ use super::events::document;
 use super::openai::usage_object;
 use crate::engine::{Prompt, mix};
 use crate::server::http::error_response::{ErrorResponse, Shape};
-use crate::server::parse::{Prompts, Routing, Sampling, Text};
+use crate::server::parse::{Prompts, Routing, Sampling, Text, from_json};
 use crate::server::runtime::sequence::{InferenceRequest, Sequence};
 use crate::server::runtime::vocabulary;
 use crate::server::runtime::worker::{Worker, unix_seconds};
@@ -84,7 +84,7 @@ fn required<T>(field: Option<T>, name: &str) -> Result<T, ErrorResponse> {
 }
 
 fn parse(body: &[u8]) -> Result<EncodeRequest<'_>, ErrorResponse> {
-    serde_json::from_slice(body).map_err(|error| ErrorResponse::bad_request(Shape::Flat, error))
+    from_json(body, Shape::Flat)
 }
 
 fn parsed_request(
@@ -103,8 +103,7 @@ fn parsed_request(
         routing: Routing::new(None, rank, request.bootstrap_room),
         stream: false,
     };
-    let model = request.model.map(|model| model.0.into_owned());
-    let model = model.unwrap_or_else(|| worker.options.model.clone());
+    let model = worker.model_or_own(request.model);
     ParsedRequest {
         inference,
         dialect: Box::new(Encode { model, kind }),

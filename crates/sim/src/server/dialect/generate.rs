@@ -10,7 +10,7 @@ use super::dialect::{Dialect, ParsedRequest};
 use super::events::{data, document, done};
 use crate::engine::mix;
 use crate::server::http::error_response::{ErrorResponse, Shape};
-use crate::server::parse::{OneOrMany, Prompts, Routing, Sampling};
+use crate::server::parse::{OneOrMany, Prompts, Routing, Sampling, from_json};
 use crate::server::runtime::sequence::{InferenceRequest, Sequence};
 use crate::server::runtime::vocabulary;
 use crate::server::runtime::worker::Worker;
@@ -58,8 +58,7 @@ struct Generate {
 
 /// Parses a request.
 pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
-    let request: GenerateRequest<'_> = serde_json::from_slice(body)
-        .map_err(|error| ErrorResponse::bad_request(Shape::Flat, error))?;
+    let request: GenerateRequest<'_> = from_json(body, Shape::Flat)?;
     let ((Some(prompts), None) | (None, Some(prompts))) = (request.text, request.input_ids) else {
         let message = "Either text, input_ids or input_embeds should be provided.";
         return Err(ErrorResponse::bad_request(Shape::Nested, message));

@@ -12,7 +12,7 @@ use super::dialect::{Dialect, ParsedRequest};
 use super::events::{document, event};
 use crate::engine::Prompt;
 use crate::server::http::error_response::{ErrorResponse, Shape};
-use crate::server::parse::{OneOrMany, Routing, Sampling, Text};
+use crate::server::parse::{OneOrMany, Routing, Sampling, Text, from_json};
 use crate::server::runtime::sequence::{InferenceRequest, Sequence, Usage};
 use crate::server::runtime::worker::Worker;
 
@@ -43,8 +43,7 @@ struct Messages {
 
 /// Parses a request.
 pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
-    let request: MessagesRequest<'_> = serde_json::from_slice(body)
-        .map_err(|error| ErrorResponse::bad_request(Shape::Anthropic, error))?;
+    let request: MessagesRequest<'_> = from_json(body, Shape::Anthropic)?;
     if request.messages.is_empty() {
         return Err(ErrorResponse::bad_request(
             Shape::Anthropic,
@@ -68,8 +67,7 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
         routing: Routing::new(None, rank, request.bootstrap_room),
         stream: request.stream == Some(true),
     };
-    let model = request.model.map(|model| model.0.into_owned());
-    let model = model.unwrap_or_else(|| worker.options.model.clone());
+    let model = worker.model_or_own(request.model);
     Ok(ParsedRequest {
         inference,
         dialect: Box::new(Messages { model }),

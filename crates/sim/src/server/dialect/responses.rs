@@ -13,7 +13,7 @@ use super::dialect::{Dialect, ParsedRequest};
 use super::events::{document, event};
 use crate::engine::Prompt;
 use crate::server::http::error_response::{ErrorResponse, Shape};
-use crate::server::parse::{Routing, Sampling, Text};
+use crate::server::parse::{Routing, Sampling, Text, from_json};
 use crate::server::runtime::sequence::{InferenceRequest, Sequence, Usage};
 use crate::server::runtime::worker::{Worker, unix_seconds};
 
@@ -63,8 +63,7 @@ struct Response {
 
 /// Parses a request.
 pub(crate) fn parse(worker: &Arc<Worker>, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
-    let request: ResponsesRequest<'_> = serde_json::from_slice(body)
-        .map_err(|error| ErrorResponse::bad_request(Shape::Nested, error))?;
+    let request: ResponsesRequest<'_> = from_json(body, Shape::Nested)?;
     let message = |role: Text<'static>, content| Message {
         role,
         content: Some(content),
@@ -98,10 +97,9 @@ pub(crate) fn parse(worker: &Arc<Worker>, body: &[u8]) -> Result<ParsedRequest, 
         routing: Routing::new(None, rank, request.bootstrap_room),
         stream: request.stream == Some(true),
     };
-    let model = request.model.map(|model| model.0.into_owned());
     let response = Response {
         worker: Arc::clone(worker),
-        model: model.unwrap_or_else(|| worker.options.model.clone()),
+        model: worker.model_or_own(request.model),
         created: unix_seconds(),
         text: String::new(),
         next_event: 0,

@@ -26,6 +26,8 @@ pub(crate) enum Content {
     Whole(Option<Bytes>),
     /// Events, sent as tokens are generated.
     Stream(Box<TokenStream>),
+    /// The body of a response from the router.
+    Axum(axum::body::Body),
     /// A JSON object of a given size in bytes.
     Filler { size: u64, sent: u64 },
 }
@@ -43,6 +45,9 @@ impl Content {
         match self {
             Self::Whole(bytes) => Poll::Ready(bytes.take()),
             Self::Stream(stream) => stream.poll_event(cx),
+            Self::Axum(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame?.ok()?.into_data().ok()),
             Self::Filler { size, sent } => {
                 let chunk = filler_chunk(*size, *sent);
                 *sent += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
@@ -55,6 +60,7 @@ impl Content {
         match self {
             Self::Whole(bytes) => Some(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Stream(_) => None,
+            Self::Axum(body) => body.size_hint().exact(),
             Self::Filler { size, sent } => Some(size - sent),
         }
     }
@@ -147,11 +153,6 @@ impl SimBody {
         }
     }
 
-    pub(crate) fn whole(bytes: impl Into<Bytes>) -> Self {
-        let bytes = bytes.into();
-        Self::new(Content::Whole((!bytes.is_empty()).then_some(bytes)))
-    }
-
     pub(crate) fn is_stream(&self) -> bool {
         matches!(self.content, Content::Stream(_))
     }
@@ -176,6 +177,18 @@ impl SimBody {
         if let Some(mut record) = self.record.take() {
             record.finish();
         }
+    }
+}
+
+impl From<Bytes> for SimBody {
+    fn from(bytes: Bytes) -> Self {
+        Self::new(Content::Whole((!bytes.is_empty()).then_some(bytes)))
+    }
+}
+
+impl From<axum::body::Body> for SimBody {
+    fn from(body: axum::body::Body) -> Self {
+        Self::new(Content::Axum(body))
     }
 }
 

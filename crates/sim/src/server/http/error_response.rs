@@ -2,8 +2,14 @@
 
 use std::fmt::Display;
 
-use http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, StatusCode};
 use serde_json::{Value, json};
+
+/// Content type of JSON.
+pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// JSON layout of an error body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,9 +29,9 @@ pub(crate) enum Shape {
 /// A response that reports an error.
 #[derive(Clone, Debug)]
 pub(crate) struct ErrorResponse {
-    pub(crate) status: StatusCode,
-    pub(crate) shape: Shape,
-    pub(crate) message: String,
+    status: StatusCode,
+    shape: Shape,
+    message: String,
     pub(crate) retry_after: Option<u32>,
 }
 
@@ -53,8 +59,20 @@ impl ErrorResponse {
         )
     }
 
-    /// The JSON body.
-    pub(crate) fn body(&self) -> Value {
+    /// The response, with any type of body.
+    pub(crate) fn to_response<B: From<Bytes>>(&self) -> http::Response<B> {
+        let body = Bytes::from(self.body().to_string());
+        let mut response = http::Response::new(B::from(body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, JSON);
+        if let Some(seconds) = self.retry_after {
+            headers.insert(RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+
+    fn body(&self) -> Value {
         let reason = self.status.canonical_reason().unwrap_or("Error");
         let message = &self.message;
         match self.shape {
@@ -70,6 +88,12 @@ impl ErrorResponse {
             Shape::Detail => json!({"detail": message}),
             Shape::Bare => json!({"error": message}),
         }
+    }
+}
+
+impl IntoResponse for ErrorResponse {
+    fn into_response(self) -> Response {
+        self.to_response()
     }
 }
 

@@ -1,39 +1,35 @@
-//! Reading a request, and the replies every room gives.
+//! Reading a request: its body and its API key.
 
 use std::io;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
+use http::header::AUTHORIZATION;
 use http::request::Parts;
-use http::{HeaderValue, Method, Response, StatusCode};
+use http::{Method, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::body::SimBody;
 use super::error_response::{ErrorResponse, Shape};
 use crate::server::runtime::worker::Worker;
 
-pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
-/// Longest request body taken.
-const MOST_BODY: usize = 512 << 20;
+/// Longest request body accepted, in bytes.
+const MAX_BODY: usize = 512 << 20;
 
-pub(crate) type ApiResult = Result<Response<SimBody>, ErrorResponse>;
-
-/// Every path but health and metrics needs the key, if there is one.
-pub(crate) fn permitted(worker: &Worker, parts: &Parts) -> Result<(), ErrorResponse> {
+/// Checks the API key, if one is set. Health, metrics and OPTIONS need none.
+pub(crate) fn authorize(worker: &Worker, parts: &Parts) -> Result<(), ErrorResponse> {
     let Some(key) = &worker.options.api_key else {
         return Ok(());
     };
     let path = parts.uri.path();
-    let open = path.starts_with("/health")
+    let is_open = path.starts_with("/health")
         || path.starts_with("/metrics")
         || parts.method == Method::OPTIONS;
-    let given = parts
+    let key_sent = parts
         .headers
         .get(AUTHORIZATION)
         .and_then(|value| value.to_str().ok());
-    if open || given.and_then(|value| value.strip_prefix("Bearer ")) == Some(key) {
+    if is_open || key_sent.and_then(|value| value.strip_prefix("Bearer ")) == Some(key) {
         return Ok(());
     }
     Err(ErrorResponse::new(
@@ -43,7 +39,7 @@ pub(crate) fn permitted(worker: &Worker, parts: &Parts) -> Result<(), ErrorRespo
     ))
 }
 
-/// The body in one piece; no copy if it came in one.
+/// Reads the whole body; copies nothing if it arrives in one piece.
 pub(crate) async fn read_body(mut body: Incoming) -> io::Result<Bytes> {
     let mut whole = Bytes::new();
     let mut pieces = BytesMut::new();
@@ -57,7 +53,7 @@ pub(crate) async fn read_body(mut body: Incoming) -> io::Result<Bytes> {
             pieces.extend_from_slice(&std::mem::take(&mut whole));
             pieces.extend_from_slice(&piece);
         }
-        if pieces.len() > MOST_BODY {
+        if pieces.len() > MAX_BODY {
             return Err(io::Error::other("request body too long"));
         }
         if body.is_end_stream() {
@@ -68,23 +64,5 @@ pub(crate) async fn read_body(mut body: Incoming) -> io::Result<Bytes> {
         whole
     } else {
         pieces.freeze()
-    })
-}
-
-/// 200 with a JSON body.
-pub(crate) fn json_bytes(bytes: impl Into<Bytes>) -> Response<SimBody> {
-    let mut response = Response::new(SimBody::whole(bytes));
-    response.headers_mut().insert(CONTENT_TYPE, JSON);
-    response
-}
-
-pub(crate) fn worded(answer: ApiResult) -> Response<SimBody> {
-    answer.unwrap_or_else(|error| {
-        let mut response = json_bytes(error.body().to_string());
-        *response.status_mut() = error.status;
-        if let Some(seconds) = error.retry_after {
-            response.headers_mut().insert(RETRY_AFTER, seconds.into());
-        }
-        response
     })
 }

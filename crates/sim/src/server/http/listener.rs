@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::wire::{ConnectionControl, Wire};
 use crate::error::SimError;
-use crate::server::api::dispatch;
+use crate::server::api::dispatch::Dispatcher;
 use crate::server::runtime::request_log::{decrement, increment};
 use crate::server::runtime::worker::Worker;
 
@@ -50,6 +50,7 @@ fn bind_one(address: SocketAddr) -> io::Result<net::TcpListener> {
 
 /// Accepts until dropped.
 pub(crate) async fn accept(worker: Arc<Worker>, listener: TcpListener) {
+    let dispatcher = Arc::new(Dispatcher::new(&worker));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             sleep(ACCEPT_RETRY_DELAY).await;
@@ -61,11 +62,8 @@ pub(crate) async fn accept(worker: Arc<Worker>, listener: TcpListener) {
             continue;
         }
         let _ = stream.set_nodelay(true);
-        tokio::spawn(serve(
-            OpenConnection::new(&worker),
-            Arc::new(ConnectionControl::new(number)),
-            stream,
-        ));
+        let connection = OpenConnection::new(&worker, number);
+        tokio::spawn(serve(Arc::clone(&dispatcher), connection, stream));
     }
 }
 
@@ -75,26 +73,31 @@ fn reset(stream: &TcpStream) {
 }
 
 /// Counts a connection as open while it lives.
-struct OpenConnection(Arc<Worker>);
+struct OpenConnection {
+    worker: Arc<Worker>,
+    control: Arc<ConnectionControl>,
+}
 
 impl OpenConnection {
-    fn new(worker: &Arc<Worker>) -> Self {
+    fn new(worker: &Arc<Worker>, number: u64) -> Self {
         increment(&worker.counts.connections_open);
-        Self(Arc::clone(worker))
+        Self {
+            worker: Arc::clone(worker),
+            control: Arc::new(ConnectionControl::new(number)),
+        }
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        decrement(&self.0.counts.connections_open);
+        decrement(&self.worker.counts.connections_open);
     }
 }
 
-async fn serve(presence: OpenConnection, connection: Arc<ConnectionControl>, stream: TcpStream) {
-    let io = TokioIo::new(Wire::new(stream, Arc::clone(&connection)));
-    let worker = Arc::clone(&presence.0);
-    let service = service_fn(move |request| {
-        dispatch::answer(Arc::clone(&worker), Arc::clone(&connection), request)
+async fn serve(dispatcher: Arc<Dispatcher>, connection: OpenConnection, stream: TcpStream) {
+    let io = TokioIo::new(Wire::new(stream, Arc::clone(&connection.control)));
+    let service = service_fn(|request| {
+        Arc::clone(&dispatcher).respond(Arc::clone(&connection.control), request)
     });
     let mut server = auto::Builder::new(TokioExecutor::new());
     server

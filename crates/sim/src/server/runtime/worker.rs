@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use axum::extract::State;
 use bytes::Bytes;
 
 use super::fault_injector::FaultInjector;
@@ -12,9 +13,13 @@ use super::request_log::{Counts, RequestLog};
 use super::scheduler::Scheduler;
 use crate::engine::mix;
 use crate::options::SimOptions;
+use crate::server::parse::Text;
 
 /// `/v1/responses` objects stored for `GET /v1/responses/{id}`.
 const STORED_RESPONSES: usize = 1000;
+
+/// Extracts the worker in a handler of the router.
+pub(crate) type AppState = State<Arc<Worker>>;
 
 /// Shared state of one worker.
 #[derive(Debug)]
@@ -52,7 +57,12 @@ impl Worker {
         format!("{high:016x}{:016x}", mix(high, number)).into()
     }
 
-    /// Whether `startup_delay_ms` is over.
+    /// The model of a request, or the worker's own if it names none.
+    pub(crate) fn model_or_own(&self, requested: Option<Text<'_>>) -> String {
+        requested.map_or_else(|| self.options.model.clone(), |model| model.0.into_owned())
+    }
+
+    /// Whether `startup_delay_ms` has passed.
     pub(crate) fn is_ready(&self) -> bool {
         let delay = Duration::from_millis(self.options.startup_delay_ms);
         delay.is_zero() || self.scheduler.now() >= delay
