@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use pythonize::pythonize;
 use serde_json::{Map, Value};
-use sim::fleet::{self, Contender, FleetOptions, TraceError};
+use sim::fleet::{self, CandidatePolicy, FleetOptions, TraceError};
 
 use crate::{convert, errors};
 
@@ -58,7 +58,7 @@ impl FleetTrace {
 /// The policies that can be simulated by name. `charge_K` and `sized_K` are, too, for any number K or `auto`.
 #[pyfunction]
 pub(crate) fn fleet_policies() -> Vec<String> {
-    let all = Contender::all();
+    let all = CandidatePolicy::all();
     all.iter().map(|policy| policy.name().to_owned()).collect()
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn simulate_fleet<'py>(
     let wrong = |error: &dyn std::error::Error| PyValueError::new_err(error.to_string());
     let options = fleet_options(py, options)?;
     options.check().map_err(|error| wrong(&error))?;
-    let contender = Contender::named(policy).map_err(|error| wrong(&error))?;
+    let candidate = CandidatePolicy::named(policy).map_err(|error| wrong(&error))?;
     let progress = progress.map(|progress| progress.clone().unbind());
     let mut raised = None;
     let mut tell = |arrived: usize| {
@@ -98,7 +98,7 @@ pub(crate) fn simulate_fleet<'py>(
         }
         ControlFlow::Continue(())
     };
-    let report = py.detach(|| fleet::simulate(&trace.0, &options, &contender, &mut tell));
+    let report = py.detach(|| fleet::simulate(&trace.0, &options, &candidate, &mut tell));
     if let Some(error) = raised {
         return Err(error);
     }

@@ -1,4 +1,4 @@
-//! How a simulated fleet is sized, and what befalls it.
+//! Options of a simulated fleet: sizes, speeds, and changes during the run.
 
 use routing::Params;
 use routing::prefix::BLOCK;
@@ -6,27 +6,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::SimError;
 
-/// Something that happens to a worker, at a time of the trace's own clock.
+/// A change of a worker, at a time of the trace's own clock.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
     /// Milliseconds since the trace's first request, before `speed`.
     pub at_ms: f64,
-    /// Which worker, counted from 0.
+    /// Index of the worker, counted from 0.
     pub worker: usize,
-    /// What.
+    /// Kind of change.
     pub kind: ChangeKind,
 }
 
-/// What happens to a worker.
+/// Kind of change of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeKind {
-    /// It dies: what waits there is routed anew, answers that had begun are cut.
+    /// It dies: waiting requests are rerouted, responses in progress are cut off.
     Leave,
-    /// It is there (again), with an empty cache.
+    /// It joins (again) with an empty cache.
     Join,
-    /// Its cache is emptied, and the gateway knows.
+    /// Its cache is emptied, and the gateway is notified.
     Flush,
 }
 
@@ -34,21 +34,21 @@ pub enum ChangeKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FleetOptions {
-    /// Workers.
+    /// Number of workers.
     pub workers: usize,
-    /// How many times faster than recorded requests arrive.
+    /// Arrival rate as a multiple of the recorded rate.
     pub speed: f64,
-    /// Prompt tokens that a worker computes per second.
+    /// Prefill speed of a worker, in prompt tokens per second.
     pub prefill_tps: f64,
-    /// Prompt tokens that a worker's prefix cache holds.
+    /// Capacity of a worker's prefix cache, in prompt tokens.
     pub kv_tokens: usize,
     /// Tokens per block of the trace (`hash_ids`).
     pub block_tokens: u32,
     /// Milliseconds per output token of a sequence that decodes alone.
     pub decode_ms: f64,
-    /// Milliseconds that every further sequence of the batch adds to that.
+    /// Milliseconds per output token that each further sequence of the batch adds.
     pub decode_per_seq_ms: f64,
-    /// Share of prefill speed (0..1) that a full decode batch takes away.
+    /// Share of prefill speed (0..1) that a full decode batch costs.
     pub decode_interference: f64,
     /// Factor on the trace's output lengths.
     pub output_scale: f64,
@@ -56,15 +56,15 @@ pub struct FleetOptions {
     pub max_running: usize,
     /// Requests that may wait per worker; one more is rejected.
     pub max_queued: usize,
-    /// Requests whose first token comes within so many milliseconds are goodput.
+    /// Longest time to first token, in milliseconds, that counts as goodput.
     pub ttft_slo_ms: f64,
-    /// Bytes that the policy's prefix index may use.
+    /// Memory limit of the policy's prefix index, in bytes.
     pub index_bytes: usize,
-    /// Prompt tokens that the index may know, at all workers together; 0 = what fits.
+    /// Prompt tokens that the index may hold for all workers together; 0 = as many as fit.
     pub index_tokens: u64,
-    /// Seed of all chance.
+    /// Seed of all random choices.
     pub seed: u64,
-    /// Workers that leave, join or are flushed.
+    /// Changes of workers during the run.
     pub changes: Vec<Change>,
 }
 
@@ -95,7 +95,7 @@ const POSITIVE: &str = "must be above 0 and of sane size";
 const COUNT: &str = "must be at least 1 and of sane size";
 const SHARE: &str = "must be from 0 to 1";
 const AMOUNT: &str = "must be 0 or more and of sane size";
-const KNOWN: &str = "must be below the number of workers";
+const WORKER_INDEX: &str = "must be below the number of workers";
 
 impl FleetOptions {
     /// Checks every rule; the first broken one is the error.
@@ -142,12 +142,12 @@ impl FleetOptions {
             .try_for_each(|change| self.check_change(change))
     }
 
-    /// Whole blocks that a worker's cache holds.
+    /// Capacity of a worker's cache in whole blocks.
     pub(super) fn cache_blocks(&self) -> usize {
         self.kv_tokens / self.block_tokens.max(1) as usize
     }
 
-    /// The bound on what the index knows, in bytes of prompts as the policy sees them.
+    /// Limit of the index in bytes of prompt text, as the policy counts them.
     pub(super) fn index_text(&self) -> Option<u64> {
         let blocks = self.index_tokens.div_ceil(self.block_tokens.into());
         (self.index_tokens > 0).then_some(blocks.saturating_mul(BLOCK as u64))
@@ -155,7 +155,11 @@ impl FleetOptions {
 
     fn check_change(&self, change: &Change) -> Result<(), SimError> {
         if change.worker >= self.workers {
-            return Err(SimError::option("changes.worker", change.worker, KNOWN));
+            return Err(SimError::option(
+                "changes.worker",
+                change.worker,
+                WORKER_INDEX,
+            ));
         }
         if !(0.0..=1e15).contains(&change.at_ms) {
             return Err(SimError::option("changes.at_ms", change.at_ms, AMOUNT));

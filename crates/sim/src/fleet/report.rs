@@ -1,4 +1,4 @@
-//! What came of a simulation.
+//! Results of a simulation.
 
 use std::time::Duration;
 
@@ -6,51 +6,66 @@ use serde::Serialize;
 
 use super::options::FleetOptions;
 
-/// Points of the distribution that a report carries.
+/// Intervals of the distribution in a report.
 const POINTS: usize = 200;
 
-/// How one policy did. Times in milliseconds unless they say otherwise.
+/// Results of one policy. Times are milliseconds unless the name has another unit.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// The policy.
+    /// Name of the policy.
     pub policy: String,
-    /// Requests of the trace.
+    /// Number of requests in the trace.
     pub requests: usize,
-    /// Those turned away: the worker's queue was full, or there was no worker.
+    /// Requests rejected because the worker's queue was full, or there was no worker.
     pub rejected: usize,
-    /// Requests sent anew because their worker died.
+    /// Requests sent to another worker because theirs died.
     pub rerouted: usize,
-    /// Answers cut because their worker died.
+    /// Responses cut off because their worker died.
     pub cut: usize,
-    /// Share of prompt tokens that were in the cache of their worker.
+    /// Share of prompt tokens found in the cache of their worker.
     pub hit_ratio: f64,
-    /// Time to first token: mean, percentiles, maximum, of requests that had one.
+    /// Mean time to first token of the requests that had one.
     pub ttft_mean_ms: f64,
-    /// Half of them were faster.
+    /// Median time to first token.
     pub ttft_p50_ms: f64,
-    /// 90 % of them were faster.
+    /// 90th percentile.
     pub ttft_p90_ms: f64,
-    /// 99 % of them were faster.
+    /// 99th percentile.
     pub ttft_p99_ms: f64,
-    /// The slowest.
+    /// Maximum.
     pub ttft_max_ms: f64,
-    /// Share of all requests whose first token came in time.
+    /// Share of all requests with a first token within `ttft_slo_ms`.
     pub goodput: f64,
-    /// Most prefill work of a worker over the mean.
+    /// Largest prefill work of a worker, divided by the mean.
     pub imbalance: f64,
-    /// Share of time that workers prefilled, up to the last first token.
+    /// Share of time spent on prefill, up to the last first token.
     pub busy: f64,
-    /// What a decision took, in microseconds of this machine: mean.
+    /// Mean duration of a routing decision on this machine, in microseconds.
     pub decision_mean_us: f64,
-    /// And maximum.
+    /// Maximum duration of a routing decision, in microseconds.
     pub decision_max_us: f64,
-    /// The distribution: 201 values from fastest to slowest.
+    /// Quantiles of the time to first token: 201 values, ascending.
     pub ttft_quantiles_ms: Vec<f64>,
 }
 
-/// What is counted on the way.
+/// Prefill work of one worker.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PrefillWork {
+    /// Prompt tokens of all prefills.
+    pub(super) prompt_tokens: u64,
+    /// Tokens of them found in the cache.
+    pub(super) cached_tokens: u64,
+}
+
+impl PrefillWork {
+    fn computed_tokens(&self) -> u64 {
+        self.prompt_tokens - self.cached_tokens
+    }
+}
+
+/// Totals of a run.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct RunTotals {
     /// Times to first token, in seconds.
     pub(super) ttft: Vec<f64>,
     pub(super) last_token_at: f64,
@@ -58,34 +73,34 @@ pub(super) struct Tally {
     pub(super) rerouted: usize,
     pub(super) cut: usize,
     pub(super) decisions: u32,
-    pub(super) deciding: Duration,
-    pub(super) slowest: Duration,
+    pub(super) decision_time: Duration,
+    pub(super) slowest_decision: Duration,
 }
 
-impl Tally {
-    /// One decision took so long.
-    pub(super) fn decided(&mut self, took: Duration) {
+impl RunTotals {
+    /// Adds the duration of one decision.
+    pub(super) fn add_decision(&mut self, took: Duration) {
         self.decisions += 1;
-        self.deciding += took;
-        self.slowest = self.slowest.max(took);
+        self.decision_time += took;
+        self.slowest_decision = self.slowest_decision.max(took);
     }
 
-    /// Sums up; `work` is prompt tokens and those of them cached, per worker.
+    /// The report, given the prefill work of each worker.
     pub(super) fn report(
         mut self,
         policy: &str,
         requests: usize,
-        work: &[(u64, u64)],
+        work: &[PrefillWork],
         options: &FleetOptions,
     ) -> Report {
         self.ttft.sort_by(f64::total_cmp);
         let ms = |share: f64| quantile(&self.ttft, share) * 1000.0;
-        let prompts: u64 = work.iter().map(|(prompt, _)| prompt).sum();
-        let cached: u64 = work.iter().map(|(_, cached)| cached).sum();
-        let most = work.iter().map(|(prompt, cached)| prompt - cached).max();
-        let fresh = (prompts - cached) as f64;
+        let prompts: u64 = work.iter().map(|work| work.prompt_tokens).sum();
+        let cached: u64 = work.iter().map(|work| work.cached_tokens).sum();
+        let most = work.iter().map(PrefillWork::computed_tokens).max();
+        let computed = (prompts - cached) as f64;
         let in_time = |ttft: &f64| ttft * 1000.0 <= options.ttft_slo_ms;
-        let machine_time = self.last_token_at * work.len() as f64;
+        let worker_time = self.last_token_at * work.len() as f64;
         Report {
             policy: policy.to_owned(),
             requests,
@@ -99,10 +114,13 @@ impl Tally {
             ttft_p99_ms: ms(0.99),
             ttft_max_ms: ms(1.0),
             goodput: ratio(self.ttft.partition_point(in_time) as f64, requests as f64),
-            imbalance: ratio(most.unwrap_or(0) as f64 * work.len() as f64, fresh),
-            busy: ratio(fresh / options.prefill_tps, machine_time),
-            decision_mean_us: ratio(self.deciding.as_secs_f64() * 1e6, self.decisions.into()),
-            decision_max_us: self.slowest.as_secs_f64() * 1e6,
+            imbalance: ratio(most.unwrap_or(0) as f64 * work.len() as f64, computed),
+            busy: ratio(computed / options.prefill_tps, worker_time),
+            decision_mean_us: ratio(
+                self.decision_time.as_secs_f64() * 1e6,
+                self.decisions.into(),
+            ),
+            decision_max_us: self.slowest_decision.as_secs_f64() * 1e6,
             ttft_quantiles_ms: (0..=POINTS)
                 .map(|at| ms(at as f64 / POINTS as f64))
                 .collect(),
@@ -110,7 +128,7 @@ impl Tally {
     }
 }
 
-/// The value that a share of all are below; 0 of nothing.
+/// The value below which a share of the sorted values lie; 0 for an empty list.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     #[expect(clippy::cast_sign_loss, reason = "shares are not negative")]
     let at = (sorted.len() as f64 * share) as usize;
@@ -127,7 +145,7 @@ mod tests {
     use super::quantile;
 
     #[test]
-    fn quantiles_of_little() {
+    fn quantiles_of_short_lists_are_their_elements() {
         assert!(quantile(&[], 0.5).abs() < 1e-9);
         assert!((quantile(&[3.0], 0.99) - 3.0).abs() < 1e-9);
         assert!((quantile(&[1.0, 2.0, 3.0, 4.0], 0.5) - 3.0).abs() < 1e-9);

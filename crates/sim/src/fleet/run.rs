@@ -1,4 +1,4 @@
-//! The replay itself: arrivals, steps of workers and changes, in order of time.
+//! The replay: arrivals, steps of workers and changes, in order of time.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use routing::prefix::BLOCK;
 use routing::{Candidate, Candidates, Lease, Load, Pick, Policy, Prompt, Request};
 
-use super::contender::Contender;
+use super::candidate_policy::CandidatePolicy;
 use super::options::{Change, ChangeKind, FleetOptions};
-use super::report::{Report, Tally};
+use super::report::{Report, RunTotals};
 use super::trace::Trace;
 use super::worker::{Step, Worker};
 use crate::engine::mix;
@@ -17,16 +17,15 @@ use crate::engine::mix;
 /// Requests between two calls of `progress`.
 const TICK: usize = 512;
 
-/// Replays a trace; `progress` hears how many requests have arrived and may break it off.
-///
-/// `None` when it was broken off. The options must be valid.
+/// Replays a trace. `progress` is called with the number of requests so far and may stop the run;
+/// then the result is `None`. The options must be valid.
 pub fn simulate(
     trace: &Trace,
     options: &FleetOptions,
-    contender: &Contender,
+    candidate: &CandidatePolicy,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Option<Report> {
-    let mut fleet = Fleet::new(trace, options, contender.build(options));
+    let mut fleet = Fleet::new(trace, options, candidate.build(options));
     for request in 0..trace.len() {
         if request % TICK == 0 && progress(request).is_break() {
             return None;
@@ -38,7 +37,7 @@ pub fn simulate(
     fleet.run_until(f64::MAX);
     progress(trace.len())
         .is_continue()
-        .then(|| fleet.report(contender.name()))
+        .then(|| fleet.report(candidate.name()))
 }
 
 /// The fleet, and the gateway's view of it.
@@ -47,17 +46,17 @@ pub(super) struct Fleet<'t> {
     options: &'t FleetOptions,
     policy: Box<dyn Policy>,
     workers: Vec<Worker<'t>>,
-    /// When each worker's next step comes.
+    /// Time of each worker's next step, in seconds.
     next: Vec<f64>,
     loads: Vec<Arc<Load>>,
-    /// The workers that are there, in order.
-    present: Vec<Candidate>,
+    /// The current workers, by slot.
+    members: Vec<Candidate>,
     generation: u32,
     changes: Vec<Change>,
     leases: Vec<Option<Lease>>,
     prompt: Vec<u8>,
     decisions: u64,
-    tally: Tally,
+    totals: RunTotals,
 }
 
 impl<'t> Fleet<'t> {
@@ -67,7 +66,7 @@ impl<'t> Fleet<'t> {
         policy: Box<dyn Policy>,
     ) -> Self {
         let mut changes = options.changes.clone();
-        // The first comes last, to be popped.
+        // The first change is the last element, because changes are popped.
         changes.sort_by(|one, next| next.at_ms.total_cmp(&one.at_ms));
         let mut fleet = Self {
             trace,
@@ -78,19 +77,19 @@ impl<'t> Fleet<'t> {
                 .collect(),
             next: vec![f64::INFINITY; options.workers],
             loads: (0..options.workers).map(|_| Arc::default()).collect(),
-            present: Vec::new(),
+            members: Vec::new(),
             generation: 0,
             changes,
             leases: (0..trace.len()).map(|_| None).collect(),
             prompt: Vec::new(),
             decisions: 0,
-            tally: Tally::default(),
+            totals: RunTotals::default(),
         };
-        fleet.present = (0..options.workers)
+        fleet.members = (0..options.workers)
             .map(|slot| fleet.candidate(slot))
             .collect();
-        fleet.policy.members(&fleet.present);
-        // A worker tells its cache's size, and so does this one.
+        fleet.policy.members(&fleet.members);
+        // Real workers report the size of their cache, so these do, too.
         let held = (options.cache_blocks() * BLOCK) as u64;
         fleet.policy.capacity(&vec![Some(held); options.workers]);
         fleet
@@ -105,7 +104,7 @@ impl<'t> Fleet<'t> {
         }
     }
 
-    /// Lets everything up to and including `until` happen.
+    /// Processes every event up to and including `until`.
     pub(super) fn run_until(&mut self, until: f64) {
         loop {
             let change = self.changes.last().map_or(f64::INFINITY, |change| {
@@ -131,8 +130,8 @@ impl<'t> Fleet<'t> {
         match self.workers[worker].step() {
             Some(Step::FirstToken(request)) => {
                 let arrived = self.trace.at_ms(request) / 1000.0 / self.options.speed;
-                self.tally.ttft.push(now - arrived);
-                self.tally.last_token_at = now;
+                self.totals.ttft.push(now - arrived);
+                self.totals.last_token_at = now;
                 if let Some(lease) = &mut self.leases[request] {
                     lease.first_byte();
                 }
@@ -154,8 +153,8 @@ impl<'t> Fleet<'t> {
             seed: mix(self.options.seed, self.decisions),
             ..Request::default()
         };
-        let Some(from) = Candidates::new(&self.present) else {
-            self.tally.rejected += 1;
+        let Some(from) = Candidates::new(&self.members) else {
+            self.totals.rejected += 1;
             return;
         };
         let (pick, took) = timed(|| self.policy.pick(from, &asked));
@@ -166,17 +165,17 @@ impl<'t> Fleet<'t> {
         } = pick;
         let uncached = asked.prompt.tokens().saturating_sub(matched_tokens);
         let (slot, lease) = (candidate.slot, candidate.load.lease(uncached));
-        self.tally.decided(took);
+        self.totals.add_decision(took);
         if self.workers[slot].submit(now, request) {
             self.leases[request] = Some(lease);
         } else {
-            self.tally.rejected += 1;
+            self.totals.rejected += 1;
         }
         self.next[slot] = self.workers[slot].next();
     }
 
-    /// A block of the trace becomes a block of the index; what the trace counts beyond its
-    /// blocks belongs to this request alone.
+    /// Writes a block of the index for each block of the trace. Tokens beyond the trace's blocks
+    /// become text that no other request shares.
     fn write_prompt(&mut self, request: usize) {
         self.prompt.clear();
         for id in self.trace.ids(request) {
@@ -194,33 +193,33 @@ impl<'t> Fleet<'t> {
         let Some(Change { worker, kind, .. }) = self.changes.pop() else {
             return;
         };
-        let place = self
-            .present
+        let position = self
+            .members
             .binary_search_by_key(&worker, |candidate| candidate.slot);
         self.generation += 1;
-        match (kind, place) {
-            (ChangeKind::Leave, Ok(place)) => self.leave(place, now),
-            (ChangeKind::Join, Err(place)) => {
+        match (kind, position) {
+            (ChangeKind::Leave, Ok(position)) => self.leave(position, now),
+            (ChangeKind::Join, Err(position)) => {
                 let candidate = self.candidate(worker);
-                self.present.insert(place, candidate);
-                self.policy.members(&self.present);
+                self.members.insert(position, candidate);
+                self.policy.members(&self.members);
             }
-            (ChangeKind::Flush, Ok(place)) => {
+            (ChangeKind::Flush, Ok(position)) => {
                 self.workers[worker].flush();
-                self.present[place].generation = self.generation;
-                self.policy.members(&self.present);
+                self.members[position].generation = self.generation;
+                self.policy.members(&self.members);
             }
             _ => {}
         }
     }
 
-    fn leave(&mut self, place: usize, now: f64) {
-        let worker = self.present.remove(place).slot;
-        self.policy.members(&self.present);
+    fn leave(&mut self, position: usize, now: f64) {
+        let worker = self.members.remove(position).slot;
+        self.policy.members(&self.members);
         let lost = self.workers[worker].kill(now);
         self.next[worker] = self.workers[worker].next();
-        self.tally.cut += lost.cut.len();
-        self.tally.rerouted += lost.waiting.len();
+        self.totals.cut += lost.cut.len();
+        self.totals.rerouted += lost.waiting.len();
         for request in lost.cut.iter().chain(&lost.waiting) {
             self.leases[*request] = None;
         }
@@ -229,7 +228,7 @@ impl<'t> Fleet<'t> {
         }
     }
 
-    /// Requests in flight and tokens queued, all workers together.
+    /// Requests in flight and queued tokens of all workers together.
     #[cfg(test)]
     pub(super) fn in_flight(&self) -> (usize, u64) {
         let requests = self.loads.iter().map(|load| load.requests()).sum();
@@ -242,23 +241,22 @@ impl<'t> Fleet<'t> {
     /// Prompt tokens found in caches so far.
     #[cfg(test)]
     pub(super) fn cached_tokens(&self) -> u64 {
-        self.workers.iter().map(Worker::cached_tokens).sum()
+        self.workers
+            .iter()
+            .map(|worker| worker.work().cached_tokens)
+            .sum()
     }
 
     pub(super) fn report(self, policy: &str) -> Report {
-        let work = self
-            .workers
-            .iter()
-            .map(|worker| (worker.prompt_tokens(), worker.cached_tokens()));
-        let work: Vec<_> = work.collect();
-        self.tally
+        let work: Vec<_> = self.workers.iter().map(Worker::work).collect();
+        self.totals
             .report(policy, self.trace.len(), &work, self.options)
     }
 }
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "measures this machine, decides nothing"
+    reason = "measures this machine, affects no result but the timing"
 )]
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let started = Instant::now();

@@ -1,4 +1,4 @@
-//! What the simulated fleet promises.
+//! Properties of the simulated fleet.
 
 use std::ops::ControlFlow;
 
@@ -25,7 +25,13 @@ fn trace(count: usize, users: usize) -> Trace {
 
 fn run(trace: &Trace, options: &FleetOptions, policy: &str) -> Report {
     let go_on = &mut |_| ControlFlow::Continue(());
-    simulate(trace, options, &Contender::named(policy).unwrap(), go_on).unwrap()
+    simulate(
+        trace,
+        options,
+        &CandidatePolicy::named(policy).unwrap(),
+        go_on,
+    )
+    .unwrap()
 }
 
 fn change(at_ms: f64, worker: usize, kind: ChangeKind) -> Change {
@@ -43,9 +49,9 @@ fn equal_seeds_give_equal_results() {
         seed,
         ..options.clone()
     };
-    for contender in Contender::all() {
-        let once = run(&trace, &seeded(7), contender.name());
-        let again = run(&trace, &seeded(7), contender.name());
+    for candidate in CandidatePolicy::all() {
+        let once = run(&trace, &seeded(7), candidate.name());
+        let again = run(&trace, &seeded(7), candidate.name());
         assert_eq!(once.ttft_quantiles_ms, again.ttft_quantiles_ms, "{once:?}");
         assert!((once.hit_ratio - again.hit_ratio).abs() < 1e-12);
     }
@@ -54,8 +60,8 @@ fn equal_seeds_give_equal_results() {
 }
 
 #[test]
-fn one_worker_hits_what_many_miss_in_turn() {
-    // Two requests with the same block: one worker has it the second time, two in turn do not.
+fn round_robin_over_two_workers_misses_a_prefix_that_one_worker_hits() {
+    // Two requests with the same block: one worker has it at the second request, two do not.
     let trace = trace(2, 1);
     let fleet = |workers| FleetOptions {
         workers,
@@ -72,7 +78,7 @@ fn one_worker_hits_what_many_miss_in_turn() {
 }
 
 #[test]
-fn beliefs_differ_only_where_caches_are_small() {
+fn reference_policies_equal_cache_aware_unless_caches_are_small() {
     let trace = trace(600, 29);
     let quantiles = |blocks: usize, policy| {
         let options = FleetOptions {
@@ -83,18 +89,18 @@ fn beliefs_differ_only_where_caches_are_small() {
         };
         run(&trace, &options, policy).ttft_quantiles_ms
     };
-    let told = quantiles(10_000, "cache_aware");
-    assert_eq!(told, quantiles(10_000, "charge_auto"));
-    assert_eq!(told, quantiles(10_000, "sized_auto"));
+    let expected = quantiles(10_000, "cache_aware");
+    assert_eq!(expected, quantiles(10_000, "charge_auto"));
+    assert_eq!(expected, quantiles(10_000, "sized_auto"));
     assert_ne!(
         quantiles(60, "cache_aware"),
         quantiles(60, "charge_auto"),
-        "the fleet tells how much its caches hold"
+        "the fleet reports the size of its caches"
     );
 }
 
 #[test]
-fn every_lease_ends_whatever_happens() {
+fn every_lease_ends_despite_deaths_and_rejections() {
     let trace = trace(300, 7);
     let options = FleetOptions {
         workers: 3,
@@ -110,9 +116,9 @@ fn every_lease_ends_whatever_happens() {
         ],
         ..FleetOptions::default()
     };
-    let sized = Contender::named("sized_3").unwrap();
-    for contender in Contender::all().into_iter().chain([sized]) {
-        let policy = contender.build(&options);
+    let sized = CandidatePolicy::named("sized_3").unwrap();
+    for candidate in CandidatePolicy::all().into_iter().chain([sized]) {
+        let policy = candidate.build(&options);
         let mut fleet = Fleet::new(&trace, &options, policy);
         for request in 0..trace.len() {
             fleet.run_until(trace.at_ms(request) / 1000.0 / options.speed);
@@ -120,8 +126,8 @@ fn every_lease_ends_whatever_happens() {
         }
         assert!(fleet.in_flight().0 > 0);
         fleet.run_until(f64::MAX);
-        assert_eq!(fleet.in_flight(), (0, 0), "{}", contender.name());
-        let report = fleet.report(contender.name());
+        assert_eq!(fleet.in_flight(), (0, 0), "{}", candidate.name());
+        let report = fleet.report(candidate.name());
         assert!(
             report.rejected > 0 && report.cut > 0 && report.rerouted > 0,
             "{report:?}"
@@ -130,7 +136,7 @@ fn every_lease_ends_whatever_happens() {
 }
 
 #[test]
-fn full_queues_reject_and_rejects_are_no_goodput() {
+fn full_queues_reject_requests_which_are_no_goodput() {
     let trace = trace(100, 100);
     let options = FleetOptions {
         workers: 1,
@@ -156,7 +162,7 @@ fn without_workers_everything_is_rejected() {
 }
 
 #[test]
-fn a_flushed_worker_has_forgotten() {
+fn a_flushed_worker_misses_its_former_prefixes() {
     let flushed = FleetOptions {
         workers: 1,
         changes: vec![change(15.0, 0, ChangeKind::Flush)],
@@ -176,29 +182,29 @@ fn a_flushed_worker_has_forgotten() {
 }
 
 #[test]
-fn who_knows_the_caches_size_believes_what_is_true() {
-    // A cache that holds 8 of 10 blocks: the beginnings of what 5 users said.
+fn a_sized_policy_knows_the_exact_contents_of_caches() {
+    // A cache for 8 of the 10 blocks that begin the prompts of 5 users.
     let options = FleetOptions {
         workers: 1,
         kv_tokens: 8 * 512,
         ..FleetOptions::default()
     };
-    let (trace, policy) = (trace(60, 5), Contender::named("sized_3").unwrap());
+    let (trace, policy) = (trace(60, 5), CandidatePolicy::named("sized_3").unwrap());
     let mut fleet = Fleet::new(&trace, &options, policy.build(&options));
     for request in 0..trace.len() {
         let now = trace.at_ms(request);
         fleet.run_until(now);
         let cached = fleet.cached_tokens();
         fleet.route(request, now);
-        // Idle workers begin at once; 16 tokens of the prompt's bytes are a block of 512.
-        let believed = trace.tokens(request, 512) / 32 - fleet.in_flight().1;
-        assert_eq!(fleet.cached_tokens() - cached, believed * 32);
+        // Idle workers start at once; 16 tokens of prompt text stand for a block of 512 tokens.
+        let expected = trace.tokens(request, 512) / 32 - fleet.in_flight().1;
+        assert_eq!(fleet.cached_tokens() - cached, expected * 32);
     }
     assert!(fleet.cached_tokens() > 0);
 }
 
 #[test]
-fn what_decodes_slows_prefill_when_told_so() {
+fn decode_interference_slows_prefill() {
     let trace = trace(400, 400);
     let options = FleetOptions {
         workers: 1,
@@ -219,14 +225,14 @@ fn what_decodes_slows_prefill_when_told_so() {
 }
 
 #[test]
-fn it_can_be_broken_off() {
+fn progress_can_stop_the_run() {
     let stop = &mut |_| ControlFlow::Break(());
     let options = FleetOptions::default();
     assert!(
         simulate(
             &trace(5, 1),
             &options,
-            &Contender::named("random").unwrap(),
+            &CandidatePolicy::named("random").unwrap(),
             stop
         )
         .is_none()
@@ -234,7 +240,7 @@ fn it_can_be_broken_off() {
 }
 
 #[test]
-fn bad_traces_say_where() {
+fn an_invalid_trace_names_its_line() {
     let read = |text: &str| {
         Trace::read(text.as_bytes(), usize::MAX)
             .unwrap_err()
@@ -258,13 +264,17 @@ fn lines_out_of_order_are_sorted() {
 }
 
 #[test]
-fn unknown_policies_are_told_the_known() {
-    let error = Contender::named("rond_robin").unwrap_err().to_string();
+fn an_unknown_policy_lists_the_known_policies() {
+    let error = CandidatePolicy::named("rond_robin")
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("'rond_robin'") && error.contains("round_robin, cache_aware"),
         "{error}"
     );
-    assert!(Contender::named("charge_x").is_err() && Contender::named("charge_2.5").is_ok());
+    assert!(
+        CandidatePolicy::named("charge_x").is_err() && CandidatePolicy::named("charge_2.5").is_ok()
+    );
 }
 
 #[test]

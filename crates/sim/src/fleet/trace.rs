@@ -1,4 +1,4 @@
-//! Traces in Mooncake's format: a JSON object per line.
+//! Traces in Mooncake's format: one JSON object per line.
 //!
 //! `{"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [..]}`, where
 //! each hash id stands for a block of the prompt (Qin et al., FAST 2025).
@@ -13,43 +13,43 @@ use thiserror::Error;
 
 use crate::engine::mix;
 
-/// Longest prompt that is believed.
+/// Longest accepted prompt, in tokens.
 const LONGEST: u32 = 1 << 26;
-/// What page chains start from.
+/// Start of the page hash chain.
 const SEED: u64 = 0x6d6f_6f6e_6361_6b65;
 
-/// Why a trace cannot be used.
+/// A trace cannot be used.
 #[derive(Debug, Error)]
 pub enum TraceError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the trace: {0}")]
     Read(#[from] io::Error),
-    /// A line is not what it should be.
+    /// A line is invalid.
     #[error("line {number}: {why}")]
     Line {
-        /// Which, counted from 1.
+        /// Number of the line, counted from 1.
         number: usize,
-        /// What is wrong with it.
+        /// Reason.
         why: LineError,
     },
-    /// Nothing in it.
+    /// The trace has no requests.
     #[error("the trace is empty")]
     Empty,
 }
 
-/// What is wrong with a line of a trace.
+/// A line of a trace is invalid.
 #[derive(Debug, Error)]
 pub enum LineError {
-    /// Not text.
+    /// Not UTF-8.
     #[error("not UTF-8")]
     Encoding,
-    /// Not JSON, or not of the right shape.
+    /// Not JSON, or not the expected fields.
     #[error("{}", within_line(.0))]
     Json(#[from] serde_json::Error),
-    /// Not a moment.
+    /// Not a time.
     #[error("timestamp {0} is not a time")]
     Time(f64),
-    /// More than anybody sends.
+    /// Longer than any real prompt.
     #[error("input_length {0} is too long")]
     Length(u32),
 }
@@ -70,12 +70,12 @@ struct Row {
     blocks: Range<usize>,
 }
 
-/// Requests in order of time; those of equal times in order of lines.
+/// Requests in order of time; requests of equal time are in order of lines.
 #[derive(Clone, Debug)]
 pub struct Trace {
     rows: Vec<Row>,
     ids: Vec<u64>,
-    /// Per block: a hash of it and everything before it.
+    /// Per block: a hash of it and all blocks before it.
     pages: Vec<u64>,
     sorted: bool,
 }
@@ -86,7 +86,7 @@ impl Trace {
         Self::read(BufReader::new(File::open(path)?), limit)
     }
 
-    /// Reads up to `limit` requests; empty lines are none.
+    /// Reads up to `limit` requests; empty lines are skipped.
     pub fn read(from: impl BufRead, limit: usize) -> Result<Self, TraceError> {
         let mut trace = Self {
             rows: Vec::new(),
@@ -133,12 +133,12 @@ impl Trace {
         });
     }
 
-    /// Requests.
+    /// Number of requests.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Never: an empty trace is an error.
+    /// Always false, because an empty trace is an error.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
@@ -148,33 +148,33 @@ impl Trace {
         self.sorted
     }
 
-    /// From the first request to the last, in milliseconds.
+    /// Time from the first request to the last, in milliseconds.
     pub fn span_ms(&self) -> f64 {
         self.rows.last().map_or(0.0, |row| row.ms)
     }
 
-    /// Milliseconds from the first request to this one.
+    /// Time from the first request to this one, in milliseconds.
     pub(super) fn at_ms(&self, request: usize) -> f64 {
         self.rows[request].ms
     }
 
-    /// Tokens to make.
+    /// Output tokens.
     pub(super) fn output(&self, request: usize) -> u32 {
         self.rows[request].output
     }
 
-    /// Tokens of the prompt: whole blocks, or more where the trace names fewer than it counts.
+    /// Tokens of the prompt: whole blocks, or `input_length` if that is more.
     pub(super) fn tokens(&self, request: usize, block_tokens: u32) -> u64 {
         let row = &self.rows[request];
         (row.blocks.len() as u64 * u64::from(block_tokens)).max(row.input.into())
     }
 
-    /// The blocks' own ids.
+    /// Ids of the blocks.
     pub(super) fn ids(&self, request: usize) -> &[u64] {
         &self.ids[self.rows[request].blocks.clone()]
     }
 
-    /// The blocks as a prefix cache knows them.
+    /// Pages of the blocks, as a prefix cache has them.
     pub(super) fn pages(&self, request: usize) -> &[u64] {
         &self.pages[self.rows[request].blocks.clone()]
     }
@@ -191,7 +191,7 @@ fn parse(line: &str) -> Result<Line, LineError> {
     Ok(parsed)
 }
 
-/// The message with its place in the line: which line it is the caller knows.
+/// The message with its column; the caller adds the line.
 fn within_line(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.rsplit_once(" at line ") {

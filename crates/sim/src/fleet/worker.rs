@@ -4,28 +4,29 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use super::options::FleetOptions;
+use super::report::PrefillWork;
 use super::trace::Trace;
 use crate::engine::PrefixCache;
 
-/// What happens next at a worker, and to which request.
+/// A step of a worker, with its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Its prompt is prefilled.
+    /// The prompt is prefilled.
     FirstToken(usize),
-    /// Its last token is made.
+    /// The last token is generated.
     Finished(usize),
 }
 
-/// Who was at a worker when it died.
+/// Requests of a worker at its death.
 #[derive(Debug, Default)]
 pub(super) struct Lost {
-    /// Without a first token, in order.
+    /// Requests without a first token, in order.
     pub(super) waiting: Vec<usize>,
-    /// In the middle of their answers.
+    /// Requests with a response in progress.
     pub(super) cut: Vec<usize>,
 }
 
-/// Rates, in seconds and tokens.
+/// Speeds and limits, in seconds and tokens.
 #[derive(Clone, Copy, Debug)]
 struct Model {
     prefill_tps: f64,
@@ -38,7 +39,7 @@ struct Model {
     max_queued: usize,
 }
 
-/// A worker. Its state stands at `now`; between two events all rates are constant.
+/// A worker. Its state is that at `now`; all rates are constant between two events.
 #[derive(Debug)]
 pub(super) struct Worker<'t> {
     trace: &'t Trace,
@@ -46,14 +47,20 @@ pub(super) struct Worker<'t> {
     now: f64,
     cache: PrefixCache,
     queue: VecDeque<usize>,
-    /// Who is being prefilled, and the seconds left at full speed.
-    prefill: Option<(usize, f64)>,
-    /// Tokens that each member of the batch would have made, had it been there all along.
+    prefill: Option<Prefill>,
+    /// Tokens that a member of the batch would have generated since the batch began.
     progress: f64,
-    /// Who decodes, by the progress at which they end (positive floats order as their bits).
+    /// Requests that decode, by their progress at the end (positive floats order as their bits).
     batch: BinaryHeap<Reverse<(u64, usize)>>,
-    prompt_tokens: u64,
-    cached_tokens: u64,
+    work: PrefillWork,
+}
+
+/// The prefill in progress.
+#[derive(Clone, Copy, Debug)]
+struct Prefill {
+    request: usize,
+    /// Seconds left at full speed.
+    left: f64,
 }
 
 impl<'t> Worker<'t> {
@@ -77,22 +84,16 @@ impl<'t> Worker<'t> {
             prefill: None,
             progress: 0.0,
             batch: BinaryHeap::new(),
-            prompt_tokens: 0,
-            cached_tokens: 0,
+            work: PrefillWork::default(),
         }
     }
 
-    /// Prompt tokens of all prefills so far.
-    pub(super) fn prompt_tokens(&self) -> u64 {
-        self.prompt_tokens
+    /// Prefill work so far.
+    pub(super) fn work(&self) -> PrefillWork {
+        self.work
     }
 
-    /// Those of them that were in the cache.
-    pub(super) fn cached_tokens(&self) -> u64 {
-        self.cached_tokens
-    }
-
-    /// Takes a request in; false when the queue is full.
+    /// Adds a request; false if the queue is full.
     pub(super) fn submit(&mut self, now: f64, request: usize) -> bool {
         self.advance(now);
         let must_wait = self.prefill.is_some() || !self.queue.is_empty() || self.is_full();
@@ -104,26 +105,27 @@ impl<'t> Worker<'t> {
         true
     }
 
-    /// When the next step comes; infinite while idle.
+    /// Time of the next step; infinite while idle.
     pub(super) fn next(&self) -> f64 {
         self.prefill_end().min(self.decode_end())
     }
 
-    /// Takes the next step.
+    /// Performs the next step.
     pub(super) fn step(&mut self) -> Option<Step> {
         let (prefill, decode) = (self.prefill_end(), self.decode_end());
         self.advance(prefill.min(decode));
-        // At a tie prefill goes first.
-        let step = if let Some((request, _)) = self.prefill.take_if(|_| prefill <= decode) {
-            let tokens = f64::from(self.trace.output(request)) * self.model.output_scale;
-            let end = self.progress + (tokens - 1.0).max(0.0);
-            self.batch.push(Reverse((end.to_bits(), request)));
-            Step::FirstToken(request)
-        } else {
-            let Reverse((end, request)) = self.batch.pop()?;
-            self.progress = f64::from_bits(end);
-            Step::Finished(request)
-        };
+        // At a tie prefill ends first.
+        let step =
+            if let Some(Prefill { request, .. }) = self.prefill.take_if(|_| prefill <= decode) {
+                let tokens = f64::from(self.trace.output(request)) * self.model.output_scale;
+                let end = self.progress + (tokens - 1.0).max(0.0);
+                self.batch.push(Reverse((end.to_bits(), request)));
+                Step::FirstToken(request)
+            } else {
+                let Reverse((end, request)) = self.batch.pop()?;
+                self.progress = f64::from_bits(end);
+                Step::Finished(request)
+            };
         if self.batch.is_empty() {
             self.progress = 0.0;
         }
@@ -131,11 +133,11 @@ impl<'t> Worker<'t> {
         Some(step)
     }
 
-    /// It dies, and comes back empty if it comes back.
+    /// Kills the worker: its cache is empty when it joins again.
     pub(super) fn kill(&mut self, now: f64) -> Lost {
         self.advance(now);
         self.cache.clear();
-        let prefill = self.prefill.take().map(|(request, _)| request);
+        let prefill = self.prefill.take().map(|prefill| prefill.request);
         let mut cut: Vec<_> = self
             .batch
             .drain()
@@ -157,11 +159,11 @@ impl<'t> Worker<'t> {
         self.batch.len() >= self.model.max_running
     }
 
-    /// Lets time pass, up to the next step at most.
+    /// Advances time, up to the next step at most.
     fn advance(&mut self, to: f64) {
         let passed = (to - self.now).max(0.0);
         let (speed, token) = (self.prefill_speed(), self.token_time());
-        if let Some((_, left)) = &mut self.prefill {
+        if let Some(Prefill { left, .. }) = &mut self.prefill {
             *left = (*left - passed * speed).max(0.0);
         }
         if token > 0.0 && !self.batch.is_empty() {
@@ -170,7 +172,7 @@ impl<'t> Worker<'t> {
         self.now = self.now.max(to);
     }
 
-    /// Starts the next prefill if there is room for it.
+    /// Starts the next prefill if a slot is free.
     fn admit(&mut self) {
         if self.prefill.is_some() || self.is_full() {
             return;
@@ -180,15 +182,16 @@ impl<'t> Worker<'t> {
             let tokens = self.trace.tokens(request, self.model.block_tokens);
             let cached = self.cache.matched(pages) as u64 * u64::from(self.model.block_tokens);
             self.cache.touch(pages);
-            self.prompt_tokens += tokens;
-            self.cached_tokens += cached;
-            self.prefill = Some((request, (tokens - cached) as f64 / self.model.prefill_tps));
+            self.work.prompt_tokens += tokens;
+            self.work.cached_tokens += cached;
+            let left = (tokens - cached) as f64 / self.model.prefill_tps;
+            self.prefill = Some(Prefill { request, left });
         }
     }
 
     fn prefill_end(&self) -> f64 {
-        self.prefill.map_or(f64::INFINITY, |(_, left)| {
-            self.now + left / self.prefill_speed()
+        self.prefill.map_or(f64::INFINITY, |prefill| {
+            self.now + prefill.left / self.prefill_speed()
         })
     }
 
@@ -200,7 +203,7 @@ impl<'t> Worker<'t> {
             })
     }
 
-    /// Above 0 whenever a prefill runs, because that takes a place of the batch.
+    /// Above 0 while a prefill runs, because the prefill occupies a slot of the batch.
     fn prefill_speed(&self) -> f64 {
         1.0 - self.model.interference * self.batch.len() as f64 / self.model.max_running as f64
     }

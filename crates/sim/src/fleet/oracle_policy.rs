@@ -1,4 +1,4 @@
-//! References to measure policies by: other charges for uncached tokens, other beliefs.
+//! Reference policies: other factors for uncached tokens, other knowledge of the caches.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,32 +9,39 @@ use routing::{
 
 use crate::engine::{PrefixCache, mix};
 
-/// Prompt tokens queued plus so many times the own uncached ones.
+/// Picks the lowest sum of queued prompt tokens and weighted uncached tokens of the request.
 #[derive(Debug)]
-pub(super) struct Weighted {
+pub(super) struct OraclePolicy {
     belief: Belief,
     factor: Factor,
 }
 
-/// How many times.
+/// Weight of uncached tokens.
 #[derive(Debug)]
 pub(super) enum Factor {
-    /// Always the same.
+    /// A constant.
     Fixed(f64),
-    /// As `cache_aware` does.
+    /// The factor of `cache_aware`.
     ByLoad(CongestionFactor),
 }
 
-/// What is believed to be cached where.
+/// Assumed contents of the workers' caches.
 #[derive(Debug)]
 pub(super) enum Belief {
-    /// What the gateway's own index says, not knowing how much the caches hold.
+    /// The gateway's own index, without the size of the caches.
     Index(Box<PrefixIndex>),
-    /// A cache like the worker's own for each, by slot, with the generation it is for.
+    /// A copy of each worker's cache, by slot.
     Sized {
         blocks: usize,
-        caches: Mutex<Vec<(u32, PrefixCache)>>,
+        caches: Mutex<Vec<SlotCache>>,
     },
+}
+
+/// The cache of a slot's worker, and the generation of that worker.
+#[derive(Debug)]
+pub(super) struct SlotCache {
+    generation: u32,
+    pages: PrefixCache,
 }
 
 impl Belief {
@@ -50,7 +57,7 @@ impl Belief {
         }
     }
 
-    /// Leading blocks that each worker has, by slot.
+    /// Number of leading blocks cached at each worker, by slot.
     fn matches(&self, blocks: &[u64]) -> Vec<u32> {
         let mut matched = Vec::new();
         match self {
@@ -58,7 +65,11 @@ impl Belief {
             Self::Sized { caches, .. } => {
                 let caches = caches.lock().unwrap_or_else(PoisonError::into_inner);
                 let pages = chained(blocks);
-                matched.extend(caches.iter().map(|(_, cache)| cache.matched(&pages) as u32));
+                matched.extend(
+                    caches
+                        .iter()
+                        .map(|cache| cache.pages.matched(&pages) as u32),
+                );
             }
         }
         matched
@@ -69,8 +80,8 @@ impl Belief {
             Self::Index(index) => index.insert(blocks, candidate),
             Self::Sized { caches, .. } => {
                 let mut caches = caches.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some((_, cache)) = caches.get_mut(candidate.slot) {
-                    cache.touch(&chained(blocks));
+                if let Some(cache) = caches.get_mut(candidate.slot) {
+                    cache.pages.touch(&chained(blocks));
                 }
             }
         }
@@ -82,12 +93,15 @@ impl Belief {
             Self::Sized { blocks, caches } => {
                 let mut caches = caches.lock().unwrap_or_else(PoisonError::into_inner);
                 let slots = all.iter().map(|candidate| candidate.slot + 1).max();
-                caches.resize_with(slots.unwrap_or(0), || (0, PrefixCache::new(*blocks)));
+                caches.resize_with(slots.unwrap_or(0), || SlotCache {
+                    generation: 0,
+                    pages: PrefixCache::new(*blocks),
+                });
                 for candidate in all {
-                    let (generation, cache) = &mut caches[candidate.slot];
-                    if *generation != candidate.generation {
-                        *generation = candidate.generation;
-                        cache.clear();
+                    let cache = &mut caches[candidate.slot];
+                    if cache.generation != candidate.generation {
+                        cache.generation = candidate.generation;
+                        cache.pages.clear();
                     }
                 }
             }
@@ -104,7 +118,7 @@ fn chained(blocks: &[u64]) -> Vec<u64> {
 }
 
 impl Factor {
-    /// The factor, and how many times the shortest wait a prompt may wait.
+    /// The factor, and the longest acceptable wait as a multiple of the shortest.
     fn at(&self, from: Candidates<'_>) -> (f64, f64) {
         match self {
             Self::Fixed(factor) => (*factor, f64::INFINITY),
@@ -115,7 +129,7 @@ impl Factor {
         }
     }
 
-    /// How rare what a worker lacks is, where that matters.
+    /// Replication of the prompt's blocks, if the factor considers it.
     fn replication(&self, matched: impl Iterator<Item = u32>) -> Option<ReplicationDiscount> {
         let Self::ByLoad(_) = self else {
             return None;
@@ -126,13 +140,13 @@ impl Factor {
     }
 }
 
-impl Weighted {
+impl OraclePolicy {
     pub(super) fn new(belief: Belief, factor: Factor) -> Self {
         Self { belief, factor }
     }
 }
 
-impl Policy for Weighted {
+impl Policy for OraclePolicy {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
         let (factor, patience) = self.factor.at(from);
         let mut blocks = Vec::new();
@@ -147,14 +161,14 @@ impl Policy for Weighted {
             (candidate.load.queued_tokens() as f64, new as f64)
         };
         let waits = from.iter().map(work).map(|(queued, new)| queued + new);
-        // Not 0: nothing queued and all cached, times infinity, is no number.
+        // Not 0, because 0 times infinity is no number.
         let longest = waits.fold(f64::INFINITY, f64::min).max(f64::MIN_POSITIVE) * patience;
         let candidate = from.cheapest(&mut request.rng(), |candidate| {
             let (queued, new) = work(candidate);
             if queued + new > longest {
                 return f64::INFINITY;
             }
-            // A fixed factor charges all alike, as most gateways would.
+            // A fixed factor charges every uncached token alike, as most gateways would.
             let extra = match &replication {
                 Some(replication) => replication.lacking(leading(candidate)) * tokens(1) as f64,
                 None => new,

@@ -1,18 +1,18 @@
-//! Who is compared: the gateway's policies, and plain references.
+//! The policies to compare: the gateway's own, and reference policies.
 
 use routing::{CongestionFactor, Params, Policy, PolicyKind};
 use thiserror::Error;
 
 use super::options::FleetOptions;
-use super::reference::{Belief, Factor, Weighted};
+use super::oracle_policy::{Belief, Factor, OraclePolicy};
 
-/// What the names of references begin with.
+/// Prefixes of the reference policies' names.
 const CHARGE: &str = "charge_";
 const SIZED: &str = "sized_";
-/// The number that follows the load.
+/// A factor that follows the load.
 const AUTO: &str = "auto";
 
-/// No policy has that name.
+/// No policy has this name.
 #[derive(Debug, Error)]
 #[error("unknown policy '{name}' (choose from {choices}, charge_K, sized_K; K a number or auto)")]
 pub struct UnknownPolicy {
@@ -20,9 +20,9 @@ pub struct UnknownPolicy {
     choices: String,
 }
 
-/// A policy to be simulated.
+/// A policy to simulate.
 #[derive(Clone, Debug)]
-pub struct Contender {
+pub struct CandidatePolicy {
     name: String,
     kind: Kind,
 }
@@ -30,12 +30,12 @@ pub struct Contender {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Policy(PolicyKind),
-    /// `None`: by load.
+    /// `None`: the factor follows the load.
     CongestionFactor(Option<f64>),
     Sized(Option<f64>),
 }
 
-impl Contender {
+impl CandidatePolicy {
     /// Every policy of the gateway.
     pub fn all() -> Vec<Self> {
         let built = PolicyKind::ALL.into_iter();
@@ -47,9 +47,10 @@ impl Contender {
             .collect()
     }
 
-    /// By name. Besides the gateway's policies there is `charge_K`: lowest queued + K × own
-    /// uncached tokens, whatever the load, believing that caches hold everything; and
-    /// `sized_K`, which knows what they hold exactly. K may be `auto`: `cache_aware`'s own.
+    /// A policy by name. Two references exist besides the gateway's policies. `charge_K` picks the
+    /// lowest sum of queued tokens and K × own uncached tokens, independent of the load, and assumes
+    /// unbounded caches. `sized_K` knows the exact contents of the caches. If K is `auto`, the
+    /// factor is that of `cache_aware`.
     pub fn named(name: &str) -> Result<Self, UnknownPolicy> {
         let references = [
             factor(name, CHARGE).map(Kind::CongestionFactor),
@@ -60,8 +61,8 @@ impl Contender {
             return Ok(Self { name, kind });
         }
         let mut all = Self::all();
-        match all.iter().position(|contender| contender.name == name) {
-            Some(place) => Ok(all.swap_remove(place)),
+        match all.iter().position(|policy| policy.name == name) {
+            Some(index) => Ok(all.swap_remove(index)),
             None => Err(UnknownPolicy {
                 name: name.to_owned(),
                 choices: all.iter().map(Self::name).collect::<Vec<_>>().join(", "),
@@ -69,12 +70,12 @@ impl Contender {
         }
     }
 
-    /// Its name.
+    /// The name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// A fresh instance.
+    /// A new instance.
     pub(super) fn build(&self, options: &FleetOptions) -> Box<dyn Policy> {
         let params = Params {
             index_bytes: options.index_bytes,
@@ -87,14 +88,14 @@ impl Contender {
             Kind::Sized(factor) => (Belief::sized(options.cache_blocks()), factor),
         };
         let by_load = || Factor::ByLoad(CongestionFactor::default());
-        Box::new(Weighted::new(
+        Box::new(OraclePolicy::new(
             belief,
             factor.map_or_else(by_load, Factor::Fixed),
         ))
     }
 }
 
-/// What follows the prefix: a number, or `None` for one that follows the load.
+/// The factor after the prefix; `None` inside: it follows the load.
 #[expect(
     clippy::option_option,
     reason = "no such name, or a name without a number"
