@@ -56,7 +56,7 @@ impl<'a> Candidates<'a> {
     }
 
     /// What each would have in flight, on average, with one more request among them.
-    pub(crate) fn share_of_next(self) -> f64 {
+    pub(crate) fn mean_requests_with_next(self) -> f64 {
         let requests = |candidate: &Candidate| candidate.load.requests();
         let total: usize = self.iter().map(requests).sum();
         (total + 1) as f64 / self.count() as f64

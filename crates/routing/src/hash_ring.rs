@@ -4,24 +4,24 @@ use std::fmt::Write;
 use std::iter;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
-use crate::{Branch, Candidate, Candidates, Pick};
+use crate::{Candidate, Candidates};
 
 /// Positions per worker.
 const VIRTUAL_NODES: usize = 150;
-/// Positions looked at one by one; beyond, the nearest worker is computed.
+/// Positions visited one by one; after that the nearest worker is computed.
 const LONGEST_WALK: usize = 256;
 
-/// Where a key lies on the ring: the first 8 bytes of its BLAKE3 hash, little-endian.
+/// The position of a key on the ring: the first 8 bytes of its BLAKE3 hash, little-endian.
 pub(crate) fn position(key: &[u8]) -> u64 {
     let hash = blake3::hash(key);
     let first = hash.as_bytes().first_chunk();
     first.copied().map_or(0, u64::from_le_bytes)
 }
 
-/// A ring that many threads read and membership changes replace.
+/// A ring that many threads read and that a change of members replaces.
 ///
-/// It is over everybody there is, so that a worker which is down for a while comes back to
-/// its own keys. As long as nobody said who that is, it is over everybody seen so far.
+/// It covers all members, ready or not, so that a worker keeps its keys while it is down. Until
+/// the members are known, it covers all candidates seen so far.
 #[derive(Debug, Default)]
 pub(crate) struct SharedRing {
     current: RwLock<Current>,
@@ -30,13 +30,13 @@ pub(crate) struct SharedRing {
 #[derive(Clone, Debug, Default)]
 struct Current {
     ring: Arc<Ring>,
-    /// Whether `members` was ever called.
+    /// Whether the members are known.
     has_members: bool,
 }
 
 impl SharedRing {
-    /// Everybody there is.
-    pub(crate) fn members(&self, all: &[Candidate]) {
+    /// Replaces the list of members.
+    pub(crate) fn set_members(&self, all: &[Candidate]) {
         let ring = Arc::new(self.current().ring.rebuilt(&[], all.iter()));
         *self.write() = Current {
             ring,
@@ -44,8 +44,8 @@ impl SharedRing {
         };
     }
 
-    /// The ring as it is now.
-    pub(crate) fn read(&self, from: Candidates<'_>) -> Arc<Ring> {
+    /// The present ring. It is extended by new candidates while the members are unknown.
+    pub(crate) fn ring_for(&self, from: Candidates<'_>) -> Arc<Ring> {
         let Current { ring, has_members } = self.current();
         if has_members
             || from
@@ -72,10 +72,20 @@ impl SharedRing {
     }
 }
 
-/// Every worker's virtual nodes: `<url>#<i>` for i from 0.
+/// The worker at which a bounded walk ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Landing<'a> {
+    /// The first candidate clockwise.
+    Owner(&'a Candidate),
+    /// The first candidate clockwise below the bound, because the owner is above it. The owner
+    /// itself if all are above.
+    Spilled(&'a Candidate),
+}
+
+/// The virtual nodes of all workers: `<url>#<i>` for i from 0.
 #[derive(Debug, Default)]
 pub(crate) struct Ring {
-    /// By slot.
+    /// By slot of the fleet.
     members_by_slot: Vec<Option<Arc<RingMember>>>,
     /// Position and slot, ascending.
     points: Vec<(u64, u32)>,
@@ -89,22 +99,21 @@ struct RingMember {
 }
 
 impl Ring {
-    /// The first candidate clockwise from `position`; while it has more than `most` requests,
-    /// the next that has not, and if nobody has not, the first. The branch says which.
+    /// Walks clockwise from `position` to a candidate with at most `max_requests` requests in
+    /// flight; `None` if no candidate is on the ring.
     pub(crate) fn bounded<'a>(
         &self,
         from: Candidates<'a>,
         position: u64,
-        most: f64,
-        own: Branch,
-    ) -> Option<Pick<'a>> {
-        let fits = |candidate: &Candidate| candidate.load.requests() as f64 <= most;
-        let first = self.first(from, position, |_| true)?;
-        if fits(first) {
-            return Some(Pick::by(own, first));
+        max_requests: f64,
+    ) -> Option<Landing<'a>> {
+        let fits = |candidate: &Candidate| candidate.load.requests() as f64 <= max_requests;
+        let owner = self.first(from, position, |_| true)?;
+        if fits(owner) {
+            return Some(Landing::Owner(owner));
         }
-        let next = self.first(from, position, fits).unwrap_or(first);
-        Some(Pick::by(Branch::LoadBalanceWalk, next))
+        let next = self.first(from, position, fits).unwrap_or(owner);
+        Some(Landing::Spilled(next))
     }
 
     /// The first candidate clockwise from `position` that is acceptable.
@@ -123,7 +132,8 @@ impl Ring {
             .or_else(|| self.nearest(from, position, acceptable))
     }
 
-    /// What [`first`](Self::first) finds, in a time that depends on the candidates only.
+    /// The same candidate as [`first`](Self::first), in a time that depends on the number of
+    /// candidates only.
     fn nearest<'a>(
         &self,
         from: Candidates<'a>,
@@ -131,9 +141,10 @@ impl Ring {
         acceptable: impl Fn(&Candidate) -> bool,
     ) -> Option<&'a Candidate> {
         let accepted = from.iter().filter(|candidate| acceptable(candidate));
-        let reach = |candidate| Some((self.member(candidate)?.distance(position)?, candidate));
+        let with_distance =
+            |candidate| Some((self.member(candidate)?.distance(position)?, candidate));
         let nearest = accepted
-            .filter_map(reach)
+            .filter_map(with_distance)
             .min_by_key(|(distance, _)| *distance);
         nearest.map(|(_, candidate)| candidate)
     }
@@ -143,7 +154,7 @@ impl Ring {
         member.filter(|member| member.url == candidate.url)
     }
 
-    /// A ring over `kept` and `workers`; who has a seat already is not hashed again.
+    /// A ring over `kept` and `workers`. Workers that are members already are not hashed again.
     fn rebuilt<'c>(
         &self,
         kept: &[Option<Arc<RingMember>>],
@@ -174,13 +185,13 @@ impl Ring {
 impl RingMember {
     fn new(url: &Arc<str>) -> Self {
         let mut name = String::new();
-        let mut place = |node: usize| {
+        let mut position_of = |node: usize| {
             name.clear();
             // Writing to a string cannot fail.
             let _ = write!(name, "{url}#{node}");
             position(name.as_bytes())
         };
-        let mut positions: Vec<_> = (0..VIRTUAL_NODES).map(&mut place).collect();
+        let mut positions: Vec<_> = (0..VIRTUAL_NODES).map(&mut position_of).collect();
         positions.sort_unstable();
         Self {
             url: Arc::clone(url),
@@ -188,7 +199,7 @@ impl RingMember {
         }
     }
 
-    /// How far clockwise from `position` its nearest virtual node is.
+    /// The distance clockwise from `position` to the member's nearest virtual node.
     fn distance(&self, position: u64) -> Option<u64> {
         let next = self.positions.partition_point(|at| *at < position);
         let at = self.positions.get(next).or(self.positions.first())?;
@@ -204,25 +215,25 @@ mod tests {
     use crate::candidate::tests::fleet;
 
     #[test]
-    fn positions_are_where_upstream_has_them() {
+    fn position_matches_the_official_test_vector() {
         // The official BLAKE3 test vector of the empty input begins af1349b9f5f9a1a6.
         assert_eq!(position(b""), 0xa6a1_f9f5_b949_13af);
     }
 
     #[test]
-    fn every_worker_has_its_share_of_the_ring() {
+    fn ring_has_all_virtual_nodes_of_every_worker() {
         let ring = Ring::default().rebuilt(&[], fleet(7).iter());
         assert_eq!(ring.points.len(), 7 * VIRTUAL_NODES);
         assert!(ring.points.is_sorted());
     }
 
     #[test]
-    fn a_change_of_members_hashes_newcomers_only() {
+    fn change_of_members_keeps_known_positions() {
         let shared = SharedRing::default();
         let all = fleet(4);
-        shared.members(&all[..3]);
+        shared.set_members(&all[..3]);
         let before = shared.current().ring;
-        shared.members(&all);
+        shared.set_members(&all);
         let after = shared.current().ring;
         for slot in 0..3 {
             let (old, new) = (&before.members_by_slot[slot], &after.members_by_slot[slot]);
@@ -233,7 +244,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn computing_the_nearest_is_the_same_as_walking(
+        fn nearest_finds_the_same_worker_as_a_walk(
             position in any::<u64>(), present in prop::collection::vec(any::<bool>(), 1..9), refused in 0..9_usize,
         ) {
             let all = fleet(present.len());

@@ -1,40 +1,40 @@
-//! Which way a policy took to its choice.
+//! The reason for a choice, as metrics count it.
 
-use super::PolicyKind;
-
-/// The ways that are worth telling apart, by the names dashboards know.
+/// The reasons that metrics distinguish, by the names that dashboards use.
+///
+/// Each policy lists its own in [`Policy::branches`](super::Policy::branches).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Branch {
-    /// Whoever routes found nobody to choose from.
+    /// There was no candidate.
     NoHealthyWorkers,
     /// The client named the worker.
     TargetWorkerHit,
-    /// The worker that the client named takes no requests.
+    /// The client named a worker that takes no requests.
     TargetWorkerMiss,
-    /// A known key, at a home of its own.
+    /// A known key, at a worker assigned to it.
     OccupiedHit,
-    /// A known key whose homes are no candidates: it got one more.
+    /// A known key, whose workers are no candidates: it is assigned to one more.
     OccupiedMiss,
     /// A new key.
     Vacant,
-    /// No key, so nothing to stick to.
+    /// No key.
     NoRoutingId,
-    /// A key's own worker on the ring.
+    /// The key's own worker on the ring.
     RoutingKeyHit,
-    /// No key: by chance.
+    /// No key: a random worker.
     RandomFallback,
-    /// A prompt's own worker on the ring.
+    /// The prompt's own worker on the ring.
     RingHit,
-    /// That worker had too much to do: the next on the ring.
+    /// The own worker was overloaded: the next on the ring.
     LoadBalanceWalk,
-    /// No prompt, so nothing to hash: the least loaded.
+    /// No prompt, so nothing to hash: the least loaded worker.
     NoTokens,
-    /// None of the candidates is on the ring yet: the least loaded.
+    /// No candidate is on the ring yet: the least loaded worker.
     FallbackLeastLoad,
 }
 
 impl Branch {
-    /// Those that no policy takes: they are found before it is asked.
+    /// The branches of no policy: they are taken before the policy runs.
     pub const BEFORE: [Self; 3] = [
         Self::NoHealthyWorkers,
         Self::TargetWorkerHit,
@@ -57,33 +57,6 @@ impl Branch {
             Self::LoadBalanceWalk => "load_balance_walk",
             Self::NoTokens => "no_tokens",
             Self::FallbackLeastLoad => "fallback_least_load",
-        }
-    }
-}
-
-impl PolicyKind {
-    /// The branches its picks name; empty where there is but one way.
-    pub fn branches(self) -> &'static [Branch] {
-        match self {
-            Self::Manual => &[
-                Branch::OccupiedHit,
-                Branch::OccupiedMiss,
-                Branch::Vacant,
-                Branch::NoRoutingId,
-            ],
-            Self::ConsistentHashing => &[
-                Branch::RoutingKeyHit,
-                Branch::LoadBalanceWalk,
-                Branch::RandomFallback,
-                Branch::FallbackLeastLoad,
-            ],
-            Self::PrefixHash => &[
-                Branch::RingHit,
-                Branch::LoadBalanceWalk,
-                Branch::NoTokens,
-                Branch::FallbackLeastLoad,
-            ],
-            _ => &[],
         }
     }
 }

@@ -1,16 +1,16 @@
-//! A ring of keys, with bounded loads.
+//! A ring of routing keys, with bounded loads.
 
 use super::{Branch, Params, Policy};
-use crate::hash_ring::{SharedRing, position};
-use crate::{Candidates, Pick, Request};
+use crate::hash_ring::{Landing, SharedRing, position};
+use crate::{Candidate, Candidates, Pick, Request};
 
-/// A routing key goes to the first worker clockwise from it on the ring, so a worker that
-/// comes or goes moves only its own share of the keys.
+/// Sends a routing key to the first worker clockwise from it on the ring. A worker that joins
+/// or leaves moves only its own share of the keys.
 ///
 /// A worker with more than `ceil(load_factor × (requests in flight + 1) / workers)` requests
-/// is passed over for the next on the ring (Mirrokni, Thorup & Zadimoghaddam, 2018): a
-/// popular key spills instead of drowning its worker. What tells the client stands for a key
-/// that is not there; requests without either go anywhere.
+/// is passed over for the next on the ring (Mirrokni, Thorup & Zadimoghaddam, 2018), so that a
+/// popular key spills instead of overloading its worker. Without a routing key the client key
+/// is used. A request without either goes to a random worker.
 #[derive(Debug)]
 pub(super) struct ConsistentHashing {
     ring: SharedRing,
@@ -28,22 +28,37 @@ impl ConsistentHashing {
 
 impl Policy for ConsistentHashing {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
-        let mut draw = request.rng();
+        let mut rng = request.rng();
         let key = request.key().map(str::as_bytes);
         let Some(key) = key.or_else(|| request.client_key?.bytes()) else {
-            let anybody = from.wrapping(draw.index(from.count()));
-            return Pick::by(Branch::RandomFallback, anybody);
+            let random = from.wrapping(rng.index(from.count()));
+            return Pick::by(Branch::RandomFallback, random);
         };
-        let most = (self.factor * from.share_of_next()).ceil();
-        let (ring, at) = (self.ring.read(from), position(key));
-        ring.bounded(from, at, most, Branch::RoutingKeyHit)
-            .unwrap_or_else(|| {
-                let least = from.cheapest(&mut draw, |candidate| candidate.load.requests());
-                Pick::by(Branch::FallbackLeastLoad, least)
-            })
+        let max_requests = (self.factor * from.mean_requests_with_next()).ceil();
+        let landing = self
+            .ring
+            .ring_for(from)
+            .bounded(from, position(key), max_requests);
+        match landing {
+            Some(Landing::Owner(worker)) => Pick::by(Branch::RoutingKeyHit, worker),
+            Some(Landing::Spilled(worker)) => Pick::by(Branch::LoadBalanceWalk, worker),
+            None => {
+                let requests = |candidate: &Candidate| candidate.load.requests();
+                Pick::by(Branch::FallbackLeastLoad, from.cheapest(&mut rng, requests))
+            }
+        }
     }
 
-    fn members(&self, all: &[crate::Candidate]) {
-        self.ring.members(all);
+    fn members(&self, all: &[Candidate]) {
+        self.ring.set_members(all);
+    }
+
+    fn branches() -> &'static [Branch] {
+        &[
+            Branch::RoutingKeyHit,
+            Branch::LoadBalanceWalk,
+            Branch::RandomFallback,
+            Branch::FallbackLeastLoad,
+        ]
     }
 }

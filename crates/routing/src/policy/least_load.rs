@@ -1,22 +1,22 @@
-//! Where the wait is shortest.
+//! The shortest predicted wait.
 
 use super::{Policy, Ranked};
 use crate::{Candidate, Candidates, Pick, Request};
 
-/// What a request in flight adds to the cost, in prompt tokens: little beside any queue worth
-/// the name, enough to tell apart workers whose queues are about the same.
-const SLOT: u64 = 16;
+/// Cost of a request in flight, in prompt tokens: small beside any real queue, large enough to
+/// separate workers with nearly equal queues.
+const TOKENS_PER_REQUEST: u64 = 16;
 
-/// Chooses the worker of lowest predicted wait, ties by chance:
+/// Chooses the worker of lowest predicted wait, ties at random:
 ///
 /// ```text
 /// cost(w) = prompt tokens queued at w + 16 × requests in flight at w
 /// ```
 ///
-/// A new request waits for the prompts before it, so queued tokens come first. Requests that
-/// are decoding slow a worker down a little each; that breaks near-ties. Those that still
-/// wait for their first byte are counted, too: they will decode next, and on endpoints
-/// without a prompt they are all there is to see.
+/// A new request waits for the prompts before it, so queued tokens come first. Each decoding
+/// request slows a worker down a little, which breaks near-ties. Requests that wait for their
+/// first byte count, too: they decode next, and on endpoints without a prompt they are the only
+/// sign of load.
 #[derive(Debug)]
 pub(super) struct LeastLoad;
 
@@ -40,6 +40,6 @@ impl Policy for LeastLoad {
 }
 
 fn cost(candidate: &Candidate) -> u64 {
-    let slots = SLOT * candidate.load.requests() as u64;
-    candidate.load.queued_tokens() + slots
+    let in_flight = TOKENS_PER_REQUEST * candidate.load.requests() as u64;
+    candidate.load.queued_tokens() + in_flight
 }

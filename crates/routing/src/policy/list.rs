@@ -42,6 +42,13 @@ macro_rules! policies {
                 }
             }
 
+            /// The branches that picks of this policy name; empty if there is but one way to choose.
+            pub fn branches(self) -> &'static [Branch] {
+                match self {
+                    $(Self::$kind => $kind::branches(),)+
+                }
+            }
+
             /// A fresh instance.
             pub fn build(self, params: &Params) -> Box<dyn Policy> {
                 fn boxed<P: Policy + 'static>(

@@ -6,38 +6,40 @@ use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{AssignmentMode, Branch, Params, Policy};
-use crate::sticky::{Found, MAX_KEYS, Sticky};
+use crate::sticky::{Lookup, MAX_KEYS, StickyKeys};
 use crate::{Candidate, Candidates, Pick, Request};
 
-/// A key stays with the worker it was first given to; workers that are added move nobody.
+/// Keeps a routing key at the worker that it was first assigned to. A worker that joins moves
+/// no keys.
 ///
-/// While that worker is no candidate the key has a second home, and returns when the first is
-/// back; only when neither is there does it get a new one. Keys are known by their 64-bit
-/// hash, at most [`MAX_KEYS`] of them, the least recently used making room; a key idle for
-/// longer than `max_idle` is forgotten. Homes are URLs: a worker that restarts keeps its keys.
+/// While that worker is no candidate, the key is assigned to a second one, and returns when the
+/// first is back. Only when neither is a candidate is the key assigned to a third, which replaces
+/// the first. Keys are known by their 64-bit hash. At most [`MAX_KEYS`] are kept; a further one
+/// replaces the least recently used. A key that is idle for longer than `max_idle` is forgotten.
+/// Workers are known by their URL, so a worker that restarts keeps its keys.
 ///
-/// New keys, and requests without one, are placed by the assignment mode: by chance, where
-/// the fewest requests are in flight (then the fewest queued tokens), or where the fewest
-/// keys were served last; ties by chance.
+/// The assignment mode chooses a worker for a new key, and for a request without a key: at
+/// random, the fewest requests in flight (then the fewest queued tokens), or the fewest keys
+/// served last. Ties are broken at random.
 #[derive(Debug)]
 pub(super) struct Manual {
-    sticky: Mutex<Sticky>,
+    keys: Mutex<StickyKeys>,
     assignment: AssignmentMode,
 }
 
 impl Manual {
     pub(super) fn new(params: &Params) -> Self {
         Self {
-            sticky: Mutex::new(Sticky::new(MAX_KEYS, params.max_idle)),
+            keys: Mutex::new(StickyKeys::new(MAX_KEYS, params.max_idle)),
             assignment: params.assignment,
         }
     }
 
-    fn place<'a>(
+    fn choose<'a>(
         &self,
         from: Candidates<'a>,
         request: &Request<'_>,
-        sticky: &Sticky,
+        keys: &StickyKeys,
     ) -> &'a Candidate {
         let rng = &mut request.rng();
         match self.assignment {
@@ -45,29 +47,29 @@ impl Manual {
             AssignmentMode::MinLoad => from.cheapest(rng, |candidate| {
                 (candidate.load.requests(), candidate.load.queued_tokens())
             }),
-            AssignmentMode::MinGroup => from.cheapest(rng, |candidate| sticky.keys_at(candidate)),
+            AssignmentMode::MinGroup => from.cheapest(rng, |candidate| keys.keys_at(candidate)),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Sticky> {
-        self.sticky.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, StickyKeys> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Policy for Manual {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
-        let mut sticky = self.lock();
+        let mut keys = self.lock();
         let Some(key) = request.key().map(|key| xxh3_64(key.as_bytes())) else {
-            return Pick::by(Branch::NoRoutingId, self.place(from, request, &sticky));
+            return Pick::by(Branch::NoRoutingId, self.choose(from, request, &keys));
         };
-        let branch = match sticky.find(key, from, request.now) {
-            Found::Assigned(assignee) => return Pick::by(Branch::OccupiedHit, assignee),
-            Found::Away => Branch::OccupiedMiss,
-            Found::Unknown => Branch::Vacant,
+        let branch = match keys.find(key, from, request.now) {
+            Lookup::Assigned(worker) => return Pick::by(Branch::OccupiedHit, worker),
+            Lookup::Unavailable => Branch::OccupiedMiss,
+            Lookup::Unknown => Branch::Vacant,
         };
-        let candidate = self.place(from, request, &sticky);
-        sticky.assign(key, candidate, request.now);
-        Pick::by(branch, candidate)
+        let worker = self.choose(from, request, &keys);
+        keys.assign(key, worker, request.now);
+        Pick::by(branch, worker)
     }
 
     fn keys(&self) -> Option<usize> {
@@ -75,7 +77,16 @@ impl Policy for Manual {
     }
 
     fn sweep(&self, now: Duration) {
-        // In small bites, so that no request waits long for its key.
+        // The lock is released between small steps, so that no request waits long for it.
         while self.lock().forget_idle(now) {}
+    }
+
+    fn branches() -> &'static [Branch] {
+        &[
+            Branch::OccupiedHit,
+            Branch::OccupiedMiss,
+            Branch::Vacant,
+            Branch::NoRoutingId,
+        ]
     }
 }

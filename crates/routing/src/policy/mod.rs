@@ -1,94 +1,18 @@
-//! Policies: the one trait, and the one list of all of them.
+//! Policies: one trait, one file each, and the one list of all of them.
 
 #[macro_use]
 mod list;
 
 mod branch;
 mod params;
-
-use std::fmt::Debug;
-use std::time::Duration;
+mod pick;
 
 use serde::{Deserialize, Serialize};
 
 pub use branch::Branch;
 pub use cache_aware::{CongestionFactor, ReplicationDiscount};
 pub use params::{AssignmentMode, Balance, Params};
-
-use crate::{Candidate, Candidates, Request};
-
-/// Chooses a worker.
-pub trait Policy: Send + Sync + Debug {
-    /// The worker this request goes to; the policy may learn from its own choice. Must not block.
-    fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a>;
-
-    /// What [`pick`](Self::pick) would weigh, best first, changing nothing. Empty where a
-    /// policy has no costs to show.
-    fn rank<'a>(&self, _from: Candidates<'a>, _request: &Request<'_>) -> Vec<Ranked<'a>> {
-        Vec::new()
-    }
-
-    /// Everybody there is, ready or not, whenever that changes. What is not in the list, or
-    /// has a new generation, is forgotten.
-    fn members(&self, _all: &[Candidate]) {}
-
-    /// How many bytes of prompts each worker's cache holds, by slot, as far as they tell.
-    fn capacity(&self, _text: &[Option<u64>]) {}
-
-    /// How many keys it remembers, where it remembers any.
-    fn keys(&self) -> Option<usize> {
-        None
-    }
-
-    /// Frees what nobody needs any more: called now and then, also while no request comes.
-    fn sweep(&self, _now: Duration) {}
-}
-
-/// A policy's choice.
-#[derive(Clone, Copy, Debug)]
-pub struct Pick<'a> {
-    /// The worker.
-    pub candidate: &'a Candidate,
-    /// Prompt tokens believed to be cached there.
-    pub matched_tokens: u64,
-    /// How it came about, where a policy has several ways.
-    pub branch: Option<Branch>,
-}
-
-impl<'a> Pick<'a> {
-    /// A choice that came about in this way.
-    pub fn by(branch: Branch, candidate: &'a Candidate) -> Self {
-        Self {
-            branch: Some(branch),
-            ..candidate.into()
-        }
-    }
-}
-
-impl<'a> From<&'a Candidate> for Pick<'a> {
-    fn from(candidate: &'a Candidate) -> Self {
-        Self {
-            candidate,
-            matched_tokens: 0,
-            branch: None,
-        }
-    }
-}
-
-/// A candidate and what speaks for and against it.
-#[derive(Clone, Copy, Debug)]
-pub struct Ranked<'a> {
-    /// The worker.
-    pub candidate: &'a Candidate,
-    /// Prompt tokens believed to be cached there.
-    pub matched_tokens: u64,
-    /// Prompt tokens waiting there before this request.
-    pub queued_tokens: u64,
-    /// Predicted cost, in tokens of prefill.
-    pub cost: f64,
-    /// Ranked last whatever its cost: too much waits there, or a guard excludes it.
-    pub passed_over: bool,
-}
+pub use pick::{Pick, Policy, Ranked};
 
 // A new policy is a new file and a line at the end of this list: names in Python, flags, metrics and
 // errors follow from it. `cargo fmt` does not see these files; `make fmt` and `make lint` do.

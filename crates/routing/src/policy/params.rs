@@ -1,14 +1,14 @@
-//! The tunables of all policies together; each reads its own.
+//! The tunables of all policies in one struct; each policy reads its own.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// How the manual policy places a key it has not seen.
+/// How the manual policy chooses a worker for a new key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AssignmentMode {
-    /// By chance.
+    /// At random.
     Random,
     /// Fewest requests in flight.
     MinLoad,
@@ -16,33 +16,33 @@ pub enum AssignmentMode {
     MinGroup,
 }
 
-/// Tunables. The guards of `cache_aware` are `None` unless somebody asked for them.
+/// Tunables. The guards of `cache_aware` are `None`, that is off, unless configured.
 #[derive(Clone, Debug)]
 pub struct Params {
     /// Bytes that all prefix indexes of a policy may use.
     pub index_bytes: usize,
-    /// Bytes of prompt text that an index may know, when its memory alone is not to decide.
+    /// Bytes of prompt text that an index may know; `None`: only its memory limits it.
     pub index_text: Option<u64>,
-    /// Guard: a match of a smaller share of the prompt (0..1) is no affinity.
+    /// Guard: a match of less than this share of the prompt (0 to 1) counts as no match.
     pub cache_threshold: Option<f64>,
     /// Guard: a worker with more than `min × relative + absolute` requests is passed over.
     pub balance: Option<Balance>,
-    /// `bucket`: pause between recalculations of its boundaries.
+    /// `bucket`: the interval between recalculations of the boundaries.
     pub bucket_adjust_interval: Duration,
-    /// `manual`: how a new key is placed.
+    /// `manual`: how a new key is assigned.
     pub assignment: AssignmentMode,
-    /// `manual`: a key idle for longer is forgotten.
+    /// `manual`: a key that is idle for longer is forgotten.
     pub max_idle: Duration,
-    /// `prefix_hash`: tokens of the prompt that make the key.
+    /// `prefix_hash`: leading tokens of the prompt that make the key.
     pub prefix_tokens: u64,
     /// Rings: a worker with more than this times the mean load is passed over (at least 1).
     pub load_factor: f64,
 }
 
-/// A limit on how much more a worker may have in flight than the least loaded one.
+/// The most requests a worker may have in flight, relative to the least loaded worker.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Balance {
-    /// Factor on the least loaded worker's requests (at least 1).
+    /// Factor on the requests of the least loaded worker (at least 1).
     pub relative: f64,
     /// Requests on top of that.
     pub absolute: u64,

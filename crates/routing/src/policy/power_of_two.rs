@@ -1,11 +1,13 @@
-//! The less loaded of two drawn at random.
+//! The less loaded of two random workers.
 
 use super::Policy;
 use crate::{Candidate, Candidates, Pick, Request};
 
-/// Draws two distinct candidates; fewer requests in flight wins, then fewer queued prompt
-/// tokens, then the first drawn. Two looks are enough to avoid the worst worker, and nobody
-/// herds to the best one (Mitzenmacher, 2001). A lone candidate is taken as it is.
+/// Samples two distinct candidates and takes the less loaded one.
+///
+/// Fewer requests in flight win, then fewer queued prompt tokens, then the first sample. Two
+/// samples are enough to avoid the worst worker, and requests do not herd to the best one
+/// (Mitzenmacher, 2001). A lone candidate is taken as it is.
 #[derive(Debug)]
 pub(super) struct PowerOfTwo;
 
@@ -14,10 +16,10 @@ impl Policy for PowerOfTwo {
         let mut rng = request.rng();
         let count = from.count();
         let first = rng.index(count);
-        // So many further round the list, but not all the way round.
+        // 1 to count - 1 places further, so never the first again.
         let second = first + 1 + rng.index(count - 1);
         let (first, second) = (from.wrapping(first), from.wrapping(second));
-        if burden(second) < burden(first) {
+        if load(second) < load(first) {
             second.into()
         } else {
             first.into()
@@ -25,6 +27,6 @@ impl Policy for PowerOfTwo {
     }
 }
 
-fn burden(candidate: &Candidate) -> (usize, u64) {
+fn load(candidate: &Candidate) -> (usize, u64) {
     (candidate.load.requests(), candidate.load.queued_tokens())
 }

@@ -1,17 +1,18 @@
-//! A ring of prompt prefixes.
+//! A ring of prompt prefixes, with bounded loads.
 
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{Branch, Params, Policy};
-use crate::hash_ring::SharedRing;
+use crate::hash_ring::{Landing, SharedRing};
 use crate::{Candidate, Candidates, Pick, Prompt, Request};
 
-/// Prompts that begin alike go to the same worker: the hash of the first `prefix_tokens`
-/// tokens' worth of bytes is the key on the ring of `consistent_hashing`.
+/// Sends prompts with the same beginning to the same worker: the hash of the first
+/// `prefix_tokens` tokens is the key on the ring of `consistent_hashing`.
 ///
-/// A worker takes it with at most `load_factor × (requests in flight + 1) / workers`
-/// requests; otherwise the next on the ring that does, or if nobody does, the first. A
-/// request without a prompt goes where the fewest are in flight, ties by chance.
+/// A worker takes a request while it has at most `load_factor × (requests in flight + 1) /
+/// workers` requests. Otherwise the next such worker on the ring takes it; if there is none,
+/// the first. A request without a prompt goes to the worker with the fewest requests in flight,
+/// ties at random.
 #[derive(Debug)]
 pub(super) struct PrefixHash {
     ring: SharedRing,
@@ -28,30 +29,44 @@ impl PrefixHash {
         }
     }
 
-    /// The choice by the ring, or why it is for another: its branch.
+    /// The choice by the ring; if there is none, the branch that replaces it.
     fn on_ring<'a>(&self, from: Candidates<'a>, prompt: &Prompt<'_>) -> Result<Pick<'a>, Branch> {
         let position = hash_prefix(prompt, self.tokens).ok_or(Branch::NoTokens)?;
-        let most = self.factor * from.share_of_next();
-        let ring = self.ring.read(from);
-        ring.bounded(from, position, most, Branch::RingHit)
-            .ok_or(Branch::FallbackLeastLoad)
+        let max_requests = self.factor * from.mean_requests_with_next();
+        let ring = self.ring.ring_for(from);
+        match ring.bounded(from, position, max_requests) {
+            Some(Landing::Owner(worker)) => Ok(Pick::by(Branch::RingHit, worker)),
+            Some(Landing::Spilled(worker)) => Ok(Pick::by(Branch::LoadBalanceWalk, worker)),
+            None => Err(Branch::FallbackLeastLoad),
+        }
     }
 }
 
 impl Policy for PrefixHash {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
-        self.on_ring(from, &request.prompt).unwrap_or_else(|why| {
-            let requests = |candidate: &Candidate| candidate.load.requests();
-            Pick::by(why, from.cheapest(&mut request.rng(), requests))
-        })
+        self.on_ring(from, &request.prompt)
+            .unwrap_or_else(|branch| {
+                let requests = |candidate: &Candidate| candidate.load.requests();
+                Pick::by(branch, from.cheapest(&mut request.rng(), requests))
+            })
     }
 
     fn members(&self, all: &[Candidate]) {
-        self.ring.members(all);
+        self.ring.set_members(all);
+    }
+
+    fn branches() -> &'static [Branch] {
+        &[
+            Branch::RingHit,
+            Branch::LoadBalanceWalk,
+            Branch::NoTokens,
+            Branch::FallbackLeastLoad,
+        ]
     }
 }
 
-/// The hash of a prompt's beginning, however it is cut into parts; `None` for an empty one.
+/// The hash of a prompt's first `tokens` tokens, independent of its split into parts; `None`
+/// for an empty prompt.
 fn hash_prefix(prompt: &Prompt<'_>, tokens: u64) -> Option<u64> {
     let mut left = usize::try_from(prompt.to_bytes(tokens)).unwrap_or(usize::MAX);
     let mut hash = Xxh3::new();
@@ -68,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_beginning_counts_and_parts_do_not() {
+    fn hash_covers_the_beginning_whatever_the_parts() {
         let hash = |parts| hash_prefix(&Prompt::text(parts), 2);
         let whole = hash([b"12345678", b"", b""]);
         assert_eq!(whole, hash([b"123", b"45", b"678 and on"]));

@@ -3,6 +3,7 @@
 use super::Policy;
 use crate::{Candidates, Pick, Request};
 
+/// Chooses each candidate with the same probability.
 #[derive(Debug)]
 pub(super) struct Random;
 

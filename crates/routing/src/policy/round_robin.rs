@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::Policy;
 use crate::{Candidates, Pick, Request};
 
+/// Chooses the candidates one after another, by slot.
 #[derive(Debug, Default)]
 pub(super) struct RoundRobin {
     turn: AtomicUsize,

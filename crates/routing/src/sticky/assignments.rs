@@ -1,22 +1,24 @@
-//! The workers that keys live at, by URL: there as long as a key lives there.
+//! The workers that keys are assigned to, by URL; each is kept as long as it has a key.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::{Candidate, Candidates};
 
-/// A worker some key lives at.
+/// A worker with at least one key, as a number: four bytes per key instead of a URL.
 pub(super) type Assignee = u32;
 
-/// The home of who has none.
+/// Stands for "no worker".
 pub(super) const UNASSIGNED: Assignee = 0;
 
-/// The homes. A key keeps its home when the worker there goes away, however long: whoever
-/// comes back under the same URL is the same to a session.
+/// All assignees.
+///
+/// A key keeps its assignee while the worker is away, however long: a worker that comes back
+/// under the same URL serves the same sessions.
 #[derive(Debug)]
 pub(super) struct KeyAssignments {
-    /// The first is nowhere.
-    all: Vec<AssigneeEntry>,
+    /// By assignee; the first entry stands for [`UNASSIGNED`].
+    entries: Vec<AssigneeEntry>,
     by_url: HashMap<Arc<str>, Assignee>,
     free: Vec<Assignee>,
 }
@@ -24,18 +26,18 @@ pub(super) struct KeyAssignments {
 #[derive(Debug, Default)]
 struct AssigneeEntry {
     url: Arc<str>,
-    /// Where the worker was last seen in the fleet.
+    /// The worker's last known slot in the fleet.
     slot: usize,
-    /// Keys that may come here.
+    /// Keys that are assigned to the worker.
     keys: usize,
-    /// Those of them that last did.
+    /// Those of them that the worker served last.
     active: usize,
 }
 
 impl Default for KeyAssignments {
     fn default() -> Self {
         Self {
-            all: vec![AssigneeEntry::default()],
+            entries: vec![AssigneeEntry::default()],
             by_url: HashMap::new(),
             free: Vec::new(),
         }
@@ -43,7 +45,7 @@ impl Default for KeyAssignments {
 }
 
 impl KeyAssignments {
-    /// The candidate that lives there.
+    /// The candidate that is this assignee.
     pub(super) fn find<'a>(
         &self,
         assignee: Assignee,
@@ -52,55 +54,55 @@ impl KeyAssignments {
         if assignee == UNASSIGNED {
             return None;
         }
-        let place = &self.all[assignee as usize];
-        let lives = |candidate: &&Candidate| candidate.url == place.url;
-        let in_place = from.in_slot(place.slot).filter(lives);
-        in_place.or_else(|| from.iter().find(lives))
+        let entry = &self.entries[assignee as usize];
+        let is_assignee = |candidate: &&Candidate| candidate.url == entry.url;
+        let in_last_slot = from.in_slot(entry.slot).filter(is_assignee);
+        in_last_slot.or_else(|| from.iter().find(is_assignee))
     }
 
-    /// The home of a worker, for one more key.
+    /// Assigns one more key to a worker.
     pub(super) fn assign_key(&mut self, worker: &Candidate) -> Assignee {
         let assignee = match self.by_url.get(&worker.url) {
             Some(assignee) => *assignee,
             None => self.add(worker),
         };
-        let place = &mut self.all[assignee as usize];
-        place.slot = worker.slot;
-        place.keys += 1;
+        let entry = &mut self.entries[assignee as usize];
+        entry.slot = worker.slot;
+        entry.keys += 1;
         assignee
     }
 
-    /// One key less; a home without keys is no more.
+    /// Takes one key from an assignee; an assignee without keys is removed.
     pub(super) fn release_key(&mut self, assignee: Assignee) {
         if assignee == UNASSIGNED {
             return;
         }
-        let place = &mut self.all[assignee as usize];
-        place.keys -= 1;
-        if place.keys == 0 {
-            let AssigneeEntry { url, .. } = std::mem::take(place);
+        let entry = &mut self.entries[assignee as usize];
+        entry.keys -= 1;
+        if entry.keys == 0 {
+            let AssigneeEntry { url, .. } = std::mem::take(entry);
             self.by_url.remove(&url);
             self.free.push(assignee);
         }
     }
 
-    /// A key was served elsewhere than the time before.
+    /// Records that `now` serves a key that `before` served last.
     pub(super) fn moved(&mut self, before: Assignee, now: Assignee) {
         if before != UNASSIGNED {
-            self.all[before as usize].active -= 1;
+            self.entries[before as usize].active -= 1;
         }
         if now != UNASSIGNED {
-            self.all[now as usize].active += 1;
+            self.entries[now as usize].active += 1;
         }
     }
 
-    /// Keys that were served by a worker last.
-    pub(super) fn keys(&self, worker: &Candidate) -> usize {
+    /// The number of keys that a worker served last.
+    pub(super) fn active_keys(&self, worker: &Candidate) -> usize {
         let assignee = self.by_url.get(&worker.url).copied();
-        assignee.map_or(0, |assignee| self.all[assignee as usize].active)
+        assignee.map_or(0, |assignee| self.entries[assignee as usize].active)
     }
 
-    /// How many homes there are.
+    /// The number of assignees.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.by_url.len()
@@ -108,10 +110,10 @@ impl KeyAssignments {
 
     fn add(&mut self, worker: &Candidate) -> Assignee {
         let assignee = self.free.pop().unwrap_or_else(|| {
-            self.all.push(AssigneeEntry::default());
-            self.all.len() as Assignee - 1
+            self.entries.push(AssigneeEntry::default());
+            self.entries.len() as Assignee - 1
         });
-        self.all[assignee as usize].url = Arc::clone(&worker.url);
+        self.entries[assignee as usize].url = Arc::clone(&worker.url);
         self.by_url.insert(Arc::clone(&worker.url), assignee);
         assignee
     }

@@ -1,4 +1,4 @@
-//! Recent prompt lengths, and their cut into buckets of equal work.
+//! Recent prompt lengths, and the boundaries that split them into buckets of equal work.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -8,32 +8,34 @@ use crate::{Candidate, Candidates};
 
 /// Prompts whose lengths are remembered.
 const WINDOW: usize = 4096;
-/// Where the first buckets end, while nothing is known; the last is open-ended all the same.
-const FIRST_BOUNDS_END: u64 = 4096;
+/// The range that the initial boundaries divide, in bytes, while no lengths are known. The last
+/// bucket is open-ended all the same.
+const INITIAL_RANGE: u64 = 4096;
 
-/// Who has which bucket, and what was sent where lately.
+/// The bucket of each worker, and the bytes recently sent to it.
 #[derive(Debug)]
 pub(crate) struct BucketBoundaries {
     interval: Duration,
-    /// By slot.
+    /// By slot of the fleet.
     assignments: Vec<Assignment>,
-    /// The longest prompt of every bucket but the last; ascending.
+    /// The longest prompt of every bucket but the last, in bytes; ascending.
     bounds: Vec<u64>,
-    /// When the cuts were made.
+    /// When the bounds were last recalculated.
     computed_at: Duration,
-    /// The last prompts, the newest at the back.
+    /// The latest prompts, the newest at the back.
     sent: VecDeque<Sent>,
-    /// How many of them are younger than the interval, and counted in `Assignment::bytes`.
+    /// The number of them within the interval; they count in `Assignment::bytes`.
     recent: usize,
+    /// Sorted lengths; reused, so that a recalculation allocates nothing.
     scratch: Vec<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Assignment {
     generation: u32,
-    /// Which bucket is this worker's; `None` for who is not there.
+    /// The number of the worker's bucket; `None` if the worker is no member.
     bucket: Option<usize>,
-    /// Sent there within the interval.
+    /// Bytes sent to the worker within the interval.
     bytes: u64,
 }
 
@@ -46,7 +48,7 @@ struct Sent {
 }
 
 impl BucketBoundaries {
-    /// Nobody, and nothing sent.
+    /// No workers, and no prompts.
     pub(crate) fn new(interval: Duration) -> Self {
         Self {
             interval,
@@ -59,15 +61,16 @@ impl BucketBoundaries {
         }
     }
 
-    /// Everybody there is.
-    pub(crate) fn members(&mut self, all: &[Candidate]) {
+    /// Replaces the list of workers.
+    pub(crate) fn set_members(&mut self, all: &[Candidate]) {
         for assignment in &mut self.assignments {
             assignment.bucket = None;
         }
         self.assign(all.iter());
     }
 
-    /// Takes note of the time, and of candidates nobody had told of.
+    /// Advances to `now`: old prompts expire, new candidates get a bucket, and after each
+    /// interval the bounds are recalculated.
     pub(crate) fn advance(&mut self, from: Candidates<'_>, now: Duration) {
         self.expire(now);
         let unknown = |candidate: &Candidate| {
@@ -84,21 +87,21 @@ impl BucketBoundaries {
         }
     }
 
-    /// The buckets a prompt belongs to: more than one when its length alone fills them.
+    /// The buckets that a prompt belongs to: several if prompts of its length fill them.
     pub(crate) fn buckets(&self, bytes: u64) -> RangeInclusive<usize> {
         let first = self.bounds.partition_point(|bound| *bound < bytes);
         let last = self.bounds.partition_point(|bound| *bound <= bytes);
         first..=last
     }
 
-    /// How many buckets a candidate's is away from these.
-    pub(crate) fn distance(&self, candidate: &Candidate, to: &RangeInclusive<usize>) -> usize {
+    /// The distance of a candidate's bucket from a range of buckets.
+    pub(crate) fn distance(&self, candidate: &Candidate, buckets: &RangeInclusive<usize>) -> usize {
         let bucket = self
             .assignments
             .get(candidate.slot)
             .and_then(|assignment| assignment.bucket);
         bucket.map_or(usize::MAX, |bucket| {
-            bucket.abs_diff(bucket.clamp(*to.start(), *to.end()))
+            bucket.abs_diff(bucket.clamp(*buckets.start(), *buckets.end()))
         })
     }
 
@@ -109,7 +112,7 @@ impl BucketBoundaries {
             .map_or(0, |assignment| assignment.bytes)
     }
 
-    /// A prompt was sent.
+    /// Records that a prompt is sent.
     pub(crate) fn record(&mut self, to: &Candidate, bytes: u64, now: Duration) {
         if self.sent.len() == WINDOW {
             if self.recent == WINDOW {
@@ -128,7 +131,7 @@ impl BucketBoundaries {
         self.assignments[to.slot].bytes += bytes;
     }
 
-    /// Gives seats to workers; then everybody seated has a bucket, in order of slots.
+    /// Adds workers as members, then numbers the buckets of all members in order of slots.
     fn assign<'c>(&mut self, workers: impl Iterator<Item = &'c Candidate>) {
         for worker in workers {
             if worker.slot >= self.assignments.len() {
@@ -153,14 +156,14 @@ impl BucketBoundaries {
         self.recompute();
     }
 
-    /// Bytes sent to just this worker within the interval, counted anew.
+    /// Bytes sent to this generation of a worker within the interval, recounted.
     fn sent_to(&self, worker: &Candidate) -> u64 {
         let same = |sent: &&Sent| sent.slot == worker.slot && sent.generation == worker.generation;
         let recent = self.sent.iter().rev().take(self.recent);
         recent.filter(same).map(|sent| sent.bytes).sum()
     }
 
-    /// Cuts the remembered lengths into equal shares of bytes, one for each who has a seat.
+    /// Sets the bounds so that the known lengths fall into equal shares of bytes, one per member.
     fn recompute(&mut self) {
         let assigned = self
             .assignments
@@ -169,7 +172,7 @@ impl BucketBoundaries {
         let buckets = assigned.count() as u64;
         self.bounds.clear();
         if (self.sent.len() as u64) < buckets {
-            let bounds = (1..buckets).map(|bucket| FIRST_BOUNDS_END * bucket / buckets);
+            let bounds = (1..buckets).map(|bucket| INITIAL_RANGE * bucket / buckets);
             self.bounds.extend(bounds);
             return;
         }
@@ -200,9 +203,9 @@ impl BucketBoundaries {
         let Some(sent) = self.sent.get(self.sent.len() - self.recent) else {
             return;
         };
-        let holder = &mut self.assignments[sent.slot];
-        if holder.generation == sent.generation {
-            holder.bytes -= sent.bytes;
+        let assignment = &mut self.assignments[sent.slot];
+        if assignment.generation == sent.generation {
+            assignment.bytes -= sent.bytes;
         }
         self.recent -= 1;
     }
@@ -218,32 +221,32 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn bounds_after(lengths: &[u64], workers: usize) -> Vec<u64> {
-        let (all, mut known) = (fleet(workers), BucketBoundaries::new(SECOND));
-        known.members(&all);
+        let (all, mut boundaries) = (fleet(workers), BucketBoundaries::new(SECOND));
+        boundaries.set_members(&all);
         for &length in lengths {
-            known.record(&all[0], length, Duration::ZERO);
+            boundaries.record(&all[0], length, Duration::ZERO);
         }
-        known.advance(Candidates::new(&all).unwrap(), SECOND);
-        known.bounds
+        boundaries.advance(Candidates::new(&all).unwrap(), SECOND);
+        boundaries.bounds
     }
 
     #[test]
-    fn before_anything_is_known_the_parts_are_equal() {
+    fn initial_bounds_are_equal_parts() {
         assert_eq!(bounds_after(&[], 4), [1024, 2048, 3072]);
         assert!(bounds_after(&[], 1).is_empty());
     }
 
     #[test]
-    fn the_order_in_which_workers_come_does_not_matter() {
-        let (all, mut known) = (fleet(4), BucketBoundaries::new(SECOND));
+    fn bounds_do_not_depend_on_order_of_arrival() {
+        let (all, mut boundaries) = (fleet(4), BucketBoundaries::new(SECOND));
         for last in [3, 1, 0, 2] {
             let mut some: Vec<_> = all[last..].to_vec();
-            known.members(&some);
+            boundaries.set_members(&some);
             some.reverse();
-            known.members(&all);
+            boundaries.set_members(&all);
         }
-        assert_eq!(known.bounds, [1024, 2048, 3072]);
-        let assignments: Vec<_> = known
+        assert_eq!(boundaries.bounds, [1024, 2048, 3072]);
+        let assignments: Vec<_> = boundaries
             .assignments
             .iter()
             .map(|assignment| assignment.bucket)
@@ -252,43 +255,46 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_of_bytes_not_of_requests() {
+    fn bounds_give_equal_shares_of_bytes_not_of_requests() {
         assert_eq!(bounds_after(&[10, 10, 10, 10, 10, 10, 10, 10, 80], 2), [10]);
         assert_eq!(bounds_after(&[1, 2, 3, 4, 5, 6, 7, 8], 3), [5, 7]);
     }
 
     #[test]
-    fn a_length_that_fills_several_buckets_belongs_to_all_of_them() {
-        let (all, mut known) = (fleet(4), BucketBoundaries::new(SECOND));
-        known.members(&all);
+    fn length_that_fills_several_buckets_belongs_to_all_of_them() {
+        let (all, mut boundaries) = (fleet(4), BucketBoundaries::new(SECOND));
+        boundaries.set_members(&all);
         for _ in 0..100 {
-            known.record(&all[0], 700, Duration::ZERO);
+            boundaries.record(&all[0], 700, Duration::ZERO);
         }
-        known.recompute();
-        assert_eq!(known.buckets(700), 0..=3);
-        assert_eq!((known.buckets(699), known.buckets(701)), (0..=0, 3..=3));
+        boundaries.recompute();
+        assert_eq!(boundaries.buckets(700), 0..=3);
+        assert_eq!(
+            (boundaries.buckets(699), boundaries.buckets(701)),
+            (0..=0, 3..=3)
+        );
     }
 
     proptest! {
         #[test]
-        fn recent_bytes_are_those_of_the_interval_whoever_comes_and_goes(
+        fn recent_bytes_match_recount_through_restarts(
             steps in prop::collection::vec((0..3_usize, 0..5000_u64, 0..700_u64, 0..3_u32), 1..100),
         ) {
-            let (mut all, mut known, mut now) = (fleet(3), BucketBoundaries::new(SECOND), Duration::ZERO);
+            let (mut all, mut boundaries, mut now) = (fleet(3), BucketBoundaries::new(SECOND), Duration::ZERO);
             let mut sent = Vec::new();
             for (slot, bytes, pause, generation) in steps {
                 now += Duration::from_millis(pause);
                 all[slot].generation = generation;
-                known.members(&all);
-                known.advance(Candidates::new(&all).unwrap(), now);
-                known.record(&all[slot], bytes, now);
+                boundaries.set_members(&all);
+                boundaries.advance(Candidates::new(&all).unwrap(), now);
+                boundaries.record(&all[slot], bytes, now);
                 sent.push((now, bytes, slot, all[slot].generation));
                 for worker in &all {
                     let counts = |(at, _, slot, generation): &&(Duration, u64, usize, u32)| {
                         now.saturating_sub(*at) <= SECOND && (*slot, *generation) == (worker.slot, worker.generation)
                     };
                     let expected: u64 = sent.iter().filter(counts).map(|(_, bytes, ..)| bytes).sum();
-                    prop_assert_eq!(known.recent_bytes(worker), expected);
+                    prop_assert_eq!(boundaries.recent_bytes(worker), expected);
                 }
             }
         }

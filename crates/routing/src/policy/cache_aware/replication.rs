@@ -1,41 +1,44 @@
-//! How far a prompt's blocks are spread, and what one more copy of them is charged for.
+//! The replication discount: a prefix that many workers hold is cheaper to replicate.
 
-/// Blocks that others have and a worker lacks, each as one over the number of workers that have
-/// it.
+/// For each worker, the blocks that it lacks and others hold, each counted as one over the
+/// number of its holders.
 ///
-/// To copy what one worker has (a conversation) is work done twice. What many have is asked for
-/// by many (a system prompt): one more copy will be used as well, and takes load from the others.
+/// To replicate a block that one worker holds (a conversation) is work done twice. A block that
+/// many hold (a system prompt) is requested often: one more replica will be used as well, and
+/// takes load off the others.
 #[derive(Debug, Default)]
 pub struct ReplicationDiscount {
-    /// By leading blocks that a worker has.
-    charged: Vec<f64>,
+    /// By number of leading blocks that a worker holds.
+    lacking: Vec<f64>,
 }
 
 impl ReplicationDiscount {
-    /// Takes in how many leading blocks each worker has; what was known before is forgotten.
+    /// Reads the number of leading blocks that each worker holds; earlier numbers are dropped.
     pub fn survey(&mut self, matched: impl Iterator<Item = u32>) {
-        self.charged.clear();
+        self.lacking.clear();
         for depth in matched.map(|blocks| blocks as usize) {
-            if self.charged.len() <= depth {
-                self.charged.resize(depth + 1, 0.0);
+            if self.lacking.len() <= depth {
+                self.lacking.resize(depth + 1, 0.0);
             }
-            self.charged[depth] += 1.0;
+            self.lacking[depth] += 1.0;
         }
+        // Each entry counts the workers of its depth; from the back they add up to holders.
         let (mut holders, mut sum) = (0.0, 0.0);
-        for charged in self.charged.iter_mut().rev() {
-            holders += std::mem::replace(charged, sum);
+        for entry in self.lacking.iter_mut().rev() {
+            holders += std::mem::replace(entry, sum);
             sum += 1.0 / holders;
         }
     }
 
-    /// The most leading blocks that any worker has.
+    /// The most leading blocks that any worker holds.
     pub fn longest(&self) -> u32 {
-        self.charged.len().saturating_sub(1) as u32
+        self.lacking.len().saturating_sub(1) as u32
     }
 
-    /// What a worker that has `matched` leading blocks lacks of the longest, by how rare it is.
+    /// The discounted number of blocks that a worker with `matched` leading blocks lacks of the
+    /// longest match.
     pub fn lacking(&self, matched: u32) -> f64 {
-        self.charged.get(matched as usize).copied().unwrap_or(0.0)
+        self.lacking.get(matched as usize).copied().unwrap_or(0.0)
     }
 }
 
@@ -45,7 +48,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_one_has_counts_in_full_and_what_many_have_as_their_share() {
+    fn missing_block_counts_as_one_over_its_holders() {
         let mut replication = ReplicationDiscount::default();
         replication.survey([0, 7, 4, 0, 4].into_iter());
         assert_eq!(replication.longest(), 7);
@@ -55,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_lacks_what_nobody_has() {
+    fn no_matches_leave_nothing_to_replicate() {
         let mut replication = ReplicationDiscount::default();
         replication.survey([9].into_iter());
         replication.survey([0, 0].into_iter());
@@ -66,7 +69,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_the_sum_over_the_missing_blocks(matched in prop::collection::vec(0u32..40, 1..20)) {
+        fn lacking_is_the_sum_over_missing_blocks(matched in prop::collection::vec(0u32..40, 1..20)) {
             let mut replication = ReplicationDiscount::default();
             replication.survey(matched.iter().copied());
             let most = *matched.iter().max().unwrap();

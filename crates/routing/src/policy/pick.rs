@@ -1,0 +1,89 @@
+//! The interface of all policies: the trait, a choice, a ranking.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use super::Branch;
+use crate::{Candidate, Candidates, Request};
+
+/// Chooses a worker for each request.
+pub trait Policy: Send + Sync + Debug {
+    /// The worker for this request. The policy may learn from its own choice. Must not block.
+    fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a>;
+
+    /// The costs that [`pick`](Self::pick) would compare, best first, without a change of state.
+    /// Empty for a policy without costs.
+    fn rank<'a>(&self, _from: Candidates<'a>, _request: &Request<'_>) -> Vec<Ranked<'a>> {
+        Vec::new()
+    }
+
+    /// Replaces the list of workers, ready or not; called whenever it changes.
+    ///
+    /// The policy forgets a worker that is not in the list or has a new generation.
+    fn members(&self, _all: &[Candidate]) {}
+
+    /// Sets the bytes of prompts that each worker's cache holds, by slot; `None` if unknown.
+    fn capacity(&self, _text: &[Option<u64>]) {}
+
+    /// The number of routing keys that the policy remembers; `None` if it remembers none.
+    fn keys(&self) -> Option<usize> {
+        None
+    }
+
+    /// Frees state that is out of date; called periodically, also without traffic.
+    fn sweep(&self, _now: Duration) {}
+
+    /// The branches that picks of this policy name; empty if there is but one way to choose.
+    fn branches() -> &'static [Branch]
+    where
+        Self: Sized,
+    {
+        &[]
+    }
+}
+
+/// A policy's choice.
+#[derive(Clone, Copy, Debug)]
+pub struct Pick<'a> {
+    /// The worker.
+    pub candidate: &'a Candidate,
+    /// Prompt tokens believed to be cached there.
+    pub matched_tokens: u64,
+    /// The reason for the choice, if the policy distinguishes several.
+    pub branch: Option<Branch>,
+}
+
+impl<'a> Pick<'a> {
+    /// A choice made on this branch.
+    pub fn by(branch: Branch, candidate: &'a Candidate) -> Self {
+        Self {
+            branch: Some(branch),
+            ..candidate.into()
+        }
+    }
+}
+
+impl<'a> From<&'a Candidate> for Pick<'a> {
+    fn from(candidate: &'a Candidate) -> Self {
+        Self {
+            candidate,
+            matched_tokens: 0,
+            branch: None,
+        }
+    }
+}
+
+/// A candidate and its predicted cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Ranked<'a> {
+    /// The worker.
+    pub candidate: &'a Candidate,
+    /// Prompt tokens believed to be cached there.
+    pub matched_tokens: u64,
+    /// Prompt tokens queued there before this request.
+    pub queued_tokens: u64,
+    /// Predicted cost, in tokens of prefill.
+    pub cost: f64,
+    /// Ranked last whatever the cost: its queue is too long, or a guard excludes it.
+    pub passed_over: bool,
+}
