@@ -1,39 +1,39 @@
-//! A worker's circuit breaker: failures in a row open it, trials one at a time close it.
+//! A worker's circuit breaker: consecutive failures open it, successful trials close it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::BreakerSignal;
 
-/// Failures remembered at most; a threshold above it is never reached.
+/// Failures remembered at most; a threshold above this is never reached.
 const MOST_FAILURES: usize = 1 << 16;
 
-/// When a breaker opens and closes.
+/// The conditions under which a breaker opens and closes.
 #[derive(Clone, Copy, Debug)]
 pub struct BreakerRules {
-    /// Failures in a row, none older than `window`, that open it.
+    /// Failures in a row, none older than `window`, that open the breaker.
     pub failures: u32,
-    /// Trials in a row that close it again.
+    /// Successful trials in a row that close it again.
     pub successes: u32,
-    /// How long it stays open.
+    /// The time it stays open.
     pub open_for: Duration,
-    /// Age at which a failure no longer counts.
+    /// The age beyond which a failure no longer counts.
     pub window: Duration,
 }
 
-/// Where a breaker stands.
+/// The state of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Circuit {
-    /// Requests flow.
+    /// Requests pass.
     Closed,
-    /// No requests.
+    /// No requests pass.
     Open,
-    /// One request at a time, as a trial.
+    /// Requests pass as trials: the next one when the last has its first byte.
     HalfOpen,
 }
 
 impl Circuit {
-    /// The word in metrics.
+    /// The name in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
@@ -57,20 +57,20 @@ impl Circuit {
 pub struct Breaker {
     rules: BreakerRules,
     circuit: Circuit,
-    /// When the failures of the present run happened.
+    /// The times of the failures in the present run.
     failures: VecDeque<Duration>,
-    /// Successes in a row since it half-opened.
+    /// Successful trials since it half-opened.
     successes: u32,
-    opened: Duration,
-    /// Counts the times it half-opened: the verdict on a trial of an earlier time is void.
+    opened_at: Duration,
+    /// Counts the times it half-opened. The result of a trial of an earlier round is void.
     round: u32,
     /// A trial waits for its first byte.
-    awaited: bool,
-    /// Trials without a verdict.
+    awaiting_first_byte: bool,
+    /// Trials that have not ended.
     trials: u32,
 }
 
-/// A place on trial.
+/// A request that passes a half-open breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trial {
     round: u32,
@@ -85,29 +85,29 @@ impl Breaker {
             circuit: Circuit::Closed,
             failures: VecDeque::new(),
             successes: 0,
-            opened: Duration::ZERO,
+            opened_at: Duration::ZERO,
             round: 0,
-            awaited: false,
+            awaiting_first_byte: false,
             trials: 0,
         }
     }
 
-    /// Where it stands.
+    /// The present state.
     pub fn circuit(&self) -> Circuit {
         self.circuit
     }
 
-    /// Failures of the present run.
+    /// Failures in the present run.
     pub fn failures(&self) -> usize {
         self.failures.len()
     }
 
-    /// Trials in a row that succeeded.
+    /// Successful trials in a row.
     pub fn successes(&self) -> u32 {
         self.successes
     }
 
-    /// Whether nothing is held against the worker.
+    /// Whether the breaker is closed and without failures.
     pub fn is_clean(&self) -> bool {
         self.circuit == Circuit::Closed && self.failures.is_empty()
     }
@@ -118,34 +118,34 @@ impl Breaker {
             Circuit::Closed => true,
             Circuit::Open => false,
             Circuit::HalfOpen => {
-                // No more at stake than it takes to close it.
-                !self.awaited && self.trials + self.successes < self.rules.successes
+                // No more trials than are needed to close the breaker.
+                !self.awaiting_first_byte && self.trials + self.successes < self.rules.successes
             }
         }
     }
 
-    /// When it will half-open; `None` unless it is open.
+    /// The time at which it half-opens; `None` unless it is open.
     pub fn half_opens_at(&self) -> Option<Duration> {
-        (self.circuit == Circuit::Open).then(|| self.opened.saturating_add(self.rules.open_for))
+        (self.circuit == Circuit::Open).then(|| self.opened_at.saturating_add(self.rules.open_for))
     }
 
-    /// Half-opens when its time has come.
+    /// Half-opens the breaker if it has been open long enough.
     pub fn advance(&mut self, now: Duration) {
         if self.half_opens_at().is_some_and(|at| now >= at) {
             self.circuit = Circuit::HalfOpen;
             self.successes = 0;
             self.round = self.round.wrapping_add(1);
-            self.awaited = false;
+            self.awaiting_first_byte = false;
             self.trials = 0;
         }
     }
 
-    /// Takes the one place a half-open breaker has; `None` when somebody else has it.
+    /// Begins a trial; `None` unless the breaker is half-open and allows one.
     pub fn begin_trial(&mut self) -> Option<Trial> {
         if self.circuit != Circuit::HalfOpen || !self.allows() {
             return None;
         }
-        self.awaited = true;
+        self.awaiting_first_byte = true;
         self.trials += 1;
         Some(Trial {
             round: self.round,
@@ -153,22 +153,22 @@ impl Breaker {
         })
     }
 
-    /// The first byte of a trial's answer has come: the next one may begin, so that a long
-    /// answer does not keep everybody else out until its verdict.
+    /// Records the first byte of a trial's response. The next trial may begin, so that a long
+    /// response does not hold up other requests until it ends.
     pub fn trial_answered(&mut self, trial: &mut Trial) {
-        if !trial.answered && self.is_on(*trial) {
-            self.awaited = false;
+        if !trial.answered && self.is_current(*trial) {
+            self.awaiting_first_byte = false;
         }
         trial.answered = true;
     }
 
-    /// A trial has ended.
+    /// Records the end of a trial.
     pub fn end_trial(&mut self, trial: Trial, signal: BreakerSignal, now: Duration) {
-        if !self.is_on(trial) {
+        if !self.is_current(trial) {
             return;
         }
         self.trials = self.trials.saturating_sub(1);
-        self.awaited &= trial.answered;
+        self.awaiting_first_byte &= trial.answered;
         match signal {
             BreakerSignal::Neutral => {}
             BreakerSignal::Failure => self.open(now),
@@ -181,18 +181,18 @@ impl Breaker {
         }
     }
 
-    /// The worker has come back as a new one: nothing is held against it.
+    /// Closes the breaker and drops all failures, because the worker has restarted.
     pub fn close(&mut self) {
         self.circuit = Circuit::Closed;
         self.failures.clear();
     }
 
-    fn is_on(&self, trial: Trial) -> bool {
+    fn is_current(&self, trial: Trial) -> bool {
         self.circuit == Circuit::HalfOpen && self.round == trial.round
     }
 
-    /// A request that was no trial has ended. Only a closed breaker cares: what was sent before
-    /// it opened says nothing new.
+    /// Records the end of a request that was no trial. Only a closed breaker counts it, because
+    /// requests sent before the breaker opened are no new evidence.
     pub fn record(&mut self, signal: BreakerSignal, now: Duration) {
         if self.circuit != Circuit::Closed {
             return;
@@ -201,8 +201,9 @@ impl Breaker {
             BreakerSignal::Neutral => {}
             BreakerSignal::Success => self.failures.clear(),
             BreakerSignal::Failure => {
-                let old = |at: &Duration| now.saturating_sub(*at) > self.rules.window;
-                while self.failures.front().is_some_and(old) || self.failures.len() >= MOST_FAILURES
+                let is_old = |at: &Duration| now.saturating_sub(*at) > self.rules.window;
+                while self.failures.front().is_some_and(is_old)
+                    || self.failures.len() >= MOST_FAILURES
                 {
                     self.failures.pop_front();
                 }
@@ -216,7 +217,7 @@ impl Breaker {
 
     fn open(&mut self, now: Duration) {
         self.circuit = Circuit::Open;
-        self.opened = now;
+        self.opened_at = now;
         self.successes = 0;
     }
 }
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn only_failures_in_a_row_open_it() {
+    fn interrupted_failures_do_not_open_it() {
         let mut breaker = breaker();
         for _ in 0..100 {
             breaker.record(Failure, secs(1));
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn neutral_outcomes_neither_open_it_nor_end_a_run() {
+    fn neutral_outcomes_neither_open_it_nor_interrupt_failures() {
         let mut breaker = breaker();
         for _ in 0..10_000 {
             breaker.record(Neutral, secs(1));
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn it_half_opens_when_its_time_is_over_and_takes_one_trial_at_a_time() {
+    fn half_open_breaker_takes_one_trial_at_a_time_and_closes_on_success() {
         let mut breaker = opened();
         breaker.advance(secs(59));
         assert!(!breaker.allows());
@@ -312,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_answer_lets_the_next_trial_begin_but_no_more_than_are_needed() {
+    fn first_byte_admits_next_trial_up_to_the_number_needed() {
         let mut breaker = half_open();
         let mut first = breaker.begin_trial().unwrap();
         breaker.trial_answered(&mut first);
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_trial_opens_it_for_another_whole_time() {
+    fn failed_trial_opens_it_for_a_full_period() {
         let mut breaker = half_open();
         let first = breaker.begin_trial().unwrap();
         breaker.end_trial(first, Success, secs(61));
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn the_verdict_on_a_trial_of_an_earlier_round_is_void() {
+    fn result_of_trial_of_earlier_round_is_void() {
         let mut breaker = half_open();
         let mut slow = breaker.begin_trial().unwrap();
         breaker.trial_answered(&mut slow);
@@ -350,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trial_that_says_nothing_gives_its_place_back() {
+    fn neutral_trial_admits_another() {
         let mut breaker = half_open();
         let trial = breaker.begin_trial().unwrap();
         breaker.end_trial(trial, Neutral, secs(61));
@@ -359,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_before_it_opened_changes_nothing() {
+    fn result_of_request_sent_before_opening_is_ignored() {
         let mut breaker = opened();
         breaker.record(Success, secs(1));
         assert_eq!(breaker.circuit(), Circuit::Open);
@@ -370,7 +371,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_never_has_two_trials_and_never_stays_shut_for_ever(
+        fn trials_stay_bounded_and_breaker_allows_requests_in_the_end(
             steps in prop::collection::vec((0..5_u8, 0..40_u64), 0..300),
         ) {
             let (mut breaker, mut now) = (breaker(), 0);

@@ -1,6 +1,6 @@
-//! How many probes in a row change a worker's verdict.
+//! Health: the number of probes in a row that changes the verdict on a worker.
 
-/// Probes in a row that flip a verdict; both at least 1.
+/// Probes in a row that change a verdict; both at least 1.
 #[derive(Clone, Copy, Debug)]
 pub struct Thresholds {
     /// Failures in a row that make a ready worker not ready.
@@ -9,18 +9,18 @@ pub struct Thresholds {
     pub success: u32,
 }
 
-/// Whether a worker may get requests, and why not.
+/// Whether a worker may get requests; if not, the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Never answered a probe yet.
+    /// Has not passed a probe yet.
     Pending,
     /// Gets requests.
     Ready,
-    /// Was ready until an exchange with it failed; a probe is under way.
+    /// Was ready until a request failed there; a probe is under way.
     Suspect,
     /// Was ready; its probes fail.
     NotReady,
-    /// Did not come up within the start-up time. Still probed, at a slow pace.
+    /// Passed no probe within the start-up time. It is still probed, at a slow pace.
     Failed,
 }
 
@@ -29,7 +29,7 @@ impl Verdict {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
-            // Believed to be well until a probe says otherwise.
+            // A suspect counts as ready until a probe fails.
             Self::Ready | Self::Suspect => "ready",
             Self::NotReady => "not_ready",
             Self::Failed => "failed",
@@ -37,7 +37,7 @@ impl Verdict {
     }
 }
 
-/// A worker's record of probes.
+/// The verdict on one worker, and the probes since its last change.
 #[derive(Clone, Debug)]
 pub struct Health {
     thresholds: Thresholds,
@@ -46,7 +46,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// A worker nobody has probed yet.
+    /// A worker without probes so far.
     pub fn new(thresholds: Thresholds) -> Self {
         Self {
             thresholds,
@@ -55,20 +55,21 @@ impl Health {
         }
     }
 
-    /// The verdict so far.
+    /// The present verdict.
     pub fn verdict(&self) -> Verdict {
         self.verdict
     }
 
-    /// Takes a probe's result; tells the new verdict.
+    /// Records the result of a probe and returns the new verdict.
     ///
-    /// The first success makes a starting worker ready: it had to come up, not to recover.
+    /// The first success makes a starting worker ready, because it had no failure to recover
+    /// from.
     pub fn record(&mut self, passed: bool) -> Verdict {
         match (self.verdict, passed) {
             (Verdict::Pending | Verdict::Failed | Verdict::Suspect, true) => {
-                self.turn(Verdict::Ready);
+                self.set_verdict(Verdict::Ready);
             }
-            (Verdict::Suspect, false) => self.turn(Verdict::NotReady),
+            (Verdict::Suspect, false) => self.set_verdict(Verdict::NotReady),
             (Verdict::Ready, false) => self.count(self.thresholds.failure, Verdict::NotReady),
             (Verdict::NotReady, true) => self.count(self.thresholds.success, Verdict::Ready),
             (Verdict::Ready, true) | (_, false) => self.streak = 0,
@@ -76,40 +77,40 @@ impl Health {
         self.verdict
     }
 
-    /// An exchange with the worker failed in a way that it may be gone: the next probe decides.
+    /// Records a failure after which the worker may be gone. The next probe decides.
     pub fn suspect(&mut self) {
         if self.verdict == Verdict::Ready {
-            self.turn(Verdict::Suspect);
+            self.set_verdict(Verdict::Suspect);
         }
     }
 
-    /// From now on these thresholds hold.
+    /// Changes the thresholds.
     pub fn set_thresholds(&mut self, thresholds: Thresholds) {
         self.thresholds = thresholds;
     }
 
-    /// A worker that did not come up in time is given the start-up time once more.
+    /// Gives a failed worker the start-up time once more.
     pub fn start_over(&mut self) {
         if self.verdict == Verdict::Failed {
-            self.turn(Verdict::Pending);
+            self.set_verdict(Verdict::Pending);
         }
     }
 
-    /// The start-up time is over: a worker that never came up has failed.
+    /// Ends the start-up time: a worker that is still pending has failed.
     pub fn give_up(&mut self) {
         if self.verdict == Verdict::Pending {
-            self.turn(Verdict::Failed);
+            self.set_verdict(Verdict::Failed);
         }
     }
 
     fn count(&mut self, needed: u32, next: Verdict) {
         self.streak += 1;
         if self.streak >= needed {
-            self.turn(next);
+            self.set_verdict(next);
         }
     }
 
-    fn turn(&mut self, next: Verdict) {
+    fn set_verdict(&mut self, next: Verdict) {
         self.verdict = next;
         self.streak = 0;
     }
@@ -118,6 +119,9 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PASSED: bool = true;
+    const FAILED: bool = false;
 
     fn health() -> Health {
         Health::new(Thresholds {
@@ -135,38 +139,41 @@ mod tests {
     }
 
     #[test]
-    fn a_starting_worker_is_ready_at_its_first_answer() {
+    fn first_passed_probe_makes_pending_worker_ready() {
         assert_eq!(after(&[]), Verdict::Pending);
-        assert_eq!(after(&[false, false, false, false]), Verdict::Pending);
-        assert_eq!(after(&[false, true]), Verdict::Ready);
+        assert_eq!(after(&[FAILED, FAILED, FAILED, FAILED]), Verdict::Pending);
+        assert_eq!(after(&[FAILED, PASSED]), Verdict::Ready);
     }
 
     #[test]
-    fn only_failures_in_a_row_make_a_worker_not_ready() {
-        assert_eq!(after(&[true, false, false]), Verdict::Ready);
+    fn interrupted_failures_keep_worker_ready() {
+        assert_eq!(after(&[PASSED, FAILED, FAILED]), Verdict::Ready);
         assert_eq!(
-            after(&[true, false, false, true, false, false]),
+            after(&[PASSED, FAILED, FAILED, PASSED, FAILED, FAILED]),
             Verdict::Ready
         );
-        assert_eq!(after(&[true, false, false, false]), Verdict::NotReady);
+        assert_eq!(after(&[PASSED, FAILED, FAILED, FAILED]), Verdict::NotReady);
     }
 
     #[test]
-    fn only_successes_in_a_row_bring_it_back() {
-        let down = [true, false, false, false];
-        assert_eq!(after(&[&down[..], &[true]].concat()), Verdict::NotReady);
+    fn interrupted_successes_keep_worker_not_ready() {
+        let down = [PASSED, FAILED, FAILED, FAILED];
+        assert_eq!(after(&[&down[..], &[PASSED]].concat()), Verdict::NotReady);
         assert_eq!(
-            after(&[&down[..], &[true, false, true]].concat()),
+            after(&[&down[..], &[PASSED, FAILED, PASSED]].concat()),
             Verdict::NotReady
         );
-        assert_eq!(after(&[&down[..], &[true, true]].concat()), Verdict::Ready);
+        assert_eq!(
+            after(&[&down[..], &[PASSED, PASSED]].concat()),
+            Verdict::Ready
+        );
     }
 
     #[test]
-    fn one_probe_decides_about_a_suspect() {
-        for (passed, verdict) in [(true, Verdict::Ready), (false, Verdict::NotReady)] {
+    fn single_probe_decides_on_suspect() {
+        for (passed, verdict) in [(PASSED, Verdict::Ready), (FAILED, Verdict::NotReady)] {
             let mut health = health();
-            health.record(true);
+            health.record(PASSED);
             health.suspect();
             assert_eq!(health.verdict(), Verdict::Suspect);
             assert_eq!(health.record(passed), verdict);
@@ -174,35 +181,35 @@ mod tests {
     }
 
     #[test]
-    fn only_a_ready_worker_can_become_suspect() {
+    fn pending_worker_does_not_become_suspect() {
         let mut health = health();
         health.suspect();
         assert_eq!(health.verdict(), Verdict::Pending);
     }
 
     #[test]
-    fn a_worker_that_never_came_up_has_failed_but_may_still_come() {
+    fn worker_that_failed_to_start_becomes_ready_when_a_probe_passes() {
         let mut health = health();
         health.give_up();
         assert_eq!(health.verdict(), Verdict::Failed);
         health.start_over();
         assert_eq!(health.verdict(), Verdict::Pending);
         health.give_up();
-        assert_eq!(health.record(true), Verdict::Ready);
+        assert_eq!(health.record(PASSED), Verdict::Ready);
         health.give_up();
         health.start_over();
         assert_eq!(health.verdict(), Verdict::Ready);
     }
 
     #[test]
-    fn thresholds_may_change_while_a_worker_is_watched() {
+    fn changed_thresholds_apply_to_next_probe() {
         let mut health = health();
-        health.record(true);
+        health.record(PASSED);
         health.set_thresholds(Thresholds {
             failure: 1,
             success: 1,
         });
-        assert_eq!(health.record(false), Verdict::NotReady);
-        assert_eq!(health.record(true), Verdict::Ready);
+        assert_eq!(health.record(FAILED), Verdict::NotReady);
+        assert_eq!(health.record(PASSED), Verdict::Ready);
     }
 }

@@ -1,4 +1,4 @@
-//! What failures mean: for a request, for a worker's breaker, and for the fleet.
+//! The consequences of failures: for a request, for a worker's breaker, and for the fleet.
 
 mod breaker;
 mod health;

@@ -1,81 +1,83 @@
-//! What the end of a try at a worker means: the one table that retries, breakers and health go by.
+//! The consequences of an attempt's outcome: one table for retries, breakers and health.
 
-/// How one try at a worker ended.
+/// How one attempt at a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// A response with this HTTP status; one of success counts once its body has ended whole.
+    /// A response with this HTTP status. A success counts only when its body is complete.
     Answered(u16),
     /// 503 from a worker that says its queue is full.
     QueueFull,
-    /// The gateway's machine lacked descriptors, ports, buffers or memory: no worker's fault.
+    /// The gateway's machine lacked descriptors, ports, buffers or memory; no worker is at fault.
     Local,
     /// No connection: refused, unreachable, or not made in time. The request was not sent.
     NotConnected,
-    /// The connection ended before the first byte of a response. A failure of the worker
-    /// unless another one hangs up on the same request, too.
+    /// The connection ended before the first byte of a response. The caller forgives the worker
+    /// if a second worker closes the connection on the same request.
     NoResponse,
     /// No response head in time.
     TimedOut,
-    /// The response broke off, fell silent or was no HTTP after its first byte.
+    /// After its first byte, the response was cut off, stalled or was no HTTP.
     Truncated,
-    /// The client left first.
+    /// The client disconnected first.
     Abandoned,
 }
 
-/// Whether the request may be tried again.
+/// Whether the request may be retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// What came is the answer.
+    /// No: the outcome is final.
     No,
-    /// At another worker. The first such retry of a request is free: what the worker had to
-    /// do for it is gone with the connection, or was never asked for.
+    /// At another worker. The first such retry of a request is free, because it adds no work:
+    /// the first worker never got the request or lost it with the connection.
     Free,
-    /// At another worker, within the retry budget: every such retry is work that nobody had
-    /// planned for.
+    /// At another worker, within the retry budget, because every such retry adds work.
     Budgeted,
 }
 
-/// What a worker's breaker takes down.
+/// The signal to the worker's circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerSignal {
-    /// The worker did what it is there for.
+    /// The worker served the request.
     Success,
     /// The worker failed.
     Failure,
-    /// Says nothing about the worker.
+    /// No evidence for or against the worker.
     Neutral,
 }
 
-/// What an [`Outcome`] means.
+/// The consequences of an [`Outcome`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Consequence {
     /// For the request.
     pub retry: Retry,
     /// For the worker's breaker.
     pub signal: BreakerSignal,
-    /// The worker may be gone: it gets nothing until a probe, sent at once, tells otherwise.
+    /// The worker may be gone: it gets no requests until a probe, sent at once, has passed.
     pub suspect: bool,
-    /// The worker has too much to do: others come first for a moment.
+    /// The worker is overloaded: others are preferred for a moment.
     pub busy: bool,
 }
 
 impl Outcome {
-    /// The table. The README prints it for users.
-    #[expect(clippy::match_same_arms, reason = "a table: one row per kind of end")]
+    /// The table of consequences; the README shows it to users.
+    #[expect(
+        clippy::match_same_arms,
+        reason = "a table: one row per kind of outcome"
+    )]
     pub const fn consequence(self) -> Consequence {
         use BreakerSignal::{Failure, Neutral, Success};
         use Retry::{Budgeted, Free, No};
         let (retry, signal, suspect) = match self {
             Self::Answered(200..=399) => (No, Success, false),
             Self::Answered(408 | 429) | Self::QueueFull => (Budgeted, Neutral, false),
-            // Not built there, or not in this HTTP version: no other worker will differ.
+            // Not implemented, or not in this HTTP version: other workers will not differ.
             Self::Answered(501 | 505) => (No, Neutral, false),
             Self::Answered(500..=599) => (Budgeted, Failure, false),
             Self::Local => (Budgeted, Neutral, false),
             Self::Answered(_) | Self::Abandoned => (No, Neutral, false),
             Self::NotConnected | Self::NoResponse => (Free, Failure, true),
             Self::TimedOut => (Budgeted, Failure, false),
-            // Bytes have been given to the client: nothing can take them back.
+            // The client has received bytes already.
             Self::Truncated => (No, Failure, true),
         };
         let busy = matches!(self, Self::Answered(408 | 429) | Self::QueueFull);
@@ -107,41 +109,41 @@ mod tests {
     }
 
     #[test]
-    fn success_is_the_answer() {
+    fn success_is_final_and_clears_the_breaker() {
         for status in [200, 201, 204, 302, 304] {
             row(Outcome::Answered(status), No, Success, false);
         }
     }
 
     #[test]
-    fn a_bad_request_says_nothing_about_the_worker() {
+    fn client_error_is_final_and_neutral() {
         for status in [400, 401, 403, 404, 413, 415, 422, 499] {
             row(Outcome::Answered(status), No, Neutral, false);
         }
     }
 
     #[test]
-    fn a_full_worker_is_not_a_broken_one() {
+    fn overload_is_retried_and_neutral() {
         row(Outcome::Answered(408), Budgeted, Neutral, false);
         row(Outcome::Answered(429), Budgeted, Neutral, false);
         row(Outcome::QueueFull, Budgeted, Neutral, false);
     }
 
     #[test]
-    fn a_server_error_is_a_failure_and_tried_elsewhere() {
+    fn server_error_is_retried_and_a_failure() {
         for status in [500, 502, 503, 504, 507, 529, 599] {
             row(Outcome::Answered(status), Budgeted, Failure, false);
         }
     }
 
     #[test]
-    fn what_no_worker_can_do_is_not_tried_again() {
+    fn unsupported_request_is_final_and_neutral() {
         row(Outcome::Answered(501), No, Neutral, false);
         row(Outcome::Answered(505), No, Neutral, false);
     }
 
     #[test]
-    fn a_worker_without_a_connection_is_suspect() {
+    fn lost_connection_makes_worker_suspect_and_retry_free() {
         row(Outcome::NotConnected, Free, Failure, true);
         row(Outcome::NoResponse, Free, Failure, true);
     }
@@ -152,17 +154,17 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_a_failure() {
+    fn timeout_is_retried_and_a_failure() {
         row(Outcome::TimedOut, Budgeted, Failure, false);
     }
 
     #[test]
-    fn after_the_first_byte_nothing_is_tried_again() {
+    fn truncated_response_is_final_and_makes_worker_suspect() {
         row(Outcome::Truncated, No, Failure, true);
     }
 
     #[test]
-    fn a_client_that_leaves_says_nothing_about_the_worker() {
+    fn client_disconnect_is_final_and_neutral() {
         row(Outcome::Abandoned, No, Neutral, false);
     }
 }

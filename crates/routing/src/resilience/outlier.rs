@@ -1,32 +1,32 @@
-//! Which worker does so much worse than its peers that it should rest for a while.
+//! Outlier detection: ejects workers that do much worse than their peers for a while.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Requests that a worker must have had since the last look for its figures to mean anything.
+/// Requests that a worker needs in a window to be compared; with fewer, noise prevails.
 const MIN_REQUESTS: u64 = 20;
-/// Workers with meaningful figures needed to speak of peers.
+/// Comparable workers that are needed for any verdict.
 const MIN_PEERS: usize = 3;
-/// So many times the median of the others is an outlier.
+/// An outlier exceeds the median of the others by this factor.
 const FACTOR: f64 = 3.0;
-/// A share of failures below this is never an outlier's.
+/// A failure ratio below this never makes an outlier.
 const MIN_FAILURE_RATIO: f64 = 0.1;
-/// The first rest; each further one is longer by as much.
+/// The duration of the first ejection; each further one is longer by as much.
 const EJECTION: Duration = Duration::from_secs(30);
-/// No rest is longer than so many first ones.
+/// The longest ejection, in multiples of the first.
 const MAX_EJECTION_MULTIPLE: u32 = 10;
 
-/// What a worker did since the last look.
+/// The requests of one worker since the last detection.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Window {
-    /// Tries that ended.
+    /// Attempts that ended.
     pub requests: u64,
-    /// Those that failed.
+    /// Attempts that failed.
     pub failures: u64,
     /// Sum of the times to first byte.
     pub waited: Duration,
-    /// Uncached prompt tokens of the requests whose first byte came.
+    /// Uncached prompt tokens of the requests that got a first byte.
     pub tokens: u64,
 }
 
@@ -41,37 +41,39 @@ impl Window {
     }
 }
 
-/// Why a worker rests.
+/// Why a worker is ejected.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum OutlierReason {
-    /// This share of its requests failed.
+    /// Its failure ratio.
     Failing(f64),
     /// Its time to first byte per prompt token, in multiples of the others' median.
     Slow(f64),
 }
 
-/// A worker that should get no requests for a while.
+/// A worker that gets no requests for a while.
 #[derive(Clone, Copy, Debug)]
 pub struct Ejection {
-    /// Its slot.
+    /// The worker's slot.
     pub slot: usize,
-    /// Why.
+    /// The reason.
     pub reason: OutlierReason,
-    /// Until when.
+    /// The end of the ejection, on the caller's clock.
     pub until: Duration,
 }
 
-/// Who rests, and how often they have.
+/// The ejected workers, and the number of ejections that count for each worker.
 #[derive(Clone, Debug)]
 pub struct Outliers {
-    /// At most this share of the fleet rests at a time; one worker always may.
+    /// At most this share of the fleet is ejected at a time; one worker always may be.
     share: f64,
+    /// By slot.
     ejected_until: BTreeMap<usize, Duration>,
+    /// By slot; the next ejection is longer by each.
     ejections: BTreeMap<usize, u32>,
 }
 
 impl Outliers {
-    /// Nobody rests; at most `share` (0 to 1) of the fleet will.
+    /// No ejections so far; at most `share` (0 to 1) of the fleet at a time.
     pub fn new(share: f64) -> Self {
         Self {
             share,
@@ -80,7 +82,7 @@ impl Outliers {
         }
     }
 
-    /// Compares workers (by slot, of a fleet of `fleet`); tells who must rest from now on.
+    /// Compares the workers' windows, by slot, and ejects outliers of a fleet of `fleet` workers.
     pub fn detect(
         &mut self,
         windows: &BTreeMap<usize, Window>,
@@ -88,15 +90,15 @@ impl Outliers {
         now: Duration,
     ) -> Vec<Ejection> {
         self.ejected_until.retain(|_, until| *until > now);
-        let known: BTreeMap<usize, Window> = windows
+        let comparable: BTreeMap<usize, Window> = windows
             .iter()
-            .filter(|(_, windows)| windows.requests >= MIN_REQUESTS)
-            .map(|(slot, windows)| (*slot, *windows))
+            .filter(|(_, window)| window.requests >= MIN_REQUESTS)
+            .map(|(slot, window)| (*slot, *window))
             .collect();
-        let mut outliers: Vec<(usize, OutlierReason)> = known
+        let mut outliers: Vec<(usize, OutlierReason)> = comparable
             .iter()
             .filter(|(slot, _)| !self.ejected_until.contains_key(slot))
-            .filter_map(|(slot, _)| Some((*slot, reason(*slot, &known)?)))
+            .filter_map(|(slot, _)| Some((*slot, reason(*slot, &comparable)?)))
             .collect();
         outliers.sort_by(|(_, one), (_, other)| worst_first(*one, *other));
         let mut ejected = Vec::new();
@@ -105,17 +107,17 @@ impl Outliers {
                 ejected.push(self.eject(slot, reason, now));
             }
         }
-        self.forgive(&known);
+        self.forgive(&comparable);
         ejected
     }
 
-    /// Who had this slot has left: nothing is held against the next one there.
+    /// Drops the record of a slot, because its worker has left.
     pub fn forget(&mut self, slot: usize) {
         self.ejected_until.remove(&slot);
         self.ejections.remove(&slot);
     }
 
-    /// Whether one more may rest.
+    /// Whether one more worker may be ejected.
     fn may_eject(&self, fleet: usize) -> bool {
         let with_one_more = (self.ejected_until.len() + 1) as f64;
         self.ejected_until.is_empty() || with_one_more <= fleet as f64 * self.share
@@ -133,11 +135,11 @@ impl Outliers {
         }
     }
 
-    /// Who did well gets one rest less counted.
-    fn forgive(&mut self, known: &BTreeMap<usize, Window>) {
+    /// Counts one ejection less for each comparable worker that is not ejected.
+    fn forgive(&mut self, comparable: &BTreeMap<usize, Window>) {
         let ejected_until = &self.ejected_until;
         self.ejections.retain(|slot, ejections| {
-            if known.contains_key(slot) && !ejected_until.contains_key(slot) {
+            if comparable.contains_key(slot) && !ejected_until.contains_key(slot) {
                 *ejections -= 1;
             }
             *ejections > 0
@@ -145,23 +147,24 @@ impl Outliers {
     }
 }
 
-fn reason(slot: usize, known: &BTreeMap<usize, Window>) -> Option<OutlierReason> {
-    if known.len() < MIN_PEERS {
+fn reason(slot: usize, comparable: &BTreeMap<usize, Window>) -> Option<OutlierReason> {
+    if comparable.len() < MIN_PEERS {
         return None;
     }
-    let others = |figure: fn(&Window) -> f64| {
-        let others = known.iter().filter(|(other, _)| **other != slot);
-        median(others.map(|(_, windows)| figure(windows)).collect())
+    let median_of_others = |measure: fn(&Window) -> f64| {
+        let others = comparable.iter().filter(|(other, _)| **other != slot);
+        median(others.map(|(_, window)| measure(window)).collect())
     };
-    let own = known.get(&slot)?;
+    let own = comparable.get(&slot)?;
     let failure_ratio = own.failure_ratio();
-    if failure_ratio >= MIN_FAILURE_RATIO && failure_ratio > FACTOR * others(Window::failure_ratio)
+    if failure_ratio >= MIN_FAILURE_RATIO
+        && failure_ratio > FACTOR * median_of_others(Window::failure_ratio)
     {
         return Some(OutlierReason::Failing(failure_ratio));
     }
-    let secs_per_token =
-        own.secs_per_token() / others(Window::secs_per_token).max(f64::MIN_POSITIVE);
-    (own.tokens > 0 && secs_per_token > FACTOR).then_some(OutlierReason::Slow(secs_per_token))
+    let usual = median_of_others(Window::secs_per_token).max(f64::MIN_POSITIVE);
+    let slowness = own.secs_per_token() / usual;
+    (own.tokens > 0 && slowness > FACTOR).then_some(OutlierReason::Slow(slowness))
 }
 
 fn worst_first(one: OutlierReason, other: OutlierReason) -> Ordering {
@@ -188,7 +191,7 @@ mod tests {
         Duration::from_secs(secs)
     }
 
-    fn windows(failures: u64, millis_per_request: u64) -> Window {
+    fn window(failures: u64, millis_per_request: u64) -> Window {
         Window {
             requests: 100,
             failures,
@@ -207,36 +210,30 @@ mod tests {
     }
 
     #[test]
-    fn equals_are_no_outliers() {
-        for worker in [windows(0, 50), windows(30, 50), windows(100, 5000)] {
+    fn equal_workers_are_not_ejected() {
+        for worker in [window(0, 50), window(30, 50), window(100, 5000)] {
             let mut outliers = Outliers::new(0.5);
             assert!(ejected(&mut outliers, &[worker; 4], 0).is_empty());
         }
     }
 
     #[test]
-    fn who_fails_or_crawls_while_others_do_not_rests() {
-        let well = windows(1, 50);
-        for ill in [windows(20, 50), windows(1, 200)] {
+    fn failing_or_slow_worker_is_ejected() {
+        let healthy = window(1, 50);
+        for outlier in [window(20, 50), window(1, 200)] {
             let mut outliers = Outliers::new(0.2);
-            assert_eq!(ejected(&mut outliers, &[well, well, ill, well], 0), [2]);
+            assert_eq!(
+                ejected(&mut outliers, &[healthy, healthy, outlier, healthy], 0),
+                [2]
+            );
         }
     }
 
     #[test]
-    fn only_a_share_of_the_fleet_rests_the_worst_first() {
-        let (well, ill, worst_first) = (windows(0, 50), windows(30, 50), windows(60, 50));
+    fn ejections_are_limited_to_share_of_fleet_worst_first() {
+        let (healthy, failing, worst) = (window(0, 50), window(30, 50), window(60, 50));
         let workers = [
-            ill,
-            well,
-            worst_first,
-            well,
-            well,
-            well,
-            well,
-            well,
-            well,
-            well,
+            failing, healthy, worst, healthy, healthy, healthy, healthy, healthy, healthy, healthy,
         ];
         assert_eq!(ejected(&mut Outliers::new(0.1), &workers, 0), [2]);
         assert_eq!(ejected(&mut Outliers::new(0.2), &workers, 0), [2, 0]);
@@ -247,42 +244,49 @@ mod tests {
     }
 
     #[test]
-    fn rests_grow_and_good_conduct_shortens_them() {
-        let (well, ill) = (windows(0, 50), windows(60, 50));
+    fn ejections_grow_with_repetition_and_shrink_with_success() {
+        let (healthy, failing) = (window(0, 50), window(60, 50));
         let mut outliers = Outliers::new(0.5);
-        let workers = fleet(&[ill, well, well, well]);
+        let workers = fleet(&[failing, healthy, healthy, healthy]);
         assert_eq!(outliers.detect(&workers, 4, secs(0))[0].until, secs(30));
         assert_eq!(outliers.detect(&workers, 4, secs(40))[0].until, secs(100));
-        let good = fleet(&[well; 4]);
-        outliers.detect(&good, 4, secs(110));
-        outliers.detect(&good, 4, secs(120));
+        let all_healthy = fleet(&[healthy; 4]);
+        outliers.detect(&all_healthy, 4, secs(110));
+        outliers.detect(&all_healthy, 4, secs(120));
         assert_eq!(outliers.detect(&workers, 4, secs(130))[0].until, secs(160));
     }
 
     #[test]
-    fn whoever_takes_a_slot_over_begins_with_a_clean_record() {
-        let (well, ill) = (windows(0, 50), windows(60, 50));
+    fn next_worker_of_a_slot_has_no_earlier_ejections() {
+        let (healthy, failing) = (window(0, 50), window(60, 50));
         let mut outliers = Outliers::new(0.5);
-        let workers = fleet(&[ill, well, well, well]);
+        let workers = fleet(&[failing, healthy, healthy, healthy]);
         outliers.detect(&workers, 4, secs(0));
         outliers.forget(0);
         assert_eq!(outliers.detect(&workers, 4, secs(1))[0].until, secs(31));
     }
 
     #[test]
-    fn a_handful_of_requests_or_of_workers_says_nothing() {
-        let (well, ill) = (windows(0, 50), windows(90, 50));
-        assert!(ejected(&mut Outliers::new(0.5), &[well, ill], 0).is_empty());
+    fn too_few_requests_or_workers_give_no_verdict() {
+        let (healthy, failing) = (window(0, 50), window(90, 50));
+        assert!(ejected(&mut Outliers::new(0.5), &[healthy, failing], 0).is_empty());
         let few = Window {
             requests: 19,
-            ..ill
+            ..failing
         };
-        assert!(ejected(&mut Outliers::new(0.5), &[well, well, well, few], 0).is_empty());
+        assert!(
+            ejected(
+                &mut Outliers::new(0.5),
+                &[healthy, healthy, healthy, few],
+                0
+            )
+            .is_empty()
+        );
     }
 
     proptest! {
         #[test]
-        fn never_more_than_the_share_rests(
+        fn ejected_workers_never_exceed_the_share(
             rounds in prop::collection::vec(
                 prop::collection::vec((0..100_u64, 0..500_u64), 8), 1..20,
             ),
@@ -290,7 +294,7 @@ mod tests {
         ) {
             let mut outliers = Outliers::new(share);
             for (round, workers) in rounds.iter().enumerate() {
-                let workers: Vec<_> = workers.iter().map(|&(f, ms)| windows(f, ms)).collect();
+                let workers: Vec<_> = workers.iter().map(|&(f, ms)| window(f, ms)).collect();
                 ejected(&mut outliers, &workers, round as u64 * 10);
                 prop_assert!(outliers.ejected_until.len() as f64 <= (8.0 * share).max(1.0));
             }

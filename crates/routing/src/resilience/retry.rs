@@ -1,52 +1,55 @@
-//! When a request is tried again: how often, after which pause, and within which budget.
+//! Retries: how many, after which pause, and within which budget.
 
 use std::time::Duration;
 
 use crate::SeededRng;
 
-/// How long what the budget earned lasts, and over which time its floor adds up.
+/// The time in which earned retries fade, and over which the floor accumulates.
 const MEMORY: Duration = Duration::from_secs(10);
 
-/// How often, and after which pauses.
+/// The number of attempts and the pauses between them.
 #[derive(Clone, Copy, Debug)]
 pub struct RetryRules {
-    /// Tries in all, the first included; at least 1.
+    /// Attempts in all, the first included; at least 1.
     pub attempts: u32,
-    /// Pause after the first try.
+    /// Pause after the first attempt.
     pub initial_backoff: Duration,
     /// Longest pause.
     pub max_backoff: Duration,
     /// Growth from one pause to the next.
     pub multiplier: f64,
-    /// Random share of a pause, 0 to 1: it is up to so much shorter or longer.
+    /// The share, 0 to 1, by which a pause is randomly shorter or longer at most.
     pub jitter: f64,
 }
 
 impl RetryRules {
-    /// The pause after so many tries (1 after the first).
+    /// The pause after so many attempts (1 after the first).
     pub fn backoff(&self, attempts: u32, rng: &mut SeededRng) -> Duration {
         let exponent = i32::try_from(attempts.saturating_sub(1)).unwrap_or(i32::MAX);
         let grown = self.initial_backoff.as_secs_f64() * self.multiplier.powi(exponent);
-        let bare = grown.min(self.max_backoff.as_secs_f64());
+        let capped = grown.min(self.max_backoff.as_secs_f64());
         let jitter = 1.0 + self.jitter * (2.0 * rng.fraction() - 1.0);
-        Duration::try_from_secs_f64(bare * jitter).unwrap_or(self.max_backoff)
+        Duration::try_from_secs_f64(capped * jitter).unwrap_or(self.max_backoff)
     }
 }
 
-/// What retries may add to the traffic.
+/// The limit on the traffic that retries may add.
 ///
-/// A balance in the manner of Finagle's retry budget: every request pays in a share of a
-/// retry, which fades unless it is used; time pays in the floor; a retry takes one out.
+/// A balance like Finagle's retry budget. Every request deposits a share of a retry, which fades
+/// unless it is used. Time deposits the floor. A retry withdraws one.
 #[derive(Clone, Debug)]
 pub struct RetryBudget {
     /// Retries per request.
     share: f64,
     /// Retries per second that are always granted.
     floor: f64,
+    /// Retries deposited by requests.
     earned: f64,
+    /// Retries deposited by time.
     reserve: f64,
+    /// Requests at the last refill.
     requests: u64,
-    at: Duration,
+    refilled_at: Duration,
 }
 
 impl RetryBudget {
@@ -59,11 +62,11 @@ impl RetryBudget {
             earned: 0.0,
             reserve: floor * MEMORY.as_secs_f64(),
             requests: 0,
-            at: Duration::ZERO,
+            refilled_at: Duration::ZERO,
         }
     }
 
-    /// Takes one retry out, when there is one; `requests` counts all requests so far.
+    /// Withdraws one retry; false if there is none. `requests` counts all requests so far.
     pub fn take(&mut self, requests: u64, now: Duration) -> bool {
         self.refill(requests, now);
         for balance in [&mut self.earned, &mut self.reserve] {
@@ -77,10 +80,10 @@ impl RetryBudget {
 
     fn refill(&mut self, requests: u64, now: Duration) {
         let new = requests.saturating_sub(self.requests) as f64;
-        let elapsed = now.saturating_sub(self.at).as_secs_f64();
+        let elapsed = now.saturating_sub(self.refilled_at).as_secs_f64();
         let memory = MEMORY.as_secs_f64();
-        // A day of calm is no licence for a storm: what was earned long ago has faded. The
-        // new requests are taken as spread evenly over the time since the last look.
+        // Deposits fade, so that a quiet day does not allow a storm of retries. The new requests
+        // count as spread evenly over the time since the last refill.
         let remaining = (-elapsed / memory).exp();
         let fresh = if elapsed > 0.0 {
             (1.0 - remaining) * memory / elapsed
@@ -89,7 +92,8 @@ impl RetryBudget {
         };
         self.earned = self.earned * remaining + self.share * new * fresh;
         self.reserve = (self.reserve + self.floor * elapsed).min(self.floor * memory);
-        (self.requests, self.at) = (self.requests.max(requests), self.at.max(now));
+        self.requests = self.requests.max(requests);
+        self.refilled_at = self.refilled_at.max(now);
     }
 }
 
@@ -108,7 +112,7 @@ mod tests {
     };
 
     #[test]
-    fn pauses_grow_to_the_longest() {
+    fn pauses_grow_up_to_the_maximum() {
         let rules = RetryRules {
             jitter: 0.0,
             ..RULES
@@ -122,14 +126,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn jitter_stays_within_its_share(seed: u64, attempts in 1..30_u32) {
-            let bare = RetryRules { jitter: 0.0, ..RULES }.backoff(attempts, &mut SeededRng::new(0));
+        fn jitter_stays_within_its_share_of_the_pause(seed: u64, attempts in 1..30_u32) {
+            let exact = RetryRules { jitter: 0.0, ..RULES }.backoff(attempts, &mut SeededRng::new(0));
             let pause = RULES.backoff(attempts, &mut SeededRng::new(seed));
-            prop_assert!(pause >= bare.mul_f64(0.799) && pause <= bare.mul_f64(1.201));
+            prop_assert!(pause >= exact.mul_f64(0.799) && pause <= exact.mul_f64(1.201));
         }
 
         #[test]
-        fn retries_never_exceed_their_share_and_the_floor(
+        fn granted_retries_never_exceed_share_plus_floor(
             steps in prop::collection::vec((0..50_u64, 0..2000_u64, 0..20_u32), 1..200),
         ) {
             let mut budget = RetryBudget::new(0.1, 10);
@@ -147,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_traffic_is_granted_also_without_a_floor() {
+    fn share_of_traffic_is_granted_without_a_floor() {
         let mut budget = RetryBudget::new(0.1, 0);
         let mut granted = 0;
         for request in 1..=1000_u64 {
@@ -158,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_of_calm_is_no_licence_for_a_storm() {
+    fn retries_earned_over_a_quiet_day_have_faded() {
         let mut budget = RetryBudget::new(0.1, 10);
         let day = Duration::from_hours(24);
         let granted = (0..100_000).filter(|_| budget.take(8_640_000, day)).count();
