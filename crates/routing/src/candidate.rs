@@ -1,25 +1,26 @@
-//! What a policy chooses from.
+//! The workers that a policy chooses from.
 
 use std::sync::Arc;
 
 use crate::{Load, SeededRng};
 
-/// A worker as policies know it.
+/// A worker as policies see it.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// Where the worker stands in the fleet's list: in configuration order, and the lowest
-    /// free place for one that comes later.
+    /// The worker's index in the fleet: in configuration order, and the lowest free index for a
+    /// worker that joins later.
     pub slot: usize,
-    /// Tells apart the workers that held a slot one after another: a worker that came later,
-    /// restarted or was flushed has a higher one, and nothing learnt of the old holds.
+    /// Distinguishes the successive workers of a slot. A worker that joined later, restarted or
+    /// was flushed has a higher generation, and state of an earlier one does not apply to it.
     pub generation: u32,
-    /// Base URL: what hash rings and sticky keys go by.
+    /// Base URL; hash rings and sticky keys identify the worker by it.
     pub url: Arc<str>,
-    /// What is in flight there, as counted by this gateway.
+    /// The requests in flight there, as counted by this gateway.
     pub load: Arc<Load>,
 }
 
-/// The workers a policy may choose from: healthy, not yet tried, and never empty.
+/// The workers a policy may choose from: healthy and not yet attempted; at least one, by
+/// ascending slot.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidates<'a> {
     first: &'a Candidate,
@@ -27,22 +28,23 @@ pub struct Candidates<'a> {
 }
 
 impl<'a> Candidates<'a> {
-    /// `None` when there is nothing to choose from.
+    /// `None` for an empty list.
     pub fn new(all: &'a [Candidate]) -> Option<Self> {
         all.first().map(|first| Self { first, all })
     }
 
-    /// The candidate at `index`, counted round and round the list.
+    /// The candidate at `index`, modulo the length of the list.
     pub fn wrapping(self, index: usize) -> &'a Candidate {
         self.all
             .get(index % self.all.len().max(1))
             .unwrap_or(self.first)
     }
 
-    /// The candidate in a slot of the fleet, if it is one.
+    /// The candidate in a slot of the fleet.
     pub fn in_slot(self, slot: usize) -> Option<&'a Candidate> {
-        let in_place = self.all.get(slot).filter(|found| found.slot == slot);
-        in_place.or_else(|| {
+        // With no worker missing, slot and index are equal.
+        let at_index = self.all.get(slot).filter(|found| found.slot == slot);
+        at_index.or_else(|| {
             let search = self
                 .all
                 .binary_search_by_key(&slot, |candidate| candidate.slot);
@@ -50,12 +52,12 @@ impl<'a> Candidates<'a> {
         })
     }
 
-    /// How many there are; at least one.
+    /// The number of candidates; at least one.
     pub fn count(self) -> usize {
         self.all.len()
     }
 
-    /// What each would have in flight, on average, with one more request among them.
+    /// The mean number of requests in flight, with the next request included.
     pub(crate) fn mean_requests_with_next(self) -> f64 {
         let requests = |candidate: &Candidate| candidate.load.requests();
         let total: usize = self.iter().map(requests).sum();
@@ -67,7 +69,7 @@ impl<'a> Candidates<'a> {
         self.all.iter()
     }
 
-    /// The candidate of lowest cost, ties by chance; costs must be comparable, so never NaN.
+    /// The candidate of lowest cost, ties at random. Costs must be comparable, so never NaN.
     pub fn cheapest<C: PartialOrd>(
         self,
         rng: &mut SeededRng,
@@ -80,7 +82,7 @@ impl<'a> Candidates<'a> {
                 (best, lowest, ties) = (candidate, cost, 1);
             } else if cost <= lowest {
                 ties += 1;
-                // Each of n equals is kept with chance 1/n (reservoir sampling).
+                // Each of n equal candidates is kept with probability 1/n (reservoir sampling).
                 if rng.index(ties) == 0 {
                     best = candidate;
                 }
@@ -105,12 +107,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn nothing_to_choose_from_is_not_a_list_of_candidates() {
+    fn empty_list_gives_no_candidates() {
         assert!(Candidates::new(&[]).is_none());
     }
 
     #[test]
-    fn indices_wrap_around() {
+    fn index_beyond_the_end_wraps_around() {
         let all = fleet(3);
         let from = Candidates::new(&all).unwrap();
         assert_eq!(from.wrapping(7).slot, 1);
@@ -118,19 +120,19 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_slot_is_found_whoever_is_missing() {
+    fn slot_is_found_while_others_are_missing() {
         let mut all = fleet(9);
         all.retain(|candidate| ![0, 3, 4].contains(&candidate.slot));
         let from = Candidates::new(&all).unwrap();
         for slot in 0..12 {
             let found = from.in_slot(slot).map(|candidate| candidate.slot);
-            let there = slot < 9 && ![0, 3, 4].contains(&slot);
-            assert_eq!(found, there.then_some(slot));
+            let is_present = slot < 9 && ![0, 3, 4].contains(&slot);
+            assert_eq!(found, is_present.then_some(slot));
         }
     }
 
     #[test]
-    fn equals_share_by_chance_and_the_cheapest_wins() {
+    fn cheapest_wins_and_ties_are_random() {
         let all = fleet(4);
         let from = Candidates::new(&all).unwrap();
         let cost = |candidate: &Candidate| if candidate.slot == 2 { 1.0 } else { 0.0 };

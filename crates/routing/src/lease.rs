@@ -1,11 +1,11 @@
-//! Load counted from the routing decision to the last byte.
+//! The load of a worker, counted from the routing decision to the last byte.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// What one worker is doing for this gateway.
+/// The work of one worker for this gateway.
 ///
-/// Changed only by taking, advancing and dropping a [`Lease`]; nothing ever resets it.
+/// Only a [`Lease`] changes it, when it is taken, advanced and dropped. It is never reset.
 #[derive(Debug, Default)]
 pub struct Load {
     requests: AtomicUsize,
@@ -19,33 +19,33 @@ impl Load {
         self.requests.load(Relaxed)
     }
 
-    /// Requests past their first byte: each holds a decode slot.
+    /// Requests past their first byte; each occupies a decode slot of the engine.
     pub fn decoding(&self) -> usize {
         self.requests().saturating_sub(self.waiting.load(Relaxed))
     }
 
-    /// Prompt tokens sent there, believed uncached, whose requests wait for a first byte.
+    /// Prompt tokens believed uncached, of requests that wait for their first byte.
     pub fn queued_tokens(&self) -> u64 {
         self.queued_tokens.load(Relaxed)
     }
 
-    /// As [`lease`](Self::lease), but only while fewer than `most` requests are in flight.
+    /// Like [`lease`](Self::lease), but `None` if `most` or more requests are in flight.
     pub fn lease_below(self: &Arc<Self>, most: usize, uncached_tokens: u64) -> Option<Lease> {
         let one_more = |requests| (requests < most).then_some(requests + 1);
         self.requests
             .fetch_update(Relaxed, Relaxed, one_more)
             .ok()?;
-        Some(self.entered(uncached_tokens))
+        Some(self.counted(uncached_tokens))
     }
 
-    /// Counts one more request, with so many prompt tokens to prefill, until the lease is dropped.
+    /// Counts one more request, with its prompt tokens to prefill, until the lease is dropped.
     pub fn lease(self: &Arc<Self>, uncached_tokens: u64) -> Lease {
         self.requests.fetch_add(1, Relaxed);
-        self.entered(uncached_tokens)
+        self.counted(uncached_tokens)
     }
 
-    /// The rest of a lease whose request has been counted.
-    fn entered(self: &Arc<Self>, uncached_tokens: u64) -> Lease {
+    /// A lease for a request that `requests` counts already.
+    fn counted(self: &Arc<Self>, uncached_tokens: u64) -> Lease {
         self.waiting.fetch_add(1, Relaxed);
         self.queued_tokens.fetch_add(uncached_tokens, Relaxed);
         Lease {
@@ -55,7 +55,7 @@ impl Load {
     }
 }
 
-/// One request's place at a worker, given back exactly once: by drop.
+/// One request in flight at a worker. Its drop ends it, exactly once.
 #[derive(Debug)]
 #[must_use = "a dropped lease no longer counts"]
 pub struct Lease {
@@ -65,7 +65,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The worker has begun to answer: the prompt is prefilled, what follows is decoding.
+    /// Records that the response has begun: the prompt is prefilled, the request now decodes.
     pub fn first_byte(&mut self) {
         if let Some(tokens) = self.queued.take() {
             self.load.waiting.fetch_sub(1, Relaxed);
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_counts_until_it_is_dropped() {
+    fn lease_counts_until_dropped() {
         let load = Arc::new(Load::default());
         let mut first = load.lease(100);
         let second = load.lease(7);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_worker_gives_no_lease() {
+    fn full_worker_gives_no_lease() {
         let load = Arc::new(Load::default());
         let first = load.lease_below(2, 5).unwrap();
         let _second = load.lease_below(2, 5).unwrap();
@@ -119,7 +119,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_happens_every_counter_ends_at_zero(
+        fn counters_are_zero_after_all_leases_are_dropped(
             steps in prop::collection::vec((any::<u16>(), 0..3_u8, any::<prop::sample::Index>()), 0..100),
         ) {
             let load = Arc::new(Load::default());

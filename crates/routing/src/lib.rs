@@ -1,6 +1,6 @@
-//! Pure routing decisions: which worker, and may it be used.
+//! Pure routing decisions: which worker takes a request, and which workers are available.
 //!
-//! Nothing here knows sockets, tasks, Python or the time of day. Time and chance are
+//! This crate knows no sockets, tasks, Python or time of day. Time and random seeds are
 //! parameters, so every decision can be replayed and tested in microseconds.
 
 mod candidate;

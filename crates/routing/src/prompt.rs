@@ -1,17 +1,18 @@
-//! A request's prompt as routing sees it: borrowed bytes, never copied, never decoded.
+//! A request's prompt: borrowed bytes, never copied, never decoded.
 
 /// Bytes of text per token, on average; the usual estimate for English and code.
-const TEXT: u64 = 4;
-/// Bytes per token id written in decimal with its comma.
-const IDS: u64 = 6;
+const BYTES_PER_TEXT_TOKEN: u64 = 4;
+/// Bytes per token id in decimal, with its comma.
+const BYTES_PER_TOKEN_ID: u64 = 6;
 
-/// The bytes a prompt is made of, in the order the engine reads them.
+/// The bytes of a prompt, in the order in which the engine reads them.
 ///
-/// They are taken from the request's body as they stand, JSON escapes included: equal
-/// prompts of one client are equal bytes, which is all that prefix matching needs.
+/// They are taken from the request's body unchanged, JSON escapes included. Equal prompts of one
+/// client are equal bytes, and prefix matching needs no more.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Prompt<'a> {
     parts: [&'a [u8]; 3],
+    /// Token ids instead of text.
     ids: bool,
 }
 
@@ -29,7 +30,7 @@ impl<'a> Prompt<'a> {
         }
     }
 
-    /// Its parts; concatenated they are the prompt.
+    /// The parts; concatenated they are the prompt.
     pub fn parts(&self) -> [&'a [u8]; 3] {
         self.parts
     }
@@ -44,18 +45,22 @@ impl<'a> Prompt<'a> {
         self.to_tokens(self.bytes())
     }
 
-    /// So many of its bytes in tokens, estimated.
+    /// The number of tokens in so many bytes of this prompt, estimated.
     pub fn to_tokens(&self, bytes: u64) -> u64 {
         bytes.div_ceil(self.bytes_per_token())
     }
 
-    /// So many of its tokens in bytes, estimated.
+    /// The number of bytes in so many tokens of this prompt, estimated.
     pub fn to_bytes(&self, tokens: u64) -> u64 {
         tokens.saturating_mul(self.bytes_per_token())
     }
 
     fn bytes_per_token(&self) -> u64 {
-        if self.ids { IDS } else { TEXT }
+        if self.ids {
+            BYTES_PER_TOKEN_ID
+        } else {
+            BYTES_PER_TEXT_TOKEN
+        }
     }
 }
 
@@ -64,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_estimated_by_kind() {
+    fn tokens_are_estimated_by_kind_of_prompt() {
         assert_eq!(Prompt::text([b"12345678", b"9", b""]).tokens(), 3);
         assert_eq!(Prompt::ids(b"[128000, 271]").tokens(), 3);
         assert_eq!(Prompt::default().tokens(), 0);

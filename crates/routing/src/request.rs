@@ -1,40 +1,40 @@
-//! What a policy may know about a request.
+//! A request as policies see it.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::Prompt;
 
-/// Who sends a request, as far as that can be told.
+/// Identifies the client of a request.
 pub trait ClientKey: fmt::Debug + Sync {
-    /// What tells this client from others, when anything does.
+    /// Bytes that are the same for all requests of a client; `None` for an anonymous client.
     fn bytes(&self) -> Option<&[u8]>;
 }
 
-/// One request, as far as routing is concerned.
+/// The parts of one request that matter for routing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Request<'a> {
-    /// The `model` field of the body, when there is one.
+    /// The `model` field of the body.
     pub model: Option<&'a str>,
     /// The prompt; empty for endpoints without one.
     pub prompt: Prompt<'a>,
-    /// `X-SMG-Routing-Key`, when the client sent one: requests with equal keys belong together.
+    /// The `X-SMG-Routing-Key` header. Requests with equal keys belong together.
     pub routing_key: Option<&'a str>,
-    /// The client, for policies that keep its requests together without a key, too.
+    /// The client, for policies that keep its requests together without a routing key.
     pub client_key: Option<&'a dyn ClientKey>,
-    /// Time since some fixed moment, for what ages.
+    /// Time since some fixed moment, by which state of policies ages.
     pub now: Duration,
-    /// The caller's share of chance: 64 random bits, so that decisions replay.
+    /// 64 random bits from the caller, so that decisions can be replayed.
     pub seed: u64,
 }
 
 impl Request<'_> {
-    /// The routing key, when it says something.
+    /// The routing key, unless it is empty.
     pub(crate) fn key(&self) -> Option<&str> {
         self.routing_key.filter(|key| !key.is_empty())
     }
 
-    /// A stream of random numbers that follows from `chance`.
+    /// The random numbers that follow from `seed`.
     pub fn rng(&self) -> SeededRng {
         SeededRng::new(self.seed)
     }
@@ -47,7 +47,7 @@ pub struct SeededRng {
 }
 
 impl SeededRng {
-    /// The numbers that follow from `chance`: 64 random bits.
+    /// The random numbers that follow from `seed`: 64 random bits.
     pub fn new(seed: u64) -> Self {
         Self { state: seed }
     }
@@ -58,9 +58,9 @@ impl SeededRng {
         (wide >> 64) as usize
     }
 
-    /// A number in `0..1`.
+    /// A number from 0 up to 1, which is excluded.
     pub fn fraction(&mut self) -> f64 {
-        // The 53 bits a double holds.
+        // The 53 bits of a double's mantissa.
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
@@ -78,20 +78,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn draws_stay_in_range_and_replay() {
+    fn random_indices_stay_in_range_and_replay() {
         let request = Request {
             seed: 7,
             ..Request::default()
         };
-        let draws = |mut rng: SeededRng| (0..100).map(|_| rng.index(5)).collect::<Vec<_>>();
-        let first = draws(request.rng());
-        assert_eq!(first, draws(request.rng()));
+        let indices = |mut rng: SeededRng| (0..100).map(|_| rng.index(5)).collect::<Vec<_>>();
+        let first = indices(request.rng());
+        assert_eq!(first, indices(request.rng()));
         assert!(first.iter().all(|&i| i < 5));
         assert!((0..5).all(|i| first.contains(&i)));
     }
 
     #[test]
-    fn nothing_to_draw_from_is_index_zero() {
+    fn empty_range_gives_index_zero() {
         assert_eq!(Request::default().rng().index(0), 0);
     }
 }
