@@ -1,4 +1,4 @@
-//! What a decision costs, for every policy: 8, 100 and 1000 workers, prompts of 4 and 32 kB.
+//! The cost of a decision of every policy: 8, 100 and 1000 workers, prompts of 4 and 32 kB.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -8,13 +8,14 @@ use criterion::{BenchmarkId, Criterion};
 use routing::{Candidate, Candidates, Lease, Params, Policy, PolicyKind, Prompt, Request};
 
 const WORKERS: [usize; 3] = [8, 100, 1_000];
-/// Prompts that come again and again: of 32 kB they are a million blocks of 64 bytes.
+/// Distinct prompts, which recur; at 32 kB they are a million blocks of 64 bytes.
 const PROMPTS: u64 = 2_200;
-/// System prompts they begin with, and how much of each is that.
+/// Distinct system prompts, with which the prompts begin.
 const SYSTEMS: u64 = 50;
+/// Length of a system prompt, in bytes.
 const SHARED: usize = 1_024;
 
-/// So many workers, with a few requests in flight at most of them.
+/// `size` workers, with a few requests in flight at most of them.
 fn fleet(size: usize) -> (Vec<Candidate>, Vec<Lease>) {
     let candidate = |slot| Candidate {
         slot,
@@ -33,7 +34,7 @@ fn fleet(size: usize) -> (Vec<Candidate>, Vec<Lease>) {
     (all, leases)
 }
 
-/// Letters that follow from `seed`.
+/// Pseudo-random letters that follow from `seed`.
 fn text(seed: u64, bytes: usize) -> impl Iterator<Item = u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..bytes).map(move |_| {
@@ -64,7 +65,7 @@ fn request<'a>(number: u64, prompt: &'a [u8], key: &'a str) -> Request<'a> {
 }
 
 /// A policy that has seen every prompt and every key.
-fn warm(
+fn build_trained(
     kind: PolicyKind,
     all: &[Candidate],
     work: &[(Vec<u8>, String)],
@@ -75,7 +76,7 @@ fn warm(
     };
     let policy = kind.build(&params);
     policy.members(all);
-    // Caches of a million blocks each: nothing is evicted, but everything is checked.
+    // Caches of a million blocks each: nothing is evicted, but every match is checked.
     policy.capacity(&vec![Some(64 << 20); all.len()]);
     let from = Candidates::new(all)?;
     for (number, (prompt, key)) in (0..).zip(work) {
@@ -91,7 +92,8 @@ fn bench(criterion: &mut Criterion, bytes: usize) {
     for kind in PolicyKind::ALL {
         for workers in WORKERS {
             let (all, _leases) = fleet(workers);
-            let Some((from, policy)) = Candidates::new(&all).zip(warm(kind, &all, &work)) else {
+            let Some((from, policy)) = Candidates::new(&all).zip(build_trained(kind, &all, &work))
+            else {
                 continue;
             };
             let mut turn = PROMPTS;

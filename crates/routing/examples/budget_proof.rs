@@ -1,11 +1,11 @@
-//! Proof of the index's budget: 10 million distinct prompts, workers coming and going.
+//! Proof of the index's budget: 10 million distinct prompts, while workers come and go.
 //!
-//! `cargo run --release -p routing --example budget_proof` prints the most bytes the index
-//! used, the process's resident memory at the half and at the end, and the slowest decision.
-//! It fails unless the bytes stayed within the budget, the memory did not grow in the second
-//! half, and no decision took more than a millisecond of its own time. A kernel charges some
-//! interruptions to the thread they hit; so what took longer is done again from the start,
-//! and counts if the same decision takes longer again: equal inputs make equal work.
+//! `cargo run --release -p routing --example budget_proof` prints the most bytes that the index
+//! used, the resident memory of the process at the half and at the end, and the slowest decision.
+//! It fails unless the bytes stay within the budget, the memory does not grow in the second
+//! half, and no decision takes more than a millisecond of CPU time. The kernel counts some
+//! interrupts as CPU time of the thread they hit. So after a slow decision the whole run is
+//! repeated, and a decision fails only if it is slow twice: equal inputs make equal work.
 #![expect(clippy::print_stdout, reason = "its output is its purpose")]
 
 use std::hint::black_box;
@@ -19,23 +19,24 @@ use rustix::time::{ClockId, clock_gettime};
 const PROMPTS: u64 = 10_000_000;
 const WORKERS: usize = 64;
 const BUDGET: usize = 64 * 1024 * 1024;
-/// One worker is replaced every so many decisions.
+/// Decisions between two replacements of a worker.
 const CHURN: u64 = 20_000;
-/// What a decision may take of its own time.
+/// The CPU time that a decision may take.
 const LIMIT: Duration = Duration::from_millis(1);
-/// Resident memory that other parts of the process may add in the second half, KiB.
+/// Growth of resident memory in the second half that other parts of the process may cause, KiB.
 const SLACK: usize = 512;
 
-/// What one run showed.
+/// The measurements of one run.
 struct Run {
-    /// Resident memory, KiB.
+    /// Resident memory at the half and at the end, KiB.
     half: usize,
     end: usize,
+    /// The slowest decision, by CPU time and by wall time.
     slowest: Duration,
     slowest_wall: Duration,
     /// Decisions over the limit.
     over: Vec<u64>,
-    /// The policy, as it shows itself.
+    /// The debug output of the policy.
     policy: String,
 }
 
@@ -48,13 +49,13 @@ fn main() -> ExitCode {
     let mut proved = run.is_within();
     if !run.over.is_empty() {
         println!("once more:");
-        let Some(again) = decide_all() else {
+        let Some(second) = decide_all() else {
             return ExitCode::FAILURE;
         };
-        again.print();
-        run.over.retain(|n| again.over.contains(n));
+        second.print();
+        run.over.retain(|n| second.over.contains(n));
         println!("over 1 ms both times: {:?}", run.over);
-        proved &= run.over.is_empty() && again.is_within();
+        proved &= run.over.is_empty() && second.is_within();
     }
     println!("{}", if proved { "proved" } else { "NOT proved" });
     if proved {
@@ -64,7 +65,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// All decisions, from an empty index on; the same every time.
+/// All decisions, starting with an empty index; equal in every run.
 fn decide_all() -> Option<Run> {
     let params = Params {
         index_bytes: BUDGET,
@@ -83,7 +84,7 @@ fn decide_all() -> Option<Run> {
             workers[slot] = worker(slot, (n / CHURN) as u32 + 1);
             policy.members(&workers);
         }
-        // A shared system prompt, then a text nobody has sent before.
+        // A shared system prompt, then a text that was never sent before.
         text[256..264].copy_from_slice(&n.to_le_bytes());
         let length = 320 + rng.index(1500);
         let request = Request {
@@ -92,10 +93,10 @@ fn decide_all() -> Option<Run> {
             ..Request::default()
         };
         let from = Candidates::new(&workers)?;
-        let (took, wall) = timed(|| policy.pick(from, &request));
-        slowest = slowest.max(took);
+        let (cpu, wall) = timed(|| policy.pick(from, &request));
+        slowest = slowest.max(cpu);
         slowest_wall = slowest_wall.max(wall);
-        if took > LIMIT {
+        if cpu > LIMIT {
             over.push(n);
         }
         if n == PROMPTS / 2 {
@@ -128,14 +129,14 @@ impl Run {
         println!("{}", self.policy);
     }
 
-    /// Whether memory stayed where it must.
+    /// Whether the bytes and the resident memory stayed within their limits.
     fn is_within(&self) -> bool {
         let bytes = index_bytes(&self.policy);
         bytes.is_some_and(|bytes| bytes <= BUDGET) && self.end <= self.half + SLACK
     }
 }
 
-/// Bytes in use as a policy shows them; they never shrink, so they are the most there were.
+/// Bytes in use, from the debug output of a policy. They never shrink, so this is the maximum.
 fn index_bytes(policy: &str) -> Option<usize> {
     let (_, bytes) = policy.split_once("bytes: ")?;
     bytes.split(' ').next()?.parse().ok()
@@ -150,7 +151,7 @@ fn worker(slot: usize, generation: u32) -> Candidate {
     }
 }
 
-/// What a call took, in time of its own and on the wall.
+/// The CPU time and the wall time of a call.
 fn timed<T>(work: impl FnOnce() -> T) -> (Duration, Duration) {
     let clocks = || {
         [ClockId::ThreadCPUTime, ClockId::Monotonic].map(|clock| {
@@ -161,10 +162,10 @@ fn timed<T>(work: impl FnOnce() -> T) -> (Duration, Duration) {
             )
         })
     };
-    let [own, wall] = clocks();
+    let [cpu, wall] = clocks();
     black_box(work());
-    let [own_end, wall_end] = clocks();
-    (own_end.saturating_sub(own), wall_end.saturating_sub(wall))
+    let [cpu_end, wall_end] = clocks();
+    (cpu_end.saturating_sub(cpu), wall_end.saturating_sub(wall))
 }
 
 /// Resident memory of this process, KiB.

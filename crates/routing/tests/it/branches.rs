@@ -1,4 +1,4 @@
-//! Which way a policy says it took.
+//! The branch that a policy names for each choice.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use routing::{Branch, Candidate, Candidates, Params, Policy, PolicyKind, Prompt,
 
 use crate::support::fleet;
 
-/// The slot and the branch for a request whose key and whose prompt are `key`.
+/// The slot and the branch for a request with `key` as routing key and as prompt.
 fn pick(policy: &dyn Policy, all: &[Candidate], key: &str) -> (usize, Branch) {
     let request = Request {
         routing_key: Some(key),
@@ -25,31 +25,31 @@ fn build(kind: PolicyKind) -> Box<dyn Policy> {
     kind.build(&Params::default())
 }
 
-fn without(all: &[Candidate], gone: usize) -> Vec<Candidate> {
-    let stays = |worker: &&Candidate| worker.slot != gone;
+fn without(all: &[Candidate], absent: usize) -> Vec<Candidate> {
+    let stays = |worker: &&Candidate| worker.slot != absent;
     all.iter().filter(stays).cloned().collect()
 }
 
 #[test]
-fn manual_tells_new_keys_known_keys_and_keys_whose_homes_are_away() {
+fn manual_distinguishes_new_assigned_and_unavailable_keys() {
     let (all, policy) = (fleet(4), build(PolicyKind::Manual));
     let pick = |all: &[Candidate]| pick(policy.as_ref(), all, "k");
-    let (home, branch) = pick(&all);
+    let (owner, branch) = pick(&all);
     assert_eq!(branch, Branch::Vacant);
-    assert_eq!(pick(&all), (home, Branch::OccupiedHit));
-    let others = without(&all, home);
+    assert_eq!(pick(&all), (owner, Branch::OccupiedHit));
+    let others = without(&all, owner);
     let (second, branch) = pick(&others);
     assert_eq!(branch, Branch::OccupiedMiss);
     assert_eq!(
         pick(&others),
         (second, Branch::OccupiedHit),
-        "a second home is one"
+        "the second worker is assigned"
     );
-    assert_eq!(pick(&all), (home, Branch::OccupiedHit));
+    assert_eq!(pick(&all), (owner, Branch::OccupiedHit));
 }
 
 #[test]
-fn manual_counts_its_keys_and_forgets_idle_ones() {
+fn manual_counts_keys_and_forgets_idle_ones() {
     let (all, policy) = (fleet(2), build(PolicyKind::Manual));
     for key in ["a", "b", "a"] {
         pick(policy.as_ref(), &all, key);
@@ -70,28 +70,32 @@ fn manual_counts_its_keys_and_forgets_idle_ones() {
 }
 
 #[test]
-fn a_ring_tells_whether_it_was_the_key_or_the_load() {
+fn ring_distinguishes_own_worker_from_load_balancing() {
     for (kind, own) in [
         (PolicyKind::ConsistentHashing, Branch::RoutingKeyHit),
         (PolicyKind::PrefixHash, Branch::RingHit),
     ] {
         let (all, policy) = (fleet(5), build(kind));
         policy.members(&all);
-        let (home, branch) = pick(policy.as_ref(), &all, "k");
+        let (owner, branch) = pick(policy.as_ref(), &all, "k");
         assert_eq!(branch, own, "{kind:?}");
-        let leases: Vec<_> = (0..12).map(|_| all[home].load.lease(1)).collect();
+        let leases: Vec<_> = (0..12).map(|_| all[owner].load.lease(1)).collect();
         let (other, branch) = pick(policy.as_ref(), &all, "k");
         assert_eq!(branch, Branch::LoadBalanceWalk, "{kind:?}");
-        assert_ne!(other, home, "{kind:?}");
+        assert_ne!(other, owner, "{kind:?}");
         drop(leases);
-        let others = without(&all, home);
+        let others = without(&all, owner);
         let next = pick(policy.as_ref(), &others, "k");
-        assert_eq!(next, (other, own), "who is down takes no part: {kind:?}");
+        assert_eq!(
+            next,
+            (other, own),
+            "a worker that is down takes no part: {kind:?}"
+        );
     }
 }
 
 #[test]
-fn what_a_ring_cannot_place_goes_another_way() {
+fn request_without_key_or_ring_member_takes_a_fallback() {
     let (ring, prefixes) = (
         build(PolicyKind::ConsistentHashing),
         build(PolicyKind::PrefixHash),
@@ -101,13 +105,13 @@ fn what_a_ring_cannot_place_goes_another_way() {
     assert_eq!(pick(prefixes.as_ref(), &all, "").1, Branch::NoTokens);
     for policy in [ring, prefixes] {
         policy.members(&all[..2]);
-        let stranger = pick(policy.as_ref(), &all[2..], "k");
-        assert_eq!(stranger, (2, Branch::FallbackLeastLoad));
+        let unlisted = pick(policy.as_ref(), &all[2..], "k");
+        assert_eq!(unlisted, (2, Branch::FallbackLeastLoad));
     }
 }
 
 #[test]
-fn policies_with_one_way_name_none() {
+fn policy_without_branches_names_none() {
     let all = fleet(3);
     for kind in PolicyKind::ALL {
         let policy = build(kind);
@@ -122,7 +126,7 @@ fn policies_with_one_way_name_none() {
 }
 
 #[test]
-fn no_two_branches_have_one_name() {
+fn branch_names_are_unique_per_policy() {
     for kind in PolicyKind::ALL {
         let all = Branch::BEFORE.iter().chain(kind.branches());
         let mut names: Vec<_> = all.map(|branch| branch.as_str()).collect();

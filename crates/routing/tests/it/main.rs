@@ -1,11 +1,11 @@
-//! Laws that every policy keeps, and what each of them promises.
+//! Laws that every policy keeps, and the promises of each policy.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod branches;
-mod by_key;
-mod by_length;
-mod by_load;
+mod bucket;
+mod load_policies;
 mod policy_laws;
-mod prefix_model;
+mod prefix_index;
+mod sticky_policies;
 mod support;

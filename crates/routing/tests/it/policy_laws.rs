@@ -1,4 +1,4 @@
-//! A new policy is tested here by existing.
+//! Laws that hold for every policy; a new policy is tested here without further code.
 
 use std::time::Duration;
 
@@ -6,30 +6,30 @@ use proptest::prelude::*;
 use routing::policy::AssignmentMode;
 use routing::{Candidate, Candidates, Params, Policy, PolicyKind, Prompt, Request};
 
-use crate::support::{fleet, shares, slot};
+use crate::support::{fleet, picks_per_worker, slot};
 
-fn built() -> Vec<(PolicyKind, Box<dyn Policy>)> {
+fn all_policies() -> Vec<(PolicyKind, Box<dyn Policy>)> {
     PolicyKind::ALL
         .iter()
         .map(|&kind| (kind, kind.build(&Params::default())))
         .collect()
 }
 
-/// One thing that happens to a policy.
+/// One event in the life of a policy.
 #[derive(Clone, Debug)]
 struct Step {
     seed: u64,
-    /// A few keys, so that they come again; the first is no key.
+    /// An index into a few keys, so that they recur; the first is no key.
     key: usize,
     bytes: usize,
     pause: u64,
-    /// Who is there, by slot.
+    /// By slot: whether the worker is a member of the fleet.
     present: Vec<bool>,
-    /// Who is a candidate, of those.
+    /// By slot: whether the worker, if a member, is a candidate.
     ready: Vec<bool>,
-    /// Whether the policy is told who is there.
-    told: bool,
-    /// Whose generation goes up.
+    /// Whether the policy gets the list of members.
+    announced: bool,
+    /// The slot of a worker that restarts.
     restarted: Option<usize>,
 }
 
@@ -47,14 +47,14 @@ fn step() -> impl Strategy<Value = Step> {
         prop::option::weighted(0.1, 0..MOST),
     );
     (request, fleet).prop_map(
-        |((seed, key, bytes, pause), (present, ready, told, restarted))| Step {
+        |((seed, key, bytes, pause), (present, ready, announced, restarted))| Step {
             seed,
             key,
             bytes,
             pause,
             present,
             ready,
-            told,
+            announced,
             restarted,
         },
     )
@@ -64,9 +64,10 @@ fn history() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step(), 1..40)
 }
 
-/// Plays a history; leases of the last few requests stay open. Gives the slots chosen, and
-/// fails when one of them was no candidate or came about in no way of this policy's.
-fn play((kind, policy): (PolicyKind, &dyn Policy), steps: &[Step]) -> Result<Vec<usize>, String> {
+/// Plays a history, with open leases for the latest requests, and returns the chosen slots.
+///
+/// Fails if a choice is no candidate or names a branch that the policy does not list.
+fn play(kind: PolicyKind, policy: &dyn Policy, steps: &[Step]) -> Result<Vec<usize>, String> {
     let branches = kind.branches();
     let (mut all, mut now) = (fleet(MOST), Duration::ZERO);
     let (mut chosen, mut leases) = (Vec::new(), Vec::new());
@@ -75,13 +76,13 @@ fn play((kind, policy): (PolicyKind, &dyn Policy), steps: &[Step]) -> Result<Vec
         if let Some(slot) = step.restarted {
             all[slot].generation += 1;
         }
-        let there = |candidate: &&Candidate| step.present[candidate.slot];
-        let there: Vec<_> = all.iter().filter(there).cloned().collect();
-        if step.told {
-            policy.members(&there);
+        let is_present = |candidate: &&Candidate| step.present[candidate.slot];
+        let members: Vec<_> = all.iter().filter(is_present).cloned().collect();
+        if step.announced {
+            policy.members(&members);
         }
-        let ready = |candidate: &&Candidate| step.ready[candidate.slot];
-        let ready: Vec<_> = there.iter().filter(ready).cloned().collect();
+        let is_ready = |candidate: &&Candidate| step.ready[candidate.slot];
+        let ready: Vec<_> = members.iter().filter(is_ready).cloned().collect();
         let Some(from) = Candidates::new(&ready) else {
             continue;
         };
@@ -118,11 +119,11 @@ fn play((kind, policy): (PolicyKind, &dyn Policy), steps: &[Step]) -> Result<Vec
 
 proptest! {
     #[test]
-    fn the_choice_is_one_of_the_candidates(size in 1..40_usize, chances in prop::collection::vec(any::<u64>(), 1..50)) {
-        for (kind, policy) in built() {
+    fn choice_is_one_of_the_candidates(size in 1..40_usize, seeds in prop::collection::vec(any::<u64>(), 1..50)) {
+        for (kind, policy) in all_policies() {
             let all = fleet(size);
             let from = Candidates::new(&all).unwrap();
-            for &seed in &chances {
+            for &seed in &seeds {
                 let slot = policy.pick(from, &Request { seed, ..Request::default() }).candidate.slot;
                 prop_assert!(slot < size, "{kind:?} chose {slot} of {size}");
             }
@@ -130,11 +131,11 @@ proptest! {
     }
 
     #[test]
-    fn the_same_history_gives_the_same_choices(size in 1..10_usize, chances in prop::collection::vec(any::<u64>(), 1..50)) {
+    fn equal_seeds_give_equal_choices(size in 1..10_usize, seeds in prop::collection::vec(any::<u64>(), 1..50)) {
         let all = fleet(size);
         let from = Candidates::new(&all).unwrap();
-        for ((kind, one), (_, other)) in built().into_iter().zip(built()) {
-            for &seed in &chances {
+        for ((kind, one), (_, other)) in all_policies().into_iter().zip(all_policies()) {
+            for &seed in &seeds {
                 let request = Request { seed, ..Request::default() };
                 prop_assert_eq!(one.pick(from, &request).candidate.slot, other.pick(from, &request).candidate.slot, "{:?}", kind);
             }
@@ -146,20 +147,20 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn whoever_comes_goes_or_restarts_only_candidates_are_chosen_and_the_history_replays(steps in history()) {
-        for ((kind, one), (_, other)) in built().into_iter().zip(built()) {
-            let first = play((kind, one.as_ref()), &steps);
+    fn changing_fleet_gets_only_candidates_and_replays(steps in history()) {
+        for ((kind, one), (_, other)) in all_policies().into_iter().zip(all_policies()) {
+            let first = play(kind, one.as_ref(), &steps);
             prop_assert!(first.is_ok(), "{:?}: {:?}", kind, first);
-            prop_assert_eq!(first, play((kind, other.as_ref()), &steps), "{:?} does not replay", kind);
+            prop_assert_eq!(first, play(kind, other.as_ref(), &steps), "{:?} does not replay", kind);
         }
     }
 
     #[test]
-    fn the_same_holds_however_keys_are_assigned(steps in history()) {
+    fn every_assignment_mode_gets_only_candidates_and_replays(steps in history()) {
         for assignment in [AssignmentMode::Random, AssignmentMode::MinLoad, AssignmentMode::MinGroup] {
             let params = Params { assignment, max_idle: Duration::from_secs(10), ..Params::default() };
             let policies = [(); 2].map(|()| PolicyKind::Manual.build(&params));
-            let [first, second] = policies.map(|policy| play((PolicyKind::Manual, policy.as_ref()), &steps));
+            let [first, second] = policies.map(|policy| play(PolicyKind::Manual, policy.as_ref(), &steps));
             prop_assert!(first.is_ok(), "{:?}: {:?}", assignment, first);
             prop_assert_eq!(first, second, "{:?} does not replay", assignment);
         }
@@ -167,17 +168,17 @@ proptest! {
 }
 
 #[test]
-fn an_idle_fleet_is_used_as_a_whole() {
+fn idle_fleet_is_used_as_a_whole() {
     let all = fleet(4);
-    for (kind, policy) in built() {
-        let shares = shares(policy.as_ref(), &all, 400);
-        assert!(!shares.contains(&0), "{kind:?} leaves workers idle");
+    for (kind, policy) in all_policies() {
+        let picks = picks_per_worker(policy.as_ref(), &all, 400);
+        assert!(!picks.contains(&0), "{kind:?} leaves workers idle");
     }
 }
 
 #[test]
-fn a_policy_survives_a_shrinking_fleet() {
-    for (kind, policy) in built() {
+fn shrinking_fleet_gets_only_present_workers() {
+    for (kind, policy) in all_policies() {
         for size in (1..=8).rev() {
             let slot = slot(policy.as_ref(), &fleet(size), &Request::default());
             assert!(slot < size, "{kind:?} chose a worker that left");
@@ -186,8 +187,8 @@ fn a_policy_survives_a_shrinking_fleet() {
 }
 
 #[test]
-fn every_name_is_a_policy() {
-    assert_eq!(built().len(), PolicyKind::ALL.len());
+fn every_kind_builds_a_policy() {
+    assert_eq!(all_policies().len(), PolicyKind::ALL.len());
 }
 
 #[test]
@@ -203,7 +204,7 @@ fn round_robin_gives_each_worker_the_same_share() {
 }
 
 #[test]
-fn names_read_back_as_the_kind_they_name() {
+fn serialized_name_reads_back_as_its_kind() {
     for kind in PolicyKind::ALL {
         let name = serde_json::Value::from(kind.as_str());
         assert_eq!(serde_json::from_value::<PolicyKind>(name).unwrap(), kind);

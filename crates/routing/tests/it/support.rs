@@ -1,10 +1,10 @@
-//! What the tests of policies share.
+//! Helpers of the tests of policies.
 
 use std::sync::Arc;
 
 use routing::{Candidate, Candidates, Policy, Request};
 
-/// So many idle workers.
+/// `size` idle workers.
 pub(crate) fn fleet(size: usize) -> Vec<Candidate> {
     let candidate = |slot| Candidate {
         slot,
@@ -15,21 +15,25 @@ pub(crate) fn fleet(size: usize) -> Vec<Candidate> {
     (0..size).map(candidate).collect()
 }
 
-/// The slot a policy picks.
+/// The slot of the worker that a policy picks.
 pub(crate) fn slot(policy: &dyn Policy, all: &[Candidate], request: &Request<'_>) -> usize {
     let from = Candidates::new(all).unwrap();
     policy.pick(from, request).candidate.slot
 }
 
-/// How often each worker is picked over requests that differ by chance only.
-pub(crate) fn shares(policy: &dyn Policy, all: &[Candidate], requests: u64) -> Vec<usize> {
-    let mut shares = vec![0; all.len()];
+/// The number of picks of each worker, over requests that differ only by their seed.
+pub(crate) fn picks_per_worker(
+    policy: &dyn Policy,
+    all: &[Candidate],
+    requests: u64,
+) -> Vec<usize> {
+    let mut picks = vec![0; all.len()];
     for seed in 0..requests {
         let request = Request {
             seed,
             ..Request::default()
         };
-        shares[slot(policy, all, &request)] += 1;
+        picks[slot(policy, all, &request)] += 1;
     }
-    shares
+    picks
 }

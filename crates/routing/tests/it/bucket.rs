@@ -1,4 +1,4 @@
-//! `bucket`.
+//! `bucket`: boundaries, balance guard and missing workers.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::support::{fleet, slot};
 
 static TEXT: [u8; 40_000] = [b'x'; 40_000];
 
-/// A bucket policy, by default with its guard as good as off.
+/// A bucket policy with this limit of imbalance.
 fn bucket(balance: Option<Balance>) -> Box<dyn Policy> {
     let params = Params {
         balance,
@@ -18,7 +18,8 @@ fn bucket(balance: Option<Balance>) -> Box<dyn Policy> {
     PolicyKind::Bucket.build(&params)
 }
 
-const OFF: Option<Balance> = Some(Balance {
+/// A limit that is never exceeded.
+const GUARD_OFF: Option<Balance> = Some(Balance {
     relative: 1e9,
     absolute: u64::MAX,
 });
@@ -33,21 +34,28 @@ fn pick(policy: &dyn Policy, all: &[Candidate], bytes: usize, seed: u64) -> usiz
     slot(policy, all, &request)
 }
 
-/// Many short prompts and a few long ones: the lengths, in no order.
+/// Lengths of many short prompts and a few long ones, in random order.
 fn mixed(count: u64) -> impl Iterator<Item = (u64, usize)> {
     (0..count).map(|i| {
-        let dice = i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-        let length = if dice.is_multiple_of(10) {
-            2_000 + dice % 30_000
+        let random = i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        let length = if random.is_multiple_of(10) {
+            2_000 + random % 30_000
         } else {
-            10 + dice % 900
+            10 + random % 900
         };
         (i, length as usize)
     })
 }
 
-/// Bytes per worker, and the longest prompt the first and the shortest the last one got.
-fn settled(policy: &dyn Policy, all: &[Candidate]) -> (Vec<usize>, usize, usize) {
+/// The prompts of the second half of a run, after the boundaries have settled.
+struct Settled {
+    /// By worker.
+    bytes: Vec<usize>,
+    longest_at_first: usize,
+    shortest_at_last: usize,
+}
+
+fn settle(policy: &dyn Policy, all: &[Candidate]) -> Settled {
     let (mut bytes, mut longest, mut shortest) = (vec![0; all.len()], 0, usize::MAX);
     for (i, length) in mixed(8_000) {
         let to = pick(policy, all, length, i);
@@ -61,12 +69,16 @@ fn settled(policy: &dyn Policy, all: &[Candidate]) -> (Vec<usize>, usize, usize)
             shortest = shortest.min(length);
         }
     }
-    (bytes, longest, shortest)
+    Settled {
+        bytes,
+        longest_at_first: longest,
+        shortest_at_last: shortest,
+    }
 }
 
 #[test]
-fn the_first_buckets_are_equal_parts_of_4096_bytes() {
-    let (all, policy) = (fleet(4), bucket(OFF));
+fn initial_buckets_are_equal_parts_of_4096_bytes() {
+    let (all, policy) = (fleet(4), bucket(GUARD_OFF));
     policy.members(&all);
     let picks =
         [1, 1023, 1025, 2049, 3073, 39_999].map(|bytes| pick(policy.as_ref(), &all, bytes, 0));
@@ -74,8 +86,8 @@ fn the_first_buckets_are_equal_parts_of_4096_bytes() {
 }
 
 #[test]
-fn workers_that_come_one_by_one_end_up_with_the_same_buckets() {
-    let (all, policy) = (fleet(4), bucket(OFF));
+fn buckets_do_not_depend_on_order_of_arrival() {
+    let (all, policy) = (fleet(4), bucket(GUARD_OFF));
     for count in 1..=4 {
         policy.members(&all[..count]);
     }
@@ -86,9 +98,13 @@ fn workers_that_come_one_by_one_end_up_with_the_same_buckets() {
 }
 
 #[test]
-fn buckets_come_to_hold_equal_work_and_keep_short_from_long() {
-    let (all, policy) = (fleet(4), bucket(OFF));
-    let (bytes, longest, shortest) = settled(policy.as_ref(), &all);
+fn settled_buckets_hold_equal_work_and_separate_short_from_long() {
+    let (all, policy) = (fleet(4), bucket(GUARD_OFF));
+    let Settled {
+        bytes,
+        longest_at_first: longest,
+        shortest_at_last: shortest,
+    } = settle(policy.as_ref(), &all);
     let mean = bytes.iter().sum::<usize>() / 4;
     for share in &bytes {
         assert!(share.abs_diff(mean) < mean / 5, "{bytes:?}");
@@ -97,8 +113,8 @@ fn buckets_come_to_hold_equal_work_and_keep_short_from_long() {
 }
 
 #[test]
-fn equal_lengths_are_shared_by_all() {
-    let (all, policy) = (fleet(4), bucket(OFF));
+fn equal_lengths_are_spread_over_all_workers() {
+    let (all, policy) = (fleet(4), bucket(GUARD_OFF));
     let mut counts = [0; 4];
     for i in 0..3_000 {
         let to = pick(policy.as_ref(), &all, 1_000, i);
@@ -113,7 +129,7 @@ fn equal_lengths_are_shared_by_all() {
 }
 
 #[test]
-fn the_guard_sends_to_whoever_got_least() {
+fn unbalanced_bytes_send_next_prompt_to_least_loaded() {
     let (all, policy) = (fleet(2), bucket(None));
     policy.members(&all);
     assert_eq!(pick(policy.as_ref(), &all, 4_000, 0), 1);
@@ -130,7 +146,7 @@ fn the_guard_sends_to_whoever_got_least() {
 }
 
 #[test]
-fn the_guard_forgets_what_is_older_than_the_interval() {
+fn guard_ignores_bytes_older_than_the_interval() {
     let (all, policy) = (fleet(2), bucket(None));
     policy.members(&all);
     assert_eq!(pick(policy.as_ref(), &all, 4_000, 0), 1);
@@ -138,8 +154,8 @@ fn the_guard_forgets_what_is_older_than_the_interval() {
 }
 
 #[test]
-fn the_nearest_bucket_stands_in_for_a_missing_one() {
-    let (all, policy) = (fleet(5), bucket(OFF));
+fn nearest_bucket_replaces_a_missing_worker() {
+    let (all, policy) = (fleet(5), bucket(GUARD_OFF));
     policy.members(&all);
     let some = [all[0].clone(), all[3].clone(), all[4].clone()];
     assert_eq!(pick(policy.as_ref(), &some, 900, 0), 0);
@@ -147,6 +163,6 @@ fn the_nearest_bucket_stands_in_for_a_missing_one() {
     assert_eq!(
         pick(policy.as_ref(), &all, 2_000, 0),
         2,
-        "and is relieved when it is back"
+        "a worker that is back takes its bucket again"
     );
 }

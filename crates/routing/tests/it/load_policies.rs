@@ -1,62 +1,62 @@
-//! `power_of_two` and `least_load`, and fairness.
+//! `power_of_two`, `least_load` and `cache_aware`: load decides, and chance is fair.
 
-use routing::{Candidate, Candidates, Lease, Params, Policy, PolicyKind, Prompt, Request};
+use routing::{Candidates, Lease, Params, Policy, PolicyKind, Prompt, Request};
 
-use crate::support::{fleet, shares, slot};
+use crate::support::{fleet, picks_per_worker, slot};
 
 fn build(kind: PolicyKind) -> Box<dyn Policy> {
     kind.build(&Params::default())
 }
 
 #[test]
-fn chance_is_fair_within_five_per_cent() {
+fn idle_workers_get_equal_shares_within_five_per_cent() {
     use PolicyKind::{LeastLoad, PowerOfTwo, Random, RoundRobin};
     for kind in [Random, RoundRobin, PowerOfTwo, LeastLoad] {
-        let shares = shares(build(kind).as_ref(), &fleet(4), 10_000);
-        let fair = shares.iter().all(|share| share.abs_diff(2_500) <= 125);
-        assert!(fair, "{kind:?}: {shares:?}");
+        let picks = picks_per_worker(build(kind).as_ref(), &fleet(4), 10_000);
+        let fair = picks.iter().all(|count| count.abs_diff(2_500) <= 125);
+        assert!(fair, "{kind:?}: {picks:?}");
     }
 }
 
 #[test]
-fn of_two_the_one_with_fewer_requests_wins() {
+fn power_of_two_takes_fewer_requests() {
     let all = fleet(2);
     let _lease = all[0].load.lease(0);
     assert_eq!(
-        shares(build(PolicyKind::PowerOfTwo).as_ref(), &all, 100),
+        picks_per_worker(build(PolicyKind::PowerOfTwo).as_ref(), &all, 100),
         [0, 100]
     );
 }
 
 #[test]
-fn of_two_with_as_many_requests_the_one_with_the_shorter_queue_wins() {
+fn power_of_two_takes_shorter_queue_at_equal_requests() {
     let all = fleet(2);
     let _leases = [all[0].load.lease(10), all[1].load.lease(9)];
     assert_eq!(
-        shares(build(PolicyKind::PowerOfTwo).as_ref(), &all, 100),
+        picks_per_worker(build(PolicyKind::PowerOfTwo).as_ref(), &all, 100),
         [0, 100]
     );
 }
 
 #[test]
-fn the_two_are_distinct_so_the_most_loaded_worker_gets_nothing() {
+fn power_of_two_never_takes_the_most_loaded() {
     let all = fleet(5);
     let _lease = all[3].load.lease(0);
-    let shares = shares(build(PolicyKind::PowerOfTwo).as_ref(), &all, 10_000);
-    assert_eq!(shares[3], 0);
-    assert!(shares.iter().filter(|share| **share > 2_000).count() == 4);
+    let picks = picks_per_worker(build(PolicyKind::PowerOfTwo).as_ref(), &all, 10_000);
+    assert_eq!(picks[3], 0);
+    assert!(picks.iter().filter(|count| **count > 2_000).count() == 4);
 }
 
 #[test]
-fn one_of_one_is_taken() {
+fn power_of_two_takes_a_lone_candidate() {
     assert_eq!(
-        shares(build(PolicyKind::PowerOfTwo).as_ref(), &fleet(1), 5),
+        picks_per_worker(build(PolicyKind::PowerOfTwo).as_ref(), &fleet(1), 5),
         [5]
     );
 }
 
 #[test]
-fn two_choices_keep_a_fleet_much_more_even_than_one() {
+fn power_of_two_balances_better_than_random() {
     let spread = |kind| {
         let (all, policy) = (fleet(50), build(kind));
         let leases: Vec<_> = (0..5_000)
@@ -81,22 +81,22 @@ fn two_choices_keep_a_fleet_much_more_even_than_one() {
 }
 
 #[test]
-fn the_shortest_queue_wins_and_decoding_breaks_near_ties() {
+fn least_load_takes_shortest_queue_and_decoding_breaks_near_ties() {
     let (all, policy) = (fleet(3), build(PolicyKind::LeastLoad));
     let mut first: Vec<_> = (0..10).map(|_| all[0].load.lease(50)).collect();
     let _second = all[1].load.lease(1_000);
     let _third = all[2].load.lease(1_020);
     // 10 × (50 + 16), 1000 + 16, 1020 + 16.
-    assert_eq!(shares(policy.as_ref(), &all, 9), [9, 0, 0]);
-    // The second has the shorter queue still, but four more that decode: 1000 + 5 × 16.
+    assert_eq!(picks_per_worker(policy.as_ref(), &all, 9), [9, 0, 0]);
+    // The second still has the shorter queue, but four more decode: 1000 + 5 × 16.
     let mut decoding: Vec<_> = (0..4).map(|_| all[1].load.lease(0)).collect();
     decoding.iter_mut().for_each(Lease::first_byte);
     first.extend((0..10).map(|_| all[0].load.lease(100)));
-    assert_eq!(shares(policy.as_ref(), &all, 9), [0, 0, 9]);
+    assert_eq!(picks_per_worker(policy.as_ref(), &all, 9), [0, 0, 9]);
 }
 
 #[test]
-fn the_ranking_says_what_was_weighed() {
+fn least_load_ranking_shows_queues_and_costs() {
     let (all, policy) = (fleet(3), build(PolicyKind::LeastLoad));
     let _leases = [all[0].load.lease(100), all[2].load.lease(7)];
     let ranked = policy.rank(Candidates::new(&all).unwrap(), &Request::default());
@@ -108,11 +108,11 @@ fn the_ranking_says_what_was_weighed() {
 }
 
 #[test]
-fn a_prefix_that_many_ask_for_spreads_before_its_queue_is_long() {
+fn popular_prefix_spreads_before_its_queue_is_long() {
     let (all, policy) = (fleet(8), build(PolicyKind::CacheAware));
     let shared = vec![b'p'; 40 * 1024];
     let mut leases: Vec<_> = all.iter().map(|worker| worker.load.lease(1)).collect();
-    shares(policy.as_ref(), &all, 300);
+    picks_per_worker(policy.as_ref(), &all, 300);
     for seed in 0..600_u64 {
         let own = seed.to_le_bytes().repeat(256);
         let request = Request {
@@ -124,8 +124,9 @@ fn a_prefix_that_many_ask_for_spreads_before_its_queue_is_long() {
         let uncached = request.prompt.tokens() - pick.matched_tokens;
         leases.push(pick.candidate.load.lease(uncached));
     }
-    // Every worker is busy from the start: the charge is at its highest, 40, and would alone keep
-    // the prefix at its first worker, for 40 × 10 240 tokens. A prompt waits 8.8 × 10 753 at most.
+    // Every worker is busy from the start, so the congestion factor is at its maximum, 40. Alone it
+    // would keep the prefix at its first worker for 40 × 10 240 tokens. Patience limits the wait to
+    // 8.8 × 10 753 tokens.
     let queues: Vec<_> = all
         .iter()
         .map(|worker| worker.load.queued_tokens())
@@ -134,15 +135,19 @@ fn a_prefix_that_many_ask_for_spreads_before_its_queue_is_long() {
 }
 
 #[test]
-fn who_is_passed_over_comes_last_whatever_the_cost() {
+fn passed_over_worker_ranks_last_despite_lower_cost() {
     let (all, policy) = (fleet(2), build(PolicyKind::CacheAware));
     let request = Request {
         prompt: Prompt::text([&[b'x'; 8192], b"", b""]),
         ..Request::default()
     };
-    let home = slot(policy.as_ref(), &all, &request);
-    // A charge of 40 keeps the prompt at home for up to 39 × 2048 tokens, its patience does not.
-    let _leases = [all[home].load.lease(2048 * 20), all[1 - home].load.lease(1)];
+    let holder = slot(policy.as_ref(), &all, &request);
+    // A congestion factor of 40 keeps the prompt at its holder for up to 39 × 2048 tokens;
+    // patience does not.
+    let _leases = [
+        all[holder].load.lease(2048 * 20),
+        all[1 - holder].load.lease(1),
+    ];
     for _ in 0..1000 {
         let _ = policy.pick(Candidates::new(&all).unwrap(), &Request::default());
     }
@@ -151,30 +156,33 @@ fn who_is_passed_over_comes_last_whatever_the_cost() {
         .iter()
         .map(|ranked| (ranked.candidate.slot, ranked.passed_over))
         .collect();
-    assert_eq!(shown, [(1 - home, false), (home, true)]);
+    assert_eq!(shown, [(1 - holder, false), (holder, true)]);
     assert!(ranked[1].cost < ranked[0].cost, "{ranked:?}");
-    assert_eq!(slot(policy.as_ref(), &all, &request), 1 - home);
+    assert_eq!(slot(policy.as_ref(), &all, &request), 1 - holder);
 }
 
 #[test]
-fn what_several_workers_have_is_cheap_to_copy() {
+fn prefix_held_by_several_workers_is_cheap_to_replicate() {
     let chosen_when_held_by = |holders: usize| {
         let (all, policy) = (fleet(4), build(PolicyKind::CacheAware));
         let loads = [17_000, 17_000, 17_000, 2_000];
-        let queued = |(worker, tokens): (&Candidate, _)| worker.load.lease(tokens);
-        let _leases: Vec<_> = all.iter().zip(loads).map(queued).collect();
+        let mut leases = Vec::new();
+        for (worker, tokens) in all.iter().zip(loads) {
+            leases.push(worker.load.lease(tokens));
+        }
         let request = Request {
             prompt: Prompt::text([&[b'p'; 4096], b"", b""]),
             ..Request::default()
         };
-        // Often enough for the policy to see that everybody is busy: the charge is 40.
-        for place in (0..holders).cycle().take(40 * holders) {
-            policy.pick(Candidates::new(&all[place..=place]).unwrap(), &request);
+        // Often enough for the average to see all workers busy: the congestion factor is 40.
+        for slot in (0..holders).cycle().take(40 * holders) {
+            policy.pick(Candidates::new(&all[slot..=slot]).unwrap(), &request);
         }
         let pick = policy.pick(Candidates::new(&all).unwrap(), &request);
         pick.candidate.slot
     };
-    // Cost at the fourth, whose queue is 15 000 tokens shorter: 1 024 + 39 × 1 024 / holders more.
+    // The fourth worker has 15 000 tokens less queued. Its further cost is 1 024 + 39 × 1 024 /
+    // holders.
     assert_eq!(chosen_when_held_by(1), 0);
     assert_eq!(chosen_when_held_by(3), 3);
 }

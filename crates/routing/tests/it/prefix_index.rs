@@ -1,4 +1,4 @@
-//! The prefix index against a naive model, and its promises about memory.
+//! The prefix index against a naive model, and its limits on memory.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ fn matches(index: &PrefixIndex, blocks: &[u64], workers: usize) -> Vec<u32> {
     matched
 }
 
-/// Prefixes per worker, kept as what they are.
+/// The prefixes that each worker holds, in full.
 #[derive(Default)]
 struct Model {
     held: HashMap<usize, HashSet<Vec<u64>>>,
@@ -51,24 +51,24 @@ impl Model {
 #[derive(Clone, Debug)]
 enum Step {
     Insert(Vec<u64>, usize),
-    Ask(Vec<u64>),
+    Match(Vec<u64>),
     Replace(usize),
 }
 
 fn step(workers: usize) -> impl Strategy<Value = Step> {
-    // Few different blocks, so that prefixes are shared, split and extended all the time.
+    // Few distinct blocks, so that prefixes are shared, split and extended all the time.
     let blocks = || prop::collection::vec(0..3_u64, 0..12);
     prop_oneof![
         6 => (blocks(), 0..workers).prop_map(|(blocks, slot)| Step::Insert(blocks, slot)),
-        4 => blocks().prop_map(Step::Ask),
+        4 => blocks().prop_map(Step::Match),
         1 => (0..workers).prop_map(Step::Replace),
     ]
 }
 
 proptest! {
     #[test]
-    fn with_room_enough_it_knows_exactly_what_was_inserted(
-        // More workers than a small holder set keeps inline.
+    fn index_with_room_matches_exactly_the_inserted_prefixes(
+        // More workers than a node keeps inline.
         steps in prop::collection::vec(step(9), 1..120),
     ) {
         let (index, mut model, mut generations) = (PrefixIndex::new(1 << 22, None), Model::default(), [0; 9]);
@@ -78,7 +78,7 @@ proptest! {
                     index.insert(&blocks, &worker(slot, generations[slot]));
                     model.insert(&blocks, slot);
                 }
-                Step::Ask(blocks) => {
+                Step::Match(blocks) => {
                     prop_assert_eq!(matches(&index, &blocks, 9), model.matches(&blocks, 9));
                 }
                 Step::Replace(slot) => {
@@ -92,7 +92,7 @@ proptest! {
     }
 
     #[test]
-    fn the_budget_is_never_exceeded(
+    fn bytes_never_exceed_the_budget(
         budget in 2_000..40_000_usize,
         inserts in prop::collection::vec((prop::collection::vec(0..5_u64, 1..60), 0..80_usize), 1..300),
     ) {
@@ -101,12 +101,12 @@ proptest! {
             index.insert(&blocks, &worker(slot, 0));
             prop_assert!(index.bytes() <= budget, "{} > {budget}", index.bytes());
             let matched = matches(&index, &blocks, 80)[slot] as usize;
-            prop_assert!(matched == blocks.len() || index.bytes() * 2 > budget, "the latest is kept");
+            prop_assert!(matched == blocks.len() || index.bytes() * 2 > budget, "the latest prompt is kept");
         }
     }
 
     #[test]
-    fn garbage_and_emptiness_match_nothing(blocks in prop::collection::vec(any::<u64>(), 0..20)) {
+    fn unknown_and_empty_prompts_match_nothing(blocks in prop::collection::vec(any::<u64>(), 0..20)) {
         let index = PrefixIndex::new(1 << 20, None);
         prop_assert!(matches(&index, &blocks, 3).iter().all(|&depth| depth == 0));
         index.insert(&[], &worker(0, 0));
@@ -115,7 +115,7 @@ proptest! {
 }
 
 #[test]
-fn a_limit_on_text_bounds_what_is_known() {
+fn text_limit_bounds_known_blocks() {
     let index = PrefixIndex::new(1 << 22, Some(64 * 100));
     for n in 0..500 {
         index.insert(&[n, n + 1, n + 2, n + 3], &worker(0, 0));
@@ -128,7 +128,7 @@ fn a_limit_on_text_bounds_what_is_known() {
 }
 
 #[test]
-fn a_worker_is_believed_to_hold_no_more_than_its_cache() {
+fn matches_are_limited_to_the_capacity_of_the_cache() {
     let index = PrefixIndex::new(1 << 22, None);
     index.members(&[worker(0, 0), worker(1, 0), worker(2, 0)]);
     index.capacity(&[Some(64 * 100), Some(64 * 10)]);
@@ -146,19 +146,19 @@ fn a_worker_is_believed_to_hold_no_more_than_its_cache() {
     assert_eq!(
         matches(&index, &prompt(97), 3),
         [4, 2, 4],
-        "the end of a prompt goes first"
+        "the end of a prompt is evicted first"
     );
     index.capacity(&[Some(64 * 20), None]);
     assert_eq!((known(0), known(1), known(2)), (20, 400, 400));
 }
 
 #[test]
-fn the_least_recently_used_prefix_goes_first() {
+fn full_index_evicts_least_recently_used_prefix() {
     let index = PrefixIndex::new(64 * 1024, None);
     let prompt = |n: u64| [n, n + 1_000_000];
     let mut inserted = 0;
     let kept = |n: u64| matches(&index, &prompt(n), 1)[0] > 0;
-    // Prompt 0 is used again and again, the others once.
+    // Prompt 0 is used repeatedly, the others once.
     while inserted < 10_000 {
         inserted += 1;
         index.insert(&prompt(inserted), &worker(0, 0));
@@ -171,7 +171,7 @@ fn the_least_recently_used_prefix_goes_first() {
 }
 
 #[test]
-fn a_worker_that_left_is_forgotten_at_once_and_its_memory_soon() {
+fn departed_worker_is_not_matched_and_its_nodes_are_freed() {
     let index = PrefixIndex::new(1 << 22, None);
     for n in 0..5000 {
         index.insert(&[n, n + 1], &worker(1, 0));
@@ -189,29 +189,38 @@ fn a_worker_that_left_is_forgotten_at_once_and_its_memory_soon() {
 }
 
 #[test]
-fn workers_that_come_and_go_for_ever_cost_no_memory() {
+fn endless_churn_leaves_no_nodes_and_few_ids() {
     let index = PrefixIndex::new(1 << 20, None);
     let stays = worker(0, 0);
-    for life in 0..10_000_u32 {
-        let prompt = [u64::from(life), 1, 2, u64::from(life) + 1_000_000];
-        let newcomer = worker(1, life);
-        index.members(&[stays.clone(), newcomer.clone()]);
+    for generation in 0..10_000_u32 {
+        let prompt = [
+            u64::from(generation),
+            1,
+            2,
+            u64::from(generation) + 1_000_000,
+        ];
+        let successor = worker(1, generation);
+        index.members(&[stays.clone(), successor.clone()]);
         assert_eq!(
-            matches(&index, &[u64::from(life) - u64::from(life > 0), 1], 2)[1],
+            matches(
+                &index,
+                &[u64::from(generation) - u64::from(generation > 0), 1],
+                2
+            )[1],
             0
         );
-        index.insert(&prompt, &newcomer);
+        index.insert(&prompt, &successor);
         assert_eq!(matches(&index, &prompt, 2), [0, 4]);
         index.members(std::slice::from_ref(&stays));
     }
     while index.purge() {}
     assert_eq!(index.nodes(), 0);
-    // Seats are what is not in the budget: they are used again.
+    // Member ids are outside the budget, so they must be reused.
     assert!(index.member_ids() < 100, "{} ids", index.member_ids());
 }
 
 #[test]
-fn a_decision_from_before_a_change_of_workers_says_nothing_about_the_new_one() {
+fn stale_generation_is_not_matched() {
     let index = PrefixIndex::new(1 << 20, None);
     index.members(&[worker(0, 4)]);
     index.insert(&[1, 2], &worker(0, 4));
@@ -224,26 +233,26 @@ fn a_decision_from_before_a_change_of_workers_says_nothing_about_the_new_one() {
 }
 
 #[test]
-fn whoever_takes_a_seat_over_inherits_nothing_however_nodes_are_cut_meanwhile() {
+fn reused_member_id_inherits_no_blocks_despite_splits_during_purge() {
     let index = PrefixIndex::new(1 << 22, None);
     let (old, other) = (worker(0, 0), worker(1, 0));
     let prompt = |n: u64| [n, n + 1, n + 2, n + 3].map(|block| block * 1000 + n);
-    // Enough slots that a purge takes several slices; free places at their beginning.
+    // Enough slots that a purge takes several slices, with other prompts in the first ones.
     for n in 0..400 {
         index.insert(&prompt(n), &other);
     }
     for n in 400..3000 {
         index.insert(&prompt(n), &old);
     }
-    let newcomer = worker(0, 1);
-    index.members(&[newcomer.clone(), other.clone()]);
+    let successor = worker(0, 1);
+    index.members(&[successor.clone(), other.clone()]);
     for n in (400..3000).rev() {
         let mut fork = prompt(n);
         fork[2] = n;
         index.insert(&fork, &other);
     }
     while index.purge() {}
-    index.insert(&[1], &newcomer);
+    index.insert(&[1], &successor);
     for n in 400..3000 {
         assert_eq!(matches(&index, &prompt(n), 2)[0], 0, "{n}");
     }

@@ -1,4 +1,4 @@
-//! `consistent_hashing`, `prefix_hash` and `manual`.
+//! `consistent_hashing`, `prefix_hash` and `manual`: keys stay at their workers.
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ fn manual(assignment: AssignmentMode) -> Box<dyn Policy> {
     PolicyKind::Manual.build(&params)
 }
 
-/// Where a request goes whose key and whose prompt are `key`.
-fn goes(policy: &dyn Policy, all: &[Candidate], key: &str, seed: u64) -> usize {
+/// The slot for a request with `key` as routing key and as prompt.
+fn slot_for(policy: &dyn Policy, all: &[Candidate], key: &str, seed: u64) -> usize {
     let request = Request {
         routing_key: Some(key),
         prompt: Prompt::text([key.as_bytes(), b"", b""]),
@@ -32,13 +32,13 @@ fn goes(policy: &dyn Policy, all: &[Candidate], key: &str, seed: u64) -> usize {
     slot(policy, all, &request)
 }
 
-fn all_go(policy: &dyn Policy, all: &[Candidate], keys: u64) -> Vec<usize> {
+fn slots_for_keys(policy: &dyn Policy, all: &[Candidate], keys: u64) -> Vec<usize> {
     (0..keys)
-        .map(|key| goes(policy, all, &format!("key {key}"), key))
+        .map(|key| slot_for(policy, all, &format!("key {key}"), key))
         .collect()
 }
 
-fn moved(before: &[usize], after: &[usize]) -> usize {
+fn count_moved(before: &[usize], after: &[usize]) -> usize {
     before
         .iter()
         .zip(after)
@@ -47,23 +47,23 @@ fn moved(before: &[usize], after: &[usize]) -> usize {
 }
 
 #[test]
-fn a_key_stays_whatever_chance_says() {
+fn key_stays_for_all_seeds() {
     let all = fleet(6);
     for kind in [PolicyKind::Manual, RINGS[0], RINGS[1]] {
         let policy = build(kind);
-        let first = goes(policy.as_ref(), &all, "k", 1);
+        let first = slot_for(policy.as_ref(), &all, "k", 1);
         assert!(
-            (2..50).all(|seed| goes(policy.as_ref(), &all, "k", seed) == first),
+            (2..50).all(|seed| slot_for(policy.as_ref(), &all, "k", seed) == first),
             "{kind:?}"
         );
     }
 }
 
 #[test]
-fn a_ring_spreads_its_keys() {
+fn ring_spreads_keys_evenly() {
     for kind in RINGS {
         let mut counts = [0; 8];
-        for slot in all_go(build(kind).as_ref(), &fleet(8), 8_000) {
+        for slot in slots_for_keys(build(kind).as_ref(), &fleet(8), 8_000) {
             counts[slot] += 1;
         }
         assert!(
@@ -74,90 +74,98 @@ fn a_ring_spreads_its_keys() {
 }
 
 #[test]
-fn a_worker_that_joins_a_ring_takes_its_share_and_nobody_elses_keys_move() {
+fn joining_worker_moves_only_its_own_share_of_keys() {
     for kind in RINGS {
         let (all, policy) = (fleet(10), build(kind));
         policy.members(&all[..9]);
-        let before = all_go(policy.as_ref(), &all[..9], 5_000);
+        let before = slots_for_keys(policy.as_ref(), &all[..9], 5_000);
         policy.members(&all);
-        let after = all_go(policy.as_ref(), &all, 5_000);
-        let to_the_new = after.iter().filter(|slot| **slot == 9).count();
-        assert_eq!(moved(&before, &after), to_the_new, "{kind:?}");
+        let after = slots_for_keys(policy.as_ref(), &all, 5_000);
+        let to_new_worker = after.iter().filter(|slot| **slot == 9).count();
+        assert_eq!(count_moved(&before, &after), to_new_worker, "{kind:?}");
         assert!(
-            (250..=750).contains(&to_the_new),
-            "{kind:?}: {to_the_new} of 5000 moved"
+            (250..=750).contains(&to_new_worker),
+            "{kind:?}: {to_new_worker} of 5000 moved"
         );
     }
 }
 
 #[test]
-fn a_worker_that_is_down_moves_its_own_keys_only_and_gets_them_back() {
+fn absent_worker_moves_only_its_keys_and_regains_them() {
     for kind in RINGS {
-        for told in [true, false] {
+        for announced in [true, false] {
             let (all, policy) = (fleet(10), build(kind));
-            if told {
+            if announced {
                 policy.members(&all);
             }
-            let before = all_go(policy.as_ref(), &all, 2_000);
-            let its_own = before.iter().filter(|slot| **slot == 4).count();
+            let before = slots_for_keys(policy.as_ref(), &all, 2_000);
+            let own_keys = before.iter().filter(|slot| **slot == 4).count();
             let mut some = all.clone();
             some.remove(4);
             assert_eq!(
-                moved(&before, &all_go(policy.as_ref(), &some, 2_000)),
-                its_own,
+                count_moved(&before, &slots_for_keys(policy.as_ref(), &some, 2_000)),
+                own_keys,
                 "{kind:?}"
             );
-            assert_eq!(before, all_go(policy.as_ref(), &all, 2_000), "{kind:?}");
+            assert_eq!(
+                before,
+                slots_for_keys(policy.as_ref(), &all, 2_000),
+                "{kind:?}"
+            );
         }
     }
 }
 
 #[test]
-fn keys_go_by_url_not_by_place_in_the_list() {
+fn keys_follow_urls_not_slots() {
     for kind in RINGS {
         let all = fleet(5);
-        let mut turned = all.clone();
-        turned.rotate_left(2);
-        for (slot, worker) in turned.iter_mut().enumerate() {
+        let mut rotated = all.clone();
+        rotated.rotate_left(2);
+        for (slot, worker) in rotated.iter_mut().enumerate() {
             worker.slot = slot;
         }
         let urls = |workers: &[Candidate]| -> Vec<_> {
-            let slots = all_go(build(kind).as_ref(), workers, 300);
+            let slots = slots_for_keys(build(kind).as_ref(), workers, 300);
             slots
                 .into_iter()
                 .map(|slot| workers[slot].url.clone())
                 .collect()
         };
-        assert_eq!(urls(&all), urls(&turned), "{kind:?}");
+        assert_eq!(urls(&all), urls(&rotated), "{kind:?}");
     }
 }
 
 #[test]
-fn an_overloaded_worker_spills_to_the_next_on_the_ring_and_recovers() {
+fn overloaded_worker_spills_to_next_on_ring_until_it_recovers() {
     for kind in RINGS {
         let (all, policy) = (fleet(6), build(kind));
-        let home = goes(policy.as_ref(), &all, "popular", 0);
-        let leases: Vec<Lease> = (0..12).map(|_| all[home].load.lease(1)).collect();
-        let next = goes(policy.as_ref(), &all, "popular", 0);
-        assert_ne!(home, next, "{kind:?}");
+        let owner = slot_for(policy.as_ref(), &all, "popular", 0);
+        let leases: Vec<Lease> = (0..12).map(|_| all[owner].load.lease(1)).collect();
+        let next = slot_for(policy.as_ref(), &all, "popular", 0);
+        assert_ne!(owner, next, "{kind:?}");
         let mut others = all.clone();
-        others.remove(home);
+        others.remove(owner);
         assert_eq!(
-            goes(policy.as_ref(), &others, "popular", 0),
+            slot_for(policy.as_ref(), &others, "popular", 0),
             next,
             "{kind:?}"
         );
         drop(leases);
-        assert_eq!(goes(policy.as_ref(), &all, "popular", 0), home, "{kind:?}");
+        assert_eq!(
+            slot_for(policy.as_ref(), &all, "popular", 0),
+            owner,
+            "{kind:?}"
+        );
     }
 }
 
 #[test]
-fn one_key_alone_never_loads_a_worker_beyond_the_bound() {
+fn popular_key_never_loads_a_worker_beyond_the_bound() {
     let (all, policy) = (fleet(4), build(PolicyKind::ConsistentHashing));
     let mut leases = Vec::new();
     for seed in 0..400 {
-        let to = goes(policy.as_ref(), &all, "popular", seed);
+        let to = slot_for(policy.as_ref(), &all, "popular", seed);
         leases.push(all[to].load.lease(1));
     }
     let most = all.iter().map(|worker| worker.load.requests()).max();
@@ -165,10 +173,10 @@ fn one_key_alone_never_loads_a_worker_beyond_the_bound() {
 }
 
 #[test]
-fn a_prompt_goes_by_its_beginning_across_parts() {
+fn prompts_with_equal_beginning_share_a_worker_across_parts() {
     let (all, policy) = (fleet(8), build(PolicyKind::PrefixHash));
     let system = [b's'; 1024];
-    let goes = |parts, routing_key| {
+    let slot_of = |parts, routing_key| {
         let request = Request {
             prompt: Prompt::text(parts),
             routing_key,
@@ -176,44 +184,55 @@ fn a_prompt_goes_by_its_beginning_across_parts() {
         };
         slot(policy.as_ref(), &all, &request)
     };
-    let first = goes([&system, b"one question", b""], None);
-    assert_eq!(first, goes([&system, b"another", b"and more"], Some("key")));
-    assert_eq!(first, goes([&system[..100], &system[..924], b"x"], None));
+    let first = slot_of([&system, b"one question", b""], None);
+    assert_eq!(
+        first,
+        slot_of([&system, b"another", b"and more"], Some("key"))
+    );
+    assert_eq!(first, slot_of([&system[..100], &system[..924], b"x"], None));
 }
 
 #[test]
-fn adding_workers_never_moves_a_key() {
+fn joining_workers_move_no_manual_key() {
     for mode in [Random, MinLoad, MinGroup] {
         let (all, policy) = (fleet(9), manual(mode));
         policy.members(&all[..3]);
-        let before = all_go(policy.as_ref(), &all[..3], 500);
+        let before = slots_for_keys(policy.as_ref(), &all[..3], 500);
         policy.members(&all);
-        assert_eq!(before, all_go(policy.as_ref(), &all, 500), "{mode:?}");
+        assert_eq!(
+            before,
+            slots_for_keys(policy.as_ref(), &all, 500),
+            "{mode:?}"
+        );
     }
 }
 
 #[test]
-fn a_key_returns_to_its_first_worker_and_remembers_the_second() {
+fn key_returns_to_first_worker_and_keeps_the_second() {
     let (all, policy) = (fleet(4), manual(Random));
-    let without = |gone: &[usize]| -> Vec<_> {
-        let stays = |worker: &&Candidate| !gone.contains(&worker.slot);
+    let without = |absent: &[usize]| -> Vec<_> {
+        let stays = |worker: &&Candidate| !absent.contains(&worker.slot);
         all.iter().filter(stays).cloned().collect()
     };
-    let goes = |all: &[Candidate], seed| goes(policy.as_ref(), all, "k", seed);
-    let first = goes(&all, 1);
-    let second = goes(&without(&[first]), 2);
-    assert_eq!(goes(&all, 3), first);
-    assert_eq!(goes(&without(&[first]), 4), second);
-    let third = goes(&without(&[first, second]), 5);
-    assert_eq!(goes(&all, 6), second, "the first is forgotten: two at most");
-    assert_eq!(goes(&without(&[second]), 7), third);
+    let slot_with = |all: &[Candidate], seed| slot_for(policy.as_ref(), all, "k", seed);
+    let first = slot_with(&all, 1);
+    let second = slot_with(&without(&[first]), 2);
+    assert_eq!(slot_with(&all, 3), first);
+    assert_eq!(slot_with(&without(&[first]), 4), second);
+    let third = slot_with(&without(&[first, second]), 5);
+    assert_eq!(
+        slot_with(&all, 6),
+        second,
+        "the first is forgotten: two at most"
+    );
+    assert_eq!(slot_with(&without(&[second]), 7), third);
 }
 
 #[test]
-fn a_worker_that_restarts_or_moves_in_the_list_keeps_its_keys() {
+fn restarted_worker_in_another_slot_keeps_its_keys() {
     let (mut all, policy) = (fleet(4), manual(Random));
     let urls = |all: &[Candidate]| -> Vec<_> {
-        let slots = all_go(policy.as_ref(), all, 200).into_iter();
+        let slots = slots_for_keys(policy.as_ref(), all, 200).into_iter();
         slots.map(|slot| all[slot].url.clone()).collect()
     };
     let before = urls(&all);
@@ -226,7 +245,7 @@ fn a_worker_that_restarts_or_moves_in_the_list_keeps_its_keys() {
 }
 
 #[test]
-fn a_key_idle_for_too_long_is_placed_anew() {
+fn key_idle_beyond_limit_is_assigned_anew() {
     let all = fleet(2);
     let policy = manual(MinLoad);
     let at = |hours, minutes: u64| {
@@ -237,38 +256,42 @@ fn a_key_idle_for_too_long_is_placed_anew() {
         };
         slot(policy.as_ref(), &all, &request)
     };
-    let home = at(0, 0);
-    let _lease = all[home].load.lease(1);
-    assert_eq!((at(4, 0), at(8, 0)), (home, home), "each use counts");
-    assert_eq!(at(12, 1), 1 - home);
+    let first = at(0, 0);
+    let _lease = all[first].load.lease(1);
+    assert_eq!((at(4, 0), at(8, 0)), (first, first), "each use counts");
+    assert_eq!(at(12, 1), 1 - first);
 }
 
 #[test]
-fn new_keys_go_where_the_fewest_requests_are() {
+fn min_load_assigns_new_keys_to_fewest_requests() {
     let (all, policy) = (fleet(3), manual(MinLoad));
     let _leases = [
         all[0].load.lease(5),
         all[1].load.lease(4),
         all[2].load.lease(6),
     ];
-    assert_eq!(goes(policy.as_ref(), &all, "a", 0), 1);
+    assert_eq!(slot_for(policy.as_ref(), &all, "a", 0), 1);
     let _more = all[1].load.lease(1);
-    assert_eq!(goes(policy.as_ref(), &all, "b", 0), 0);
-    assert_eq!(goes(policy.as_ref(), &all, "a", 0), 1, "known keys stay");
+    assert_eq!(slot_for(policy.as_ref(), &all, "b", 0), 0);
+    assert_eq!(
+        slot_for(policy.as_ref(), &all, "a", 0),
+        1,
+        "known keys stay"
+    );
 }
 
 #[test]
-fn new_keys_go_where_the_fewest_keys_are() {
+fn min_group_assigns_new_keys_to_fewest_keys() {
     let (all, policy) = (fleet(5), manual(MinGroup));
     let mut counts = [0; 5];
-    for slot in all_go(policy.as_ref(), &all, 100) {
+    for slot in slots_for_keys(policy.as_ref(), &all, 100) {
         counts[slot] += 1;
     }
     assert_eq!(counts, [20; 5]);
 }
 
 #[test]
-fn without_a_key_nobody_is_sticky() {
+fn requests_without_key_are_spread() {
     for kind in [PolicyKind::Manual, PolicyKind::ConsistentHashing] {
         let (all, policy) = (fleet(4), build(kind));
         let mut counts = [0; 4];
