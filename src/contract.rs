@@ -1,5 +1,5 @@
-//! The option surface as data: for the signature, for attributes, and for the test that compares
-//! flags, `RouterArgs`, `Router` keywords and `gateway::Options`.
+//! The options as data: for the signature, for attributes, and for the test that compares flags,
+//! `RouterArgs`, `Router` keywords and `gateway::Options`.
 
 use std::collections::BTreeMap;
 
@@ -14,9 +14,9 @@ use crate::enums::{BackendType, Enum, HistoryBackendType, PolicyType};
 use crate::version::TOOL_CALL_PARSERS;
 use crate::{errors, words};
 
-/// Where the constructor's defaults differ from the command line's, as they always have:
-/// a `Router` built in a script listens on 3001, waits ten minutes for its workers, and takes
-/// them in turn.
+/// The defaults of the constructor that differ from the command line, for compatibility. A
+/// `Router` built in a script listens on port 3001, waits ten minutes for its workers, and uses
+/// `round_robin`.
 pub(crate) fn overrides() -> Map<String, Value> {
     Map::from_iter([
         ("policy".to_owned(), json!("round_robin")),

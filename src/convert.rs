@@ -1,4 +1,4 @@
-//! Keywords from Python become options: by name, strictly typed, every mistake naming its keyword.
+//! Makes options from Python keywords: by name, strictly typed; each error names its keyword.
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -20,7 +20,7 @@ pub(crate) const SECRET: &[&str] = &[
     "control_plane_auth",
 ];
 
-/// Builds options from `base`, replaced by what was given. `class` is for messages.
+/// Makes options from `base`, overridden by the given keywords. `class` is for messages.
 pub(crate) fn options<T: DeserializeOwned>(
     class: &str,
     mut base: Map<String, Value>,
@@ -41,7 +41,7 @@ pub(crate) fn options<T: DeserializeOwned>(
 
 /// The error for one keyword that serde refused.
 fn blame(value: &Bound<'_, PyAny>, name: &str, place: &str, error: &serde_json::Error) -> PyErr {
-    // A member of the wrong enum arrives as an unknown word, a secret must not be repeated.
+    // A member of a wrong enum reaches serde as an unknown word; a secret must not be shown.
     if member(value).is_some() || SECRET.contains(&name) {
         let class = value.get_type();
         return PyTypeError::new_err(format!("{place}: {class} does not fit here"));
@@ -82,7 +82,7 @@ fn to_json(value: &Bound<'_, PyAny>, place: &str) -> PyResult<Value> {
     integer(value, place)
 }
 
-/// An int, or anything that can stand for one without loss (`__index__`).
+/// An int, or an object that converts to one without loss (`__index__`).
 fn integer(value: &Bound<'_, PyAny>, place: &str) -> PyResult<Value> {
     if let Ok(number) = value.extract::<i64>() {
         return Ok(number.into());
@@ -107,14 +107,14 @@ fn as_class<T: pyo3::PyClass + Serialize>(value: &Bound<'_, PyAny>) -> Option<Js
     Some(serde_json::to_value(object.as_unbound()))
 }
 
-/// A member of one of our enums.
+/// A member of an enum of this package.
 fn member(value: &Bound<'_, PyAny>) -> Option<Json> {
     as_class::<PolicyType>(value)
         .or_else(|| as_class::<BackendType>(value))
         .or_else(|| as_class::<HistoryBackendType>(value))
 }
 
-/// One of our configuration objects.
+/// A configuration object of this package.
 fn object(value: &Bound<'_, PyAny>) -> Option<Json> {
     as_class::<OracleConfig>(value)
         .or_else(|| as_class::<PostgresConfig>(value))
@@ -122,7 +122,7 @@ fn object(value: &Bound<'_, PyAny>) -> Option<Json> {
         .or_else(|| as_class::<ControlPlaneAuthConfig>(value))
 }
 
-/// Positional and keyword arguments as one dict, with the complaints a Python function makes.
+/// Positional and keyword arguments as one dict, with the errors of a Python function.
 pub(crate) fn arguments<'py>(
     class: &str,
     names: &[String],
@@ -155,7 +155,7 @@ pub(crate) fn arguments<'py>(
     Ok(all)
 }
 
-/// `unexpected keyword argument`, with the nearest name there is.
+/// The error for an unexpected keyword, with the most similar name as a hint.
 fn unknown(py: Python<'_>, class: &str, name: &str, names: &[String]) -> PyResult<PyErr> {
     let near: Vec<String> = py
         .import("difflib")?

@@ -1,5 +1,5 @@
-//! The enums of the option surface. Each takes its members, their order and their names from a
-//! Rust enum, so that nothing here or in Python changes when that one grows.
+//! The enums of the options. Each takes its members, their order and their names from a Rust
+//! enum, so that a new variant there needs no change here or in Python.
 
 use std::hash::{Hash, Hasher};
 use std::mem::discriminant;
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::{errors, words};
 
-/// What `__reduce__` gives back: call this with these.
+/// The result of `__reduce__`: a callable and its arguments.
 type Reduced<'py> = (Bound<'py, PyAny>, (Bound<'py, PyAny>, String));
 
 /// A Python enum whose members are those of a Rust enum.
@@ -108,13 +108,13 @@ macro_rules! enums {
 }
 
 enums! {
-    /// How a worker is chosen.
+    /// How the gateway chooses a worker.
     PolicyType("PolicyType") of ::routing::PolicyKind;
-    /// What kind of server stands behind the gateway.
+    /// The kind of server behind the gateway.
     BackendType("BackendType") of config::Backend;
-    /// Where responses and conversations are kept. `None` is reached with `getattr`.
+    /// Where responses and conversations are stored. `getattr` reaches the member `None`.
     HistoryBackendType("HistoryBackendType") of config::HistoryBackend;
-    /// What a control-plane key may do.
+    /// The rights of a control-plane key.
     Role("PyRole") of config::Role;
 }
 

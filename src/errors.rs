@@ -1,6 +1,6 @@
-//! Errors, as Python knows them: a wrong type is `TypeError`, a configuration mistake
-//! `ValueError`, a number that does not fit `ValueError` and `OverflowError` in one, trouble with
-//! the environment `RuntimeError`.
+//! Errors as Python exceptions: a wrong type is `TypeError`, a configuration mistake is
+//! `ValueError`, a number out of range is `ValueError` and `OverflowError` in one, and a problem
+//! of the environment is `RuntimeError`.
 
 use gateway::StartError;
 use gateway::config::ConfigError;
@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
 
-/// The class of "a number that does not fit".
+/// The exception class for a number out of range.
 pub(crate) fn range_error_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
     static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     let class = CLASS.get_or_try_init(py, || {
@@ -28,7 +28,7 @@ pub(crate) fn range_error_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
     Ok(class.bind(py).clone())
 }
 
-/// A number that does not fit.
+/// The error for a number out of range.
 pub(crate) fn range(py: Python<'_>, message: String) -> PyErr {
     match range_error_type(py) {
         Ok(class) => PyErr::from_type(class, message),
@@ -36,12 +36,12 @@ pub(crate) fn range(py: Python<'_>, message: String) -> PyErr {
     }
 }
 
-/// A broken rule.
+/// The error for a configuration that breaks a rule.
 pub(crate) fn rule(error: &ConfigError) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 
-/// A gateway that could not start.
+/// The error for a gateway that could not start.
 pub(crate) fn start(error: &StartError) -> PyErr {
     match error {
         StartError::Config(error) => rule(error),
@@ -49,7 +49,7 @@ pub(crate) fn start(error: &StartError) -> PyErr {
     }
 }
 
-/// Words of serde that mean nothing in Python.
+/// Serde's words for types, and the words for them in Python.
 const PYTHON_WORDS: [(&str, &str); 9] = [
     ("invalid type: null", "invalid type: None"),
     ("expected u16", "expected an integer from 0 to 65535"),
@@ -62,7 +62,8 @@ const PYTHON_WORDS: [(&str, &str); 9] = [
     ("expected a map", "expected a dict"),
 ];
 
-/// What serde says about one keyword. It has no kinds of its own, so its wording decides.
+/// The error for one keyword that serde refused. Serde's errors have no kinds, so the wording
+/// decides on the exception class.
 pub(crate) fn keyword(py: Python<'_>, place: &str, error: &serde_json::Error) -> PyErr {
     let text = error.to_string();
     let words = PYTHON_WORDS.iter();
@@ -79,7 +80,7 @@ pub(crate) fn keyword(py: Python<'_>, place: &str, error: &serde_json::Error) ->
     }
 }
 
-/// A failure of our own making.
+/// The error for a bug in this package.
 pub(crate) fn bug(error: impl std::fmt::Display) -> PyErr {
     PySystemError::new_err(error.to_string())
 }

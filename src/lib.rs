@@ -1,8 +1,8 @@
-//! The Python door: the only Rust that knows Python exists.
+//! The Python bindings: the only Rust code that knows Python.
 //!
-//! `router` is the class scripts use, `convert` brings keywords into `gateway::Options`,
-//! `errors` brings errors out, `running` and `signals` are the life of a server in a process
-//! that belongs to Python. `simulate` and `routing` are routing without a gateway.
+//! `router` is the class that scripts use. `convert` makes `gateway::Options` from keywords,
+//! `errors` makes exceptions from errors. `running` and `signals` run a server in a Python
+//! process. `simulate` and `routing` are routing without a gateway.
 
 mod contract;
 mod convert;
@@ -44,7 +44,7 @@ mod sgl_model_gateway_rs {
         get_available_tool_call_parsers, get_verbose_version_string, get_version_string,
     };
 
-    /// Writes out the log lines that still wait.
+    /// Writes the log lines that are still buffered.
     #[pyfunction]
     #[pyo3(name = "_close_log")]
     fn close_log(py: Python<'_>) {
@@ -54,7 +54,7 @@ mod sgl_model_gateway_rs {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         crate::enums::add_members(module.py())?;
-        // One class, two names: `PyRole` is what programs import, `Role` what documents say.
+        // One class, two names: programs import `PyRole`, documents say `Role`.
         for name in [
             "Role",
             "ApiKeyEntry",
@@ -66,7 +66,7 @@ mod sgl_model_gateway_rs {
         ] {
             module.add(name, module.getattr(format!("Py{name}"))?)?;
         }
-        // Lines are written in the background; the last ones must not be lost at exit.
+        // A background thread writes the lines; the last ones must not be lost at exit.
         let at_exit = module.py().import("atexit")?;
         at_exit.call_method1("register", (module.getattr("_close_log")?,))?;
         let range_error = crate::errors::range_error_type(module.py())?;

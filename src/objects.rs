@@ -1,4 +1,4 @@
-//! The configuration objects that scripts build. Serialised, they are those of `gateway::config`.
+//! The configuration objects that scripts build; they serialise to those of `gateway::config`.
 
 use std::collections::BTreeMap;
 
@@ -89,7 +89,7 @@ fn as_roles<S: Serializer>(mapping: &BTreeMap<String, String>, to: S) -> Result<
     }))
 }
 
-/// Who may use the control plane.
+/// Authentication and audit of the control plane.
 #[pyclass(
     name = "PyControlPlaneAuthConfig",
     get_all,
@@ -195,7 +195,7 @@ impl PostgresConfig {
     }
 }
 
-/// Redis history store. `retention_days=None` keeps records for ever.
+/// Redis history store. `retention_days=None` keeps records forever.
 #[pyclass(
     name = "PyRedisConfig",
     get_all,

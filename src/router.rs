@@ -1,4 +1,4 @@
-//! `Router`: the class scripts use.
+//! `Router`: the class that scripts use.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -66,7 +66,7 @@ impl Router {
         })
     }
 
-    /// Built from the one list of options, so that `help()` and notebooks show them all.
+    /// Built from the list of all options, so that `help()` and notebooks show them.
     #[classattr]
     fn __signature__(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
         let inspect = py.import("inspect")?;
@@ -85,7 +85,7 @@ impl Router {
         inspect.getattr("Signature")?.call1((parameters,))
     }
 
-    /// Serves until SIGINT, SIGTERM, SIGQUIT (in the main thread) or `stop()`. The first lets
+    /// Serves until SIGINT, SIGTERM, SIGQUIT (in the main thread) or `stop()`. The first one lets
     /// requests in flight finish, the second ends them.
     fn start(&self, py: Python<'_>) -> PyResult<()> {
         self.running
@@ -113,8 +113,8 @@ impl Router {
         self.running.wait(py, timeout)
     }
 
-    /// Tells the gateway that a worker may be gone: it gets no requests until a probe, sent at
-    /// once, has passed. False when there is no such worker, or probes are off.
+    /// Marks a worker as suspect: it gets no requests until a probe, sent at once, has passed.
+    /// False if there is no such worker, or probes are off.
     fn suspect(&self, py: Python<'_>, worker_url: &str) -> bool {
         let running = self.running.current(py);
         running.is_some_and(|run| py.detach(|| run.server.suspect(worker_url)))

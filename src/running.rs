@@ -11,26 +11,26 @@ use pyo3::prelude::*;
 
 use crate::signals::Handlers;
 
-/// Longest time between two looks at Python's signals.
+/// Longest time between two checks of Python's signals.
 const SLICE: Duration = Duration::from_millis(50);
-/// How long a cut server may take to be gone before an exception goes on its way.
+/// The time that an aborted server has to stop before an exception is passed on.
 const AFTER_CUT: Duration = Duration::from_secs(5);
 
-/// Something that serves on threads of its own until told to stop.
+/// A server that runs on its own threads until it is stopped.
 pub(crate) trait Server: Send + Sync {
-    /// Where it listens.
+    /// The address on which it listens.
     fn addr(&self) -> SocketAddr;
-    /// Stop, letting clients go elsewhere and what is in flight finish.
+    /// Stops after clients have moved to another gateway and requests in flight have finished.
     fn lame_duck(&self) {
         self.drain();
     }
-    /// Stop taking connections, letting what is in flight finish.
+    /// Stops accepting connections and lets requests in flight finish.
     fn drain(&self);
-    /// Stop now.
+    /// Stops at once.
     fn abort(&self);
-    /// Whether it has stopped, waiting up to `timeout` for it.
+    /// Waits up to `timeout` for the end; true once it has stopped.
     fn wait(&self, timeout: Duration) -> bool;
-    /// Why it stopped, when nobody had asked it to.
+    /// The reason for a stop that was not requested.
     fn failure(&self) -> Option<String> {
         None
     }
@@ -43,7 +43,8 @@ pub(crate) struct Run<S> {
 }
 
 impl<S: Server> Run<S> {
-    /// Passes a signal on. Whoever types Ctrl-C wants no clients to be sent elsewhere first.
+    /// Passes a signal on. After Ctrl-C the server drains at once, without time for clients to
+    /// move to another gateway.
     fn signal(&self, is_interrupt: bool) {
         if is_interrupt || self.stopping.load(Ordering::Acquire) {
             self.stop();
@@ -53,7 +54,7 @@ impl<S: Server> Run<S> {
         }
     }
 
-    /// Asks it to stop: politely the first time, for good the second.
+    /// Stops the server: the first call drains it, the second aborts it.
     fn stop(&self) {
         if self.stopping.swap(true, Ordering::AcqRel) {
             self.server.abort();
@@ -72,7 +73,8 @@ impl<S: Server> Run<S> {
         self.server.wait(Duration::ZERO)
     }
 
-    /// Waits until it is over (`true`) or `limit` has passed, with an eye on Python's signals.
+    /// Waits until the server has stopped (`true`) or `limit` has passed, and checks Python's
+    /// signals meanwhile.
     fn wait(&self, py: Python<'_>, limit: Option<Duration>) -> PyResult<bool> {
         let mut left = limit;
         loop {
@@ -88,7 +90,7 @@ impl<S: Server> Run<S> {
         }
     }
 
-    /// Waits until it is over, passing on every signal that comes in.
+    /// Waits until the server has stopped, and passes every signal on to it.
     fn serve(&self, py: Python<'_>, signals: &Handlers<'_>) -> PyResult<()> {
         let mut seen = 0;
         loop {
@@ -107,7 +109,7 @@ impl<S: Server> Run<S> {
         }
     }
 
-    /// An exception is on its way through: nothing may be left running behind it.
+    /// Aborts the server before an exception is passed on, so that nothing is left running.
     fn abandon(&self, py: Python<'_>, error: PyErr) -> PyErr {
         self.server.abort();
         py.detach(|| self.server.wait(AFTER_CUT));
@@ -125,7 +127,7 @@ impl<S> Default for Running<S> {
 }
 
 impl<S: Server> Running<S> {
-    /// Starts a server; an error when one is running already.
+    /// Starts a server; an error if one is running already.
     pub(crate) fn launch<E: Send>(
         &self,
         py: Python<'_>,
@@ -165,7 +167,7 @@ impl<S: Server> Running<S> {
         outcome.and(restored)
     }
 
-    /// The server, when one is running.
+    /// The server, if one is running.
     pub(crate) fn current(&self, py: Python<'_>) -> Option<Arc<Run<S>>> {
         py.detach(|| {
             let slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -173,13 +175,14 @@ impl<S: Server> Running<S> {
         })
     }
 
-    /// The server, or an error that says there is none.
+    /// The server, or an error if none is running.
     pub(crate) fn require(&self, py: Python<'_>) -> PyResult<Arc<Run<S>>> {
         self.current(py)
             .ok_or_else(|| PyRuntimeError::new_err("not running; start it first"))
     }
 
-    /// First call drains, second cuts; then waits up to `timeout` seconds. `true` once it is over.
+    /// Drains at the first call, aborts at the second, then waits up to `timeout` seconds. `true`
+    /// once the server has stopped.
     pub(crate) fn stop(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let limit = limit(timeout)?;
         match self.current(py) {
@@ -191,13 +194,13 @@ impl<S: Server> Running<S> {
         }
     }
 
-    /// Waits for the end without asking for it.
+    /// Waits for the end without causing it.
     pub(crate) fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let limit = limit(timeout)?;
         self.current(py).map_or(Ok(true), |run| run.wait(py, limit))
     }
 
-    /// The end of a `with` block: drains and waits; an interrupt cuts the drain short.
+    /// The end of a `with` block: drains and waits. An interrupt ends the drain early.
     pub(crate) fn lame_duck(&self, py: Python<'_>) -> PyResult<()> {
         let Some(run) = self.current(py) else {
             return Ok(());

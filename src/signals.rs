@@ -8,10 +8,10 @@ use pyo3::types::PyModule;
 /// The signals that end a server.
 const NAMES: [&str; 3] = ["SIGINT", "SIGTERM", "SIGQUIT"];
 
-/// Its number everywhere Python runs.
+/// The number of SIGINT on every platform of Python.
 const SIGINT: i32 = 2;
 
-/// A Python handler that writes down what it is called with.
+/// A Python signal handler that records the signals it gets.
 #[pyclass(frozen)]
 #[derive(Default)]
 struct Recorder(Mutex<Vec<i32>>);
@@ -31,7 +31,7 @@ impl Recorder {
     }
 }
 
-/// Our handlers in place of the previous ones.
+/// The recorder installed as handler, and the handlers it replaced.
 pub(crate) struct Handlers<'py> {
     signal: Bound<'py, PyModule>,
     recorder: Bound<'py, Recorder>,
@@ -39,7 +39,8 @@ pub(crate) struct Handlers<'py> {
 }
 
 impl<'py> Handlers<'py> {
-    /// Installs them in the main thread; Python allows no other, there this does nothing.
+    /// Installs the recorder in the main thread. In another thread it does nothing, because
+    /// Python does not allow handlers there.
     pub(crate) fn install(py: Python<'py>) -> PyResult<Self> {
         let threading = py.import("threading")?;
         let mut handlers = Self {
@@ -62,7 +63,7 @@ impl<'py> Handlers<'py> {
         }
         let number: i32 = self.signal.getattr(name)?.extract()?;
         let before = self.signal.call_method1("getsignal", (number,))?;
-        // `None` is a handler that C code installed: Python could not put it back.
+        // `None` is a handler that C code installed; Python cannot restore it.
         if !before.is_none() {
             self.signal
                 .call_method1("signal", (number, &self.recorder))?;
@@ -71,15 +72,15 @@ impl<'py> Handlers<'py> {
         Ok(())
     }
 
-    /// The signals that have come in after so many others: whether each is an interrupt.
+    /// For each signal after the first `seen` ones: whether it is an interrupt.
     pub(crate) fn since(&self, seen: usize) -> Vec<bool> {
         let received = self.recorder.get().received();
         let new = received.into_iter().skip(seen);
         new.map(|number| number == SIGINT).collect()
     }
 
-    /// Puts the previous handlers back, then tells them what came in meanwhile. The default
-    /// handlers are not told: the server has done what was asked for.
+    /// Restores the previous handlers, then calls them with the recorded signals. The default
+    /// handlers are not called, because the server has already stopped as the signal demands.
     pub(crate) fn restore(self) -> PyResult<()> {
         for (number, before) in &self.previous {
             self.signal.call_method1("signal", (*number, before))?;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::running::{Running, Server, url};
 use crate::{convert, errors};
 
-/// A running simulated worker; it has nothing to drain.
+/// A running simulated worker. It has nothing to drain, so it stops at once.
 pub(crate) struct Worker(sim::SimWorker);
 
 impl Server for Worker {

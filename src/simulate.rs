@@ -12,7 +12,7 @@ use sim::fleet::{self, CandidatePolicy, FleetOptions, TraceError};
 
 use crate::{convert, errors};
 
-/// A trace in Mooncake's format, read once and replayed often.
+/// A trace in Mooncake's format; it is read once and can be replayed many times.
 #[pyclass(frozen, module = "sgl_model_gateway.sgl_model_gateway_rs")]
 pub(crate) struct FleetTrace(fleet::Trace);
 
@@ -55,7 +55,8 @@ impl FleetTrace {
     }
 }
 
-/// The policies that can be simulated by name. `charge_K` and `sized_K` are, too, for any number K or `auto`.
+/// The policies that can be simulated by name. `charge_K` and `sized_K` can be, too, for any
+/// number K or `auto`.
 #[pyfunction]
 pub(crate) fn fleet_policies() -> Vec<String> {
     let all = CandidatePolicy::all();
@@ -68,7 +69,8 @@ pub(crate) fn fleet_option_defaults(py: Python<'_>) -> PyResult<Bound<'_, PyAny>
     Ok(pythonize(py, &FleetOptions::default())?)
 }
 
-/// Replays a trace under one policy; `progress` hears how many requests have arrived.
+/// Replays a trace under one policy. `progress` is called with the number of requests that have
+/// arrived.
 #[pyfunction]
 #[pyo3(signature = (trace, policy, progress = None, **options))]
 pub(crate) fn simulate_fleet<'py>(

@@ -1,4 +1,4 @@
-//! What this build is, and what it can parse.
+//! The version, the build, and the names of tool-call parsers.
 
 use pyo3::prelude::*;
 
@@ -25,7 +25,7 @@ pub(crate) fn get_version_string() -> &'static str {
     concat!("sgl-model-gateway ", env!("CARGO_PKG_VERSION"))
 }
 
-/// Name and version, then how, from what and with what it was built.
+/// Name and version, then the build's time, mode, target, commit and compiler.
 #[pyfunction]
 pub(crate) fn get_verbose_version_string() -> &'static str {
     concat!(

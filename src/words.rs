@@ -1,5 +1,5 @@
-//! The words that an enum can be written as, read off the Rust type: what serde accepts for it is
-//! the list, so no list is repeated here or in Python.
+//! The words of an enum, taken from the Rust type: the spellings that serde accepts are the list,
+//! so no list is repeated here or in Python.
 
 use std::cell::Cell;
 use std::iter::once;
@@ -33,7 +33,7 @@ pub(crate) fn word<T: Serialize>(value: &T) -> Option<String> {
     Some(json.as_str()?.to_owned())
 }
 
-/// The words an option can be set to; empty where it does not name one of several.
+/// The words that an option accepts; empty for an option that is no enum.
 pub(crate) fn of_option(name: &'static str) -> Vec<String> {
     let spellings = spellings(|probe| {
         let only = MapDeserializer::new(once((name, probe)));

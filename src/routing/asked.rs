@@ -1,4 +1,4 @@
-//! What is asked for: text or token ids.
+//! A prompt from Python: text or token ids.
 
 use ::routing::Prompt;
 use pyo3::exceptions::{PyOverflowError, PyTypeError};
@@ -8,19 +8,19 @@ use pyo3::types::{PyByteArray, PyBytes};
 
 use crate::errors;
 
-/// A prompt of Python's.
+/// A prompt from Python.
 pub(super) enum Asked {
     /// A `str`, borrowed.
     Text(PyBackedStr),
-    /// Token ids, four bytes each: equal prefixes of tokens are equal prefixes of bytes, and
-    /// the estimate for text, four bytes a token, is exact.
+    /// Token ids, four bytes each. Equal prefixes of tokens are equal prefixes of bytes, and the
+    /// estimate for text, four bytes per token, is exact.
     Ids(Vec<u8>),
     /// No prompt.
     Nothing,
 }
 
 impl Asked {
-    /// A `str` is text; anything else that can be iterated is token ids.
+    /// A `str` is text; any other iterable is token ids.
     pub(super) fn new(prompt: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
         let Some(prompt) = prompt else {
             return Ok(Self::Nothing);

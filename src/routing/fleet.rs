@@ -1,4 +1,4 @@
-//! Who there is, and who of them may be chosen.
+//! The workers of a policy, and those that are ready.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ struct Member {
     ready: bool,
 }
 
-/// What is in flight at a worker.
+/// The requests in flight at a worker.
 #[derive(Serialize)]
 pub(super) struct Standing {
     ready: bool,
@@ -30,7 +30,7 @@ pub(super) struct Standing {
     queued_tokens: u64,
 }
 
-/// A worker and what speaks for and against it.
+/// A worker and its predicted cost.
 #[derive(Serialize)]
 pub(super) struct Row {
     worker: String,
@@ -76,7 +76,7 @@ impl Fleet {
         self.members.iter().map(standing).collect()
     }
 
-    /// Makes the list of ready workers anew, after a change.
+    /// Rebuilds the list of ready workers after a change.
     pub(super) fn publish(&mut self) {
         let ready = self.members.iter().filter(|member| member.ready);
         self.ready = ready.map(|member| member.candidate.clone()).collect();
@@ -91,7 +91,7 @@ impl Fleet {
                 "worker {url} is there already"
             )));
         }
-        // The first free slot: members stand in the order of their slots.
+        // The first free slot, because members are ordered by slot.
         let dense = self.members.iter().enumerate();
         let slot = dense
             .take_while(|(at, member)| member.candidate.slot == *at)

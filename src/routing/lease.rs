@@ -1,4 +1,4 @@
-//! One request's place at a worker, as an object of Python's.
+//! One request in flight at a worker, as a Python object.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,8 +6,8 @@ use ::routing::{Candidate, Lease};
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyType};
 
-/// Where a request goes. It counts there until `release()`, the end of a `with` block, or the
-/// object's own end.
+/// The worker of a request. The request counts there until `release()`, the end of a `with`
+/// block, or the end of this object.
 #[pyclass(frozen, module = "sgl_model_gateway.sgl_model_gateway_rs")]
 pub(crate) struct RoutingLease {
     worker: Arc<str>,
@@ -28,7 +28,7 @@ impl RoutingLease {
         }
     }
 
-    /// Never held for longer than a few instructions, so the GIL may be kept meanwhile.
+    /// Locks for a few instructions only, so the GIL may be held meanwhile.
     fn with<T>(&self, act: impl FnOnce(&mut Option<Lease>) -> T) -> T {
         act(&mut self.lease.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -54,18 +54,18 @@ impl RoutingLease {
         self.prompt_tokens
     }
 
-    /// Whether it no longer counts.
+    /// Whether the request no longer counts.
     #[getter]
     fn released(&self) -> bool {
         self.with(|lease| lease.is_none())
     }
 
-    /// The worker has begun to answer: the prompt no longer waits there. Later calls do nothing.
+    /// Records that the response has begun: the prompt is no longer queued. Later calls do nothing.
     fn first_token(&self) {
         self.with(|lease| lease.as_mut().map(Lease::first_byte));
     }
 
-    /// The request is over. Later calls do nothing.
+    /// Ends the request. Later calls do nothing.
     fn release(&self) {
         self.with(Option::take);
     }

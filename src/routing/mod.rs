@@ -44,7 +44,7 @@ impl RoutingPolicy {
         }
     }
 
-    /// Changes the fleet; the policy and later decisions see it as it then is.
+    /// Changes the fleet, for the policy and all later decisions.
     fn change(
         &self,
         py: Python<'_>,
@@ -120,27 +120,27 @@ impl RoutingPolicy {
         py.detach(|| self.read(urls))
     }
 
-    /// A new worker, ready, its cache empty.
+    /// Adds a worker: ready, with an empty cache.
     fn add_worker(&self, py: Python<'_>, url: &str) -> PyResult<()> {
         self.change(py, |fleet| fleet.add(url))
     }
 
-    /// It is gone, and what was known of its cache; its leases may be released later.
+    /// Removes a worker and all knowledge of its cache. Its leases may be released later.
     fn remove_worker(&self, py: Python<'_>, url: &str) -> PyResult<()> {
         self.change(py, |fleet| fleet.remove(url))
     }
 
-    /// Only ready workers are chosen.
+    /// Sets whether a worker is ready. Only ready workers are chosen.
     fn set_ready(&self, py: Python<'_>, url: &str, ready: bool) -> PyResult<()> {
         self.change(py, |fleet| fleet.set_ready(url, ready))
     }
 
-    /// Its cache is empty now: it restarted, was flushed, or has new weights.
+    /// Records that a worker's cache is empty: it restarted, was flushed, or has new weights.
     fn flush_worker(&self, py: Python<'_>, url: &str) -> PyResult<()> {
         self.change(py, |fleet| fleet.flush(url))
     }
 
-    /// Chooses a worker for text (a `str`), token ids, or nothing, and counts the request there.
+    /// Chooses a worker for text (a `str`), token ids or no prompt, and counts the request there.
     #[pyo3(signature = (prompt = None, key = None, exclude = Vec::new()))]
     #[expect(
         clippy::needless_pass_by_value,
@@ -173,7 +173,8 @@ impl RoutingPolicy {
         placed.ok_or_else(|| PyRuntimeError::new_err("no worker is ready"))
     }
 
-    /// What `route` would weigh, best first, changing nothing; empty for policies without costs.
+    /// The costs that `route` would compare, best first, without a change of state. Empty for
+    /// policies without costs.
     #[pyo3(signature = (prompt = None, key = None))]
     fn explain<'py>(
         &self,
@@ -193,7 +194,7 @@ impl RoutingPolicy {
         Ok(pythonize(py, &rows.unwrap_or_default())?.cast_into()?)
     }
 
-    /// What is in flight at every worker.
+    /// The requests in flight at every worker.
     fn loads<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let loads = py.detach(|| self.read(Fleet::loads));
         let all = PyDict::new(py);

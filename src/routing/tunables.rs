@@ -12,10 +12,10 @@ use serde_json::{Map, Value};
 
 use crate::{convert, errors};
 
-/// What an index may use at most: it is reserved at once, which must not fail.
+/// The largest index. Its tables are reserved at once, and that must not fail.
 const MOST_INDEX_BYTES: usize = 4 << 30;
 
-/// What can be set; a guard that is not set is off.
+/// The tunables. A guard that is not set is off.
 #[derive(Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Tunables {
