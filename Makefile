@@ -15,7 +15,7 @@ FAULTS ?= 10000
 
 RUST := Cargo.toml Cargo.lock build.rs $(shell find src crates -name '*.rs' -o -name Cargo.toml)
 # A macro declares these files, so `cargo fmt` does not find them by itself.
-POLICIES := $(wildcard crates/routing/src/policy/*.rs)
+POLICIES := $(wildcard crates/routing/src/policy/*.rs crates/routing/src/policy/*/mod.rs)
 BUILT := $(VENV)/.built
 REAL := py_test/real_sglang
 SGLANG_VENV ?= $(CURDIR)/.venv-sglang
