@@ -1,10 +1,10 @@
-//! What one line in the list of policies becomes.
+//! The macro that makes modules and `PolicyKind` from the list of policies.
 
 /// Declares the module of every policy and generates [`PolicyKind`](super::PolicyKind) from the
 /// list, in its order. A line reads
 ///
 /// ```text
-/// mod file: Kind, free or sticky, constructor, "What it does.";
+/// mod file: Kind, free or sticky, constructor, "Description.";
 /// ```
 ///
 /// The file defines a struct called like the kind. Its own name is the name that users write, so

@@ -96,6 +96,10 @@ mod tests {
     use super::Retry::{Budgeted, Free, No};
     use super::*;
 
+    /// The worker becomes suspect, or keeps its health.
+    const SUSPECT: bool = true;
+    const KEPT: bool = false;
+
     #[track_caller]
     fn row(outcome: Outcome, retry: Retry, signal: BreakerSignal, suspect: bool) {
         let busy = retry == Budgeted && signal == Neutral && outcome != Outcome::Local;
@@ -111,60 +115,60 @@ mod tests {
     #[test]
     fn success_is_final_and_clears_the_breaker() {
         for status in [200, 201, 204, 302, 304] {
-            row(Outcome::Answered(status), No, Success, false);
+            row(Outcome::Answered(status), No, Success, KEPT);
         }
     }
 
     #[test]
     fn client_error_is_final_and_neutral() {
         for status in [400, 401, 403, 404, 413, 415, 422, 499] {
-            row(Outcome::Answered(status), No, Neutral, false);
+            row(Outcome::Answered(status), No, Neutral, KEPT);
         }
     }
 
     #[test]
     fn overload_is_retried_and_neutral() {
-        row(Outcome::Answered(408), Budgeted, Neutral, false);
-        row(Outcome::Answered(429), Budgeted, Neutral, false);
-        row(Outcome::QueueFull, Budgeted, Neutral, false);
+        row(Outcome::Answered(408), Budgeted, Neutral, KEPT);
+        row(Outcome::Answered(429), Budgeted, Neutral, KEPT);
+        row(Outcome::QueueFull, Budgeted, Neutral, KEPT);
     }
 
     #[test]
     fn server_error_is_retried_and_a_failure() {
         for status in [500, 502, 503, 504, 507, 529, 599] {
-            row(Outcome::Answered(status), Budgeted, Failure, false);
+            row(Outcome::Answered(status), Budgeted, Failure, KEPT);
         }
     }
 
     #[test]
     fn unsupported_request_is_final_and_neutral() {
-        row(Outcome::Answered(501), No, Neutral, false);
-        row(Outcome::Answered(505), No, Neutral, false);
+        row(Outcome::Answered(501), No, Neutral, KEPT);
+        row(Outcome::Answered(505), No, Neutral, KEPT);
     }
 
     #[test]
     fn lost_connection_makes_worker_suspect_and_retry_free() {
-        row(Outcome::NotConnected, Free, Failure, true);
-        row(Outcome::NoResponse, Free, Failure, true);
+        row(Outcome::NotConnected, Free, Failure, SUSPECT);
+        row(Outcome::NoResponse, Free, Failure, SUSPECT);
     }
 
     #[test]
     fn shortage_at_the_gateway_is_retried_and_blames_no_worker() {
-        row(Outcome::Local, Budgeted, Neutral, false);
+        row(Outcome::Local, Budgeted, Neutral, KEPT);
     }
 
     #[test]
     fn timeout_is_retried_and_a_failure() {
-        row(Outcome::TimedOut, Budgeted, Failure, false);
+        row(Outcome::TimedOut, Budgeted, Failure, KEPT);
     }
 
     #[test]
     fn truncated_response_is_final_and_makes_worker_suspect() {
-        row(Outcome::Truncated, No, Failure, true);
+        row(Outcome::Truncated, No, Failure, SUSPECT);
     }
 
     #[test]
     fn client_disconnect_is_final_and_neutral() {
-        row(Outcome::Abandoned, No, Neutral, false);
+        row(Outcome::Abandoned, No, Neutral, KEPT);
     }
 }
