@@ -1,21 +1,19 @@
-//! The index's memory: slots of one size, for whatever the tree is made of.
+//! The index's memory: slots of one size that hold every part of the tree.
 //!
-//! Every slot fits every purpose, so nothing fragments, freeing and allocating take constant
-//! time however long a chain is, and what is in use is known exactly. The general allocator
-//! would tidy up after hundreds of thousands of freed runs at moments of its own choosing.
+//! Every slot fits every purpose. So nothing fragments, allocating a slot and freeing a chain
+//! of any length take constant time, and the bytes in use are known exactly. The general
+//! allocator instead coalesces hundreds of thousands of freed runs at unpredictable moments.
 
-use super::node::{HEAD, INLINE_HOLDERS, MemberId, Node, Stamp};
+use super::ids::{MemberId, SlotId, Stamp};
+use super::node::{HEAD, INLINE_HOLDERS, Node};
 use super::segments::Segments;
-
-/// A slot's number; 0 is the root, and also "none".
-pub(super) type SlotId = u32;
 
 /// Blocks in a slot that continues a run.
 pub(super) const RUN: usize = 15;
-/// Holders in a slot that continues a set of them.
+/// Holders in a slot that continues a node's holders.
 pub(super) const HOLDER_SET: usize = 20;
 
-/// What a slot holds. Slots other than nodes are chained by `next`.
+/// The content of a slot. Slots other than nodes are chained by `next`.
 #[derive(Debug)]
 #[repr(align(64))]
 enum Slot {
@@ -25,7 +23,7 @@ enum Slot {
         blocks: [u64; RUN],
     },
     HolderSet(HolderSet),
-    /// The first of a chain of free slots, and the first of the next such chain.
+    /// A free slot: the next one of its chain, and the first one of the next free chain.
     Free {
         next: SlotId,
         chain: SlotId,
@@ -40,21 +38,23 @@ pub(super) struct HolderSet {
     pub(super) members: [MemberId; HOLDER_SET],
 }
 
-/// 2 048 slots of 128 bytes: 256 KiB.
+/// 2 048 slots of 128 bytes per segment: 256 KiB.
 type Slots = Segments<Slot, 11>;
 
 #[derive(Debug)]
 pub(super) struct Arena {
     slots: Slots,
+    /// The first slot of the first free chain.
     free: SlotId,
     free_count: usize,
-    /// What a number gets that is not a node's; there is none.
-    nowhere: Node,
-    no_crowd: HolderSet,
+    /// Stands in for a slot that is no node, so that a wrong number cannot panic.
+    no_node: Node,
+    /// Stands in for a slot without holders.
+    no_holders: HolderSet,
 }
 
 impl Arena {
-    /// At most `budget` bytes; the root is there, whatever the budget.
+    /// An arena of at most `budget` bytes; the root is there whatever the budget.
     pub(super) fn new(budget: usize) -> Self {
         let mut most = (budget / size_of::<Slot>()).min(SlotId::MAX as usize);
         while Slots::needed(most) > budget && most > 1 {
@@ -68,12 +68,12 @@ impl Arena {
             slots,
             free: 0,
             free_count: 0,
-            nowhere: Node::default(),
-            no_crowd: HolderSet::EMPTY,
+            no_node: Node::default(),
+            no_holders: HolderSet::EMPTY,
         }
     }
 
-    /// Slots that would fit into so many bytes.
+    /// Slots that fit into so many bytes.
     pub(super) fn slots_in(bytes: usize) -> usize {
         bytes / size_of::<Slot>()
     }
@@ -88,25 +88,25 @@ impl Arena {
         self.slots.len()
     }
 
-    /// Slots that can be had.
+    /// Slots that can be allocated.
     pub(super) fn room(&self) -> usize {
         self.slots.room() + self.free_count
     }
 
     /// The node in a slot.
     pub(super) fn node(&self, at: SlotId) -> &Node {
-        self.find_node(at as usize).unwrap_or(&self.nowhere)
+        self.find_node(at as usize).unwrap_or(&self.no_node)
     }
 
-    /// The same, to be changed.
+    /// The same node, mutable.
     pub(super) fn node_mut(&mut self, at: SlotId) -> &mut Node {
         match self.slots.at_mut(at as usize) {
             Slot::Node(node) => node,
-            _ => &mut self.nowhere,
+            _ => &mut self.no_node,
         }
     }
 
-    /// The node in a slot, if there is one.
+    /// The node in a slot, if the slot holds one.
     pub(super) fn find_node(&self, at: usize) -> Option<&Node> {
         match self.slots.at(at) {
             Slot::Node(node) => Some(node),
@@ -114,7 +114,7 @@ impl Arena {
         }
     }
 
-    /// The blocks in a slot that continues a run, and where they go on.
+    /// The blocks in a slot that continues a run, and the next slot of the run.
     pub(super) fn run(&self, at: SlotId) -> (&[u64; RUN], SlotId) {
         match self.slots.at(at as usize) {
             Slot::Run { next, blocks } => (blocks, *next),
@@ -122,42 +122,43 @@ impl Arena {
         }
     }
 
-    /// The holders in a slot that continues a set of them.
+    /// The holders in a slot that continues a node's holders.
     pub(super) fn holder_set(&self, at: SlotId) -> &HolderSet {
         match self.slots.at(at as usize) {
             Slot::HolderSet(holder_set) => holder_set,
-            _ => &self.no_crowd,
+            _ => &self.no_holders,
         }
     }
 
-    /// The same, to be changed.
+    /// The same holders, mutable.
     pub(super) fn holder_set_mut(&mut self, at: SlotId) -> &mut HolderSet {
         match self.slots.at_mut(at as usize) {
             Slot::HolderSet(holder_set) => holder_set,
-            _ => &mut self.no_crowd,
+            _ => &mut self.no_holders,
         }
     }
 
-    /// A slot for a node; `None` when there is no room.
+    /// Allocates a slot for a node; `None` when the arena is full.
     pub(super) fn add_node(&mut self, node: Node) -> Option<SlotId> {
-        self.take(Slot::Node(node))
+        self.allocate(Slot::Node(node))
     }
 
-    /// A slot for holders, chained before `next`.
+    /// Allocates a slot for holders, chained before `next`.
     pub(super) fn add_holder_set(&mut self, next: SlotId) -> Option<SlotId> {
-        self.take(Slot::HolderSet(HolderSet {
+        self.allocate(Slot::HolderSet(HolderSet {
             next,
             ..HolderSet::EMPTY
         }))
     }
 
-    /// Slots for the blocks of a run, chained; 0 for none. There must be room.
+    /// Allocates a chain of slots for the blocks of a run and returns the first; 0 for no
+    /// blocks. The caller makes sure that there is room.
     pub(super) fn add_run(&mut self, run: &[u64]) -> SlotId {
         let (mut first, mut last) = (0, 0);
         for part in run.chunks(RUN) {
             let mut blocks = [0; RUN];
             blocks[..part.len()].copy_from_slice(part);
-            let Some(at) = self.take(Slot::Run { next: 0, blocks }) else {
+            let Some(at) = self.allocate(Slot::Run { next: 0, blocks }) else {
                 break;
             };
             if let Slot::Run { next, .. } = self.slots.at_mut(last as usize) {
@@ -170,17 +171,17 @@ impl Arena {
         first
     }
 
-    /// Frees a node with all that is chained to it.
+    /// Frees a node and the slots chained to it.
     pub(super) fn free_node(&mut self, at: SlotId) {
         let node = self.node(at);
-        let (run, more) = (node.run, node.more);
-        let (runs, crowds) = (runs(node.len.into()), crowds(node.held.into()));
+        let (run, more_holders) = (node.run, node.more_holders);
+        let (runs, holder_sets) = (run_slots(node.len.into()), holder_slots(node.held.into()));
         self.free_chain(run, runs);
-        self.free_chain(more, crowds);
+        self.free_chain(more_holders, holder_sets);
         self.free_chain(at, 1);
     }
 
-    /// Frees a chain of `count` slots.
+    /// Frees a chain of `count` slots in constant time.
     pub(super) fn free_chain(&mut self, at: SlotId, count: usize) {
         if at == 0 {
             return;
@@ -194,7 +195,7 @@ impl Arena {
         self.free_count += count;
     }
 
-    /// Frees the first slot of a chain; tells the second.
+    /// Frees the first slot of a chain and returns the second.
     pub(super) fn free_first(&mut self, at: SlotId) -> SlotId {
         let next = self.next(at);
         *self.slots.at_mut(at as usize) = Slot::Free {
@@ -206,7 +207,7 @@ impl Arena {
         next
     }
 
-    fn take(&mut self, slot: Slot) -> Option<SlotId> {
+    fn allocate(&mut self, slot: Slot) -> Option<SlotId> {
         let Slot::Free { next, chain } = *self.slots.at(self.free as usize) else {
             return self.slots.push(slot).map(|at| at as SlotId);
         };
@@ -256,13 +257,13 @@ impl HolderSet {
     };
 }
 
-/// Slots that a run of so many blocks needs besides its node.
-pub(super) fn runs(len: usize) -> usize {
+/// Slots that a run of `len` blocks needs besides its node.
+pub(super) fn run_slots(len: usize) -> usize {
     len.saturating_sub(HEAD).div_ceil(RUN)
 }
 
-/// Slots that so many holders need besides their node.
-pub(super) fn crowds(held: usize) -> usize {
+/// Slots that `held` holders need besides their node.
+pub(super) fn holder_slots(held: usize) -> usize {
     held.saturating_sub(INLINE_HOLDERS).div_ceil(HOLDER_SET)
 }
 
@@ -271,12 +272,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_is_two_cache_lines() {
+    fn slot_fills_two_cache_lines() {
         assert_eq!(size_of::<Slot>(), 128);
     }
 
     #[test]
-    fn chains_are_freed_whole_and_reused_slot_by_slot() {
+    fn freed_chains_are_reused_slot_by_slot() {
         let mut arena = Arena::new(128 * 20);
         let room = arena.room();
         let one = arena.add_run(&[1; 3 * RUN]);

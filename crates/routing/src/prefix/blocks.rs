@@ -4,14 +4,14 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::Prompt;
 
-/// Bytes per block: about 16 tokens, the page of an engine's own cache.
+/// Bytes per block: about 16 tokens, the page size of an engine's cache.
 pub const BLOCK: usize = 64;
-/// Blocks of a prompt that are looked at; what follows (1 MiB of text) adds nothing to a choice.
+/// Blocks of a prompt that are hashed, 1 MiB of text; later ones would not change a choice.
 pub const MAX_BLOCKS: usize = 16 * 1024;
 
-/// Writes the hashes of a prompt's whole blocks to `hashes`, replacing what was there.
+/// Writes the hashes of a prompt's whole blocks to `hashes`, replacing its contents.
 ///
-/// Parts are hashed as if concatenated; a last piece shorter than a block is left out.
+/// Parts are hashed as if concatenated. A last piece shorter than a block is left out.
 pub fn hash_blocks(prompt: &Prompt<'_>, hashes: &mut Vec<u64>) {
     hashes.clear();
     let (mut carry, mut carried) = ([0; BLOCK], 0);
@@ -47,13 +47,13 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_blocks_count() {
+    fn incomplete_last_block_is_not_hashed() {
         assert!(hashes([&[1; BLOCK - 1], b"", b""]).is_empty());
         assert_eq!(hashes([&[1; 3 * BLOCK + 5], b"", b""]).len(), 3);
     }
 
     #[test]
-    fn very_long_prompts_are_cut() {
+    fn prompt_beyond_the_limit_is_truncated() {
         assert_eq!(
             hashes([&vec![1; (MAX_BLOCKS + 9) * BLOCK], b"x", b""]).len(),
             MAX_BLOCKS
@@ -62,7 +62,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn how_a_prompt_is_cut_into_parts_does_not_matter(
+        fn hashes_do_not_depend_on_parts(
             text in prop::collection::vec(any::<u8>(), 0..500), a in 0..500_usize, b in 0..500_usize,
         ) {
             let (a, b) = (a.min(b).min(text.len()), a.max(b).min(text.len()));

@@ -1,19 +1,20 @@
-//! The child table: a node by its parent and its first block, chained through the nodes.
+//! The child table: finds a node by its parent and its first block.
 
-use super::arena::{Arena, SlotId};
+use super::arena::Arena;
+use super::ids::SlotId;
 use super::segments::Segments;
 
-/// 65 536 buckets: 256 KiB.
+/// 65 536 buckets per segment: 256 KiB.
 type Buckets = Segments<SlotId, 16>;
 
 #[derive(Debug)]
 pub(super) struct Children {
-    /// First node of each bucket; a power of two long.
+    /// The first node of each bucket; the others are chained. The length is a power of two.
     buckets: Buckets,
 }
 
 impl Children {
-    /// For about so many nodes.
+    /// A table sized for about `nodes` nodes.
     pub(super) fn new(nodes: usize) -> Self {
         let buckets = (nodes / 2).next_power_of_two().clamp(16, 1 << 31);
         Self {
@@ -21,12 +22,12 @@ impl Children {
         }
     }
 
-    /// Bytes of the table, all of them counted from the start.
+    /// Bytes of the table; the whole of it counts from the start.
     pub(super) fn bytes(&self) -> usize {
         self.buckets.bytes()
     }
 
-    /// The child of `parent` that begins with this block.
+    /// The child of `parent` whose run begins with the block `first`.
     pub(super) fn find(&self, arena: &Arena, parent: SlotId, first: u64) -> Option<SlotId> {
         let mut at = *self.buckets.at(self.bucket(parent, first));
         while at != 0 {
@@ -34,24 +35,27 @@ impl Children {
             if node.parent == parent && node.blocks[0] == first {
                 return Some(at);
             }
-            at = node.chained;
+            at = node.next_in_bucket;
         }
         None
     }
 
-    /// Takes a node in, by its parent and first block.
+    /// Adds a node under its parent and first block.
     pub(super) fn insert(&mut self, arena: &mut Arena, at: SlotId) {
         let node = arena.node(at);
         let bucket = self.bucket(node.parent, node.blocks[0]);
         let first = self.buckets.at_mut(bucket);
-        arena.node_mut(at).chained = *first;
+        arena.node_mut(at).next_in_bucket = *first;
         *first = at;
     }
 
-    /// Takes a node out again; its parent and first block must be what they were.
+    /// Removes a node; its parent and first block must not have changed since it was added.
     pub(super) fn remove(&mut self, arena: &mut Arena, at: SlotId) {
         let node = arena.node(at);
-        let (bucket, next) = (self.bucket(node.parent, node.blocks[0]), node.chained);
+        let (bucket, next) = (
+            self.bucket(node.parent, node.blocks[0]),
+            node.next_in_bucket,
+        );
         let first = self.buckets.at_mut(bucket);
         if *first == at {
             *first = next;
@@ -59,12 +63,12 @@ impl Children {
         }
         let mut before = *first;
         while before != 0 {
-            let chained = arena.node(before).chained;
-            if chained == at {
-                arena.node_mut(before).chained = next;
+            let after = arena.node(before).next_in_bucket;
+            if after == at {
+                arena.node_mut(before).next_in_bucket = next;
                 return;
             }
-            before = chained;
+            before = after;
         }
     }
 

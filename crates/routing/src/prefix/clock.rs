@@ -1,63 +1,67 @@
-//! A worker's own time: how far its cache has moved on.
+//! The clock of one worker: an estimate of the blocks that its cache has evicted.
 
-use super::node::Stamp;
+use super::ids::{BlockRange, Stamp};
 
-/// Counts the blocks that a worker's cache had to take in, and so tells what it still holds.
+/// Counts the blocks that entered a worker's cache, and estimates from that which remain.
 ///
-/// A cache of `holds` blocks that evicts the least recently used one has lost a block when as
-/// many others were used since. Blocks it did not have count fully. One it had counts for
-/// those only that were used after it, a share of age / `holds`: exact on average, and kept
-/// in one number per worker and one stamp per node and holder, where a true list of every
-/// worker's blocks would take several times the memory. Stamps wrap after 2³² blocks.
+/// A cache of `capacity` blocks that evicts the least recently used one has lost a block when
+/// `capacity` others were used since. A block that was not cached advances the clock by one. A
+/// block that was cached passes only the blocks used after it, so it advances the clock by the
+/// share age / `capacity`, which is exact on average. This needs one number per worker and one
+/// stamp per node and holder; a true list of each worker's blocks needs several times the
+/// memory. Stamps wrap after 2³² blocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clock {
     now: Stamp,
-    /// Blocks that the worker's cache holds; [`UNKNOWN`](Self::UNKNOWN) when it does not tell.
-    holds: u32,
-    /// What is left over for the next block that `now` counts, in shares of `holds`.
-    rest: u32,
+    /// Blocks that the worker's cache holds; [`UNKNOWN`](Self::UNKNOWN) if not reported.
+    capacity: u32,
+    /// The fraction of the next tick of `now`, in units of 1 / `capacity`.
+    remainder: u32,
 }
 
 impl Clock {
-    /// The size of a cache nobody knows: it is believed to hold everything.
+    /// The capacity of a cache whose size is unknown: it is assumed to evict nothing.
     pub(super) const UNKNOWN: u32 = u32::MAX;
 
-    /// The clock of a worker that has seen nothing.
-    pub(super) fn new(holds: u32) -> Self {
+    /// The clock of a worker with an empty cache of `capacity` blocks.
+    pub(super) fn new(capacity: u32) -> Self {
         Self {
             now: 0,
-            holds: holds.max(1),
-            rest: 0,
+            capacity: capacity.max(1),
+            remainder: 0,
         }
     }
 
-    /// What a stamp given now is.
+    /// The stamp of a use at this moment.
     pub(super) fn now(&self) -> Stamp {
         self.now
     }
 
-    /// From now on the cache holds so many blocks.
-    pub(super) fn set_holds(&mut self, holds: u32) {
-        self.holds = holds.max(1);
-        self.rest = self.rest.min(self.holds - 1);
+    /// Changes the number of blocks that the cache holds.
+    pub(super) fn set_capacity(&mut self, capacity: u32) {
+        self.capacity = capacity.max(1);
+        self.remainder = self.remainder.min(self.capacity - 1);
     }
 
-    /// How many leading blocks of a prompt are still cached, if its blocks from `start` to
-    /// `end` were last used at `stamp`; 0 when none of these is. The last of a prompt's
-    /// blocks goes first.
-    pub(super) fn depth(&self, stamp: Stamp, start: u32, end: u32) -> u32 {
-        if self.holds == Self::UNKNOWN {
-            return end;
+    /// The leading blocks of a prompt that are still cached, if those of `range` were last used
+    /// at `stamp`; 0 when none of `range` is. The last block of a prompt is evicted first.
+    pub(super) fn cached_depth(&self, stamp: Stamp, range: BlockRange) -> u32 {
+        if self.capacity == Self::UNKNOWN {
+            return range.end;
         }
-        let left = self.holds.saturating_sub(self.age(stamp));
-        if left > start { left.min(end) } else { 0 }
+        let left = self.capacity.saturating_sub(self.age(stamp));
+        if left > range.start {
+            left.min(range.end)
+        } else {
+            0
+        }
     }
 
-    /// Lets time pass for a use of these blocks.
+    /// Advances by the effect that a use of these blocks has on the cache.
     pub(super) fn advance(&mut self, used: Used) {
-        let shares = u64::from(self.rest) + used.moved;
-        let whole = shares / u64::from(self.holds);
-        self.rest = (shares % u64::from(self.holds)) as u32;
+        let shares = u64::from(self.remainder) + used.reused_age;
+        let whole = shares / u64::from(self.capacity);
+        self.remainder = (shares % u64::from(self.capacity)) as u32;
         self.now = self.now.wrapping_add(used.new).wrapping_add(whole as u32);
     }
 
@@ -66,23 +70,23 @@ impl Clock {
     }
 }
 
-/// The blocks of a prompt, as far as a cache moves on when they are used.
+/// The blocks of a prompt, summed up by their effect on a worker's cache.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Used {
-    /// Those it did not have.
+    /// Blocks that were not cached.
     new: u32,
-    /// Those it had, times their ages.
-    moved: u64,
+    /// The ages of the blocks that were cached, summed.
+    reused_age: u64,
 }
 
 impl Used {
-    /// Adds the blocks from `start` to `end`, last used at `stamp` if ever.
-    pub(super) fn add(&mut self, clock: &Clock, stamp: Option<Stamp>, (start, end): (u32, u32)) {
-        let depth = stamp.map_or(0, |stamp| clock.depth(stamp, start, end));
-        let had = depth.saturating_sub(start);
-        self.new += end - start - had;
+    /// Adds the blocks of `range`; `stamp` is their last use, if there was one.
+    pub(super) fn add(&mut self, clock: &Clock, stamp: Option<Stamp>, range: BlockRange) {
+        let depth = stamp.map_or(0, |stamp| clock.cached_depth(stamp, range));
+        let cached = depth.saturating_sub(range.start);
+        self.new += range.end - range.start - cached;
         let age = stamp.map_or(0, |stamp| clock.age(stamp));
-        self.moved += u64::from(had) * u64::from(age);
+        self.reused_age += u64::from(cached) * u64::from(age);
     }
 }
 
@@ -92,49 +96,56 @@ mod tests {
 
     fn used(clock: &Clock, stamp: Option<Stamp>, blocks: u32) -> Used {
         let mut used = Used::default();
-        used.add(clock, stamp, (0, blocks));
+        used.add(clock, stamp, range(0, blocks));
         used
     }
 
-    #[test]
-    fn the_end_of_a_prompt_is_lost_first() {
-        let mut clock = Clock::new(100);
-        clock.advance(used(&clock, None, 60));
-        let stamp = clock.now();
-        assert_eq!(clock.depth(stamp, 0, 60), 60);
-        clock.advance(used(&clock, None, 70));
-        assert_eq!(clock.depth(stamp, 0, 60), 30);
-        assert_eq!(
-            (clock.depth(stamp, 30, 60), clock.depth(stamp, 29, 60)),
-            (0, 30)
-        );
-        clock.advance(used(&clock, None, 30));
-        assert_eq!(clock.depth(stamp, 0, 60), 0);
+    fn range(start: u32, end: u32) -> BlockRange {
+        BlockRange { start, end }
     }
 
     #[test]
-    fn what_is_used_again_moves_the_rest_by_its_age() {
+    fn full_cache_evicts_end_of_prompt_first() {
+        let mut clock = Clock::new(100);
+        clock.advance(used(&clock, None, 60));
+        let stamp = clock.now();
+        assert_eq!(clock.cached_depth(stamp, range(0, 60)), 60);
+        clock.advance(used(&clock, None, 70));
+        assert_eq!(clock.cached_depth(stamp, range(0, 60)), 30);
+        assert_eq!(
+            (
+                clock.cached_depth(stamp, range(30, 60)),
+                clock.cached_depth(stamp, range(29, 60))
+            ),
+            (0, 30)
+        );
+        clock.advance(used(&clock, None, 30));
+        assert_eq!(clock.cached_depth(stamp, range(0, 60)), 0);
+    }
+
+    #[test]
+    fn reused_blocks_advance_clock_by_their_age() {
         let mut clock = Clock::new(100);
         clock.advance(used(&clock, None, 10));
         let stamp = clock.now();
         clock.advance(used(&clock, Some(stamp), 10));
-        assert_eq!(clock.now(), stamp, "the newest moves nobody");
+        assert_eq!(clock.now(), stamp, "the newest blocks have age 0");
         clock.advance(used(&clock, None, 50));
         clock.advance(used(&clock, Some(stamp), 10));
         assert_eq!(
             clock.now(),
             stamp + 50 + 5,
-            "half of the cache stood before it"
+            "half of the cache was used after them"
         );
     }
 
     #[test]
-    fn a_cache_of_unknown_size_loses_nothing() {
+    fn cache_of_unknown_size_evicts_nothing() {
         let mut clock = Clock::new(Clock::UNKNOWN);
         let stamp = clock.now();
         for _ in 0..10 {
             clock.advance(used(&clock, None, 1 << 28));
         }
-        assert_eq!(clock.depth(stamp, 5, 9), 9);
+        assert_eq!(clock.cached_depth(stamp, range(5, 9)), 9);
     }
 }

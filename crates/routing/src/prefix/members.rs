@@ -1,97 +1,103 @@
-//! Who is in the index: slots of the fleet, seats of the tree, and who is being forgotten.
+//! The members of the index: which worker a member id stands for, and which ids are being purged.
+//!
+//! A worker that leaves, or comes back with a new generation, loses its id at once. The id is
+//! given out again only after a purge has removed its blocks from the tree.
 
 use super::clock::Clock;
-use super::node::MemberId;
+use super::ids::MemberId;
 use crate::Candidate;
 
-/// A worker's generation, and the seat its blocks are under once it has some.
+/// The worker in a slot of the fleet: its generation, and its id once it has blocks.
 #[derive(Clone, Copy, Debug)]
 struct Member {
     generation: u32,
     id: Option<MemberId>,
 }
 
-/// Who sits in a seat, and how far its cache has moved on.
+/// The worker behind an id.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MemberState {
-    /// `None` for one that left.
+    /// Its slot in the fleet; `None` after it has left.
     slot: Option<u32>,
     clock: Clock,
 }
 
-/// The members. A seat is used again only when nothing is under it any more.
+/// All members.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    /// By slot.
+    /// By slot of the fleet.
     present: Vec<Option<Member>>,
     /// By id.
     states: Vec<MemberState>,
-    /// By slot: blocks that the worker's cache holds.
-    holds: Vec<u32>,
-    /// Seats nobody has, with nothing under them.
+    /// By slot of the fleet: blocks that the worker's cache holds.
+    capacities: Vec<u32>,
+    /// Ids that are unused and have no blocks in the tree.
     free: Vec<MemberId>,
-    /// Seats of workers that left, with blocks still under them, that wait for the next purge.
-    leaving: Vec<MemberId>,
-    /// Those whose blocks are being purged, all in one go.
+    /// Ids of workers that have left; their blocks wait for the next purge.
+    departed: Vec<MemberId>,
+    /// Ids whose blocks the present purge removes.
     purging: Vec<MemberId>,
-    /// How far the purge has come.
+    /// The arena slot that the present purge has reached.
     purged: usize,
 }
 
 impl Members {
-    /// One more than the highest slot.
+    /// One more than the highest slot of the fleet.
     pub(super) fn slots(&self) -> usize {
         self.present.len()
     }
 
-    /// How many seats there are, taken or not.
+    /// The number of ids, used or not.
     pub(super) fn count_ids(&self) -> usize {
         self.states.len()
     }
 
-    /// The slot of the worker in this seat, unless it left, and its clock.
+    /// The slot and the clock of the worker with this id, unless it has left.
     pub(super) fn state(&self, id: MemberId) -> Option<(usize, &Clock)> {
         let state = self.states.get(usize::from(id))?;
         Some((state.slot? as usize, &state.clock))
     }
 
-    /// The clock of the worker in this seat.
-    pub(super) fn clock(&mut self, id: MemberId) -> Option<&mut Clock> {
+    /// The clock of the worker with this id.
+    pub(super) fn clock_mut(&mut self, id: MemberId) -> Option<&mut Clock> {
         let state = self.states.get_mut(usize::from(id))?;
         Some(&mut state.clock)
     }
 
-    /// How many blocks the workers' caches hold, by slot.
-    pub(super) fn hold(&mut self, holds: Vec<u32>) {
-        self.holds = holds;
+    /// Sets the number of blocks that each worker's cache holds, by slot of the fleet.
+    pub(super) fn set_capacities(&mut self, capacities: Vec<u32>) {
+        self.capacities = capacities;
         for state in &mut self.states {
             if let Some(slot) = state.slot {
-                state.clock.set_holds(holds_of(&self.holds, slot as usize));
+                let capacity = capacity_of(&self.capacities, slot as usize);
+                state.clock.set_capacity(capacity);
             }
         }
     }
 
-    /// The worker's seat; a new one for a worker that is new or has a new generation. `None`
-    /// for one whose slot somebody newer has: a decision may be older than what is known here.
+    /// The worker's id; a new one for a worker that is new or has a new generation.
+    ///
+    /// `None` if a newer generation has the slot: a decision may be older than the last change
+    /// of members.
     pub(super) fn id_of(&mut self, candidate: &Candidate) -> Option<MemberId> {
         if candidate.slot >= self.present.len() {
             self.present.resize(candidate.slot + 1, None);
         }
-        let held = self.present[candidate.slot];
-        match held {
+        let known = self.present[candidate.slot];
+        match known {
             Some(member) if member.generation > candidate.generation => return None,
             Some(member) if member.generation == candidate.generation && member.id.is_some() => {
                 return member.id;
             }
             _ => {}
         }
-        if let Some(member) = held.and_then(|member| member.id) {
-            self.leave(member);
+        if let Some(id) = known.and_then(|member| member.id) {
+            self.retire(id);
         }
-        Some(self.register(candidate))
+        Some(self.assign_id(candidate))
     }
 
-    /// Everybody there is; the others leave.
+    /// Replaces the list of workers. A worker that is not in `all` leaves.
     pub(super) fn keep(&mut self, all: &[Candidate]) {
         for slot in 0..self.present.len() {
             let Some(member) = self.present[slot] else {
@@ -102,7 +108,7 @@ impl Members {
                 .any(|known| known.slot == slot && known.generation == member.generation);
             if !stays {
                 self.present[slot] = None;
-                member.id.into_iter().for_each(|member| self.leave(member));
+                member.id.into_iter().for_each(|id| self.retire(id));
             }
         }
         let needed = all
@@ -113,24 +119,26 @@ impl Members {
         self.present.resize(needed, None);
         for candidate in all {
             let generation = candidate.generation;
-            let nothing = Member {
+            let without_blocks = Member {
                 generation,
                 id: None,
             };
-            self.present[candidate.slot].get_or_insert(nothing);
+            self.present[candidate.slot].get_or_insert(without_blocks);
         }
     }
 
-    /// Whose blocks are purged, if there are any, and where that goes on. A purge takes everybody who had left
-    /// when it began: however many come and go, the tree is looked through once for all.
+    /// The ids to purge and the arena slot to go on at; `None` when there is nothing to purge.
+    ///
+    /// A purge takes all ids that had departed when it began. So one pass over the tree serves
+    /// any number of workers that come and go.
     pub(super) fn purging(&mut self) -> Option<(&[MemberId], usize)> {
         if self.purging.is_empty() {
-            std::mem::swap(&mut self.purging, &mut self.leaving);
+            std::mem::swap(&mut self.purging, &mut self.departed);
         }
         (!self.purging.is_empty()).then_some((&*self.purging, self.purged))
     }
 
-    /// The purge has come so far; `None` when those seats are empty.
+    /// Notes that the purge has reached an arena slot; `None` when it is complete.
     pub(super) fn purged_up_to(&mut self, at: Option<usize>) {
         self.purged = at.unwrap_or(0);
         if at.is_none() {
@@ -138,28 +146,28 @@ impl Members {
         }
     }
 
-    fn leave(&mut self, id: MemberId) {
+    fn retire(&mut self, id: MemberId) {
         if let Some(state) = self.states.get_mut(usize::from(id)) {
             state.slot = None;
-            self.leaving.push(id);
+            self.departed.push(id);
         }
     }
 
-    fn register(&mut self, candidate: &Candidate) -> MemberId {
-        let vacant = MemberState {
+    fn assign_id(&mut self, candidate: &Candidate) -> MemberId {
+        let unused = MemberState {
             slot: None,
             clock: Clock::new(Clock::UNKNOWN),
         };
         let id = self.free.pop().unwrap_or_else(|| {
-            // More workers coming and going within one purge than seats: the last seat is
-            // shared, which costs precision, not correctness.
+            // When more workers come and go within one purge than there are ids, they share
+            // the last id. That costs precision, not correctness.
             let next = MemberId::try_from(self.states.len()).unwrap_or(MemberId::MAX);
-            self.states.resize(usize::from(next) + 1, vacant);
+            self.states.resize(usize::from(next) + 1, unused);
             next
         });
         self.states[usize::from(id)] = MemberState {
             slot: Some(candidate.slot as u32),
-            clock: Clock::new(holds_of(&self.holds, candidate.slot)),
+            clock: Clock::new(capacity_of(&self.capacities, candidate.slot)),
         };
         self.present[candidate.slot] = Some(Member {
             generation: candidate.generation,
@@ -169,6 +177,6 @@ impl Members {
     }
 }
 
-fn holds_of(holds: &[u32], slot: usize) -> u32 {
-    holds.get(slot).copied().unwrap_or(Clock::UNKNOWN)
+fn capacity_of(capacities: &[u32], slot: usize) -> u32 {
+    capacities.get(slot).copied().unwrap_or(Clock::UNKNOWN)
 }

@@ -1,34 +1,30 @@
-//! A node of the tree: where it stands, the beginning of its run, its first holders.
+//! A node of the tree: its links, the first blocks of its run, its first holders.
 
-use super::arena::SlotId;
-
-/// A worker's number within the index.
-pub(super) type MemberId = u16;
-/// When a worker last used a node, on the worker's own clock.
-pub(super) type Stamp = u32;
+use super::ids::{MemberId, SlotId, Stamp};
 
 /// Blocks kept in the node itself.
 pub(super) const HEAD: usize = 8;
 /// Holders kept in the node itself.
 pub(super) const INLINE_HOLDERS: usize = 4;
 
-/// A run of blocks that always occur together, and who has them. In an order that keeps what
-/// a walk reads first on one cache line.
+/// A run of blocks that always occur together, and the workers that hold them.
+///
+/// The fields a walk reads first come first, so that they share one cache line.
 #[derive(Clone, Debug, Default)]
 #[repr(C)]
 pub(super) struct Node {
     pub(super) parent: SlotId,
-    /// Next node in the same bucket of the child table.
-    pub(super) chained: SlotId,
+    /// The next node in the same bucket of the child table.
+    pub(super) next_in_bucket: SlotId,
     pub(super) children: u32,
-    /// Neighbours in order of use. A node is always used after its children, so the oldest
-    /// one is a leaf.
+    /// The neighbours in order of use. A node is always touched after its children, so the
+    /// oldest node is a leaf.
     pub(super) newer: SlotId,
     pub(super) older: SlotId,
-    /// Where the run goes on.
+    /// The first slot with further blocks of the run.
     pub(super) run: SlotId,
-    /// Where the holders go on.
-    pub(super) more: SlotId,
+    /// The first slot with further holders.
+    pub(super) more_holders: SlotId,
     /// Blocks of the run.
     pub(super) len: u16,
     /// Holders in all.

@@ -1,6 +1,7 @@
-//! The order of use: every node in one list, the least recently used one last.
+//! The order of use: a linked list of all nodes, from the most to the least recently used.
 
-use super::arena::{Arena, SlotId};
+use super::arena::Arena;
+use super::ids::SlotId;
 
 #[derive(Debug, Default)]
 pub(super) struct Order {
@@ -9,12 +10,12 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// The node used least recently; 0 when there is none.
+    /// The least recently used node; 0 when the list is empty.
     pub(super) fn oldest(&self) -> SlotId {
         self.oldest
     }
 
-    /// A new node, used last of all.
+    /// Adds a node as the most recently used one.
     pub(super) fn insert(&mut self, arena: &mut Arena, at: SlotId) {
         let second = std::mem::replace(&mut self.newest, at);
         *self.newer_of(arena, second) = at;
@@ -22,7 +23,7 @@ impl Order {
         (node.newer, node.older) = (0, second);
     }
 
-    /// Takes a node out.
+    /// Removes a node.
     pub(super) fn remove(&mut self, arena: &mut Arena, at: SlotId) {
         let node = arena.node(at);
         let (newer, older) = (node.newer, node.older);
@@ -30,7 +31,7 @@ impl Order {
         *self.newer_of(arena, older) = newer;
     }
 
-    /// A node is used again.
+    /// Moves a node to the front.
     pub(super) fn touch(&mut self, arena: &mut Arena, at: SlotId) {
         if self.newest != at {
             self.remove(arena, at);
@@ -38,7 +39,7 @@ impl Order {
         }
     }
 
-    /// What comes after `at` in order of age; before everybody stands the newest.
+    /// The link from `at` to the next older node; from 0 it is the head of the list.
     fn older_of<'a>(&'a mut self, arena: &'a mut Arena, at: SlotId) -> &'a mut SlotId {
         if at == 0 {
             &mut self.newest
@@ -47,7 +48,7 @@ impl Order {
         }
     }
 
-    /// What comes before `at` in order of age; behind everybody stands the oldest.
+    /// The link from `at` to the next newer node; from 0 it is the tail of the list.
     fn newer_of<'a>(&'a mut self, arena: &'a mut Arena, at: SlotId) -> &'a mut SlotId {
         if at == 0 {
             &mut self.oldest

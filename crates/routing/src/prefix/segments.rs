@@ -1,27 +1,27 @@
-//! An array that grows without moving: what is big, in steps that are small.
+//! An array that grows without moving its elements.
 
-/// Segments of 2^`BITS` elements each. No step copies what is there or touches more fresh
-/// memory than one element needs.
+/// Segments of 2^`BITS` elements each. No step copies elements or touches more fresh memory
+/// than one element needs.
 #[derive(Debug)]
 pub(super) struct Segments<T, const BITS: u32> {
     parts: Vec<Vec<T>>,
     len: usize,
-    most: usize,
+    capacity: usize,
 }
 
 impl<T, const BITS: u32> Segments<T, BITS> {
     const SEGMENT: usize = 1 << BITS;
 
-    /// An empty array with room for `most` elements.
-    pub(super) fn new(most: usize) -> Self {
+    /// An empty array for at most `capacity` elements.
+    pub(super) fn new(capacity: usize) -> Self {
         Self {
-            parts: Vec::with_capacity(most.div_ceil(Self::SEGMENT)),
+            parts: Vec::with_capacity(capacity.div_ceil(Self::SEGMENT)),
             len: 0,
-            most,
+            capacity,
         }
     }
 
-    /// Bytes that so many elements need, their table of segments included.
+    /// Bytes that so many elements need, the table of segments included.
     pub(super) fn needed(elements: usize) -> usize {
         elements * size_of::<T>() + elements.div_ceil(Self::SEGMENT) * size_of::<Vec<T>>()
     }
@@ -38,10 +38,10 @@ impl<T, const BITS: u32> Segments<T, BITS> {
 
     /// Elements that may still be pushed.
     pub(super) fn room(&self) -> usize {
-        self.most - self.len
+        self.capacity - self.len
     }
 
-    /// Appends an element; tells its place, or `None` when the array is full.
+    /// Appends an element and returns its index; `None` when the array is full.
     pub(super) fn push(&mut self, element: T) -> Option<usize> {
         if self.room() == 0 {
             return None;
@@ -56,19 +56,19 @@ impl<T, const BITS: u32> Segments<T, BITS> {
         Some(at)
     }
 
-    /// The element at a place below [`len`](Self::len).
+    /// The element at an index below [`len`](Self::len).
     pub(super) fn at(&self, at: usize) -> &T {
         &self.parts[at >> BITS][at & (Self::SEGMENT - 1)]
     }
 
-    /// The same, to be changed.
+    /// The same element, mutable.
     pub(super) fn at_mut(&mut self, at: usize) -> &mut T {
         &mut self.parts[at >> BITS][at & (Self::SEGMENT - 1)]
     }
 }
 
 impl<const BITS: u32> Segments<u32, BITS> {
-    /// So many zeros; their memory is fresh until it is used.
+    /// An array of `count` zeros. The system provides zeroed memory only as it is used.
     pub(super) fn zeros(count: usize) -> Self {
         let mut zeros = Self::new(count);
         while zeros.room() > 0 {
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn elements_stay_where_they_are_put() {
+    fn pushed_elements_keep_their_index_and_are_counted() {
         let mut numbers = Segments::<usize, 2>::new(11);
         for number in 0..11 {
             assert_eq!(numbers.push(number), Some(number));
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_are_all_there() {
+    fn zeros_fill_the_array() {
         let zeros = Segments::<u32, 2>::zeros(9);
         assert_eq!((zeros.len(), zeros.room()), (9, 0));
         assert!((0..9).all(|at| *zeros.at(at) == 0));

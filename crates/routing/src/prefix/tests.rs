@@ -1,15 +1,17 @@
-//! The tree's own books against a count of what is there.
+//! The tree's counters against a recount of its nodes.
 
 use std::collections::HashMap;
 
 use proptest::prelude::*;
 
-use super::arena::{SlotId, crowds, runs};
+use super::arena::{holder_slots, run_slots};
 use super::clock::Clock;
+use super::holders;
+use super::ids::SlotId;
 use super::tree::Tree;
 use super::walk::Walk;
 
-/// Counts everything again.
+/// Recounts nodes, slots, blocks, children and the order of use.
 fn audit(tree: &Tree, budget: usize) {
     let arena = &tree.arena;
     let nodes = (1..arena.len()).filter_map(|at| Some((at as SlotId, arena.find_node(at)?)));
@@ -17,15 +19,15 @@ fn audit(tree: &Tree, budget: usize) {
     let mut children = HashMap::<SlotId, u32>::new();
     for (at, node) in nodes {
         live += 1;
-        slots += 1 + runs(node.len.into()) + crowds(node.held.into());
+        slots += 1 + run_slots(node.len.into()) + holder_slots(node.held.into());
         blocks += usize::from(node.len);
         *children.entry(node.parent).or_default() += 1;
         let (mut held, mut length, mut run) = (0, 0, node.run);
-        arena.visit_holders(at, |_, _| held += 1);
+        holders::visit(arena, at, |_, _| held += 1);
         while run != 0 {
             (length, run) = (length + 1, arena.run(run).1);
         }
-        assert_eq!((held, length), (node.held, runs(node.len.into())));
+        assert_eq!((held, length), (node.held, run_slots(node.len.into())));
         let first = node.blocks[0];
         assert_eq!(tree.child(node.parent, first), Some(at));
     }
@@ -47,17 +49,17 @@ fn audit(tree: &Tree, budget: usize) {
 
 proptest! {
     #[test]
-    fn the_books_are_right_whatever_happens(
+    fn counters_match_recount_after_every_step(
         budget in 3_000..60_000_usize,
-        most in prop_oneof![Just(usize::MAX), 0..500_usize],
+        max_blocks in prop_oneof![Just(usize::MAX), 0..500_usize],
         steps in prop::collection::vec(
             (any::<bool>(), prop::collection::vec(0..4_u64, 0..9), 0..80_usize, 0..50_u16), 1..200),
     ) {
-        let (mut tree, mut walk) = (Tree::new(budget, most), Walk::default());
+        let (mut tree, mut walk) = (Tree::new(budget, max_blocks), Walk::default());
         let mut clocks = [Clock::new(300); 50];
         for (insert, beginning, more, member) in steps {
             if insert {
-                // Few beginnings, then a long tail of their own.
+                // A beginning that recurs often, then a long tail.
                 let blocks: Vec<_> = beginning.iter().copied().chain(9..9 + more as u64).collect();
                 tree.insert(&blocks, member, &mut clocks[usize::from(member)], &mut walk);
             } else if tree.purge(&[member], 0, 1).is_some() {
@@ -69,7 +71,7 @@ proptest! {
 }
 
 #[test]
-fn long_runs_make_room_for_short_ones_and_back() {
+fn freed_slots_serve_long_and_short_runs_alike() {
     let budget = 1 << 20;
     let (mut tree, mut walk) = (Tree::new(budget, usize::MAX), Walk::default());
     let mut clock = Clock::new(Clock::UNKNOWN);

@@ -1,18 +1,20 @@
 //! The radix tree behind the index: nodes in an arena, children in a hash table, exact LRU.
 
-use super::arena::{Arena, RUN, SlotId, crowds, runs};
+use super::arena::{Arena, RUN, holder_slots, run_slots};
 use super::children::Children;
 use super::clock::{Clock, Used};
-use super::node::{HEAD, MemberId, Node, Stamp};
+use super::holders;
+use super::ids::{BlockRange, MemberId, SlotId, Stamp};
+use super::node::{HEAD, Node};
 use super::order::Order;
 use super::walk::Walk;
 
-/// Blocks per node at most, so that splitting one stays cheap.
+/// Blocks per node at most, so that a split stays cheap.
 const MAX_RUN: usize = 1024;
-/// Leaves evicted at once for the sake of the limit on blocks.
+/// Leaves that one insertion evicts at most to keep the limit on blocks.
 const EVICTION_SLICE: usize = 256;
-/// Slots that cutting a node in two needs, besides those of its holders.
-const SPLIT: usize = 3;
+/// Slots that a split of a node needs, besides those of its holders.
+const SPLIT_SLOTS: usize = 3;
 
 #[derive(Debug)]
 pub(super) struct Tree {
@@ -20,59 +22,64 @@ pub(super) struct Tree {
     children: Children,
     pub(super) order: Order,
     blocks: usize,
-    most_blocks: usize,
-    live: usize,
-    /// Kept, so that an insertion allocates nothing.
+    max_blocks: usize,
+    nodes: usize,
+    /// Blocks of a node during a split; reused, so that an insertion allocates nothing.
     scratch: Vec<u64>,
-    /// Whose blocks are being purged, by seat; nobody's between two purges.
-    gone: Vec<bool>,
-    leavers: Vec<MemberId>,
+    /// By member id: whether the present purge removes its blocks. All false between purges.
+    purging: Vec<bool>,
+    /// Holders that the purge removes from one node; reused, so that a purge allocates nothing.
+    purged_holders: Vec<MemberId>,
 }
 
 impl Tree {
-    /// At most `budget` bytes of memory and `most_blocks` blocks.
-    pub(super) fn new(budget: usize, most_blocks: usize) -> Self {
+    /// An empty tree of at most `budget` bytes of memory and `max_blocks` blocks.
+    pub(super) fn new(budget: usize, max_blocks: usize) -> Self {
         let children = Children::new(Arena::slots_in(budget));
         Self {
             arena: Arena::new(budget.saturating_sub(children.bytes())),
             children,
             order: Order::default(),
             blocks: 0,
-            most_blocks,
-            live: 0,
+            max_blocks,
+            nodes: 0,
             scratch: Vec::with_capacity(MAX_RUN),
-            gone: Vec::new(),
-            leavers: Vec::new(),
+            purging: Vec::new(),
+            purged_holders: Vec::new(),
         }
     }
 
-    /// Bytes in use, freed slots that wait for reuse included; this never shrinks.
+    /// Bytes in use, freed slots that wait for reuse included. This never shrinks.
     pub(super) fn bytes(&self) -> usize {
         self.children.bytes() + self.arena.bytes()
     }
 
+    /// Nodes in use, the root excluded.
     pub(super) fn nodes(&self) -> usize {
-        self.live
+        self.nodes
     }
 
-    /// Tells all holders of the nodes on a prompt's way, deepest node first: who, since when,
-    /// and of which blocks.
+    /// Calls `visit` for every holder of the nodes on a prompt's path, the deepest node first,
+    /// with the holder's stamp and the blocks that the node covers.
     pub(super) fn matches(
         &self,
         blocks: &[u64],
         walk: &mut Walk,
-        mut tell: impl FnMut(MemberId, Stamp, (u32, u32)),
+        mut visit: impl FnMut(MemberId, Stamp, BlockRange),
     ) {
         self.walk(blocks, walk);
         for step in walk.path.iter().rev() {
-            let end = step.end.min(walk.depth as u32);
-            let range = (step.start, end);
-            self.arena
-                .visit_holders(step.at, |member, stamp| tell(member, stamp, range));
+            let range = BlockRange {
+                start: step.range.start,
+                end: step.range.end.min(walk.depth as u32),
+            };
+            holders::visit(&self.arena, step.at, |member, stamp| {
+                visit(member, stamp, range);
+            });
         }
     }
 
-    /// From now on `seat` has these blocks.
+    /// Records that `member` now holds these blocks.
     pub(super) fn insert(
         &mut self,
         blocks: &[u64],
@@ -84,24 +91,25 @@ impl Tree {
         self.touch(walk);
         let kept = walk.last();
         let new = blocks.len() - walk.depth;
-        self.make_room(self.needed(walk, new), new, kept);
+        self.make_room(self.slots_needed(walk, new), new, kept);
         let mut rest = &blocks[walk.depth..];
-        if walk.unmatched > 0 && !(rest.is_empty() && self.has_all(walk, member, clock)) {
+        if walk.unmatched > 0 && !(rest.is_empty() && self.holds_last_node(walk, member, clock)) {
             rest = if self.split(walk) { rest } else { &[] };
         }
         for run in rest.chunks(MAX_RUN) {
-            let Some(leaf) = self.place(walk.last(), run) else {
+            let Some(leaf) = self.add_leaf(walk.last(), run) else {
                 break;
             };
             walk.enter(leaf, run.len());
         }
-        self.hold(walk, member, clock);
+        self.record_use(walk, member, clock);
         self.touch(walk);
-        self.make_room(0, 0, 0);
+        self.shrink_to_limit();
     }
 
-    /// Takes `seats` from nodes in slots from `from` on, `slice` slots at once; tells where to
-    /// go on. A purge begins at 0.
+    /// Removes `members` from the nodes of `slice` arena slots, from slot `from` on.
+    ///
+    /// Returns the slot to go on at; `None` when the purge is complete. A purge begins at 0.
     pub(super) fn purge(
         &mut self,
         members: &[MemberId],
@@ -110,40 +118,45 @@ impl Tree {
     ) -> Option<usize> {
         if from == 0 {
             for member in members.iter().map(|member| usize::from(*member)) {
-                let needed = self.gone.len().max(member + 1);
-                self.gone.resize(needed, false);
-                self.gone[member] = true;
+                let needed = self.purging.len().max(member + 1);
+                self.purging.resize(needed, false);
+                self.purging[member] = true;
             }
         }
-        let (mut at, mut looked_at) = (from.max(1), 0);
-        while at < self.arena.len() && looked_at < slice {
-            looked_at += 1;
+        let (mut at, mut searched) = (from.max(1), 0);
+        while at < self.arena.len() && searched < slice {
+            searched += 1;
             if let Some(node) = self.arena.find_node(at) {
-                looked_at += crowds(node.held.into());
-                let (gone, leavers) = (&self.gone, &mut self.leavers);
-                self.arena.visit_holders(at as SlotId, |member, _| {
-                    if gone.get(usize::from(member)).is_some_and(|gone| *gone) {
-                        leavers.push(member);
-                    }
-                });
-                while let Some(member) = self.leavers.pop() {
-                    if let Some(place) = self.arena.find_holder(at as SlotId, member) {
-                        self.arena.remove_holder(at as SlotId, place);
-                        self.drop_unheld(at as SlotId);
-                    }
-                }
+                searched += holder_slots(node.held.into());
+                self.purge_node(at as SlotId);
             }
             at += 1;
         }
         let next = (at < self.arena.len()).then_some(at);
         if next.is_none() {
-            self.gone.fill(false);
+            self.purging.fill(false);
         }
         next
     }
 
-    /// Removes a node nobody holds, and then its parent if that was waiting for it.
-    fn drop_unheld(&mut self, mut at: SlotId) {
+    /// Removes the members that are being purged from one node.
+    fn purge_node(&mut self, at: SlotId) {
+        let (purging, found) = (&self.purging, &mut self.purged_holders);
+        holders::visit(&self.arena, at, |member, _| {
+            if purging.get(usize::from(member)).is_some_and(|flag| *flag) {
+                found.push(member);
+            }
+        });
+        while let Some(member) = self.purged_holders.pop() {
+            if let Some(position) = holders::find(&self.arena, at, member) {
+                holders::remove(&mut self.arena, at, position);
+                self.remove_unheld(at);
+            }
+        }
+    }
+
+    /// Removes a leaf without holders, then its parents that have become such leaves.
+    fn remove_unheld(&mut self, mut at: SlotId) {
         while at != 0 && self.arena.node(at).children == 0 && self.arena.node(at).held == 0 {
             let parent = self.arena.node(at).parent;
             self.remove(at);
@@ -158,7 +171,7 @@ impl Tree {
                 break;
             };
             let len = usize::from(self.arena.node(at).len);
-            let equal = self.common(at, &blocks[walk.depth..]);
+            let equal = self.common_prefix(at, &blocks[walk.depth..]);
             walk.enter(at, len);
             walk.depth += equal;
             if equal < len {
@@ -168,18 +181,18 @@ impl Tree {
         }
     }
 
-    /// How many blocks a node's run and `blocks` have in common, from the beginning.
-    fn common(&self, at: SlotId, blocks: &[u64]) -> usize {
+    /// The number of leading blocks that a node's run and `blocks` have in common.
+    fn common_prefix(&self, at: SlotId, blocks: &[u64]) -> usize {
         let node = self.arena.node(at);
         let len = usize::from(node.len).min(blocks.len());
         let (mut equal, mut part) = (0, &node.blocks[..]);
         let mut run = node.run;
         while equal < len {
-            let theirs = &blocks[equal..len];
-            let size = part.len().min(theirs.len());
-            if part[..size] != theirs[..size] {
-                let pairs = part.iter().zip(theirs);
-                return equal + pairs.take_while(|(mine, other)| mine == other).count();
+            let rest = &blocks[equal..len];
+            let size = part.len().min(rest.len());
+            if part[..size] != rest[..size] {
+                let pairs = part.iter().zip(rest);
+                return equal + pairs.take_while(|(known, given)| known == given).count();
             }
             equal += size;
             if equal < len {
@@ -190,28 +203,29 @@ impl Tree {
         len
     }
 
-    /// The slots that taking in `new` blocks at the end of a walk needs at most.
-    fn needed(&self, walk: &Walk, new: usize) -> usize {
+    /// The most slots that an insertion of `new` blocks at the end of a walk needs.
+    fn slots_needed(&self, walk: &Walk, new: usize) -> usize {
         let (full, last) = (new / MAX_RUN, new % MAX_RUN);
-        let leaves = full * (1 + runs(MAX_RUN)) + usize::from(last > 0) + runs(last);
+        let leaves = full * (1 + run_slots(MAX_RUN)) + usize::from(last > 0) + run_slots(last);
         let held = usize::from(self.arena.node(walk.last()).held);
-        // Every node on the way may need a slot for one more holder.
-        leaves + walk.path.len() + 1 + SPLIT + crowds(held)
+        // Every node on the path may need a slot for one more holder.
+        leaves + walk.path.len() + 1 + SPLIT_SLOTS + holder_slots(held)
     }
 
-    /// Whether this worker still has the walk's last node, all of it.
-    fn has_all(&self, walk: &Walk, member: MemberId, clock: &Clock) -> bool {
+    /// Whether the worker's cache still has all blocks up to the end of the walk's last node.
+    fn holds_last_node(&self, walk: &Walk, member: MemberId, clock: &Clock) -> bool {
         walk.path.last().is_some_and(|step| {
-            let place = self.arena.find_holder(step.at, member);
-            place.is_some_and(|place| {
-                let stamp = self.arena.stamp(step.at, place);
-                clock.depth(stamp, step.start, step.end) == step.end
+            let position = holders::find(&self.arena, step.at, member);
+            position.is_some_and(|position| {
+                let stamp = holders::stamp(&self.arena, step.at, position);
+                clock.cached_depth(stamp, step.range) == step.range.end
             })
         })
     }
 
-    /// Cuts the walk's last node in two, so that the walk ends at a node's end; without room
-    /// the walk ends before it, and false is told.
+    /// Splits the walk's last node, so that the walk ends at the end of a node.
+    ///
+    /// False when there is no room; the walk then ends before the node.
     fn split(&mut self, walk: &mut Walk) -> bool {
         let Some(step) = walk.path.pop() else {
             return false;
@@ -219,7 +233,7 @@ impl Tree {
         let node = self.arena.node(step.at);
         let (parent, len) = (node.parent, usize::from(node.len));
         let room = self.arena.room();
-        if room < SPLIT + crowds(node.held.into()) {
+        if room < SPLIT_SLOTS + holder_slots(node.held.into()) {
             return false;
         }
         self.children.remove(&mut self.arena, step.at);
@@ -231,9 +245,9 @@ impl Tree {
         let Some(upper) = self.arena.add_node(upper) else {
             return false;
         };
-        // Not those whom a purge may have passed by at the new node's place already.
-        self.arena.copy_holders(step.at, upper, &self.gone);
-        self.live += 1;
+        // Without the members being purged: the purge may have passed the new node's slot.
+        holders::copy(&mut self.arena, step.at, upper, &self.purging);
+        self.nodes += 1;
         let run = self.take_run(step.at);
         let (head, tail) = run.split_at(len - walk.unmatched);
         self.write_run(upper, head);
@@ -248,9 +262,9 @@ impl Tree {
         true
     }
 
-    /// A new leaf, the newest of all, if there is room.
-    fn place(&mut self, parent: SlotId, run: &[u64]) -> Option<SlotId> {
-        if self.arena.room() < 1 + runs(run.len()) {
+    /// Adds a leaf as the most recently used node, if there is room.
+    fn add_leaf(&mut self, parent: SlotId, run: &[u64]) -> Option<SlotId> {
+        if self.arena.room() < 1 + run_slots(run.len()) {
             return None;
         }
         let at = self.arena.add_node(Node {
@@ -261,12 +275,12 @@ impl Tree {
         self.arena.node_mut(parent).children += 1;
         self.children.insert(&mut self.arena, at);
         self.order.insert(&mut self.arena, at);
-        self.live += 1;
+        self.nodes += 1;
         self.blocks += run.len();
         Some(at)
     }
 
-    /// All blocks of a node, in the scratch; its slots for them are free.
+    /// Moves all blocks of a node into the scratch and frees their slots.
     fn take_run(&mut self, at: SlotId) -> Vec<u64> {
         let mut run = std::mem::take(&mut self.scratch);
         run.clear();
@@ -279,11 +293,11 @@ impl Tree {
             run.extend_from_slice(&blocks[..RUN.min(len - run.len())]);
             next = after;
         }
-        self.arena.free_chain(first, runs(len));
+        self.arena.free_chain(first, run_slots(len));
         run
     }
 
-    /// Gives a node its blocks; what it had must have been taken.
+    /// Gives a node its blocks; the earlier ones must have been taken.
     fn write_run(&mut self, at: SlotId, blocks: &[u64]) {
         let (head, rest) = blocks.split_at(blocks.len().min(HEAD));
         let run = self.arena.add_run(rest);
@@ -292,48 +306,57 @@ impl Tree {
         (node.len, node.run) = (blocks.len() as u16, run);
     }
 
-    /// The worker has all nodes of a walk, from now on.
-    fn hold(&mut self, walk: &mut Walk, member: MemberId, clock: &mut Clock) {
+    /// Makes the worker a holder of all nodes of a walk, with the present time as stamp.
+    fn record_use(&mut self, walk: &mut Walk, member: MemberId, clock: &mut Clock) {
         let mut used = Used::default();
         for step in &mut walk.path {
-            step.place = self.arena.find_holder(step.at, member);
-            let stamp = step.place.map(|place| self.arena.stamp(step.at, place));
-            used.add(clock, stamp, (step.start, step.end));
+            step.position = holders::find(&self.arena, step.at, member);
+            let stamp = step
+                .position
+                .map(|position| holders::stamp(&self.arena, step.at, position));
+            used.add(clock, stamp, step.range);
         }
         clock.advance(used);
         for step in &walk.path {
-            match step.place {
-                Some(place) => self.arena.set_stamp(step.at, place, clock.now()),
-                None if self.arena.add_holder(step.at, member, clock.now()) => {}
-                // No room: what is not recorded here is not recorded below either.
+            match step.position {
+                Some(position) => {
+                    holders::set_stamp(&mut self.arena, step.at, position, clock.now());
+                }
+                None if holders::add(&mut self.arena, step.at, member, clock.now()) => {}
+                // No room. A holder of a node must hold its parents, too, so stop here.
                 None => break,
             }
         }
     }
 
-    /// The nodes of a walk are used, deepest first.
+    /// Touches the nodes of a walk, the deepest first.
     fn touch(&mut self, walk: &Walk) {
         for step in walk.path.iter().rev() {
             self.order.touch(&mut self.arena, step.at);
         }
     }
 
-    /// Evicts the least recently used leaves until so many slots are free and so many more
-    /// blocks fit, or `kept` is next.
+    /// Evicts the least recently used leaves until `slots` slots are free and `blocks` more
+    /// blocks fit, or `kept` is the next to go.
     ///
-    /// Memory is a hard limit; that on blocks is approached in slices, because a large prompt
-    /// may take the place of very many small ones.
+    /// The limit on memory is exact. The limit on blocks is approached in slices, because one
+    /// large prompt may replace very many small ones.
     fn make_room(&mut self, slots: usize, blocks: usize, kept: SlotId) {
         for evicted in 0.. {
             let oldest = self.order.oldest();
             let full = self.arena.room() < slots;
-            let too_many = self.blocks.saturating_add(blocks) > self.most_blocks;
+            let too_many = self.blocks.saturating_add(blocks) > self.max_blocks;
             let wanted = full || too_many && evicted < EVICTION_SLICE;
             if oldest == kept || oldest == 0 || !wanted {
                 return;
             }
             self.remove(oldest);
         }
+    }
+
+    /// Evicts until the limits hold, and nothing more.
+    fn shrink_to_limit(&mut self) {
+        self.make_room(0, 0, 0);
     }
 
     fn remove(&mut self, at: SlotId) {
@@ -344,14 +367,14 @@ impl Tree {
         self.order.remove(&mut self.arena, at);
         self.arena.node_mut(parent).children -= 1;
         self.arena.free_node(at);
-        self.live -= 1;
+        self.nodes -= 1;
         self.blocks -= len;
     }
 
-    /// Nodes and blocks, as kept.
+    /// The counters of nodes and blocks.
     #[cfg(test)]
     pub(super) fn counts(&self) -> (usize, usize) {
-        (self.live, self.blocks)
+        (self.nodes, self.blocks)
     }
 
     #[cfg(test)]

@@ -1,43 +1,42 @@
-//! From the root down along a prompt, as far as it is known.
+//! The path from the root along a prompt, as far as the tree knows it.
 
-use super::arena::SlotId;
 use super::holders::HolderPosition;
+use super::ids::{BlockRange, SlotId};
 
-/// A node on the way, and which blocks of the prompt it stands for.
+/// A node on the path, and the blocks of the prompt that it covers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step {
     pub(super) at: SlotId,
-    pub(super) start: u32,
-    pub(super) end: u32,
-    /// Where the worker in question stands among its holders.
-    pub(super) place: Option<HolderPosition>,
+    pub(super) range: BlockRange,
+    /// The position of the inserting worker among the node's holders.
+    pub(super) position: Option<HolderPosition>,
 }
 
-/// Where a walk ended: the nodes on the way, and how many blocks of the last one match.
+/// The nodes on the path, and the number of blocks that match.
 #[derive(Debug, Default)]
 pub(super) struct Walk {
     pub(super) path: Vec<Step>,
     /// Blocks of the last node beyond the match.
     pub(super) unmatched: usize,
-    /// Blocks matched in all.
+    /// Matched blocks in all.
     pub(super) depth: usize,
 }
 
 impl Walk {
-    /// At the root.
+    /// Starts again at the root.
     pub(super) fn begin(&mut self) {
         self.path.clear();
         (self.unmatched, self.depth) = (0, 0);
     }
 
-    /// One node further, which has `len` blocks from here on.
+    /// Steps down to a node that covers the next `len` blocks.
     pub(super) fn enter(&mut self, at: SlotId, len: usize) {
-        let start = self.path.last().map_or(0, |step| step.end);
+        let start = self.path.last().map_or(0, |step| step.range.end);
+        let end = start + len as u32;
         self.path.push(Step {
             at,
-            start,
-            end: start + len as u32,
-            place: None,
+            range: BlockRange { start, end },
+            position: None,
         });
     }
 
