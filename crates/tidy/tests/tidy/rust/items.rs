@@ -77,9 +77,30 @@ impl Items {
                 });
             }
             _ => {
+                self.add_listed_modules(tokens, at..item.end);
                 self.names.extend(defined_name(tokens, at));
                 self.impls.extend(read_impl(tokens, at..item.end));
                 self.add_code(tokens, item);
+            }
+        }
+    }
+
+    /// Modules that a list makes, and the items it takes from them: `list! { mod file: Item, … }`.
+    fn add_listed_modules(&mut self, tokens: &[Token], item: Range<usize>) {
+        if text(tokens, item.start + 1) != "!" || text(tokens, item.start) == "macro_rules" {
+            return;
+        }
+        for at in item {
+            let colon = text(tokens, at + 2) == ":" && text(tokens, at + 3) != ":";
+            if text(tokens, at) == "mod" && colon {
+                let (name, member) = (text(tokens, at + 1), text(tokens, at + 3));
+                self.children.push(Child { name, inline: None });
+                self.imports.push(Import {
+                    path: vec![name, member],
+                    name: Some(member),
+                    line: tokens[at].line,
+                    exported: false,
+                });
             }
         }
     }
