@@ -1,4 +1,4 @@
-//! The policies at work: one for all workers, and one for those of every model.
+//! Policy instances: one for requests of any model, and one for each model.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,14 +11,14 @@ use uuid::Uuid;
 
 type PolicyFactory = dyn Fn(PolicyKind) -> Box<dyn Policy> + Send + Sync;
 
-/// A policy at work.
+/// A policy with its state.
 #[derive(Clone, Debug)]
 pub(super) struct PolicyInstance {
     pub(super) kind: PolicyKind,
     pub(super) policy: Arc<dyn Policy>,
 }
 
-/// One who serves a model.
+/// A worker that serves a model.
 #[derive(Debug)]
 pub(super) struct ModelMember {
     pub(super) id: Uuid,
@@ -27,25 +27,26 @@ pub(super) struct ModelMember {
     pub(super) candidate: Candidate,
 }
 
-/// Who serves each model, by ascending slot.
+/// The workers of each model, by ascending slot.
 pub(super) type MembersByModel = BTreeMap<String, Vec<ModelMember>>;
 
-/// A model that is served, and what was decided for it.
+/// A model, and the policy that was chosen for it.
 #[derive(Debug)]
 struct Model {
-    /// Whose label decides: the first; once it has left, the next one's when that changes.
+    /// The worker whose label decides: the first. When it leaves, the policy stays until the
+    /// next worker's label changes.
     label_owner: Uuid,
     label: Option<PolicyKind>,
     kind: PolicyKind,
     assignment: Assignment,
 }
 
-/// Where a model's policy is at work.
+/// Which instance a model uses.
 #[derive(Debug, Default)]
 enum Assignment {
     #[default]
     None,
-    /// It is the one for any worker: no other model is served.
+    /// The one for requests of any model: no other model is served.
     Shared,
     Dedicated(PolicyInstance),
 }
@@ -56,9 +57,8 @@ struct Active {
     models: BTreeMap<String, Model>,
 }
 
-/// One instance for requests that may go to any worker and, where several models are served or
-/// a worker's label asks for it, one for each: what is learnt of one model's prompts says
-/// nothing about another's.
+/// One instance for requests of any model and, where several models are served or a label asks
+/// for it, one for each model: prompts of one model say nothing about caches of another.
 pub(crate) struct ModelPolicies {
     /// Unless a label asks for another.
     kind: PolicyKind,
@@ -75,7 +75,7 @@ impl fmt::Debug for ModelPolicies {
 }
 
 impl ModelPolicies {
-    /// Of this kind, unless a label asks for another.
+    /// Instances of `kind`, unless a label asks for another.
     pub(crate) fn new(
         kind: PolicyKind,
         factory: impl Fn(PolicyKind) -> Box<dyn Policy> + Send + Sync + 'static,
@@ -90,26 +90,25 @@ impl ModelPolicies {
         }
     }
 
-    /// The kind of those that no label decides about.
+    /// The kind of the models that no label decides about.
     pub(super) fn kind(&self) -> PolicyKind {
         self.kind
     }
 
-    /// Tells every instance who its members are, ready or not; makes those that are new and
-    /// drops those whose model is no longer served.
+    /// Sets the members of every instance, ready or not; makes instances for new models and
+    /// drops those of models that are no longer served.
     pub(super) fn set_members(&self, all: &[Candidate], members: &MembersByModel) {
         let mut active = self.active();
         self.assign_kinds(&mut active, members);
-        let single = members.len() == 1;
-        self.assign(&mut active, single);
+        self.assign(&mut active, members.len());
         active.shared.policy.members(all);
         for (name, by) in members {
             let dedicated = active.models.get(name).and_then(Model::dedicated);
             let Some(PolicyInstance { policy, .. }) = dedicated else {
                 continue;
             };
-            if single {
-                // Whatever a request calls it, every worker serves it.
+            if members.len() == 1 {
+                // Every worker serves it, whatever name a request gives.
                 policy.members(all);
             } else {
                 let those: Vec<_> = by.iter().map(|server| server.candidate.clone()).collect();
@@ -118,7 +117,7 @@ impl ModelPolicies {
         }
     }
 
-    /// Which models there are, and which policy each has.
+    /// Chooses the policy of each model.
     fn assign_kinds(&self, active: &mut Active, members: &MembersByModel) {
         let before = mem::take(&mut active.models).into_iter();
         let (mut stay, mut departed): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -134,7 +133,7 @@ impl ModelPolicies {
             });
             let label_owner = by.iter().find(|server| server.id == model.label_owner);
             if label_owner.is_none() {
-                // What was decided stands until its heir's label changes.
+                // The decision stands until the label of the next worker changes.
                 (model.label_owner, model.label) = (first.id, first.label);
             }
             let label = label_owner.unwrap_or(first).label;
@@ -146,7 +145,7 @@ impl ModelPolicies {
         }
     }
 
-    /// Another policy knows nothing of what the one before has learnt.
+    /// Gives a model another policy, which begins without state.
     fn change(&self, model: &mut Model, kind: PolicyKind, shared: &mut PolicyInstance) {
         if model.kind == kind {
             return;
@@ -157,12 +156,12 @@ impl ModelPolicies {
         }
     }
 
-    /// Gives every model its instance. What is at work goes on: where a second model comes, the
-    /// first takes along the one for all; where only one is left, its own becomes that.
-    fn assign(&self, active: &mut Active, single: bool) {
+    /// Gives every model its instance. State is kept: when a second model joins, the first takes
+    /// the shared instance along; when only one is left, its own becomes the shared one.
+    fn assign(&self, active: &mut Active, served: usize) {
         let Active { shared, models } = active;
         for model in models.values_mut() {
-            let shares = single && model.kind == self.kind;
+            let shares = served == 1 && model.kind == self.kind;
             model.assignment = match (mem::take(&mut model.assignment), shares) {
                 (Assignment::Dedicated(dedicated), true) => {
                     *shared = dedicated;
@@ -183,7 +182,7 @@ impl ModelPolicies {
         PolicyInstance { kind, policy }
     }
 
-    /// The instance for requests that any worker may have.
+    /// The instance for requests of any model.
     pub(super) fn shared(&self) -> PolicyInstance {
         let active = self.active();
         let only = active.models.values().next();
@@ -193,7 +192,7 @@ impl ModelPolicies {
         }
     }
 
-    /// The instance of each model, where there are several.
+    /// The instance of each model, where several are served.
     pub(super) fn by_model(&self) -> BTreeMap<String, PolicyInstance> {
         let active = self.active();
         let models = &active.models;
@@ -203,30 +202,30 @@ impl ModelPolicies {
             .collect()
     }
 
-    /// Bytes of prompts that each worker's cache holds, by slot, where it is known.
+    /// Sets the bytes of prompts that each worker's cache holds, by slot, where known.
     pub(super) fn capacity(&self, text: &[Option<u64>]) {
         self.each(|policy| policy.capacity(text));
     }
 
-    /// Keys that all instances remember, where they remember any.
+    /// Routing keys that all instances remember, where any does.
     pub(super) fn keys(&self) -> Option<usize> {
         let instances = self.all().into_iter();
         let keys = instances.filter_map(|instance| instance.policy.keys());
         keys.reduce(|one, other| one + other)
     }
 
-    /// Frees routing state that nobody needs any more.
+    /// Frees routing state that is no longer needed.
     pub(super) fn sweep(&self, now: Duration) {
         self.each(|policy| policy.sweep(now));
     }
 
-    fn each(&self, tell: impl Fn(&dyn Policy)) {
+    fn each(&self, call: impl Fn(&dyn Policy)) {
         for instance in self.all() {
-            tell(&*instance.policy);
+            call(&*instance.policy);
         }
     }
 
-    /// Every instance. A copy: what is done with them may take its time.
+    /// Every instance; a copy, for calls to them may take long.
     pub(super) fn all(&self) -> Vec<PolicyInstance> {
         let active = self.active();
         let dedicated = active.models.values().filter_map(Model::dedicated);
@@ -247,7 +246,7 @@ impl Model {
     }
 }
 
-/// The model that nobody serves any more and whose decider is among these: it has a new name.
+/// The model without workers whose label owner is among these: it has been renamed.
 fn renamed(departed: &mut BTreeMap<String, Model>, by: &[ModelMember]) -> Option<Model> {
     let decides = |model: &Model| by.iter().any(|server| server.id == model.label_owner);
     let (name, _) = departed.iter().find(|(_, model)| decides(model))?;

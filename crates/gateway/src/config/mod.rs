@@ -4,6 +4,8 @@
 //! `py_test/unit` proves that flags, `RouterArgs`, `Router` keywords and this struct agree.
 
 mod check;
+mod error;
+mod feature;
 mod objects;
 mod options;
 mod secret;
@@ -11,7 +13,9 @@ mod sections;
 mod unbuilt;
 mod worker_url;
 
-pub use check::{ConfigError, check};
+pub use check::check;
+pub use error::ConfigError;
+pub use feature::Feature;
 pub use objects::{
     ApiKeyEntry, ControlPlaneAuth, JwtConfig, OracleConfig, PostgresConfig, RedisConfig, Role,
 };
@@ -21,5 +25,4 @@ pub(crate) use sections::{
     AdmissionSection, FleetSection, HealthSection, PoolSection, ProxySection, ServerSection,
     seconds,
 };
-pub use unbuilt::Feature;
 pub use worker_url::WorkerUrl;

@@ -1,132 +1,13 @@
-//! What is not built yet: options and fields of a worker that ask for it are refused by name.
-
-use std::fmt;
+//! Options that ask for features that are not built are refused by name.
 
 use serde_json::Value;
 
-use super::{ConfigError, ControlPlaneAuth, Options};
+use super::error::ConfigError;
+use super::feature::Feature;
+use super::objects::ControlPlaneAuth;
+use super::options::Options;
 
-macro_rules! features {
-    ($($feature:ident: $text:literal $(, instead: $instead:literal)?
-        $(, options: [$($option:ident)+])? $(, fields: [$($field:ident)+])?;)+) => {
-        /// A feature that is not built.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Feature {
-            $(#[doc = $text] $feature,)+
-        }
-
-        impl Feature {
-            const ALL: &[Self] = &[$(Self::$feature),+];
-
-            /// A noun: what is missing.
-            fn text(self) -> &'static str {
-                match self { $(Self::$feature => $text,)+ }
-            }
-
-            /// What there is instead, where there is something.
-            fn instead(self) -> Option<&'static str> {
-                match self { $($(Self::$feature => Some($instead),)?)+ _ => None }
-            }
-
-            /// The options that ask for it unless they are left at their default.
-            fn options(self) -> &'static [&'static str] {
-                match self { $($(Self::$feature => &[$(stringify!($option)),+],)?)+ _ => &[] }
-            }
-
-            /// The fields of a worker that ask for it.
-            fn fields(self) -> &'static [&'static str] {
-                match self { $($(Self::$feature => &[$(stringify!($field)),+],)?)+ _ => &[] }
-            }
-        }
-    };
-}
-
-// The one list. A feature that lands deletes its entry. Options are refused in this order, so the
-// switch of a feature comes before its details. Some features are asked for by certain values of a
-// worker's fields; `worker_body.rs` names those.
-features! {
-    PrefillBacklog: "a tunable prefill backlog",
-        instead: "cache_aware weighs queues by itself",
-        options: [
-            cache_aware_prefill_backlog_rate
-            cache_aware_prefill_backlog_hop_factor
-            cache_aware_prefill_backlog_hop_scale
-        ];
-    DataParallel: "data-parallel routing",
-        options: [dp_aware],
-        fields: [dp_aware dp_base_url dp_rank dp_size];
-    MultiModel: "the multi-model mode",
-        instead: "workers are chosen by model without it",
-        options: [enable_igw];
-    Discovery: "service discovery",
-        options: [
-            service_discovery
-            selector
-            service_discovery_port
-            service_discovery_namespace
-            prefill_selector
-            decode_selector
-            bootstrap_port_annotation
-        ];
-    PrefillDecode: "prefill/decode routing",
-        options: [pd_disaggregation prefill_urls decode_urls prefill_policy decode_policy];
-    Tokenizers: "tokenizers",
-        options: [
-            model_path
-            tokenizer_path
-            chat_template
-            tokenizer_cache_enable_l0
-            tokenizer_cache_l0_max_entries
-            tokenizer_cache_enable_l1
-            tokenizer_cache_l1_max_memory
-        ];
-    OutputParsers: "output parsers", options: [reasoning_parser tool_call_parser];
-    Mcp: "MCP", options: [mcp_config_path];
-    OpenAi: "OpenAI-compatible backends", options: [backend], fields: [provider];
-    History: "history storage",
-        options: [history_backend oracle_config postgres_config redis_config];
-    Tls: "TLS",
-        options: [client_cert_path client_key_path ca_cert_paths server_cert_path server_key_path];
-    Tracing: "tracing", options: [enable_trace otlp_traces_endpoint];
-    ControlPlaneAuth: "control-plane authentication", options: [control_plane_auth];
-    Wasm: "WASM middleware", options: [enable_wasm];
-    Grpc: "gRPC to workers", instead: "use http";
-    Zmq: "ZMQ to workers", fields: [zmq_handshake_address];
-    WorkerResilience: "resilience rules per worker",
-        instead: "the gateway's own are for all workers",
-        fields: [resilience];
-    WorkerPools: "connection pools per worker",
-        instead: "the gateway's own options are for all workers",
-        fields: [http_pool];
-    WorkerModels: "several models per worker";
-    ModelAliases: "model aliases";
-}
-
-impl fmt::Display for Feature {
-    /// The end of a refusal: `needs TLS, which this build does not have`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "needs {}, which this build does not have", self.text())?;
-        match self.instead() {
-            Some(instead) => write!(f, ": {instead}"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Feature {
-    /// The feature that a field of a worker asks for.
-    pub(crate) fn of_field(name: &str) -> Option<Self> {
-        let mut all = Self::ALL.iter().copied();
-        all.find(|feature| feature.fields().contains(&name))
-    }
-
-    /// Why a field of a worker is refused.
-    pub(crate) fn refuses_field(self, name: &str) -> String {
-        format!("field '{name}' {self}")
-    }
-}
-
-/// Refuses the first option that asks for something that is not there.
+/// Refuses the first option that asks for a feature that is not built.
 pub(super) fn refuse(options: &Options) -> Result<(), ConfigError> {
     let as_json = |options: &Options| serde_json::to_value(options).unwrap_or_default();
     let (set, unset) = (as_json(options), as_json(&Options::default()));
@@ -152,8 +33,8 @@ fn harmless(option: &str, value: &Value) -> bool {
     }
 }
 
-/// The name that the user wrote: whoever gives keys or an issuer knows nothing of the object that
-/// is made of them.
+/// The name that the user wrote: keys and an issuer are options of their own, from which one
+/// object is made.
 fn typed(option: &'static str, options: &Options) -> &'static str {
     match &options.control_plane_auth {
         _ if option != "control_plane_auth" => option,
@@ -201,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_the_option_and_the_feature() {
+    fn refusal_names_the_option_and_the_feature() {
         assert_eq!(
             error(json!({"model_path": "m"})),
             "Configuration error: option 'model_path' needs tokenizers, which this build does not have"
@@ -214,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_what_the_user_wrote() {
+    fn refusal_names_the_option_that_the_user_wrote() {
         let auth = |jwt: Value, keys: Value| json!({"control_plane_auth": {"jwt": jwt, "api_keys": keys, "audit_enabled": true}});
         let jwt = json!({"issuer": "i", "audience": "a", "role_mapping": {}, "role_claim": "r"});
         let key = json!({"id": "i", "name": "n", "key": "s3cret"});
@@ -236,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_asks_for_nothing_is_accepted() {
+    fn option_that_asks_for_nothing_is_accepted() {
         for options in [
             json!({"prefill_urls": []}),
             json!({"history_backend": "none"}),

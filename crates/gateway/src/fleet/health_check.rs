@@ -12,8 +12,9 @@ use tracing::{debug, warn};
 
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
+use super::model_info;
 use super::spec::HealthSpec;
-use super::{model_info, transitions};
+use super::transitions::{self, ProbeResult};
 use crate::config::{HealthSection, seconds};
 use crate::telemetry::Metrics;
 use crate::upstream::ControlClient;
@@ -43,14 +44,14 @@ pub(super) struct Prober {
     pub(super) client: ControlClient,
 }
 
-/// How the last probe ended, and how long the pause before it was.
+/// The last probe, and the one before.
 #[derive(Clone, Copy, Debug)]
-enum Probe {
+enum History {
     Passed,
-    Failed {
-        /// The pause before it, when the one before that had failed, too.
-        pause: Option<Duration>,
-    },
+    /// The probe before it had passed.
+    FailedOnce,
+    /// The pause between the last two probes, both of which failed.
+    FailedAgain(Duration),
 }
 
 impl Prober {
@@ -58,7 +59,7 @@ impl Prober {
     pub(super) async fn run(self) {
         self.start_up().await;
         let mut attempts = IDENTIFY_ATTEMPTS;
-        let (mut passed, mut pause) = (true, self.pause(Probe::Passed));
+        let (mut last, mut pause) = (ProbeResult::Passed, self.pause(History::Passed));
         while !self.endpoint.is_removed() {
             let next = if self.has_work(attempts) {
                 pause
@@ -70,18 +71,19 @@ impl Prober {
             if self.endpoint.is_removed() || !self.has_work(attempts) {
                 continue;
             }
-            let before = std::mem::replace(&mut passed, self.probe().await);
+            let before = std::mem::replace(&mut last, self.probe().await);
             if self.decides() {
-                transitions::record_probe(&self.fleet, &self.endpoint, passed);
+                transitions::record_probe(&self.fleet, &self.endpoint, last);
             }
-            pause = self.pause(if passed {
-                Probe::Passed
-            } else {
-                let pause = Some(pause).filter(|_| !before);
-                Probe::Failed { pause }
+            pause = self.pause(match (last, before) {
+                (ProbeResult::Passed, _) => History::Passed,
+                (ProbeResult::Failed, ProbeResult::Passed) => History::FailedOnce,
+                (ProbeResult::Failed, ProbeResult::Failed) => History::FailedAgain(pause),
             });
             // A worker that was not ready may have come back with another model.
-            if passed && !(before && self.endpoint.model_info.load().is_complete()) {
+            let known =
+                before == ProbeResult::Passed && self.endpoint.model_info.load().is_complete();
+            if last == ProbeResult::Passed && !known {
                 self.identify().await;
                 attempts = attempts.saturating_sub(1);
             }
@@ -111,14 +113,14 @@ impl Prober {
 
     /// The pause before the next probe: the interval for a ready worker; otherwise short, and
     /// longer every time.
-    fn pause(&self, last: Probe) -> Duration {
-        let pause = match (self.endpoint.verdict(), last) {
+    fn pause(&self, history: History) -> Duration {
+        let pause = match (self.endpoint.verdict(), history) {
             // It decides soon whether one failed probe was a hiccup.
-            (Verdict::Ready, Probe::Failed { .. }) => SECOND_LOOK,
+            (Verdict::Ready, History::FailedOnce | History::FailedAgain(_)) => SECOND_LOOK,
             (Verdict::Ready | Verdict::Pending, _) => self.interval(),
             // It passes again, but not often enough yet to count as ready.
-            (_, Probe::Passed | Probe::Failed { pause: None }) => FIRST_PAUSE,
-            (_, Probe::Failed { pause: Some(pause) }) => (pause * 2).min(LONGEST_PAUSE),
+            (_, History::Passed | History::FailedOnce) => FIRST_PAUSE,
+            (_, History::FailedAgain(pause)) => (pause * 2).min(LONGEST_PAUSE),
         };
         let spread = 1.0 + SPREAD * (fastrand::f64() - 0.5);
         pause.min(self.interval()).mul_f64(spread)
@@ -129,7 +131,7 @@ impl Prober {
         let deadline = || Instant::now().checked_add(self.options.startup_timeout);
         let first_pause = FIRST_PAUSE.min(self.options.startup_interval);
         let (mut fail_at, mut failed, mut pause) = (deadline(), false, first_pause);
-        while !self.probe().await {
+        while self.probe().await == ProbeResult::Failed {
             let pending = self.endpoint.verdict() == Verdict::Pending;
             if failed && pending {
                 // Registered once more.
@@ -153,7 +155,7 @@ impl Prober {
         }
         // Requests need not wait long for a worker to report its model.
         let identified = timeout(IDENTIFY_FIRST, self.identify()).await;
-        transitions::record_probe(&self.fleet, &self.endpoint, true);
+        transitions::record_probe(&self.fleet, &self.endpoint, ProbeResult::Passed);
         self.count("success");
         if identified.is_err() {
             self.identify().await;
@@ -169,11 +171,15 @@ impl Prober {
     }
 
     /// One probe.
-    async fn probe(&self) -> bool {
+    async fn probe(&self) -> ProbeResult {
         let answer = self.ask(&self.options.endpoint).await;
         let passed = answer.is_some_and(|(status, _)| status.is_success());
         self.metrics.health_check(passed);
-        passed
+        if passed {
+            ProbeResult::Passed
+        } else {
+            ProbeResult::Failed
+        }
     }
 
     async fn identify(&self) {

@@ -15,10 +15,17 @@ use super::model_info::{self, Labels, ModelInfo};
 use super::worker::Worker;
 use crate::telemetry::Metrics;
 
+/// How a probe ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProbeResult {
+    Passed,
+    Failed,
+}
+
 /// A probe of an endpoint ended.
-pub(crate) fn record_probe(fleet: &Fleet, endpoint: &Arc<Endpoint>, passed: bool) {
+pub(crate) fn record_probe(fleet: &Fleet, endpoint: &Arc<Endpoint>, result: ProbeResult) {
     let before = endpoint.update_health(|health| {
-        health.record(passed);
+        health.record(result == ProbeResult::Passed);
     });
     let workers = fleet.workers_of(endpoint);
     for worker in &workers {

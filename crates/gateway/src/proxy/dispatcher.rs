@@ -47,7 +47,7 @@ impl Dispatcher {
             rules: HeaderRules {
                 credentials_are_ours: options.has_key,
             },
-            explainer: Explainer::new(Arc::clone(&balancer), options.explain_all, lanes),
+            explainer: Explainer::new(options, Arc::clone(&balancer), lanes),
             retry: options.retry,
             budget: Mutex::new(RetryBudget::new(ratio, floor)),
             balancer,

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use routing::Outcome;
-use tokio::time::Instant;
 
 use super::attempt::{self, AttemptResult};
 use super::attempts::Attempts;
@@ -124,15 +123,9 @@ impl<'a> Exchange<'a> {
     fn follow(&mut self, selection: &Selection) {
         let info = selection.in_flight.worker.endpoint.model_info.load();
         info.metrics.selected(selection.policy);
-        if let Some(timer) = &mut self.timer {
-            timer.follow(&info.metrics);
-            return;
+        match &mut self.timer {
+            Some(timer) => timer.follow(&info.metrics),
+            timer => *timer = Some(RequestTimer::start(self.request, &info.metrics)),
         }
-        let (row, streaming) = (self.request.row, self.request.streaming);
-        if let Some(endpoint) = info.metrics.endpoint(row.index) {
-            endpoint.requests(streaming).inc();
-        }
-        let model = Arc::clone(&info.metrics);
-        self.timer = Some(RequestTimer::start(model, row, streaming, Instant::now()));
     }
 }

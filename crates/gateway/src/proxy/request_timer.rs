@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::request::ProxyRequest;
 use crate::endpoint::Inference;
 use crate::telemetry::ModelMetrics;
 
@@ -12,23 +13,22 @@ use crate::telemetry::ModelMetrics;
 pub(super) struct RequestTimer {
     model: Arc<ModelMetrics>,
     row: &'static Inference,
-    /// A streamed reply of which no byte has come yet.
+    /// The reply is streamed, and no byte of it has come yet.
     awaits_first_byte: bool,
     decided: Instant,
 }
 
 impl RequestTimer {
-    pub(super) fn start(
-        model: Arc<ModelMetrics>,
-        row: &'static Inference,
-        streaming: bool,
-        decided: Instant,
-    ) -> Self {
+    /// Counts a request that goes to a worker of `model` now.
+    pub(super) fn start(request: ProxyRequest<'_>, model: &Arc<ModelMetrics>) -> Self {
+        if let Some(endpoint) = model.endpoint(request.row.index) {
+            endpoint.requests(request.streaming).inc();
+        }
         Self {
-            model,
-            row,
-            awaits_first_byte: streaming,
-            decided,
+            model: Arc::clone(model),
+            row: request.row,
+            awaits_first_byte: request.streaming,
+            decided: Instant::now(),
         }
     }
 

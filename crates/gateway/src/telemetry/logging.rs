@@ -38,14 +38,18 @@ pub(crate) fn install(options: &Options) -> Result<(), InitError> {
         return Ok(());
     }
     let (filter, level) = reload::Layer::new(filter);
-    let ansi = std::io::stderr().is_terminal();
+    let colours = if std::io::stderr().is_terminal() {
+        Colours::Ansi
+    } else {
+        Colours::Off
+    };
     let (console, guard) = in_background(std::io::stderr());
     let mut guards = vec![guard];
-    let console = layer(options, console, ansi);
+    let console = layer(options, console, colours);
     let file = file.map(|file| {
         let (file, guard) = in_background(file);
         guards.push(guard);
-        layer(options, file, false)
+        layer(options, file, Colours::Off)
     });
     let installed = tracing_subscriber::registry()
         .with(filter)
@@ -68,18 +72,29 @@ pub fn close_log() {
     }
 }
 
-/// A writer that never makes a request wait, whoever reads (or does not read) the lines.
+/// A writer that never makes a request wait, even if its lines are not read.
 fn in_background(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
     let builder = NonBlockingBuilder::default().buffered_lines_limit(WAITING_LINES);
     builder.lossy(true).finish(writer)
 }
 
-fn layer<S>(options: &Options, writer: NonBlocking, ansi: bool) -> Box<dyn Layer<S> + Send + Sync>
+/// Whether log lines are coloured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Colours {
+    Ansi,
+    Off,
+}
+
+fn layer<S>(
+    options: &Options,
+    writer: NonBlocking,
+    colours: Colours,
+) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     let layer = fmt::layer()
-        .with_ansi(ansi)
+        .with_ansi(colours == Colours::Ansi)
         .with_writer(writer)
         .with_target(false);
     if options.json_log {

@@ -10,8 +10,8 @@ use crate::config::{
     AdmissionSection, FleetSection, HealthSection, Options, PoolSection, WorkerUrl,
 };
 use crate::fleet::{
-    Fleet, Worker, WorkerFactory, WorkerSpec, advance, finish_drain, record_probe, set_model,
-    start_drain,
+    Fleet, ProbeResult, Worker, WorkerFactory, WorkerSpec, advance, finish_drain, record_probe,
+    set_model, start_drain,
 };
 use crate::telemetry::Metrics;
 use crate::upstream::PoolLimits;
@@ -61,7 +61,7 @@ impl Bench {
         let now = self.fleet.now();
         let build = |slot| self.factory.build(spec(name), slot, Some(now));
         let worker = self.fleet.add(build);
-        record_probe(&self.fleet, &worker.endpoint, true);
+        record_probe(&self.fleet, &worker.endpoint, ProbeResult::Passed);
         worker
     }
 
@@ -70,8 +70,8 @@ impl Bench {
         finish_drain(&self.fleet, worker).await;
     }
 
-    pub(super) fn probe(&self, slot: usize, passed: bool) {
-        record_probe(&self.fleet, &self.worker(slot).endpoint, passed);
+    pub(super) fn probe(&self, slot: usize, result: ProbeResult) {
+        record_probe(&self.fleet, &self.worker(slot).endpoint, result);
     }
 
     /// A worker reports which model it serves.

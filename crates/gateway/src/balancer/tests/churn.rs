@@ -8,6 +8,7 @@ use tokio::time::advance;
 use super::super::*;
 use super::bench::Bench;
 use crate::config::FleetSection;
+use crate::fleet::ProbeResult::Passed;
 use crate::fleet::{Worker, finish_drain, start_drain};
 
 /// One ready worker, called `w0`, that serves the model `stays`.
@@ -19,7 +20,7 @@ fn bench_of_one(options: FleetSection) -> Bench {
         })
     });
     let bench = Bench::new(1, policies, options);
-    bench.probe(0, true);
+    bench.probe(0, Passed);
     bench
 }
 

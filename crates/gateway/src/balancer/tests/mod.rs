@@ -12,6 +12,7 @@ use tokio::time::advance;
 
 use super::*;
 use crate::config::{FleetSection, Options};
+use crate::fleet::ProbeResult::{Failed, Passed};
 use crate::fleet::{
     OutlierDetector, finish_drain, invalidate_cache, retry_after_secs, start_drain,
 };
@@ -63,7 +64,7 @@ fn section() -> FleetSection {
 fn ready(count: usize, options: FleetSection) -> Bench {
     let bench = Bench::new(count, round_robin(), options);
     for slot in 0..count {
-        bench.probe(slot, true);
+        bench.probe(slot, Passed);
     }
     bench
 }
@@ -106,8 +107,8 @@ async fn worker_that_recovers_gets_its_share_step_by_step() {
         },
     );
     assert!(shares(&bench, 4).iter().all(|&share| share == 2500));
-    bench.probe(2, false);
-    bench.probe(2, true);
+    bench.probe(2, Failed);
+    bench.probe(2, Passed);
     let share = shares(&bench, 4)[2];
     assert!((150..350).contains(&share), "{share}");
     advance(Duration::from_secs(5)).await;
@@ -183,9 +184,9 @@ async fn suspect_gets_requests_only_when_no_other_worker_may() {
     };
     let selection = select(&bench.balancer, &Request::default(), constraints).unwrap();
     assert_eq!(selection.in_flight.worker.slot, suspect);
-    bench.probe(other.slot, false);
+    bench.probe(other.slot, Failed);
     assert_eq!(place(&bench, 0).unwrap().worker.slot, suspect);
-    bench.probe(suspect, false);
+    bench.probe(suspect, Failed);
     assert_eq!(place(&bench, 0).unwrap_err(), SelectError::NoneReady);
 }
 
@@ -254,7 +255,7 @@ async fn request_for_one_of_several_models_goes_to_its_workers() {
     assert_eq!(slots_for(&bench, Some("qwen")), [2]);
     assert_eq!(slots_for(&bench, Some("an adapter")), [0, 1, 2, 3]);
     assert_eq!(slots_for(&bench, None), [0, 1, 2, 3]);
-    bench.probe(2, false);
+    bench.probe(2, Failed);
     assert!(slots_for(&bench, Some("qwen")).is_empty());
     assert_eq!(slots_for(&bench, Some("llama")), [0, 1, 3]);
 }
@@ -265,8 +266,8 @@ async fn each_model_has_a_policy_instance_with_its_own_workers() {
     let bench = Bench::new(3, recording(&heard), section());
     serves(&bench, 0, "llama");
     serves(&bench, 1, "qwen");
-    bench.probe(0, true);
-    bench.probe(1, true);
+    bench.probe(0, Passed);
+    bench.probe(1, Passed);
     let heard = heard.0.lock().unwrap();
     let sizes: Vec<_> = heard.iter().map(Vec::len).collect();
     // All at the start and whenever a worker has reported or become ready; then all, llama's

@@ -5,6 +5,7 @@ use routing::{Params, PolicyKind, Prompt, Request};
 use super::super::*;
 use super::bench::Bench;
 use super::{section, serves, slots_for};
+use crate::fleet::ProbeResult::{Failed, Passed};
 use crate::fleet::{mark_failed, start_drain};
 
 const TEXT: [u8; 4096] = [b'p'; 4096];
@@ -17,7 +18,7 @@ fn bench_of(count: usize, kind: PolicyKind) -> Bench {
 /// A worker reports its model and becomes ready.
 fn becomes_ready(bench: &Bench, slot: usize, model: &str) {
     serves(bench, slot, model);
-    bench.probe(slot, true);
+    bench.probe(slot, Passed);
 }
 
 fn ask<'a>(bench: &Bench, model: Option<&'a str>, key: Option<&'a str>) -> (usize, u64) {
@@ -105,7 +106,7 @@ async fn worker_that_was_never_ready_changes_nothing_for_others() {
     becomes_ready(&bench, 2, "qwen");
     assert_eq!(kind_of(&bench, Some("qwen")), PolicyKind::CacheAware);
     // Once it has been ready its model is known for as long as it stays.
-    bench.probe(2, false);
+    bench.probe(2, Failed);
     assert!(slots_for(&bench, Some("qwen")).is_empty());
     start_drain(&bench.fleet, &bench.worker(2));
     assert_eq!(slots_for(&bench, Some("qwen")), [0]);
@@ -142,7 +143,7 @@ async fn renamed_model_keeps_what_was_learnt() {
     let bench = bench_of(2, PolicyKind::Random);
     bench.relabel(0, Some(PolicyKind::CacheAware));
     // No model is known: then workers without one decide, too.
-    bench.probe(0, true);
+    bench.probe(0, Passed);
     assert_eq!(ask(&bench, None, None), (0, 0));
     serves(&bench, 0, "llama");
     assert_eq!(ask(&bench, None, None), (0, 1024));

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::decision_log::{Decision, DecisionLog};
 use crate::balancer::{Balancer, Selection};
+use crate::config::ProxySection;
 use crate::proxy::header_text::header_text;
 use crate::proxy::request::ProxyRequest;
 
@@ -79,11 +80,15 @@ impl Explanation {
 }
 
 impl Explainer {
-    pub(in crate::proxy) fn new(balancer: Arc<Balancer>, explain_all: bool, lanes: usize) -> Self {
+    pub(in crate::proxy) fn new(
+        options: &ProxySection,
+        balancer: Arc<Balancer>,
+        lanes: usize,
+    ) -> Self {
         Self {
             balancer,
             decisions: DecisionLog::new(lanes),
-            explain_all,
+            explain_all: options.explain_all,
         }
     }
 
