@@ -1,4 +1,4 @@
-//! Runs one worker: `serve '{"port": 30001, "model": "m"}'`; says where, then works until killed.
+//! Runs one worker until killed and prints its URL: `serve '{"port": 30001, "model": "m"}'`.
 #![expect(clippy::print_stdout, reason = "a command line tool")]
 
 use std::error::Error;

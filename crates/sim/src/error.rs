@@ -1,11 +1,11 @@
-//! Why a simulated worker does not start.
+//! Errors of a simulated worker.
 
 use std::fmt::Display;
 use std::io;
 
 use thiserror::Error;
 
-/// Why a simulated worker does not start, or refuses a change.
+/// A simulated worker does not start, or rejects a change.
 #[derive(Debug, Error)]
 pub enum SimError {
     /// An option breaks a rule.
@@ -13,20 +13,20 @@ pub enum SimError {
     Option {
         /// The option or fault.
         field: &'static str,
-        /// What was given.
+        /// The invalid value.
         value: String,
-        /// What is allowed.
+        /// The rule.
         why: &'static str,
     },
-    /// The address cannot be listened on.
+    /// The worker cannot listen on the address.
     #[error("cannot listen on {address}: {source}")]
     Bind {
-        /// Host and port as given.
+        /// Host and port as configured.
         address: String,
-        /// What the system said.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// No thread or event loop to run on.
+    /// The thread or event loop cannot start.
     #[error("cannot start the worker's thread: {0}")]
     Thread(#[from] io::Error),
 }

@@ -1,58 +1,58 @@
-//! What can be made to go wrong.
+//! The faults that a worker can inject.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::SimError;
 
-/// Faults of a worker, off by default. They hit inference calls, except where said otherwise.
+/// Faults of a worker, off by default. They hit inference requests unless stated otherwise.
 ///
 /// Set with [`crate::SimOptions::faults`], [`crate::SimWorker::set_faults`] or
-/// `POST /sim/faults`; setting replaces all of them and starts the counts anew. The ones that
-/// break HTTP itself (`close_before_headers`, `garbage_headers`, `close_mid_headers`,
+/// `POST /sim/faults`. Setting replaces all of them and restarts the counts. The faults that break
+/// HTTP itself (`close_before_headers`, `garbage_headers`, `close_mid_headers`,
 /// `bad_content_length`) are meant for HTTP/1 connections.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
-    /// Chance that a call is hit, 0 to 1.
+    /// Probability that a request is hit, 0 to 1.
     pub fault_rate: f64,
-    /// Faults of inference calls end after this many hits; 0 = never.
+    /// Faults of inference requests end after this many hits; 0 = never.
     pub count: u32,
-    /// All faults end this many milliseconds after they were set; 0 = never.
+    /// All faults end this many milliseconds after they are set; 0 = never.
     pub for_ms: u64,
-    /// Answer with this status (200 to 599) and a JSON error body.
+    /// Respond with this status (200 to 599) and a JSON error body.
     pub status: Option<u16>,
-    /// `status` ends after this many answers; 0 = never.
+    /// `status` ends after this many responses; 0 = never.
     pub status_count: u32,
     /// `Retry-After` in seconds, sent with `status`.
     pub retry_after: Option<u32>,
-    /// What `/health` and `/health_generate` answer.
+    /// Status of `/health` and `/health_generate`.
     pub health_status: Option<u16>,
-    /// `/health` and `/health_generate` never answer.
+    /// `/health` and `/health_generate` never respond.
     pub health_hang: bool,
-    /// Milliseconds before an answer begins.
+    /// Milliseconds before a response begins.
     pub delay_first_byte_ms: u64,
     /// Milliseconds before each chunk of a body.
     pub chunk_delay_ms: u64,
-    /// Close the connection instead of answering.
+    /// Close the connection without a response.
     pub close_before_headers: bool,
-    /// Answer with bytes that are no HTTP, then close.
+    /// Respond with bytes that are not HTTP, then close.
     pub garbage_headers: bool,
     /// Close in the middle of the response's headers.
     pub close_mid_headers: bool,
-    /// Close, abnormally, after this many bytes of the body.
+    /// Close abnormally after this many bytes of the body.
     pub close_mid_body: Option<u64>,
-    /// Say nothing more after this many bytes of the body, and keep the connection.
+    /// Send nothing after this many bytes of the body, and keep the connection open.
     pub stall_mid_body: Option<u64>,
     /// Send two `Set-Cookie` headers.
     pub duplicate_set_cookie: bool,
-    /// Answer 200 with a JSON body of this many bytes; 0 = off.
+    /// Respond 200 with a JSON body of this many bytes; 0 = off.
     pub huge_body_bytes: u64,
-    /// Answer 200 with this as `Content-Length` (say "banana" or "-1"), then close.
+    /// Respond 200 with this `Content-Length` ("banana" or "-1", for example), then close.
     pub bad_content_length: Option<String>,
-    /// Reset every new connection at once (of all endpoints: over HTTP it can be cleared on an
-    /// open connection only, or by `for_ms`).
+    /// Reset every new connection at once. All endpoints are affected: only an open connection or
+    /// `for_ms` can clear this fault.
     pub refuse_connections: bool,
-    /// Close the connection after each stream without announcing it.
+    /// Close the connection after each stream without `Connection: close`.
     pub close_after_stream: bool,
 }
 
@@ -116,7 +116,7 @@ impl Faults {
         }
     }
 
-    /// Whether any fault would hit an inference call.
+    /// Whether any fault hits inference requests.
     pub(crate) fn hits_inference(&self) -> bool {
         self.status.is_some()
             || self.delay_first_byte_ms > 0

@@ -1,13 +1,13 @@
-//! A simulated SGLang worker: an honest model of its time behind its real HTTP protocol.
+//! A simulated SGLang worker: a model of its timing behind its real HTTP protocol.
 //!
 //! [`engine`] is the model (queue, prefill, prefix cache, batched decode) without sockets or a
-//! clock. [`SimWorker`] serves it over HTTP the way SGLang's server does, with [`Faults`] to
-//! switch on. Tests, demos and benchmarks of the gateway lean on it. [`fleet`] replays a trace
-//! over many workers in virtual time, to compare policies.
+//! clock. [`SimWorker`] serves it over HTTP as SGLang's server does, and can inject [`Faults`].
+//! Tests, demos and benchmarks of the gateway use it. [`fleet`] replays a trace over many workers
+//! in virtual time, to compare policies.
 //!
-//! What is made up: the tokenizer (4 bytes of text are one token), the text (three-letter words
-//! drawn from the prompt's hash, one per token, so equal prompts get equal answers), log
-//! probabilities, embeddings and scores.
+//! These parts are invented: the tokenizer (4 bytes of text are one token), the text (one
+//! three-letter word per token, determined by the prompt's hash, so equal prompts get equal text),
+//! log probabilities, embeddings and scores.
 
 pub mod engine;
 mod error;

@@ -1,4 +1,4 @@
-//! What a simulated worker can be told: names, types and defaults.
+//! Options of a simulated worker: names, types and defaults.
 
 use std::time::Duration;
 
@@ -8,26 +8,26 @@ use crate::engine::EngineOptions;
 use crate::error::SimError;
 use crate::faults::Faults;
 
-/// Waiting requests when `max_queued_requests` is 0: enough to never matter, but a bound.
+/// Queue limit when `max_queued_requests` is 0: a bound above any real load.
 const UNBOUNDED_QUEUE: usize = 1 << 16;
 const LONGEST_STEP_MS: f64 = 3_600_000.0;
 
-/// The worker's part in prefill/decode disaggregation (`disaggregation_mode`).
+/// The worker's role in prefill/decode disaggregation (`disaggregation_mode`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Does both.
+    /// Runs prefill and decode.
     #[default]
     Null,
-    /// Computes prompts: every answer is one token, made when prefill is over.
+    /// Runs prefill only: every response is one token, generated at the end of prefill.
     Prefill,
-    /// Makes tokens: prompts cost it no time. It does not wait for its prefill partner, which
-    /// lives in another process.
+    /// Runs decode only: prompts take no time. It does not wait for its prefill partner, which is
+    /// another process.
     Decode,
 }
 
 impl Role {
-    /// As `disaggregation_mode` spells it.
+    /// The value of `disaggregation_mode`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -37,47 +37,47 @@ impl Role {
     }
 }
 
-/// How one simulated worker behaves.
+/// Options of one simulated worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SimOptions {
     /// Address to listen on, a name or an IP.
     pub host: String,
-    /// Port to listen on; 0 takes a free one.
+    /// Port to listen on; 0 = any free port.
     pub port: u16,
-    /// Name of the model it claims to serve.
+    /// Name of the served model.
     pub model: String,
-    /// Bearer key that every call but health and metrics must carry.
+    /// Bearer key that every request except health and metrics must carry.
     pub api_key: Option<String>,
-    /// Data-parallel ranks: independent engines behind one port.
+    /// Number of data-parallel ranks: independent engines behind one port.
     pub dp_size: u32,
-    /// Part in prefill/decode disaggregation.
+    /// Role in prefill/decode disaggregation.
     pub role: Role,
-    /// Bootstrap port it reports; nothing listens there.
+    /// Bootstrap port that the worker reports; nothing listens on it.
     pub bootstrap_port: u16,
-    /// Prompt tokens computed per second and rank; 0 = instantly.
+    /// Prompt tokens computed per second and rank; 0 = instant.
     pub prefill_tokens_per_sec: f64,
-    /// Milliseconds of a decode step, whatever the batch; 0 with the next one = instantly.
+    /// Milliseconds of a decode step, independent of the batch; 0 here and below = instant.
     pub decode_step_base_ms: f64,
     /// Milliseconds that each sequence of the batch adds to a decode step.
     pub decode_step_per_seq_ms: f64,
     /// Sequences in prefill and decode per rank.
     pub max_running_requests: usize,
-    /// Sequences that may wait per rank, beyond them 503; 0 = 65,536.
+    /// Sequences that may wait per rank; further ones get 503; 0 = 65,536.
     pub max_queued_requests: usize,
-    /// Prompt tokens the prefix cache of a rank holds; 0 = no cache.
+    /// Capacity of a rank's prefix cache in prompt tokens; 0 = no cache.
     pub kv_cache_tokens: usize,
     /// Tokens per cache page.
     pub page_size: u32,
-    /// Tokens made when a request sets no maximum; such an answer ends with "stop".
+    /// Tokens generated if a request sets no maximum; the finish reason is then "stop".
     pub default_output_tokens: u32,
-    /// Milliseconds after start during which health and inference answer 503.
+    /// Milliseconds after start during which health and inference return 503.
     pub startup_delay_ms: u64,
-    /// Requests kept for `recorded()` and `GET /sim/requests`, the oldest dropped first.
+    /// Size of the request log of `recorded()` and `GET /sim/requests`; the oldest is dropped first.
     pub record_requests: usize,
     /// Seed of request ids and of `fault_rate`.
     pub seed: u64,
-    /// Faults from the start on.
+    /// Faults at start.
     pub faults: Faults,
 }
 
@@ -150,7 +150,7 @@ impl SimOptions {
         self.faults.check()
     }
 
-    /// The model behind one rank.
+    /// Options of the engine of one rank.
     pub(crate) fn engine(&self) -> EngineOptions {
         let prefills = self.role != Role::Decode;
         EngineOptions {
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_are_valid_and_survive_json() {
+    fn defaults_are_valid_and_survive_json() {
         let options = SimOptions::default();
         options.check().unwrap();
         let json = serde_json::to_string(&options).unwrap();
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_option_is_refused() {
+    fn an_unknown_option_is_an_error() {
         assert!(serde_json::from_str::<SimOptions>(r#"{"speed": 1}"#).is_err());
     }
 
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_is_spelled_as_sglang_spells_it() {
+    fn a_role_serializes_as_sglang_spells_it() {
         for role in [Role::Null, Role::Prefill, Role::Decode] {
             assert_eq!(serde_json::to_value(role).unwrap(), role.as_str());
         }

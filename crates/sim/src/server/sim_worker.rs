@@ -1,4 +1,4 @@
-//! A running worker: its thread, its address and what tests ask of it.
+//! A running worker: its thread, its address and the interface for tests.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -20,13 +20,13 @@ use crate::options::SimOptions;
 pub struct SimWorker {
     worker: Arc<Worker>,
     addr: SocketAddr,
-    life: Arc<Life>,
+    lifecycle: Arc<Lifecycle>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the thread and its owner tell each other.
+/// State shared by the thread and its owner.
 #[derive(Debug, Default)]
-struct Life {
+struct Lifecycle {
     stop: Notify,
     stopped: Mutex<bool>,
     ended: Condvar,
@@ -39,37 +39,37 @@ impl SimWorker {
         let listener = listener::bind(&options.host, options.port)?;
         let addr = listener.local_addr()?;
         let worker = Arc::new(Worker::new(options, addr.port()));
-        let life = Arc::new(Life::default());
+        let lifecycle = Arc::new(Lifecycle::default());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let (shared, lived) = (Arc::clone(&worker), Arc::clone(&life));
+        let (shared, ending) = (Arc::clone(&worker), Arc::clone(&lifecycle));
         let listener = {
             let _inside = runtime.enter();
             TcpListener::from_std(listener)?
         };
         let thread = std::thread::Builder::new().name(format!("sim-{}", addr.port()));
         let thread = thread.spawn(move || {
-            let ending = Ending(Arc::clone(&lived));
+            let mark_stopped = MarkStopped(Arc::clone(&ending));
             runtime.block_on(async {
                 tokio::select! {
                     () = listener::accept(Arc::clone(&shared), listener) => {}
                     () = shared.scheduler.run() => {}
-                    () = lived.stop.notified() => {}
+                    () = ending.stop.notified() => {}
                 }
             });
             drop(runtime); // closes every connection
-            drop(ending);
+            drop(mark_stopped);
         })?;
         Ok(Self {
             worker,
             addr,
-            life,
+            lifecycle,
             thread: Mutex::new(Some(thread)),
         })
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -81,45 +81,45 @@ impl SimWorker {
 
     /// Stops listening and closes every connection; returns at once.
     pub fn stop(&self) {
-        self.life.stop.notify_one();
+        self.lifecycle.stop.notify_one();
     }
 
     /// Waits for the end, at most `timeout`; true once it has stopped.
     pub fn wait(&self, timeout: Duration) -> bool {
         let stopped = self
-            .life
+            .lifecycle
             .stopped
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let waited = self
-            .life
+            .lifecycle
             .ended
             .wait_timeout_while(stopped, timeout, |stopped| !*stopped);
         let (stopped, _) = waited.unwrap_or_else(PoisonError::into_inner);
         *stopped
     }
 
-    /// What it has seen so far.
+    /// The counts so far.
     pub fn stats(&self) -> SimStats {
         self.worker.counts.snapshot()
     }
 
-    /// Waits until the counts are as wished, at most `limit`; whether they came to be.
-    pub async fn until(&self, limit: Duration, wished: impl Fn(&SimStats) -> bool) -> bool {
+    /// Waits at most `limit` until the counts meet a condition; false if they do not.
+    pub async fn until(&self, limit: Duration, condition: impl Fn(&SimStats) -> bool) -> bool {
         let met = async {
-            while !wished(&self.stats()) {
+            while !condition(&self.stats()) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
         tokio::time::timeout(limit, met).await.is_ok()
     }
 
-    /// The last `record_requests` requests, oldest first (without `/sim/*`).
+    /// The last `record_requests` requests except `/sim/*`, oldest first.
     pub fn recorded(&self) -> Vec<Recorded> {
         self.worker.log.snapshot()
     }
 
-    /// Replaces the faults in force; [`Faults::default`] clears them.
+    /// Replaces the active faults; [`Faults::default`] clears them.
     pub fn set_faults(&self, faults: Faults) -> Result<(), SimError> {
         faults.check()?;
         self.worker.faults.set(faults);
@@ -127,10 +127,10 @@ impl SimWorker {
     }
 }
 
-/// Tells that the thread is over, even if it panicked.
-struct Ending(Arc<Life>);
+/// Marks the thread as stopped, even if it panics.
+struct MarkStopped(Arc<Lifecycle>);
 
-impl Drop for Ending {
+impl Drop for MarkStopped {
     fn drop(&mut self) {
         *self
             .0

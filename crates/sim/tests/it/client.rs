@@ -1,4 +1,4 @@
-//! A client that shows the bare bytes, and waits for events with a deadline.
+//! A client that exposes raw bytes, and waits with a deadline.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use sim::{SimOptions, SimStats, SimWorker};
 
-/// Longer than anything here takes; reached only by a failing test.
+/// Deadline of every wait; only a failing test reaches it.
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) fn start(options: SimOptions) -> SimWorker {
@@ -21,26 +21,26 @@ pub(crate) fn started() -> SimWorker {
     })
 }
 
-/// Waits until the counts are as wished.
-pub(crate) fn until(worker: &SimWorker, wished: impl Fn(&SimStats) -> bool) {
+/// Waits until the counts meet a condition.
+pub(crate) fn until(worker: &SimWorker, condition: impl Fn(&SimStats) -> bool) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
         .unwrap();
     assert!(
-        runtime.block_on(worker.until(LIMIT, wished)),
-        "in vain: {:?}",
+        runtime.block_on(worker.until(LIMIT, condition)),
+        "not met: {:?}",
         worker.stats()
     );
 }
 
-/// An answer as far as it came.
+/// A response as far as it arrived.
 #[derive(Debug, Default)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
-    /// Whether the body came to its end as announced.
+    /// Whether the body is complete.
     pub(crate) whole: bool,
 }
 
@@ -103,7 +103,7 @@ impl Client {
         );
     }
 
-    /// Reads until the bytes read so far end at `len`; false at the connection's end.
+    /// Reads until `len` bytes are unread; false if the connection ends first.
     fn fill(&mut self, len: usize) -> io::Result<bool> {
         let mut piece = [0; 8192];
         while self.unread.len() < len {
@@ -155,7 +155,7 @@ impl Client {
         }
     }
 
-    /// Reads a body up to its end or the connection's.
+    /// Reads a body up to its end or the end of the connection.
     pub(crate) fn body(&mut self, reply: &mut Reply) -> io::Result<()> {
         if let Some(length) = reply.header("content-length").first() {
             let length = length.parse().expect("a number");
@@ -189,18 +189,18 @@ impl Client {
     }
 
     pub(crate) fn reply(&mut self) -> Reply {
-        let mut reply = self.head().expect("HTTP").expect("an answer");
+        let mut reply = self.head().expect("HTTP").expect("a response");
         self.body(&mut reply).expect("a body");
         reply
     }
 
-    /// Whether the peer has closed, in whatever way.
+    /// Whether the peer has closed or reset the connection.
     pub(crate) fn is_closed(&mut self) -> bool {
         matches!(self.fill(self.unread.len() + 1), Ok(false) | Err(_))
     }
 }
 
-/// One exchange on a connection of its own.
+/// One request on its own connection.
 pub(crate) fn post(worker: &SimWorker, path: &str, body: &str) -> Reply {
     let mut client = Client::new(worker);
     client.post(path, body);

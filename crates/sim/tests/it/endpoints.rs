@@ -1,4 +1,4 @@
-//! Every endpoint has SGLang's shape.
+//! Every endpoint has SGLang's form.
 
 use serde_json::{Value, json};
 use sim::{Role, SimOptions};
@@ -6,7 +6,7 @@ use sim::{Role, SimOptions};
 use crate::client::{Client, chat, get, post, start, started};
 
 #[test]
-fn health_is_empty() {
+fn health_has_an_empty_body() {
     let worker = started();
     for path in ["/health", "/health_generate"] {
         let reply = get(&worker, path);
@@ -15,7 +15,7 @@ fn health_is_empty() {
 }
 
 #[test]
-fn the_worker_tells_who_it_is() {
+fn info_endpoints_report_the_options() {
     let options = SimOptions {
         model: "org/model".to_owned(),
         dp_size: 3,
@@ -46,7 +46,7 @@ fn the_worker_tells_who_it_is() {
 }
 
 #[test]
-fn a_chat_answer_is_an_openai_completion() {
+fn a_chat_response_is_an_openai_completion() {
     let worker = started();
     let reply = post(
         &worker,
@@ -54,32 +54,32 @@ fn a_chat_answer_is_an_openai_completion() {
         &chat("hi", r#","max_tokens":5,"n":2"#),
     );
     assert_eq!(reply.header("content-type"), ["application/json"]);
-    let answer = reply.json();
-    assert_eq!(answer["object"], "chat.completion");
-    assert_eq!(answer["choices"].as_array().unwrap().len(), 2);
-    assert_eq!(answer["choices"][1]["index"], 1);
-    assert_eq!(answer["choices"][0]["message"]["role"], "assistant");
-    assert_eq!(answer["choices"][0]["finish_reason"], "length");
-    assert_eq!(answer["usage"]["completion_tokens"], 10);
-    assert!(answer["usage"]["prompt_tokens_details"]["cached_tokens"].is_number());
+    let response = reply.json();
+    assert_eq!(response["object"], "chat.completion");
+    assert_eq!(response["choices"].as_array().unwrap().len(), 2);
+    assert_eq!(response["choices"][1]["index"], 1);
+    assert_eq!(response["choices"][0]["message"]["role"], "assistant");
+    assert_eq!(response["choices"][0]["finish_reason"], "length");
+    assert_eq!(response["usage"]["completion_tokens"], 10);
+    assert!(response["usage"]["prompt_tokens_details"]["cached_tokens"].is_number());
 }
 
 #[test]
-fn without_a_maximum_the_model_stops_by_itself() {
+fn without_a_maximum_the_finish_reason_is_stop() {
     let worker = start(SimOptions {
         default_output_tokens: 3,
         ..SimOptions::default()
     });
-    let answer = post(&worker, "/v1/chat/completions", &chat("hi", "")).json();
-    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
-    assert_eq!(answer["usage"]["completion_tokens"], 3);
-    let answer = post(
+    let response = post(&worker, "/v1/chat/completions", &chat("hi", "")).json();
+    assert_eq!(response["choices"][0]["finish_reason"], "stop");
+    assert_eq!(response["usage"]["completion_tokens"], 3);
+    let response = post(
         &worker,
         "/v1/chat/completions",
         &chat("hi", r#","ignore_eos":true"#),
     )
     .json();
-    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    assert_eq!(response["choices"][0]["finish_reason"], "length");
 }
 
 #[test]
@@ -94,26 +94,26 @@ fn a_stop_string_ends_the_text_before_it() {
     let text = whole["choices"][0]["text"].as_str().unwrap();
     let stop = text.split(' ').nth(4).unwrap();
     let body = format!(r#"{{"prompt":"p","max_tokens":20,"stop":["{stop}"]}}"#);
-    let answer = post(&worker, "/v1/completions", &body).json();
-    let cut = answer["choices"][0]["text"].as_str().unwrap();
-    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
-    assert_eq!(answer["choices"][0]["matched_stop"], stop);
+    let response = post(&worker, "/v1/completions", &body).json();
+    let cut = response["choices"][0]["text"].as_str().unwrap();
+    assert_eq!(response["choices"][0]["finish_reason"], "stop");
+    assert_eq!(response["choices"][0]["matched_stop"], stop);
     assert!(text.starts_with(cut) && !cut.contains(stop));
 }
 
 #[test]
-fn the_same_prompt_gets_the_same_answer_everywhere() {
+fn equal_prompts_get_equal_text_on_every_worker() {
     let (one, other) = (started(), started());
-    let ask = |worker| {
+    let message = |worker| {
         let body = chat("what is it?", r#","max_tokens":9"#);
         post(worker, "/v1/chat/completions", &body).json()["choices"][0]["message"].clone()
     };
-    assert_eq!(ask(&one), ask(&other));
-    assert_eq!(ask(&one), ask(&one));
+    assert_eq!(message(&one), message(&other));
+    assert_eq!(message(&one), message(&one));
 }
 
 #[test]
-fn completions_take_every_shape_of_prompt() {
+fn completions_accept_every_form_of_prompt() {
     let worker = started();
     for (prompt, choices, prompt_tokens) in [
         (r#""hello world.""#, 1, 3),
@@ -122,13 +122,16 @@ fn completions_take_every_shape_of_prompt() {
         ("[[1,2],[3]]", 2, 3),
     ] {
         let body = format!(r#"{{"prompt":{prompt},"max_tokens":4}}"#);
-        let answer = post(&worker, "/v1/completions", &body).json();
+        let response = post(&worker, "/v1/completions", &body).json();
         assert_eq!(
-            answer["choices"].as_array().unwrap().len(),
+            response["choices"].as_array().unwrap().len(),
             choices,
             "{prompt}"
         );
-        assert_eq!(answer["usage"]["prompt_tokens"], prompt_tokens, "{prompt}");
+        assert_eq!(
+            response["usage"]["prompt_tokens"], prompt_tokens,
+            "{prompt}"
+        );
     }
     let body = r#"{"prompt":"said: ","max_tokens":2,"echo":true,"logprobs":1}"#;
     let choice = post(&worker, "/v1/completions", body).json()["choices"][0].clone();
@@ -143,15 +146,15 @@ fn completions_take_every_shape_of_prompt() {
 }
 
 #[test]
-fn generate_answers_one_or_a_list() {
+fn generate_returns_an_object_or_a_list() {
     let worker = start(SimOptions {
         dp_size: 2,
         ..SimOptions::default()
     });
     let body = r#"{"input_ids":[5,6,7],"sampling_params":{"max_new_tokens":2},"rid":"r1",
                    "return_logprob":true,"logprob_start_len":0,"data_parallel_rank":1}"#;
-    let answer = post(&worker, "/generate", body).json();
-    let meta = &answer["meta_info"];
+    let response = post(&worker, "/generate", body).json();
+    let meta = &response["meta_info"];
     assert_eq!(meta["id"], "r1");
     assert_eq!(
         meta["finish_reason"],
@@ -165,12 +168,12 @@ fn generate_answers_one_or_a_list() {
     assert_eq!(meta["input_token_logprobs"][0], json!([null, 5, null]));
     assert_eq!(meta["input_token_logprobs"].as_array().unwrap().len(), 3);
     assert_eq!(meta["output_token_logprobs"].as_array().unwrap().len(), 2);
-    assert_eq!(answer["output_ids"].as_array().unwrap().len(), 2);
+    assert_eq!(response["output_ids"].as_array().unwrap().len(), 2);
 
     let body =
         r#"{"text":["a","b"],"sampling_params":[{"max_new_tokens":1},{"max_new_tokens":2}]}"#;
-    let answers = post(&worker, "/generate", body).json();
-    let made: Vec<&Value> = answers
+    let responses = post(&worker, "/generate", body).json();
+    let made: Vec<&Value> = responses
         .as_array()
         .unwrap()
         .iter()
@@ -180,7 +183,7 @@ fn generate_answers_one_or_a_list() {
 }
 
 #[test]
-fn generate_takes_put_and_needs_no_content_type() {
+fn generate_accepts_put_without_a_content_type() {
     let worker = started();
     let mut client = Client::new(&worker);
     client.send("PUT /generate", "", r#"{"text":"a"}"#);
@@ -189,7 +192,7 @@ fn generate_takes_put_and_needs_no_content_type() {
 }
 
 #[test]
-fn a_rank_that_does_not_exist_is_refused() {
+fn an_unknown_rank_is_400() {
     let worker = started();
     let reply = post(&worker, "/generate", r#"{"text":"a","routed_dp_rank":1}"#);
     assert_eq!(reply.status, 400);
@@ -202,7 +205,7 @@ fn a_rank_that_does_not_exist_is_refused() {
 }
 
 #[test]
-fn embeddings_come_as_floats_or_base64() {
+fn embeddings_are_floats_or_base64() {
     let worker = started();
     let floats = post(
         &worker,
@@ -218,7 +221,7 @@ fn embeddings_come_as_floats_or_base64() {
 }
 
 #[test]
-fn rerank_answers_a_bare_array_best_first() {
+fn rerank_returns_an_array_best_first() {
     let worker = started();
     let body = r#"{"query":"q","documents":["a","b","c"]}"#;
     let ranks = post(&worker, "/v1/rerank", body).json();
@@ -239,7 +242,7 @@ fn rerank_answers_a_bare_array_best_first() {
 }
 
 #[test]
-fn classify_and_score_give_probabilities() {
+fn classify_and_score_return_probabilities() {
     let worker = started();
     let classes = post(&worker, "/v1/classify", r#"{"input":"a"}"#).json();
     assert_eq!(classes["data"][0]["num_classes"], 2);
@@ -251,16 +254,19 @@ fn classify_and_score_give_probabilities() {
 #[test]
 fn a_response_can_be_fetched_later() {
     let worker = started();
-    let answer = post(
+    let response = post(
         &worker,
         "/v1/responses",
         r#"{"input":"hi","max_output_tokens":3}"#,
     )
     .json();
-    assert_eq!(answer["status"], "incomplete");
-    assert_eq!(answer["output"][0]["content"][0]["type"], "output_text");
-    let id = answer["id"].as_str().unwrap();
-    assert_eq!(get(&worker, &format!("/v1/responses/{id}")).json(), answer);
+    assert_eq!(response["status"], "incomplete");
+    assert_eq!(response["output"][0]["content"][0]["type"], "output_text");
+    let id = response["id"].as_str().unwrap();
+    assert_eq!(
+        get(&worker, &format!("/v1/responses/{id}")).json(),
+        response
+    );
     assert_eq!(
         post(&worker, &format!("/v1/responses/{id}/cancel"), "").status,
         400
@@ -271,15 +277,15 @@ fn a_response_can_be_fetched_later() {
 }
 
 #[test]
-fn messages_follow_the_anthropic_shape() {
+fn messages_follow_the_anthropic_api() {
     let worker = started();
     let body = r#"{"max_tokens":2,"system":"s","messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}]}"#;
-    let answer = post(&worker, "/v1/messages", body).json();
+    let response = post(&worker, "/v1/messages", body).json();
     assert_eq!(
-        (&answer["type"], &answer["stop_reason"]),
+        (&response["type"], &response["stop_reason"]),
         (&json!("message"), &json!("max_tokens"))
     );
-    assert_eq!(answer["usage"]["output_tokens"], 2);
+    assert_eq!(response["usage"]["output_tokens"], 2);
     let refused = post(&worker, "/v1/messages", "{}");
     assert_eq!(
         (refused.status, &refused.json()["type"]),
@@ -288,7 +294,7 @@ fn messages_follow_the_anthropic_shape() {
 }
 
 #[test]
-fn tokens_turn_back_into_text() {
+fn detokenize_inverts_tokenize() {
     let worker = started();
     let tokens = post(&worker, "/v1/tokenize", r#"{"prompt":"hello world"}"#).json();
     assert_eq!(tokens["count"], 3);
@@ -300,7 +306,7 @@ fn tokens_turn_back_into_text() {
 }
 
 #[test]
-fn loads_are_told_for_each_rank() {
+fn loads_are_reported_per_rank() {
     let worker = start(SimOptions {
         dp_size: 2,
         ..SimOptions::default()
@@ -334,7 +340,7 @@ fn loads_are_told_for_each_rank() {
 }
 
 #[test]
-fn errors_have_their_endpoints_shape() {
+fn errors_have_the_form_of_their_endpoint() {
     let worker = started();
     let flat = post(&worker, "/v1/chat/completions", "{\"messages\":");
     assert_eq!(
@@ -366,7 +372,7 @@ fn errors_have_their_endpoints_shape() {
 }
 
 #[test]
-fn a_prefill_worker_makes_one_token_and_needs_a_room() {
+fn a_prefill_worker_generates_one_token_and_needs_a_bootstrap_room() {
     let worker = start(SimOptions {
         role: Role::Prefill,
         ..SimOptions::default()

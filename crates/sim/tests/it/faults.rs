@@ -1,4 +1,4 @@
-//! Every fault does what it says.
+//! Every fault has its documented effect.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ fn faulty(faults: Faults) -> SimWorker {
     worker
 }
 
-/// A chat on a connection of its own, unread.
-fn asked(worker: &SimWorker, rest: &str) -> Client {
+/// A connection with a chat request whose response is unread.
+fn send_chat(worker: &SimWorker, rest: &str) -> Client {
     let mut client = Client::new(worker);
     client.post("/v1/chat/completions", &chat("hi", rest));
     client
@@ -23,14 +23,14 @@ fn asked(worker: &SimWorker, rest: &str) -> Client {
 const STREAM: &str = r#","stream":true,"max_tokens":20"#;
 
 #[test]
-fn a_status_comes_as_often_as_counted() {
+fn a_status_ends_after_its_count() {
     let worker = faulty(Faults {
         status: Some(429),
         status_count: 2,
         retry_after: Some(7),
         ..Faults::default()
     });
-    let refused = asked(&worker, "").reply();
+    let refused = send_chat(&worker, "").reply();
     assert_eq!(
         (refused.status, refused.header("retry-after")),
         (429, vec!["7"])
@@ -39,18 +39,18 @@ fn a_status_comes_as_often_as_counted() {
     let refused = post(&worker, "/generate", r#"{"text":"a"}"#);
     assert_eq!(refused.status, 429);
     assert!(refused.json()["error"]["message"].is_string());
-    assert_eq!(asked(&worker, "").reply().status, 200);
+    assert_eq!(send_chat(&worker, "").reply().status, 200);
     assert_eq!(worker.stats().faulted, 2);
 }
 
 #[test]
-fn health_can_be_ill_or_silent() {
+fn health_can_fail_or_hang() {
     let worker = faulty(Faults {
         health_status: Some(503),
         ..Faults::default()
     });
     assert_eq!(get(&worker, "/health").status, 503);
-    assert_eq!(asked(&worker, "").reply().status, 200);
+    assert_eq!(send_chat(&worker, "").reply().status, 200);
     worker
         .set_faults(Faults {
             health_hang: true,
@@ -59,65 +59,69 @@ fn health_can_be_ill_or_silent() {
         .unwrap();
     let mut client = Client::new(&worker);
     client.send("GET /health", "", "");
-    assert_eq!(asked(&worker, "").reply().status, 200, "while health hangs");
+    assert_eq!(
+        send_chat(&worker, "").reply().status,
+        200,
+        "while health hangs"
+    );
     worker.set_faults(Faults::default()).unwrap();
     assert_eq!(get(&worker, "/health").status, 200);
 }
 
 #[test]
-fn the_connection_can_end_before_the_answer() {
+fn the_connection_can_close_before_the_response() {
     let worker = faulty(Faults {
         close_before_headers: true,
         count: 1,
         ..Faults::default()
     });
-    assert!(asked(&worker, "").head().unwrap().is_none());
+    assert!(send_chat(&worker, "").head().unwrap().is_none());
     until(&worker, |stats| {
         stats.disconnects == 1 && stats.in_flight == 0
     });
-    assert_eq!(asked(&worker, "").reply().status, 200, "counted once");
+    assert_eq!(send_chat(&worker, "").reply().status, 200, "counted once");
 }
 
 #[test]
-fn garbage_is_not_http() {
+fn garbage_headers_are_not_http() {
     let worker = faulty(Faults {
         garbage_headers: true,
         ..Faults::default()
     });
-    let mut client = asked(&worker, "");
+    let mut client = send_chat(&worker, "");
     assert!(client.head().is_err());
     assert!(client.is_closed());
 }
 
 #[test]
-fn the_connection_can_end_within_the_headers() {
+fn the_connection_can_close_within_the_headers() {
     let worker = faulty(Faults {
         close_mid_headers: true,
         ..Faults::default()
     });
-    assert!(asked(&worker, "").head().unwrap().is_none());
+    assert!(send_chat(&worker, "").head().unwrap().is_none());
     until(&worker, |stats| stats.connections_open == 0);
 }
 
 #[test]
-fn a_content_length_can_be_nonsense() {
+fn the_content_length_can_be_invalid() {
     let worker = faulty(Faults {
         bad_content_length: Some("banana".to_owned()),
         ..Faults::default()
     });
-    let mut client = asked(&worker, "");
+    let mut client = send_chat(&worker, "");
     let head = client.head().unwrap().unwrap();
     assert_eq!(head.header("content-length"), ["banana"]);
 }
 
 #[test]
-fn a_body_can_break_off() {
+fn a_body_can_be_cut_off() {
     let worker = faulty(Faults {
         close_mid_body: Some(30),
         ..Faults::default()
     });
     for rest in ["", STREAM] {
-        let reply = asked(&worker, rest).reply();
+        let reply = send_chat(&worker, rest).reply();
         assert_eq!(
             (reply.status, reply.body.len(), reply.whole),
             (200, 30, false),
@@ -130,7 +134,7 @@ fn a_body_can_break_off() {
             ..Faults::default()
         })
         .unwrap();
-    let reply = asked(&worker, STREAM).reply();
+    let reply = send_chat(&worker, STREAM).reply();
     assert_eq!(
         (reply.status, reply.body.len(), reply.whole),
         (200, 0, false)
@@ -144,7 +148,7 @@ fn a_body_can_stall_until_the_client_leaves() {
         stall_mid_body: Some(10),
         ..Faults::default()
     });
-    let mut client = asked(&worker, STREAM);
+    let mut client = send_chat(&worker, STREAM);
     assert_eq!(client.head().unwrap().unwrap().status, 200);
     assert_eq!(client.chunk().unwrap().unwrap().len(), 10);
     assert_eq!(worker.stats().in_flight, 1);
@@ -155,12 +159,12 @@ fn a_body_can_stall_until_the_client_leaves() {
 }
 
 #[test]
-fn two_cookies_are_two_headers() {
+fn two_cookies_are_separate_headers() {
     let worker = faulty(Faults {
         duplicate_set_cookie: true,
         ..Faults::default()
     });
-    assert_eq!(asked(&worker, "").reply().header("set-cookie").len(), 2);
+    assert_eq!(send_chat(&worker, "").reply().header("set-cookie").len(), 2);
 }
 
 #[test]
@@ -169,20 +173,20 @@ fn a_huge_body_is_valid_json_of_that_size() {
         huge_body_bytes: 300_000,
         ..Faults::default()
     });
-    let reply = asked(&worker, "").reply();
+    let reply = send_chat(&worker, "").reply();
     assert_eq!((reply.body.len(), reply.whole), (300_000, true));
     assert!(reply.json()["text"].is_string());
 }
 
 #[test]
-fn delays_delay() {
+fn delays_hold_back_the_head_and_each_chunk() {
     let worker = faulty(Faults {
         delay_first_byte_ms: 30,
         chunk_delay_ms: 5,
         ..Faults::default()
     });
     let start = tokio::time::Instant::now();
-    let mut client = asked(&worker, STREAM);
+    let mut client = send_chat(&worker, STREAM);
     client.head().unwrap();
     assert!(start.elapsed() >= Duration::from_millis(30));
     client.body(&mut crate::client::Reply::default()).unwrap();
@@ -202,32 +206,32 @@ fn new_connections_can_be_reset() {
 }
 
 #[test]
-fn the_connection_can_end_after_a_stream_unannounced() {
+fn the_connection_can_close_after_a_stream_without_notice() {
     let worker = faulty(Faults {
         close_after_stream: true,
         ..Faults::default()
     });
-    let mut client = asked(&worker, STREAM);
+    let mut client = send_chat(&worker, STREAM);
     let reply = client.reply();
     assert!(reply.whole && reply.header("connection").is_empty());
     assert!(client.is_closed());
-    let mut client = asked(&worker, "");
+    let mut client = send_chat(&worker, "");
     client.reply();
     client.post("/v1/chat/completions", &chat("hi", ""));
     assert_eq!(
         client.reply().status,
         200,
-        "whole answers keep the connection"
+        "whole responses keep the connection"
     );
 }
 
 #[test]
-fn faults_are_told_and_set_over_http() {
+fn faults_are_read_and_set_over_http() {
     let worker = started();
     assert_eq!(get(&worker, "/sim/faults").json(), json!(Faults::default()));
     let set = post(&worker, "/sim/faults", r#"{"status":500,"for_ms":3600000}"#);
     assert_eq!(set.json()["status"], 500);
-    assert_eq!(asked(&worker, "").reply().status, 500);
+    assert_eq!(send_chat(&worker, "").reply().status, 500);
     for wrong in [
         r#"{"status":99}"#,
         r#"{"fault_rate":2}"#,
@@ -237,21 +241,21 @@ fn faults_are_told_and_set_over_http() {
         assert_eq!(post(&worker, "/sim/faults", wrong).status, 400, "{wrong}");
     }
     assert_eq!(
-        asked(&worker, "").reply().status,
+        send_chat(&worker, "").reply().status,
         500,
         "a mistake changes nothing"
     );
     post(&worker, "/sim/faults", "{}");
-    assert_eq!(asked(&worker, "").reply().status, 200);
+    assert_eq!(send_chat(&worker, "").reply().status, 200);
 }
 
 #[test]
-fn faults_end_by_themselves() {
+fn faults_end_after_for_ms() {
     let worker = faulty(Faults {
         status: Some(500),
         for_ms: 1,
         ..Faults::default()
     });
-    while asked(&worker, "").reply().status == 500 {}
+    while send_chat(&worker, "").reply().status == 500 {}
     assert_eq!(get(&worker, "/sim/faults").json(), json!(Faults::default()));
 }

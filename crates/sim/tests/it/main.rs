@@ -1,4 +1,4 @@
-//! The worker as its clients see it: over real sockets.
+//! Tests of the worker over real sockets.
 #![expect(
     clippy::expect_used,
     clippy::panic,
@@ -8,7 +8,7 @@
 
 mod client;
 mod endpoints;
+mod engine;
 mod faults;
-mod life;
+mod lifecycle;
 mod streams;
-mod work;

@@ -1,4 +1,4 @@
-//! Streams are framed and worded as each API has it.
+//! Streams have the framing and events of their API.
 
 use serde_json::{Value, json};
 use sim::SimOptions;
@@ -76,7 +76,7 @@ fn a_generate_stream_is_cumulative() {
 }
 
 #[test]
-fn batch_frames_carry_their_index() {
+fn frames_of_a_batch_carry_their_index() {
     let worker = started();
     let body = r#"{"text":["a","b"],"sampling_params":{"max_new_tokens":2},"stream":true}"#;
     let frames = parsed(&post(&worker, "/generate", body));
@@ -113,7 +113,7 @@ fn responses_and_messages_name_their_events() {
 }
 
 #[test]
-fn tokens_are_sent_as_they_are_made() {
+fn tokens_are_sent_as_they_are_generated() {
     let worker = start(SimOptions {
         decode_step_base_ms: 50.0,
         ..SimOptions::default()

@@ -1,4 +1,4 @@
-//! Sends each request to an inference endpoint or to the router; counts, records and authorizes it.
+//! The way of each request: counted, recorded and authorized, then to inference or the router.
 
 use std::io;
 use std::sync::Arc;
@@ -71,7 +71,7 @@ impl Dispatcher {
         Ok(response)
     }
 
-    /// Responds to all but inference; `endpoint` is set if only the method is wrong.
+    /// Responds to other requests; `endpoint` is set if an inference path has the wrong method.
     async fn control(
         &self,
         connection: &Arc<ConnectionControl>,
@@ -83,7 +83,7 @@ impl Dispatcher {
             let body = read_body(body).await?;
             let response = self.route(parts.clone(), body.clone()).await;
             if response.extensions().get::<NoHandler>().is_none() {
-                return Ok(response); // neither counted nor recorded, and open without the key
+                return Ok(response); // not counted, not recorded, no key needed
             }
             (RequestRecord::control(&self.worker), body)
         } else {
@@ -96,7 +96,7 @@ impl Dispatcher {
             (Ok(()), Some(endpoint)) => method_not_allowed(endpoint.methods()),
             (Ok(()), None) => self.route(parts, body).await,
         };
-        // Without a handler the record is dropped: the log has the request as disconnected.
+        // Without a handler the record is dropped, so the log marks the request as disconnected.
         let has_handler = response.extensions_mut().remove::<NoHandler>().is_none();
         if has_handler && !connection.is_scripted() {
             response.body_mut().set_record(record);
@@ -105,16 +105,17 @@ impl Dispatcher {
     }
 
     async fn route(&self, mut parts: Parts, body: Bytes) -> Response<SimBody> {
-        // Axum runs GET handlers for HEAD. SGLang's server rejects HEAD, as the router does TRACE.
+        // Axum runs GET handlers for HEAD. SGLang's server rejects HEAD, so the router sees a method
+        // that it rejects.
         if parts.method == Method::HEAD {
             parts.method = Method::TRACE;
         }
         let request = Request::from_parts(parts, Body::from(body));
         let Ok(mut response) = self.router.call(request).await;
         let headers = response.headers_mut();
-        headers.remove(CONTENT_LENGTH); // hyper adds it where the status has one
+        headers.remove(CONTENT_LENGTH); // hyper adds it if the status allows one
         if let Some(allow) = headers.get_mut(ALLOW) {
-            // `GET, POST` for axum's `GET,HEAD,POST`
+            // Axum writes `GET,HEAD,POST` where SGLang's server writes `GET, POST`.
             let methods = allow.to_str().unwrap_or_default().split(',');
             *allow = allow_list(methods.filter(|method| *method != "HEAD"));
         }

@@ -1,4 +1,4 @@
-//! How busy the worker is: `/get_load`, `/v1/loads`.
+//! Load of the worker: `/get_load` and `/v1/loads`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -35,7 +35,7 @@ pub(crate) async fn get_load(State(worker): AppState) -> Json<Value> {
     Json(loads.iter().enumerate().map(object).collect())
 }
 
-/// `/v1/loads`, with `dp_rank`, `include` and `format` of its query.
+/// `/v1/loads`, with the query parameters `dp_rank`, `include` and `format`.
 pub(crate) async fn loads(
     State(worker): AppState,
     RawQuery(query): RawQuery,
@@ -86,7 +86,7 @@ pub(crate) async fn loads(
     Ok(Json(document).into_response())
 }
 
-/// Leaves out the sections that were not asked for.
+/// Removes the sections that the request does not include.
 fn trimmed(mut object: Value, included: &dyn Fn(&str) -> bool) -> Value {
     if let Some(fields) = object.as_object_mut() {
         for (key, section) in [
@@ -132,7 +132,7 @@ fn rank_object(options: &SimOptions, rank: usize, load: &EngineLoad, now: f64) -
     })
 }
 
-/// Totals and means over the ranks.
+/// Totals and means of all ranks.
 fn aggregate(options: &SimOptions, loads: &[(usize, EngineLoad)]) -> Value {
     let sum = |of: fn(&EngineLoad) -> f64| loads.iter().map(|(_, load)| of(load)).sum::<f64>();
     let count = |of: fn(&EngineLoad) -> u64| loads.iter().map(|(_, load)| of(load)).sum::<u64>();

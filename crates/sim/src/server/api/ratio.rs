@@ -1,11 +1,11 @@
-//! Numbers as the load endpoints and the metrics round them.
+//! Rounded ratios of the load endpoints and the metrics.
 
-/// Four decimals, as people read them.
+/// Rounds to four decimals.
 pub(crate) fn rounded(value: f64) -> f64 {
     (value * 10_000.0).round() / 10_000.0
 }
 
-/// A share of a whole; 0 of nothing.
+/// `part / whole`, rounded; 0 if the whole is 0.
 pub(crate) fn share(part: f64, whole: usize) -> f64 {
     if whole == 0 {
         0.0

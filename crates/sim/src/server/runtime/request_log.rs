@@ -19,7 +19,7 @@ pub struct SimStats {
     pub streams: u64,
     /// Inference requests in progress.
     pub in_flight: u64,
-    /// Inference requests whose client left before the end, or was cut off by a fault.
+    /// Inference requests that lost their client, or were cut off by a fault, before the end.
     pub disconnects: u64,
     /// Sequences that the engine aborted.
     pub aborted: u64,

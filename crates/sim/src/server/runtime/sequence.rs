@@ -18,7 +18,7 @@ const MAX_SEQUENCES: usize = 4096;
 /// The end-of-sequence token of the simulated model.
 const EOS_ID: u32 = 2;
 
-/// The engine's part of a request, whatever its API.
+/// The engine's part of a request, independent of its API.
 #[derive(Debug)]
 pub(crate) struct InferenceRequest {
     pub(crate) prompts: Vec<Prompt>,

@@ -1,11 +1,11 @@
-//! The engine behind the endpoints: caching, queueing, aborting.
+//! The engine behind the endpoints: cache, queue and aborts.
 
 use serde_json::json;
 use sim::SimOptions;
 
 use crate::client::{Client, chat, get, post, start, started, until};
 
-/// A worker whose prefill takes practically forever.
+/// Options of a worker whose prefill does not end within a test.
 fn stuck() -> SimOptions {
     SimOptions {
         prefill_tokens_per_sec: 0.001,
@@ -15,7 +15,7 @@ fn stuck() -> SimOptions {
 }
 
 #[test]
-fn a_prompt_seen_before_is_cached() {
+fn a_repeated_prompt_is_cached() {
     let worker = started();
     let body = chat(&"All work and no play. ".repeat(40), r#","max_tokens":1"#);
     let cached = |body: &str| {
@@ -33,7 +33,7 @@ fn a_prompt_seen_before_is_cached() {
 }
 
 #[test]
-fn a_client_that_leaves_during_prefill_frees_its_place() {
+fn a_disconnect_during_prefill_frees_the_slot() {
     let worker = start(stuck());
     let mut client = Client::new(&worker);
     client.post("/v1/chat/completions", &chat("hi", ""));
@@ -47,7 +47,7 @@ fn a_client_that_leaves_during_prefill_frees_its_place() {
 }
 
 #[test]
-fn a_client_that_leaves_a_stream_or_the_queue_frees_its_place() {
+fn a_disconnect_from_a_stream_or_the_queue_frees_the_slot() {
     let worker = start(SimOptions {
         max_running_requests: 1,
         decode_step_base_ms: 20.0,
@@ -69,7 +69,7 @@ fn a_client_that_leaves_a_stream_or_the_queue_frees_its_place() {
 }
 
 #[test]
-fn a_full_queue_answers_503() {
+fn a_full_queue_returns_503() {
     let worker = start(SimOptions {
         max_queued_requests: 1,
         ..stuck()
@@ -97,7 +97,7 @@ fn a_full_queue_answers_503() {
 }
 
 #[test]
-fn an_aborted_request_is_answered_as_such() {
+fn an_aborted_request_has_finish_reason_abort() {
     let worker = start(stuck());
     let mut client = Client::new(&worker);
     client.post("/generate", r#"{"text":"a","rid":"mine"}"#);
@@ -123,7 +123,7 @@ fn an_aborted_request_is_answered_as_such() {
 }
 
 #[test]
-fn the_cache_is_not_flushed_under_a_running_request() {
+fn the_cache_is_not_flushed_while_a_request_runs() {
     let worker = start(stuck());
     let mut client = Client::new(&worker);
     client.post("/generate", r#"{"text":"a"}"#);
@@ -153,7 +153,7 @@ fn ranks_have_caches_of_their_own() {
 }
 
 #[test]
-fn the_time_of_an_answer_is_that_of_the_model() {
+fn latency_is_that_of_the_model() {
     let worker = start(SimOptions {
         prefill_tokens_per_sec: 100.0,
         decode_step_base_ms: 10.0,

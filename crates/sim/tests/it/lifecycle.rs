@@ -1,4 +1,4 @@
-//! Starting, stopping, keys, and what is remembered of requests.
+//! Start, stop, API key, request log and counts.
 
 use std::net::TcpStream;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use sim::{Outcome, SimError, SimOptions};
 use crate::client::{Client, LIMIT, chat, get, post, start, started, until};
 
 #[test]
-fn a_stopped_worker_is_gone() {
+fn a_stopped_worker_closes_its_port_and_connections() {
     let worker = started();
     let mut idle = Client::new(&worker);
     idle.send("GET /health", "", "");
@@ -32,7 +32,7 @@ fn a_port_in_use_is_an_error() {
 }
 
 #[test]
-fn a_port_is_free_again_after_the_worker() {
+fn a_dropped_worker_frees_its_port() {
     let first = started();
     let port = first.addr().port();
     post(&first, "/generate", r#"{"text":"a"}"#);
@@ -44,7 +44,7 @@ fn a_port_is_free_again_after_the_worker() {
 }
 
 #[test]
-fn a_key_guards_all_but_health_and_metrics() {
+fn a_key_guards_all_paths_but_health_and_metrics() {
     let worker = start(SimOptions {
         api_key: Some("k1".to_owned()),
         ..SimOptions::default()
@@ -65,7 +65,7 @@ fn a_key_guards_all_but_health_and_metrics() {
 }
 
 #[test]
-fn a_starting_worker_is_not_healthy_yet() {
+fn a_starting_worker_is_unhealthy() {
     let worker = start(SimOptions {
         startup_delay_ms: 3_600_000,
         ..SimOptions::default()
@@ -76,7 +76,7 @@ fn a_starting_worker_is_not_healthy_yet() {
 }
 
 #[test]
-fn requests_are_recorded_to_the_byte() {
+fn requests_are_recorded_byte_for_byte() {
     let worker = started();
     let mut client = Client::new(&worker);
     let body = r#"{ "text" : "a",  "x":1.50 }"#;
@@ -101,7 +101,7 @@ fn requests_are_recorded_to_the_byte() {
 }
 
 #[test]
-fn the_record_is_bounded_and_can_be_reset() {
+fn the_request_log_is_bounded_and_reset_clears_it() {
     let worker = start(SimOptions {
         record_requests: 2,
         ..SimOptions::default()
@@ -123,7 +123,7 @@ fn the_record_is_bounded_and_can_be_reset() {
 }
 
 #[test]
-fn counts_tell_requests_streams_and_connections() {
+fn counts_include_requests_streams_and_connections() {
     let worker = started();
     let mut client = Client::new(&worker);
     client.post("/v1/chat/completions", &chat("a", r#","stream":true"#));
