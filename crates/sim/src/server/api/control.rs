@@ -20,11 +20,11 @@ use crate::server::runtime::scheduler::AbortTarget;
 use crate::server::runtime::vocabulary;
 use crate::server::runtime::worker::{AppState, Worker};
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct AbortRequest<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     rid: Option<Text<'a>>,
-    #[serde(default)]
     abort_all: Option<bool>,
 }
 

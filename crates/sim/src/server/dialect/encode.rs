@@ -20,33 +20,27 @@ use crate::server::runtime::worker::{Worker, unix_seconds};
 const DIMENSIONS: u32 = 8;
 const MAX_DIMENSIONS: u32 = 16_384;
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct EncodeRequest<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     input: Option<Prompts<'a>>, // embeddings, classify
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     query: Option<Text<'a>>, // rerank, score
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     documents: Option<Vec<Text<'a>>>, // rerank
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     items: Option<Prompts<'a>>, // score
-    #[serde(default)]
     label_token_ids: Option<Vec<u32>>, // score
-    #[serde(default)]
     return_documents: Option<bool>,
-    #[serde(default)]
     top_n: Option<usize>,
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     encoding_format: Option<Text<'a>>,
-    #[serde(default)]
     dimensions: Option<u32>,
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     model: Option<Text<'a>>,
-    #[serde(default)]
     bootstrap_room: Option<IgnoredAny>,
-    #[serde(default)]
     data_parallel_rank: Option<u32>,
-    #[serde(default)]
     routed_dp_rank: Option<u32>,
 }
 

@@ -18,27 +18,21 @@ use crate::server::runtime::worker::Worker;
 /// SGLang's default `max_new_tokens`.
 const DEFAULT_MAX_NEW_TOKENS: u32 = 128;
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct GenerateRequest<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     text: Option<Prompts<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     input_ids: Option<Prompts<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     sampling_params: Option<&'a RawValue>,
-    #[serde(default)]
     stream: Option<bool>,
-    #[serde(default)]
     return_logprob: Option<OneOrMany<bool>>,
-    #[serde(default)]
     logprob_start_len: Option<OneOrMany<i64>>,
-    #[serde(default)]
     rid: Option<OneOrMany<String>>,
-    #[serde(default)]
     bootstrap_room: Option<IgnoredAny>,
-    #[serde(default)]
     data_parallel_rank: Option<u32>,
-    #[serde(default)]
     routed_dp_rank: Option<u32>,
 }
 

@@ -8,8 +8,8 @@ use crate::server::runtime::vocabulary;
 
 /// `stream_options` of the OpenAI APIs.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct StreamOptions {
-    #[serde(default)]
     include_usage: Option<bool>,
 }
 

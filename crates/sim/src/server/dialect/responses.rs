@@ -45,11 +45,12 @@ enum Input<'a> {
 }
 
 /// A message. Items of other kinds, such as tool calls, have no role and are skipped.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Item<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     role: Option<Text<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     content: Option<Text<'a>>,
 }
 

@@ -22,14 +22,11 @@ impl<T> OneOrMany<T> {
 
 /// The sampling parameters that the simulator honours.
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct Sampling {
-    #[serde(default)]
     pub(crate) max_new_tokens: Option<u32>,
-    #[serde(default)]
     pub(crate) n: Option<u32>,
-    #[serde(default)]
     pub(crate) ignore_eos: Option<bool>,
-    #[serde(default)]
     pub(crate) stop: Option<OneOrMany<String>>,
 }
 
