@@ -40,7 +40,6 @@ struct DetokenizeRequest<'a> {
     tokens: Prompts<'a>,
 }
 
-/// `/health`.
 pub(crate) async fn health(State(worker): AppState) -> StatusCode {
     let faults = worker.faults.current();
     if faults.health_hang {
@@ -77,7 +76,6 @@ pub(crate) async fn health_generate(State(worker): AppState) -> StatusCode {
     }
 }
 
-/// `/flush_cache`.
 pub(crate) async fn flush_cache(State(worker): AppState) -> (StatusCode, &'static str) {
     if !worker.scheduler.flush_cache() {
         let message = "Flush cache failed: there are running or waiting requests.\n";
@@ -88,7 +86,6 @@ pub(crate) async fn flush_cache(State(worker): AppState) -> (StatusCode, &'stati
     (StatusCode::OK, message)
 }
 
-/// `/abort_request`.
 pub(crate) async fn abort_request(
     State(worker): AppState,
     body: Bytes,
@@ -103,7 +100,6 @@ pub(crate) async fn abort_request(
     Ok(())
 }
 
-/// `/tokenize`.
 pub(crate) async fn tokenize(body: Bytes) -> Result<Json<Value>, ErrorResponse> {
     let TokenizeRequest { prompt } = from_json(&body, Shape::Flat)?;
     let mut ids = prompt.ids();
@@ -120,7 +116,6 @@ pub(crate) async fn tokenize(body: Bytes) -> Result<Json<Value>, ErrorResponse> 
     ))
 }
 
-/// `/detokenize`.
 pub(crate) async fn detokenize(body: Bytes) -> Result<Json<Value>, ErrorResponse> {
     let DetokenizeRequest { tokens } = from_json(&body, Shape::Flat)?;
     let texts: Vec<String> = tokens
@@ -135,7 +130,6 @@ pub(crate) async fn detokenize(body: Bytes) -> Result<Json<Value>, ErrorResponse
     }))
 }
 
-/// `/v1/responses/{id}`.
 pub(crate) async fn stored_response(
     State(worker): AppState,
     uri: Uri,
@@ -166,7 +160,6 @@ fn find_response(worker: &Worker, uri: &Uri) -> Result<Bytes, ErrorResponse> {
     })
 }
 
-/// `/start_profile` and `/stop_profile`.
 pub(crate) async fn profile() -> &'static str {
     "Profiling is not simulated.\n"
 }

@@ -10,12 +10,10 @@ use crate::server::parse::from_json;
 use crate::server::runtime::request_log::{Recorded, SimStats};
 use crate::server::runtime::worker::AppState;
 
-/// `GET /sim/faults`.
 pub(crate) async fn faults(State(worker): AppState) -> Json<Faults> {
     Json(worker.faults.current())
 }
 
-/// `POST /sim/faults`.
 pub(crate) async fn set_faults(
     State(worker): AppState,
     body: Bytes,
@@ -29,17 +27,14 @@ pub(crate) async fn set_faults(
     Ok(Json(worker.faults.current()))
 }
 
-/// `GET /sim/stats`.
 pub(crate) async fn stats(State(worker): AppState) -> Json<SimStats> {
     Json(worker.counts.snapshot())
 }
 
-/// `GET /sim/requests`.
 pub(crate) async fn requests(State(worker): AppState) -> Json<Vec<Recorded>> {
     Json(worker.log.snapshot())
 }
 
-/// `POST /sim/reset`.
 pub(crate) async fn reset(State(worker): AppState) -> Json<SimStats> {
     worker.faults.set(Faults::default());
     worker.log.clear();

@@ -13,7 +13,6 @@ pub(crate) const CONTEXT_LENGTH: u32 = 131_072;
 /// The SGLang release that the worker imitates.
 pub(crate) const VERSION: &str = "0.5.9";
 
-/// `/server_info`.
 pub(crate) async fn server(State(worker): AppState) -> Json<Value> {
     let options = &worker.options;
     let states: Vec<Value> = worker
@@ -55,7 +54,6 @@ pub(crate) async fn server(State(worker): AppState) -> Json<Value> {
     }))
 }
 
-/// `/model_info`.
 pub(crate) async fn model(State(worker): AppState) -> Json<Value> {
     Json(json!({
         "model_path": worker.options.model,
@@ -78,7 +76,6 @@ fn card(worker: &Worker) -> Value {
     })
 }
 
-/// `/v1/models`.
 pub(crate) async fn models(State(worker): AppState) -> Json<Value> {
     Json(json!({"object": "list", "data": [card(&worker)]}))
 }

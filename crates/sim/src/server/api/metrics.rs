@@ -74,7 +74,6 @@ fn metrics_of(load: &EngineLoad, options: &SimOptions) -> [Metric; 10] {
     ]
 }
 
-/// `/metrics`.
 pub(crate) async fn metrics(State(worker): AppState) -> String {
     page(&worker)
 }
