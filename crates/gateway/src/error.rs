@@ -1,7 +1,10 @@
 //! Everything that can go wrong with a request: whose fault, which status, and how it reads.
 
 use std::fmt::Display;
+use std::sync::Arc;
 
+use axum::body::Body;
+use axum::response::IntoResponse;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
@@ -115,7 +118,12 @@ enum Shape {
 impl Error {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::NoAvailableWorkers { .. } | Self::NoWorkers => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoAvailableWorkers { .. }
+            | Self::NoWorkers
+            | Self::Upstream {
+                source: UpstreamError::Local(_),
+                ..
+            } => StatusCode::SERVICE_UNAVAILABLE,
             Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::BodyTimeout | Self::QueueTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -151,6 +159,10 @@ impl Error {
                 source: UpstreamError::NotSent(_),
                 ..
             } => "call_upstream_connection_failed",
+            Self::Upstream {
+                source: UpstreamError::Local(_),
+                ..
+            } => "gateway_resources_exhausted",
             Self::Upstream { .. } => "call_upstream_request_failed",
             Self::NoWorkerResponse => "no_worker_response",
             Self::RerankResponse { .. } => "rerank_response_build_failed",
@@ -209,26 +221,40 @@ impl Error {
     }
 
     /// The answer in the shape that the route's clients read.
-    pub(crate) fn render(&self) -> Response<Full<Bytes>> {
-        let (status, code) = (self.status(), self.code());
-        let mut response = match self.shape() {
-            Shape::OpenAi => envelope(status, code, self),
-            Shape::Worker => {
-                let body = serde_json::json!({"error": self.to_string(), "code": code});
-                answer((status, code), "application/json", body.to_string())
+    fn render(&self) -> Response<Full<Bytes>> {
+        let (content_type, text) = match self.shape() {
+            Shape::OpenAi => {
+                let kind = match self.status() {
+                    StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+                    status if status.is_client_error() => "invalid_request_error",
+                    _ => "server_error",
+                };
+                (
+                    "application/json",
+                    body(kind, self.code(), self).to_string(),
+                )
             }
-            Shape::Text => answer(
-                (status, code),
-                "text/plain; charset=utf-8",
-                self.to_string(),
-            ),
+            Shape::Worker => {
+                let body = serde_json::json!({"error": self.to_string(), "code": self.code()});
+                ("application/json", body.to_string())
+            }
+            Shape::Text => ("text/plain; charset=utf-8", self.to_string()),
         };
+        let mut response = Response::new(Full::new(Bytes::from(text)));
+        *response.status_mut() = self.status();
         let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert("x-smg-error-code", HeaderValue::from_static(self.code()));
         match self {
             Self::NoAvailableWorkers { retry_after } | Self::QueueFull { retry_after, .. } => {
                 headers.insert(header::RETRY_AFTER, (*retry_after).into());
             }
-            Self::NoWorkers | Self::QueueTimeout { .. } => {
+            Self::NoWorkers
+            | Self::QueueTimeout { .. }
+            | Self::Upstream {
+                source: UpstreamError::Local(_),
+                ..
+            } => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::Unauthorized => {
@@ -244,6 +270,19 @@ impl Error {
         }
         response
     }
+
+    /// The answer, with the error as an extension: metrics and the log read it there.
+    pub(crate) fn respond(self) -> Response<Full<Bytes>> {
+        let mut response = self.render();
+        response.extensions_mut().insert(Arc::new(self));
+        response
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response<Body> {
+        self.respond().map(Body::new)
+    }
 }
 
 /// The server-sent event before the abnormal end of a stream that broke off.
@@ -256,34 +295,6 @@ fn body(kind: &str, code: &str, message: impl Display) -> serde_json::Value {
     serde_json::json!({
         "error": { "message": message.to_string(), "type": kind, "param": null, "code": code }
     })
-}
-
-fn envelope(
-    status: StatusCode,
-    code: &'static str,
-    message: impl Display,
-) -> Response<Full<Bytes>> {
-    let kind = match status {
-        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
-        status if status.is_client_error() => "invalid_request_error",
-        _ => "server_error",
-    };
-    let body = body(kind, code, message).to_string();
-    answer((status, code), "application/json", body)
-}
-
-fn answer(
-    (status, code): (StatusCode, &'static str),
-    content_type: &'static str,
-    body: String,
-) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    let content_type = HeaderValue::from_static(content_type);
-    headers.insert(header::CONTENT_TYPE, content_type);
-    headers.insert("x-smg-error-code", HeaderValue::from_static(code));
-    response
 }
 
 #[cfg(test)]
@@ -318,6 +329,12 @@ mod tests {
             std::io::ErrorKind::ConnectionRefused.into(),
         ));
         let broken = failed(UpstreamError::NoResponse);
+        let local = failed(UpstreamError::Local(std::io::ErrorKind::OutOfMemory.into()));
+        assert_eq!(
+            (local.status().as_u16(), local.code()),
+            (503, "gateway_resources_exhausted")
+        );
+        assert_eq!(local.render().headers()["retry-after"], "1");
         let slow = Error::UpstreamTimeout {
             worker: "w".into(),
             seconds: 1,

@@ -4,7 +4,9 @@
 //! them to a worker and back, `fleet` knows the workers, `wire` speaks HTTP to them.
 
 mod admission;
+mod api;
 mod app;
+mod auth;
 mod balancer;
 pub mod config;
 mod endpoint;
@@ -17,6 +19,8 @@ mod shutdown;
 mod telemetry;
 mod upstream;
 
+pub use api::{Route, route_table};
 pub use app::{Gateway, StartError};
+pub use auth::Access;
 pub use config::Options;
 pub use telemetry::close_log;

@@ -12,6 +12,7 @@ use super::lifecycle::Control;
 use super::listen;
 use super::maintenance::Maintenance;
 use crate::admission::Admission;
+use crate::api::ApiState;
 use crate::balancer::{Balancer, ModelPolicies};
 use crate::config::{
     AdmissionSection, ConfigError, FleetSection, HealthSection, Options, PoolSection, ProxySection,
@@ -21,7 +22,7 @@ use crate::fleet::{
     Fleet, HealthChecks, OutlierDetector, Registry, Source, WorkerFactory, WorkerSpec,
 };
 use crate::proxy::{FanOut, Proxy};
-use crate::server::{AppState, Lanes, Service};
+use crate::server::{Lanes, Service};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
 use crate::upstream::{ControlClient, PoolLimits};
@@ -56,16 +57,19 @@ pub(super) fn control(
     let balancer = Balancer::new(Arc::clone(&fleet), policies, &admission_options);
 
     let admission = Arc::new(Admission::new(&admission_options, &metrics));
-    let shutdown = Shutdown::default();
-    let state = AppState {
-        shutdown: shutdown.clone(),
-        admission: Arc::clone(&admission),
-        registry: Arc::new(registry),
-        fan_out,
-    };
     let (proxy_options, shared) = (ProxySection::from(options), Arc::clone(&metrics));
     let proxy = Proxy::new(&proxy_options, Arc::clone(&balancer), shared, lanes);
-    let service = Service::new(&ServerSection::from(options), proxy, &metrics, state)
+    let shutdown = Shutdown::default();
+    let state = ApiState {
+        fleet: Arc::clone(&fleet),
+        balancer: Arc::clone(&balancer),
+        registry: Arc::new(registry),
+        proxy: Arc::new(proxy),
+        fan_out,
+        admission: Arc::clone(&admission),
+        shutdown: shutdown.clone(),
+    };
+    let service = Service::new(&ServerSection::from(options), &metrics, state)
         .map_err(|error| StartError::environment("build the routes", error))?;
     let lanes = Lanes::start(lanes, &Arc::new(service), &shutdown)
         .map_err(|error| StartError::environment("start threads", error))?;

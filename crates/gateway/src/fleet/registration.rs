@@ -33,11 +33,11 @@ impl PendingRegistration {
     ///
     /// # Errors
     /// As [`Registry::add`].
-    pub(crate) fn start<E: From<RegistrationError>>(
+    pub(crate) fn start(
         registry: &Arc<Registry>,
         url: &WorkerUrl,
-        build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
-    ) -> Result<Self, E> {
+        build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, RegistrationError>,
+    ) -> Result<Self, RegistrationError> {
         let worker = registry.add_while_waiting(url, build_spec)?;
         Ok(Self {
             registry: Arc::clone(registry),

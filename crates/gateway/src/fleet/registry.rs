@@ -32,6 +32,9 @@ pub(crate) enum Source {
 /// Why a worker was not registered, or not changed.
 #[derive(Debug, Error)]
 pub(crate) enum RegistrationError {
+    /// Its description is wrong.
+    #[error("{0}")]
+    Invalid(String),
     /// Its URL is registered with other properties.
     #[error(
         "Worker {url} already exists with id {id} and other properties; change it by PUT or PATCH /workers/{id}"
@@ -135,12 +138,12 @@ impl Registry {
     /// is not changed so.
     ///
     /// # Errors
-    /// Those of `build_spec`, and [`RegistrationError`].
-    pub(crate) fn add<E: From<RegistrationError>>(
+    /// That of `build_spec`, or why the registry refuses.
+    pub(crate) fn add(
         &self,
         url: &WorkerUrl,
-        build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
-    ) -> Result<Arc<Worker>, E> {
+        build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, RegistrationError>,
+    ) -> Result<Arc<Worker>, RegistrationError> {
         self.register(url, build_spec, Keep::Always)
     }
 
@@ -148,22 +151,22 @@ impl Registry {
     ///
     /// # Errors
     /// As [`add`](Self::add).
-    pub(super) fn add_while_waiting<E: From<RegistrationError>>(
+    pub(super) fn add_while_waiting(
         &self,
         url: &WorkerUrl,
-        build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
-    ) -> Result<Arc<Worker>, E> {
+        build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, RegistrationError>,
+    ) -> Result<Arc<Worker>, RegistrationError> {
         self.register(url, build_spec, Keep::WhileWaiting)
     }
 
-    fn register<E: From<RegistrationError>>(
+    fn register(
         &self,
         url: &WorkerUrl,
-        build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
+        build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, RegistrationError>,
         keep: Keep,
-    ) -> Result<Arc<Worker>, E> {
+    ) -> Result<Arc<Worker>, RegistrationError> {
         if self.joined.is_closed() {
-            return Err(RegistrationError::Stopping.into());
+            return Err(RegistrationError::Stopping);
         }
         let mut entries = self.entries();
         if let Some(worker) = self.fleet.find(url.as_str()) {
@@ -230,21 +233,21 @@ impl Registry {
     /// reports, or fails, and then nothing is changed.
     ///
     /// # Errors
-    /// Those of `change`, and [`RegistrationError`].
-    pub(crate) fn update<E: From<RegistrationError>>(
+    /// That of `change`, or why the registry refuses.
+    pub(crate) fn update(
         &self,
         worker: &Arc<Worker>,
-        change: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, E>,
-    ) -> Result<(), E> {
+        change: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, RegistrationError>,
+    ) -> Result<(), RegistrationError> {
         let mut entries = self.entries();
         let endpoint = &worker.endpoint;
         // A removal waits for this change, or has come before it.
         if endpoint.is_removed() {
-            return Err(RegistrationError::Removed(worker.id).into());
+            return Err(RegistrationError::Removed(worker.id));
         }
         if worker.is_draining() {
             let (url, id) = (worker.url().to_string(), worker.id);
-            return Err(RegistrationError::Draining { url, id }.into());
+            return Err(RegistrationError::Draining { url, id });
         }
         let spec = change(
             &endpoint.config.load().spec,
@@ -407,7 +410,7 @@ mod tests {
         registry.reconcile(Source::Static, &list).unwrap();
         assert_eq!(urls(&fleet), ["http://a:1", "http://b:1", "http://b:1"]);
         let added = spec("http://c:1").url;
-        let keep = |spec: &WorkerSpec, _: &Labels| Ok::<_, RegistrationError>(spec.clone());
+        let keep = |spec: &WorkerSpec, _: &Labels| Ok(spec.clone());
         registry.add(&added, keep).unwrap();
         registry.reconcile(Source::Static, &list[1..2]).unwrap();
         assert_eq!(urls(&fleet), ["http://b:1", "http://c:1"]);

@@ -24,6 +24,7 @@ mod response_body;
 mod sse;
 mod translate;
 
+pub(crate) use broadcast::broadcast;
 pub(crate) use fan_out::{FanOut, WorkerAnswer, WorkerQuestion};
 pub(crate) use proxy::Proxy;
 pub(crate) use reply_error::ReplyError;

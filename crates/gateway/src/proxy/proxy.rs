@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Response, request};
+use http::header::HeaderMap;
+use http::{Request, Response};
 use hyper::body::Incoming;
 use routing::Request as RoutingRequest;
 use serde_json::Value;
@@ -162,19 +163,18 @@ impl Proxy {
     }
 
     /// What would be decided for a request with this body; nothing is sent or learnt.
-    pub(crate) async fn explain_request(
+    pub(crate) fn explain_request(
         &self,
-        parts: &request::Parts,
-        body: Incoming,
+        headers: &HeaderMap,
+        body: &Bytes,
     ) -> Result<Value, Error> {
-        let body: Bytes = request_body::read(body, self.max_payload).await?;
-        let fields = BodyFields::read(&body)?;
-        let client_key = self.dispatcher.client_key(&parts.headers);
+        let fields = BodyFields::read(body)?;
+        let client_key = self.dispatcher.client_key(headers);
         let endpoint = fields.likely_endpoint();
         let request = RoutingRequest {
             model: fields.model.as_deref(),
             prompt: fields.prompt(endpoint.prompt),
-            routing_key: header_text(&parts.headers, "x-smg-routing-key"),
+            routing_key: header_text(headers, "x-smg-routing-key"),
             client_key: Some(&client_key),
             now: self.balancer().fleet.now(),
             seed: fastrand::u64(..),

@@ -12,6 +12,9 @@ pub(crate) enum ReplyError {
     /// The exchange with the worker failed.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    /// A handler's body failed.
+    #[error(transparent)]
+    Api(#[from] axum::Error),
     /// The worker fell silent amid the body.
     #[error("worker sent nothing for {} s amid the body", .0.as_secs())]
     Idle(Duration),

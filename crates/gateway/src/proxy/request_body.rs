@@ -1,12 +1,13 @@
 //! The client's body: declared as JSON, bounded, whole.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http::header::{self, HeaderMap};
+use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
 use tokio::time::timeout;
 
 use crate::endpoint::Undeclared;
@@ -20,7 +21,7 @@ const DRAIN_FOR: Duration = Duration::from_secs(5);
 const BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Refuses a body that its own `content-length` says is too large, before any of it is read.
-pub(super) fn check_length(body: &Incoming, limit: u64) -> Result<(), Error> {
+pub(super) fn check_length(body: &impl Body, limit: u64) -> Result<(), Error> {
     if body.size_hint().lower() > limit {
         Err(Error::TooLarge { limit })
     } else {
@@ -77,7 +78,10 @@ fn is_json(value: &[u8]) -> bool {
 }
 
 /// Reads a whole body of at most `limit` bytes.
-pub(crate) async fn read(mut body: Incoming, limit: u64) -> Result<Bytes, Error> {
+pub(crate) async fn read<B>(mut body: B, limit: u64) -> Result<Bytes, Error>
+where
+    B: Body<Data = Bytes, Error: Display> + Send + Unpin + 'static,
+{
     let whole = collect(&mut body, limit).await;
     if matches!(whole, Err(Error::TooLarge { .. })) {
         drain_in_background(body);
@@ -89,7 +93,7 @@ pub(crate) async fn read(mut body: Incoming, limit: u64) -> Result<Bytes, Error>
 ///
 /// Closing on unread bytes resets the connection, and the client may lose the reply that
 /// says why its request was refused.
-pub(crate) fn drain_in_background(mut body: Incoming) {
+pub(crate) fn drain_in_background(mut body: impl Body + Send + Unpin + 'static) {
     if !body.is_end_stream() {
         tokio::spawn(timeout(DRAIN_FOR, async move {
             while let Some(Ok(_)) = body.frame().await {}
@@ -97,7 +101,10 @@ pub(crate) fn drain_in_background(mut body: Incoming) {
     }
 }
 
-async fn collect(body: &mut Incoming, limit: u64) -> Result<Bytes, Error> {
+async fn collect<B>(body: &mut B, limit: u64) -> Result<Bytes, Error>
+where
+    B: Body<Data = Bytes, Error: Display> + Unpin,
+{
     check_length(body, limit)?;
     let expected = body.size_hint().lower();
     let first = next(body).await?.unwrap_or_default();
@@ -117,7 +124,10 @@ async fn collect(body: &mut Incoming, limit: u64) -> Result<Bytes, Error> {
     }
 }
 
-async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
+async fn next<B>(body: &mut B) -> Result<Option<Bytes>, Error>
+where
+    B: Body<Data = Bytes, Error: Display> + Unpin,
+{
     loop {
         let frame = timeout(BODY_TIMEOUT, body.frame())
             .await

@@ -25,6 +25,8 @@ type Relay = Leased<Supervised<ResponseBody>>;
 pub(crate) enum ReplyBody {
     /// Made here.
     Fixed(Full<Bytes>),
+    /// Made by a handler.
+    Api(axum::body::Body),
     /// Relayed from a worker.
     Relay(Box<Relay>),
 }
@@ -58,6 +60,7 @@ impl ReplyBody {
     pub(crate) fn is_complete(&self) -> bool {
         match self {
             Self::Fixed(body) => body.is_end_stream(),
+            Self::Api(body) => body.is_end_stream(),
             Self::Relay(relay) => relay.is_complete(),
         }
     }
@@ -76,6 +79,7 @@ impl Body for ReplyBody {
                 Poll::Ready(frame) => Poll::Ready(frame.and_then(Result::ok).map(Ok)),
                 Poll::Pending => Poll::Pending,
             },
+            Self::Api(body) => Pin::new(body).poll_frame(cx).map_err(ReplyError::Api),
             Self::Relay(relay) => Pin::new(relay).poll_frame(cx),
         }
     }
@@ -83,6 +87,7 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Fixed(body) => body.is_end_stream(),
+            Self::Api(body) => body.is_end_stream(),
             Self::Relay(relay) => relay.is_end_stream(),
         }
     }
@@ -90,6 +95,7 @@ impl Body for ReplyBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Fixed(body) => body.size_hint(),
+            Self::Api(body) => body.size_hint(),
             Self::Relay(relay) => relay.size_hint(),
         }
     }

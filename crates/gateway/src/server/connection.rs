@@ -25,7 +25,7 @@ use crate::lane::Lane;
 /// Largest head of a request, and largest piece of its body read at once, bytes.
 const READ_BUFFER: usize = 256 * 1024;
 /// Longest wait for a request's head, the idle time before it included; nginx's default.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// How often an HTTP/2 client is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long it may take to answer.

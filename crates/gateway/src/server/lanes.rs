@@ -25,7 +25,7 @@ use crate::shutdown::Shutdown;
 /// Accepted connections that wait for their lane's thread.
 const ACCEPT_QUEUE: usize = 1024;
 /// Pause after the system refused a connection (no file descriptors left, say).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// All lanes of a gateway.
 #[derive(Debug)]

@@ -1,76 +1,64 @@
 //! What every request passes, in order, and what is written onto every reply.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
+use axum::Router;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
+use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use super::auth::Auth;
-use super::cors::{self, Cors};
-use super::disclosure;
 use super::in_progress::InProgress;
-use super::info;
-use super::loads;
 use super::request_id::RequestIds;
-use super::response::{Reply, RequestRecord};
-use super::routes::{Access, Action, Routes};
-use super::workers;
-use crate::admission::Admission;
+use super::request_record::RequestRecord;
+use super::response::Reply;
+use crate::api::{self, ApiState, Caller, Cors, RouteTable, Target};
+use crate::auth::{ApiKey, Principal};
 use crate::config::ServerSection;
 use crate::endpoint::Inference;
 use crate::error::Error;
-use crate::fleet::Registry;
 use crate::lane::Lane;
-use crate::proxy::{FanOut, Proxy, ReplyBody, RequestContext, drain_in_background, read_body};
-use crate::shutdown::Shutdown;
+use crate::proxy::{Proxy, ReplyBody, RequestContext, drain_in_background};
 use crate::telemetry::Metrics;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The gate all lanes share.
+/// The service that all lanes share: it relays inference requests itself, and hands all others
+/// to axum.
 #[derive(Debug)]
 pub(crate) struct Service {
-    routes: Routes,
-    auth: Auth,
+    routes: RouteTable,
+    api: Router,
+    key: ApiKey,
     cors: Cors,
     ids: RequestIds,
-    proxy: Proxy,
-    state: AppState,
-}
-
-/// What the gate shares with whoever runs the gateway.
-#[derive(Clone, Debug)]
-pub(crate) struct AppState {
-    pub(crate) shutdown: Shutdown,
-    pub(crate) admission: Arc<Admission>,
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) fan_out: FanOut,
+    state: ApiState,
 }
 
 impl Service {
     pub(crate) fn new(
         options: &ServerSection,
-        proxy: Proxy,
         metrics: &Metrics,
-        state: AppState,
+        state: ApiState,
     ) -> Result<Self, matchit::InsertError> {
+        let (routes, api) = api::routes().with_state(state.clone());
         Ok(Self {
-            routes: Routes::new(metrics)?,
-            auth: Auth::new(options.api_key.clone()),
+            routes: RouteTable::new(routes, metrics)?,
+            api,
+            key: ApiKey::new(options.api_key.clone()),
             cors: Cors::new(&options.cors_allowed_origins),
             ids: RequestIds::new(options.request_id_headers.as_deref()),
-            proxy,
             state,
         })
     }
 
-    fn registry(&self) -> &Registry {
-        &self.state.registry
+    fn proxy(&self) -> &Proxy {
+        &self.state.proxy
     }
 
-    /// The life of a request, at the door.
+    /// The life of a request.
     pub(super) async fn answer(
         &self,
         lane: Lane,
@@ -79,31 +67,27 @@ impl Service {
     ) -> Response<Reply> {
         let id = self.ids.of(request.headers(), request.uri().path());
         let origin = request.headers().get(header::ORIGIN).cloned();
-        let bodiless = request.method() == Method::HEAD;
+        let method = request.method().clone();
         let version = request.version();
         let context = RequestContext {
             lane,
             request_id: &id,
         };
         let (mut record, outcome) = self.record(context, request).await;
-        let mut response = match outcome {
-            Ok(response) => {
-                record.respond_with(response.status(), "");
-                response
-            }
-            Err(error) => {
-                record.respond_with(error.status(), error.code());
-                log_failure(&error, &id);
-                error.render().map(ReplyBody::from)
-            }
-        };
+        let mut response = outcome.unwrap_or_else(|error| error.respond().map(ReplyBody::from));
+        let error = response.extensions_mut().remove::<Arc<Error>>();
+        let code = error.as_deref().map_or("", Error::code);
+        record.respond_with(response.status(), code);
+        if let Some(error) = error {
+            log_failure(&error, &id);
+        }
         self.cors.mark(origin.as_ref(), response.headers_mut());
         response.headers_mut().insert(REQUEST_ID, id);
         if self.state.shutdown.is_lame_duck() && version < Version::HTTP_2 {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
-        response.map(|body| Reply::new(body, (record, in_progress), bodiless))
+        response.map(|body| Reply::new(body, &method, record, in_progress))
     }
 
     async fn record(
@@ -117,107 +101,71 @@ impl Service {
                 Ok(response.map(ReplyBody::from)),
             );
         }
-        let route = match self.routes.find(request.method(), request.uri().path()) {
-            Ok(route) => route,
+        let entry = match self.routes.find(request.method(), request.uri().path()) {
+            Ok(entry) => entry,
             Err(error) => {
                 drain_in_background(request.into_body());
                 return (RequestRecord::begin(self.routes.other()), Err(error));
             }
         };
-        let mut record = RequestRecord::begin(&route.metrics);
-        // Too large beats unauthorised: no key is needed to be told to send less.
-        let may = self
-            .proxy
-            .check_length(&request)
-            .and_then(|()| match route.access {
-                Access::Public => Ok(()),
-                Access::ApiKey => self.auth.check(request.headers()),
-            });
-        if let Err(error) = may {
-            drain_in_background(request.into_body());
-            return (record, Err(error));
-        }
-        let outcome = self
-            .respond(route.action, context, request, &mut record)
-            .await;
+        let mut record = RequestRecord::begin(&entry.metrics);
+        // Too large beats unauthorised: no key is needed to learn to send less.
+        let allowed = self.proxy().check_length(&request);
+        let allowed =
+            allowed.and_then(|()| self.key.authorize(entry.route.access, request.headers()));
+        let principal = match allowed {
+            Ok(principal) => principal,
+            Err(error) => {
+                drain_in_background(request.into_body());
+                return (record, Err(error));
+            }
+        };
+        let outcome = match entry.target {
+            Target::Relay(row) => self.relay(row, context, request, &mut record).await,
+            // Rare, so boxed: every request's future would be larger.
+            Target::Api => Ok(Box::pin(self.handle(context, request, principal)).await),
+        };
         let outcome = outcome.map(|mut response| {
-            cors::disown(response.headers_mut());
+            Cors::disown(response.headers_mut());
             response
         });
         (record, outcome)
     }
 
     /// Inference: the request comes in whole before it takes a place, so that a client that
-    /// sends slowly holds up nobody; it is looked at only after that, so too much beats badly
+    /// sends slowly holds up no other; it is looked at only after that, so too much beats badly
     /// asked.
-    async fn infer(
+    async fn relay(
         &self,
         row: &'static Inference,
         context: RequestContext<'_>,
         request: Request<Incoming>,
         record: &mut RequestRecord,
     ) -> Result<Response<ReplyBody>, Error> {
-        let received = self.proxy.receive(row, request).await?;
+        let received = self.proxy().receive(row, request).await?;
         record.admit(self.state.admission.admit().await?);
-        self.proxy.forward(row, context, received).await
+        self.proxy().forward(row, context, received).await
     }
 
-    async fn respond(
+    /// Everything else.
+    async fn handle(
         &self,
-        action: Action,
         context: RequestContext<'_>,
-        request: Request<Incoming>,
-        record: &mut RequestRecord,
-    ) -> Result<Response<ReplyBody>, Error> {
-        let (proxy, fan_out) = (&self.proxy, &self.state.fan_out);
-        match action {
-            Action::Forward(row) => self.infer(row, context, request, record).await,
-            // Rare ones are boxed, so that they do not make every request's future larger.
-            Action::Broadcast => Box::pin(proxy.broadcast(context, request)).await,
-            Action::AskFirst(paths) => Box::pin(fan_out.ask_first(paths))
-                .await
-                .map(|answer| disclosure::answer(&answer)),
-            Action::Alive => Ok(info::text("OK")),
-            Action::Readiness => Ok(info::readiness(
-                &proxy.balancer().fleet,
-                self.state.shutdown.is_lame_duck(),
-            )),
-            Action::Models => info::models(&proxy.balancer().fleet),
-            Action::Workers => Ok(workers::list(&proxy.balancer().fleet, request.uri())),
-            Action::Worker => workers::one(&proxy.balancer().fleet, request.uri().path()),
-            Action::Registry(change) => {
-                let most = self.proxy.max_payload();
-                Box::pin(workers::change(self.registry(), change, request, most)).await
-            }
-            Action::Legacy(legacy) => {
-                let asked = workers::legacy(&self.state, legacy, request.uri());
-                let answered = Box::pin(asked).await;
-                answered.map_err(|error| Error::Legacy(Box::new(error)))
-            }
-            Action::Limits => Ok(info::limits(proxy.balancer(), &self.state.admission)),
-            Action::Abort => {
-                let body = read_body(request.into_body(), proxy.max_payload()).await?;
-                let answer = Box::pin(fan_out.abort(body)).await?;
-                Ok(disclosure::bare(&answer))
-            }
-            Action::Loads => Ok(Box::pin(loads::loads(fan_out)).await),
-            Action::FlushCache => {
-                Ok(Box::pin(loads::flush_cache(&proxy.balancer().fleet, fan_out)).await)
-            }
-            Action::EngineMetrics => Ok(Box::pin(loads::engine_metrics(fan_out)).await),
-            Action::Decisions => Ok(info::json(
-                StatusCode::OK,
-                &proxy
-                    .explainer()
-                    .recent_decisions(info::limit(request.uri())),
-            )),
-            Action::Explain => {
-                let (parts, body) = request.into_parts();
-                let ranked = Box::pin(proxy.explain_request(&parts, body)).await?;
-                Ok(info::json(StatusCode::OK, &ranked))
-            }
-            Action::NotImplemented(what) => Err(Error::NotImplemented(what)),
+        mut request: Request<Incoming>,
+        principal: Principal,
+    ) -> Response<ReplyBody> {
+        debug!(method = %request.method(), path = request.uri().path(), ?principal, "handling");
+        if request.method() == Method::HEAD {
+            // Handlers need not know; hyper leaves the body out.
+            *request.method_mut() = Method::GET;
         }
+        request.extensions_mut().insert(Caller {
+            lane: context.lane,
+            request_id: context.request_id.clone(),
+        });
+        let response: Result<_, Infallible> = self.api.clone().oneshot(request).await;
+        let Ok(response) = response;
+        response.map(ReplyBody::Api)
     }
 }
 

@@ -180,6 +180,31 @@ async fn head_of_a_stored_response_asks_workers_with_get() {
     assert!(worker.received()[0].head.starts_with("GET "));
 }
 
+#[tokio::test]
+async fn no_header_of_a_workers_private_answer_reaches_a_client() {
+    let answer = "HTTP/1.1 200 OK\r\nx-api-key: theirs\r\nset-cookie: theirs\r\nserver: theirs\r\n\
+        content-type: theirs\r\ncontent-length: 2\r\n\r\n{}";
+    let worker = Worker::listening(0, move |_| vec![Step::Send(answer.into())]).await;
+    let gateway = start(&[&worker]).await;
+    for path in [
+        "/health_generate",
+        "/model_info",
+        "/server_info",
+        "/engine_metrics",
+        "/get_loads",
+        "/v1/loads",
+    ] {
+        let reply = get(&gateway, path).await;
+        assert_eq!(reply.status, 200, "{path}");
+        assert!(!format!("{:?}", reply.headers).contains("theirs"), "{path}");
+    }
+    for path in ["/flush_cache", "/abort_request"] {
+        let reply = post(&gateway, path, "{}").await;
+        assert_eq!(reply.status, 200, "{path}");
+        assert!(!format!("{:?}", reply.headers).contains("theirs"), "{path}");
+    }
+}
+
 /// A worker's key, and what shows that something of the worker's has come through unread.
 const CANARY: &str = "c4n4ry-s3cret";
 

@@ -18,6 +18,7 @@ mod http2;
 mod limits;
 mod policy_branches;
 mod retries;
+mod routes;
 mod shutdown;
 mod streaming;
 mod support;

@@ -24,8 +24,10 @@ const fn room(name: &'static str, needs: &'static [&'static str]) -> Room {
 /// From top to bottom: a room needs only rooms of rows below its own.
 #[rustfmt::skip]
 const ARROWS: &[Room] = &[
-    room("app", &["admission", "balancer", "config", "fleet", "lane", "proxy", "server", "shutdown", "telemetry", "upstream"]),
-    room("server", &["admission", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "upstream"]),
+    room("app", &["admission", "api", "balancer", "config", "fleet", "lane", "proxy", "server", "shutdown", "telemetry", "upstream"]),
+    room("server", &["admission", "api", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry"]),
+    room("api", &["admission", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "upstream"]),
+    room("auth", &["config", "error"]),
     room("proxy", &["admission", "balancer", "config", "endpoint", "error", "fleet", "lane", "telemetry", "upstream"]),
     room("balancer", &["admission", "config", "fleet", "telemetry", "upstream"]),
     room("admission", &["config", "error", "telemetry"]),

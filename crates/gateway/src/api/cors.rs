@@ -7,7 +7,7 @@ use http_body_util::Full;
 
 /// Which browser origins may use the gateway.
 #[derive(Debug)]
-pub(super) struct Cors {
+pub(crate) struct Cors {
     /// Empty means any.
     origins: Vec<HeaderValue>,
 }
@@ -16,7 +16,7 @@ const MAX_AGE: HeaderValue = HeaderValue::from_static("3600");
 const ANY: HeaderValue = HeaderValue::from_static("*");
 
 impl Cors {
-    pub(super) fn new(origins: &[String]) -> Self {
+    pub(crate) fn new(origins: &[String]) -> Self {
         Self {
             origins: origins
                 .iter()
@@ -26,7 +26,7 @@ impl Cors {
     }
 
     /// The answer to a preflight request; `None` when the request is none.
-    pub(super) fn preflight<B>(&self, request: &Request<B>) -> Option<Response<Full<Bytes>>> {
+    pub(crate) fn preflight<B>(&self, request: &Request<B>) -> Option<Response<Full<Bytes>>> {
         let headers = request.headers();
         let asks = headers.contains_key(header::ORIGIN)
             && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
@@ -51,7 +51,7 @@ impl Cors {
     }
 
     /// Marks a response to `origin` as readable from there, when it is.
-    pub(super) fn mark(&self, origin: Option<&HeaderValue>, response: &mut HeaderMap) {
+    pub(crate) fn mark(&self, origin: Option<&HeaderValue>, response: &mut HeaderMap) {
         let Some(origin) = origin else { return };
         if self.origins.is_empty() {
             response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, ANY);
@@ -65,22 +65,22 @@ impl Cors {
             response.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
         }
     }
-}
 
-/// Takes away what the worker says about origins: who may read replies is decided here.
-pub(super) fn disown(response: &mut HeaderMap) {
-    if response
-        .remove(header::ACCESS_CONTROL_ALLOW_ORIGIN)
-        .is_some()
-    {
-        for name in [
-            header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
-            header::ACCESS_CONTROL_ALLOW_HEADERS,
-            header::ACCESS_CONTROL_ALLOW_METHODS,
-            header::ACCESS_CONTROL_EXPOSE_HEADERS,
-            header::ACCESS_CONTROL_MAX_AGE,
-        ] {
-            response.remove(name);
+    /// Takes away what the worker says about origins: who may read replies is decided here.
+    pub(crate) fn disown(response: &mut HeaderMap) {
+        if response
+            .remove(header::ACCESS_CONTROL_ALLOW_ORIGIN)
+            .is_some()
+        {
+            for name in [
+                header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+                header::ACCESS_CONTROL_ALLOW_HEADERS,
+                header::ACCESS_CONTROL_ALLOW_METHODS,
+                header::ACCESS_CONTROL_EXPOSE_HEADERS,
+                header::ACCESS_CONTROL_MAX_AGE,
+            ] {
+                response.remove(name);
+            }
         }
     }
 }
@@ -122,7 +122,7 @@ mod tests {
             header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
             HeaderValue::from_static("true"),
         );
-        disown(&mut response);
+        Cors::disown(&mut response);
         assert!(response.is_empty(), "{response:?}");
     }
 

@@ -1,10 +1,52 @@
-//! Prometheus text of several workers merged into one page (text format 0.0.4).
+//! The Prometheus pages of all workers, merged into one (text format 0.0.4).
 
 use std::fmt::Write;
 
+use axum::extract::State;
+use http::StatusCode;
+use http::header::{self, HeaderName};
+
+use super::routes::Routes;
+use crate::auth::Access;
+use crate::proxy::{FanOut, WorkerQuestion};
+
+/// A page of plain text.
+type Page = (StatusCode, [(HeaderName, &'static str); 1], String);
+
+pub(super) fn routes() -> Routes {
+    Routes::default().get("/engine_metrics", Access::Info, engine_metrics)
+}
+
+/// Every worker's metrics, told apart by a `worker_addr` label.
+async fn engine_metrics(State(fan_out): State<FanOut>) -> Page {
+    let asked = fan_out.ask_all(&WorkerQuestion::get(&["/metrics"])).await;
+    let mut merged = Exposition::default();
+    let mut answered = false;
+    for asked in &asked {
+        if let Ok(answer) = &asked.answer
+            && answer.status.is_success()
+        {
+            answered = true;
+            let text = String::from_utf8_lossy(&answer.body);
+            merged.add(&text, asked.worker.url().as_str());
+        }
+    }
+    let (status, page) = if answered {
+        (StatusCode::OK, merged.render())
+    } else {
+        let why = if asked.is_empty() {
+            "No available workers"
+        } else {
+            "All backend requests failed"
+        };
+        (StatusCode::INTERNAL_SERVER_ERROR, why.to_owned())
+    };
+    (status, [(header::CONTENT_TYPE, "text/plain")], page)
+}
+
 /// Metric families in order of appearance; each has one `HELP` and one `TYPE`.
 #[derive(Debug, Default)]
-pub(super) struct Exposition {
+struct Exposition {
     families: Vec<Family>,
 }
 
@@ -17,7 +59,7 @@ struct Family {
 
 impl Exposition {
     /// Adds a worker's page. Colons in names become underscores, as upstream's dashboards expect.
-    pub(super) fn add(&mut self, page: &str, worker: &str) {
+    fn add(&mut self, page: &str, worker: &str) {
         let mut current = None;
         for line in page.lines().map(str::trim).filter(|line| !line.is_empty()) {
             if let Some(comment) = line.strip_prefix("# ") {
@@ -33,7 +75,7 @@ impl Exposition {
     }
 
     /// The merged page.
-    pub(super) fn render(&self) -> String {
+    fn render(&self) -> String {
         let mut page = String::new();
         for line in self
             .families

@@ -3,13 +3,12 @@
 //! `SGLang`'s `/server_info` dumps all arguments of the server: its keys, its command line. So
 //! only fields on a list are shown, and within them nothing whose name is that of a secret.
 
-use bytes::Bytes;
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
 use http::header::{self, HeaderMap};
-use http::{Response, StatusCode};
 use serde_json::{Map, Value};
 
-use super::info;
-use crate::proxy::ReplyBody;
 use crate::upstream::PrivateAnswer;
 
 /// Fields of `/server_info` and `/model_info` that describe a model and how it is served.
@@ -92,19 +91,19 @@ const SECRET: &[&str] = &[
 
 /// A worker's answer about itself: its status, the fields that clients may read, and no header
 /// of the worker's.
-pub(super) fn answer(answer: &PrivateAnswer) -> Response<ReplyBody> {
+pub(super) fn answer(answer: &PrivateAnswer) -> Response {
     let fields = serde_json::from_slice::<Map<String, Value>>(&answer.body);
     let declared = fields.is_ok() || is_json(&answer.headers);
     if !declared || answer.status == StatusCode::NO_CONTENT {
         return bare(answer);
     }
     let shown = fields.map_or_else(|_| Map::new(), shown);
-    info::json(answer.status, &Value::Object(shown))
+    (answer.status, Json(shown)).into_response()
 }
 
 /// The status alone, where the body is no JSON object and could be anything.
-pub(super) fn bare(answer: &PrivateAnswer) -> Response<ReplyBody> {
-    info::fixed(answer.status, "text/plain; charset=utf-8", Bytes::new())
+pub(super) fn bare(answer: &PrivateAnswer) -> Response {
+    (answer.status, "").into_response()
 }
 
 /// Masks every value whose name is that of a secret, at any depth.

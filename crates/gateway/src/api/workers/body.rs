@@ -1,18 +1,17 @@
-//! What a request says of a worker, in the words of 0.3.2 or of its successors.
+//! The JSON body that describes a worker, in the fields of 0.3.2 and of its successors.
 
 use http::HeaderValue;
 use routing::PolicyKind;
 use serde_json::{Map, Value};
 
 use crate::config::{Feature, Secret, WorkerUrl};
-use crate::error::Error;
-use crate::fleet::{Labels, UNKNOWN_MODEL, WorkerSpec, model};
+use crate::fleet::{Labels, RegistrationError, UNKNOWN_MODEL, WorkerSpec, model};
 
 /// The fields of a request's body.
 pub(super) type Fields = Map<String, Value>;
 
 /// The URL, normalised.
-pub(super) fn url(fields: &Fields) -> Result<WorkerUrl, Error> {
+pub(super) fn url(fields: &Fields) -> Result<WorkerUrl, RegistrationError> {
     let url = fields.get("url").filter(|url| !url.is_null());
     let url = url.ok_or_else(|| invalid("url", "is missing"))?;
     let url = url
@@ -21,8 +20,8 @@ pub(super) fn url(fields: &Fields) -> Result<WorkerUrl, Error> {
     WorkerUrl::parse(url).map_err(|why| invalid("url", &format!("{} {why}", WorkerUrl::quote(url))))
 }
 
-/// A key, if it can be shown to a worker.
-pub(super) fn key(key: &str) -> Result<Secret, Error> {
+/// A worker's key, which must fit into a header.
+pub(super) fn key(key: &str) -> Result<Secret, RegistrationError> {
     if key.is_empty() || HeaderValue::try_from(key).is_err() {
         return Err(invalid(
             "api_key",
@@ -38,7 +37,7 @@ pub(super) fn read(
     fields: &Fields,
     current: &WorkerSpec,
     reported: &Labels,
-) -> Result<WorkerSpec, Error> {
+) -> Result<WorkerSpec, RegistrationError> {
     let mut spec = current.clone();
     let repeats = |(name, value): &(&String, &Value)| repeats_model(name, value, current, reported);
     for (name, value) in fields.iter().filter(|field| !repeats(field)) {
@@ -74,7 +73,7 @@ pub(super) fn read(
 }
 
 /// Fields that would change what the gateway does, if it could.
-fn refuse_unbuilt(name: &str, value: &Value) -> Result<(), Error> {
+fn refuse_unbuilt(name: &str, value: &Value) -> Result<(), RegistrationError> {
     let harmless = match value {
         Value::Bool(on) => !on,
         Value::Object(fields) => fields.is_empty(),
@@ -107,7 +106,11 @@ fn repeats_model(name: &str, value: &Value, current: &WorkerSpec, reported: &Lab
     }
 }
 
-fn read_labels(value: &Value, spec: &mut WorkerSpec, reported: &Labels) -> Result<(), Error> {
+fn read_labels(
+    value: &Value,
+    spec: &mut WorkerSpec,
+    reported: &Labels,
+) -> Result<(), RegistrationError> {
     let labels = value.as_object();
     for (name, value) in labels.ok_or_else(|| invalid("labels", "must be an object"))? {
         let field = format!("labels.{name}");
@@ -127,7 +130,7 @@ fn read_labels(value: &Value, spec: &mut WorkerSpec, reported: &Labels) -> Resul
     Ok(())
 }
 
-fn read_health(value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
+fn read_health(value: &Value, spec: &mut WorkerSpec) -> Result<(), RegistrationError> {
     let health = value.as_object();
     let health = health.ok_or_else(|| invalid("health", "must be an object"))?;
     for (name, value) in health.iter().filter(|(_, value)| !value.is_null()) {
@@ -141,7 +144,7 @@ fn read_health(value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
 }
 
 /// Reads a field about probes, if it is one; both vocabularies.
-fn read_probe(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<bool, Error> {
+fn read_probe(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<bool, RegistrationError> {
     let health = &mut spec.health;
     match name {
         "timeout_secs" | "health_check_timeout_secs" => {
@@ -165,7 +168,7 @@ fn read_probe(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<bool, 
     Ok(true)
 }
 
-fn read_models(value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
+fn read_models(value: &Value, spec: &mut WorkerSpec) -> Result<(), RegistrationError> {
     let cards = value.as_array();
     let cards = cards.ok_or_else(|| invalid("models", "must be a list of model cards"))?;
     let Some(card) = cards.first() else {
@@ -190,7 +193,7 @@ fn card_id(models: &Value) -> Option<&str> {
 }
 
 /// What is kept for those who ask, or says what a worker is in any case.
-fn read_extra(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<(), Error> {
+fn read_extra(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<(), RegistrationError> {
     match name {
         "worker_type" => match text(name, value)? {
             "regular" => {}
@@ -235,45 +238,46 @@ fn read_extra(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<(), Er
     Ok(())
 }
 
-fn text<'a>(name: &str, value: &'a Value) -> Result<&'a str, Error> {
+fn text<'a>(name: &str, value: &'a Value) -> Result<&'a str, RegistrationError> {
     value
         .as_str()
         .ok_or_else(|| invalid(name, "must be a string"))
 }
 
-fn non_empty<'a>(name: &str, value: &'a Value) -> Result<&'a str, Error> {
+fn non_empty<'a>(name: &str, value: &'a Value) -> Result<&'a str, RegistrationError> {
     let text = text(name, value)?;
     let text = Some(text).filter(|text| !text.is_empty());
     text.ok_or_else(|| invalid(name, "must not be empty"))
 }
 
-fn whole(name: &str, value: &Value, most: u64) -> Result<u64, Error> {
+fn whole(name: &str, value: &Value, most: u64) -> Result<u64, RegistrationError> {
     let number = value.as_u64().filter(|number| *number <= most);
     number.ok_or_else(|| invalid(name, &format!("must be a whole number up to {most}")))
 }
 
-fn at_least_one(name: &str, value: &Value, most: u64) -> Result<u64, Error> {
+fn at_least_one(name: &str, value: &Value, most: u64) -> Result<u64, RegistrationError> {
     let number = Some(whole(name, value, most)?).filter(|number| *number > 0);
     number.ok_or_else(|| invalid(name, "must be at least 1"))
 }
 
-fn threshold(name: &str, value: &Value) -> Result<u32, Error> {
+fn threshold(name: &str, value: &Value) -> Result<u32, RegistrationError> {
     Ok(at_least_one(name, value, u32::MAX.into())? as u32)
 }
 
-fn invalid(field: &str, why: &str) -> Error {
-    Error::WorkerSpec(format!("{field}: {why}"))
+fn invalid(field: &str, why: &str) -> RegistrationError {
+    RegistrationError::Invalid(format!("{field}: {why}"))
 }
 
-fn unbuilt(field: &str, feature: Feature) -> Error {
-    Error::WorkerSpec(feature.refuses_field(field))
+fn unbuilt(field: &str, feature: Feature) -> RegistrationError {
+    RegistrationError::Invalid(feature.refuses_field(field))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::handlers::refusal;
     use super::*;
 
-    fn said(json: &str) -> Result<WorkerSpec, Error> {
+    fn said(json: &str) -> Result<WorkerSpec, RegistrationError> {
         let fields: Fields = serde_json::from_str(json).unwrap();
         read(&fields, &WorkerSpec::new(url(&fields)?), &Labels::new())
     }
@@ -338,6 +342,7 @@ mod tests {
         ] {
             let error = said(&format!(r#"{{"url":"gpu:1",{fields}}}"#)).unwrap_err();
             assert!(error.to_string().contains(named), "{fields}: {error}");
+            let error = refusal(error);
             assert_eq!(
                 (error.status().as_u16(), error.code()),
                 (400, "BAD_REQUEST")

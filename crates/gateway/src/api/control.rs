@@ -1,21 +1,60 @@
-//! What is asked of every worker: loads, cache flush, engine metrics.
+//! What workers are asked to do or to show: loads, cache flushes, aborts, stored responses.
 
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::{Extension, Json};
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::{disclosure, info};
+use super::disclosure;
+use super::extract::Payload;
+use super::routes::Routes;
+use super::state::Caller;
+use crate::auth::Access;
 use crate::error::Error;
 use crate::fleet::{Fleet, invalidate_cache};
-use crate::proxy::{FanOut, ReplyBody, WorkerAnswer, WorkerQuestion};
+use crate::proxy::{FanOut, Proxy, WorkerAnswer, WorkerQuestion, broadcast};
+use crate::upstream::PrivateAnswer;
 
 const LOADS: &str = "/v1/loads?include=core,disagg,queues,memory";
 
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .get("/v1/responses/{id}", Access::Control, stored_response)
+        .delete("/v1/responses/{id}", Access::Control, delete_response)
+        .post(
+            "/v1/responses/{id}/cancel",
+            Access::Control,
+            stored_response,
+        )
+        .get("/get_loads", Access::Control, loads)
+        .get("/v1/loads", Access::Control, loads)
+        .post("/flush_cache", Access::Control, flush_cache)
+        .post("/abort_request", Access::Control, abort)
+}
+
+/// Passed on to all workers, because only one of them has the response.
+async fn stored_response(
+    State(proxy): State<Arc<Proxy>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Error> {
+    let found = broadcast(&proxy.dispatcher, caller.context(), request).await?;
+    Ok(found.map(Body::new))
+}
+
+async fn delete_response() -> Error {
+    Error::NotImplemented("deleting a stored response")
+}
+
 /// The workers' own loads: `workers` as in 0.3.2, the rest in SGLang's `/v1/loads` shape.
-pub(super) async fn loads(fan_out: &FanOut) -> Response<ReplyBody> {
-    let asked = fan_out
-        .ask_all(&WorkerQuestion::get(&[LOADS, "/get_load"]))
-        .await;
+async fn loads(State(fan_out): State<FanOut>) -> Json<Value> {
+    let question = WorkerQuestion::get(&[LOADS, "/get_load"]);
+    let asked = fan_out.ask_all(&question).await;
     let (mut workers, mut loads) = (Vec::new(), Vec::new());
     for asked in &asked {
         let ranks = ranks(asked);
@@ -53,9 +92,12 @@ pub(super) async fn loads(fan_out: &FanOut) -> Response<ReplyBody> {
         "total_waiting_reqs": total("num_waiting_reqs"),
     });
     let ranks = loads.len();
-    let reply =
-        json!({"workers": workers, "dp_rank_count": ranks, "loads": loads, "aggregate": aggregate});
-    info::json(StatusCode::OK, &reply)
+    Json(json!({
+        "workers": workers,
+        "dp_rank_count": ranks,
+        "loads": loads,
+        "aggregate": aggregate,
+    }))
 }
 
 /// One object per data-parallel rank, from either of the two shapes SGLang gives.
@@ -75,7 +117,10 @@ fn ranks(asked: &WorkerAnswer) -> Vec<Map<String, Value>> {
 }
 
 /// Flushes every worker's prefix cache: 200 when all did, 206 when some did not.
-pub(super) async fn flush_cache(fleet: &Fleet, fan_out: &FanOut) -> Response<ReplyBody> {
+async fn flush_cache(
+    State(fleet): State<Arc<Fleet>>,
+    State(fan_out): State<FanOut>,
+) -> (StatusCode, Json<Value>) {
     let question = WorkerQuestion::post(&["/flush_cache"], Bytes::new());
     let asked = fan_out.ask_all(&question).await;
     let (mut successful, mut failed) = (Vec::new(), Vec::new());
@@ -83,7 +128,7 @@ pub(super) async fn flush_cache(fleet: &Fleet, fan_out: &FanOut) -> Response<Rep
         let url = asked.worker.url().as_str();
         match failure(&asked.answer) {
             None => {
-                invalidate_cache(fleet, &asked.worker);
+                invalidate_cache(&fleet, &asked.worker);
                 successful.push(json!(url));
             }
             Some(error) => failed.push(json!({"worker": url, "error": error})),
@@ -98,15 +143,15 @@ pub(super) async fn flush_cache(fleet: &Fleet, fan_out: &FanOut) -> Response<Rep
         "total_workers": total,
     });
     if failed.is_empty() {
-        return info::json(StatusCode::OK, &reply);
+        return (StatusCode::OK, Json(reply));
     }
     reply["status"] = "partial_success".into();
     reply["successful"] = successful.into();
     reply["failed"] = failed.into();
-    info::json(StatusCode::PARTIAL_CONTENT, &reply)
+    (StatusCode::PARTIAL_CONTENT, Json(reply))
 }
 
-fn failure(answer: &Result<crate::upstream::PrivateAnswer, Error>) -> Option<String> {
+fn failure(answer: &Result<PrivateAnswer, Error>) -> Option<String> {
     match answer {
         Ok(answer) if answer.status.is_success() => None,
         Ok(answer) => Some(format!(
@@ -118,27 +163,8 @@ fn failure(answer: &Result<crate::upstream::PrivateAnswer, Error>) -> Option<Str
     }
 }
 
-/// Every worker's Prometheus metrics, told apart by a `worker_addr` label.
-pub(super) async fn engine_metrics(fan_out: &FanOut) -> Response<ReplyBody> {
-    let asked = fan_out.ask_all(&WorkerQuestion::get(&["/metrics"])).await;
-    if asked.is_empty() {
-        let none = "No available workers";
-        return info::fixed(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", none);
-    }
-    let mut merged = super::exposition::Exposition::default();
-    let mut answered = false;
-    for asked in &asked {
-        if let Ok(answer) = asked.answer.as_ref().map_err(drop)
-            && answer.status.is_success()
-        {
-            answered = true;
-            let text = String::from_utf8_lossy(&answer.body);
-            merged.add(&text, asked.worker.url().as_str());
-        }
-    }
-    if !answered {
-        let failed = "All backend requests failed";
-        return info::fixed(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", failed);
-    }
-    info::fixed(StatusCode::OK, "text/plain", merged.render())
+/// Has the workers give up a request.
+async fn abort(State(fan_out): State<FanOut>, Payload(body): Payload) -> Result<Response, Error> {
+    let answer = fan_out.abort(body).await?;
+    Ok(disclosure::bare(&answer))
 }

@@ -1,0 +1,75 @@
+//! What handlers take out of requests.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use bytes::Bytes;
+use http::request::Parts;
+use serde_json::{Map, Value};
+use url::form_urlencoded;
+use uuid::Uuid;
+
+use super::state::ApiState;
+use crate::error::Error;
+use crate::fleet::Worker;
+use crate::proxy::{declares_json, drain_in_background, read_body};
+
+/// Largest description of a worker, bytes.
+const MAX_SPEC: u64 = 1024 * 1024;
+
+/// A whole body of at most `max_payload_size`.
+pub(super) struct Payload(pub(super) Bytes);
+
+impl FromRequest<ApiState> for Payload {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &ApiState) -> Result<Self, Error> {
+        let body = read_body(request.into_body(), state.proxy.max_payload()).await;
+        body.map(Self)
+    }
+}
+
+/// A JSON object that describes a worker.
+pub(super) struct Description(pub(super) Map<String, Value>);
+
+impl FromRequest<ApiState> for Description {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &ApiState) -> Result<Self, Error> {
+        let (parts, body) = request.into_parts();
+        if !declares_json(&parts.headers) {
+            drain_in_background(body);
+            let why = "missing 'content-type: application/json'";
+            return Err(Error::WorkerSpec(why.to_owned()));
+        }
+        let body = read_body(body, state.proxy.max_payload().min(MAX_SPEC)).await?;
+        let fields = serde_json::from_slice(&body).map(Self);
+        fields.map_err(|error| Error::WorkerSpec(format!("the body is no JSON object: {error}")))
+    }
+}
+
+/// The worker whose id is the last part of the path.
+pub(super) struct Named(pub(super) Arc<Worker>);
+
+impl FromRequestParts<ApiState> for Named {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Error> {
+        let id = parts.uri.path().rsplit('/').next().unwrap_or_default();
+        let id = Uuid::parse_str(id).map_err(|error| Error::WorkerId {
+            id: id.to_owned(),
+            why: error.to_string(),
+        })?;
+        let workers = state.fleet.workers();
+        let found = workers.iter().find(|worker| worker.id == id);
+        found.cloned().map(Self).ok_or(Error::WorkerNotFound(id))
+    }
+}
+
+/// The value that a query has under a name: the first, if there are several.
+pub(super) fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+    let mut pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    pairs
+        .find(|(known, _)| known == name)
+        .map(|(_, value)| value.into_owned())
+}

@@ -1,0 +1,84 @@
+//! What the gateway answers about itself and the models behind it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::Response;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::disclosure;
+use super::routes::Routes;
+use crate::auth::Access;
+use crate::error::Error;
+use crate::fleet::Fleet;
+use crate::proxy::FanOut;
+use crate::shutdown::Shutdown;
+
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .get("/health", Access::Probe, "OK")
+        .get("/liveness", Access::Probe, "OK")
+        .get("/readiness", Access::Probe, readiness)
+        .get("/health_generate", Access::Info, health_generate)
+        .get("/model_info", Access::Info, model_info)
+        .get("/get_model_info", Access::Info, model_info)
+        .get("/server_info", Access::Info, server_info)
+        .get("/get_server_info", Access::Info, server_info)
+        .get("/v1/models", Access::Info, models)
+}
+
+/// Whether requests can be served: probe this one before sending traffic.
+async fn readiness(
+    State(fleet): State<Arc<Fleet>>,
+    State(shutdown): State<Shutdown>,
+) -> (StatusCode, Json<Value>) {
+    let healthy = fleet.ready_count();
+    let reason = match (shutdown.is_lame_duck(), healthy) {
+        (true, _) => "draining",
+        (false, 0) => "insufficient healthy workers",
+        _ => {
+            let total = fleet.workers().len();
+            let ready =
+                json!({"status": "ready", "healthy_workers": healthy, "total_workers": total});
+            return (StatusCode::OK, Json(ready));
+        }
+    };
+    let not_ready = json!({"status": "not ready", "reason": reason});
+    (StatusCode::SERVICE_UNAVAILABLE, Json(not_ready))
+}
+
+async fn health_generate(State(fan_out): State<FanOut>) -> Result<Response, Error> {
+    first_answer(&fan_out, &["/health_generate"]).await
+}
+
+async fn model_info(State(fan_out): State<FanOut>) -> Result<Response, Error> {
+    first_answer(&fan_out, &["/model_info", "/get_model_info"]).await
+}
+
+async fn server_info(State(fan_out): State<FanOut>) -> Result<Response, Error> {
+    first_answer(&fan_out, &["/server_info", "/get_server_info"]).await
+}
+
+/// The first ready worker's answer to the first of these paths that it has.
+async fn first_answer(fan_out: &FanOut, paths: &'static [&'static str]) -> Result<Response, Error> {
+    let answer = fan_out.ask_first(paths).await?;
+    Ok(disclosure::answer(&answer))
+}
+
+/// The models of the ready workers, in the shape of `OpenAI`'s list.
+async fn models(State(fleet): State<Arc<Fleet>>) -> Result<Json<Value>, Error> {
+    let workers = fleet.workers();
+    let ready = workers.iter().filter(|worker| worker.is_ready());
+    let ids: BTreeSet<_> = ready
+        .map(|worker| worker.endpoint.model_info.load().model.clone())
+        .collect();
+    if ids.is_empty() {
+        return Err(Error::NoWorkers);
+    }
+    let card = |id| json!({"id": id, "object": "model", "created": 0, "owned_by": "local"});
+    let data: Vec<_> = ids.into_iter().map(card).collect();
+    Ok(Json(json!({"object": "list", "data": data})))
+}

@@ -1,0 +1,33 @@
+//! What the gateway answers itself, besides the relay: one axum router per group of routes.
+
+mod control;
+mod cors;
+mod debug;
+mod disclosure;
+mod engine_metrics;
+mod extract;
+mod info;
+mod route_table;
+mod routes;
+mod state;
+mod workers;
+
+pub(crate) use cors::Cors;
+pub(crate) use route_table::{RouteTable, Target};
+pub use routes::Route;
+pub(crate) use routes::Routes;
+pub(crate) use state::{ApiState, Caller};
+
+/// The routes that axum serves.
+pub(crate) fn routes() -> Routes {
+    info::routes()
+        .merge(engine_metrics::routes())
+        .merge(control::routes())
+        .merge(workers::routes())
+        .merge(debug::routes())
+}
+
+/// Every route of the gateway, relayed ones first.
+pub fn route_table() -> Vec<Route> {
+    RouteTable::relayed().chain(routes().into_list()).collect()
+}

@@ -1,0 +1,105 @@
+//! Which route a request takes, and what is counted of it.
+
+use std::sync::Arc;
+
+use http::Method;
+use matchit::{InsertError, Router};
+
+use super::routes::Route;
+use crate::auth::Access;
+use crate::endpoint::{INFERENCE, Inference};
+use crate::error::Error;
+use crate::telemetry::{Metrics, RouteMetrics};
+
+/// What serves a route.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    /// One worker, by way of the relay.
+    Relay(&'static Inference),
+    /// axum.
+    Api,
+}
+
+/// A route, what serves it, and what is counted of it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) route: Route,
+    pub(crate) target: Target,
+    pub(crate) metrics: Arc<RouteMetrics>,
+}
+
+/// All routes by path.
+#[derive(Debug)]
+pub(crate) struct RouteTable {
+    paths: Router<Vec<Entry>>,
+    /// What is counted of requests that match no route.
+    other: Arc<RouteMetrics>,
+}
+
+impl RouteTable {
+    /// The table of the relayed routes and of those that axum serves.
+    pub(crate) fn new(api: Vec<Route>, metrics: &Metrics) -> Result<Self, InsertError> {
+        let relayed = Self::relayed().zip(INFERENCE.iter().map(Target::Relay));
+        let api = api.into_iter().map(|route| (route, Target::Api));
+        let mut table = Self {
+            paths: Router::new(),
+            other: Arc::new(metrics.route("other", "other")),
+        };
+        for (route, target) in relayed.chain(api) {
+            let metrics = Arc::new(metrics.route(route.method.as_str(), route.path));
+            let path = route.path;
+            let entry = Entry {
+                route,
+                target,
+                metrics,
+            };
+            match table.paths.at_mut(path) {
+                Ok(found) => found.value.push(entry),
+                Err(_) => table.paths.insert(path, vec![entry])?,
+            }
+        }
+        Ok(table)
+    }
+
+    /// The routes of inference requests.
+    pub(super) fn relayed() -> impl Iterator<Item = Route> {
+        INFERENCE.iter().map(|row| Route {
+            method: Method::POST,
+            path: row.path,
+            access: Access::Inference,
+        })
+    }
+
+    /// The route of a request; a HEAD takes the way of a GET.
+    pub(crate) fn find(&self, method: &Method, path: &str) -> Result<&Entry, Error> {
+        let Ok(found) = self.paths.at(path) else {
+            return Err(Error::UnknownUrl {
+                method: method.to_string(),
+                path: path.to_owned(),
+            });
+        };
+        let wanted = if *method == Method::HEAD {
+            &Method::GET
+        } else {
+            method
+        };
+        let methods = || found.value.iter().map(|entry| &entry.route.method);
+        let at = methods().position(|known| known == wanted);
+        at.map(|at| &found.value[at]).ok_or_else(|| {
+            let mut allow: Vec<_> = methods().map(Method::as_str).collect();
+            if allow.contains(&"GET") {
+                allow.push("HEAD");
+            }
+            Error::MethodNotAllowed {
+                method: method.to_string(),
+                path: path.to_owned(),
+                allow: allow.join(", "),
+            }
+        })
+    }
+
+    /// What is counted of requests that match no route.
+    pub(crate) fn other(&self) -> &Arc<RouteMetrics> {
+        &self.other
+    }
+}

@@ -1,0 +1,99 @@
+//! A worker as clients are shown it.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value, json};
+
+use crate::fleet::{Fleet, HealthSpec, UNKNOWN_MODEL, Worker};
+
+/// A worker in the union of the shapes that 0.3.2 and its successors give; never its key.
+pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
+    let (identity, glance) = (worker.endpoint.model_info.load(), worker.availability());
+    let terms = worker.endpoint.config.load();
+    let spec = &terms.spec;
+    let known = Some(&identity.model).filter(|model| *model != UNKNOWN_MODEL);
+    let model = known.map(|model| json!([{"id": model}]));
+    let labels: BTreeMap<_, _> = identity.labels.iter().chain(&spec.labels).collect();
+    let Value::Object(mut told) = json!({
+        "id": worker.id.to_string(),
+        "url": worker.url().as_str(),
+        "index": worker.slot,
+        "model_id": identity.model,
+        "models": model.unwrap_or(json!([])),
+        "priority": 50,
+        "cost": 1.0,
+        "worker_type": "regular",
+        "connection_mode": "http",
+        "runtime_type": "sglang",
+        "is_healthy": glance.ready,
+        "status": glance.status(),
+        "circuit_breaker": glance.circuit.as_str(),
+        "load": worker.load.requests(),
+        "disable_health_check": !fleet.is_probed(&worker.endpoint),
+        "labels": labels,
+    }) else {
+        return Value::Null;
+    };
+    // What was said of it wins over what is assumed.
+    told.extend(spec.extra.clone());
+    let health = health(&spec.health);
+    if !health.is_empty() {
+        told.insert("health".to_owned(), Value::Object(health));
+    }
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
+    let cost = told["cost"].as_f64().unwrap_or_default();
+    let mut metadata: BTreeMap<&str, String> = BTreeMap::from([
+        ("priority", text(&told["priority"])),
+        ("cost", cost.to_string()),
+    ]);
+    metadata.extend(
+        labels
+            .iter()
+            .map(|(name, value)| (name.as_str(), (*value).clone())),
+    );
+    told.insert("metadata".to_owned(), json!(metadata));
+    if let Some(job) = job(fleet, worker) {
+        told.insert("job_status".to_owned(), job);
+    }
+    Value::Object(told)
+}
+
+fn health(spec: &HealthSpec) -> Map<String, Value> {
+    let all = [
+        ("timeout_secs", spec.timeout_secs.map(Value::from)),
+        ("check_interval_secs", spec.interval_secs.map(Value::from)),
+        ("success_threshold", spec.success_threshold.map(Value::from)),
+        ("failure_threshold", spec.failure_threshold.map(Value::from)),
+        ("disable_health_check", spec.disabled.map(Value::from)),
+    ];
+    let set = all.into_iter();
+    set.filter_map(|(name, value)| Some((name.to_owned(), value?)))
+        .collect()
+}
+
+/// What became of the registration of a worker that has never been ready.
+fn job(fleet: &Fleet, worker: &Worker) -> Option<Value> {
+    let job = fleet.registration_status(worker)?;
+    let since = SystemTime::now().checked_sub(job.age)?;
+    let timestamp = since.duration_since(UNIX_EPOCH).ok()?.as_secs();
+    let (status, message) = if job.failed {
+        (
+            "failed",
+            Some("the worker did not come up in time; it is probed on"),
+        )
+    } else {
+        ("processing", None)
+    };
+    Some(json!({
+        "job_type": "AddWorker",
+        "worker_url": worker.url().as_str(),
+        "status": status,
+        "message": message,
+        "timestamp": timestamp,
+    }))
+}
