@@ -66,7 +66,7 @@ impl Cors {
         }
     }
 
-    /// Takes away what the worker says about origins: who may read replies is decided here.
+    /// Removes a worker's own CORS headers: which origins may read replies is decided here.
     pub(crate) fn disown(response: &mut HeaderMap) {
         if response
             .remove(header::ACCESS_CONTROL_ALLOW_ORIGIN)

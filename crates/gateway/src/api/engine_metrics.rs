@@ -17,7 +17,7 @@ pub(super) fn routes() -> Routes {
     Routes::default().get("/engine_metrics", Access::Info, engine_metrics)
 }
 
-/// Every worker's metrics, told apart by a `worker_addr` label.
+/// Every worker's metrics, distinguished by a `worker_addr` label.
 async fn engine_metrics(State(fan_out): State<FanOut>) -> Page {
     let asked = fan_out.ask_all(&WorkerQuestion::get(&["/metrics"])).await;
     let mut merged = Exposition::default();

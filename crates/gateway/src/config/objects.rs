@@ -48,7 +48,7 @@ pub struct JwtConfig {
     pub role_claim: String,
 }
 
-/// Who may use the control plane.
+/// Credentials of the control plane.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ControlPlaneAuth {

@@ -236,7 +236,7 @@ options! {
     enable_trace: bool = false;
     /// Collector, host:port.
     otlp_traces_endpoint: String = "localhost:4317".to_owned();
-    /// Who may use the control plane.
+    /// Credentials of the control plane.
     control_plane_auth: Option<ControlPlaneAuth> = None;
     /// Prefill backlog drain rate of `cache_aware`, tokens per second; 0 is off.
     cache_aware_prefill_backlog_rate: f64 = 0.0;

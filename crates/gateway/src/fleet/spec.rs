@@ -1,4 +1,4 @@
-//! What somebody says of a worker, besides what it tells itself.
+//! How a worker is registered.
 
 use std::collections::BTreeMap;
 
@@ -12,19 +12,19 @@ use crate::config::{Secret, WorkerUrl};
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct WorkerSpec {
     pub(crate) url: WorkerUrl,
-    /// Shown to the worker.
+    /// Sent to the worker.
     pub(crate) key: Option<Secret>,
-    /// The model it serves, whatever it tells.
+    /// The model it serves; beats the one it reports.
     pub(crate) model: Option<String>,
     /// The policy its label asks for.
     pub(crate) policy: Option<PolicyKind>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) health: HealthSpec,
-    /// What is kept for those who ask, as it was told: priority, cost, parsers, ports.
+    /// Kept and shown as given: priority, cost, parsers, ports.
     pub(crate) extra: Map<String, Value>,
 }
 
-/// How it is probed, where that differs from the others.
+/// Settings of its probes that differ from the options.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HealthSpec {
     pub(crate) timeout_secs: Option<u64>,
@@ -35,7 +35,7 @@ pub(crate) struct HealthSpec {
 }
 
 impl WorkerSpec {
-    /// Of whom only the address is known.
+    /// A worker of which only the address is known.
     pub(crate) fn new(url: WorkerUrl) -> Self {
         Self {
             url,
@@ -49,7 +49,7 @@ impl WorkerSpec {
     }
 }
 
-/// The terms on which a worker works: what was said of it, ready for use.
+/// A spec, ready for use.
 #[derive(Debug)]
 pub(crate) struct WorkerConfig {
     pub(crate) spec: WorkerSpec,

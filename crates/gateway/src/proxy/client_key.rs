@@ -1,4 +1,4 @@
-//! Who sends a request, told by its headers.
+//! What distinguishes a client, by its headers.
 
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, COOKIE, HeaderName};
@@ -10,7 +10,7 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 #[derive(Debug)]
 pub(super) struct ClientHeaders<'a> {
     pub(super) headers: &'a HeaderMap,
-    /// All clients have the gateway's key: their `authorization` tells nobody from anybody.
+    /// All clients send the gateway's key: their `authorization` distinguishes none.
     pub(super) shared_credentials: bool,
 }
 

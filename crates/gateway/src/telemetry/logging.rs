@@ -25,7 +25,7 @@ static LOG: OnceLock<(Level, Mutex<Guards>)> = OnceLock::new();
 /// Writes log lines as the options ask for.
 ///
 /// The first gateway of a process decides where lines go and how they look; a later one
-/// only sets the level. A subscriber installed by somebody else is left alone.
+/// only sets the level. A subscriber that is installed already is kept.
 ///
 /// # Errors
 /// When `log_dir` cannot be written.
@@ -33,7 +33,7 @@ pub(crate) fn install(options: &Options) -> Result<(), InitError> {
     let filter = filter(options);
     let file = options.log_dir.as_deref().map(daily_file).transpose()?;
     if let Some((level, _)) = LOG.get() {
-        // Fails only when the subscriber is gone, and then there is nobody to tell.
+        // Fails only when the subscriber is gone, and then no line can be logged.
         let _ = level.reload(filter);
         return Ok(());
     }

@@ -31,8 +31,8 @@ pub(super) fn key(key: &str) -> Result<Secret, RegistrationError> {
     Ok(Secret::from(key.to_owned()))
 }
 
-/// What these fields make of a worker on present terms. Unknown fields are ignored, null is as
-/// if it was not there; so is what only repeats what the worker told itself, as `GET` shows it.
+/// The spec that these fields make of the present one. Unknown fields, nulls, and values equal to
+/// what the worker reports are ignored: a client may send back what `GET` shows.
 pub(super) fn read(
     fields: &Fields,
     current: &WorkerSpec,
@@ -72,7 +72,7 @@ pub(super) fn read(
     Ok(spec)
 }
 
-/// Fields that would change what the gateway does, if it could.
+/// Refuses fields of features that are not built, unless they ask for nothing.
 fn refuse_unbuilt(name: &str, value: &Value) -> Result<(), RegistrationError> {
     let harmless = match value {
         Value::Bool(on) => !on,
@@ -87,7 +87,7 @@ fn refuse_unbuilt(name: &str, value: &Value) -> Result<(), RegistrationError> {
     }
 }
 
-/// Whether a field says nothing, or only which model the worker serves anyway.
+/// Whether a field is empty, or names the model that the worker reports anyway.
 fn repeats_model(name: &str, value: &Value, current: &WorkerSpec, reported: &Labels) -> bool {
     let served = model(reported);
     let is_reported = |id: &Value| *id == *served && current.model.is_none();
@@ -192,7 +192,7 @@ fn card_id(models: &Value) -> Option<&str> {
     models.get(0)?.get("id")?.as_str()
 }
 
-/// What is kept for those who ask, or says what a worker is in any case.
+/// Fields that are kept and shown, or that state what every worker is.
 fn read_extra(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<(), RegistrationError> {
     match name {
         "worker_type" => match text(name, value)? {

@@ -49,7 +49,7 @@ impl WorkerMetrics {
         self.transitions.with_label_values(&labels).inc();
     }
 
-    /// It has left: nothing is told of it any more.
+    /// It has left: its series are removed.
     pub(crate) fn forget(&self) {
         // What was never counted cannot be removed, and need not.
         for outcome in ["success", "failure"] {

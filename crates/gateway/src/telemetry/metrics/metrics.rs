@@ -186,7 +186,7 @@ impl Metrics {
         registrations.with_label_values(&[MANUAL, result]).inc();
     }
 
-    /// A worker was told to leave.
+    /// The removal of a worker began.
     pub(crate) fn deregistered(&self, reason: &str) {
         let deregistrations = &self.worker.deregistrations;
         deregistrations.with_label_values(&[MANUAL, reason]).inc();

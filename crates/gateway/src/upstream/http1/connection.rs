@@ -36,7 +36,7 @@ impl Connection {
         }
     }
 
-    /// Whether an idle connection still looks alive: no end, no bytes nobody asked for.
+    /// Whether an idle connection still looks alive: no end, no unexpected bytes.
     pub(super) fn is_quiet(&self) -> bool {
         let mut byte = [0];
         let read = self.stream.try_read(&mut byte);

@@ -6,7 +6,7 @@ use crate::report::{Breach, check};
 use crate::rust::{Edge, Modules, Package, View, edges, workspace};
 
 /// Budget, to be lowered to 0. Files are counted, not circles: opening a circle may leave two.
-const MAX_FILES_IN_CIRCLES: usize = 44;
+const MAX_FILES_IN_CIRCLES: usize = 0;
 
 #[test]
 fn no_circle_of_files() {

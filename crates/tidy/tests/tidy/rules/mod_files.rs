@@ -11,7 +11,7 @@ const DIR: &str = "crates/gateway/src";
 const MAX_OTHER_LINES: usize = 40;
 
 /// Budget, to be lowered to 0: files with more.
-const MAX_WIDE_FILES: usize = 3;
+const MAX_WIDE_FILES: usize = 0;
 
 #[test]
 fn mod_files_only_assemble() {
