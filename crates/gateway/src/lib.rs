@@ -9,6 +9,7 @@ mod app;
 mod auth;
 mod balancer;
 pub mod config;
+mod cpu_pool;
 mod endpoint;
 mod error;
 mod fleet;

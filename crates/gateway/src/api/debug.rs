@@ -53,5 +53,5 @@ async fn explain(
     headers: HeaderMap,
     Payload(body): Payload,
 ) -> Result<Json<Value>, Error> {
-    proxy.explain_request(&headers, &body).map(Json)
+    proxy.explain_request(&headers, &body).await.map(Json)
 }

@@ -1,14 +1,17 @@
 //! The Prometheus pages of all workers, merged into one (text format 0.0.4).
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use axum::extract::State;
+use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderName};
 
 use super::routes::Routes;
 use crate::auth::Access;
-use crate::proxy::{FanOut, WorkerQuestion};
+use crate::cpu_pool::CpuPool;
+use crate::proxy::{FanOut, WorkerAnswer, WorkerQuestion};
 
 /// A page of plain text.
 type Page = (StatusCode, [(HeaderName, &'static str); 1], String);
@@ -18,36 +21,47 @@ pub(super) fn routes() -> Routes {
 }
 
 /// Every worker's metrics, distinguished by a `worker_addr` label.
-async fn engine_metrics(State(fan_out): State<FanOut>) -> Page {
+async fn engine_metrics(State(fan_out): State<FanOut>, State(pool): State<CpuPool>) -> Page {
     let asked = fan_out.ask_all(&WorkerQuestion::get(&["/metrics"])).await;
-    let mut merged = Exposition::default();
-    let mut answered = false;
-    for asked in &asked {
-        if let Ok(answer) = &asked.answer
-            && answer.status.is_success()
-        {
-            answered = true;
-            let text = String::from_utf8_lossy(&answer.body);
-            merged.add(&text, asked.worker.url().as_str());
+    let none = asked.is_empty();
+    let pages: Vec<_> = asked.into_iter().filter_map(page).collect();
+    let failure = match (none, pages.is_empty()) {
+        (true, _) => Some("No available workers"),
+        (_, true) => Some("All backend requests failed"),
+        _ => None,
+    };
+    // Pages of many engines take long to merge: not on a lane.
+    let (status, page) = match (failure, pool.run(move || merge(&pages)).await) {
+        (None, Some(merged)) => (StatusCode::OK, merged),
+        (why, _) => {
+            let why = why.unwrap_or("Merging the metrics failed");
+            (StatusCode::INTERNAL_SERVER_ERROR, why.to_owned())
         }
-    }
-    let (status, page) = if answered {
-        (StatusCode::OK, merged.render())
-    } else {
-        let why = if asked.is_empty() {
-            "No available workers"
-        } else {
-            "All backend requests failed"
-        };
-        (StatusCode::INTERNAL_SERVER_ERROR, why.to_owned())
     };
     (status, [(header::CONTENT_TYPE, "text/plain")], page)
+}
+
+/// A worker's page with the worker's URL, if it gave one.
+fn page(asked: WorkerAnswer) -> Option<(String, Bytes)> {
+    let answer = asked.answer.ok()?;
+    let url = asked.worker.url().to_string();
+    answer.status.is_success().then_some((url, answer.body))
+}
+
+fn merge(pages: &[(String, Bytes)]) -> String {
+    let mut merged = Exposition::default();
+    for (url, page) in pages {
+        merged.add(&String::from_utf8_lossy(page), url);
+    }
+    merged.render()
 }
 
 /// Metric families in order of appearance; each has one `HELP` and one `TYPE`.
 #[derive(Debug, Default)]
 struct Exposition {
     families: Vec<Family>,
+    /// By name, where each stands in `families`.
+    places: HashMap<String, usize>,
 }
 
 #[derive(Debug)]
@@ -115,16 +129,18 @@ impl Exposition {
     }
 
     fn family(&mut self, name: &str) -> usize {
-        let known = self.families.iter().position(|family| family.name == name);
-        known.unwrap_or_else(|| {
-            let (comments, samples) = (Vec::new(), Vec::new());
-            self.families.push(Family {
-                name: name.to_owned(),
-                comments,
-                samples,
-            });
-            self.families.len() - 1
-        })
+        if let Some(&known) = self.places.get(name) {
+            return known;
+        }
+        let (comments, samples) = (Vec::new(), Vec::new());
+        self.families.push(Family {
+            name: name.to_owned(),
+            comments,
+            samples,
+        });
+        let place = self.families.len() - 1;
+        self.places.insert(name.to_owned(), place);
+        place
     }
 }
 

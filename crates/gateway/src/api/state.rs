@@ -6,7 +6,9 @@ use axum::extract::FromRef;
 use http::HeaderValue;
 
 use crate::admission::Admission;
+use crate::auth::Principal;
 use crate::balancer::Balancer;
+use crate::cpu_pool::CpuPool;
 use crate::fleet::{Fleet, Registry};
 use crate::lane::Lane;
 use crate::proxy::{FanOut, Proxy, RequestContext};
@@ -20,6 +22,7 @@ pub(crate) struct ApiState {
     pub(crate) registry: Arc<Registry>,
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) fan_out: FanOut,
+    pub(crate) cpu_pool: CpuPool,
     pub(crate) admission: Arc<Admission>,
     pub(crate) shutdown: Shutdown,
 }
@@ -30,6 +33,7 @@ pub(crate) struct Caller {
     /// The lane whose thread carries the request.
     pub(crate) lane: Lane,
     pub(crate) request_id: HeaderValue,
+    pub(crate) principal: Principal,
 }
 
 impl Caller {
@@ -37,6 +41,7 @@ impl Caller {
         RequestContext {
             lane: self.lane,
             request_id: &self.request_id,
+            principal: self.principal,
         }
     }
 }

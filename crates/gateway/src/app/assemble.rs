@@ -15,13 +15,14 @@ use crate::admission::Admission;
 use crate::api::ApiState;
 use crate::balancer::{Balancer, ModelPolicies};
 use crate::config::{
-    AdmissionSection, ConfigError, FleetSection, HealthSection, Options, PoolSection, ProxySection,
-    ServerSection, WorkerUrl,
+    AdmissionSection, ConfigError, FleetSection, HealthSection, Live, Options, PoolSection,
+    ProxySection, ServerSection, WorkerUrl,
 };
+use crate::cpu_pool::CpuPool;
 use crate::fleet::{
     Fleet, HealthChecks, OutlierDetector, Registry, Source, WorkerFactory, WorkerSpec,
 };
-use crate::proxy::{FanOut, Proxy};
+use crate::proxy::{Dispatcher, FanOut, Proxy};
 use crate::server::{Lanes, Service};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
@@ -33,9 +34,8 @@ pub(super) fn control(
     runtime: Handle,
     lanes: usize,
 ) -> Result<Control, StartError> {
-    let metrics = Metrics::new(options.prometheus_duration_buckets.as_deref());
-    let metrics =
-        Arc::new(metrics.map_err(|error| StartError::environment("make metrics", error))?);
+    let metrics_listener = listen::metrics(options)?;
+    let metrics = metrics(options)?;
     let fleet = Fleet::new(FleetSection::from(options));
     let admission_options = AdmissionSection::from(options);
     let params = Params::from(options);
@@ -43,8 +43,8 @@ pub(super) fn control(
     let client = ControlClient::new(&PoolSection::from(options), runtime)
         .map_err(|error| StartError::environment("make an HTTP client", error))?;
     let fan_out = FanOut::new(Arc::clone(&fleet), client.clone());
-    let factory = factory(options, &metrics, lanes);
     let (joining, joined) = mpsc::unbounded_channel();
+    let factory = factory(options, &metrics, lanes);
     let registry = Registry::new(Arc::clone(&fleet), factory, joining);
     add_configured(options, &registry)?;
     let health_checks = HealthChecks {
@@ -55,10 +55,13 @@ pub(super) fn control(
         joined,
     };
     let balancer = Balancer::new(Arc::clone(&fleet), policies, &admission_options);
-
     let admission = Arc::new(Admission::new(&admission_options, &metrics));
-    let (proxy_options, shared) = (ProxySection::from(options), Arc::clone(&metrics));
-    let proxy = Proxy::new(&proxy_options, Arc::clone(&balancer), shared, lanes);
+    let live = Live::new(options);
+    let cpu_pool = CpuPool::new().map_err(|e| StartError::environment("start threads", e))?;
+    let section = ProxySection::from(options);
+    let (watched, chosen) = (live.clone(), Arc::clone(&balancer));
+    let dispatcher = Dispatcher::new(&section, watched, chosen, Arc::clone(&metrics), lanes);
+    let proxy = Proxy::new(&section, dispatcher, cpu_pool.clone());
     let shutdown = Shutdown::default();
     let state = ApiState {
         fleet: Arc::clone(&fleet),
@@ -66,6 +69,7 @@ pub(super) fn control(
         registry: Arc::new(registry),
         proxy: Arc::new(proxy),
         fan_out,
+        cpu_pool,
         admission: Arc::clone(&admission),
         shutdown: shutdown.clone(),
     };
@@ -73,23 +77,29 @@ pub(super) fn control(
         .map_err(|error| StartError::environment("build the routes", error))?;
     let lanes = Lanes::start(lanes, &Arc::new(service), &shutdown)
         .map_err(|error| StartError::environment("start threads", error))?;
-    let maintenance = Maintenance {
-        balancer: Arc::clone(&balancer),
-        admission: Arc::clone(&admission),
-        outliers: OutlierDetector::new(&fleet),
-        eviction_interval: Duration::from_secs(options.eviction_interval_secs),
-    };
     Ok(Control {
-        metrics_listener: listen::metrics(options)?,
-        balancer,
+        metrics_listener,
+        live,
         metrics,
-        admission,
         lanes,
         health_checks,
-        maintenance,
+        maintenance: Maintenance {
+            balancer: Arc::clone(&balancer),
+            admission: Arc::clone(&admission),
+            outliers: OutlierDetector::new(&fleet),
+            eviction_interval: Duration::from_secs(options.eviction_interval_secs),
+        },
+        balancer,
+        admission,
         shutdown,
         grace: Duration::from_secs(options.shutdown_grace_period_secs),
     })
+}
+
+fn metrics(options: &Options) -> Result<Arc<Metrics>, StartError> {
+    let metrics = Metrics::new(options.prometheus_duration_buckets.as_deref());
+    let metrics = metrics.map_err(|error| StartError::environment("make metrics", error))?;
+    Ok(Arc::new(metrics))
 }
 
 fn factory(options: &Options, metrics: &Arc<Metrics>, lanes: usize) -> WorkerFactory {

@@ -13,7 +13,7 @@ use super::error::StartError;
 use super::listen::{self, Port, Sharing};
 use super::rlimit::raise_file_limit;
 use super::stopped::Stopped;
-use crate::config::{Options, check};
+use crate::config::{ConfigError, Live, Options, check};
 use crate::fleet::{Fleet, suspect};
 use crate::shutdown::Shutdown;
 use crate::telemetry::logging;
@@ -26,6 +26,7 @@ pub struct Gateway {
     shutdown: Shutdown,
     stopped: Arc<Stopped>,
     fleet: Arc<Fleet>,
+    live: Live,
 }
 
 impl Gateway {
@@ -52,6 +53,7 @@ impl Gateway {
         let metrics_addr = metrics_listener.map(listen::local_addr).transpose()?;
         let (shutdown, fleet) = (control.shutdown.clone(), &control.balancer.fleet);
         let fleet = Arc::clone(fleet);
+        let live = control.live.clone();
         let per_worker = control.balancer.limits().map(|limits| limits.per_worker);
         let limits = control.admission.summary(per_worker);
         let what = match port.sharing() {
@@ -69,6 +71,7 @@ impl Gateway {
             shutdown,
             stopped,
             fleet,
+            live,
         })
     }
 
@@ -105,6 +108,15 @@ impl Gateway {
     /// are off.
     pub fn suspect(&self, worker_url: &str) -> bool {
         suspect(&self.fleet, worker_url)
+    }
+
+    /// Puts other options in force for new requests: time-outs, retries, explanations. All or
+    /// none: an option that differs and cannot change at run time is an error.
+    ///
+    /// # Errors
+    /// Names the option, and why.
+    pub fn reload(&self, options: &Options) -> Result<(), ConfigError> {
+        self.live.reload(options)
     }
 
     /// Why it ended without being asked to: a port that could not be listened on, a lost thread.

@@ -17,6 +17,7 @@ use super::maintenance::Maintenance;
 use super::stopped::Stopped;
 use crate::admission::Admission;
 use crate::balancer::Balancer;
+use crate::config::Live;
 use crate::fleet::HealthChecks;
 use crate::server::{Lanes, MetricsPage, serve_metrics};
 use crate::shutdown::Shutdown;
@@ -31,6 +32,7 @@ const HANDSHAKE_GRACE: Duration = Duration::from_millis(100);
 pub(super) struct Control {
     pub(super) metrics_listener: Option<StdTcpListener>,
     pub(super) balancer: Arc<Balancer>,
+    pub(super) live: Live,
     pub(super) metrics: Arc<Metrics>,
     pub(super) admission: Arc<Admission>,
     pub(super) lanes: Lanes,

@@ -6,6 +6,7 @@
 mod check;
 mod error;
 mod feature;
+mod live;
 mod objects;
 mod options;
 mod secret;
@@ -16,6 +17,7 @@ mod worker_url;
 pub use check::check;
 pub use error::ConfigError;
 pub use feature::Feature;
+pub(crate) use live::{Live, LiveSection};
 pub use objects::{
     ApiKeyEntry, ControlPlaneAuth, JwtConfig, OracleConfig, PostgresConfig, RedisConfig, Role,
 };

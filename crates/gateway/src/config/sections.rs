@@ -67,19 +67,12 @@ pub(crate) struct AdmissionSection {
 /// How requests are carried.
 #[derive(Clone, Debug)]
 pub(crate) struct ProxySection {
-    /// Time to a worker's response headers, and longest silence inside a body.
-    pub(crate) request_timeout: Duration,
-    /// Silence of a worker after which it is probed.
-    pub(crate) probe_after: Duration,
     /// Largest request body, bytes.
     pub(crate) max_payload: u64,
-    pub(crate) retry: RetryRules,
     /// Retries per request.
     pub(crate) retry_budget_ratio: f64,
     /// Retries per second that are always granted.
     pub(crate) retry_budget_floor: u32,
-    /// Every reply says why it was routed as it was.
-    pub(crate) explain_all: bool,
     /// The gateway has a key, so a client's `authorization` is meant for the gateway.
     pub(crate) has_key: bool,
 }
@@ -95,6 +88,21 @@ pub(crate) struct ServerSection {
 /// An option in seconds as a time that can be counted with.
 pub(crate) fn seconds(option: u64) -> Duration {
     Duration::from_secs(option).min(LONGEST)
+}
+
+/// How often a request is sent, and after which pauses.
+pub(super) fn retry_rules(options: &Options) -> RetryRules {
+    RetryRules {
+        attempts: if options.disable_retries {
+            1
+        } else {
+            options.retry_max_retries.max(1)
+        },
+        initial_backoff: Duration::from_millis(options.retry_initial_backoff_ms),
+        max_backoff: Duration::from_millis(options.retry_max_backoff_ms),
+        multiplier: options.retry_backoff_multiplier,
+        jitter: options.retry_jitter_factor,
+    }
 }
 
 impl From<&Options> for PoolSection {
@@ -162,25 +170,10 @@ impl From<&Options> for AdmissionSection {
 
 impl From<&Options> for ProxySection {
     fn from(options: &Options) -> Self {
-        let attempts = if options.disable_retries {
-            1
-        } else {
-            options.retry_max_retries.max(1)
-        };
         Self {
-            request_timeout: seconds(options.request_timeout_secs),
-            probe_after: seconds(options.health_check_timeout_secs),
             max_payload: options.max_payload_size,
-            retry: RetryRules {
-                attempts,
-                initial_backoff: Duration::from_millis(options.retry_initial_backoff_ms),
-                max_backoff: Duration::from_millis(options.retry_max_backoff_ms),
-                multiplier: options.retry_backoff_multiplier,
-                jitter: options.retry_jitter_factor,
-            },
             retry_budget_ratio: options.retry_budget_ratio,
             retry_budget_floor: options.retry_budget_min_per_sec,
-            explain_all: options.explain_routing,
             has_key: options.api_key.is_some(),
         }
     }

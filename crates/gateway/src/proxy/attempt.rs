@@ -62,11 +62,11 @@ pub(super) async fn send(
     attempts: &mut Attempts,
 ) -> Attempt {
     let begun = Instant::now();
-    let deadline = begun + dispatcher.request_timeout;
+    let deadline = begun + request.live.request_timeout;
     let watch = Watch {
         begun,
         deadline: *attempts.deadline.get_or_insert(deadline),
-        probe_after: dispatcher.probe_after,
+        probe_after: request.live.probe_after,
     };
     let (outcome, answer) = exchange(dispatcher, request, &in_flight.worker, watch).await;
     if let Err(error) = &answer {
@@ -74,10 +74,11 @@ pub(super) async fn send(
     }
     if !matches!(outcome, Outcome::Answered(200..=399)) {
         let worker = &in_flight.worker;
-        debug!(request_id = ?request.context.request_id, worker = %worker.url(), ?outcome, "attempt failed");
+        let (request_id, principal) = (request.context.request_id, request.context.principal);
+        debug!(?request_id, ?principal, worker = %worker.url(), ?outcome, "attempt failed");
         // What was left of a request's time may have been too little for any worker.
         let hurried = outcome == Outcome::TimedOut
-            && begun.elapsed() < dispatcher.request_timeout / 2
+            && begun.elapsed() < request.live.request_timeout / 2
             && !worker.is_unreachable();
         let verdict = if hurried { Outcome::Abandoned } else { outcome };
         attempts.finish(&mut in_flight, verdict);

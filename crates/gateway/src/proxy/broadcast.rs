@@ -45,7 +45,7 @@ pub(crate) async fn broadcast<B: Send>(
             continue;
         };
         let found = response.status().is_success();
-        let idle_timeout = dispatcher.request_timeout;
+        let idle_timeout = dispatcher.live.get().request_timeout;
         last = Some(response_body::relay(
             response,
             idle_timeout,

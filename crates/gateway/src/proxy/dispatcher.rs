@@ -1,10 +1,9 @@
 //! What carries requests to workers: shared by all requests.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use http::HeaderMap;
-use routing::{Outcome, Retry, RetryBudget, RetryRules, SeededRng};
+use routing::{Outcome, Retry, RetryBudget, SeededRng};
 use tokio::time::{Instant, sleep};
 
 use super::attempts::Attempts;
@@ -13,7 +12,7 @@ use super::explain::Explainer;
 use super::request::ProxyRequest;
 use super::request_head::HeaderRules;
 use crate::balancer::Balancer;
-use crate::config::ProxySection;
+use crate::config::{Live, ProxySection};
 use crate::telemetry::{BranchMetrics, Metrics};
 
 /// The settings and shared state of all exchanges.
@@ -22,19 +21,16 @@ pub(crate) struct Dispatcher {
     pub(super) balancer: Arc<Balancer>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) branches: BranchMetrics,
-    /// Time to a worker's response head, and longest silence inside a body.
-    pub(super) request_timeout: Duration,
-    /// Silence of a worker after which it is probed.
-    pub(super) probe_after: Duration,
+    pub(super) live: Live,
     pub(super) rules: HeaderRules,
     pub(super) explainer: Explainer,
-    retry: RetryRules,
     budget: Mutex<RetryBudget>,
 }
 
 impl Dispatcher {
-    pub(super) fn new(
+    pub(crate) fn new(
         options: &ProxySection,
+        live: Live,
         balancer: Arc<Balancer>,
         metrics: Arc<Metrics>,
         lanes: usize,
@@ -42,13 +38,11 @@ impl Dispatcher {
         let (ratio, floor) = (options.retry_budget_ratio, options.retry_budget_floor);
         Self {
             branches: metrics.branches(balancer.policy()),
-            request_timeout: options.request_timeout,
-            probe_after: options.probe_after,
+            live,
             rules: HeaderRules {
                 credentials_are_ours: options.has_key,
             },
-            explainer: Explainer::new(options, Arc::clone(&balancer), lanes),
-            retry: options.retry,
+            explainer: Explainer::new(Arc::clone(&balancer), lanes),
             budget: Mutex::new(RetryBudget::new(ratio, floor)),
             balancer,
             metrics,
@@ -63,10 +57,6 @@ impl Dispatcher {
         }
     }
 
-    fn has_attempts_left(&self, attempts: &Attempts) -> bool {
-        attempts.count < self.retry.attempts
-    }
-
     /// Whether a request whose last attempt ended so is tried again.
     pub(super) fn should_retry(
         &self,
@@ -76,10 +66,10 @@ impl Dispatcher {
     ) -> bool {
         let retry = outcome.consequence().retry;
         let late = attempts.deadline.is_some_and(|at| Instant::now() >= at);
-        if retry == Retry::No || self.retry.attempts <= 1 {
+        if retry == Retry::No || request.live.retry.attempts <= 1 {
             return false;
         }
-        if late || !self.has_attempts_left(attempts) {
+        if late || attempts.count >= request.live.retry.attempts {
             self.metrics.retries_exhausted(request.row.label);
             return false;
         }
@@ -108,9 +98,11 @@ impl Dispatcher {
         attempts: &mut Attempts,
     ) -> bool {
         let mut rng = SeededRng::new(request.routing.seed.rotate_left(16));
-        let pause = self.retry.backoff(attempts.count, &mut rng);
+        let pause = request.live.retry.backoff(attempts.count, &mut rng);
         let end = Instant::now() + pause;
-        if !self.has_attempts_left(attempts) || attempts.deadline.is_some_and(|at| end >= at) {
+        if attempts.count >= request.live.retry.attempts
+            || attempts.deadline.is_some_and(|at| end >= at)
+        {
             return false;
         }
         self.metrics.backoff(attempts.count, pause);

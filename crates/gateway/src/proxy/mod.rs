@@ -25,6 +25,7 @@ mod sse;
 mod translate;
 
 pub(crate) use broadcast::broadcast;
+pub(crate) use dispatcher::Dispatcher;
 pub(crate) use fan_out::{FanOut, WorkerAnswer, WorkerQuestion};
 pub(crate) use proxy::Proxy;
 pub(crate) use reply_error::ReplyError;

@@ -20,15 +20,16 @@ use super::translate::dialect;
 use super::{request_body, request_head};
 use crate::balancer::Balancer;
 use crate::config::ProxySection;
+use crate::cpu_pool::CpuPool;
 use crate::endpoint::Inference;
 use crate::error::Error;
 use crate::fleet::{UNKNOWN_MODEL, Worker};
-use crate::telemetry::Metrics;
 
 /// Carries requests to workers.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     pub(crate) dispatcher: Dispatcher,
+    cpu_pool: CpuPool,
     max_payload: u64,
 }
 
@@ -55,14 +56,10 @@ impl Failure {
 }
 
 impl Proxy {
-    pub(crate) fn new(
-        options: &ProxySection,
-        balancer: Arc<Balancer>,
-        metrics: Arc<Metrics>,
-        lanes: usize,
-    ) -> Self {
+    pub(crate) fn new(options: &ProxySection, dispatcher: Dispatcher, cpu_pool: CpuPool) -> Self {
         Self {
-            dispatcher: Dispatcher::new(options, balancer, metrics, lanes),
+            dispatcher,
+            cpu_pool,
             max_payload: options.max_payload,
         }
     }
@@ -130,8 +127,9 @@ impl Proxy {
             dialect.request(&mut parts);
         }
         request_body::check_declared(row.undeclared, &parts.headers)?;
-        let fields = BodyFields::read(&body)?;
+        let fields = BodyFields::read_off_lane(&body, &self.cpu_pool).await?;
         let client_key = self.dispatcher.client_key(&parts.headers);
+        let live = self.dispatcher.live.get();
         let request = ProxyRequest {
             row,
             context,
@@ -147,10 +145,11 @@ impl Proxy {
             },
             target: header_text(&parts.headers, "x-smg-target-worker"),
             streaming: fields.stream,
+            live,
         };
         let Finished { result, timer } = Exchange::new(&self.dispatcher, request).run().await?;
         let response = result.answer.map_err(Failure::at(&result.worker))?;
-        let idle_timeout = self.dispatcher.request_timeout;
+        let idle_timeout = live.request_timeout;
         let mut reply = response_body::relay(response, idle_timeout, result.in_flight, timer);
         result.explanation.write(reply.headers_mut());
         match dialect {
@@ -163,12 +162,12 @@ impl Proxy {
     }
 
     /// What would be decided for a request with this body; nothing is sent or learnt.
-    pub(crate) fn explain_request(
+    pub(crate) async fn explain_request(
         &self,
         headers: &HeaderMap,
         body: &Bytes,
     ) -> Result<Value, Error> {
-        let fields = BodyFields::read(body)?;
+        let fields = BodyFields::read_off_lane(body, &self.cpu_pool).await?;
         let client_key = self.dispatcher.client_key(headers);
         let endpoint = fields.likely_endpoint();
         let request = RoutingRequest {

@@ -5,6 +5,8 @@ use http::header::HeaderValue;
 use http::request;
 use routing::Request as RoutingRequest;
 
+use crate::auth::Principal;
+use crate::config::LiveSection;
 use crate::endpoint::Inference;
 use crate::lane::Lane;
 
@@ -14,6 +16,8 @@ pub(crate) struct RequestContext<'a> {
     /// The lane whose thread carries the request.
     pub(crate) lane: Lane,
     pub(crate) request_id: &'a HeaderValue,
+    /// With which right it came.
+    pub(crate) principal: Principal,
 }
 
 /// An inference request that has come in whole.
@@ -34,4 +38,6 @@ pub(super) struct ProxyRequest<'a> {
     /// The client's `X-SMG-Target-Worker`.
     pub(super) target: Option<&'a str>,
     pub(super) streaming: bool,
+    /// The options in force when it came.
+    pub(super) live: LiveSection,
 }

@@ -3,6 +3,8 @@
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 const ALPHANUMERIC: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+/// A longer id of a client is cut, bytes.
+const MAX_SENT: usize = 128;
 const RANDOM_PART: usize = 24;
 /// 62⁸ is well within 64 bits, so every letter is as likely as any other.
 const LETTERS_PER_DRAW: usize = 8;
@@ -33,9 +35,15 @@ impl RequestIds {
     pub(super) fn of(&self, headers: &HeaderMap, path: &str) -> HeaderValue {
         let mut sent = self.headers.iter().filter_map(|name| headers.get(name));
         sent.find(|value| value.to_str().is_ok_and(|text| !text.is_empty()))
-            .cloned()
+            .and_then(bounded)
             .unwrap_or_else(|| fresh(path))
     }
+}
+
+/// A copy of a client's id: the id outlives the connection's read buffer, which must be freed.
+fn bounded(sent: &HeaderValue) -> Option<HeaderValue> {
+    let bytes = sent.as_bytes();
+    HeaderValue::from_bytes(bytes.get(..MAX_SENT).unwrap_or(bytes)).ok()
 }
 
 fn fresh(path: &str) -> HeaderValue {
@@ -99,6 +107,17 @@ mod tests {
             "r"
         );
         assert!(id(&[("x-request-id", "")], "/generate").starts_with("gnt-"));
+    }
+
+    #[test]
+    fn long_id_of_a_client_is_cut_and_copied() {
+        let buffer = bytes::Bytes::from("x".repeat(4096));
+        let sent = HeaderValue::from_maybe_shared(buffer.slice(..200)).unwrap();
+        let headers = HeaderMap::from_iter([(HeaderName::from_static("x-request-id"), sent)]);
+        let id = RequestIds::new(None).of(&headers, "/");
+        assert_eq!(id.len(), MAX_SENT);
+        drop(headers);
+        assert!(buffer.is_unique(), "the id holds no part of the buffer");
     }
 
     #[test]

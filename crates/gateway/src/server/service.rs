@@ -15,7 +15,7 @@ use super::request_id::RequestIds;
 use super::request_record::RequestRecord;
 use super::response::Reply;
 use crate::api::{self, ApiState, Caller, Cors, RouteTable, Target};
-use crate::auth::{ApiKey, Principal};
+use crate::auth::ApiKey;
 use crate::config::ServerSection;
 use crate::endpoint::Inference;
 use crate::error::Error;
@@ -69,11 +69,7 @@ impl Service {
         let origin = request.headers().get(header::ORIGIN).cloned();
         let method = request.method().clone();
         let version = request.version();
-        let context = RequestContext {
-            lane,
-            request_id: &id,
-        };
-        let (mut record, outcome) = self.record(context, request).await;
+        let (mut record, outcome) = self.serve(lane, &id, request).await;
         let mut response = outcome.unwrap_or_else(|error| error.respond().map(ReplyBody::from));
         let error = response.extensions_mut().remove::<Arc<Error>>();
         let code = error.as_deref().map_or("", Error::code);
@@ -90,9 +86,11 @@ impl Service {
         response.map(|body| Reply::new(body, &method, record, in_progress))
     }
 
-    async fn record(
+    /// Finds the route, checks what holds for all of them, and has the request answered.
+    async fn serve(
         &self,
-        context: RequestContext<'_>,
+        lane: Lane,
+        request_id: &HeaderValue,
         request: Request<Incoming>,
     ) -> (RequestRecord, Result<Response<ReplyBody>, Error>) {
         if let Some(response) = self.cors.preflight(&request) {
@@ -120,10 +118,15 @@ impl Service {
                 return (record, Err(error));
             }
         };
+        let context = RequestContext {
+            lane,
+            request_id,
+            principal,
+        };
         let outcome = match entry.target {
             Target::Relay(row) => self.relay(row, context, request, &mut record).await,
             // Rare, so boxed: every request's future would be larger.
-            Target::Api => Ok(Box::pin(self.handle(context, request, principal)).await),
+            Target::Api => Ok(Box::pin(self.handle(context, request)).await),
         };
         let outcome = outcome.map(|mut response| {
             Cors::disown(response.headers_mut());
@@ -132,9 +135,9 @@ impl Service {
         (record, outcome)
     }
 
-    /// Inference: the request comes in whole before it takes a place, so that a client that
-    /// sends slowly holds up no other; it is looked at only after that, so too much beats badly
-    /// asked.
+    /// Relays an inference request. It comes in whole before it takes a share of the limits, so
+    /// that a slow client holds up no other, and is looked at only after that: a full queue is
+    /// reported before a bad body.
     async fn relay(
         &self,
         row: &'static Inference,
@@ -152,9 +155,7 @@ impl Service {
         &self,
         context: RequestContext<'_>,
         mut request: Request<Incoming>,
-        principal: Principal,
     ) -> Response<ReplyBody> {
-        debug!(method = %request.method(), path = request.uri().path(), ?principal, "handling");
         if request.method() == Method::HEAD {
             // Handlers need not know; hyper leaves the body out.
             *request.method_mut() = Method::GET;
@@ -162,6 +163,7 @@ impl Service {
         request.extensions_mut().insert(Caller {
             lane: context.lane,
             request_id: context.request_id.clone(),
+            principal: context.principal,
         });
         let response: Result<_, Infallible> = self.api.clone().oneshot(request).await;
         let Ok(response) = response;

@@ -9,7 +9,6 @@ use uuid::Uuid;
 
 use super::decision_log::{Decision, DecisionLog};
 use crate::balancer::{Balancer, Selection};
-use crate::config::ProxySection;
 use crate::proxy::header_text::header_text;
 use crate::proxy::request::ProxyRequest;
 
@@ -53,8 +52,6 @@ pub(in crate::proxy) struct Candidacy {
 pub(crate) struct Explainer {
     balancer: Arc<Balancer>,
     decisions: DecisionLog,
-    /// Every reply says why it was routed as it was.
-    explain_all: bool,
 }
 
 impl Explanation {
@@ -80,15 +77,10 @@ impl Explanation {
 }
 
 impl Explainer {
-    pub(in crate::proxy) fn new(
-        options: &ProxySection,
-        balancer: Arc<Balancer>,
-        lanes: usize,
-    ) -> Self {
+    pub(in crate::proxy) fn new(balancer: Arc<Balancer>, lanes: usize) -> Self {
         Self {
             balancer,
             decisions: DecisionLog::new(lanes),
-            explain_all: options.explain_all,
         }
     }
 
@@ -100,7 +92,7 @@ impl Explainer {
     /// The candidates of a request, when the client asks why.
     pub(in crate::proxy) fn candidacy(&self, request: ProxyRequest<'_>) -> Option<Candidacy> {
         let header = header_text(&request.parts.headers, ASKED);
-        let asked = self.explain_all || header.is_some_and(|value| value != "0");
+        let asked = request.live.explain_all || header.is_some_and(|value| value != "0");
         asked.then(|| {
             let entry = |ranked: &Ranked<'_>| {
                 let Candidate { slot, url, .. } = ranked.candidate;

@@ -24,11 +24,11 @@ const fn room(name: &'static str, needs: &'static [&'static str]) -> Room {
 /// From top to bottom: a room needs only rooms of rows below its own.
 #[rustfmt::skip]
 const ARROWS: &[Room] = &[
-    room("app", &["admission", "api", "balancer", "config", "fleet", "lane", "proxy", "server", "shutdown", "telemetry", "upstream"]),
+    room("app", &["admission", "api", "balancer", "config", "cpu_pool", "fleet", "lane", "proxy", "server", "shutdown", "telemetry", "upstream"]),
     room("server", &["admission", "api", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry"]),
-    room("api", &["admission", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "upstream"]),
+    room("api", &["admission", "cpu_pool", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "upstream"]),
+    room("proxy", &["admission", "auth", "cpu_pool", "balancer", "config", "endpoint", "error", "fleet", "lane", "telemetry", "upstream"]),
     room("auth", &["config", "error"]),
-    room("proxy", &["admission", "balancer", "config", "endpoint", "error", "fleet", "lane", "telemetry", "upstream"]),
     room("balancer", &["admission", "config", "fleet", "telemetry", "upstream"]),
     room("admission", &["config", "error", "telemetry"]),
     room("fleet", &["config", "lane", "telemetry", "upstream"]),
@@ -37,6 +37,7 @@ const ARROWS: &[Room] = &[
     room("upstream", &["config", "lane"]),
     room("config", &[]),
     room("endpoint", &[]),
+    room("cpu_pool", &[]),
     room("lane", &[]),
     room("shutdown", &[]),
 ];
