@@ -57,7 +57,7 @@ struct Watch {
 /// success, which counts at its end.
 pub(super) async fn send(
     dispatcher: &Dispatcher,
-    request: ProxyRequest<'_>,
+    request: &ProxyRequest<'_>,
     mut in_flight: InFlight,
     attempts: &mut Attempts,
 ) -> Attempt {
@@ -92,7 +92,7 @@ pub(super) async fn send(
 
 async fn exchange(
     dispatcher: &Dispatcher,
-    request: ProxyRequest<'_>,
+    request: &ProxyRequest<'_>,
     worker: &Arc<Worker>,
     watch: Watch,
 ) -> (Outcome, Answer) {

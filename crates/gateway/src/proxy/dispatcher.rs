@@ -60,7 +60,7 @@ impl Dispatcher {
     /// Whether a request whose last attempt ended so is tried again.
     pub(super) fn should_retry(
         &self,
-        request: ProxyRequest<'_>,
+        request: &ProxyRequest<'_>,
         outcome: Outcome,
         attempts: &mut Attempts,
     ) -> bool {
@@ -94,7 +94,7 @@ impl Dispatcher {
     /// Waits before workers that failed are tried again; false when that makes no sense.
     pub(super) async fn back_off(
         &self,
-        request: ProxyRequest<'_>,
+        request: &ProxyRequest<'_>,
         attempts: &mut Attempts,
     ) -> bool {
         let mut rng = SeededRng::new(request.routing.seed.rotate_left(16));

@@ -17,7 +17,7 @@ use crate::error::Error;
 /// A request under way.
 pub(super) struct Exchange<'a> {
     dispatcher: &'a Dispatcher,
-    request: ProxyRequest<'a>,
+    request: &'a ProxyRequest<'a>,
     attempts: Attempts,
     /// Begins with the first attempt.
     timer: Option<RequestTimer>,
@@ -30,7 +30,7 @@ pub(super) struct Finished {
 }
 
 impl<'a> Exchange<'a> {
-    pub(super) fn new(dispatcher: &'a Dispatcher, request: ProxyRequest<'a>) -> Self {
+    pub(super) fn new(dispatcher: &'a Dispatcher, request: &'a ProxyRequest<'a>) -> Self {
         Self {
             dispatcher,
             request,

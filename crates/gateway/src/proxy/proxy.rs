@@ -129,7 +129,7 @@ impl Proxy {
         request_body::check_declared(row.undeclared, &parts.headers)?;
         let fields = BodyFields::read_off_lane(&body, &self.cpu_pool).await?;
         let client_key = self.dispatcher.client_key(&parts.headers);
-        let live = self.dispatcher.live.get();
+        let live = &self.dispatcher.live.get();
         let request = ProxyRequest {
             row,
             context,
@@ -147,7 +147,7 @@ impl Proxy {
             streaming: fields.stream,
             live,
         };
-        let Finished { result, timer } = Exchange::new(&self.dispatcher, request).run().await?;
+        let Finished { result, timer } = Exchange::new(&self.dispatcher, &request).run().await?;
         let response = result.answer.map_err(Failure::at(&result.worker))?;
         let idle_timeout = live.request_timeout;
         let mut reply = response_body::relay(response, idle_timeout, result.in_flight, timer);

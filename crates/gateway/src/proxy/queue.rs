@@ -17,7 +17,7 @@ use crate::fleet::retry_after_secs;
 /// When no worker takes the request, or none has taken it by the end of the longest wait.
 pub(super) async fn select_or_wait(
     dispatcher: &Dispatcher,
-    request: ProxyRequest<'_>,
+    request: &ProxyRequest<'_>,
     attempts: &mut Attempts,
 ) -> Result<Selection, Error> {
     let balancer = &dispatcher.balancer;
@@ -81,7 +81,7 @@ fn queue_error(why: QueueError, limits: QueueLimits, waiting: usize) -> Error {
 }
 
 /// Why a policy had no candidate.
-fn none_ready(dispatcher: &Dispatcher, request: ProxyRequest<'_>) -> Branch {
+fn none_ready(dispatcher: &Dispatcher, request: &ProxyRequest<'_>) -> Branch {
     if request.target.is_some() && dispatcher.balancer.fleet.ready_count() > 0 {
         Branch::TargetWorkerMiss
     } else {

@@ -28,7 +28,6 @@ pub(crate) struct BufferedRequest {
 }
 
 /// An inference request, as it goes to a worker.
-#[derive(Clone, Copy)]
 pub(super) struct ProxyRequest<'a> {
     pub(super) row: &'static Inference,
     pub(super) context: RequestContext<'a>,
@@ -39,5 +38,5 @@ pub(super) struct ProxyRequest<'a> {
     pub(super) target: Option<&'a str>,
     pub(super) streaming: bool,
     /// The options in force when it came.
-    pub(super) live: LiveSection,
+    pub(super) live: &'a LiveSection,
 }

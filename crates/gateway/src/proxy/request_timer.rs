@@ -20,7 +20,7 @@ pub(super) struct RequestTimer {
 
 impl RequestTimer {
     /// Counts a request that goes to a worker of `model` now.
-    pub(super) fn start(request: ProxyRequest<'_>, model: &Arc<ModelMetrics>) -> Self {
+    pub(super) fn start(request: &ProxyRequest<'_>, model: &Arc<ModelMetrics>) -> Self {
         if let Some(endpoint) = model.endpoint(request.row.index) {
             endpoint.requests(request.streaming).inc();
         }

@@ -90,7 +90,7 @@ impl Explainer {
     }
 
     /// The candidates of a request, when the client asks why.
-    pub(in crate::proxy) fn candidacy(&self, request: ProxyRequest<'_>) -> Option<Candidacy> {
+    pub(in crate::proxy) fn candidacy(&self, request: &ProxyRequest<'_>) -> Option<Candidacy> {
         let header = header_text(&request.parts.headers, ASKED);
         let asked = request.live.explain_all || header.is_some_and(|value| value != "0");
         asked.then(|| {
@@ -108,7 +108,7 @@ impl Explainer {
     /// Records a decision, taken after so many attempts; returns what the reply says of it.
     pub(in crate::proxy) fn explain(
         &self,
-        request: ProxyRequest<'_>,
+        request: &ProxyRequest<'_>,
         selection: &Selection,
         candidacy: Option<Candidacy>,
         attempts: u32,
