@@ -38,7 +38,7 @@ async fn models_are_listed_once() {
 }
 
 #[tokio::test]
-async fn loads_are_told_in_both_shapes() {
+async fn loads_come_in_both_shapes() {
     let new = Worker::listening(0, |request| match request.path().split('?').next() {
         Some("/v1/loads") => json(
             200,

@@ -1,4 +1,4 @@
-//! Bad input gets a clear answer and harms nobody else.
+//! Bad input gets a clear answer and harms no other request.
 
 use crate::support::{Client, Worker, generate, get, ok, options, post, raw, start, start_with};
 
@@ -97,7 +97,7 @@ async fn a_chunked_body_over_the_limit_is_refused() {
 }
 
 #[tokio::test]
-async fn unknown_paths_and_wrong_methods_are_told_what_there_is() {
+async fn unknown_paths_and_wrong_methods_get_the_list_of_what_is_allowed() {
     let gateway = start(&[]).await;
     let reply = get(&gateway, "/v1/chat/completion").await;
     assert_eq!((reply.status, reply.code().as_str()), (404, "unknown_url"));

@@ -62,9 +62,9 @@ async fn failures_open_it_and_then_the_answer_comes_at_once_with_a_time_to_come_
 #[tokio::test]
 async fn half_open_takes_one_trial_at_a_time_and_closes_after_enough() {
     let well = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&well);
+    let answers = Arc::clone(&well);
     let worker = Worker::scripted(move |_| {
-        if told.load(Ordering::SeqCst) {
+        if answers.load(Ordering::SeqCst) {
             [vec![Step::Wait], ok()].concat()
         } else {
             json(500, "{}")
@@ -80,7 +80,7 @@ async fn half_open_takes_one_trial_at_a_time_and_closes_after_enough() {
     for trial in 0..2 {
         let mut first = Client::asking(&gateway, "").await;
         until(|| async { worker.received().len() == 4 + trial }).await;
-        // While it is on trial nobody else gets through.
+        // During its trial no other request gets through.
         assert_eq!(post(&gateway, "/generate", "{}").await.status, 503);
         worker.go_on();
         assert_eq!(first.reply().await.status, 200);
@@ -167,8 +167,8 @@ async fn a_dead_worker_is_out_after_the_first_refused_connection() {
     let workers = get(&gateway, "/workers").await.json();
     assert_eq!(workers["workers"][0]["status"], "not_ready");
     let decisions = || async {
-        let told = get(&gateway, "/debug/decisions?limit=1000").await.json();
-        told["decisions"].as_array().unwrap().len()
+        let decisions = get(&gateway, "/debug/decisions?limit=1000").await.json();
+        decisions["decisions"].as_array().unwrap().len()
     };
     let before = decisions().await;
     for _ in 0..10 {
@@ -208,7 +208,7 @@ async fn a_worker_that_comes_back_serves_again_long_before_the_next_interval() {
 }
 
 #[tokio::test]
-async fn one_lost_connection_of_the_only_worker_turns_nobody_away() {
+async fn one_lost_connection_of_the_only_worker_refuses_no_request() {
     let worker = Worker::scripted(|request| {
         if request.all("x-lose").is_empty() {
             ok()
@@ -314,9 +314,9 @@ async fn a_worker_that_comes_back_is_not_blamed_for_what_died_with_it() {
 #[tokio::test]
 async fn what_waits_at_a_worker_that_turns_out_to_be_away_is_tried_elsewhere() {
     let frozen = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&frozen);
+    let hangs = Arc::clone(&frozen);
     let ice = Worker::listening(0, move |_| {
-        if told.load(Ordering::SeqCst) {
+        if hangs.load(Ordering::SeqCst) {
             vec![Step::Hang]
         } else {
             json(200, "{}")

@@ -24,7 +24,7 @@ const CLIENTS: usize = 24;
 /// Failures in a row that a plan holds at most.
 const MOST_FAILURES: usize = 3;
 
-/// What a worker does instead of answering; somebody else can.
+/// What a worker does instead of answering; another worker answers.
 const REFUSALS: [&str; 8] = ["500", "502", "503", "504", "full", "429", "close", "reset"];
 
 /// How a request ends that is not refused.
@@ -222,7 +222,7 @@ fn is_right(id: usize, course: &Course, cut: bool, reply: Option<&Reply>) -> boo
 
 /// Asks until enough has gone wrong.
 async fn client(stage: Arc<Stage>, addr: std::net::SocketAddr) {
-    let mut connection = Client::connect(addr).await;
+    let mut connection = Client::to(addr).await;
     while !stage.over() {
         let id = stage.next.fetch_add(1, SeqCst);
         let plan = Plan::rng(stage.seed, id);
@@ -250,24 +250,24 @@ async fn client(stage: Arc<Stage>, addr: std::net::SocketAddr) {
         let course = stage.courses.lock().unwrap().remove(&id).unwrap();
         if patience == Patience::Stays {
             let right = is_right(id, &course, stage.abort(&course), reply.as_ref());
-            let told = reply
+            let text = reply
                 .as_ref()
                 .map(|reply| (reply.status, reply.whole, reply.text()));
             assert!(
                 right,
-                "seed {}: request {id}: {course:?}: {told:?}",
+                "seed {}: request {id}: {course:?}: {text:?}",
                 stage.seed
             );
         }
         if reply.is_none_or(|reply| !reply.whole) {
-            connection = Client::connect(addr).await;
+            connection = Client::to(addr).await;
         }
         stage.faults.fetch_add(faults, SeqCst);
     }
 }
 
 /// Kills workers, brings them back, and lets them fail for a while: one at a time, so that
-/// there is always somebody who could serve.
+/// there is always a worker that can answer.
 async fn trouble(
     stage: Arc<Stage>,
     mut workers: Vec<Option<Worker>>,
@@ -297,8 +297,8 @@ async fn trouble(
 
 /// Whether a worker gets requests.
 async fn is_well(gateway: &Running, index: usize) -> bool {
-    let told = get(gateway, "/workers").await.json();
-    let worker = &told["workers"][index];
+    let list = get(gateway, "/workers").await.json();
+    let worker = &list["workers"][index];
     worker["status"] == "ready" && worker["circuit_breaker"] == "closed"
 }
 

@@ -138,7 +138,7 @@ async fn round_robin_spreads_requests_evenly() {
 }
 
 #[tokio::test]
-async fn the_list_of_workers_tells_what_they_are() {
+async fn the_list_of_workers_shows_their_properties() {
     let worker = Worker::doing(ok()).await;
     let gateway = start(&[&worker]).await;
     let list = get(&gateway, "/workers").await.json();
@@ -158,11 +158,11 @@ async fn the_list_of_workers_tells_what_they_are() {
 }
 
 #[tokio::test]
-async fn who_knows_that_a_worker_is_gone_can_say_so() {
+async fn a_suspected_worker_is_probed_at_once() {
     let (gone, other) = (Worker::doing(ok()).await, Worker::doing(ok()).await);
     let (url, gateway) = (gone.url(), start(&[&gone, &other]).await);
     drop(gone);
-    assert!(gateway.gateway.suspect(&url) && !gateway.gateway.suspect("http://nobody:1"));
+    assert!(gateway.gateway.suspect(&url) && !gateway.gateway.suspect("http://unknown:1"));
     // Without a single request having met it.
     gateway.has_ready(1).await;
     assert!(gateway.gateway.suspect(&other.url()));

@@ -58,7 +58,7 @@ async fn all_lanes_answer(gateway: &Running) {
 }
 
 #[tokio::test]
-async fn a_client_that_resets_amid_its_body_harms_nobody() {
+async fn a_client_that_resets_amid_its_body_harms_no_other_request() {
     let worker = Worker::doing(ok()).await;
     let gateway = start(&[&worker]).await;
     for path in ["/nowhere", "/generate"] {

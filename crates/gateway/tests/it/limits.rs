@@ -1,4 +1,4 @@
-//! Who is let in, who waits, who is turned away; and workers that leave.
+//! Requests that are admitted, that wait, that are refused; and workers that leave.
 
 use std::time::Duration;
 
@@ -18,12 +18,12 @@ async fn queued(gateway: &Running, key: &str) -> u64 {
         .unwrap()
 }
 
-/// A worker that answers when told to.
+/// A worker that answers when the test says so.
 async fn slow() -> Worker {
     Worker::doing([vec![Step::Wait], ok()].concat()).await
 }
 
-/// Lets workers answer until nobody waits and nothing is in flight.
+/// Lets workers answer until no request waits and nothing is in flight.
 async fn answer_all(gateway: &Running, workers: &[&Worker]) {
     until(|| async {
         for worker in workers {
@@ -128,7 +128,7 @@ async fn a_client_that_leaves_the_queue_frees_its_place() {
 }
 
 #[tokio::test]
-async fn no_worker_gets_more_than_its_cap_and_who_waits_is_served_when_one_is_free() {
+async fn no_worker_gets_more_than_its_cap_and_waiting_requests_follow_when_one_is_free() {
     let workers = [slow().await, slow().await];
     let mut options = options(&[&workers[0], &workers[1]]);
     options.max_requests_per_worker = 2;
@@ -183,8 +183,8 @@ async fn a_worker_that_leaves_finishes_what_it_has() {
     let gateway = start(&[&workers[0], &workers[1]]).await;
     let mut clients = [asking(&gateway).await, asking(&gateway).await];
     until(|| async { workers.iter().all(|worker| worker.received().len() == 1) }).await;
-    let told = get(&gateway, "/workers").await.json();
-    let id = told["workers"][0]["id"].as_str().unwrap().to_owned();
+    let list = get(&gateway, "/workers").await.json();
+    let id = list["workers"][0]["id"].as_str().unwrap().to_owned();
     let delete = format!("DELETE /workers/{id} HTTP/1.1\r\nhost: g\r\n\r\n");
     let reply = raw(&gateway, delete.as_bytes()).await;
     assert_eq!(reply.status, 202);

@@ -1,11 +1,6 @@
 //! The gateway over real sockets, against workers that do exactly what a test says.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod admin;
 mod bad_input;

@@ -1,4 +1,4 @@
-//! Which way policies took, as `/metrics` tells it.
+//! Branches that policies took, in `/metrics`.
 
 use routing::PolicyKind;
 
@@ -37,7 +37,7 @@ fn named<const N: usize>(counted: [(&str, u64); N]) -> Vec<(String, u64)> {
 }
 
 #[tokio::test]
-async fn manual_tells_how_every_try_was_placed() {
+async fn manual_names_the_branch_of_every_attempt() {
     let mut workers = vec![Worker::doing(ok()).await, Worker::doing(ok()).await];
     let gateway = under(PolicyKind::Manual, &[&workers[0], &workers[1]]).await;
     for _ in 0..3 {
@@ -141,7 +141,7 @@ async fn rings_tell_when_a_key_spills() {
 }
 
 #[tokio::test]
-async fn nobody_to_choose_from_is_a_branch_too() {
+async fn no_candidates_is_a_branch_too() {
     let gateway = under(PolicyKind::ConsistentHashing, &[]).await;
     for line in ["", "x-smg-target-worker: 0\r\n"] {
         assert_eq!(raw(&gateway, &generate(line)).await.status, 503);
@@ -161,7 +161,7 @@ async fn policies_with_one_way_have_no_such_metrics() {
 }
 
 #[tokio::test]
-async fn what_tells_a_client_stands_for_the_key_it_does_not_send() {
+async fn a_header_that_identifies_the_client_replaces_a_missing_routing_key() {
     let workers = [Worker::doing(ok()).await, Worker::doing(ok()).await];
     let gateway = under(PolicyKind::ConsistentHashing, &[&workers[0], &workers[1]]).await;
     for client in [

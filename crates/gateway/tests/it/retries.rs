@@ -1,4 +1,4 @@
-//! Who is asked again, and who is not.
+//! Requests that are tried again, and requests that are not.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -80,7 +80,7 @@ async fn when_all_refuse_the_last_answer_comes_as_it_is() {
     assert_eq!((reply.status, reply.text().as_str()), (429, "full"));
     assert_eq!(reply.header("retry-after"), "7");
     assert_eq!(reply.all("x-a"), ["1", "2"]);
-    // Each once at once; then, after a pause that is a try of its own, nobody is left to try.
+    // Each once at once; then, after a pause that is an attempt of its own, no worker is left to try.
     assert_eq!(workers[0].received().len() + workers[1].received().len(), 3);
     assert!(reply.whole);
     let metrics = gateway.metrics().await;
@@ -241,7 +241,7 @@ async fn a_worker_that_closes_after_every_stream_loses_no_request_even_without_r
 }
 
 #[tokio::test]
-async fn a_retry_is_told_to_who_asks_why() {
+async fn a_retry_shows_in_the_explanation() {
     let (bad, good) = (
         Worker::doing(json(500, "{}")).await,
         Worker::doing(ok()).await,

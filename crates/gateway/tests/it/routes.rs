@@ -42,7 +42,7 @@ async fn every_route_is_served() {
 }
 
 #[tokio::test]
-async fn other_methods_are_told_which_there_are() {
+async fn other_methods_get_the_list_of_allowed_ones() {
     let worker = Worker::doing(ok()).await;
     let gateway = start(&[&worker]).await;
     let (id, table) = (worker_id(&gateway).await, route_table());

@@ -77,7 +77,7 @@ async fn several_gateways_live_side_by_side() {
 }
 
 #[tokio::test]
-async fn a_port_in_use_is_told_by_name() {
+async fn a_port_in_use_is_named_in_the_error() {
     let gateway = start(&[]).await;
     let mut options = options(&[]);
     options.port = gateway.gateway.addr().port();
@@ -105,7 +105,7 @@ async fn half_a_request_head_does_not_hold_up_the_drain() {
 }
 
 #[tokio::test]
-async fn a_log_directory_that_cannot_be_written_is_told() {
+async fn a_log_directory_that_cannot_be_written_is_named_in_the_error() {
     let mut options = options(&[]);
     options.log_dir = Some("/proc/self".into());
     let error = Gateway::start(&options).unwrap_err();
@@ -129,7 +129,7 @@ async fn connections_that_arrive_with_the_drain_do_not_cut_it_short() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_leaves_says_so_and_serves_for_a_while() {
+async fn a_gateway_that_drains_says_so_and_serves_until_then() {
     let worker = Worker::doing(ok()).await;
     let mut options = options(&[&worker]);
     options.shutdown_grace_period_secs = 1;
@@ -177,7 +177,7 @@ async fn a_new_gateway_takes_over_the_port_without_losing_a_request() {
             tokio::spawn(async move {
                 let mut served = 0;
                 while !over.load(Ordering::SeqCst) {
-                    let mut client = Client::connect(addr).await;
+                    let mut client = Client::to(addr).await;
                     client.send(&generate("")).await;
                     assert_eq!(client.reply().await.status, 200);
                     served += 1;

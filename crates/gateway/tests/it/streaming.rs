@@ -90,7 +90,7 @@ async fn a_slow_client_slows_the_worker_instead_of_filling_memory() {
     let mut client = Client::to(&gateway).await;
     client.send(&chat_stream()).await;
     client.read_until("xxxx").await;
-    // Nobody reads: once the socket buffers on the way are full, the worker can send no more.
+    // The client does not read: once the socket buffers on the way are full, the worker can send no more.
     let mut before = usize::MAX;
     while worker.sent() != before {
         before = worker.sent();

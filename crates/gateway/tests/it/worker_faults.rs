@@ -97,7 +97,7 @@ async fn a_body_cut_short_ends_abnormally_for_the_client_too() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_died_costs_nobody_a_request() {
+async fn a_kept_connection_that_died_costs_no_request() {
     static REQUESTS: AtomicUsize = AtomicUsize::new(0);
     // Every reply says keep-alive and is followed by a close, as llama-server does.
     let worker = Worker::scripted(|_| {

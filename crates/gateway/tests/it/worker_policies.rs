@@ -35,8 +35,8 @@ async fn policy(gateway: &Running, model: &str) -> String {
     let reply = asked(gateway, model).await;
     assert_eq!(reply.status, 200);
     let policy = reply.header("x-smg-routed-policy").to_owned();
-    let told = get(gateway, "/debug/decisions?limit=1").await.json();
-    assert_eq!(told["decisions"][0]["policy"], *policy);
+    let decisions = get(gateway, "/debug/decisions?limit=1").await.json();
+    assert_eq!(decisions["decisions"][0]["policy"], *policy);
     policy
 }
 
@@ -63,7 +63,7 @@ async fn the_first_worker_of_a_model_decides_until_its_last_one_has_left() {
     joined(&gateway, &workers[2], value!({})).await;
     assert_eq!(policy(&gateway, "a").await, "cache_aware");
     assert_eq!(selections(&gateway, "cache_aware").await, Some(1));
-    // Nothing is told of the model that had left, by another policy.
+    // No series remains of the model that has left, whose policy was another.
     assert_eq!(selections(&gateway, "round_robin").await, None);
 }
 
@@ -73,8 +73,8 @@ async fn selections(gateway: &Running, policy: &str) -> Option<u64> {
         r#"smg_worker_selection_total{{connection_mode="http",model="a",policy="{policy}",worker_type="regular"}} "#
     );
     let page = gateway.metrics().await;
-    let told = page.lines().find_map(|it| it.strip_prefix(&line));
-    told.map(|count| count.parse().unwrap())
+    let count = page.lines().find_map(|it| it.strip_prefix(&line));
+    count.map(|count| count.parse().unwrap())
 }
 
 async fn remove(gateway: &Running, id: &str) {
@@ -161,7 +161,7 @@ async fn a_label_said_again_before_a_worker_is_up_decides() {
     .await;
     let again = value!({"url": url, "labels": {"policy": "round_robin"}});
     assert_eq!(add(&gateway, &again).await, id);
-    // It tells no model, either.
+    // It reports no model, either.
     let _alive = Worker::listening(port, |request| match request.path() {
         "/server_info" | "/model_info" => json(200, "{}"),
         _ => ok(),
@@ -180,8 +180,8 @@ async fn a_worker_that_is_not_up_changes_nothing_for_others() {
     let body = format!(r#"{{"model":"a","prompt":"{long}"}}"#);
     let known = async || {
         let reply = crate::support::post(&gateway, "/route/explain", &body).await;
-        let told = reply.json()["candidates"][0]["matched_tokens"].as_u64();
-        told.unwrap()
+        let matched = reply.json()["candidates"][0]["matched_tokens"].as_u64();
+        matched.unwrap()
     };
     let reply = crate::support::post(&gateway, "/v1/completions", &body).await;
     assert_eq!((reply.status, known().await > 0), (200, true));

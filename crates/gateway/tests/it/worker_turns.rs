@@ -35,9 +35,9 @@ async fn a_request_in_flight_does_not_count_for_the_next_worker_in_its_slot() {
     until_status(&gateway, &newcomer, "ready").await;
     let one = shown(&gateway, &newcomer).await;
     assert_eq!((&one["index"], &one["load"]), (&0.into(), &0.into()));
-    // Decisions about the old one are not told of the new one.
-    let told = get(&gateway, "/debug/decisions").await.json();
-    assert_eq!(told["decisions"][0]["worker"], Value::Null);
+    // Decisions about the old one are not shown as decisions about the new one.
+    let reply = get(&gateway, "/debug/decisions").await.json();
+    assert_eq!(reply["decisions"][0]["worker"], Value::Null);
     old.go_on();
     assert_eq!(client.reply().await.status, 200);
     let one = shown(&gateway, &newcomer).await;
@@ -87,7 +87,7 @@ async fn a_url_may_come_back_while_its_last_worker_still_leaves() {
 }
 
 #[tokio::test]
-async fn who_registers_a_worker_again_before_it_is_up_says_only_what_changes() {
+async fn a_second_registration_before_the_worker_is_up_keeps_what_it_does_not_name() {
     let dead = Worker::doing(ok()).await;
     let (url, port) = (dead.url(), dead.port());
     dead.kill().await;
@@ -117,7 +117,7 @@ async fn who_registers_a_worker_again_before_it_is_up_says_only_what_changes() {
     assert_eq!(alive.received()[0].all("authorization"), ["Bearer k"]);
     let list = ask("GET /workers", &value!({})).await.json();
     assert_eq!(list["workers"][0]["priority"], 3);
-    // Once it is up, who says nothing else than what holds is not refused, either.
+    // Once it is up, a request that changes nothing is accepted, too.
     assert_eq!(ask("POST /workers", &bare).await.status, 202);
     assert_eq!(ask("POST /workers", &spec).await.status, 202);
     let other = value!({"url": url, "api_key": "other"});
@@ -144,9 +144,9 @@ async fn a_worker_is_known_however_its_url_is_spelt() {
     ] {
         let spec = value!({"url": url});
         let reply = send(&gateway, "POST /workers", &spec).await;
-        let told = reply.text();
-        assert!(reply.status == 400 && told.contains(names), "{told}");
-        assert!(!told.contains("s3cret"), "{told}");
+        let text = reply.text();
+        assert!(reply.status == 400 && text.contains(names), "{text}");
+        assert!(!text.contains("s3cret"), "{text}");
     }
     assert_eq!(get(&gateway, "/workers").await.json()["total"], 1);
     let gone = bare(&gateway, &format!("POST /remove_worker?url={odd}")).await;
@@ -178,18 +178,18 @@ async fn a_worker_that_is_leaving_or_gone_is_not_changed() {
     let mut late = begin_patch(&gateway, &id, body.len()).await;
     bare(&gateway, &format!("DELETE /workers/{id}")).await;
     early.send(body.as_bytes()).await;
-    let told = early.reply().await;
+    let reply = early.reply().await;
     assert_eq!(
-        (told.status, &told.json()["code"]),
+        (reply.status, &reply.json()["code"]),
         (409, &"WORKER_DRAINING".into())
     );
     assert_eq!(shown(&gateway, &id).await["status"], "draining");
     drop(client);
     until_gone(&gateway, &id).await;
     late.send(body.as_bytes()).await;
-    let told = late.reply().await;
+    let reply = late.reply().await;
     assert_eq!(
-        (told.status, &told.json()["code"]),
+        (reply.status, &reply.json()["code"]),
         (404, &"WORKER_NOT_FOUND".into())
     );
     let page = gateway.metrics().await;
@@ -197,7 +197,7 @@ async fn a_worker_that_is_leaving_or_gone_is_not_changed() {
 }
 
 #[tokio::test]
-async fn a_worker_replaced_by_what_is_shown_of_it_tells_on_what_it_is() {
+async fn a_worker_replaced_by_its_own_view_keeps_its_settings() {
     static TURNED: AtomicUsize = AtomicUsize::new(0);
     let worker = Worker::listening(0, |request: &Received| {
         let now = TURNED.load(Ordering::SeqCst);

@@ -45,29 +45,29 @@ async fn a_worker_that_only_its_client_wanted_goes_with_it() {
 }
 
 #[tokio::test]
-async fn a_worker_that_somebody_else_registers_meanwhile_stays() {
+async fn a_worker_that_another_client_registers_meanwhile_stays() {
     let (gateway, url) = waiting_for(1).await;
     let mut client = wait_for(&gateway, &url).await;
     until_listed(&gateway, 1).await;
     let id = add(&gateway, &value!({"url": url})).await;
-    let told = client.reply().await;
-    assert_eq!(told.status, 400);
-    assert!(told.text().contains("still listed"), "{}", told.text());
+    let reply = client.reply().await;
+    assert_eq!(reply.status, 400);
+    assert!(reply.text().contains("still listed"), "{}", reply.text());
     assert_ne!(shown(&gateway, &id).await["status"], "draining");
-    // Two who wait: it stays for the last of them, no longer.
+    // Two clients wait: it stays until the last of them leaves.
     bare(&gateway, &format!("DELETE /workers/{id}")).await;
     until_gone(&gateway, &id).await;
     let mut waiting = [
         wait_for(&gateway, &url).await,
         wait_for(&gateway, &url).await,
     ];
-    let mut told = Vec::new();
+    let mut replies = Vec::new();
     for client in &mut waiting {
         let reply = client.reply().await;
-        told.push((reply.status, reply.text().contains("was not added")));
+        replies.push((reply.status, reply.text().contains("was not added")));
     }
-    told.sort_unstable();
-    assert_eq!(told, [(400, false), (400, true)]);
+    replies.sort_unstable();
+    assert_eq!(replies, [(400, false), (400, true)]);
     until_listed(&gateway, 0).await;
 }
 
@@ -81,31 +81,31 @@ async fn a_known_worker_that_does_not_come_back_stays_listed() {
     worker.kill().await;
     assert!(gateway.gateway.suspect(&url));
     until_status(&gateway, &id, "not_ready").await;
-    let told = wait_for(&gateway, &url).await.reply().await;
-    assert_eq!(told.status, 400);
-    assert!(told.text().contains("still listed"), "{}", told.text());
+    let reply = wait_for(&gateway, &url).await.reply().await;
+    assert_eq!(reply.status, 400);
+    assert!(reply.text().contains("still listed"), "{}", reply.text());
     assert_eq!(shown(&gateway, &id).await["status"], "not_ready");
 }
 
 #[tokio::test]
-async fn who_waits_is_told_that_the_worker_was_removed() {
+async fn a_client_that_waits_for_a_removed_worker_gets_an_error() {
     let (gateway, url) = waiting_for(1000).await;
     let mut client = wait_for(&gateway, &url).await;
     until_listed(&gateway, 1).await;
     let gone = bare(&gateway, &format!("POST /remove_worker?url={url}")).await;
     assert_eq!(gone.status, 200);
-    let told = client.reply().await;
-    assert_eq!(told.status, 400);
-    assert!(told.text().contains("was removed"), "{}", told.text());
+    let reply = client.reply().await;
+    assert_eq!(reply.status, 400);
+    assert!(reply.text().contains("was removed"), "{}", reply.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_for_a_worker_does_not_hold_up_a_stop() {
+async fn a_client_that_waits_for_a_worker_does_not_delay_a_stop() {
     let (gateway, url) = waiting_for(1000).await;
     let mut client = wait_for(&gateway, &url).await;
     until_listed(&gateway, 1).await;
     gateway.gateway.drain();
     assert!(gateway.gateway.wait(Duration::from_secs(8)));
-    let told = client.reply().await;
-    assert!(told.text().contains("stopping"), "{}", told.text());
+    let reply = client.reply().await;
+    assert!(reply.text().contains("stopping"), "{}", reply.text());
 }

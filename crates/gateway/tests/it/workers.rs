@@ -24,7 +24,7 @@ pub(crate) async fn bare(gateway: &Running, line: &str) -> Reply {
     raw(gateway, head.as_bytes()).await
 }
 
-/// Registers a worker; tells its id.
+/// Registers a worker; returns its id.
 pub(crate) async fn add(gateway: &Running, spec: &Value) -> String {
     let reply = send(gateway, "POST /workers", spec).await;
     assert_eq!(reply.status, 202, "{}", reply.text());
@@ -62,13 +62,13 @@ async fn a_gateway_without_workers_gets_them_at_run_time() {
     assert_eq!(post(&gateway, "/generate", "{}").await.status, 503);
     let url = format!("127.0.0.1:{}", worker.port());
     let reply = send(&gateway, "POST /workers", &value!({"url": url})).await;
-    let told = reply.json();
+    let body = reply.json();
     assert_eq!(reply.status, 202);
-    assert_eq!(told["status"], "accepted");
-    assert_eq!(told["url"], worker.url());
-    let id = told["worker_id"].as_str().unwrap();
+    assert_eq!(body["status"], "accepted");
+    assert_eq!(body["url"], worker.url());
+    let id = body["worker_id"].as_str().unwrap();
     assert_eq!(reply.header("location"), format!("/workers/{id}"));
-    assert_eq!(told["location"], format!("/workers/{id}"));
+    assert_eq!(body["location"], format!("/workers/{id}"));
     until_status(&gateway, id, "ready").await;
     let one = shown(&gateway, id).await;
     assert_eq!(
@@ -149,7 +149,7 @@ async fn everything_said_of_a_worker_is_shown_but_its_key() {
         (&metadata["priority"], &metadata["cost"], &metadata["rack"]),
         (&"7".into(), &"2.5".into(), &"r1".into())
     );
-    // The key goes to the worker, the user's model beats the one it tells.
+    // The key goes to the worker, the user's model beats the one that the worker reports.
     let named = post(&gateway, "/v1/completions", r#"{"model":"mine"}"#).await;
     assert_eq!(named.status, 200);
     assert_eq!(worker.received()[0].all("authorization"), ["Bearer s3cret"]);
@@ -166,7 +166,7 @@ async fn everything_said_of_a_worker_is_shown_but_its_key() {
 }
 
 #[tokio::test]
-async fn who_posts_again_is_told_the_same_id_or_that_it_differs() {
+async fn a_second_post_gets_the_same_id_or_a_conflict() {
     let worker = Worker::doing(ok()).await;
     let gateway = start(&[]).await;
     let spec = value!({"url": worker.url(), "priority": 3});

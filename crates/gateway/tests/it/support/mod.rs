@@ -1,21 +1,15 @@
-//! A gateway on a free port, scripted workers, and a client that sees every byte.
+//! A gateway on a free port.
 
-mod client;
-mod worker;
-
-use std::future::Future;
-use std::time::Duration;
+use std::net::SocketAddr;
 
 use gateway::{Gateway, Options};
 use routing::PolicyKind;
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
 
-pub(crate) use client::{Client, Reply, chat_stream, generate, get, post, posting, raw};
-pub(crate) use worker::{Received, Step, Worker, json, ok};
-
-/// Longest wait for anything; reached only when a test fails.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) use testkit::{
+    Client, Received, Reply, Step, Worker, chat_stream, generate, get, json, ok, post, posting,
+    raw, until,
+};
 
 /// A gateway under test.
 pub(crate) struct Running {
@@ -56,16 +50,10 @@ pub(crate) async fn start_with(options: Options) -> Running {
     running
 }
 
-/// Waits for a condition.
-pub(crate) async fn until<F: Future<Output = bool>>(mut condition: impl FnMut() -> F) {
-    let waiting = async {
-        while !condition().await {
-            sleep(Duration::from_millis(2)).await;
-        }
-    };
-    timeout(DEADLINE, waiting)
-        .await
-        .expect("condition did not come true");
+impl From<&Running> for SocketAddr {
+    fn from(running: &Running) -> Self {
+        running.gateway.addr()
+    }
 }
 
 impl Running {
@@ -87,10 +75,6 @@ impl Running {
     /// The metrics page.
     pub(crate) async fn metrics(&self) -> String {
         let addr = self.gateway.metrics_addr().unwrap();
-        let mut client = Client::connect(addr).await;
-        client
-            .send(b"GET /metrics HTTP/1.1\r\nhost: m\r\n\r\n")
-            .await;
-        client.reply().await.text()
+        get(addr, "/metrics").await.text()
     }
 }

@@ -12,7 +12,8 @@ use tokio::time::sleep;
 
 /// What a worker does with a request, step by step.
 #[derive(Clone, Debug)]
-pub(crate) enum Step {
+pub enum Step {
+    /// Sends these bytes.
     Send(Vec<u8>),
     /// Waits until the test calls [`Worker::go_on`], or the gateway closes.
     Wait,
@@ -32,19 +33,23 @@ pub(crate) enum Step {
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
-pub(crate) struct Received {
-    pub(crate) head: String,
-    pub(crate) body: Vec<u8>,
+pub struct Received {
+    /// Request line and header lines, up to the empty line.
+    pub head: String,
+    /// The body, without its framing.
+    pub body: Vec<u8>,
     /// Counts the connections of this worker.
-    pub(crate) connection: usize,
+    pub connection: usize,
 }
 
 impl Received {
-    pub(crate) fn path(&self) -> &str {
+    /// The path, with its query.
+    pub fn path(&self) -> &str {
         self.head.split(' ').nth(1).unwrap_or_default()
     }
 
-    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+    /// The values of all header lines of this name.
+    pub fn all(&self, name: &str) -> Vec<&str> {
         let start = format!("{name}: ");
         self.head
             .split("\r\n")
@@ -53,17 +58,27 @@ impl Received {
     }
 }
 
-type Script = dyn Fn(&Received) -> Vec<Step> + Send + Sync;
+type Steps = dyn Fn(&Received) -> Vec<Step> + Send + Sync;
+
+struct Script(Box<Steps>);
+
+impl std::fmt::Debug for Script {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Script")
+    }
+}
 
 /// A scripted worker; gone when dropped.
-pub(crate) struct Worker {
+#[derive(Debug)]
+pub struct Worker {
     port: u16,
     state: Arc<State>,
     task: JoinHandle<()>,
 }
 
+#[derive(Debug)]
 struct State {
-    script: Box<Script>,
+    script: Script,
     received: Mutex<Vec<Received>>,
     go_on: Notify,
     connections: AtomicUsize,
@@ -72,7 +87,7 @@ struct State {
 }
 
 /// A JSON reply.
-pub(crate) fn json(status: u16, body: &str) -> Vec<Step> {
+pub fn json(status: u16, body: &str) -> Vec<Step> {
     let length = body.len();
     let head = format!(
         "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
@@ -81,15 +96,13 @@ pub(crate) fn json(status: u16, body: &str) -> Vec<Step> {
 }
 
 /// The reply `{"ok":true}`.
-pub(crate) fn ok() -> Vec<Step> {
+pub fn ok() -> Vec<Step> {
     json(200, r#"{"ok":true}"#)
 }
 
 impl Worker {
     /// A worker that answers every POST by this script, and questions about itself truthfully.
-    pub(crate) async fn scripted(
-        script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static,
-    ) -> Self {
+    pub async fn scripted(script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static) -> Self {
         Self::listening(0, move |request| {
             if request.head.starts_with("GET /health ") {
                 json(200, "")
@@ -105,12 +118,12 @@ impl Worker {
     }
 
     /// A worker that answers every POST with these steps.
-    pub(crate) async fn doing(steps: Vec<Step>) -> Self {
+    pub async fn doing(steps: Vec<Step>) -> Self {
         Self::scripted(move |_| steps.clone()).await
     }
 
     /// A worker on this port whose script answers everything.
-    pub(crate) async fn listening(
+    pub async fn listening(
         port: u16,
         script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static,
     ) -> Self {
@@ -124,7 +137,7 @@ impl Worker {
         };
         let port = listener.local_addr().unwrap().port();
         let state = Arc::new(State {
-            script: Box::new(script),
+            script: Script(Box::new(script)),
             received: Mutex::default(),
             go_on: Notify::new(),
             connections: AtomicUsize::new(0),
@@ -144,22 +157,24 @@ impl Worker {
         Self { port, state, task }
     }
 
-    pub(crate) fn url(&self) -> String {
+    /// Its URL.
+    pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
     /// Ends it and everything it was doing.
-    pub(crate) async fn kill(mut self) {
+    pub async fn kill(mut self) {
         self.task.abort();
         let _ = (&mut self.task).await;
     }
 
-    pub(crate) fn port(&self) -> u16 {
+    /// Its port.
+    pub fn port(&self) -> u16 {
         self.port
     }
 
     /// The POSTs and other inference requests so far.
-    pub(crate) fn received(&self) -> Vec<Received> {
+    pub fn received(&self) -> Vec<Received> {
         let questions = [
             "/health",
             "/server_info",
@@ -173,17 +188,17 @@ impl Worker {
     }
 
     /// Times the gateway closed a connection amid a request.
-    pub(crate) fn disconnects(&self) -> usize {
+    pub fn disconnects(&self) -> usize {
         self.state.disconnects.load(Ordering::SeqCst)
     }
 
     /// Bytes of replies that went into sockets so far.
-    pub(crate) fn sent(&self) -> usize {
+    pub fn sent(&self) -> usize {
         self.state.sent.load(Ordering::SeqCst)
     }
 
     /// Lets every waiting request go on.
-    pub(crate) fn go_on(&self) {
+    pub fn go_on(&self) {
         self.state.go_on.notify_waiters();
     }
 }
@@ -199,7 +214,7 @@ impl State {
         let mut buffer = Vec::new();
         while let Some(request) = read_request(&mut stream, &mut buffer, connection).await {
             self.received.lock().unwrap().push(request.clone());
-            for step in (self.script)(&request) {
+            for step in (self.script.0)(&request) {
                 if !self.take(step, &mut stream).await {
                     return;
                 }
