@@ -1,4 +1,4 @@
-//! The inference endpoints: one row each, whatever room asks about them.
+//! The inference endpoints, one row each.
 
 /// An inference endpoint.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Which of the gateway's threads carries a request.
 
-/// A lane's number: one thread and one single-threaded runtime each.
+/// A lane's number. A lane is a thread with an event loop of its own (thread per core).
 ///
 /// A request, its client's connection and the worker connections it uses stay on one lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

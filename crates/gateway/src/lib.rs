@@ -1,7 +1,13 @@
 //! The gateway itself: sockets, tasks and time around the decisions of `routing`.
 //!
-//! Reading order: [`app`] wires everything once; `server` lets requests in, `proxy` carries
-//! them to a worker and back, `fleet` knows the workers, `wire` speaks HTTP to them.
+//! Reading order:
+//! - [`app`] assembles everything once, accepts connections, and stops in steps;
+//! - `server` runs the lanes, finds the route of a request and checks its key;
+//! - `admission` limits requests in flight and per second;
+//! - `proxy` carries an inference request to a worker and back, `api` answers all others;
+//! - `balancer` selects the worker, by the policies of `routing`;
+//! - `fleet` holds the workers: registration, health, availability;
+//! - `upstream` sends HTTP to workers.
 
 mod admission;
 mod api;

@@ -19,8 +19,8 @@ pub struct Candidate {
     pub load: Arc<Load>,
 }
 
-/// The workers a policy may choose from: healthy and not yet attempted; at least one, by
-/// ascending slot.
+/// The workers that a policy may choose from, at least one, by ascending slot: those that take
+/// requests, or, when there are none, those kept as a fallback.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidates<'a> {
     first: &'a Candidate,

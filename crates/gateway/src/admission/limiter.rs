@@ -100,7 +100,7 @@ impl Admission {
                 self.wait("rate_limit_tokens_per_second", deadline, taken)
                     .await?
             };
-            // Spent, not lent: time refills the bucket.
+            // The token is not returned: `refill` adds new ones.
             taken.forget();
         }
         let Some(cap) = &self.cap else {

@@ -32,16 +32,16 @@ pub(crate) struct WorkerQueue {
     shared: WaitList,
     /// Requests that cannot use every worker: they name one, or have tried some. They neither
     /// hold up the others nor are held up by them.
-    targeted: WaitList,
+    restricted: WaitList,
 }
 
 /// Which workers a waiting request may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitFor {
     /// Any of the pool.
-    Any,
+    AnyWorker,
     /// Only some.
-    Some,
+    SomeWorkers,
 }
 
 #[derive(Debug, Default)]
@@ -62,7 +62,7 @@ pub(crate) enum QueueError {
 impl WorkerQueue {
     /// Requests that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.shared.waiting.count() + self.targeted.waiting.count()
+        self.shared.waiting.count() + self.restricted.waiting.count()
     }
 
     /// Whether a new request has to queue before it may look for a worker.
@@ -75,15 +75,15 @@ impl WorkerQueue {
         if self.shared.waiting.count() > 0 {
             self.shared.freed.notify_one();
         }
-        if self.targeted.waiting.count() > 0 {
-            self.targeted.freed.notify_waiters();
+        if self.restricted.waiting.count() > 0 {
+            self.restricted.freed.notify_waiters();
         }
     }
 
     /// Several workers may have become free.
     pub(crate) fn wake_all(&self) {
         self.shared.freed.notify_waiters();
-        self.targeted.freed.notify_waiters();
+        self.restricted.freed.notify_waiters();
     }
 
     /// Waits until `acquire` finds something; of those that take any worker, the one that has
@@ -97,15 +97,15 @@ impl WorkerQueue {
     ) -> Result<T, QueueError> {
         let others = self.waiting();
         let list = match what {
-            WaitFor::Any => &self.shared,
-            WaitFor::Some => &self.targeted,
+            WaitFor::AnyWorker => &self.shared,
+            WaitFor::SomeWorkers => &self.restricted,
         };
         let (before, _waiting) = list.waiting.enter();
         if others.max(before) >= limit {
             return Err(QueueError::Full);
         }
         // No request overtakes those that wait already.
-        let mut may_look = what == WaitFor::Some || before == 0;
+        let mut may_look = what == WaitFor::SomeWorkers || before == 0;
         timeout_at(until, async {
             loop {
                 // Kept until it is notified: a new one would stand at the end of the list.
@@ -153,7 +153,10 @@ mod tests {
                     let taken = slots.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
                     taken.ok()
                 };
-                queue.wait(WaitFor::Any, 9, end(), take).await.unwrap();
+                queue
+                    .wait(WaitFor::AnyWorker, 9, end(), take)
+                    .await
+                    .unwrap();
                 served.lock().unwrap().push(number);
             }));
             // Different phases of looking again.
@@ -176,14 +179,20 @@ mod tests {
         let started = Instant::now();
         let wait = || {
             let queue = Arc::clone(&queue);
-            tokio::spawn(async move { queue.wait(WaitFor::Any, 2, end(), || None::<()>).await })
+            tokio::spawn(async move {
+                queue
+                    .wait(WaitFor::AnyWorker, 2, end(), || None::<()>)
+                    .await
+            })
         };
         let waiting = [wait(), wait()];
         while queue.waiting() < 2 {
             tokio::task::yield_now().await;
         }
         assert_eq!(
-            queue.wait(WaitFor::Any, 2, end(), || None::<()>).await,
+            queue
+                .wait(WaitFor::AnyWorker, 2, end(), || None::<()>)
+                .await,
             Err(QueueError::Full)
         );
         assert_eq!(started.elapsed(), Duration::ZERO);
@@ -204,7 +213,7 @@ mod tests {
             queue.slot_freed();
         };
         let (selection, ()) = tokio::join!(
-            queue.wait(WaitFor::Any, 2, end(), || free.get().then_some(7)),
+            queue.wait(WaitFor::AnyWorker, 2, end(), || free.get().then_some(7)),
             freeing
         );
         assert_eq!(selection, Ok(7));
@@ -215,7 +224,8 @@ mod tests {
     async fn dropped_wait_frees_its_place() {
         let queue = WorkerQueue::default();
         {
-            let mut waiting = std::pin::pin!(queue.wait(WaitFor::Any, 1, end(), || None::<()>));
+            let mut waiting =
+                std::pin::pin!(queue.wait(WaitFor::AnyWorker, 1, end(), || None::<()>));
             assert!(futures_util::poll!(waiting.as_mut()).is_pending());
             assert_eq!(queue.waiting(), 1);
         }

@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn families_are_merged_and_workers_told_apart() {
+    fn families_are_merged_and_keep_a_label_per_worker() {
         let page =
             "# HELP sglang:reqs running\n# TYPE sglang:reqs gauge\nsglang:reqs{model=\"m\"} 3\n";
         let mut merged = Exposition::default();

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::state::ApiState;
 use crate::error::Error;
 use crate::fleet::Worker;
-use crate::proxy::{declares_json, drain_in_background, read_body};
+use crate::proxy::{declares_json, discard_in_background, read_body};
 
 /// Largest description of a worker, bytes.
 const MAX_SPEC: u64 = 1024 * 1024;
@@ -38,7 +38,7 @@ impl FromRequest<ApiState> for Description {
     async fn from_request(request: Request, state: &ApiState) -> Result<Self, Error> {
         let (parts, body) = request.into_parts();
         if !declares_json(&parts.headers) {
-            drain_in_background(body);
+            discard_in_background(body);
             let why = "missing 'content-type: application/json'";
             return Err(Error::WorkerSpec(why.to_owned()));
         }

@@ -15,7 +15,7 @@ use crate::admission::Admission;
 use crate::api::ApiState;
 use crate::balancer::{Balancer, ModelPolicies};
 use crate::config::{
-    AdmissionSection, ConfigError, FleetSection, HealthSection, Live, Options, PoolSection,
+    AdmissionSection, ConfigError, ConnectionSection, FleetSection, HealthSection, Live, Options,
     ProxySection, ServerSection, WorkerUrl,
 };
 use crate::cpu_pool::CpuPool;
@@ -26,23 +26,23 @@ use crate::proxy::{Dispatcher, FanOut, Proxy};
 use crate::server::{Lanes, Service};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
-use crate::upstream::{ControlClient, PoolLimits};
+use crate::upstream::{ConnectionLimits, ControlClient};
 
 /// Puts everything together; nothing is served yet. The gateway's own calls run on `runtime`.
-pub(super) fn control(
+pub(super) fn build(
     options: &Options,
     runtime: Handle,
     lanes: usize,
 ) -> Result<Control, StartError> {
     let metrics_listener = listen::metrics(options)?;
     let metrics = metrics(options)?;
+    let live = Live::new(options);
     let fleet = Fleet::new(FleetSection::from(options));
     let admission_options = AdmissionSection::from(options);
     let params = Params::from(options);
     let policies = ModelPolicies::new(options.policy, move |kind| kind.build(&params));
-    let client = ControlClient::new(&PoolSection::from(options), runtime)
+    let client = ControlClient::new(&ConnectionSection::from(options), runtime)
         .map_err(|error| StartError::environment("make an HTTP client", error))?;
-    let fan_out = FanOut::new(Arc::clone(&fleet), client.clone());
     let (joining, joined) = mpsc::unbounded_channel();
     let factory = factory(options, &metrics, lanes);
     let registry = Registry::new(Arc::clone(&fleet), factory, joining);
@@ -51,16 +51,16 @@ pub(super) fn control(
         fleet: Arc::clone(&fleet),
         metrics: Arc::clone(&metrics),
         options: Arc::new(HealthSection::from(options)),
-        client,
+        live: live.clone(),
+        client: client.clone(),
         joined,
     };
     let balancer = Balancer::new(Arc::clone(&fleet), policies, &admission_options);
     let admission = Arc::new(Admission::new(&admission_options, &metrics));
-    let live = Live::new(options);
     let cpu_pool = CpuPool::new().map_err(|e| StartError::environment("start threads", e))?;
     let section = ProxySection::from(options);
-    let (watched, chosen) = (live.clone(), Arc::clone(&balancer));
-    let dispatcher = Dispatcher::new(&section, watched, chosen, Arc::clone(&metrics), lanes);
+    let shared = Arc::clone(&balancer);
+    let dispatcher = Dispatcher::new(&section, live.clone(), shared, Arc::clone(&metrics), lanes);
     let proxy = Proxy::new(&section, dispatcher, cpu_pool.clone());
     let shutdown = Shutdown::default();
     let state = ApiState {
@@ -68,7 +68,7 @@ pub(super) fn control(
         balancer: Arc::clone(&balancer),
         registry: Arc::new(registry),
         proxy: Arc::new(proxy),
-        fan_out,
+        fan_out: FanOut::new(Arc::clone(&fleet), client),
         cpu_pool,
         admission: Arc::clone(&admission),
         shutdown: shutdown.clone(),
@@ -104,7 +104,7 @@ fn metrics(options: &Options) -> Result<Arc<Metrics>, StartError> {
 
 fn factory(options: &Options, metrics: &Arc<Metrics>, lanes: usize) -> WorkerFactory {
     let health = HealthSection::from(options);
-    let limits = PoolLimits::new(&PoolSection::from(options), lanes);
+    let limits = ConnectionLimits::new(&ConnectionSection::from(options), lanes);
     WorkerFactory::new(&FleetSection::from(options), &health, limits, metrics)
 }
 

@@ -48,7 +48,7 @@ impl Gateway {
         let lanes = thread::available_parallelism().map_or(1, usize::from);
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| StartError::environment("start a runtime", error))?;
-        let control = assemble::control(options, runtime.handle().clone(), lanes)?;
+        let control = assemble::build(options, runtime.handle().clone(), lanes)?;
         let metrics_listener = control.metrics_listener.as_ref();
         let metrics_addr = metrics_listener.map(listen::local_addr).transpose()?;
         let (shutdown, fleet) = (control.shutdown.clone(), &control.balancer.fleet);
@@ -103,8 +103,8 @@ impl Gateway {
         self.shutdown.abort();
     }
 
-    /// The caller knows better than any probe that a worker may be gone: it gets no requests
-    /// until a probe, sent at once, has passed. False when there is no such worker, or probes
+    /// The caller knows better than any probe that a worker may be gone: until a
+    /// probe, sent at once, has passed, it gets requests only if no other worker can take them. False when there is no such worker, or probes
     /// are off.
     pub fn suspect(&self, worker_url: &str) -> bool {
         suspect(&self.fleet, worker_url)

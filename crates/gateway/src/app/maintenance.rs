@@ -1,4 +1,4 @@
-//! What is done now and then while the gateway runs.
+//! Periodic tasks of a running gateway.
 
 use std::sync::Arc;
 use std::time::Duration;

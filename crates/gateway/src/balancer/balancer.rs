@@ -15,7 +15,7 @@ use crate::fleet::{Fleet, FleetObserver, UNKNOWN_MODEL, Worker};
 /// Bytes of text per token, as the prefix index counts.
 const BYTES_PER_TOKEN: u64 = 4;
 
-/// Chooses workers.
+/// The policies and the snapshot from which [`select`](super::select) picks a worker.
 #[derive(Debug)]
 pub(crate) struct Balancer {
     pub(crate) fleet: Arc<Fleet>,

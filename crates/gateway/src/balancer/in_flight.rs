@@ -18,7 +18,7 @@ const TOKENS_PER_REQUEST: u64 = 256;
 pub(crate) struct InFlight {
     pub(crate) worker: Arc<Worker>,
     balancer: Arc<Balancer>,
-    /// Given back first of all when the guard is dropped.
+    /// Ends when the guard is dropped.
     lease: Option<Lease>,
     /// It decides about a half-open breaker.
     trial: Option<Trial>,
@@ -29,7 +29,7 @@ pub(crate) struct InFlight {
 
 /// What a request's prompt takes of a worker.
 #[derive(Debug)]
-pub(super) struct Prompt {
+pub(super) struct PromptLoad {
     /// Tokens of the whole prompt.
     pub(super) tokens: u64,
     pub(super) lease: Lease,
@@ -48,7 +48,7 @@ impl InFlight {
     pub(super) fn new(
         balancer: &Arc<Balancer>,
         worker: &Arc<Worker>,
-        prompt: Prompt,
+        prompt: PromptLoad,
         trial: Option<Trial>,
     ) -> Self {
         let compared = worker.outlier_stats.as_ref();
@@ -65,7 +65,7 @@ impl InFlight {
     /// For a request without a prompt that no policy placed.
     pub(crate) fn unrouted(balancer: &Arc<Balancer>, worker: &Arc<Worker>) -> Self {
         let lease = worker.load.lease(0);
-        Self::new(balancer, worker, Prompt { tokens: 0, lease }, None)
+        Self::new(balancer, worker, PromptLoad { tokens: 0, lease }, None)
     }
 
     /// The worker has begun to respond.

@@ -1,6 +1,6 @@
 //! Which worker gets a request, and what its end says about the worker.
 
-#[expect(clippy::module_inception, reason = "the type that the room is about")]
+#[expect(clippy::module_inception, reason = "the type that the module is about")]
 mod balancer;
 mod feedback;
 mod in_flight;

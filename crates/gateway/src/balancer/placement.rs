@@ -6,8 +6,8 @@ use std::sync::Arc;
 use routing::{Branch, Candidate, Candidates, PolicyKind, Request, SeededRng, ramp, thin_out};
 
 use super::balancer::Balancer;
-use super::in_flight::{InFlight, Prompt};
-use super::snapshot::{Pool, Snapshot};
+use super::in_flight::{InFlight, PromptLoad};
+use super::snapshot::{Snapshot, WorkerPool};
 use crate::config::WorkerUrl;
 use crate::fleet::{Passage, Worker, pass_breaker};
 
@@ -110,7 +110,7 @@ fn try_select(
 struct View<'a> {
     balancer: &'a Arc<Balancer>,
     snapshot: &'a Snapshot,
-    pool: &'a Pool,
+    pool: &'a WorkerPool,
     request: &'a Request<'a>,
 }
 
@@ -213,7 +213,7 @@ impl<'a> View<'a> {
                 Passage::Refused => return None,
             }
         };
-        let prompt = Prompt { tokens, lease };
+        let prompt = PromptLoad { tokens, lease };
         Some(InFlight::new(self.balancer, worker, prompt, trial))
     }
 }

@@ -24,7 +24,7 @@ pub(super) struct Queues(Mutex<BTreeMap<PoolKey, Arc<WorkerQueue>>>);
 
 /// Workers that may serve the same requests, and the policy that chooses among them.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct WorkerPool {
     pub(super) instance: PolicyInstance,
     /// As policies see them, by ascending slot.
     pub(super) selectable: Vec<Candidate>,
@@ -37,9 +37,9 @@ pub(super) struct Pool {
 /// Every pool.
 #[derive(Debug)]
 pub(super) struct Snapshot {
-    pub(super) any_model: Pool,
+    pub(super) any_model: WorkerPool,
     /// Where several models are served, a pool for each.
-    models: BTreeMap<String, Pool>,
+    models: BTreeMap<String, WorkerPool>,
     /// All workers in it, by ascending slot.
     workers: Vec<Arc<Worker>>,
     /// Slots of the workers in slow start, and when each came back.
@@ -52,7 +52,7 @@ impl Queues {
     }
 
     /// Forgets the queues of models that are no longer served and have no waiters.
-    fn retain(&self, models: &BTreeMap<String, Pool>) {
+    fn retain(&self, models: &BTreeMap<String, WorkerPool>) {
         self.lock().retain(|key, queue| {
             let model = key.model.as_ref();
             model.is_none_or(|model| models.contains_key(model)) || queue.waiting() > 0
@@ -91,7 +91,7 @@ impl Snapshot {
                 let workers = workers.iter().filter(serves);
                 workers.map(|worker| worker.candidate()).collect()
             };
-            Pool {
+            WorkerPool {
                 instance,
                 selectable: of(selectable),
                 fallback: of(fallback),
@@ -121,7 +121,7 @@ impl Snapshot {
     }
 
     /// The pool for a request: its model's, where several are served and it names one.
-    pub(super) fn pool(&self, request: &Request<'_>) -> &Pool {
+    pub(super) fn pool(&self, request: &Request<'_>) -> &WorkerPool {
         if self.models.is_empty() {
             return &self.any_model;
         }

@@ -25,12 +25,12 @@ const LIVE: [&str; 9] = [
     "retry_max_retries",
 ];
 
-/// The options that a request reads when it comes.
+/// The options that are read for every request and every probe.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LiveSection {
-    /// Time to a worker's response headers, and longest silence inside a body.
+    /// Time to response headers, over all attempts; also the longest silence inside a body.
     pub(crate) request_timeout: Duration,
-    /// Silence of a worker after which it is probed.
+    /// Longest wait for a probe's answer; also the silence of a worker after which it is probed.
     pub(crate) probe_after: Duration,
     pub(crate) retry: RetryRules,
     /// Every reply says why it was routed as it was.
@@ -39,9 +39,21 @@ pub(crate) struct LiveSection {
 
 /// The options in force. Requests in progress keep those that they came with.
 #[derive(Clone, Debug)]
-pub(crate) struct Live {
-    options: Arc<ArcSwap<Options>>,
-    section: Arc<ArcSwap<LiveSection>>,
+pub(crate) struct Live(Arc<ArcSwap<InForce>>);
+
+#[derive(Debug)]
+struct InForce {
+    options: Options,
+    section: LiveSection,
+}
+
+impl From<&Options> for InForce {
+    fn from(options: &Options) -> Self {
+        Self {
+            options: options.clone(),
+            section: options.into(),
+        }
+    }
 }
 
 impl From<&Options> for LiveSection {
@@ -57,15 +69,12 @@ impl From<&Options> for LiveSection {
 
 impl Live {
     pub(crate) fn new(options: &Options) -> Self {
-        Self {
-            options: Arc::new(ArcSwap::from_pointee(options.clone())),
-            section: Arc::new(ArcSwap::from_pointee(options.into())),
-        }
+        Self(Arc::new(ArcSwap::from_pointee(options.into())))
     }
 
     /// The options in force: a copy, for nothing may hold the swap while it waits.
     pub(crate) fn get(&self) -> LiveSection {
-        **self.section.load()
+        self.0.load().section
     }
 
     /// Puts other options in force, all or none.
@@ -75,7 +84,7 @@ impl Live {
     pub(crate) fn reload(&self, options: &Options) -> Result<(), ConfigError> {
         check(options)?;
         let as_json = |options: &Options| serde_json::to_value(options).unwrap_or_default();
-        let (now, then) = (as_json(&self.options.load()), as_json(options));
+        let (now, then) = (as_json(&self.0.load().options), as_json(options));
         let differs = |name: &&&str| now[**name] != then[**name] && !LIVE.contains(*name);
         if let Some(name) = Options::NAMES.iter().find(|name| differs(name)) {
             let value = match &then[*name] {
@@ -86,8 +95,7 @@ impl Live {
             let why = "cannot change while the gateway runs; restart it";
             return Err(ConfigError::invalid(name, value, why));
         }
-        self.section.store(Arc::new(options.into()));
-        self.options.store(Arc::new(options.clone()));
+        self.0.store(Arc::new(options.into()));
         Ok(())
     }
 }

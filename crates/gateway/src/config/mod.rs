@@ -24,7 +24,7 @@ pub use objects::{
 pub use options::{Backend, HistoryBackend, LogLevel, Options};
 pub use secret::Secret;
 pub(crate) use sections::{
-    AdmissionSection, FleetSection, HealthSection, PoolSection, ProxySection, ServerSection,
+    AdmissionSection, ConnectionSection, FleetSection, HealthSection, ProxySection, ServerSection,
     seconds,
 };
 pub use worker_url::WorkerUrl;

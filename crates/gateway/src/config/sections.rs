@@ -1,4 +1,4 @@
-//! The options of each room, in the types it works with.
+//! The options of each module, in the types it works with.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ const LONGEST: Duration = Duration::from_hours(24 * 365);
 
 /// How connections to workers are kept.
 #[derive(Clone, Debug)]
-pub(crate) struct PoolSection {
+pub(crate) struct ConnectionSection {
     pub(crate) idle_timeout: Duration,
     pub(crate) max_idle_per_host: usize,
     pub(crate) connect_timeout: Duration,
@@ -22,9 +22,9 @@ pub(crate) struct PoolSection {
 /// How workers are probed.
 #[derive(Clone, Debug)]
 pub(crate) struct HealthSection {
-    pub(crate) endpoint: String,
+    /// Path of a probe.
+    pub(crate) path: String,
     pub(crate) interval: Duration,
-    pub(crate) timeout: Duration,
     pub(crate) startup_timeout: Duration,
     pub(crate) startup_interval: Duration,
     pub(crate) thresholds: Thresholds,
@@ -37,8 +37,8 @@ pub(crate) struct HealthSection {
 pub(crate) struct FleetSection {
     /// Time over which a worker that came back gets its full share again.
     pub(crate) slow_start: Duration,
-    /// Workers are probed unless their own settings differ: a failed connection takes a worker
-    /// out until a probe has passed.
+    /// Workers are probed unless their own settings differ: after a failed connection a
+    /// worker gets requests only if no other can take them, until a probe has passed.
     pub(crate) health_checks: bool,
     /// How long a draining worker may finish what it has.
     pub(crate) drain_timeout: Duration,
@@ -69,7 +69,7 @@ pub(crate) struct AdmissionSection {
 pub(crate) struct ProxySection {
     /// Largest request body, bytes.
     pub(crate) max_payload: u64,
-    /// Retries per request.
+    /// Retries that are granted per request decided, over the last seconds.
     pub(crate) retry_budget_ratio: f64,
     /// Retries per second that are always granted.
     pub(crate) retry_budget_floor: u32,
@@ -105,7 +105,7 @@ pub(super) fn retry_rules(options: &Options) -> RetryRules {
     }
 }
 
-impl From<&Options> for PoolSection {
+impl From<&Options> for ConnectionSection {
     fn from(options: &Options) -> Self {
         Self {
             idle_timeout: Duration::from_secs(options.pool_idle_timeout_secs),
@@ -119,9 +119,8 @@ impl From<&Options> for PoolSection {
 impl From<&Options> for HealthSection {
     fn from(options: &Options) -> Self {
         Self {
-            endpoint: options.health_check_endpoint.clone(),
+            path: options.health_check_endpoint.clone(),
             interval: seconds(options.health_check_interval_secs),
-            timeout: Duration::from_secs(options.health_check_timeout_secs),
             startup_timeout: seconds(options.worker_startup_timeout_secs),
             startup_interval: seconds(options.worker_startup_check_interval),
             thresholds: Thresholds {

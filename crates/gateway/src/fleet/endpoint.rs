@@ -18,7 +18,8 @@ use crate::upstream::{Client, ControlRequest};
 /// Shortest time between probes that silence asks for, milliseconds.
 const MIN_PROBE_GAP_MS: u64 = 5000;
 
-/// A server that runs one routable worker, or one for each of its data-parallel ranks.
+/// A server: its address, its transport and what it reports. A routable worker is an endpoint in
+/// a role.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) url: WorkerUrl,

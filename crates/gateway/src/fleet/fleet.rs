@@ -15,8 +15,8 @@ use super::status::{Availability, RegistrationStatus, WorkerState};
 use super::worker::Worker;
 use crate::config::{FleetSection, WorkerUrl};
 
-/// What follows when workers come, change or go. Called within the change, so that no request
-/// is placed by an older view.
+/// What follows when workers come, change or go. Called after the change, before its caller
+/// goes on. A request that is placed at the same time may still see the older snapshot.
 pub(crate) trait FleetObserver: Send + Sync {
     /// The workers of some model are others, or a worker restarted or was renamed.
     fn membership_changed(&self);
@@ -83,7 +83,7 @@ impl Fleet {
         self.options.slow_start
     }
 
-    /// The worker at a URL, however it is spelt; of several the one that is not draining.
+    /// The worker at a URL, however it is spelt; never one that is draining.
     pub(crate) fn find(&self, url: &str) -> Option<Arc<Worker>> {
         let url = WorkerUrl::parse(url).ok()?;
         let workers = self.workers();

@@ -15,7 +15,7 @@ use super::fleet::Fleet;
 use super::model_info;
 use super::spec::HealthSpec;
 use super::transitions::{self, ProbeResult};
-use crate::config::{HealthSection, seconds};
+use crate::config::{HealthSection, Live, seconds};
 use crate::telemetry::Metrics;
 use crate::upstream::ControlClient;
 
@@ -41,6 +41,7 @@ pub(super) struct Prober {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) options: Arc<HealthSection>,
+    pub(super) live: Live,
     pub(super) client: ControlClient,
 }
 
@@ -172,7 +173,7 @@ impl Prober {
 
     /// One probe.
     async fn probe(&self) -> ProbeResult {
-        let answer = self.ask(&self.options.endpoint).await;
+        let answer = self.ask(&self.options.path).await;
         let passed = answer.is_some_and(|(status, _)| status.is_success());
         self.metrics.health_check(passed);
         if passed {
@@ -216,7 +217,7 @@ impl Prober {
         let endpoint = &self.endpoint;
         let asked = self.client.send(endpoint.question(&Method::GET, path));
         let own = self.health().timeout_secs;
-        let limit = own.map_or(self.options.timeout, seconds);
+        let limit = own.map_or_else(|| self.live.get().probe_after, seconds);
         match timeout(limit, asked).await {
             Ok(Ok(answer)) => Some((answer.status, answer.body)),
             Ok(Err(error)) => {

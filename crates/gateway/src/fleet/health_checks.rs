@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::health_check::Prober;
-use crate::config::HealthSection;
+use crate::config::{HealthSection, Live};
 use crate::telemetry::Metrics;
 use crate::upstream::ControlClient;
 
@@ -17,6 +17,7 @@ pub(crate) struct HealthChecks {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) options: Arc<HealthSection>,
+    pub(crate) live: Live,
     pub(crate) client: ControlClient,
     /// Endpoints that have joined the fleet.
     pub(crate) joined: mpsc::UnboundedReceiver<Arc<Endpoint>>,
@@ -31,6 +32,7 @@ impl HealthChecks {
                 endpoint,
                 metrics: Arc::clone(&self.metrics),
                 options: Arc::clone(&self.options),
+                live: self.live.clone(),
                 client: self.client.clone(),
             };
             tokio::spawn(prober.run());

@@ -2,7 +2,7 @@
 
 mod drain;
 mod endpoint;
-#[expect(clippy::module_inception, reason = "the type that the room is about")]
+#[expect(clippy::module_inception, reason = "the type that the module is about")]
 mod fleet;
 mod gauges;
 mod health_check;

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_tells_nothing_serves_an_unknown_model() {
+    fn a_worker_that_reports_no_model_serves_an_unknown_model() {
         assert_eq!(model(&told("{}")), UNKNOWN_MODEL);
     }
 }

@@ -1,4 +1,4 @@
-//! The one way in for workers: configured, registered by request, or discovered.
+//! The one way in for workers: configured, or registered by request.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -323,9 +323,9 @@ mod tests {
 
     use super::super::model_info::UNKNOWN_MODEL;
     use super::*;
-    use crate::config::{FleetSection, HealthSection, Options, PoolSection};
+    use crate::config::{ConnectionSection, FleetSection, HealthSection, Options};
     use crate::telemetry::Metrics;
-    use crate::upstream::PoolLimits;
+    use crate::upstream::ConnectionLimits;
 
     const URL: &str = "http://w:1";
 
@@ -343,7 +343,7 @@ mod tests {
         fn new() -> Self {
             let metrics = Arc::new(Metrics::new(None).unwrap());
             let options = &Options::default();
-            let limits = PoolLimits::new(&PoolSection::from(options), 1);
+            let limits = ConnectionLimits::new(&ConnectionSection::from(options), 1);
             let section = FleetSection::from(options);
             let health = HealthSection::from(options);
             Self {

@@ -49,15 +49,15 @@ pub(crate) struct Availability {
     pub(crate) verdict: Verdict,
     pub(crate) circuit: Circuit,
     pub(crate) draining: bool,
-    /// Its probes pass and it is not draining.
+    /// It is not draining, and its verdict is ready or suspect.
     pub(crate) ready: bool,
     /// It gets requests.
     pub(crate) selectable: bool,
-    /// It gets requests when no other worker may: it is ejected, busy, or being probed.
+    /// It gets requests when no other worker may: it is ejected, busy, or suspect.
     pub(crate) fallback: bool,
     /// It counts among the workers of its model: it has been ready once, and is not draining.
     pub(crate) member: bool,
-    /// Nothing is held against it.
+    /// Its breaker holds no failure.
     pub(super) clean: bool,
 }
 

@@ -135,8 +135,8 @@ fn suspect_peers(fleet: &Fleet, worker: &Worker) {
     }
 }
 
-/// A worker may be gone: it is probed, and gets nothing until a probe has passed. False when
-/// there is no such worker, or no probe could clear it.
+/// A worker may be gone: it is probed, and until a probe has passed it gets requests only if no
+/// other worker can take them. False when there is no such worker, or it is not probed.
 pub(crate) fn suspect(fleet: &Fleet, url: &str) -> bool {
     let named = fleet.find(url);
     let Some(worker) = named.filter(|worker| fleet.is_probed(&worker.endpoint)) else {

@@ -92,7 +92,7 @@ impl Worker {
         self.with_state(|state| state.joined_at.is_some())
     }
 
-    /// Whether its probes pass and it is not draining.
+    /// Whether it is not draining, and its verdict is ready or suspect.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.load(Relaxed)
     }
@@ -102,7 +102,7 @@ impl Worker {
         self.unreachable.load(Relaxed)
     }
 
-    /// Whether nothing is held against it.
+    /// Whether its breaker holds no failure.
     pub(crate) fn is_clean(&self) -> bool {
         self.clean.load(Relaxed)
     }

@@ -16,13 +16,13 @@ use super::status::WorkerState;
 use super::worker::{NewWorker, Worker};
 use crate::config::{FleetSection, HealthSection};
 use crate::telemetry::Metrics;
-use crate::upstream::{Client, PoolLimits};
+use crate::upstream::{Client, ConnectionLimits};
 
 /// Makes workers.
 #[derive(Debug)]
 pub(crate) struct WorkerFactory {
     pub(super) metrics: Arc<Metrics>,
-    limits: Arc<PoolLimits>,
+    limits: Arc<ConnectionLimits>,
     thresholds: Thresholds,
     breaker: Option<BreakerRules>,
     compares_workers: bool,
@@ -34,7 +34,7 @@ impl WorkerFactory {
     pub(crate) fn new(
         fleet: &FleetSection,
         health: &HealthSection,
-        limits: PoolLimits,
+        limits: ConnectionLimits,
         metrics: &Arc<Metrics>,
     ) -> Self {
         Self {

@@ -53,8 +53,8 @@ struct Watch {
     probe_after: Duration,
 }
 
-/// Sends a request to one worker. What its end says about the worker is recorded, but for a
-/// success, which counts at its end.
+/// Sends a request to one worker. A failure is recorded here; a success is recorded when its
+/// body ends.
 pub(super) async fn send(
     dispatcher: &Dispatcher,
     request: &ProxyRequest<'_>,
@@ -68,7 +68,7 @@ pub(super) async fn send(
         deadline: *attempts.deadline.get_or_insert(deadline),
         probe_after: request.live.probe_after,
     };
-    let (outcome, answer) = exchange(dispatcher, request, &in_flight.worker, watch).await;
+    let (outcome, answer) = send_once(dispatcher, request, &in_flight.worker, watch).await;
     if let Err(error) = &answer {
         dispatcher.metrics.worker_error(error);
     }
@@ -90,7 +90,7 @@ pub(super) async fn send(
     }
 }
 
-async fn exchange(
+async fn send_once(
     dispatcher: &Dispatcher,
     request: &ProxyRequest<'_>,
     worker: &Arc<Worker>,
@@ -99,12 +99,15 @@ async fn exchange(
     let endpoint = &worker.endpoint;
     let path = request_head::path(request.parts, request.row.worker_path);
     let head = dispatcher.rules.head(endpoint, &request.parts.headers);
-    let added = head.added(request.context.request_id);
     let forwards = |name: &_| head.forwards(name);
     let call = Call {
         method: &request.parts.method,
         path: &path,
-        headers: head.headers(&request.parts.headers, &forwards, &added),
+        headers: head.call_headers(
+            &request.parts.headers,
+            &forwards,
+            request.context.request_id,
+        ),
         body: (&**request.body).into(),
     };
     let sending = endpoint.client.send(request.context.lane, &call);

@@ -13,6 +13,7 @@ use crate::fleet::{Fleet, Worker};
 pub(super) struct Attempts {
     /// Slots of the workers where it failed.
     pub(super) tried: Vec<usize>,
+    /// Attempts and pauses between rounds of attempts.
     pub(super) count: u32,
     /// The end of its time, counted from its first attempt.
     pub(super) deadline: Option<Instant>,

@@ -74,12 +74,11 @@ async fn ask_one(
         &parts.method
     };
     let head = dispatcher.rules.head(&worker.endpoint, &parts.headers);
-    let added = head.added(context.request_id);
     let forwards = |name: &_| head.forwards(name);
     let call = Call {
         method,
         path: &path,
-        headers: head.headers(&parts.headers, &forwards, &added),
+        headers: head.call_headers(&parts.headers, &forwards, context.request_id),
         body: CallBody::default(),
     };
     let sending = worker.endpoint.client.send(context.lane, &call);

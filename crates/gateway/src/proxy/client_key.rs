@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_header_that_says_something_tells_the_client() {
+    fn the_first_header_with_a_value_identifies_the_client() {
         let mut headers = HeaderMap::new();
         let mark = |headers: &HeaderMap, shared_credentials| {
             let client_key = ClientHeaders {

@@ -1,4 +1,4 @@
-//! What carries requests to workers: shared by all requests.
+//! What all exchanges share, and the decision to try again.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,7 +15,7 @@ use crate::balancer::Balancer;
 use crate::config::{Live, ProxySection};
 use crate::telemetry::{BranchMetrics, Metrics};
 
-/// The settings and shared state of all exchanges.
+/// The settings and the state that all exchanges share. Decides on retries and pauses.
 #[derive(Debug)]
 pub(crate) struct Dispatcher {
     pub(super) balancer: Arc<Balancer>,

@@ -12,7 +12,7 @@ mod fan_out;
 mod header_text;
 mod idle_timeout;
 mod leased;
-#[expect(clippy::module_inception, reason = "the type that the room is about")]
+#[expect(clippy::module_inception, reason = "the type that the module is about")]
 mod proxy;
 mod queue;
 mod reply_error;
@@ -30,5 +30,5 @@ pub(crate) use fan_out::{FanOut, WorkerAnswer, WorkerQuestion};
 pub(crate) use proxy::Proxy;
 pub(crate) use reply_error::ReplyError;
 pub(crate) use request::RequestContext;
-pub(crate) use request_body::{declares_json, drain_in_background, read as read_body};
+pub(crate) use request_body::{declares_json, discard_in_background, read as read_body};
 pub(crate) use response_body::ReplyBody;

@@ -25,10 +25,10 @@ pub(super) async fn select_or_wait(
         target: request.target,
         tried: &attempts.tried,
     };
-    let targeted = request.target.is_some() || !attempts.tried.is_empty();
+    let restricted = request.target.is_some() || !attempts.tried.is_empty();
     let limits = balancer.limits();
     let queues_first =
-        limits.filter(|_| !targeted && balancer.queue_of(request.routing).has_waiters());
+        limits.filter(|_| !restricted && balancer.queue_of(request.routing).has_waiters());
     let at_capacity = match queues_first {
         Some(limits) => Some(limits),
         None => match select(balancer, request.routing, constraints) {
@@ -51,10 +51,10 @@ pub(super) async fn select_or_wait(
     let until = attempts
         .deadline
         .map_or(queue_deadline, |deadline| deadline.min(queue_deadline));
-    let what = if targeted {
-        WaitFor::Some
+    let what = if restricted {
+        WaitFor::SomeWorkers
     } else {
-        WaitFor::Any
+        WaitFor::AnyWorker
     };
     let queue = balancer.queue_of(request.routing);
     let acquire = || select(balancer, request.routing, constraints).ok();

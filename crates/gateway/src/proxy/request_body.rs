@@ -84,7 +84,7 @@ where
 {
     let whole = collect(&mut body, limit).await;
     if matches!(whole, Err(Error::TooLarge { .. })) {
-        drain_in_background(body);
+        discard_in_background(body);
     }
     whole
 }
@@ -93,7 +93,7 @@ where
 ///
 /// Closing on unread bytes resets the connection, and the client may lose the reply that
 /// says why its request was refused.
-pub(crate) fn drain_in_background(mut body: impl Body + Send + Unpin + 'static) {
+pub(crate) fn discard_in_background(mut body: impl Body + Send + Unpin + 'static) {
     if !body.is_end_stream() {
         tokio::spawn(timeout(DRAIN_FOR, async move {
             while let Some(Ok(_)) = body.frame().await {}

@@ -20,8 +20,8 @@ pub(super) struct HeaderRules {
     pub(super) credentials_are_ours: bool,
 }
 
-/// The head of one call to one worker.
-pub(super) struct Head {
+/// What of a client's head goes to one worker, and its key.
+pub(super) struct ForwardedHead {
     config: Guard<Arc<WorkerConfig>>,
     drop_credentials: bool,
     /// Headers that the client's `connection` names as hop-by-hop.
@@ -30,9 +30,9 @@ pub(super) struct Head {
 
 impl HeaderRules {
     /// The head of a call to `endpoint` for a client that sent these headers.
-    pub(super) fn head(&self, endpoint: &Endpoint, headers: &HeaderMap) -> Head {
+    pub(super) fn head(&self, endpoint: &Endpoint, headers: &HeaderMap) -> ForwardedHead {
         let config = endpoint.config.load();
-        Head {
+        ForwardedHead {
             drop_credentials: self.credentials_are_ours || config.bearer.is_some(),
             named: named_hop_by_hop(headers),
             config,
@@ -40,7 +40,7 @@ impl HeaderRules {
     }
 }
 
-impl Head {
+impl ForwardedHead {
     /// Whether a client's header line goes to the worker.
     pub(super) fn forwards(&self, name: &HeaderName) -> bool {
         !(is_replaced(name)
@@ -49,33 +49,22 @@ impl Head {
             || self.named.contains(name))
     }
 
-    /// The lines of the gateway's own: the request id and, last, the worker's key.
-    pub(super) fn added<'a>(
+    /// The client's lines that pass, then the gateway's own: the request id, and the worker's
+    /// key where it has one.
+    pub(super) fn call_headers<'a>(
         &'a self,
-        request_id: &'a HeaderValue,
-    ) -> [(&'a HeaderName, &'a HeaderValue); 2] {
-        let bearer = self.config.bearer.as_ref();
-        [
-            (&REQUEST_ID, request_id),
-            (&AUTHORIZATION, bearer.unwrap_or(request_id)),
-        ]
-    }
-
-    /// All lines; the key only where the worker has one.
-    pub(super) fn headers<'a>(
-        &self,
         client: &'a HeaderMap,
         forwards: &'a (dyn Fn(&HeaderName) -> bool + Sync),
-        added: &'a [(&'a HeaderName, &'a HeaderValue); 2],
+        request_id: &'a HeaderValue,
     ) -> CallHeaders<'a> {
-        let [request_id, _] = added;
+        let key = self.config.bearer.as_ref();
         CallHeaders {
             client,
             forwards,
-            added: match self.config.bearer {
-                Some(_) => added,
-                None => std::slice::from_ref(request_id),
-            },
+            added: [
+                Some((&REQUEST_ID, request_id)),
+                key.map(|key| (&AUTHORIZATION, key)),
+            ],
         }
     }
 }

@@ -150,7 +150,7 @@ pub(super) async fn serve_connection(
     let ended = tokio::select! {
         biased;
         ended = serving.as_mut() => ended,
-        // hyper's own patience begins only once it knows the protocol.
+        // hyper's own timeout for headers begins only once it knows the protocol.
         () = silent => return,
         () = draining.cancelled() => {
             if !served.load(Ordering::Relaxed) {

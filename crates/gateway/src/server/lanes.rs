@@ -1,7 +1,7 @@
 //! Lanes: one thread and one single-threaded runtime per core.
 //!
 //! A connection lives on one lane, and so do its requests and the connections to workers
-//! that carry them: nothing on a request's way crosses threads.
+//! that carry them. Only bodies over 256 KiB leave the thread, to be parsed (`cpu_pool`).
 
 use std::io;
 use std::net::TcpStream as StdTcpStream;
@@ -43,7 +43,7 @@ struct LaneThread {
 }
 
 impl Lanes {
-    /// Starts `count` lanes behind the gate.
+    /// Starts `count` lanes.
     pub(crate) fn start(
         count: usize,
         service: &Arc<Service>,

@@ -1,4 +1,4 @@
-//! Listening, the threads that serve connections, and what every request passes.
+//! The threads that serve connections, and what every request passes.
 
 mod connection;
 mod in_progress;

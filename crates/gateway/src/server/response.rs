@@ -1,4 +1,4 @@
-//! The reply as the client's connection reads it, with the one place where a request ends.
+//! The reply as the client's connection reads it; its end is the end of the request's record.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

@@ -20,7 +20,7 @@ use crate::config::ServerSection;
 use crate::endpoint::Inference;
 use crate::error::Error;
 use crate::lane::Lane;
-use crate::proxy::{Proxy, ReplyBody, RequestContext, drain_in_background};
+use crate::proxy::{Proxy, ReplyBody, RequestContext, discard_in_background};
 use crate::telemetry::Metrics;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -102,19 +102,19 @@ impl Service {
         let entry = match self.routes.find(request.method(), request.uri().path()) {
             Ok(entry) => entry,
             Err(error) => {
-                drain_in_background(request.into_body());
+                discard_in_background(request.into_body());
                 return (RequestRecord::begin(self.routes.other()), Err(error));
             }
         };
         let mut record = RequestRecord::begin(&entry.metrics);
-        // Too large beats unauthorised: no key is needed to learn to send less.
+        // The size is checked before the key: a client without one learns it, too.
         let allowed = self.proxy().check_length(&request);
         let allowed =
             allowed.and_then(|()| self.key.authorize(entry.route.access, request.headers()));
         let principal = match allowed {
             Ok(principal) => principal,
             Err(error) => {
-                drain_in_background(request.into_body());
+                discard_in_background(request.into_body());
                 return (record, Err(error));
             }
         };
@@ -135,9 +135,8 @@ impl Service {
         (record, outcome)
     }
 
-    /// Relays an inference request. It comes in whole before it takes a share of the limits, so
-    /// that a slow client holds up no other, and is looked at only after that: a full queue is
-    /// reported before a bad body.
+    /// Relays an inference request: reads its body, admits it, parses it. A slow client thus
+    /// takes no share of the limits, and a full queue is reported before a bad body.
     async fn relay(
         &self,
         row: &'static Inference,

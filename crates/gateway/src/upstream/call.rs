@@ -24,7 +24,7 @@ pub(crate) struct CallHeaders<'a> {
     pub(crate) client: &'a HeaderMap,
     /// Whether a line of the client's is forwarded.
     pub(crate) forwards: &'a (dyn Fn(&HeaderName) -> bool + Sync),
-    pub(crate) added: &'a [(&'a HeaderName, &'a HeaderValue)],
+    pub(crate) added: [Option<(&'a HeaderName, &'a HeaderValue)>; 2],
 }
 
 impl<'a> CallHeaders<'a> {
@@ -32,7 +32,7 @@ impl<'a> CallHeaders<'a> {
     pub(crate) fn iter(self) -> impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)> {
         let client = self.client.iter();
         let forwarded = client.filter(move |(name, _)| (self.forwards)(name));
-        forwarded.chain(self.added.iter().copied())
+        forwarded.chain(self.added.into_iter().flatten())
     }
 }
 

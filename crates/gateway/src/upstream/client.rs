@@ -1,4 +1,4 @@
-//! The face of a worker's transport: one call, one response.
+//! The interface to a worker's transport: one call, one response.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use http::Response;
 
 use super::call::Call;
 use super::error::UpstreamError;
-use super::http1::{Body, Pool, PoolLimits};
+use super::http1::{Body, ConnectionLimits, ConnectionPool};
 use super::response_body::ResponseBody;
 use crate::config::WorkerUrl;
 use crate::lane::Lane;
@@ -20,14 +20,14 @@ pub(crate) struct Client {
 /// How a worker is spoken to.
 #[derive(Debug)]
 enum Transport {
-    Http1(Arc<Pool>),
+    Http1(Arc<ConnectionPool>),
 }
 
 impl Client {
     /// The client of the worker at `url`.
-    pub(crate) fn new(url: WorkerUrl, limits: Arc<PoolLimits>) -> Self {
+    pub(crate) fn new(url: WorkerUrl, limits: Arc<ConnectionLimits>) -> Self {
         Self {
-            transport: Transport::Http1(Arc::new(Pool::new(url, limits))),
+            transport: Transport::Http1(Arc::new(ConnectionPool::new(url, limits))),
         }
     }
 

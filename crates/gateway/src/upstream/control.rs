@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::error::UpstreamError;
-use crate::config::{PoolSection, WorkerUrl};
+use crate::config::{ConnectionSection, WorkerUrl};
 
 /// An answer larger than this is refused, bytes.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
@@ -54,7 +54,7 @@ pub(crate) struct PrivateAnswer {
 
 impl ControlClient {
     /// A client whose connections the tasks of `runtime` serve.
-    pub(crate) fn new(options: &PoolSection, runtime: Handle) -> reqwest::Result<Self> {
+    pub(crate) fn new(options: &ConnectionSection, runtime: Handle) -> reqwest::Result<Self> {
         let keepalive = options.tcp_keepalive;
         let client = Client::builder()
             .no_proxy()
@@ -74,7 +74,7 @@ impl ControlClient {
         &self,
         request: ControlRequest<'_>,
     ) -> Result<PrivateAnswer, UpstreamError> {
-        let call = exchange(self.client.clone(), request.build()?);
+        let call = send_twice_at_most(self.client.clone(), request.build()?);
         let call = AbortOnDropHandle::new(self.runtime.spawn(call));
         // A call is cancelled only when the control thread ends.
         call.await.unwrap_or(Err(UpstreamError::NoResponse))
@@ -110,7 +110,10 @@ impl ControlRequest<'_> {
 
 /// A kept connection may have died unseen: when it ends at once, before the first byte of an
 /// answer, the request goes out once more.
-async fn exchange(client: Client, request: Request) -> Result<PrivateAnswer, UpstreamError> {
+async fn send_twice_at_most(
+    client: Client,
+    request: Request,
+) -> Result<PrivateAnswer, UpstreamError> {
     let (again, sent) = (request.try_clone(), Instant::now());
     match (execute(&client, request).await, again) {
         (Err(UpstreamError::NoResponse), Some(again)) if sent.elapsed() < DIED_UNSEEN => {
@@ -144,7 +147,7 @@ async fn execute(client: &Client, request: Request) -> Result<PrivateAnswer, Ups
     })
 }
 
-/// What a call that got no answer died of.
+/// The error of a call without an answer.
 fn no_answer(error: &reqwest::Error) -> UpstreamError {
     if error.is_connect() {
         return UpstreamError::connect(connect_error(error));
@@ -214,7 +217,11 @@ mod tests {
     }
 
     fn client() -> ControlClient {
-        ControlClient::new(&PoolSection::from(&Options::default()), Handle::current()).unwrap()
+        ControlClient::new(
+            &ConnectionSection::from(&Options::default()),
+            Handle::current(),
+        )
+        .unwrap()
     }
 
     fn post(url: &WorkerUrl) -> ControlRequest<'_> {

@@ -13,5 +13,5 @@ pub(crate) use call::{Call, CallBody, CallHeaders, is_hop_by_hop};
 pub(crate) use client::Client;
 pub(crate) use control::{ControlClient, ControlRequest, PrivateAnswer};
 pub(crate) use error::UpstreamError;
-pub(crate) use http1::PoolLimits;
+pub(crate) use http1::ConnectionLimits;
 pub(crate) use response_body::ResponseBody;

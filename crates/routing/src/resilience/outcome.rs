@@ -52,7 +52,8 @@ pub struct Consequence {
     pub retry: Retry,
     /// For the worker's breaker.
     pub signal: BreakerSignal,
-    /// The worker may be gone: it gets no requests until a probe, sent at once, has passed.
+    /// The worker may be gone: until a probe, sent at once, has passed, it gets requests only if
+    /// no other worker can take them.
     pub suspect: bool,
     /// The worker is overloaded: others are preferred for a moment.
     pub busy: bool,

@@ -50,7 +50,7 @@ pub enum OutlierReason {
     Slow(f64),
 }
 
-/// A worker that gets no requests for a while.
+/// A worker that for a while gets requests only if no other can take them.
 #[derive(Clone, Copy, Debug)]
 pub struct Ejection {
     /// The worker's slot.

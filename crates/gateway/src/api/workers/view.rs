@@ -9,26 +9,26 @@ use crate::fleet::{Fleet, HealthSpec, UNKNOWN_MODEL, Worker};
 
 /// A worker in the union of the shapes that 0.3.2 and its successors give; never its key.
 pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
-    let (identity, glance) = (worker.endpoint.model_info.load(), worker.availability());
-    let terms = worker.endpoint.config.load();
-    let spec = &terms.spec;
-    let known = Some(&identity.model).filter(|model| *model != UNKNOWN_MODEL);
+    let (info, availability) = (worker.endpoint.model_info.load(), worker.availability());
+    let config = worker.endpoint.config.load();
+    let spec = &config.spec;
+    let known = Some(&info.model).filter(|model| *model != UNKNOWN_MODEL);
     let model = known.map(|model| json!([{"id": model}]));
-    let labels: BTreeMap<_, _> = identity.labels.iter().chain(&spec.labels).collect();
-    let Value::Object(mut told) = json!({
+    let labels: BTreeMap<_, _> = info.labels.iter().chain(&spec.labels).collect();
+    let Value::Object(mut view) = json!({
         "id": worker.id.to_string(),
         "url": worker.url().as_str(),
         "index": worker.slot,
-        "model_id": identity.model,
+        "model_id": info.model,
         "models": model.unwrap_or(json!([])),
         "priority": 50,
         "cost": 1.0,
         "worker_type": "regular",
         "connection_mode": "http",
         "runtime_type": "sglang",
-        "is_healthy": glance.ready,
-        "status": glance.status(),
-        "circuit_breaker": glance.circuit.as_str(),
+        "is_healthy": availability.ready,
+        "status": availability.status(),
+        "circuit_breaker": availability.circuit.as_str(),
         "load": worker.load.requests(),
         "disable_health_check": !fleet.is_probed(&worker.endpoint),
         "labels": labels,
@@ -36,19 +36,19 @@ pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
         return Value::Null;
     };
     // What was said of it wins over what is assumed.
-    told.extend(spec.extra.clone());
+    view.extend(spec.extra.clone());
     let health = health(&spec.health);
     if !health.is_empty() {
-        told.insert("health".to_owned(), Value::Object(health));
+        view.insert("health".to_owned(), Value::Object(health));
     }
     let text = |value: &Value| {
         value
             .as_str()
             .map_or_else(|| value.to_string(), str::to_owned)
     };
-    let cost = told["cost"].as_f64().unwrap_or_default();
+    let cost = view["cost"].as_f64().unwrap_or_default();
     let mut metadata: BTreeMap<&str, String> = BTreeMap::from([
-        ("priority", text(&told["priority"])),
+        ("priority", text(&view["priority"])),
         ("cost", cost.to_string()),
     ]);
     metadata.extend(
@@ -56,11 +56,11 @@ pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
             .iter()
             .map(|(name, value)| (name.as_str(), (*value).clone())),
     );
-    told.insert("metadata".to_owned(), json!(metadata));
+    view.insert("metadata".to_owned(), json!(metadata));
     if let Some(job) = job(fleet, worker) {
-        told.insert("job_status".to_owned(), job);
+        view.insert("job_status".to_owned(), job);
     }
-    Value::Object(told)
+    Value::Object(view)
 }
 
 fn health(spec: &HealthSpec) -> Map<String, Value> {

@@ -7,14 +7,14 @@ use routing::PolicyKind;
 
 use super::super::{Balancer, ModelPolicies};
 use crate::config::{
-    AdmissionSection, FleetSection, HealthSection, Options, PoolSection, WorkerUrl,
+    AdmissionSection, ConnectionSection, FleetSection, HealthSection, Options, WorkerUrl,
 };
 use crate::fleet::{
     Fleet, ProbeResult, Worker, WorkerFactory, WorkerSpec, advance, finish_drain, record_probe,
     set_model, start_drain,
 };
 use crate::telemetry::Metrics;
-use crate::upstream::PoolLimits;
+use crate::upstream::ConnectionLimits;
 
 pub(super) struct Bench {
     pub(super) balancer: Arc<Balancer>,
@@ -36,7 +36,7 @@ impl Bench {
             health_success_threshold: 1,
             ..Options::default()
         };
-        let limits = PoolLimits::new(&PoolSection::from(&defaults), 1);
+        let limits = ConnectionLimits::new(&ConnectionSection::from(&defaults), 1);
         let health = HealthSection::from(&defaults);
         let factory = WorkerFactory::new(&options, &health, limits, &metrics);
         let fleet = Fleet::new(options);

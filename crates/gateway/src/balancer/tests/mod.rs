@@ -152,7 +152,7 @@ async fn worker_far_slower_than_its_peers_is_ejected() {
     for worker in bench.fleet.workers().iter() {
         let millis = if worker.slot == 0 { 900 } else { 100 };
         for _ in 0..30 {
-            let prompt = in_flight::Prompt {
+            let prompt = in_flight::PromptLoad {
                 tokens: 1000,
                 lease: worker.load.lease(1000),
             };

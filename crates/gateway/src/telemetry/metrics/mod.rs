@@ -2,7 +2,7 @@
 
 mod families;
 mod handles;
-#[expect(clippy::module_inception, reason = "the type that the room is about")]
+#[expect(clippy::module_inception, reason = "the type that the module is about")]
 mod metrics;
 mod model;
 mod policy;

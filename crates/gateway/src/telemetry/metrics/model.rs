@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_counts_is_not_told() {
+    fn a_family_without_handles_is_not_shown() {
         let metrics = Metrics::new(None).unwrap();
         let (one, two) = (metrics.model("m"), metrics.model("m"));
         assert_eq!(series(&metrics, "m"), 0);

@@ -8,7 +8,7 @@ use http_body::SizeHint;
 
 use super::connection::Connection;
 use super::framing::Framing;
-use super::pool::{Exchange, Pool};
+use super::pool::{ConnectionPool, PooledResponse};
 use crate::lane::Lane;
 use crate::upstream::error::UpstreamError;
 
@@ -16,7 +16,7 @@ use crate::upstream::error::UpstreamError;
 /// it, and the worker sees the disconnect at once.
 #[derive(Debug)]
 pub(in crate::upstream) struct Body {
-    pool: Arc<Pool>,
+    pool: Arc<ConnectionPool>,
     lane: Lane,
     connection: Option<Connection>,
     framing: Framing,
@@ -24,14 +24,18 @@ pub(in crate::upstream) struct Body {
 }
 
 impl Body {
-    /// The body that follows the head of an exchange.
-    pub(in crate::upstream) fn new(pool: &Arc<Pool>, lane: Lane, exchange: Exchange) -> Self {
+    /// The body that follows the head of an response.
+    pub(in crate::upstream) fn new(
+        pool: &Arc<ConnectionPool>,
+        lane: Lane,
+        response: PooledResponse,
+    ) -> Self {
         let mut body = Self {
             pool: Arc::clone(pool),
             lane,
-            connection: Some(exchange.connection),
-            framing: exchange.head.framing,
-            keep_alive: exchange.head.keep_alive,
+            connection: Some(response.connection),
+            framing: response.head.framing,
+            keep_alive: response.head.keep_alive,
         };
         if body.is_end() {
             body.finish();

@@ -48,7 +48,7 @@ impl Connection {
     ///
     /// The worker may answer before it has read everything, or even close on the rest of
     /// the body: an answer that came counts, a failed write alone does not.
-    pub(super) async fn exchange(
+    pub(super) async fn round_trip(
         &mut self,
         head: &RequestHead,
         body: CallBody<'_>,

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// A chunk-size line longer than this is no honest chunk.
+/// A chunk-size line longer than this is malformed, bytes.
 const MAX_CHUNK_LINE: usize = 1024;
 /// Trailers longer than this are refused; they are read and dropped.
 const MAX_TRAILERS: usize = 16 * 1024;
@@ -119,7 +119,7 @@ impl Chunk {
                     end = true;
                 }
                 Ok(Step::Starved) => break,
-                // Told by the next call, when what came before has been given out.
+                // The next call returns it, after what came before it.
                 Err(_) if data > 0 => break,
                 Err(error) => return Err(error),
             }

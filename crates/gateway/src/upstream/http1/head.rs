@@ -343,7 +343,7 @@ mod tests {
             headers: CallHeaders {
                 client: &client,
                 forwards: &|name| *name != header::HOST,
-                added: &[],
+                added: [None, None],
             },
             body: (&b"{}"[..]).into(),
         };

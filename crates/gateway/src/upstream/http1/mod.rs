@@ -1,7 +1,7 @@
 //! HTTP/1.1 towards a worker, on one connection and in the request's own task.
 //!
-//! No task, channel or buffer stands between the worker's socket and the client's: the
-//! response is read only when the client's side asks for more (backpressure), and dropping
+//! No task and no channel stands between the worker's socket and the client's, and no buffer
+//! but the one of a read (16 KiB): the response is read only when the client's side asks for more (backpressure), and dropping
 //! it closes the socket (the worker sees the disconnect at once). Framing: RFC 9112.
 
 mod body;
@@ -11,5 +11,5 @@ mod head;
 mod pool;
 
 pub(super) use body::Body;
-pub(super) use pool::Pool;
-pub(crate) use pool::PoolLimits;
+pub(crate) use pool::ConnectionLimits;
+pub(super) use pool::ConnectionPool;

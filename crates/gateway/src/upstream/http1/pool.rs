@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::connection::Connection;
 use super::head::{RequestHead, ResponseHead};
-use crate::config::{PoolSection, WorkerUrl};
+use crate::config::{ConnectionSection, WorkerUrl};
 use crate::lane::Lane;
 use crate::upstream::call::Call;
 use crate::upstream::error::UpstreamError;
@@ -21,7 +21,7 @@ const STALE_WITHIN: Duration = Duration::from_secs(1);
 
 /// How connections to workers are kept.
 #[derive(Clone, Debug)]
-pub(crate) struct PoolLimits {
+pub(crate) struct ConnectionLimits {
     /// Longest idle time.
     max_idle_time: Duration,
     /// Idle connections kept per worker and lane.
@@ -31,9 +31,9 @@ pub(crate) struct PoolLimits {
     lanes: usize,
 }
 
-impl PoolLimits {
+impl ConnectionLimits {
     /// Limits for a gateway of so many lanes.
-    pub(crate) fn new(options: &PoolSection, lanes: usize) -> Self {
+    pub(crate) fn new(options: &ConnectionSection, lanes: usize) -> Self {
         let lanes = lanes.max(1);
         Self {
             max_idle_time: options.idle_timeout,
@@ -49,9 +49,9 @@ impl PoolLimits {
 
 /// The connections to one worker. A connection stays on the lane that opened it.
 #[derive(Debug)]
-pub(in crate::upstream) struct Pool {
+pub(in crate::upstream) struct ConnectionPool {
     url: WorkerUrl,
-    limits: Arc<PoolLimits>,
+    limits: Arc<ConnectionLimits>,
     lanes: Vec<Mutex<Vec<Idle>>>,
 }
 
@@ -63,13 +63,13 @@ struct Idle {
 
 /// A response head, and the connection its body comes from.
 #[derive(Debug)]
-pub(in crate::upstream) struct Exchange {
+pub(in crate::upstream) struct PooledResponse {
     pub(in crate::upstream) head: ResponseHead,
     pub(super) connection: Connection,
 }
 
-impl Pool {
-    pub(in crate::upstream) fn new(url: WorkerUrl, limits: Arc<PoolLimits>) -> Self {
+impl ConnectionPool {
+    pub(in crate::upstream) fn new(url: WorkerUrl, limits: Arc<ConnectionLimits>) -> Self {
         let lanes = (0..limits.lanes).map(|_| Mutex::default()).collect();
         Self { url, limits, lanes }
     }
@@ -83,19 +83,19 @@ impl Pool {
         &self,
         lane: Lane,
         call: &Call<'_>,
-    ) -> Result<Exchange, UpstreamError> {
+    ) -> Result<PooledResponse, UpstreamError> {
         let head = RequestHead::new(call, &self.url);
         if let Some(mut connection) = self.take(lane) {
             let sent = Instant::now();
-            match connection.exchange(&head, call.body).await {
-                Ok(head) => return Ok(Exchange { head, connection }),
+            match connection.round_trip(&head, call.body).await {
+                Ok(head) => return Ok(PooledResponse { head, connection }),
                 Err(UpstreamError::NoResponse) if sent.elapsed() < STALE_WITHIN => {}
                 Err(error) => return Err(error),
             }
         }
         let mut connection = self.open().await.map_err(UpstreamError::connect)?;
-        let head = connection.exchange(&head, call.body).await?;
-        Ok(Exchange { head, connection })
+        let head = connection.round_trip(&head, call.body).await?;
+        Ok(PooledResponse { head, connection })
     }
 
     /// Keeps a connection whose response has been read to its end.
