@@ -15,7 +15,7 @@ FAULTS ?= 10000
 
 RUST := Cargo.toml Cargo.lock build.rs $(shell find src crates -name '*.rs' -o -name Cargo.toml)
 # A macro declares these files, so `cargo fmt` does not find them by itself.
-POLICIES := $(wildcard crates/routing/src/policy/*.rs crates/routing/src/policy/*/mod.rs)
+LISTED := $(wildcard crates/routing/src/policy/*.rs crates/routing/src/policy/*/mod.rs) $(wildcard crates/gateway/src/app/sources/*.rs)
 BUILT := $(VENV)/.built
 REAL := py_test/real_sglang
 SGLANG_VENV ?= $(CURDIR)/.venv-sglang
@@ -44,7 +44,7 @@ chaos: $(BUILT) ## faults drawn from a seed against real processes; SEED=7 FAULT
 	SEED=$(SEED) FAULTS=$(FAULTS) $(BIN)/python -m pytest py_test/e2e/faults/test_chaos.py -s
 
 lint: $(BUILT) ## formatting, clippy, ruff, mypy, and the stub against the extension
-	cargo fmt --all --check -- $(POLICIES)
+	cargo fmt --all --check -- $(LISTED)
 	cargo clippy --workspace --all-targets -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,7 +52,7 @@ lint: $(BUILT) ## formatting, clippy, ruff, mypy, and the stub against the exten
 	$(BIN)/stubtest --concise --allowlist py_test/stubtest_allowlist.txt sgl_model_gateway.sgl_model_gateway_rs
 
 fmt: $(BUILT) ## format everything, and write what follows from the code: the stub's enums, the README's options
-	cargo fmt --all -- $(POLICIES)
+	cargo fmt --all -- $(LISTED)
 	$(BIN)/python py_test/unit/test_stub.py
 	$(BIN)/python py_test/unit/test_readme.py
 	$(BIN)/ruff check --fix .

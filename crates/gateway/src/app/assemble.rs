@@ -11,17 +11,16 @@ use super::error::StartError;
 use super::lifecycle::Control;
 use super::listen;
 use super::maintenance::Maintenance;
+use super::sources;
 use crate::admission::Admission;
 use crate::api::ApiState;
 use crate::balancer::{Balancer, ModelPolicies};
 use crate::config::{
-    AdmissionSection, ConfigError, ConnectionSection, FleetSection, HealthSection, Live, Options,
-    ProxySection, ServerSection, WorkerUrl,
+    AdmissionSection, ConnectionSection, FleetSection, HealthSection, Live, Options, ProxySection,
+    ServerSection,
 };
 use crate::cpu_pool::CpuPool;
-use crate::fleet::{
-    Fleet, HealthChecks, OutlierDetector, Registry, Source, WorkerFactory, WorkerSpec,
-};
+use crate::fleet::{Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory};
 use crate::proxy::{Dispatcher, FanOut, Proxy};
 use crate::server::{Lanes, Service};
 use crate::shutdown::Shutdown;
@@ -31,7 +30,7 @@ use crate::upstream::{ConnectionLimits, ControlClient};
 /// Puts everything together; nothing is served yet. The gateway's own calls run on `runtime`.
 pub(super) fn build(
     options: &Options,
-    runtime: Handle,
+    runtime: &Handle,
     lanes: usize,
 ) -> Result<Control, StartError> {
     let metrics_listener = listen::metrics(options)?;
@@ -41,12 +40,12 @@ pub(super) fn build(
     let admission_options = AdmissionSection::from(options);
     let params = Params::from(options);
     let policies = ModelPolicies::new(options.policy, move |kind| kind.build(&params));
-    let client = ControlClient::new(&ConnectionSection::from(options), runtime)
+    let client = ControlClient::new(&ConnectionSection::from(options), runtime.clone())
         .map_err(|error| StartError::environment("make an HTTP client", error))?;
     let (joining, joined) = mpsc::unbounded_channel();
     let factory = factory(options, &metrics, lanes);
-    let registry = Registry::new(Arc::clone(&fleet), factory, joining);
-    add_configured(options, &registry)?;
+    let registry = Arc::new(Registry::new(Arc::clone(&fleet), factory, joining));
+    sources::start(options, &registry, runtime)?;
     let health_checks = HealthChecks {
         fleet: Arc::clone(&fleet),
         metrics: Arc::clone(&metrics),
@@ -66,7 +65,7 @@ pub(super) fn build(
     let state = ApiState {
         fleet: Arc::clone(&fleet),
         balancer: Arc::clone(&balancer),
-        registry: Arc::new(registry),
+        registry,
         proxy: Arc::new(proxy),
         fan_out: FanOut::new(Arc::clone(&fleet), client),
         cpu_pool,
@@ -106,19 +105,4 @@ fn factory(options: &Options, metrics: &Arc<Metrics>, lanes: usize) -> WorkerFac
     let health = HealthSection::from(options);
     let limits = ConnectionLimits::new(&ConnectionSection::from(options), lanes);
     WorkerFactory::new(&FleetSection::from(options), &health, limits, metrics)
-}
-
-/// Adds the workers that the options name.
-fn add_configured(options: &Options, registry: &Registry) -> Result<(), StartError> {
-    let spec = |text: &String| {
-        let url = WorkerUrl::parse(text).map_err(|why| ConfigError::worker_url(text, why))?;
-        Ok(WorkerSpec {
-            key: options.api_key.clone(),
-            ..WorkerSpec::new(url)
-        })
-    };
-    let specs: Result<Vec<_>, ConfigError> = options.worker_urls.iter().map(spec).collect();
-    registry
-        .reconcile(Source::Static, &specs?)
-        .map_err(|error| StartError::environment("add workers", error))
 }

@@ -7,6 +7,7 @@ mod lifecycle;
 mod listen;
 mod maintenance;
 mod rlimit;
+mod sources;
 mod stopped;
 
 pub use error::StartError;

@@ -22,11 +22,13 @@ use crate::config::WorkerUrl;
 
 /// Where a list of workers comes from. Each source adds and removes its own workers only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
-    /// The options.
-    Static,
+pub(crate) struct Source(pub(crate) &'static str);
+
+impl Source {
+    /// The options: workers that are there from the start.
+    pub(crate) const CONFIGURED: Self = Self("configured");
     /// `POST /workers` and its older forms.
-    Api,
+    pub(crate) const API: Self = Self("api");
 }
 
 /// Why a worker was not registered, or not changed.
@@ -186,7 +188,7 @@ impl Registry {
             return Ok(worker);
         }
         let spec = build_spec(&WorkerSpec::new(url.clone()), &Labels::new())?;
-        let worker = self.join(spec, Source::Api, &mut entries)?;
+        let worker = self.join(spec, Source::API, &mut entries)?;
         if keep == Keep::WhileWaiting {
             entries.waiters.insert(worker.id, 1);
         }
@@ -202,7 +204,7 @@ impl Registry {
         source: Source,
         entries: &mut Entries,
     ) -> Result<Arc<Worker>, RegistrationError> {
-        let joined_at = (source != Source::Static).then(|| self.fleet.now());
+        let joined_at = (source != Source::CONFIGURED).then(|| self.fleet.now());
         if joined_at.is_some() {
             self.factory.warn_without_key(&spec);
         }
@@ -407,14 +409,14 @@ mod tests {
         let (joined, _probers) = mpsc::unbounded_channel();
         let registry = Registry::new(Arc::clone(&fleet), factory, joined);
         let list = ["http://a:1", "http://b:1", "http://b:1"].map(spec);
-        registry.reconcile(Source::Static, &list).unwrap();
+        registry.reconcile(Source::CONFIGURED, &list).unwrap();
         assert_eq!(urls(&fleet), ["http://a:1", "http://b:1", "http://b:1"]);
         let added = spec("http://c:1").url;
         let keep = |spec: &WorkerSpec, _: &Labels| Ok(spec.clone());
         registry.add(&added, keep).unwrap();
-        registry.reconcile(Source::Static, &list[1..2]).unwrap();
+        registry.reconcile(Source::CONFIGURED, &list[1..2]).unwrap();
         assert_eq!(urls(&fleet), ["http://b:1", "http://c:1"]);
-        registry.reconcile(Source::Static, &list).unwrap();
+        registry.reconcile(Source::CONFIGURED, &list).unwrap();
         assert_eq!(urls(&fleet).len(), 4);
     }
 }
