@@ -1,6 +1,7 @@
 //! The control thread: starts everything, accepts connections, and stops in order.
 
 use std::io;
+use std::net::SocketAddr;
 use std::net::TcpListener as StdTcpListener;
 use std::sync::Arc;
 use std::thread;
@@ -48,6 +49,7 @@ struct Serving {
     lanes: Lanes,
     shutdown: Shutdown,
     grace: Duration,
+    metrics_addr: Option<SocketAddr>,
 }
 
 impl Control {
@@ -73,7 +75,9 @@ impl Control {
 
     async fn run(self, port: Port) -> io::Result<()> {
         tokio::spawn(self.health_checks.run());
+        let mut metrics_addr = None;
         if let Some(listener) = self.metrics_listener {
+            metrics_addr = listener.local_addr().ok();
             let listener = TcpListener::from_std(listener)?;
             let page = MetricsPage {
                 metrics: self.metrics,
@@ -90,6 +94,7 @@ impl Control {
             lanes: self.lanes,
             shutdown: self.shutdown,
             grace: self.grace,
+            metrics_addr,
         };
         serving.run(port).await
     }
@@ -122,7 +127,7 @@ impl Serving {
             .filter(|_| sharing == listen::Sharing::Shared)
             .map(TcpListener::local_addr)
         {
-            info!(%addr, "gateway listening");
+            info!(%addr, metrics = ?self.metrics_addr, "gateway listening");
         }
         let begun = match listener {
             Some(listener) => self.serve(listener, sharing).await,
