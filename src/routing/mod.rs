@@ -54,7 +54,7 @@ impl RoutingPolicy {
             let mut fleet = self.fleet.write().unwrap_or_else(PoisonError::into_inner);
             change(&mut fleet)?;
             fleet.publish();
-            self.policy.members(&fleet.all());
+            self.policy.set_members(&fleet.all());
             Ok(())
         })
     }

@@ -14,7 +14,7 @@ pub(crate) struct Inference {
     /// What a body that is not declared as JSON gets.
     pub(crate) undeclared: Undeclared,
     /// What becomes of the worker's reply.
-    pub(crate) reply: Reply,
+    pub(crate) reply: ReplyFormat,
     /// The fields its prompt is made of, in the order a chat template puts them.
     pub(crate) prompt: [PromptField; 3],
 }
@@ -53,7 +53,7 @@ pub(crate) enum Undeclared {
 
 /// What becomes of the worker's reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reply {
+pub(crate) enum ReplyFormat {
     /// Relayed byte for byte.
     Verbatim,
     /// The worker's bare array is wrapped into the rerank object.
@@ -63,7 +63,7 @@ pub(crate) enum Reply {
 use PromptField::{
     Input, InputIds, Instructions, Messages, None, Prompt, Query, System, Text, Tools,
 };
-use Reply::{Rerank, Verbatim};
+use ReplyFormat::{Rerank, Verbatim};
 use Undeclared::{BadRequest, OnlyIfAbsent, Unsupported};
 
 /// Every inference endpoint that is forwarded to one worker.

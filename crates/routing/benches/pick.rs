@@ -75,9 +75,9 @@ fn build_trained(
         ..Params::default()
     };
     let policy = kind.build(&params);
-    policy.members(all);
+    policy.set_members(all);
     // Caches of a million blocks each: nothing is evicted, but every match is checked.
-    policy.capacity(&vec![Some(64 << 20); all.len()]);
+    policy.set_cache_sizes(&vec![Some(64 << 20); all.len()]);
     let from = Candidates::new(all)?;
     for (number, (prompt, key)) in (0..).zip(work) {
         policy.pick(from, &request(number, prompt, key));

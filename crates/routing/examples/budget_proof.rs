@@ -73,7 +73,7 @@ fn decide_all() -> Option<Run> {
     };
     let policy = PolicyKind::CacheAware.build(&params);
     let mut workers: Vec<_> = (0..WORKERS).map(|slot| worker(slot, 0)).collect();
-    policy.members(&workers);
+    policy.set_members(&workers);
     let (mut slowest, mut slowest_wall, mut half) = (Duration::ZERO, Duration::ZERO, 0);
     let mut over = Vec::new();
     let mut text = vec![b'x'; 4096];
@@ -82,7 +82,7 @@ fn decide_all() -> Option<Run> {
         if n % CHURN == 0 {
             let slot = rng.index(WORKERS);
             workers[slot] = worker(slot, (n / CHURN) as u32 + 1);
-            policy.members(&workers);
+            policy.set_members(&workers);
         }
         // A shared system prompt, then a text that was never sent before.
         text[256..264].copy_from_slice(&n.to_le_bytes());

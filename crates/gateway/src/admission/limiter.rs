@@ -176,7 +176,7 @@ impl Admission {
     }
 
     /// Sets the gauges of the queue; others wait for a worker.
-    pub(crate) fn observe(&self, metrics: &Metrics, waiting_for_workers: usize) {
+    pub(crate) fn update_gauges(&self, metrics: &Metrics, waiting_for_workers: usize) {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let waiting = self.waiting() + waiting_for_workers;
         metrics.http.queued.set(number(waiting));

@@ -10,7 +10,7 @@ use super::waiters::Waiters;
 
 /// A waiter looks again after this time at the latest: the worker it was woken for may not
 /// have been one for it, but for another.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+const RECHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The limit on requests in flight per worker, and on those that wait because of it.
 #[derive(Clone, Copy, Debug)]
@@ -117,7 +117,7 @@ impl WorkerQueue {
                         return acquired;
                     }
                     may_look = true;
-                    if timeout(LOOK_AGAIN, freed.as_mut()).await.is_ok() {
+                    if timeout(RECHECK_INTERVAL, freed.as_mut()).await.is_ok() {
                         break;
                     }
                 }

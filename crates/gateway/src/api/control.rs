@@ -17,7 +17,7 @@ use super::state::Caller;
 use crate::auth::Access;
 use crate::error::Error;
 use crate::fleet::{Fleet, invalidate_cache};
-use crate::proxy::{FanOut, Proxy, WorkerAnswer, WorkerQuestion, broadcast};
+use crate::proxy::{FanOut, Proxy, WorkerAnswer, WorkerQuery, broadcast};
 use crate::upstream::PrivateAnswer;
 
 const LOADS: &str = "/v1/loads?include=core,disagg,queues,memory";
@@ -53,7 +53,7 @@ async fn delete_response() -> Error {
 
 /// The workers' own loads: `workers` as in 0.3.2, the rest in SGLang's `/v1/loads` shape.
 async fn loads(State(fan_out): State<FanOut>) -> Json<Value> {
-    let question = WorkerQuestion::get(&[LOADS, "/get_load"]);
+    let question = WorkerQuery::get(&[LOADS, "/get_load"]);
     let asked = fan_out.ask_all(&question).await;
     let (mut workers, mut loads) = (Vec::new(), Vec::new());
     for asked in &asked {
@@ -121,7 +121,7 @@ async fn flush_cache(
     State(fleet): State<Arc<Fleet>>,
     State(fan_out): State<FanOut>,
 ) -> (StatusCode, Json<Value>) {
-    let question = WorkerQuestion::post(&["/flush_cache"], Bytes::new());
+    let question = WorkerQuery::post(&["/flush_cache"], Bytes::new());
     let asked = fan_out.ask_all(&question).await;
     let (mut successful, mut failed) = (Vec::new(), Vec::new());
     for asked in &asked {

@@ -46,12 +46,16 @@ impl Cors {
         };
         answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
         answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
-        self.mark(headers.get(header::ORIGIN), answer);
+        self.add_response_headers(headers.get(header::ORIGIN), answer);
         Some(response)
     }
 
     /// Marks a response to `origin` as readable from there, when it is.
-    pub(crate) fn mark(&self, origin: Option<&HeaderValue>, response: &mut HeaderMap) {
+    pub(crate) fn add_response_headers(
+        &self,
+        origin: Option<&HeaderValue>,
+        response: &mut HeaderMap,
+    ) {
         let Some(origin) = origin else { return };
         if self.origins.is_empty() {
             response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, ANY);
@@ -67,7 +71,7 @@ impl Cors {
     }
 
     /// Removes a worker's own CORS headers: which origins may read replies is decided here.
-    pub(crate) fn disown(response: &mut HeaderMap) {
+    pub(crate) fn strip_worker_headers(response: &mut HeaderMap) {
         if response
             .remove(header::ACCESS_CONTROL_ALLOW_ORIGIN)
             .is_some()
@@ -122,7 +126,7 @@ mod tests {
             header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
             HeaderValue::from_static("true"),
         );
-        Cors::disown(&mut response);
+        Cors::strip_worker_headers(&mut response);
         assert!(response.is_empty(), "{response:?}");
     }
 

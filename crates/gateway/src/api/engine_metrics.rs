@@ -11,7 +11,7 @@ use http::header::{self, HeaderName};
 use super::routes::Routes;
 use crate::auth::Access;
 use crate::cpu_pool::CpuPool;
-use crate::proxy::{FanOut, WorkerAnswer, WorkerQuestion};
+use crate::proxy::{FanOut, WorkerAnswer, WorkerQuery};
 
 /// A page of plain text.
 type Page = (StatusCode, [(HeaderName, &'static str); 1], String);
@@ -22,7 +22,7 @@ pub(super) fn routes() -> Routes {
 
 /// Every worker's metrics, distinguished by a `worker_addr` label.
 async fn engine_metrics(State(fan_out): State<FanOut>, State(pool): State<CpuPool>) -> Page {
-    let asked = fan_out.ask_all(&WorkerQuestion::get(&["/metrics"])).await;
+    let asked = fan_out.ask_all(&WorkerQuery::get(&["/metrics"])).await;
     let none = asked.is_empty();
     let pages: Vec<_> = asked.into_iter().filter_map(page).collect();
     let failure = match (none, pages.is_empty()) {

@@ -30,9 +30,9 @@ impl FromRequest<ApiState> for Payload {
 }
 
 /// A JSON object that describes a worker.
-pub(super) struct Description(pub(super) Map<String, Value>);
+pub(super) struct WorkerJson(pub(super) Map<String, Value>);
 
-impl FromRequest<ApiState> for Description {
+impl FromRequest<ApiState> for WorkerJson {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &ApiState) -> Result<Self, Error> {
@@ -49,9 +49,9 @@ impl FromRequest<ApiState> for Description {
 }
 
 /// The worker whose id is the last part of the path.
-pub(super) struct Named(pub(super) Arc<Worker>);
+pub(super) struct WorkerById(pub(super) Arc<Worker>);
 
-impl FromRequestParts<ApiState> for Named {
+impl FromRequestParts<ApiState> for WorkerById {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Error> {

@@ -20,9 +20,9 @@ const BACKLOG: i32 = 4096;
 /// Metrics port when none was asked for.
 const METRICS_PORT: u16 = 29_000;
 /// Longest wait for a ready worker before a port that is shared is listened on nevertheless.
-const TAKE_OVER: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is looked whether there is one.
-const LOOK: Duration = Duration::from_millis(10);
+const READY_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The metrics listener, as the options ask for it.
 pub(super) fn metrics(options: &Options) -> Result<Option<TcpListener>, StartError> {
@@ -101,10 +101,10 @@ impl Port {
             let able = async {
                 // A gateway without workers gets them through this port.
                 while fleet.ready_count() == 0 && !fleet.workers().is_empty() {
-                    sleep(LOOK).await;
+                    sleep(READY_POLL_INTERVAL).await;
                 }
             };
-            if timeout(TAKE_OVER, able).await.is_err() {
+            if timeout(READY_TIMEOUT, able).await.is_err() {
                 warn!("no worker is ready, listening on the shared port nevertheless");
             }
             self.socket.listen(BACKLOG)?;

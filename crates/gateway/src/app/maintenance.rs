@@ -8,12 +8,12 @@ use tracing::info;
 
 use crate::admission::Admission;
 use crate::balancer::Balancer;
-use crate::fleet::{OutlierDetector, advance};
+use crate::fleet::{OutlierDetector, advance_timers};
 
 /// Pause between sweeps of idle connections.
 const SWEEP: Duration = Duration::from_secs(1);
 /// Pause between comparisons of workers with their peers, and between log lines about a queue.
-const SLOW: Duration = Duration::from_secs(10);
+const SLOW_TASK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Housekeeping.
 pub(super) struct Maintenance {
@@ -40,9 +40,9 @@ impl Maintenance {
         loop {
             let now = ticks.tick().await;
             self.balancer.fleet.sweep_connections();
-            advance(&self.balancer.fleet);
+            advance_timers(&self.balancer.fleet);
             wait = self.log_waiting(wait, now);
-            if now - compared >= SLOW {
+            if now - compared >= SLOW_TASK_INTERVAL {
                 if let Some(outliers) = &self.outliers {
                     outliers.detect();
                 }
@@ -64,7 +64,7 @@ impl Maintenance {
         let (since, logged) = (now, now);
         let mut wait = before.unwrap_or(Wait { since, logged });
         let first = wait.logged == wait.since;
-        if now - wait.since >= SWEEP && (first || now - wait.logged >= SLOW) {
+        if now - wait.since >= SWEEP && (first || now - wait.logged >= SLOW_TASK_INTERVAL) {
             let since_secs = (now - wait.since).as_secs();
             info!(waiting, since_secs, "requests wait in a queue");
             wait.logged = now;

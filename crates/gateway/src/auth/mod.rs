@@ -1,8 +1,8 @@
 //! Which right a request comes with, and which right a route needs.
 
 mod access;
-mod api_key;
+mod authenticator;
 
 pub use access::Access;
 pub(crate) use access::Principal;
-pub(crate) use api_key::ApiKey;
+pub(crate) use authenticator::Authenticator;

@@ -182,7 +182,7 @@ impl Balancer {
             let tokens = worker.endpoint.model_info.load().cache_tokens();
             capacity[worker.slot] = tokens.map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN));
         }
-        self.policies.capacity(&capacity);
+        self.policies.set_cache_sizes(&capacity);
         drop(one_at_a_time);
         if self.limits.is_some() {
             self.queues.wake_all();

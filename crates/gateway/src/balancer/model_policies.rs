@@ -101,7 +101,7 @@ impl ModelPolicies {
         let mut active = self.active();
         self.assign_kinds(&mut active, members);
         self.assign(&mut active, members.len());
-        active.shared.policy.members(all);
+        active.shared.policy.set_members(all);
         for (name, by) in members {
             let dedicated = active.models.get(name).and_then(Model::dedicated);
             let Some(PolicyInstance { policy, .. }) = dedicated else {
@@ -109,10 +109,10 @@ impl ModelPolicies {
             };
             if members.len() == 1 {
                 // Every worker serves it, whatever name a request gives.
-                policy.members(all);
+                policy.set_members(all);
             } else {
                 let those: Vec<_> = by.iter().map(|server| server.candidate.clone()).collect();
-                policy.members(&those);
+                policy.set_members(&those);
             }
         }
     }
@@ -203,8 +203,8 @@ impl ModelPolicies {
     }
 
     /// Sets the bytes of prompts that each worker's cache holds, by slot, where known.
-    pub(super) fn capacity(&self, text: &[Option<u64>]) {
-        self.each(|policy| policy.capacity(text));
+    pub(super) fn set_cache_sizes(&self, bytes_by_slot: &[Option<u64>]) {
+        self.each(|policy| policy.set_cache_sizes(bytes_by_slot));
     }
 
     /// Routing keys that all instances remember, where any does.

@@ -9,7 +9,7 @@ use super::balancer::Balancer;
 use super::in_flight::{InFlight, PromptLoad};
 use super::snapshot::{Snapshot, WorkerPool};
 use crate::config::WorkerUrl;
-use crate::fleet::{Passage, Worker, pass_breaker};
+use crate::fleet::{BreakerPermit, Worker, acquire_breaker_permit};
 
 /// What narrows the choice for a request.
 #[derive(Clone, Copy, Debug, Default)]
@@ -207,10 +207,10 @@ impl<'a> View<'a> {
         let trial = if worker.is_clean() {
             None
         } else {
-            match pass_breaker(&self.balancer.fleet, worker) {
-                Passage::Free => None,
-                Passage::OnTrial(trial) => Some(trial),
-                Passage::Refused => return None,
+            match acquire_breaker_permit(&self.balancer.fleet, worker) {
+                BreakerPermit::Closed => None,
+                BreakerPermit::HalfOpen(trial) => Some(trial),
+                BreakerPermit::Rejected => return None,
             }
         };
         let prompt = PromptLoad { tokens, lease };

@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_system_would_refuse_later_is_refused_now() {
+    fn values_the_system_would_refuse_are_refused_at_start() {
         let options = Options {
             tcp_keepalive_secs: 40_000,
             ..Options::default()

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_worker_url_says_why() {
+    fn a_bad_worker_url_is_refused_with_the_reason() {
         for (text, why) in [
             ("", "empty"),
             ("ftp://a:1", "http://"),

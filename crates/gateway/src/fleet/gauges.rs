@@ -6,7 +6,7 @@ use super::fleet::Fleet;
 use crate::telemetry::Metrics;
 
 /// Sets the gauges to what the fleet is now.
-pub(crate) fn observe(fleet: &Fleet, metrics: &Metrics) {
+pub(crate) fn update_gauges(fleet: &Fleet, metrics: &Metrics) {
     let (gauges, breakers) = (&metrics.worker, &metrics.resilience);
     gauges.pool_size.reset();
     gauges.requests_active.reset();

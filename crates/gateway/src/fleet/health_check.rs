@@ -22,7 +22,7 @@ use crate::upstream::ControlClient;
 /// First pause between start-up probes; it doubles up to the check interval.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Pause after a failed probe of a ready worker.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
+const RECHECK_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between probes of a worker that is not ready.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How long a worker that has started may take to report its model before it gets requests.
@@ -117,7 +117,7 @@ impl Prober {
     fn pause(&self, history: History) -> Duration {
         let pause = match (self.endpoint.verdict(), history) {
             // It decides soon whether one failed probe was a hiccup.
-            (Verdict::Ready, History::FailedOnce | History::FailedAgain(_)) => SECOND_LOOK,
+            (Verdict::Ready, History::FailedOnce | History::FailedAgain(_)) => RECHECK_PAUSE,
             (Verdict::Ready | Verdict::Pending, _) => self.interval(),
             // It passes again, but not often enough yet to count as ready.
             (_, History::Passed | History::FailedOnce) => FIRST_PAUSE,
@@ -195,7 +195,7 @@ impl Prober {
             return;
         }
         let labels = model_info::labels(&answers);
-        debug!(worker = %self.endpoint.url, model = model_info::model(&labels), "worker reports its model");
+        debug!(worker = %self.endpoint.url, model = model_info::model_name(&labels), "worker reports its model");
         transitions::set_model(&self.fleet, &self.endpoint, Some(labels), &self.metrics);
     }
 

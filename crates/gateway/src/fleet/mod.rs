@@ -22,17 +22,17 @@ mod worker_factory;
 
 pub(crate) use endpoint::Endpoint;
 pub(crate) use fleet::{Fleet, FleetObserver};
-pub(crate) use gauges::observe;
+pub(crate) use gauges::update_gauges;
 pub(crate) use health_checks::HealthChecks;
-pub(crate) use model_info::{Labels, UNKNOWN_MODEL, model};
+pub(crate) use model_info::{Labels, UNKNOWN_MODEL, model_name};
 pub(crate) use outlier_detection::OutlierDetector;
 pub(crate) use registration::{PendingRegistration, StartupError};
 pub(crate) use registry::{RegistrationError, Registry, Source};
 pub(crate) use role::Role;
 pub(crate) use spec::{HealthSpec, WorkerConfig, WorkerSpec};
 pub(crate) use transitions::{
-    Passage, advance, advance_worker, invalidate_cache, pass_breaker, record_outcome,
-    request_probe, retry_after_secs, suspect, trial_answered,
+    BreakerPermit, acquire_breaker_permit, advance_timers, advance_worker, invalidate_cache,
+    record_outcome, request_probe, retry_after_secs, suspect, trial_answered,
 };
 pub(crate) use worker::Worker;
 pub(crate) use worker_factory::WorkerFactory;

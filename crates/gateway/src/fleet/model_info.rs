@@ -80,7 +80,7 @@ pub(super) fn labels(answers: &[Map<String, Value>]) -> Labels {
 }
 
 /// The model a worker serves, by its labels.
-pub(crate) fn model(labels: &Labels) -> String {
+pub(crate) fn model_name(labels: &Labels) -> String {
     ["served_model_name", "model_id", "model_path"]
         .into_iter()
         .filter_map(|name| labels.get(name))
@@ -92,23 +92,25 @@ pub(crate) fn model(labels: &Labels) -> String {
 mod tests {
     use super::*;
 
-    fn told(json: &str) -> BTreeMap<String, String> {
+    fn labels_of(json: &str) -> BTreeMap<String, String> {
         labels(&[serde_json::from_str(json).unwrap()])
     }
 
     #[test]
     fn the_served_name_wins_over_the_path() {
-        let labels = told(r#"{"model_path":"/m","served_model_name":"llama","tp_size":2}"#);
-        assert_eq!(model(&labels), "llama");
+        let labels = labels_of(r#"{"model_path":"/m","served_model_name":"llama","tp_size":2}"#);
+        assert_eq!(model_name(&labels), "llama");
         assert_eq!(labels["tp_size"], "2");
         assert_eq!(
-            model(&told(r#"{"model_path":"/m","served_model_name":null}"#)),
+            model_name(&labels_of(
+                r#"{"model_path":"/m","served_model_name":null}"#
+            )),
             "/m"
         );
     }
 
     #[test]
     fn a_worker_that_reports_no_model_serves_an_unknown_model() {
-        assert_eq!(model(&told("{}")), UNKNOWN_MODEL);
+        assert_eq!(model_name(&labels_of("{}")), UNKNOWN_MODEL);
     }
 }

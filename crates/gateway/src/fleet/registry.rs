@@ -73,7 +73,7 @@ struct Entries {
 
 /// How long a registration is to last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Keep {
+enum RegistrationLifetime {
     Always,
     /// While a client waits for it.
     WhileWaiting,
@@ -146,7 +146,7 @@ impl Registry {
         url: &WorkerUrl,
         build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, RegistrationError>,
     ) -> Result<Arc<Worker>, RegistrationError> {
-        self.register(url, build_spec, Keep::Always)
+        self.register(url, build_spec, RegistrationLifetime::Always)
     }
 
     /// Registers a worker for a client that waits for it. The client confirms or releases it.
@@ -158,14 +158,14 @@ impl Registry {
         url: &WorkerUrl,
         build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, RegistrationError>,
     ) -> Result<Arc<Worker>, RegistrationError> {
-        self.register(url, build_spec, Keep::WhileWaiting)
+        self.register(url, build_spec, RegistrationLifetime::WhileWaiting)
     }
 
     fn register(
         &self,
         url: &WorkerUrl,
         build_spec: impl FnOnce(&WorkerSpec, &Labels) -> Result<WorkerSpec, RegistrationError>,
-        keep: Keep,
+        lifetime: RegistrationLifetime,
     ) -> Result<Arc<Worker>, RegistrationError> {
         if self.joined.is_closed() {
             return Err(RegistrationError::Stopping);
@@ -179,7 +179,7 @@ impl Registry {
             )?;
             self.factory.metrics.registered("duplicate");
             self.reregister(&worker, spec)?;
-            if keep == Keep::WhileWaiting {
+            if lifetime == RegistrationLifetime::WhileWaiting {
                 let waiters = entries.waiters.entry(worker.id);
                 waiters.and_modify(|waiting| *waiting += 1);
             } else {
@@ -189,7 +189,7 @@ impl Registry {
         }
         let spec = build_spec(&WorkerSpec::new(url.clone()), &Labels::new())?;
         let worker = self.join(spec, Source::API, &mut entries)?;
-        if keep == Keep::WhileWaiting {
+        if lifetime == RegistrationLifetime::WhileWaiting {
             entries.waiters.insert(worker.id, 1);
         }
         drop(entries);

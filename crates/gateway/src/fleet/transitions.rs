@@ -169,28 +169,29 @@ pub(crate) fn trial_answered(fleet: &Fleet, worker: &Worker, trial: &mut Trial) 
 
 /// Whether a breaker lets a request through.
 #[derive(Debug)]
-pub(crate) enum Passage {
+pub(crate) enum BreakerPermit {
     /// It is closed.
-    Free,
+    Closed,
     /// It is half-open, and this request decides about it.
-    OnTrial(Trial),
-    Refused,
+    HalfOpen(Trial),
+    /// It is open, or half-open with a request on trial already.
+    Rejected,
 }
 
 /// Asks a worker's breaker; a half-open one may let a request through on trial.
-pub(crate) fn pass_breaker(fleet: &Fleet, worker: &Worker) -> Passage {
+pub(crate) fn acquire_breaker_permit(fleet: &Fleet, worker: &Worker) -> BreakerPermit {
     let (after, trial) = fleet.update_state(worker, |state| {
         state.breaker.as_mut().and_then(Breaker::begin_trial)
     });
     match trial {
-        Some(trial) => Passage::OnTrial(trial),
-        None if after.circuit == Circuit::Closed => Passage::Free,
-        None => Passage::Refused,
+        Some(trial) => BreakerPermit::HalfOpen(trial),
+        None if after.circuit == Circuit::Closed => BreakerPermit::Closed,
+        None => BreakerPermit::Rejected,
     }
 }
 
 /// Time passes for every worker.
-pub(crate) fn advance(fleet: &Fleet) {
+pub(crate) fn advance_timers(fleet: &Fleet) {
     for worker in fleet.workers().iter() {
         advance_worker(fleet, worker);
     }
@@ -231,7 +232,7 @@ pub(crate) fn set_model(
     let registered_anew = reported.is_none();
     let labels = reported.unwrap_or_else(|| before.labels.clone());
     let registered = config.spec.model.clone();
-    let model = registered.unwrap_or_else(|| model_info::model(&labels));
+    let model = registered.unwrap_or_else(|| model_info::model_name(&labels));
     let renamed = before.model != model;
     let metrics = if renamed {
         metrics.model(&model)

@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_utf8_is_no_json() {
+    fn a_body_that_is_not_utf8_is_refused() {
         assert_eq!(
             BodyFields::read(b"{\"a\":\"\xff\"}").unwrap_err().status(),
             400
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_object_is_refused() {
+    fn a_body_that_is_no_json_object_is_refused() {
         for body in [
             "",
             "{",

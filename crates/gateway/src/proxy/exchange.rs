@@ -7,7 +7,7 @@ use routing::Outcome;
 use super::attempt::{self, AttemptResult};
 use super::attempts::Attempts;
 use super::dispatcher::Dispatcher;
-use super::explain::Candidacy;
+use super::explain::CandidateRanking;
 use super::queue;
 use super::request::ProxyRequest;
 use super::request_timer::RequestTimer;
@@ -56,7 +56,7 @@ impl<'a> Exchange<'a> {
         let (dispatcher, request) = (self.dispatcher, self.request);
         let mut last: Option<AttemptResult> = None;
         loop {
-            let candidacy = dispatcher.explainer.candidacy(request);
+            let ranking = dispatcher.explainer.ranking(request);
             let selected = queue::select_or_wait(dispatcher, request, &mut self.attempts).await;
             let selection = match (selected, last.take()) {
                 (Ok(selection), before) => {
@@ -76,7 +76,7 @@ impl<'a> Exchange<'a> {
             if last.is_some() {
                 dispatcher.metrics.retry(request.row.label);
             }
-            let outcome = self.attempt(selection, candidacy).await;
+            let outcome = self.attempt(selection, ranking).await;
             let (result, outcome) = outcome;
             if result.in_flight.is_some() {
                 // A worker's refusal says more to a client than that another one was
@@ -94,17 +94,17 @@ impl<'a> Exchange<'a> {
     async fn attempt(
         &mut self,
         selection: Selection,
-        candidacy: Option<Candidacy>,
+        ranking: Option<CandidateRanking>,
     ) -> (AttemptResult, Outcome) {
         let (dispatcher, request) = (self.dispatcher, self.request);
         if let Some(branch) = selection.branch {
             dispatcher.branches.count(selection.policy, branch);
         }
-        self.follow(&selection);
+        self.set_model(&selection);
         let explanation =
             dispatcher
                 .explainer
-                .explain(request, &selection, candidacy, self.attempts.count);
+                .explain(request, &selection, ranking, self.attempts.count);
         let in_flight = selection.in_flight;
         let attempt = attempt::send(dispatcher, request, in_flight, &mut self.attempts).await;
         self.attempts.count += 1;
@@ -120,11 +120,11 @@ impl<'a> Exchange<'a> {
     }
 
     /// Counts the request, for the model of the worker it goes to now.
-    fn follow(&mut self, selection: &Selection) {
+    fn set_model(&mut self, selection: &Selection) {
         let info = selection.in_flight.worker.endpoint.model_info.load();
         info.metrics.selected(selection.policy);
         match &mut self.timer {
-            Some(timer) => timer.follow(&info.metrics),
+            Some(timer) => timer.set_model(&info.metrics),
             timer => *timer = Some(RequestTimer::start(self.request, &info.metrics)),
         }
     }

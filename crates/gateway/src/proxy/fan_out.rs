@@ -38,7 +38,7 @@ pub(crate) struct WorkerAnswer {
 
 /// What workers are asked.
 #[derive(Clone, Debug)]
-pub(crate) struct WorkerQuestion {
+pub(crate) struct WorkerQuery {
     method: Method,
     /// The first that a worker has is the one.
     paths: &'static [&'static str],
@@ -48,7 +48,7 @@ pub(crate) struct WorkerQuestion {
     timeout: Duration,
 }
 
-impl WorkerQuestion {
+impl WorkerQuery {
     /// To read something.
     pub(crate) fn get(paths: &'static [&'static str]) -> Self {
         Self {
@@ -81,16 +81,16 @@ impl FanOut {
         paths: &'static [&'static str],
     ) -> Result<PrivateAnswer, Error> {
         let worker = self.fleet.first_ready().ok_or(Error::NoWorkers)?;
-        let question = WorkerQuestion {
+        let question = WorkerQuery {
             timeout: COMMAND_TIMEOUT,
-            ..WorkerQuestion::get(paths)
+            ..WorkerQuery::get(paths)
         };
         self.ask(&worker, &question).await
     }
 
     /// Every worker's answer, in configuration order. A worker that is not ready is only asked
     /// to do things (POST), not to show them.
-    pub(crate) async fn ask_all(&self, question: &WorkerQuestion) -> Vec<WorkerAnswer> {
+    pub(crate) async fn ask_all(&self, question: &WorkerQuery) -> Vec<WorkerAnswer> {
         let workers = self.fleet.workers();
         let mut asked: Vec<BoxFuture<'_, WorkerAnswer>> = Vec::new();
         for worker in workers.iter() {
@@ -114,9 +114,9 @@ impl FanOut {
     /// answer, once all have answered. A request that waits in the gateway is not found.
     pub(crate) async fn abort(&self, body: Bytes) -> Result<PrivateAnswer, Error> {
         BodyFields::read(&body)?;
-        let question = &WorkerQuestion {
+        let question = &WorkerQuery {
             timeout: QUERY_TIMEOUT,
-            ..WorkerQuestion::post(&["/abort_request"], body)
+            ..WorkerQuery::post(&["/abort_request"], body)
         };
         let workers = self.fleet.workers();
         let mut asked: Vec<BoxFuture<'_, Result<PrivateAnswer, Error>>> = Vec::new();
@@ -137,11 +137,7 @@ impl FanOut {
         answers.swap_remove(best)
     }
 
-    async fn ask(
-        &self,
-        worker: &Worker,
-        question: &WorkerQuestion,
-    ) -> Result<PrivateAnswer, Error> {
+    async fn ask(&self, worker: &Worker, question: &WorkerQuery) -> Result<PrivateAnswer, Error> {
         let mut last = Err(Error::NoWorkerResponse);
         for path in question.paths {
             let request = ControlRequest {

@@ -33,7 +33,7 @@ impl RequestTimer {
     }
 
     /// The request goes to a worker of this model now.
-    pub(super) fn follow(&mut self, model: &Arc<ModelMetrics>) {
+    pub(super) fn set_model(&mut self, model: &Arc<ModelMetrics>) {
         if !Arc::ptr_eq(&self.model, model) {
             self.model = Arc::clone(model);
         }

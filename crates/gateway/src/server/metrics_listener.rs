@@ -20,7 +20,7 @@ use super::connection::HEAD_TIMEOUT;
 use super::lanes::ACCEPT_PAUSE;
 use crate::admission::Admission;
 use crate::balancer::Balancer;
-use crate::fleet::observe;
+use crate::fleet::update_gauges;
 use crate::telemetry::Metrics;
 
 /// Connections at a time; others wait until one has ended.
@@ -67,9 +67,9 @@ pub(crate) async fn serve_metrics(listener: TcpListener, page: MetricsPage) {
 
 async fn render(State(page): State<MetricsPage>) -> Response {
     let (metrics, balancer) = (&page.metrics, &page.balancer);
-    page.admission.observe(metrics, balancer.waiting());
+    page.admission.update_gauges(metrics, balancer.waiting());
     metrics.sticky_keys(balancer.sticky_keys());
-    observe(&balancer.fleet, metrics);
+    update_gauges(&balancer.fleet, metrics);
     match metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => {

@@ -15,7 +15,7 @@ use super::request_id::RequestIds;
 use super::request_record::RequestRecord;
 use super::response::Reply;
 use crate::api::{self, ApiState, Caller, Cors, RouteTable, Target};
-use crate::auth::ApiKey;
+use crate::auth::Authenticator;
 use crate::config::ServerSection;
 use crate::endpoint::Inference;
 use crate::error::Error;
@@ -31,7 +31,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) struct Service {
     routes: RouteTable,
     api: Router,
-    key: ApiKey,
+    authenticator: Authenticator,
     cors: Cors,
     ids: RequestIds,
     state: ApiState,
@@ -47,7 +47,7 @@ impl Service {
         Ok(Self {
             routes: RouteTable::new(routes, metrics)?,
             api,
-            key: ApiKey::new(options.api_key.clone()),
+            authenticator: Authenticator::new(options.api_key.clone()),
             cors: Cors::new(&options.cors_allowed_origins),
             ids: RequestIds::new(options.request_id_headers.as_deref()),
             state,
@@ -77,7 +77,8 @@ impl Service {
         if let Some(error) = error {
             log_failure(&error, &id);
         }
-        self.cors.mark(origin.as_ref(), response.headers_mut());
+        self.cors
+            .add_response_headers(origin.as_ref(), response.headers_mut());
         response.headers_mut().insert(REQUEST_ID, id);
         if self.state.shutdown.is_lame_duck() && version < Version::HTTP_2 {
             let close = HeaderValue::from_static("close");
@@ -109,8 +110,10 @@ impl Service {
         let mut record = RequestRecord::begin(&entry.metrics);
         // The size is checked before the key: a client without one learns it, too.
         let allowed = self.proxy().check_length(&request);
-        let allowed =
-            allowed.and_then(|()| self.key.authorize(entry.route.access, request.headers()));
+        let allowed = allowed.and_then(|()| {
+            self.authenticator
+                .authorize(entry.route.access, request.headers())
+        });
         let principal = match allowed {
             Ok(principal) => principal,
             Err(error) => {
@@ -129,7 +132,7 @@ impl Service {
             Target::Api => Ok(Box::pin(self.handle(context, request)).await),
         };
         let outcome = outcome.map(|mut response| {
-            Cors::disown(response.headers_mut());
+            Cors::strip_worker_headers(response.headers_mut());
             response
         });
         (record, outcome)

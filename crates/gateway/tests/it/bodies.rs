@@ -22,7 +22,7 @@ async fn a_response_body_arrives_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn what_sglang_accepts_is_accepted() {
+async fn bodies_that_sglang_accepts_are_accepted() {
     let worker = Worker::doing(ok()).await;
     let gateway = start(&[&worker]).await;
     for (path, body) in [

@@ -312,7 +312,7 @@ async fn a_worker_that_comes_back_is_not_blamed_for_what_died_with_it() {
 }
 
 #[tokio::test]
-async fn what_waits_at_a_worker_that_turns_out_to_be_away_is_tried_elsewhere() {
+async fn a_request_at_a_worker_found_unreachable_is_tried_elsewhere() {
     let frozen = Arc::new(AtomicBool::new(false));
     let hangs = Arc::clone(&frozen);
     let ice = Worker::listening(0, move |_| {

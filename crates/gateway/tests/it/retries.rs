@@ -25,7 +25,7 @@ async fn fails(times: usize, with: Vec<Step>) -> Worker {
 }
 
 #[tokio::test]
-async fn whatever_fails_before_the_first_byte_is_tried_elsewhere() {
+async fn a_failure_before_the_first_byte_is_tried_elsewhere() {
     for failure in [
         json(500, "{}"),
         json(502, "{}"),

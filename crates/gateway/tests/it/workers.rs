@@ -223,7 +223,7 @@ async fn a_worker_that_is_not_up_yet_may_be_registered_on_other_terms() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_registered_is_refused_by_name() {
+async fn a_bad_registration_is_refused_with_the_field_named() {
     let worker = Worker::doing(ok()).await;
     let gateway = start(&[&worker]).await;
     for (spec, names) in [

@@ -49,7 +49,7 @@ impl Policy for ConsistentHashing {
         }
     }
 
-    fn members(&self, all: &[Candidate]) {
+    fn set_members(&self, all: &[Candidate]) {
         self.ring.set_members(all);
     }
 

@@ -20,10 +20,10 @@ pub trait Policy: Send + Sync + Debug {
     /// Replaces the list of workers, ready or not; called whenever it changes.
     ///
     /// The policy forgets a worker that is not in the list or has a new generation.
-    fn members(&self, _all: &[Candidate]) {}
+    fn set_members(&self, _all: &[Candidate]) {}
 
     /// Sets the bytes of prompts that each worker's cache holds, by slot; `None` if unknown.
-    fn capacity(&self, _text: &[Option<u64>]) {}
+    fn set_cache_sizes(&self, _bytes_by_slot: &[Option<u64>]) {}
 
     /// The number of routing keys that the policy remembers; `None` if it remembers none.
     fn keys(&self) -> Option<usize> {

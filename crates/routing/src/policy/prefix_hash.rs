@@ -51,7 +51,7 @@ impl Policy for PrefixHash {
             })
     }
 
-    fn members(&self, all: &[Candidate]) {
+    fn set_members(&self, all: &[Candidate]) {
         self.ring.set_members(all);
     }
 

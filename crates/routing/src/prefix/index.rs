@@ -78,7 +78,7 @@ impl PrefixIndex {
     ///
     /// A worker that is not in the list, or has a new generation, holds no blocks from now on.
     /// Later insertions free their memory in slices.
-    pub fn members(&self, all: &[Candidate]) {
+    pub fn set_members(&self, all: &[Candidate]) {
         let mut inner = self.write();
         inner.members.keep(all);
         inner.purge_slice();
@@ -86,12 +86,12 @@ impl PrefixIndex {
 
     /// Sets the bytes of prompts that each worker's cache holds, by slot; `None` or 0 if the
     /// worker does not report it. A block that the worker must have evicted since is not matched.
-    pub fn capacity(&self, text: &[Option<u64>]) {
-        let blocks = |text: &Option<u64>| match text.map_or(0, |text| text / BLOCK as u64) {
+    pub fn set_cache_sizes(&self, bytes_by_slot: &[Option<u64>]) {
+        let blocks = |bytes: &Option<u64>| match bytes.map_or(0, |bytes| bytes / BLOCK as u64) {
             0 => Clock::UNKNOWN,
             blocks => u32::try_from(blocks).unwrap_or(Clock::UNKNOWN),
         };
-        let capacities = text.iter().map(blocks).collect();
+        let capacities = bytes_by_slot.iter().map(blocks).collect();
         self.write().members.set_capacities(capacities);
     }
 

@@ -76,7 +76,7 @@ fn ring_distinguishes_own_worker_from_load_balancing() {
         (PolicyKind::PrefixHash, Branch::RingHit),
     ] {
         let (all, policy) = (fleet(5), build(kind));
-        policy.members(&all);
+        policy.set_members(&all);
         let (owner, branch) = pick(policy.as_ref(), &all, "k");
         assert_eq!(branch, own, "{kind:?}");
         let leases: Vec<_> = (0..12).map(|_| all[owner].load.lease(1)).collect();
@@ -104,7 +104,7 @@ fn request_without_key_or_ring_member_takes_a_fallback() {
     assert_eq!(pick(ring.as_ref(), &all, "").1, Branch::RandomFallback);
     assert_eq!(pick(prefixes.as_ref(), &all, "").1, Branch::NoTokens);
     for policy in [ring, prefixes] {
-        policy.members(&all[..2]);
+        policy.set_members(&all[..2]);
         let unlisted = pick(policy.as_ref(), &all[2..], "k");
         assert_eq!(unlisted, (2, Branch::FallbackLeastLoad));
     }

@@ -79,7 +79,7 @@ fn settle(policy: &dyn Policy, all: &[Candidate]) -> Settled {
 #[test]
 fn initial_buckets_are_equal_parts_of_4096_bytes() {
     let (all, policy) = (fleet(4), bucket(GUARD_OFF));
-    policy.members(&all);
+    policy.set_members(&all);
     let picks =
         [1, 1023, 1025, 2049, 3073, 39_999].map(|bytes| pick(policy.as_ref(), &all, bytes, 0));
     assert_eq!(picks, [0, 0, 1, 2, 3, 3]);
@@ -89,10 +89,10 @@ fn initial_buckets_are_equal_parts_of_4096_bytes() {
 fn buckets_do_not_depend_on_order_of_arrival() {
     let (all, policy) = (fleet(4), bucket(GUARD_OFF));
     for count in 1..=4 {
-        policy.members(&all[..count]);
+        policy.set_members(&all[..count]);
     }
-    policy.members(&all[2..]);
-    policy.members(&all);
+    policy.set_members(&all[2..]);
+    policy.set_members(&all);
     let picks = [1, 1500, 2500, 3500].map(|bytes| pick(policy.as_ref(), &all, bytes, 0));
     assert_eq!(picks, [0, 1, 2, 3]);
 }
@@ -131,7 +131,7 @@ fn equal_lengths_are_spread_over_all_workers() {
 #[test]
 fn unbalanced_bytes_send_next_prompt_to_least_loaded() {
     let (all, policy) = (fleet(2), bucket(None));
-    policy.members(&all);
+    policy.set_members(&all);
     assert_eq!(pick(policy.as_ref(), &all, 4_000, 0), 1);
     assert_eq!(
         pick(policy.as_ref(), &all, 3_900, 0),
@@ -148,7 +148,7 @@ fn unbalanced_bytes_send_next_prompt_to_least_loaded() {
 #[test]
 fn guard_ignores_bytes_older_than_the_interval() {
     let (all, policy) = (fleet(2), bucket(None));
-    policy.members(&all);
+    policy.set_members(&all);
     assert_eq!(pick(policy.as_ref(), &all, 4_000, 0), 1);
     assert_eq!(pick(policy.as_ref(), &all, 4_000, 501), 1);
 }
@@ -156,7 +156,7 @@ fn guard_ignores_bytes_older_than_the_interval() {
 #[test]
 fn nearest_bucket_replaces_a_missing_worker() {
     let (all, policy) = (fleet(5), bucket(GUARD_OFF));
-    policy.members(&all);
+    policy.set_members(&all);
     let some = [all[0].clone(), all[3].clone(), all[4].clone()];
     assert_eq!(pick(policy.as_ref(), &some, 900, 0), 0);
     assert_eq!(pick(policy.as_ref(), &some, 2_000, 0), 3);

@@ -79,7 +79,7 @@ fn play(kind: PolicyKind, policy: &dyn Policy, steps: &[Step]) -> Result<Vec<usi
         let is_present = |candidate: &&Candidate| step.present[candidate.slot];
         let members: Vec<_> = all.iter().filter(is_present).cloned().collect();
         if step.announced {
-            policy.members(&members);
+            policy.set_members(&members);
         }
         let is_ready = |candidate: &&Candidate| step.ready[candidate.slot];
         let ready: Vec<_> = members.iter().filter(is_ready).cloned().collect();

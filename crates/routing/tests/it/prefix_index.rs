@@ -84,7 +84,7 @@ proptest! {
                 Step::Replace(slot) => {
                     generations[slot] += 1;
                     let all: Vec<_> = (0..9).map(|slot| worker(slot, generations[slot])).collect();
-                    index.members(&all);
+                    index.set_members(&all);
                     model.held.remove(&slot);
                 }
             }
@@ -130,8 +130,8 @@ fn text_limit_bounds_known_blocks() {
 #[test]
 fn matches_are_limited_to_the_capacity_of_the_cache() {
     let index = PrefixIndex::new(1 << 22, None);
-    index.members(&[worker(0, 0), worker(1, 0), worker(2, 0)]);
-    index.capacity(&[Some(64 * 100), Some(64 * 10)]);
+    index.set_members(&[worker(0, 0), worker(1, 0), worker(2, 0)]);
+    index.set_cache_sizes(&[Some(64 * 100), Some(64 * 10)]);
     let prompt = |n: u64| [n, n + 1_000, n + 2_000, n + 3_000];
     for n in 0..100 {
         for slot in 0..3 {
@@ -148,7 +148,7 @@ fn matches_are_limited_to_the_capacity_of_the_cache() {
         [4, 2, 4],
         "the end of a prompt is evicted first"
     );
-    index.capacity(&[Some(64 * 20), None]);
+    index.set_cache_sizes(&[Some(64 * 20), None]);
     assert_eq!((known(0), known(1), known(2)), (20, 400, 400));
 }
 
@@ -178,7 +178,7 @@ fn departed_worker_is_not_matched_and_its_nodes_are_freed() {
     }
     index.insert(&[7, 8], &worker(0, 0));
     let full = index.nodes();
-    index.members(&[worker(0, 0)]);
+    index.set_members(&[worker(0, 0)]);
     assert_eq!(matches(&index, &[7, 8], 2), [2, 0]);
     assert_eq!(matches(&index, &[9, 10], 2), [0, 0]);
     while index.purge() {}
@@ -200,7 +200,7 @@ fn endless_churn_leaves_no_nodes_and_few_ids() {
             u64::from(generation) + 1_000_000,
         ];
         let successor = worker(1, generation);
-        index.members(&[stays.clone(), successor.clone()]);
+        index.set_members(&[stays.clone(), successor.clone()]);
         assert_eq!(
             matches(
                 &index,
@@ -211,7 +211,7 @@ fn endless_churn_leaves_no_nodes_and_few_ids() {
         );
         index.insert(&prompt, &successor);
         assert_eq!(matches(&index, &prompt, 2), [0, 4]);
-        index.members(std::slice::from_ref(&stays));
+        index.set_members(std::slice::from_ref(&stays));
     }
     while index.purge() {}
     assert_eq!(index.nodes(), 0);
@@ -222,9 +222,9 @@ fn endless_churn_leaves_no_nodes_and_few_ids() {
 #[test]
 fn stale_generation_is_not_matched() {
     let index = PrefixIndex::new(1 << 20, None);
-    index.members(&[worker(0, 4)]);
+    index.set_members(&[worker(0, 4)]);
     index.insert(&[1, 2], &worker(0, 4));
-    index.members(&[worker(0, 5)]);
+    index.set_members(&[worker(0, 5)]);
     index.insert(&[1, 2], &worker(0, 4));
     assert_eq!(matches(&index, &[1, 2], 1), [0]);
     index.insert(&[3], &worker(0, 5));
@@ -245,7 +245,7 @@ fn reused_member_id_inherits_no_blocks_despite_splits_during_purge() {
         index.insert(&prompt(n), &old);
     }
     let successor = worker(0, 1);
-    index.members(&[successor.clone(), other.clone()]);
+    index.set_members(&[successor.clone(), other.clone()]);
     for n in (400..3000).rev() {
         let mut fork = prompt(n);
         fork[2] = n;

@@ -77,9 +77,9 @@ fn ring_spreads_keys_evenly() {
 fn joining_worker_moves_only_its_own_share_of_keys() {
     for kind in RINGS {
         let (all, policy) = (fleet(10), build(kind));
-        policy.members(&all[..9]);
+        policy.set_members(&all[..9]);
         let before = slots_for_keys(policy.as_ref(), &all[..9], 5_000);
-        policy.members(&all);
+        policy.set_members(&all);
         let after = slots_for_keys(policy.as_ref(), &all, 5_000);
         let to_new_worker = after.iter().filter(|slot| **slot == 9).count();
         assert_eq!(count_moved(&before, &after), to_new_worker, "{kind:?}");
@@ -96,7 +96,7 @@ fn absent_worker_moves_only_its_keys_and_regains_them() {
         for announced in [true, false] {
             let (all, policy) = (fleet(10), build(kind));
             if announced {
-                policy.members(&all);
+                policy.set_members(&all);
             }
             let before = slots_for_keys(policy.as_ref(), &all, 2_000);
             let own_keys = before.iter().filter(|slot| **slot == 4).count();
@@ -196,9 +196,9 @@ fn prompts_with_equal_beginning_share_a_worker_across_parts() {
 fn joining_workers_move_no_manual_key() {
     for mode in [Random, MinLoad, MinGroup] {
         let (all, policy) = (fleet(9), manual(mode));
-        policy.members(&all[..3]);
+        policy.set_members(&all[..3]);
         let before = slots_for_keys(policy.as_ref(), &all[..3], 500);
-        policy.members(&all);
+        policy.set_members(&all);
         assert_eq!(
             before,
             slots_for_keys(policy.as_ref(), &all, 500),
@@ -240,7 +240,7 @@ fn restarted_worker_in_another_slot_keeps_its_keys() {
     for (slot, worker) in all.iter_mut().enumerate() {
         (worker.slot, worker.generation) = (slot, 1);
     }
-    policy.members(&all);
+    policy.set_members(&all);
     assert_eq!(before, urls(&all));
 }
 

@@ -87,9 +87,9 @@ impl Belief {
         }
     }
 
-    fn members(&self, all: &[Candidate]) {
+    fn set_members(&self, all: &[Candidate]) {
         match self {
-            Self::Index(index) => index.members(all),
+            Self::Index(index) => index.set_members(all),
             Self::Sized { blocks, caches } => {
                 let mut caches = caches.lock().unwrap_or_else(PoisonError::into_inner);
                 let slots = all.iter().map(|candidate| candidate.slot + 1).max();
@@ -184,7 +184,7 @@ impl Policy for OraclePolicy {
         }
     }
 
-    fn members(&self, all: &[Candidate]) {
-        self.belief.members(all);
+    fn set_members(&self, all: &[Candidate]) {
+        self.belief.set_members(all);
     }
 }

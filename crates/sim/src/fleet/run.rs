@@ -88,10 +88,12 @@ impl<'t> Fleet<'t> {
         fleet.members = (0..options.workers)
             .map(|slot| fleet.candidate(slot))
             .collect();
-        fleet.policy.members(&fleet.members);
+        fleet.policy.set_members(&fleet.members);
         // Real workers report the size of their cache, so these do, too.
         let held = (options.cache_blocks() * BLOCK) as u64;
-        fleet.policy.capacity(&vec![Some(held); options.workers]);
+        fleet
+            .policy
+            .set_cache_sizes(&vec![Some(held); options.workers]);
         fleet
     }
 
@@ -202,12 +204,12 @@ impl<'t> Fleet<'t> {
             (ChangeKind::Join, Err(position)) => {
                 let candidate = self.candidate(worker);
                 self.members.insert(position, candidate);
-                self.policy.members(&self.members);
+                self.policy.set_members(&self.members);
             }
             (ChangeKind::Flush, Ok(position)) => {
                 self.workers[worker].flush();
                 self.members[position].generation = self.generation;
-                self.policy.members(&self.members);
+                self.policy.set_members(&self.members);
             }
             _ => {}
         }
@@ -215,7 +217,7 @@ impl<'t> Fleet<'t> {
 
     fn leave(&mut self, position: usize, now: f64) {
         let worker = self.members.remove(position).slot;
-        self.policy.members(&self.members);
+        self.policy.set_members(&self.members);
         let lost = self.workers[worker].kill(now);
         self.next[worker] = self.workers[worker].next();
         self.totals.cut += lost.cut.len();

@@ -5,7 +5,7 @@ use routing::PolicyKind;
 use serde_json::{Map, Value};
 
 use crate::config::{Feature, Secret, WorkerUrl};
-use crate::fleet::{Labels, RegistrationError, UNKNOWN_MODEL, WorkerSpec, model};
+use crate::fleet::{Labels, RegistrationError, UNKNOWN_MODEL, WorkerSpec, model_name};
 
 /// The fields of a request's body.
 pub(super) type Fields = Map<String, Value>;
@@ -89,7 +89,7 @@ fn refuse_unbuilt(name: &str, value: &Value) -> Result<(), RegistrationError> {
 
 /// Whether a field is empty, or names the model that the worker reports anyway.
 fn repeats_model(name: &str, value: &Value, current: &WorkerSpec, reported: &Labels) -> bool {
-    let served = model(reported);
+    let served = model_name(reported);
     let is_reported = |id: &Value| *id == *served && current.model.is_none();
     match name {
         "model_id" => *value == UNKNOWN_MODEL || is_reported(value) || value.is_null(),
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_later_adds_to_what_was_said_before() {
+    fn a_later_registration_adds_to_the_earlier_one() {
         let before = said(r#"{"url":"gpu:1","api_key":"k","labels":{"a":"1","b":"2"},"cost":2}"#);
         let later: Fields = serde_json::from_str(
             r#"{"labels":{"b":"3","policy":"leastload"},"priority":9,"cost":null}"#,
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_gateway_showed_itself_is_not_held_against_the_worker() {
+    fn fields_of_a_worker_view_are_accepted_in_a_registration() {
         let spec = said(r#"{"url":"gpu:1","model_id":"unknown","models":[]}"#).unwrap();
         assert_eq!(spec, said(r#"{"url":"gpu:1"}"#).unwrap());
         let reported = Labels::from([

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::body::{self, Fields};
 use super::view::describe;
-use crate::api::extract::{Description, Named, parameter};
+use crate::api::extract::{WorkerById, WorkerJson, parameter};
 use crate::api::routes::Routes;
 use crate::auth::Access;
 use crate::config::{Secret, WorkerUrl};
@@ -65,13 +65,13 @@ async fn list(State(fleet): State<Arc<Fleet>>, RawQuery(query): RawQuery) -> Jso
 }
 
 /// One worker.
-async fn show(State(fleet): State<Arc<Fleet>>, Named(worker): Named) -> Json<Value> {
+async fn show(State(fleet): State<Arc<Fleet>>, WorkerById(worker): WorkerById) -> Json<Value> {
     Json(describe(&fleet, &worker))
 }
 
 async fn add(
     State(registry): State<Arc<Registry>>,
-    Description(fields): Description,
+    WorkerJson(fields): WorkerJson,
 ) -> Result<impl IntoResponse, Error> {
     let url = body::url(&fields).map_err(refusal)?;
     let build = |spec: &WorkerSpec, reported: &Labels| body::read(&fields, spec, reported);
@@ -94,8 +94,8 @@ async fn add(
 /// Replaces all settings if the body has `url`; otherwise as `PATCH`.
 async fn put(
     State(registry): State<Arc<Registry>>,
-    Named(worker): Named,
-    Description(fields): Description,
+    WorkerById(worker): WorkerById,
+    WorkerJson(fields): WorkerJson,
 ) -> Result<Accepted, Error> {
     let replaces = fields.get("url").is_some_and(|url| !url.is_null());
     if replaces {
@@ -112,8 +112,8 @@ async fn put(
 
 async fn patch(
     State(registry): State<Arc<Registry>>,
-    Named(worker): Named,
-    Description(fields): Description,
+    WorkerById(worker): WorkerById,
+    WorkerJson(fields): WorkerJson,
 ) -> Result<Accepted, Error> {
     update(&registry, &worker, |spec, reported| {
         body::read(&fields, spec, reported)
@@ -134,7 +134,7 @@ fn update(
     Ok((StatusCode::ACCEPTED, Json(shown)))
 }
 
-async fn remove(State(registry): State<Arc<Registry>>, Named(worker): Named) -> Accepted {
+async fn remove(State(registry): State<Arc<Registry>>, WorkerById(worker): WorkerById) -> Accepted {
     registry.remove(&worker);
     let shown = json!({
         "status": "accepted",

@@ -10,8 +10,8 @@ use crate::config::{
     AdmissionSection, ConnectionSection, FleetSection, HealthSection, Options, WorkerUrl,
 };
 use crate::fleet::{
-    Fleet, ProbeResult, Worker, WorkerFactory, WorkerSpec, advance, finish_drain, record_probe,
-    set_model, start_drain,
+    Fleet, ProbeResult, Worker, WorkerFactory, WorkerSpec, advance_timers, finish_drain,
+    record_probe, set_model, start_drain,
 };
 use crate::telemetry::Metrics;
 use crate::upstream::ConnectionLimits;
@@ -91,6 +91,6 @@ impl Bench {
 
     /// Time passes for every worker.
     pub(super) fn advance(&self) {
-        advance(&self.fleet);
+        advance_timers(&self.fleet);
     }
 }

@@ -27,7 +27,7 @@ impl Policy for Heard {
         from.wrapping(0).into()
     }
 
-    fn members(&self, all: &[Candidate]) {
+    fn set_members(&self, all: &[Candidate]) {
         let generations = all.iter().map(|candidate| candidate.generation).collect();
         self.0.lock().unwrap().push(generations);
     }

@@ -43,7 +43,7 @@ struct Details {
 }
 
 /// The workers considered, read before the decision changes what is known.
-pub(in crate::proxy) struct Candidacy {
+pub(in crate::proxy) struct CandidateRanking {
     ranked: Vec<(usize, String)>,
 }
 
@@ -90,7 +90,7 @@ impl Explainer {
     }
 
     /// The candidates of a request, when the client asks why.
-    pub(in crate::proxy) fn candidacy(&self, request: &ProxyRequest<'_>) -> Option<Candidacy> {
+    pub(in crate::proxy) fn ranking(&self, request: &ProxyRequest<'_>) -> Option<CandidateRanking> {
         let header = header_text(&request.parts.headers, ASKED);
         let asked = request.live.explain_all || header.is_some_and(|value| value != "0");
         asked.then(|| {
@@ -99,7 +99,7 @@ impl Explainer {
                 (*slot, format!("{url}; cost={:.0}", ranked.cost))
             };
             let rank = |_, ranked: &[Ranked<'_>]| ranked.iter().map(entry).collect();
-            Candidacy {
+            CandidateRanking {
                 ranked: self.balancer.rank(request.routing, rank),
             }
         })
@@ -110,7 +110,7 @@ impl Explainer {
         &self,
         request: &ProxyRequest<'_>,
         selection: &Selection,
-        candidacy: Option<Candidacy>,
+        ranking: Option<CandidateRanking>,
         attempts: u32,
     ) -> Explanation {
         let (routing, worker) = (request.routing, &selection.in_flight.worker);
@@ -126,8 +126,8 @@ impl Explainer {
             requests: selection.requests_before,
             attempts,
         };
-        let details = candidacy.map(|candidacy| {
-            let others = candidacy
+        let details = ranking.map(|ranking| {
+            let others = ranking
                 .ranked
                 .into_iter()
                 .filter(|(slot, _)| *slot != worker.slot);

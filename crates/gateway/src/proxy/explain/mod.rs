@@ -4,4 +4,4 @@ mod decision_log;
 mod explainer;
 
 pub(crate) use explainer::Explainer;
-pub(super) use explainer::{Candidacy, Explanation};
+pub(super) use explainer::{CandidateRanking, Explanation};

@@ -5,12 +5,12 @@ mod rerank;
 
 pub(super) use dialect::Dialect;
 
-use crate::endpoint::Reply;
+use crate::endpoint::ReplyFormat;
 
 /// The dialect of an endpoint, if its replies are translated.
-pub(super) fn dialect(reply: Reply) -> Option<&'static dyn Dialect> {
+pub(super) fn dialect(reply: ReplyFormat) -> Option<&'static dyn Dialect> {
     match reply {
-        Reply::Verbatim => None,
-        Reply::Rerank => Some(&rerank::Rerank),
+        ReplyFormat::Verbatim => None,
+        ReplyFormat::Rerank => Some(&rerank::Rerank),
     }
 }

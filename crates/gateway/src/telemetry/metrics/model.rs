@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_worker_had_to_do_with_stays() {
+    fn errors_without_a_worker_keep_their_series() {
         let metrics = Metrics::new(None).unwrap();
         let error = Error::WorkerSpec("wrong".to_owned());
         metrics.request_error(UNKNOWN_MODEL, "generate", &error);

@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_before_bad_framing_is_given_out_first() {
+    fn data_before_bad_framing_comes_first() {
         let mut buffer = BytesMut::from(&b"3\r\nabc\r\n2\r\nde\r\nzz\r\n"[..]);
         let mut framing = chunked();
         assert_eq!(framing.decode(&mut buffer).unwrap().unwrap(), "abcde");
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_last_chunk_stays() {
+    fn bytes_after_the_last_chunk_stay_in_the_buffer() {
         let mut buffer = BytesMut::from(&b"1\r\na\r\n0\r\nT: x\r\n\r\nHTTP/1.1"[..]);
         let mut framing = chunked();
         assert_eq!(framing.decode(&mut buffer).unwrap().unwrap(), "a");

@@ -75,7 +75,7 @@ impl Policy for Bucket {
         candidate.into()
     }
 
-    fn members(&self, all: &[Candidate]) {
+    fn set_members(&self, all: &[Candidate]) {
         self.lock().set_members(all);
     }
 }

@@ -223,14 +223,14 @@ impl Policy for CacheAware {
         ranked
     }
 
-    fn members(&self, all: &[Candidate]) {
-        self.index.members(all);
+    fn set_members(&self, all: &[Candidate]) {
+        self.index.set_members(all);
     }
 
     /// Limits the index to blocks that a worker can still hold. An evicted block would make the
     /// wait look shorter than it is.
-    fn capacity(&self, text: &[Option<u64>]) {
-        self.index.capacity(text);
+    fn set_cache_sizes(&self, bytes_by_slot: &[Option<u64>]) {
+        self.index.set_cache_sizes(bytes_by_slot);
     }
 
     fn sweep(&self, _now: Duration) {

@@ -9,11 +9,11 @@ use crate::error::Error;
 
 /// Checks `Authorization: Bearer <key>` (RFC 6750), in time that does not depend on the key.
 #[derive(Debug)]
-pub(crate) struct ApiKey {
+pub(crate) struct Authenticator {
     key: Option<Secret>,
 }
 
-impl ApiKey {
+impl Authenticator {
     pub(crate) fn new(key: Option<Secret>) -> Self {
         Self { key }
     }
@@ -50,7 +50,7 @@ mod tests {
         if let Some(shown) = shown {
             headers.insert(header::AUTHORIZATION, shown.parse().unwrap());
         }
-        let key = ApiKey::new(Some("s3cret".to_owned().into()));
+        let key = Authenticator::new(Some("s3cret".to_owned().into()));
         key.authorize(access, &headers).ok()
     }
 
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn without_a_key_every_request_may_come_in() {
-        let right = ApiKey::new(None).authorize(Access::Control, &HeaderMap::new());
+        let right = Authenticator::new(None).authorize(Access::Control, &HeaderMap::new());
         assert_eq!(right.ok(), Some(Principal::Anonymous));
     }
 }
