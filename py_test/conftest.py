@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,12 @@ from sgl_model_gateway.sgl_model_gateway_rs import SimWorker
 
 DEADLINE = 20.0
 pytest.register_assert_rewrite("pairs")  # fixtures, which tests also import from
+
+# A shell starts background jobs with these ignored, and processes under test would inherit that until they install
+# handlers of their own.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 def wait_for(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:

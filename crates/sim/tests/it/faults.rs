@@ -5,7 +5,9 @@ use std::time::Duration;
 use serde_json::json;
 use sim::{Faults, SimWorker};
 
-use crate::client::{Client, chat, get, post, started, until};
+use testkit::{Client, posting, request};
+
+use crate::support::{chat, connect, get, post, started, until};
 
 fn faulty(faults: Faults) -> SimWorker {
     let worker = started();
@@ -14,114 +16,121 @@ fn faulty(faults: Faults) -> SimWorker {
 }
 
 /// A connection with a chat request whose response is unread.
-fn send_chat(worker: &SimWorker, rest: &str) -> Client {
-    let mut client = Client::new(worker);
-    client.post("/v1/chat/completions", &chat("hi", rest));
+async fn send_chat(worker: &SimWorker, rest: &str) -> Client {
+    let mut client = connect(worker).await;
+    client
+        .send(&posting("/v1/chat/completions", "", &chat("hi", rest)))
+        .await;
     client
 }
 
 const STREAM: &str = r#","stream":true,"max_tokens":20"#;
 
-#[test]
-fn a_status_ends_after_its_count() {
+#[tokio::test]
+async fn a_status_ends_after_its_count() {
     let worker = faulty(Faults {
         status: Some(429),
         status_count: 2,
         retry_after: Some(7),
         ..Faults::default()
     });
-    let refused = send_chat(&worker, "").reply();
+    let refused = send_chat(&worker, "").await.reply().await;
     assert_eq!(
-        (refused.status, refused.header("retry-after")),
+        (refused.status, refused.all("retry-after")),
         (429, vec!["7"])
     );
     assert_eq!(refused.json()["object"], "error");
-    let refused = post(&worker, "/generate", r#"{"text":"a"}"#);
+    let refused = post(&worker, "/generate", r#"{"text":"a"}"#).await;
     assert_eq!(refused.status, 429);
     assert!(refused.json()["error"]["message"].is_string());
-    assert_eq!(send_chat(&worker, "").reply().status, 200);
+    assert_eq!(send_chat(&worker, "").await.reply().await.status, 200);
     assert_eq!(worker.stats().faulted, 2);
 }
 
-#[test]
-fn health_can_fail_or_hang() {
+#[tokio::test]
+async fn health_can_fail_or_hang() {
     let worker = faulty(Faults {
         health_status: Some(503),
         ..Faults::default()
     });
-    assert_eq!(get(&worker, "/health").status, 503);
-    assert_eq!(send_chat(&worker, "").reply().status, 200);
+    assert_eq!(get(&worker, "/health").await.status, 503);
+    assert_eq!(send_chat(&worker, "").await.reply().await.status, 200);
     worker
         .set_faults(Faults {
             health_hang: true,
             ..Faults::default()
         })
         .unwrap();
-    let mut client = Client::new(&worker);
-    client.send("GET /health", "", "");
+    let mut client = connect(&worker).await;
+    client.send(&request("GET /health", "", "")).await;
     assert_eq!(
-        send_chat(&worker, "").reply().status,
+        send_chat(&worker, "").await.reply().await.status,
         200,
         "while health hangs"
     );
     worker.set_faults(Faults::default()).unwrap();
-    assert_eq!(get(&worker, "/health").status, 200);
+    assert_eq!(get(&worker, "/health").await.status, 200);
 }
 
-#[test]
-fn the_connection_can_close_before_the_response() {
+#[tokio::test]
+async fn the_connection_can_close_before_the_response() {
     let worker = faulty(Faults {
         close_before_headers: true,
         count: 1,
         ..Faults::default()
     });
-    assert!(send_chat(&worker, "").head().unwrap().is_none());
+    assert!(send_chat(&worker, "").await.head().await.unwrap().is_none());
     until(&worker, |stats| {
         stats.disconnects == 1 && stats.in_flight == 0
-    });
-    assert_eq!(send_chat(&worker, "").reply().status, 200, "counted once");
+    })
+    .await;
+    assert_eq!(
+        send_chat(&worker, "").await.reply().await.status,
+        200,
+        "counted once"
+    );
 }
 
-#[test]
-fn garbage_headers_are_not_http() {
+#[tokio::test]
+async fn garbage_headers_are_not_http() {
     let worker = faulty(Faults {
         garbage_headers: true,
         ..Faults::default()
     });
-    let mut client = send_chat(&worker, "");
-    assert!(client.head().is_err());
-    assert!(client.is_closed());
+    let mut client = send_chat(&worker, "").await;
+    assert!(client.head().await.is_err());
+    assert!(client.closed().await);
 }
 
-#[test]
-fn the_connection_can_close_within_the_headers() {
+#[tokio::test]
+async fn the_connection_can_close_within_the_headers() {
     let worker = faulty(Faults {
         close_mid_headers: true,
         ..Faults::default()
     });
-    assert!(send_chat(&worker, "").head().unwrap().is_none());
-    until(&worker, |stats| stats.connections_open == 0);
+    assert!(send_chat(&worker, "").await.head().await.unwrap().is_none());
+    until(&worker, |stats| stats.connections_open == 0).await;
 }
 
-#[test]
-fn the_content_length_can_be_invalid() {
+#[tokio::test]
+async fn the_content_length_can_be_invalid() {
     let worker = faulty(Faults {
         bad_content_length: Some("banana".to_owned()),
         ..Faults::default()
     });
-    let mut client = send_chat(&worker, "");
-    let head = client.head().unwrap().unwrap();
-    assert_eq!(head.header("content-length"), ["banana"]);
+    let mut client = send_chat(&worker, "").await;
+    let head = client.head().await.unwrap().unwrap();
+    assert_eq!(head.all("content-length"), ["banana"]);
 }
 
-#[test]
-fn a_body_can_be_cut_off() {
+#[tokio::test]
+async fn a_body_can_be_cut_off() {
     let worker = faulty(Faults {
         close_mid_body: Some(30),
         ..Faults::default()
     });
     for rest in ["", STREAM] {
-        let reply = send_chat(&worker, rest).reply();
+        let reply = send_chat(&worker, rest).await.reply().await;
         assert_eq!(
             (reply.status, reply.body.len(), reply.whole),
             (200, 30, false),
@@ -134,128 +143,155 @@ fn a_body_can_be_cut_off() {
             ..Faults::default()
         })
         .unwrap();
-    let reply = send_chat(&worker, STREAM).reply();
+    let reply = send_chat(&worker, STREAM).await.reply().await;
     assert_eq!(
         (reply.status, reply.body.len(), reply.whole),
         (200, 0, false)
     );
-    until(&worker, |stats| stats.disconnects == 3);
+    until(&worker, |stats| stats.disconnects == 3).await;
 }
 
-#[test]
-fn a_body_can_stall_until_the_client_leaves() {
+#[tokio::test]
+async fn a_body_can_stall_until_the_client_leaves() {
     let worker = faulty(Faults {
         stall_mid_body: Some(10),
         ..Faults::default()
     });
-    let mut client = send_chat(&worker, STREAM);
-    assert_eq!(client.head().unwrap().unwrap().status, 200);
-    assert_eq!(client.chunk().unwrap().unwrap().len(), 10);
+    let mut client = send_chat(&worker, STREAM).await;
+    assert_eq!(client.head().await.unwrap().unwrap().status, 200);
+    assert_eq!(client.chunk().await.unwrap().unwrap().len(), 10);
     assert_eq!(worker.stats().in_flight, 1);
     drop(client);
     until(&worker, |stats| {
         stats.in_flight == 0 && stats.disconnects == 1
-    });
+    })
+    .await;
 }
 
-#[test]
-fn two_cookies_are_separate_headers() {
+#[tokio::test]
+async fn two_cookies_are_separate_headers() {
     let worker = faulty(Faults {
         duplicate_set_cookie: true,
         ..Faults::default()
     });
-    assert_eq!(send_chat(&worker, "").reply().header("set-cookie").len(), 2);
+    assert_eq!(
+        send_chat(&worker, "")
+            .await
+            .reply()
+            .await
+            .all("set-cookie")
+            .len(),
+        2
+    );
 }
 
-#[test]
-fn a_huge_body_is_valid_json_of_that_size() {
+#[tokio::test]
+async fn a_huge_body_is_valid_json_of_that_size() {
     let worker = faulty(Faults {
         huge_body_bytes: 300_000,
         ..Faults::default()
     });
-    let reply = send_chat(&worker, "").reply();
+    let reply = send_chat(&worker, "").await.reply().await;
     assert_eq!((reply.body.len(), reply.whole), (300_000, true));
     assert!(reply.json()["text"].is_string());
 }
 
-#[test]
-fn delays_hold_back_the_head_and_each_chunk() {
+#[tokio::test]
+async fn delays_hold_back_the_head_and_each_chunk() {
     let worker = faulty(Faults {
         delay_first_byte_ms: 30,
         chunk_delay_ms: 5,
         ..Faults::default()
     });
     let start = tokio::time::Instant::now();
-    let mut client = send_chat(&worker, STREAM);
-    client.head().unwrap();
+    let mut client = send_chat(&worker, STREAM).await;
+    let mut reply = client.head().await.unwrap().unwrap();
     assert!(start.elapsed() >= Duration::from_millis(30));
-    client.body(&mut crate::client::Reply::default()).unwrap();
+    client.body(&mut reply).await.unwrap();
     assert!(start.elapsed() >= Duration::from_millis(30 + 20 * 5));
 }
 
-#[test]
-fn new_connections_can_be_reset() {
+#[tokio::test]
+async fn new_connections_can_be_reset() {
     let worker = started();
-    let mut before = Client::new(&worker);
-    before.post("/sim/faults", r#"{"refuse_connections":true}"#);
-    assert_eq!(before.reply().status, 200);
-    assert!(Client::new(&worker).is_closed());
-    before.post("/sim/faults", "{}");
-    before.reply();
-    assert_eq!(get(&worker, "/health").status, 200);
+    let mut before = connect(&worker).await;
+    before
+        .send(&posting(
+            "/sim/faults",
+            "",
+            r#"{"refuse_connections":true}"#,
+        ))
+        .await;
+    assert_eq!(before.reply().await.status, 200);
+    assert!(connect(&worker).await.closed().await);
+    before.send(&posting("/sim/faults", "", "{}")).await;
+    before.reply().await;
+    assert_eq!(get(&worker, "/health").await.status, 200);
 }
 
-#[test]
-fn the_connection_can_close_after_a_stream_without_notice() {
+#[tokio::test]
+async fn the_connection_can_close_after_a_stream_without_notice() {
     let worker = faulty(Faults {
         close_after_stream: true,
         ..Faults::default()
     });
-    let mut client = send_chat(&worker, STREAM);
-    let reply = client.reply();
-    assert!(reply.whole && reply.header("connection").is_empty());
-    assert!(client.is_closed());
-    let mut client = send_chat(&worker, "");
-    client.reply();
-    client.post("/v1/chat/completions", &chat("hi", ""));
+    let mut client = send_chat(&worker, STREAM).await;
+    let reply = client.reply().await;
+    assert!(reply.whole && reply.all("connection").is_empty());
+    assert!(client.closed().await);
+    let mut client = send_chat(&worker, "").await;
+    client.reply().await;
+    client
+        .send(&posting("/v1/chat/completions", "", &chat("hi", "")))
+        .await;
     assert_eq!(
-        client.reply().status,
+        client.reply().await.status,
         200,
         "whole responses keep the connection"
     );
 }
 
-#[test]
-fn faults_are_read_and_set_over_http() {
+#[tokio::test]
+async fn faults_are_read_and_set_over_http() {
     let worker = started();
-    assert_eq!(get(&worker, "/sim/faults").json(), json!(Faults::default()));
-    let set = post(&worker, "/sim/faults", r#"{"status":500,"for_ms":3600000}"#);
+    assert_eq!(
+        get(&worker, "/sim/faults").await.json(),
+        json!(Faults::default())
+    );
+    let set = post(&worker, "/sim/faults", r#"{"status":500,"for_ms":3600000}"#).await;
     assert_eq!(set.json()["status"], 500);
-    assert_eq!(send_chat(&worker, "").reply().status, 500);
+    assert_eq!(send_chat(&worker, "").await.reply().await.status, 500);
     for wrong in [
         r#"{"status":99}"#,
         r#"{"fault_rate":2}"#,
         r#"{"typo":1}"#,
         "nonsense",
     ] {
-        assert_eq!(post(&worker, "/sim/faults", wrong).status, 400, "{wrong}");
+        assert_eq!(
+            post(&worker, "/sim/faults", wrong).await.status,
+            400,
+            "{wrong}"
+        );
     }
     assert_eq!(
-        send_chat(&worker, "").reply().status,
+        send_chat(&worker, "").await.reply().await.status,
         500,
         "a mistake changes nothing"
     );
-    post(&worker, "/sim/faults", "{}");
-    assert_eq!(send_chat(&worker, "").reply().status, 200);
+    post(&worker, "/sim/faults", "{}").await;
+    assert_eq!(send_chat(&worker, "").await.reply().await.status, 200);
 }
 
-#[test]
-fn faults_end_after_for_ms() {
+#[tokio::test]
+async fn faults_end_after_for_ms() {
     let worker = faulty(Faults {
         status: Some(500),
         for_ms: 1,
         ..Faults::default()
     });
-    while send_chat(&worker, "").reply().status == 500 {}
-    assert_eq!(get(&worker, "/sim/faults").json(), json!(Faults::default()));
+    while send_chat(&worker, "").await.reply().await.status == 500 {}
+    assert_eq!(
+        get(&worker, "/sim/faults").await.json(),
+        json!(Faults::default())
+    );
 }

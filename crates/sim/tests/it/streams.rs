@@ -3,26 +3,28 @@
 use serde_json::{Value, json};
 use sim::SimOptions;
 
-use crate::client::{Client, Reply, chat, post, start, started};
+use testkit::{Reply, posting};
+
+use crate::support::{chat, connect, events, post, start, started};
 
 fn parsed(reply: &Reply) -> Vec<Value> {
     assert_eq!(
-        reply.header("content-type"),
+        reply.all("content-type"),
         ["text/event-stream; charset=utf-8"]
     );
     assert!(reply.whole);
-    let events = reply.events();
+    let events = events(reply);
     let events = events.iter().filter(|event| **event != "[DONE]");
     events
         .map(|event| serde_json::from_str(event).unwrap())
         .collect()
 }
 
-#[test]
-fn a_chat_stream_opens_with_the_role_and_ends_with_the_reason() {
+#[tokio::test]
+async fn a_chat_stream_opens_with_the_role_and_ends_with_the_reason() {
     let worker = started();
     let rest = r#","max_tokens":4,"stream":true,"stream_options":{"include_usage":true}"#;
-    let reply = post(&worker, "/v1/chat/completions", &chat("hi", rest));
+    let reply = post(&worker, "/v1/chat/completions", &chat("hi", rest)).await;
     assert!(reply.text().ends_with("data: [DONE]\n\n"));
     let chunks = parsed(&reply);
     assert_eq!(chunks.len(), 1 + 4 + 1 + 1);
@@ -44,15 +46,16 @@ fn a_chat_stream_opens_with_the_role_and_ends_with_the_reason() {
         "/v1/chat/completions",
         &chat("hi", r#","max_tokens":4"#),
     )
+    .await
     .json();
     assert_eq!(whole["choices"][0]["message"]["content"], streamed);
 }
 
-#[test]
-fn a_completion_stream_interleaves_its_choices() {
+#[tokio::test]
+async fn a_completion_stream_interleaves_its_choices() {
     let worker = started();
     let body = r#"{"prompt":["a","b"],"max_tokens":3,"stream":true}"#;
-    let chunks = parsed(&post(&worker, "/v1/completions", body));
+    let chunks = parsed(&post(&worker, "/v1/completions", body).await);
     let of = |index| {
         chunks
             .iter()
@@ -62,11 +65,11 @@ fn a_completion_stream_interleaves_its_choices() {
     assert_eq!((of(0), of(1)), (4, 4));
 }
 
-#[test]
-fn a_generate_stream_is_cumulative() {
+#[tokio::test]
+async fn a_generate_stream_is_cumulative() {
     let worker = started();
     let body = r#"{"text":"a","sampling_params":{"max_new_tokens":3},"stream":true}"#;
-    let frames = parsed(&post(&worker, "/generate", body));
+    let frames = parsed(&post(&worker, "/generate", body).await);
     assert_eq!(frames.len(), 3);
     let text = |at: usize| frames[at]["text"].as_str().unwrap();
     assert!(text(1).starts_with(text(0)) && text(2).starts_with(text(1)));
@@ -75,18 +78,18 @@ fn a_generate_stream_is_cumulative() {
     assert_eq!(frames[2]["output_ids"].as_array().unwrap().len(), 3);
 }
 
-#[test]
-fn frames_of_a_batch_carry_their_index() {
+#[tokio::test]
+async fn frames_of_a_batch_carry_their_index() {
     let worker = started();
     let body = r#"{"text":["a","b"],"sampling_params":{"max_new_tokens":2},"stream":true}"#;
-    let frames = parsed(&post(&worker, "/generate", body));
+    let frames = parsed(&post(&worker, "/generate", body).await);
     assert_eq!(frames.iter().filter(|frame| frame["index"] == 1).count(), 2);
 }
 
-#[test]
-fn responses_and_messages_name_their_events() {
+#[tokio::test]
+async fn responses_and_messages_name_their_events() {
     let worker = started();
-    let reply = post(&worker, "/v1/responses", r#"{"input":"a","stream":true}"#);
+    let reply = post(&worker, "/v1/responses", r#"{"input":"a","stream":true}"#).await;
     assert!(reply.text().starts_with("event: response.created\ndata: "));
     let events = parsed(&reply);
     let last = events.last().unwrap();
@@ -94,7 +97,7 @@ fn responses_and_messages_name_their_events() {
     assert_eq!(last["sequence_number"], events.len() - 1);
 
     let body = r#"{"max_tokens":2,"stream":true,"messages":[{"role":"user","content":"a"}]}"#;
-    let kinds: Vec<Value> = parsed(&post(&worker, "/v1/messages", body))
+    let kinds: Vec<Value> = parsed(&post(&worker, "/v1/messages", body).await)
         .iter()
         .map(|e| e["type"].clone())
         .collect();
@@ -112,20 +115,23 @@ fn responses_and_messages_name_their_events() {
     );
 }
 
-#[test]
-fn tokens_are_sent_as_they_are_generated() {
+#[tokio::test]
+async fn tokens_are_sent_as_they_are_generated() {
     let worker = start(SimOptions {
         decode_step_base_ms: 50.0,
         ..SimOptions::default()
     });
-    let mut client = Client::new(&worker);
-    client.post(
-        "/v1/completions",
-        r#"{"prompt":"a","max_tokens":1000,"stream":true}"#,
-    );
-    client.head().unwrap().unwrap();
+    let mut client = connect(&worker).await;
+    client
+        .send(&posting(
+            "/v1/completions",
+            "",
+            r#"{"prompt":"a","max_tokens":1000,"stream":true}"#,
+        ))
+        .await;
+    client.head().await.unwrap().unwrap();
     for _ in 0..3 {
-        let chunk = client.chunk().unwrap().unwrap();
+        let chunk = client.chunk().await.unwrap().unwrap();
         let events = String::from_utf8(chunk).unwrap();
         assert_eq!(events.lines().count(), 2, "one event each");
     }
