@@ -177,6 +177,8 @@ class RouterArgs:
     slow_start_secs: int = option(10, HEALTH, "seconds over which a worker that came back is given its full share again; 0 gives it at once")
     worker_drain_timeout_secs: int = option(180, HEALTH, "seconds a worker that is removed may finish what it has")
     reuse_port: bool = option(False, WORKER, "share the port (SO_REUSEPORT), so that a new process can take over from an old one")
+    forward_override_headers: bool = option(False, REQUEST, "pass clients' x-override-* headers, which steer SGLang engines, on to workers")
+    hide_routing: bool = option(False, POLICY, "keep worker URLs and routing details from clients of inference routes; X-SMG-Target-Worker and x-smg-explain are ignored")
     # fmt: on
 
     @staticmethod

@@ -138,6 +138,8 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "slow_start_secs",
         "worker_drain_timeout_secs",
         "reuse_port",
+        "forward_override_headers",
+        "hide_routing",
     ]
 
 

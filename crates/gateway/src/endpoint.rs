@@ -13,6 +13,8 @@ pub(crate) struct Inference {
     pub(crate) label: &'static str,
     /// What a body that is not declared as JSON gets.
     pub(crate) undeclared: Undeclared,
+    /// Whose API the endpoint belongs to.
+    pub(crate) vendor: Vendor,
     /// What becomes of the worker's reply.
     pub(crate) reply: ReplyFormat,
     /// The fields its prompt is made of, in the order a chat template puts them.
@@ -51,6 +53,16 @@ pub(crate) enum Undeclared {
     BadRequest,
 }
 
+/// The vendor whose API an endpoint follows: where keys are sent, how errors read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Vendor {
+    /// OpenAI, and SGLang's own endpoints.
+    #[default]
+    OpenAi,
+    /// Anthropic: keys may come in `x-api-key`.
+    Anthropic,
+}
+
 /// What becomes of the worker's reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReplyFormat {
@@ -65,6 +77,7 @@ use PromptField::{
 };
 use ReplyFormat::{Rerank, Verbatim};
 use Undeclared::{BadRequest, OnlyIfAbsent, Unsupported};
+use Vendor::{Anthropic, OpenAi};
 
 /// Every inference endpoint that is forwarded to one worker.
 #[rustfmt::skip]
@@ -77,7 +90,7 @@ pub(crate) const INFERENCE: [Inference; 9] = [
     Inference { reply: Rerank, ..row(5, "/v1/rerank", "rerank", Unsupported, [Query, None, None]) },
     Inference { path: "/rerank", reply: Rerank, ..row(6, "/v1/rerank", "rerank", BadRequest, [Query, None, None]) },
     row(7, "/v1/responses", "responses", BadRequest, [Tools, Instructions, Input]),
-    row(8, "/v1/messages", "messages", BadRequest, [Tools, System, Messages]),
+    Inference { vendor: Anthropic, ..row(8, "/v1/messages", "messages", BadRequest, [Tools, System, Messages]) },
 ];
 
 const fn row(
@@ -93,6 +106,7 @@ const fn row(
         worker_path: path,
         label,
         undeclared,
+        vendor: OpenAi,
         reply: Verbatim,
         prompt,
     }

@@ -11,6 +11,8 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use thiserror::Error;
 
+use crate::config::WorkerNames;
+use crate::endpoint::Vendor;
 use crate::upstream::UpstreamError;
 
 /// A request the gateway answers itself, or could not finish.
@@ -62,9 +64,17 @@ pub(crate) enum Error {
     /// The body is not declared as JSON.
     #[error("{why}")]
     ContentType { status: StatusCode, why: String },
+    /// The body is compressed, and prompts are read from bodies as they stand.
+    #[error("content-encoding {0:?} is not supported; send the body as it is")]
+    ContentEncoding(String),
     /// No key, or not the right one.
-    #[error("missing or invalid API key; expected 'Authorization: Bearer <key>'")]
-    Unauthorized,
+    #[error("missing or invalid API key; expected {}", expected_key(*.vendor))]
+    Unauthorized { vendor: Vendor },
+    /// A web page of another site asks for a change.
+    #[error(
+        "refused for pages of {origin}: this route changes the gateway; list the origin in --cors-allowed-origins to allow it"
+    )]
+    CrossSite { origin: String },
     /// There is no such path.
     #[error("unknown URL: {method} {path}")]
     UnknownUrl { method: String, path: String },
@@ -140,7 +150,9 @@ impl Error {
             Self::WorkerExists(_) | Self::WorkerLeaving(_) => StatusCode::CONFLICT,
             Self::RegistrationFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::ContentType { status, .. } => *status,
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
+            Self::CrossSite { .. } => StatusCode::FORBIDDEN,
             Self::UnknownUrl { .. } | Self::WorkerNotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
@@ -174,8 +186,9 @@ impl Error {
                 status: StatusCode::BAD_REQUEST,
                 ..
             } => "json_parse_error",
-            Self::ContentType { .. } => "unsupported_media_type",
-            Self::Unauthorized => "invalid_api_key",
+            Self::ContentType { .. } | Self::ContentEncoding(_) => "unsupported_media_type",
+            Self::Unauthorized { .. } => "invalid_api_key",
+            Self::CrossSite { .. } => "cross_site_request",
             Self::UnknownUrl { .. } => "unknown_url",
             Self::WorkerId { .. } | Self::WorkerSpec(_) | Self::NotUp { .. } => "BAD_REQUEST",
             Self::WorkerNotFound(_) => "WORKER_NOT_FOUND",
@@ -220,8 +233,28 @@ impl Error {
         }
     }
 
+    /// The worker that the error is about.
+    fn worker(&self) -> Option<&str> {
+        match self {
+            Self::UpstreamTimeout { worker, .. }
+            | Self::Upstream { worker, .. }
+            | Self::RerankResponse { worker, .. } => Some(worker),
+            _ => None,
+        }
+    }
+
+    /// The message, for clients that may know the worker's name or may not.
+    fn message(&self, names: WorkerNames) -> String {
+        let message = self.to_string();
+        match self.worker() {
+            Some(worker) if names == WorkerNames::Hidden => message.replace(worker, "(hidden)"),
+            _ => message,
+        }
+    }
+
     /// The answer in the shape that the route's clients read.
-    fn render(&self) -> Response<Full<Bytes>> {
+    fn render(&self, names: WorkerNames) -> Response<Full<Bytes>> {
+        let message = self.message(names);
         let (content_type, text) = match self.shape() {
             Shape::OpenAi => {
                 let kind = match self.status() {
@@ -231,14 +264,14 @@ impl Error {
                 };
                 (
                     "application/json",
-                    body(kind, self.code(), self).to_string(),
+                    body(kind, self.code(), message).to_string(),
                 )
             }
             Shape::Worker => {
-                let body = serde_json::json!({"error": self.to_string(), "code": self.code()});
+                let body = serde_json::json!({"error": message, "code": self.code()});
                 ("application/json", body.to_string())
             }
-            Shape::Text => ("text/plain; charset=utf-8", self.to_string()),
+            Shape::Text => ("text/plain; charset=utf-8", message),
         };
         let mut response = Response::new(Full::new(Bytes::from(text)));
         *response.status_mut() = self.status();
@@ -257,9 +290,14 @@ impl Error {
             } => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
-            Self::Unauthorized => {
+            Self::Unauthorized { .. } => {
                 let challenge = HeaderValue::from_static("Bearer realm=\"data-plane\"");
                 headers.insert(header::WWW_AUTHENTICATE, challenge);
+            }
+            // RFC 9110 §12.5.3: what may be sent instead.
+            Self::ContentEncoding(_) => {
+                let plain = HeaderValue::from_static("identity");
+                headers.insert(header::ACCEPT_ENCODING, plain);
             }
             Self::MethodNotAllowed { allow, .. } => {
                 if let Ok(allow) = HeaderValue::try_from(allow) {
@@ -272,8 +310,8 @@ impl Error {
     }
 
     /// The answer, with the error as an extension: metrics and the log read it there.
-    pub(crate) fn respond(self) -> Response<Full<Bytes>> {
-        let mut response = self.render();
+    pub(crate) fn respond(self, names: WorkerNames) -> Response<Full<Bytes>> {
+        let mut response = self.render(names);
         response.extensions_mut().insert(Arc::new(self));
         response
     }
@@ -281,7 +319,15 @@ impl Error {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response<Body> {
-        self.respond().map(Body::new)
+        self.respond(WorkerNames::Shown).map(Body::new)
+    }
+}
+
+/// Where an endpoint's clients are to send the key.
+fn expected_key(vendor: Vendor) -> &'static str {
+    match vendor {
+        Vendor::OpenAi => "'Authorization: Bearer <key>'",
+        Vendor::Anthropic => "'x-api-key: <key>' or 'Authorization: Bearer <key>'",
     }
 }
 
@@ -305,7 +351,7 @@ mod tests {
 
     #[test]
     fn the_envelope_has_what_clients_read() {
-        let response = Error::NoAvailableWorkers { retry_after: 1 }.render();
+        let response = Error::NoAvailableWorkers { retry_after: 1 }.render(WorkerNames::Shown);
         assert_eq!(response.status(), 503);
         assert_eq!(
             response.headers()["x-smg-error-code"],
@@ -334,7 +380,10 @@ mod tests {
             (local.status().as_u16(), local.code()),
             (503, "gateway_resources_exhausted")
         );
-        assert_eq!(local.render().headers()["retry-after"], "1");
+        assert_eq!(
+            local.render(WorkerNames::Shown).headers()["retry-after"],
+            "1"
+        );
         let slow = Error::UpstreamTimeout {
             worker: "w".into(),
             seconds: 1,
@@ -351,6 +400,20 @@ mod tests {
             (slow.status().as_u16(), slow.code()),
             (504, "call_upstream_timeout")
         );
+    }
+
+    #[test]
+    fn worker_is_named_only_to_clients_that_may_know_it() {
+        let error = Error::UpstreamTimeout {
+            worker: "http://gpu-7:30000".into(),
+            seconds: 1,
+        };
+        let message = |names| {
+            let body = futures_body(error.render(names).into_body());
+            body["error"]["message"].as_str().unwrap().to_owned()
+        };
+        assert!(message(WorkerNames::Shown).contains("gpu-7"));
+        assert!(!message(WorkerNames::Hidden).contains("gpu-7"));
     }
 
     fn futures_body(body: Full<Bytes>) -> serde_json::Value {

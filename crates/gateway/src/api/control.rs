@@ -24,8 +24,8 @@ const LOADS: &str = "/v1/loads?include=core,disagg,queues,memory";
 
 pub(super) fn routes() -> Routes {
     Routes::default()
-        .get("/v1/responses/{id}", Access::Control, stored_response)
-        .delete("/v1/responses/{id}", Access::Control, delete_response)
+        .get("/v1/responses/{id}", Access::Inference, stored_response)
+        .delete("/v1/responses/{id}", Access::Inference, delete_response)
         .post(
             "/v1/responses/{id}/cancel",
             Access::Control,

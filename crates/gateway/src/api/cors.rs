@@ -1,73 +1,119 @@
-//! Cross-origin requests (Fetch standard): browsers ask, the gateway answers.
+//! Requests of web pages from other sites (Fetch standard): which may be made, which may be read.
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, Request, Response};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Response};
 use http_body_util::Full;
 
-/// Which browser origins may use the gateway.
-#[derive(Debug)]
-pub(crate) struct Cors {
-    /// Empty means any.
-    origins: Vec<HeaderValue>,
-}
+use super::routes::Route;
+use crate::auth::Access;
+use crate::config::AllowedOrigin;
+use crate::error::Error;
 
 const MAX_AGE: HeaderValue = HeaderValue::from_static("3600");
 const ANY: HeaderValue = HeaderValue::from_static("*");
+const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE, OPTIONS");
+/// What a page may send when it does not say what it wants to send.
+const USUAL_HEADERS: HeaderValue = HeaderValue::from_static("content-type, authorization");
+/// What the gateway writes on replies and a page may read.
+const EXPOSED: HeaderValue =
+    HeaderValue::from_static("x-request-id, x-smg-routed-worker-id, x-smg-error-code, retry-after");
+/// What the browser knows of the page: `same-origin`, `same-site`, `cross-site`, `none`.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Which browser origins may use the gateway. Routes that show or change the fleet are open to
+/// listed origins only; for all others, no list means any origin.
+#[derive(Debug)]
+pub(crate) struct Cors {
+    any: bool,
+    listed: Vec<HeaderValue>,
+}
 
 impl Cors {
-    pub(crate) fn new(origins: &[String]) -> Self {
+    /// Of the origins configured; none means any.
+    pub(crate) fn new(origins: &[AllowedOrigin]) -> Self {
+        let listed = origins.iter().filter_map(|origin| match origin {
+            AllowedOrigin::Any => None,
+            AllowedOrigin::One(origin) => origin.parse().ok(),
+        });
         Self {
-            origins: origins
-                .iter()
-                .filter_map(|origin| origin.parse().ok())
-                .collect(),
+            any: origins.is_empty() || origins.contains(&AllowedOrigin::Any),
+            listed: listed.collect(),
         }
     }
 
-    /// The answer to a preflight request; `None` when the request is none.
-    pub(crate) fn preflight<B>(&self, request: &Request<B>) -> Option<Response<Full<Bytes>>> {
-        let headers = request.headers();
-        let asks = headers.contains_key(header::ORIGIN)
-            && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-        if request.method() != Method::OPTIONS || !asks {
-            return None;
-        }
+    /// The method that a preflight request asks for; `None` when the request is none.
+    pub(crate) fn preflight_method(method: &Method, headers: &HeaderMap) -> Option<Method> {
+        let asked = headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?;
+        let is_preflight = *method == Method::OPTIONS && headers.contains_key(header::ORIGIN);
+        is_preflight.then(|| Method::from_bytes(asked.as_bytes()).unwrap_or_default())
+    }
+
+    /// The answer to a preflight request for a route: what was asked for, if the origin may.
+    pub(crate) fn preflight(&self, access: Access, headers: &HeaderMap) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::default());
         let answer = response.headers_mut();
-        answer.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
-        let (methods, allowed) = if self.origins.is_empty() {
-            (ANY, ANY)
-        } else {
-            (
-                HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE, OPTIONS"),
-                HeaderValue::from_static("content-type, authorization"),
-            )
-        };
-        answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
-        answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
-        self.add_response_headers(headers.get(header::ORIGIN), answer);
-        Some(response)
+        let origin = headers.get(header::ORIGIN);
+        if origin.is_some_and(|origin| self.allows(origin, access)) {
+            // Not `*`, which does not stand for `authorization`.
+            let asked = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
+            let allowed = asked.cloned().unwrap_or(USUAL_HEADERS);
+            answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
+            answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
+            answer.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+            let vary = HeaderValue::from_static("access-control-request-headers");
+            answer.insert(header::VARY, vary);
+        }
+        response
     }
 
     /// Marks a response to `origin` as readable from there, when it is.
     pub(crate) fn add_response_headers(
         &self,
-        origin: Option<&HeaderValue>,
+        access: Access,
+        origin: &HeaderValue,
         response: &mut HeaderMap,
     ) {
-        let Some(origin) = origin else { return };
-        if self.origins.is_empty() {
+        let listed = self.listed.contains(origin);
+        if self.any && !access.is_control() {
             response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, ANY);
             response.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, ANY);
             return;
         }
         response.append(header::VARY, HeaderValue::from_static("origin"));
-        if self.origins.contains(origin) {
+        if listed {
             response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-            let exposed = HeaderValue::from_static("x-request-id");
-            response.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+            response.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
         }
+    }
+
+    /// Refuses changes to the fleet that a page of another site asks for. Browsers send simple
+    /// requests without asking first, so an answer that the page cannot read is not enough.
+    ///
+    /// # Errors
+    /// [`Error::CrossSite`].
+    pub(crate) fn check_site(&self, route: &Route, headers: &HeaderMap) -> Result<(), Error> {
+        if !route.access.is_control() || route.method == Method::GET {
+            return Ok(());
+        }
+        let origin = headers.get(header::ORIGIN);
+        let same_origin = match headers.get(FETCH_SITE) {
+            Some(site) => *site == "same-origin" || *site == "none",
+            None => origin.is_none_or(|origin| is_own(origin, headers)),
+        };
+        if same_origin || origin.is_some_and(|origin| self.listed.contains(origin)) {
+            return Ok(());
+        }
+        let origin = origin.map_or("another site".into(), |it| {
+            String::from_utf8_lossy(it.as_bytes())
+        });
+        Err(Error::CrossSite {
+            origin: origin.into_owned(),
+        })
+    }
+
+    fn allows(&self, origin: &HeaderValue, access: Access) -> bool {
+        (self.any && !access.is_control()) || self.listed.contains(origin)
     }
 
     /// Removes a worker's own CORS headers: which origins may read replies is decided here.
@@ -89,33 +135,113 @@ impl Cors {
     }
 }
 
+/// Whether a page's origin is the address that the request was sent to.
+fn is_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
+    let authority = origin.to_str().ok().and_then(|it| it.split_once("://"));
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    authority.is_some_and(|(_, authority)| Some(authority) == host)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn preflight(cors: &Cors, origin: &str) -> Option<Response<Full<Bytes>>> {
-        let request = Request::options("/v1/chat/completions")
-            .header("origin", origin)
-            .header("access-control-request-method", "POST")
-            .body(())
-            .unwrap();
-        cors.preflight(&request)
+    const UI: HeaderValue = HeaderValue::from_static("https://ui");
+    const EVIL: HeaderValue = HeaderValue::from_static("https://evil");
+
+    fn listing(origins: &[&str]) -> Cors {
+        let origins = origins
+            .iter()
+            .map(|origin| AllowedOrigin::parse(origin).unwrap());
+        Cors::new(&origins.collect::<Vec<_>>())
+    }
+
+    fn preflight(cors: &Cors, access: Access, origin: &HeaderValue) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ORIGIN, origin.clone());
+        let asked = HeaderValue::from_static("authorization,x-stainless-os");
+        headers.insert(header::ACCESS_CONTROL_REQUEST_HEADERS, asked);
+        let mut answer = cors.preflight(access, &headers);
+        cors.add_response_headers(access, origin, answer.headers_mut());
+        std::mem::take(answer.headers_mut())
+    }
+
+    fn readable(cors: &Cors, access: Access, origin: &HeaderValue) -> Option<HeaderValue> {
+        preflight(cors, access, origin).remove("access-control-allow-origin")
     }
 
     #[test]
-    fn any_origin_may_by_default() {
-        let response = preflight(&Cors::new(&[]), "https://ui").unwrap();
-        assert_eq!(response.headers()["access-control-allow-origin"], "*");
-        assert_eq!(response.headers()["access-control-max-age"], "3600");
+    fn without_a_list_any_origin_may_use_inference_and_none_the_fleet() {
+        for cors in [listing(&[]), listing(&["*"])] {
+            let answer = preflight(&cors, Access::Inference, &EVIL);
+            assert_eq!(answer["access-control-allow-origin"], "*");
+            assert_eq!(
+                answer["access-control-allow-headers"],
+                "authorization,x-stainless-os"
+            );
+            assert_eq!(answer["access-control-max-age"], "3600");
+            assert_eq!(readable(&cors, Access::Control, &EVIL), None);
+        }
     }
 
     #[test]
-    fn only_listed_origins_may_once_there_is_a_list() {
-        let cors = Cors::new(&["https://ui".to_owned()]);
-        let good = preflight(&cors, "https://ui").unwrap();
-        assert_eq!(good.headers()["access-control-allow-origin"], "https://ui");
-        let bad = preflight(&cors, "https://evil").unwrap();
-        assert!(!bad.headers().contains_key("access-control-allow-origin"));
+    fn with_a_list_only_listed_origins_may_use_anything() {
+        let cors = listing(&["https://UI/"]);
+        for access in [Access::Inference, Access::Control] {
+            let good = preflight(&cors, access, &UI);
+            assert_eq!(good["access-control-allow-origin"], "https://ui");
+            assert_eq!(good.get_all("vary").iter().count(), 2);
+            let bad = preflight(&cors, access, &EVIL);
+            assert!(!bad.contains_key("access-control-allow-origin"), "{bad:?}");
+            assert!(!bad.contains_key("access-control-allow-headers"), "{bad:?}");
+        }
+    }
+
+    fn check(cors: &Cors, method: Method, lines: &[(&'static str, &'static str)]) -> bool {
+        let route = Route {
+            method,
+            path: "/workers",
+            access: Access::Control,
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.insert(*name, HeaderValue::from_static(value));
+        }
+        cors.check_site(&route, &headers).is_ok()
+    }
+
+    #[test]
+    fn changes_asked_for_by_pages_of_other_sites_are_refused() {
+        let evil = ("origin", "https://evil");
+        for cors in [listing(&[]), listing(&["*"]), listing(&["https://ui"])] {
+            for lines in [
+                &[evil][..],
+                &[evil, ("sec-fetch-site", "cross-site")],
+                &[evil, ("sec-fetch-site", "same-site")],
+                &[("sec-fetch-site", "cross-site")],
+                &[("origin", "null")],
+                &[("origin", "https://gw.evil"), ("host", "gw")],
+            ] {
+                assert!(!check(&cors, Method::POST, lines), "{lines:?}");
+                assert!(check(&cors, Method::GET, lines), "{lines:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn changes_asked_for_by_programs_own_pages_and_listed_origins_pass() {
+        let cors = listing(&["https://ui"]);
+        for lines in [
+            &[][..],
+            &[("origin", "https://ui"), ("sec-fetch-site", "cross-site")],
+            &[("origin", "https://gw"), ("sec-fetch-site", "same-origin")],
+            &[("sec-fetch-site", "none")],
+            &[("origin", "http://gw:30000"), ("host", "gw:30000")],
+        ] {
+            assert!(check(&cors, Method::POST, lines), "{lines:?}");
+        }
     }
 
     #[test]
@@ -131,11 +257,14 @@ mod tests {
     }
 
     #[test]
-    fn an_ordinary_request_is_no_preflight() {
-        let request = Request::options("/")
-            .header("origin", "https://ui")
-            .body(())
-            .unwrap();
-        assert!(Cors::new(&[]).preflight(&request).is_none());
+    fn an_options_request_without_a_method_to_ask_for_is_no_preflight() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ORIGIN, UI);
+        assert_eq!(Cors::preflight_method(&Method::OPTIONS, &headers), None);
+        let post = HeaderValue::from_static("POST");
+        headers.insert(header::ACCESS_CONTROL_REQUEST_METHOD, post);
+        let asked = Cors::preflight_method(&Method::OPTIONS, &headers);
+        assert_eq!(asked, Some(Method::POST));
+        assert_eq!(Cors::preflight_method(&Method::POST, &headers), None);
     }
 }

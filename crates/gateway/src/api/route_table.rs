@@ -7,7 +7,7 @@ use matchit::{InsertError, Router};
 
 use super::routes::Route;
 use crate::auth::Access;
-use crate::endpoint::{INFERENCE, Inference};
+use crate::endpoint::{INFERENCE, Inference, Vendor};
 use crate::error::Error;
 use crate::telemetry::{Metrics, RouteMetrics};
 
@@ -26,6 +26,16 @@ pub(crate) struct Entry {
     pub(crate) route: Route,
     pub(crate) target: Target,
     pub(crate) metrics: Arc<RouteMetrics>,
+}
+
+impl Entry {
+    /// Whose API the route belongs to.
+    pub(crate) fn vendor(&self) -> Vendor {
+        match self.target {
+            Target::Relay(row) => row.vendor,
+            Target::Api => Vendor::OpenAi,
+        }
+    }
 }
 
 /// All routes by path.

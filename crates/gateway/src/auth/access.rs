@@ -14,6 +14,11 @@ pub enum Access {
 }
 
 impl Access {
+    /// Whether the route shows or changes the fleet.
+    pub(crate) fn is_control(self) -> bool {
+        self == Self::Control
+    }
+
     /// Whether the gateway's key is needed, when it has one.
     pub(super) fn needs_key(self) -> bool {
         match self {

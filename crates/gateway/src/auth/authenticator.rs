@@ -4,10 +4,13 @@ use http::header::{self, HeaderMap, HeaderValue};
 use subtle::ConstantTimeEq;
 
 use super::access::{Access, Principal};
+use super::credentials::X_API_KEY;
 use crate::config::Secret;
+use crate::endpoint::Vendor;
 use crate::error::Error;
 
-/// Checks `Authorization: Bearer <key>` (RFC 6750), in time that does not depend on the key.
+/// Checks the key that a request shows, in time that does not depend on the key:
+/// `Authorization: Bearer <key>` (RFC 6750), or `x-api-key: <key>` at Anthropic's endpoints.
 #[derive(Debug)]
 pub(crate) struct Authenticator {
     key: Option<Secret>,
@@ -22,67 +25,104 @@ impl Authenticator {
     pub(crate) fn authorize(
         &self,
         access: Access,
+        vendor: Vendor,
         headers: &HeaderMap,
     ) -> Result<Principal, Error> {
         let key = self.key.as_ref().filter(|_| access.needs_key());
         let Some(key) = key else {
             return Ok(Principal::Anonymous);
         };
-        let shown = headers
-            .get(header::AUTHORIZATION)
-            .map(HeaderValue::as_bytes);
-        let shown = shown.and_then(|value| value.strip_prefix(b"Bearer "));
-        let matches = shown.is_some_and(|shown| shown.ct_eq(key.expose().as_bytes()).into());
-        if matches {
+        let key = key.expose().as_bytes();
+        let is_key = |shown: &[u8]| bool::from(shown.ct_eq(key));
+        let bearer = headers.get(header::AUTHORIZATION).and_then(bearer_token);
+        let own_header = headers
+            .get(X_API_KEY)
+            .filter(|_| vendor == Vendor::Anthropic);
+        let own_header = own_header.map(HeaderValue::as_bytes);
+        if bearer.is_some_and(is_key) || own_header.is_some_and(is_key) {
             Ok(Principal::ApiKey)
         } else {
-            Err(Error::Unauthorized)
+            Err(Error::Unauthorized { vendor })
         }
     }
+}
+
+/// The token after `Bearer`, whose case does not matter (RFC 9110 §11.1).
+fn bearer_token(value: &HeaderValue) -> Option<&[u8]> {
+    let (scheme, token) = value.as_bytes().split_at_checked(b"Bearer ".len())?;
+    let token = scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)?;
+    Some(token.trim_ascii())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn authorize(access: Access, shown: Option<&str>) -> Option<Principal> {
+    fn authorize(
+        access: Access,
+        vendor: Vendor,
+        shown: &[(&'static str, &str)],
+    ) -> Option<Principal> {
         let mut headers = HeaderMap::new();
-        if let Some(shown) = shown {
-            headers.insert(header::AUTHORIZATION, shown.parse().unwrap());
+        for (name, value) in shown {
+            headers.append(*name, value.parse().unwrap());
         }
         let key = Authenticator::new(Some("s3cret".to_owned().into()));
-        key.authorize(access, &headers).ok()
+        key.authorize(access, vendor, &headers).ok()
     }
 
     #[test]
     fn only_the_right_bearer_key_opens() {
         for access in [Access::Inference, Access::Control] {
-            let right = authorize(access, Some("Bearer s3cret"));
-            assert_eq!(right, Some(Principal::ApiKey));
+            for right in ["Bearer s3cret", "bearer s3cret", "BEARER  s3cret"] {
+                let right = authorize(access, Vendor::OpenAi, &[("authorization", right)]);
+                assert_eq!(right, Some(Principal::ApiKey));
+            }
             for wrong in [
                 "Bearer s3cre",
                 "Bearer s3cret2",
-                "bearer s3cret",
+                "Bearers3cret",
                 "s3cret",
                 "Basic s3cret",
                 "Bearer ",
+                "Bearer",
             ] {
-                assert_eq!(authorize(access, Some(wrong)), None, "{wrong}");
+                let wrong_key = authorize(access, Vendor::OpenAi, &[("authorization", wrong)]);
+                assert_eq!(wrong_key, None, "{wrong}");
             }
-            assert_eq!(authorize(access, None), None);
+            assert_eq!(authorize(access, Vendor::OpenAi, &[]), None);
         }
+    }
+
+    #[test]
+    fn x_api_key_opens_where_anthropics_api_is_spoken() {
+        let (right, wrong) = (("x-api-key", "s3cret"), ("x-api-key", "other"));
+        let bearer = ("authorization", "Bearer s3cret");
+        let authorize = |vendor, shown: &[_]| authorize(Access::Inference, vendor, shown);
+        assert_eq!(
+            authorize(Vendor::Anthropic, &[right]),
+            Some(Principal::ApiKey)
+        );
+        assert_eq!(
+            authorize(Vendor::Anthropic, &[bearer]),
+            Some(Principal::ApiKey)
+        );
+        assert_eq!(authorize(Vendor::Anthropic, &[wrong]), None);
+        assert_eq!(authorize(Vendor::OpenAi, &[right]), None);
     }
 
     #[test]
     fn probes_and_information_need_no_key() {
         for access in [Access::Probe, Access::Info] {
-            assert_eq!(authorize(access, None), Some(Principal::Anonymous));
+            let right = authorize(access, Vendor::OpenAi, &[]);
+            assert_eq!(right, Some(Principal::Anonymous));
         }
     }
 
     #[test]
     fn without_a_key_every_request_may_come_in() {
-        let right = Authenticator::new(None).authorize(Access::Control, &HeaderMap::new());
+        let open = Authenticator::new(None);
+        let right = open.authorize(Access::Control, Vendor::OpenAi, &HeaderMap::new());
         assert_eq!(right.ok(), Some(Principal::Anonymous));
     }
 }

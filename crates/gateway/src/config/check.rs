@@ -2,6 +2,7 @@
 
 use super::error::ConfigError;
 use super::options::Options;
+use super::origin::AllowedOrigin;
 use super::unbuilt;
 use super::worker_url::WorkerUrl;
 
@@ -158,13 +159,8 @@ fn check_headers(options: &Options) -> Result<(), ConfigError> {
         }
     }
     for origin in &options.cors_allowed_origins {
-        if http::HeaderValue::try_from(origin.as_str()).is_err() {
-            return Err(ConfigError::invalid(
-                "cors_allowed_origins",
-                origin,
-                "is no origin",
-            ));
-        }
+        AllowedOrigin::parse(origin)
+            .map_err(|why| ConfigError::invalid("cors_allowed_origins", origin, why))?;
     }
     if options.api_key.as_ref().is_some_and(|key| {
         http::HeaderValue::try_from(key.expose()).is_err() || key.expose().is_empty()

@@ -9,6 +9,7 @@ mod feature;
 mod live;
 mod objects;
 mod options;
+mod origin;
 mod secret;
 mod sections;
 mod unbuilt;
@@ -22,9 +23,10 @@ pub use objects::{
     ApiKeyEntry, ControlPlaneAuth, JwtConfig, OracleConfig, PostgresConfig, RedisConfig, Role,
 };
 pub use options::{Backend, HistoryBackend, LogLevel, Options};
+pub(crate) use origin::AllowedOrigin;
 pub use secret::Secret;
 pub(crate) use sections::{
     AdmissionSection, ConnectionSection, FleetSection, HealthSection, ProxySection, ServerSection,
-    seconds,
+    WorkerNames, seconds,
 };
 pub use worker_url::WorkerUrl;

@@ -276,4 +276,9 @@ options! {
     worker_drain_timeout_secs: u64 = 180;
     /// Share the port with another gateway, so that a new process can take over from an old one.
     reuse_port: bool = false;
+    /// Pass clients' `x-override-*` headers, which steer SGLang engines, on to workers.
+    forward_override_headers: bool = false;
+    /// Keep worker URLs and routing details from clients of inference routes, and ignore
+    /// `x-smg-target-worker` and `x-smg-explain`.
+    hide_routing: bool = false;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use routing::policy::Balance;
 use routing::{BreakerRules, Params, RetryRules, Thresholds};
 
-use super::{Options, Secret};
+use super::{AllowedOrigin, Options, Secret};
 
 /// No time is longer: "never" is spelt with large numbers, and sums of times must not overflow.
 const LONGEST: Duration = Duration::from_hours(24 * 365);
@@ -75,14 +75,28 @@ pub(crate) struct ProxySection {
     pub(crate) retry_budget_floor: u32,
     /// The gateway has a key, so a client's `authorization` is meant for the gateway.
     pub(crate) has_key: bool,
+    /// Clients may send engines `x-override-*`.
+    pub(crate) forward_overrides: bool,
+    /// Clients neither see nor choose workers.
+    pub(crate) hide_routing: bool,
+}
+
+/// Whether clients learn which worker an error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WorkerNames {
+    Shown,
+    Hidden,
 }
 
 /// What clients see of the gateway itself.
 #[derive(Clone, Debug)]
 pub(crate) struct ServerSection {
     pub(crate) api_key: Option<Secret>,
-    pub(crate) cors_allowed_origins: Vec<String>,
+    /// Empty means any.
+    pub(crate) cors_allowed_origins: Vec<AllowedOrigin>,
     pub(crate) request_id_headers: Option<Vec<String>>,
+    /// Whether errors name workers.
+    pub(crate) worker_names: WorkerNames,
 }
 
 /// An option in seconds as a time that can be counted with.
@@ -174,16 +188,25 @@ impl From<&Options> for ProxySection {
             retry_budget_ratio: options.retry_budget_ratio,
             retry_budget_floor: options.retry_budget_min_per_sec,
             has_key: options.api_key.is_some(),
+            forward_overrides: options.forward_override_headers,
+            hide_routing: options.hide_routing,
         }
     }
 }
 
 impl From<&Options> for ServerSection {
     fn from(options: &Options) -> Self {
+        let origins = &options.cors_allowed_origins;
+        let origins = origins.iter().map(|origin| AllowedOrigin::parse(origin));
         Self {
             api_key: options.api_key.clone(),
-            cors_allowed_origins: options.cors_allowed_origins.clone(),
+            cors_allowed_origins: origins.filter_map(Result::ok).collect(),
             request_id_headers: options.request_id_headers.clone(),
+            worker_names: if options.hide_routing {
+                WorkerNames::Hidden
+            } else {
+                WorkerNames::Shown
+            },
         }
     }
 }

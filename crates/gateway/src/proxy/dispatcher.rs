@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::attempts::Attempts;
 use super::client_key::ClientHeaders;
-use super::explain::Explainer;
+use super::explain::{CandidateRanking, Explainer};
 use super::request::ProxyRequest;
 use super::request_head::HeaderRules;
 use crate::balancer::Balancer;
@@ -24,6 +24,8 @@ pub(crate) struct Dispatcher {
     pub(super) live: Live,
     pub(super) rules: HeaderRules,
     pub(super) explainer: Explainer,
+    /// Clients neither see nor choose workers.
+    pub(super) hide_routing: bool,
     budget: Mutex<RetryBudget>,
 }
 
@@ -41,7 +43,9 @@ impl Dispatcher {
             live,
             rules: HeaderRules {
                 credentials_are_ours: options.has_key,
+                forward_overrides: options.forward_overrides,
             },
+            hide_routing: options.hide_routing,
             explainer: Explainer::new(Arc::clone(&balancer), lanes),
             budget: Mutex::new(RetryBudget::new(ratio, floor)),
             balancer,
@@ -55,6 +59,14 @@ impl Dispatcher {
             headers,
             shared_credentials: self.rules.credentials_are_ours,
         }
+    }
+
+    /// The candidates of a request whose client asks why, and may know.
+    pub(super) fn ranking(&self, request: &ProxyRequest<'_>) -> Option<CandidateRanking> {
+        if self.hide_routing {
+            return None;
+        }
+        self.explainer.ranking(request)
     }
 
     /// Whether a request whose last attempt ended so is tried again.

@@ -56,7 +56,7 @@ impl<'a> Exchange<'a> {
         let (dispatcher, request) = (self.dispatcher, self.request);
         let mut last: Option<AttemptResult> = None;
         loop {
-            let ranking = dispatcher.explainer.ranking(request);
+            let ranking = dispatcher.ranking(request);
             let selected = queue::select_or_wait(dispatcher, request, &mut self.attempts).await;
             let selection = match (selected, last.take()) {
                 (Ok(selection), before) => {

@@ -127,6 +127,7 @@ impl Proxy {
             dialect.request(&mut parts);
         }
         request_body::check_declared(row.undeclared, &parts.headers)?;
+        request_body::check_encoding(&parts.headers)?;
         let fields = BodyFields::read_off_lane(&body, &self.cpu_pool).await?;
         let client_key = self.dispatcher.client_key(&parts.headers);
         let live = &self.dispatcher.live.get();
@@ -143,7 +144,8 @@ impl Proxy {
                 now: self.balancer().fleet.now(),
                 seed: fastrand::u64(..),
             },
-            target: header_text(&parts.headers, "x-smg-target-worker"),
+            target: header_text(&parts.headers, "x-smg-target-worker")
+                .filter(|_| !self.dispatcher.hide_routing),
             streaming: fields.stream,
             live,
         };
@@ -151,7 +153,9 @@ impl Proxy {
         let response = result.answer.map_err(Failure::at(&result.worker))?;
         let idle_timeout = live.request_timeout;
         let mut reply = response_body::relay(response, idle_timeout, result.in_flight, timer);
-        result.explanation.write(reply.headers_mut());
+        if !self.dispatcher.hide_routing {
+            result.explanation.write(reply.headers_mut());
+        }
         match dialect {
             None => Ok(reply),
             Some(dialect) => {

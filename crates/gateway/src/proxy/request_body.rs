@@ -55,6 +55,16 @@ pub(super) fn check_declared(rule: Undeclared, headers: &HeaderMap) -> Result<()
     })
 }
 
+/// Refuses a body that is compressed.
+pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Error> {
+    let encodings = headers.get_all(header::CONTENT_ENCODING).into_iter();
+    let mut coded = encodings.filter(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
+    coded.next().map_or(Ok(()), |value| {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        Err(Error::ContentEncoding(value.into_owned()))
+    })
+}
+
 /// Whether a body is declared as JSON.
 pub(crate) fn declares_json(headers: &HeaderMap) -> bool {
     let declared = headers.get(header::CONTENT_TYPE);

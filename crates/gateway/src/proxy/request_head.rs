@@ -7,6 +7,7 @@ use arc_swap::Guard;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Version, request};
 
+use crate::auth::carries_a_key;
 use crate::fleet::{Endpoint, WorkerConfig};
 use crate::upstream::{CallHeaders, is_hop_by_hop};
 
@@ -18,12 +19,16 @@ static AUTHORIZATION: HeaderName = header::AUTHORIZATION;
 pub(super) struct HeaderRules {
     /// The gateway has a key, so `authorization` is meant for it and not for a worker.
     pub(super) credentials_are_ours: bool,
+    /// Clients may steer engines by `x-override-*` (SGLang's request header overrides).
+    pub(super) forward_overrides: bool,
 }
 
 /// What of a client's head goes to one worker, and its key.
 pub(super) struct ForwardedHead {
     config: Guard<Arc<WorkerConfig>>,
-    drop_credentials: bool,
+    /// The gateway has a key: what carries keys is meant for it.
+    credentials_are_ours: bool,
+    forward_overrides: bool,
     /// Headers that the client's `connection` names as hop-by-hop.
     named: Vec<HeaderName>,
 }
@@ -33,7 +38,8 @@ impl HeaderRules {
     pub(super) fn head(&self, endpoint: &Endpoint, headers: &HeaderMap) -> ForwardedHead {
         let config = endpoint.config.load();
         ForwardedHead {
-            drop_credentials: self.credentials_are_ours || config.bearer.is_some(),
+            credentials_are_ours: self.credentials_are_ours,
+            forward_overrides: self.forward_overrides,
             named: named_hop_by_hop(headers),
             config,
         }
@@ -45,8 +51,18 @@ impl ForwardedHead {
     pub(super) fn forwards(&self, name: &HeaderName) -> bool {
         !(is_replaced(name)
             || is_hop_by_hop(name)
-            || (self.drop_credentials && *name == AUTHORIZATION)
+            || self.is_credential(name)
+            || (!self.forward_overrides && name.as_str().starts_with("x-override-"))
             || self.named.contains(name))
+    }
+
+    /// Whether a line is a key for the gateway, or gives way to the worker's key.
+    fn is_credential(&self, name: &HeaderName) -> bool {
+        if self.credentials_are_ours {
+            carries_a_key(name)
+        } else {
+            self.config.bearer.is_some() && *name == AUTHORIZATION
+        }
     }
 
     /// The client's lines that pass, then the gateway's own: the request id, and the worker's

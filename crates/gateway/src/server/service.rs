@@ -15,8 +15,8 @@ use super::request_id::RequestIds;
 use super::request_record::RequestRecord;
 use super::response::Reply;
 use crate::api::{self, ApiState, Caller, Cors, RouteTable, Target};
-use crate::auth::Authenticator;
-use crate::config::ServerSection;
+use crate::auth::{Access, Authenticator};
+use crate::config::{ServerSection, WorkerNames};
 use crate::endpoint::Inference;
 use crate::error::Error;
 use crate::lane::Lane;
@@ -34,6 +34,7 @@ pub(crate) struct Service {
     authenticator: Authenticator,
     cors: Cors,
     ids: RequestIds,
+    worker_names: WorkerNames,
     state: ApiState,
 }
 
@@ -50,6 +51,7 @@ impl Service {
             authenticator: Authenticator::new(options.api_key.clone()),
             cors: Cors::new(&options.cors_allowed_origins),
             ids: RequestIds::new(options.request_id_headers.as_deref()),
+            worker_names: options.worker_names,
             state,
         })
     }
@@ -66,19 +68,23 @@ impl Service {
         request: Request<Incoming>,
     ) -> Response<Reply> {
         let id = self.ids.of(request.headers(), request.uri().path());
-        let origin = request.headers().get(header::ORIGIN).cloned();
+        let origin = request.headers().get(header::ORIGIN);
+        let origin = origin.map(|origin| (self.access(&request), origin.clone()));
         let method = request.method().clone();
         let version = request.version();
         let (mut record, outcome) = self.serve(lane, &id, request).await;
-        let mut response = outcome.unwrap_or_else(|error| error.respond().map(ReplyBody::from));
+        let mut response =
+            outcome.unwrap_or_else(|error| error.respond(self.worker_names).map(ReplyBody::from));
         let error = response.extensions_mut().remove::<Arc<Error>>();
         let code = error.as_deref().map_or("", Error::code);
         record.respond_with(response.status(), code);
         if let Some(error) = error {
             log_failure(&error, &id);
         }
-        self.cors
-            .add_response_headers(origin.as_ref(), response.headers_mut());
+        if let Some((access, origin)) = &origin {
+            self.cors
+                .add_response_headers(*access, origin, response.headers_mut());
+        }
         response.headers_mut().insert(REQUEST_ID, id);
         if self.state.shutdown.is_lame_duck() && version < Version::HTTP_2 {
             let close = HeaderValue::from_static("close");
@@ -94,11 +100,12 @@ impl Service {
         request_id: &HeaderValue,
         request: Request<Incoming>,
     ) -> (RequestRecord, Result<Response<ReplyBody>, Error>) {
-        if let Some(response) = self.cors.preflight(&request) {
-            return (
-                RequestRecord::begin(self.routes.other()),
-                Ok(response.map(ReplyBody::from)),
-            );
+        if Cors::preflight_method(request.method(), request.headers()).is_some() {
+            let answer = self
+                .cors
+                .preflight(self.access(&request), request.headers());
+            let record = RequestRecord::begin(self.routes.other());
+            return (record, Ok(answer.map(ReplyBody::from)));
         }
         let entry = match self.routes.find(request.method(), request.uri().path()) {
             Ok(entry) => entry,
@@ -111,8 +118,10 @@ impl Service {
         // The size is checked before the key: a client without one learns it, too.
         let allowed = self.proxy().check_length(&request);
         let allowed = allowed.and_then(|()| {
+            self.cors.check_site(&entry.route, request.headers())?;
+            let vendor = entry.vendor();
             self.authenticator
-                .authorize(entry.route.access, request.headers())
+                .authorize(entry.route.access, vendor, request.headers())
         });
         let principal = match allowed {
             Ok(principal) => principal,
@@ -136,6 +145,16 @@ impl Service {
             response
         });
         (record, outcome)
+    }
+
+    /// The right that the route of a browser's request needs: of the request itself, or of the
+    /// one that it is the preflight of.
+    fn access<B>(&self, request: &Request<B>) -> Access {
+        let (method, headers) = (request.method(), request.headers());
+        let asked = Cors::preflight_method(method, headers);
+        let method = asked.as_ref().unwrap_or(method);
+        let found = self.routes.find(method, request.uri().path());
+        found.map_or(Access::Info, |entry| entry.route.access)
     }
 
     /// Relays an inference request: reads its body, admits it, parses it. A slow client thus

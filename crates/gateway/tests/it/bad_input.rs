@@ -1,6 +1,8 @@
 //! Bad input gets a clear answer and harms no other request.
 
-use crate::support::{Client, Worker, generate, get, ok, options, post, raw, start, start_with};
+use crate::support::{
+    Client, Worker, generate, get, ok, options, post, posting, raw, start, start_with,
+};
 
 #[tokio::test]
 async fn malformed_json_is_refused_in_the_envelope() {
@@ -195,4 +197,17 @@ async fn a_truncated_request_reaches_no_worker() {
     assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
     assert_eq!(worker.received().len(), 1);
     assert_eq!(gateway.in_flight().await, 0);
+}
+
+#[tokio::test]
+async fn compressed_body_is_refused_with_the_encoding_that_may_be_sent() {
+    let worker = Worker::doing(ok()).await;
+    let gateway = start(&[&worker]).await;
+    for (encoding, status) in [("gzip", 415), ("identity, br", 415), ("Identity", 200)] {
+        let line = format!("content-encoding: {encoding}\r\n");
+        let reply = raw(&gateway, &posting("/v1/chat/completions", &line, "{}")).await;
+        assert_eq!(reply.status, status, "{encoding}");
+        let plain = if status == 415 { "identity" } else { "" };
+        assert_eq!(reply.header("accept-encoding"), plain, "{encoding}");
+    }
 }

@@ -13,6 +13,7 @@ mod http2;
 mod limits;
 mod policy_branches;
 mod retries;
+mod rights;
 mod routes;
 mod shutdown;
 mod streaming;
