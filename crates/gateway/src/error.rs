@@ -85,12 +85,14 @@ pub(crate) enum Error {
         path: String,
         allow: String,
     },
-    /// What should be a worker's id is none.
-    #[error("Invalid worker_id '{id}' (expected UUID). Error: {why}")]
+    /// What should name a worker is neither its id nor its URL.
+    #[error(
+        "Invalid worker_id '{id}' (expected UUID, or the worker's URL with / as %2F). Error: {why}"
+    )]
     WorkerId { id: String, why: String },
     /// There is no such worker.
     #[error("Worker {0} not found")]
-    WorkerNotFound(uuid::Uuid),
+    WorkerNotFound(String),
     /// What is said of a worker is not what can be said.
     #[error("{0}")]
     WorkerSpec(String),
@@ -131,7 +133,7 @@ impl Error {
             Self::NoAvailableWorkers { .. }
             | Self::NoWorkers
             | Self::Upstream {
-                source: UpstreamError::Local(_),
+                source: UpstreamError::Local(_) | UpstreamError::NameLookup(_),
                 ..
             } => StatusCode::SERVICE_UNAVAILABLE,
             Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -175,6 +177,10 @@ impl Error {
                 source: UpstreamError::Local(_),
                 ..
             } => "gateway_resources_exhausted",
+            Self::Upstream {
+                source: UpstreamError::NameLookup(_),
+                ..
+            } => "name_lookup_failed",
             Self::Upstream { .. } => "call_upstream_request_failed",
             Self::NoWorkerResponse => "no_worker_response",
             Self::RerankResponse { .. } => "rerank_response_build_failed",
@@ -285,7 +291,7 @@ impl Error {
             Self::NoWorkers
             | Self::QueueTimeout { .. }
             | Self::Upstream {
-                source: UpstreamError::Local(_),
+                source: UpstreamError::Local(_) | UpstreamError::NameLookup(_),
                 ..
             } => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

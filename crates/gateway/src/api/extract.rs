@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use bytes::Bytes;
 use http::request::Parts;
+use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 use url::form_urlencoded;
 use uuid::Uuid;
@@ -48,21 +49,31 @@ impl FromRequest<ApiState> for WorkerJson {
     }
 }
 
-/// The worker whose id is the last part of the path.
+/// The worker whose id, or percent-encoded URL, is the last part of the path.
 pub(super) struct WorkerById(pub(super) Arc<Worker>);
 
 impl FromRequestParts<ApiState> for WorkerById {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Error> {
-        let id = parts.uri.path().rsplit('/').next().unwrap_or_default();
-        let id = Uuid::parse_str(id).map_err(|error| Error::WorkerId {
-            id: id.to_owned(),
-            why: error.to_string(),
-        })?;
-        let workers = state.fleet.workers();
-        let found = workers.iter().find(|worker| worker.id == id);
-        found.cloned().map(Self).ok_or(Error::WorkerNotFound(id))
+        let name = parts.uri.path().rsplit('/').next().unwrap_or_default();
+        let name = percent_decode_str(name).decode_utf8_lossy();
+        let found = match Uuid::parse_str(&name) {
+            Ok(id) => {
+                let workers = state.fleet.workers();
+                workers.iter().find(|worker| worker.id == id).cloned()
+            }
+            Err(_) if name.contains(':') => state.fleet.find(&name),
+            Err(error) => {
+                return Err(Error::WorkerId {
+                    id: name.into_owned(),
+                    why: error.to_string(),
+                });
+            }
+        };
+        found
+            .map(Self)
+            .ok_or_else(|| Error::WorkerNotFound(name.into_owned()))
     }
 }
 

@@ -25,7 +25,7 @@ use crate::proxy::{Dispatcher, FanOut, Proxy};
 use crate::server::{Lanes, Service};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
-use crate::upstream::{ConnectionLimits, ControlClient};
+use crate::upstream::{ConnectionLimits, ControlClient, Resolver};
 
 /// Puts everything together; nothing is served yet. The gateway's own calls run on `runtime`.
 pub(super) fn build(
@@ -33,17 +33,16 @@ pub(super) fn build(
     runtime: &Handle,
     lanes: usize,
 ) -> Result<Control, StartError> {
-    let metrics_listener = listen::metrics(options)?;
+    let metrics_listeners = listen::metrics(options)?;
     let metrics = metrics(options)?;
     let live = Live::new(options);
     let fleet = Fleet::new(FleetSection::from(options));
     let admission_options = AdmissionSection::from(options);
     let params = Params::from(options);
     let policies = ModelPolicies::new(options.policy, move |kind| kind.build(&params));
-    let client = ControlClient::new(&ConnectionSection::from(options), runtime.clone())
-        .map_err(|error| StartError::environment("make an HTTP client", error))?;
+    let (client, limits) = upstream(options, runtime, lanes)?;
     let (joining, joined) = mpsc::unbounded_channel();
-    let factory = factory(options, &metrics, lanes);
+    let factory = factory(options, &metrics, limits);
     let registry = Arc::new(Registry::new(Arc::clone(&fleet), factory, joining));
     sources::start(options, &registry, runtime)?;
     let health_checks = HealthChecks {
@@ -77,7 +76,7 @@ pub(super) fn build(
     let lanes = Lanes::start(lanes, &Arc::new(service), &shutdown)
         .map_err(|error| StartError::environment("start threads", error))?;
     Ok(Control {
-        metrics_listener,
+        metrics_listeners,
         live,
         metrics,
         lanes,
@@ -101,8 +100,21 @@ fn metrics(options: &Options) -> Result<Arc<Metrics>, StartError> {
     Ok(Arc::new(metrics))
 }
 
-fn factory(options: &Options, metrics: &Arc<Metrics>, lanes: usize) -> WorkerFactory {
+/// The client of the gateway's own calls, and how connections to workers are kept.
+fn upstream(
+    options: &Options,
+    runtime: &Handle,
+    lanes: usize,
+) -> Result<(ControlClient, ConnectionLimits), StartError> {
+    let options = ConnectionSection::from(options);
+    let resolver = Resolver::new(runtime.clone());
+    let client = ControlClient::new(&options, resolver.clone(), runtime.clone())
+        .map_err(|error| StartError::environment("make an HTTP client", error))?;
+    let limits = ConnectionLimits::new(&options, lanes).with_resolver(resolver);
+    Ok((client, limits))
+}
+
+fn factory(options: &Options, metrics: &Arc<Metrics>, limits: ConnectionLimits) -> WorkerFactory {
     let health = HealthSection::from(options);
-    let limits = ConnectionLimits::new(&ConnectionSection::from(options), lanes);
     WorkerFactory::new(&FleetSection::from(options), &health, limits, metrics)
 }

@@ -49,7 +49,7 @@ impl Gateway {
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| StartError::environment("start a runtime", error))?;
         let control = assemble::build(options, runtime.handle(), lanes)?;
-        let metrics_listener = control.metrics_listener.as_ref();
+        let metrics_listener = control.metrics_listeners.first();
         let metrics_addr = metrics_listener.map(listen::local_addr).transpose()?;
         let (shutdown, fleet) = (control.shutdown.clone(), &control.balancer.fleet);
         let fleet = Arc::clone(fleet);

@@ -20,7 +20,7 @@ use crate::admission::Admission;
 use crate::balancer::Balancer;
 use crate::config::Live;
 use crate::fleet::HealthChecks;
-use crate::server::{Lanes, MetricsPage, serve_metrics};
+use crate::server::{Lanes, Listeners, MetricsPage, serve_metrics};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
 
@@ -31,7 +31,7 @@ const HANDSHAKE_GRACE: Duration = Duration::from_millis(100);
 
 /// Everything the control thread runs.
 pub(super) struct Control {
-    pub(super) metrics_listener: Option<StdTcpListener>,
+    pub(super) metrics_listeners: Vec<StdTcpListener>,
     pub(super) balancer: Arc<Balancer>,
     pub(super) live: Live,
     pub(super) metrics: Arc<Metrics>,
@@ -75,17 +75,17 @@ impl Control {
 
     async fn run(self, port: Port) -> io::Result<()> {
         tokio::spawn(self.health_checks.run());
-        let mut metrics_addr = None;
-        if let Some(listener) = self.metrics_listener {
-            metrics_addr = listener.local_addr().ok();
-            let listener = TcpListener::from_std(listener)?;
-            let page = MetricsPage {
-                metrics: self.metrics,
-                balancer: Arc::clone(&self.balancer),
-                admission: Arc::clone(&self.admission),
-            };
-            tokio::spawn(serve_metrics(listener, page));
-        }
+        let first = self.metrics_listeners.first();
+        let metrics_addr = first.and_then(|listener| listener.local_addr().ok());
+        let page = MetricsPage {
+            metrics: self.metrics,
+            balancer: Arc::clone(&self.balancer),
+            admission: Arc::clone(&self.admission),
+        };
+        let listeners = self.metrics_listeners.into_iter();
+        let listeners = listeners.map(TcpListener::from_std);
+        let listeners = Listeners(listeners.collect::<io::Result<_>>()?);
+        tokio::spawn(serve_metrics(listeners, page));
         tokio::spawn(self.maintenance.run());
         let admission = self.admission;
         tokio::spawn(async move { admission.refill().await });
@@ -118,19 +118,17 @@ impl Serving {
     /// began.
     async fn accept(&self, port: Port) -> io::Result<Instant> {
         let (shutdown, sharing) = (&self.shutdown, port.sharing());
-        let listener = tokio::select! {
-            listener = port.listen(&self.balancer.fleet) => Some(listener?),
+        let addr = port.addr().ok();
+        let listeners = tokio::select! {
+            listeners = port.listen(&self.balancer.fleet) => Some(listeners?),
             () = shutdown.lame_duck_started() => None,
         };
-        if let Some(Ok(addr)) = listener
-            .as_ref()
-            .filter(|_| sharing == listen::Sharing::Shared)
-            .map(TcpListener::local_addr)
-        {
+        let shared = sharing == listen::Sharing::Shared;
+        if let Some(addr) = addr.filter(|_| shared && listeners.is_some()) {
             info!(%addr, metrics = ?self.metrics_addr, "gateway listening");
         }
-        let begun = match listener {
-            Some(listener) => self.serve(listener, sharing).await,
+        let begun = match listeners {
+            Some(listeners) => self.serve(listeners, sharing).await,
             None => Ok(Instant::now()),
         };
         shutdown.drain();
@@ -138,12 +136,12 @@ impl Serving {
     }
 
     /// Serves until a stop takes no more connections; returns when the stop began.
-    async fn serve(&self, listener: TcpListener, sharing: listen::Sharing) -> io::Result<Instant> {
+    async fn serve(&self, listeners: Listeners, sharing: listen::Sharing) -> io::Result<Instant> {
         let (shutdown, lanes) = (&self.shutdown, &self.lanes);
         tokio::select! {
             biased;
             () = shutdown.lame_duck_started() => {}
-            () = lanes.accept(&listener) => {
+            () = lanes.accept(&listeners) => {
                 self.shutdown.abort();
                 return Err(io::Error::other("a lane ended before its time"));
             }
@@ -157,13 +155,13 @@ impl Serving {
             biased;
             () = shutdown.accepting_stopped() => {}
             () = sleep(lame_duck) => {}
-            () = lanes.accept(&listener) => {}
+            () = lanes.accept(&listeners) => {}
         }
-        let shared = sharing == listen::Sharing::Shared;
-        if shared && listen::ignore_new_connections(&listener).is_ok() {
-            let _ = timeout(HANDSHAKE_GRACE, lanes.accept(&listener)).await;
+        let ignored = |listener| listen::ignore_new_connections(listener).is_ok();
+        if sharing == listen::Sharing::Shared && listeners.0.iter().all(ignored) {
+            let _ = timeout(HANDSHAKE_GRACE, lanes.accept(&listeners)).await;
         }
-        lanes.stop_accepting(listener).await;
+        lanes.stop_accepting(listeners).await;
         Ok(begun)
     }
 }

@@ -1,9 +1,10 @@
 //! Listening sockets, bound before anything else starts.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 #[cfg(target_os = "linux")]
 use socket2::{SockFilter, SockRef};
@@ -14,6 +15,7 @@ use tracing::warn;
 use super::error::StartError;
 use crate::config::Options;
 use crate::fleet::Fleet;
+use crate::server::Listeners;
 
 /// Connections the kernel may hold before they are accepted.
 const BACKLOG: i32 = 4096;
@@ -24,20 +26,35 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is looked whether there is one.
 const READY_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The metrics listener, as the options ask for it.
-pub(super) fn metrics(options: &Options) -> Result<Option<TcpListener>, StartError> {
-    let host = options.prometheus_host.as_deref().unwrap_or("127.0.0.1");
+/// The metrics listeners, as the options ask for them; none where the default port is taken.
+pub(super) fn metrics(options: &Options) -> Result<Vec<TcpListener>, StartError> {
+    let (host, sharing) = (metrics_host(options), Sharing::from(options));
+    let listen = |port| {
+        let sockets = on("metrics", host, port, sharing)?;
+        sockets.into_iter().map(listening).collect()
+    };
     if let Some(port) = options.prometheus_port {
-        return on("metrics", host, port, Sharing::from(options))
-            .and_then(listening)
-            .map(Some);
+        return listen(port);
     }
     // The port is a default, so another process having it is no reason not to start.
-    let listener = on("metrics", host, METRICS_PORT, Sharing::from(options)).and_then(listening);
-    if let Err(error) = &listener {
+    let listeners = listen(METRICS_PORT);
+    if let Err(error) = &listeners {
         warn!(%error, "no metrics: set prometheus_port to have them elsewhere");
     }
-    Ok(listener.ok())
+    Ok(listeners.unwrap_or_default())
+}
+
+/// The metrics host, in the address family of the gateway's: where that is IPv6, all addresses
+/// include those of IPv6.
+fn metrics_host(options: &Options) -> &str {
+    let host = options.host.trim_matches(['[', ']']);
+    let over_v6 = host.parse::<Ipv6Addr>().is_ok();
+    match options.prometheus_host.as_deref() {
+        Some("0.0.0.0") if over_v6 => "::",
+        Some(host) => host,
+        None if over_v6 => "::1",
+        None => "127.0.0.1",
+    }
 }
 
 /// Where a listener listens.
@@ -50,7 +67,8 @@ pub(super) fn local_addr(listener: &TcpListener) -> Result<SocketAddr, StartErro
 /// The gateway's own port.
 #[derive(Debug)]
 pub(super) struct Port {
-    socket: Socket,
+    /// One for each address of the host; never empty.
+    sockets: Vec<Socket>,
     sharing: Sharing,
 }
 
@@ -76,11 +94,14 @@ impl Port {
     /// gives this process its part of the connections, and no worker may be ready for them.
     pub(super) fn bind(options: &Options) -> Result<Self, StartError> {
         let sharing = Sharing::from(options);
-        let mut socket = on("the gateway", &options.host, options.port, sharing)?;
+        let sockets = on("the gateway", &options.host, options.port, sharing)?;
         if sharing == Sharing::Exclusive {
-            socket = listening(socket)?.into();
+            for socket in &sockets {
+                let listened = socket.listen(BACKLOG);
+                listened.map_err(|error| StartError::environment("listen", error))?;
+            }
         }
-        Ok(Self { socket, sharing })
+        Ok(Self { sockets, sharing })
     }
 
     /// Whether another process may listen on it, too.
@@ -88,15 +109,16 @@ impl Port {
         self.sharing
     }
 
-    /// Where it is bound.
+    /// Where it is bound: the first address of its host.
     pub(super) fn addr(&self) -> Result<SocketAddr, StartError> {
-        let addr = self.socket.local_addr();
+        let first = self.sockets.first().ok_or(io::ErrorKind::NotFound.into());
+        let addr = first.and_then(Socket::local_addr);
         let addr = addr.and_then(|addr| addr.as_socket().ok_or(io::ErrorKind::Unsupported.into()));
         addr.map_err(|error| StartError::environment("read a listener's address", error))
     }
 
     /// Listens; where the port is shared, only once this process can serve.
-    pub(super) async fn listen(self, fleet: &Fleet) -> io::Result<TokioListener> {
+    pub(super) async fn listen(self, fleet: &Fleet) -> io::Result<Listeners> {
         if self.sharing == Sharing::Shared {
             let able = async {
                 // A gateway without workers gets them through this port.
@@ -107,9 +129,13 @@ impl Port {
             if timeout(READY_TIMEOUT, able).await.is_err() {
                 warn!("no worker is ready, listening on the shared port nevertheless");
             }
-            self.socket.listen(BACKLOG)?;
+            for socket in &self.sockets {
+                socket.listen(BACKLOG)?;
+            }
         }
-        TokioListener::from_std(self.socket.into())
+        let sockets = self.sockets.into_iter();
+        let listeners = sockets.map(|socket| TokioListener::from_std(socket.into()));
+        Ok(Listeners(listeners.collect::<io::Result<_>>()?))
     }
 }
 
@@ -140,24 +166,113 @@ fn listening(socket: Socket) -> Result<TcpListener, StartError> {
     Ok(socket.into())
 }
 
-/// A socket bound to a host name or address (IPv6 with or without brackets).
-fn on(what: &str, host: &str, port: u16, sharing: Sharing) -> Result<Socket, StartError> {
+/// Sockets bound to every address of a host name, or to one address (IPv6 with or without
+/// brackets). Port 0 is the same free port for all.
+fn on(what: &str, host: &str, port: u16, sharing: Sharing) -> Result<Vec<Socket>, StartError> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let failed = |error: io::Error| {
         StartError::environment(format!("listen for {what} on {host}:{port}"), error)
     };
-    let addr = (bare, port).to_socket_addrs().map_err(failed)?.next();
-    let addr = addr.ok_or_else(|| failed(io::ErrorKind::AddrNotAvailable.into()))?;
-    let bind = || -> io::Result<Socket> {
-        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(sharing == Sharing::Shared)?;
-        if addr.is_ipv6() && addr.ip().is_unspecified() {
-            socket.set_only_v6(false)?;
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for address in (bare, port).to_socket_addrs().map_err(failed)? {
+        if !addresses.contains(&address) {
+            addresses.push(address);
         }
-        socket.set_nonblocking(true)?;
-        socket.bind(&addr.into())?;
-        Ok(socket)
-    };
-    bind().map_err(failed)
+    }
+    bind_all(&addresses, sharing).map_err(failed)
+}
+
+/// Binds what can be bound: a name may have an address of a family that this machine lacks.
+fn bind_all(addresses: &[SocketAddr], sharing: Sharing) -> io::Result<Vec<Socket>> {
+    let (mut sockets, mut port) = (Vec::new(), None);
+    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for &address in addresses {
+        let mut address = address;
+        address.set_port(port.unwrap_or(address.port()));
+        match bind(address, sharing) {
+            Ok(socket) => {
+                let bound = socket.local_addr()?.as_socket();
+                port = port.or(bound.map(|bound| bound.port()));
+                sockets.push(socket);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => failure = error,
+            Err(error) if is_unsupported(&error) => failure = error,
+            Err(error) => return Err(error),
+        }
+    }
+    if sockets.is_empty() {
+        return Err(failure);
+    }
+    Ok(sockets)
+}
+
+/// Whether the machine lacks the address family.
+fn is_unsupported(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::AFNOSUPPORT)
+}
+
+fn bind(address: SocketAddr, sharing: Sharing) -> io::Result<Socket> {
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(sharing == Sharing::Shared)?;
+    if address.is_ipv6() {
+        // `::` takes IPv4, too; another address leaves IPv4 to a socket of its own.
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn every_address_is_bound_to_the_same_free_port() {
+        let sockets = bind_all(
+            &addresses(&["127.0.0.1:0", "127.0.0.2:0"]),
+            Sharing::Exclusive,
+        );
+        let bound = sockets.unwrap();
+        let bound: Vec<_> = bound
+            .iter()
+            .map(|socket| socket.local_addr().unwrap().as_socket().unwrap())
+            .collect();
+        assert_eq!(bound.len(), 2);
+        assert_eq!(bound[0].port(), bound[1].port());
+        assert_ne!(bound[0].ip(), bound[1].ip());
+    }
+
+    #[test]
+    fn address_that_the_machine_lacks_is_left_out_unless_it_is_the_only_one() {
+        let lacking = "192.0.2.1:0";
+        let sockets = bind_all(&addresses(&[lacking, "127.0.0.1:0"]), Sharing::Exclusive);
+        assert_eq!(sockets.unwrap().len(), 1);
+        let error = bind_all(&addresses(&[lacking]), Sharing::Exclusive).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
+    }
+
+    #[test]
+    fn metrics_follow_the_family_of_the_host() {
+        for (host, metrics, expected) in [
+            ("::", Some("0.0.0.0"), "::"),
+            ("[::]", None, "::1"),
+            ("0.0.0.0", Some("0.0.0.0"), "0.0.0.0"),
+            ("0.0.0.0", None, "127.0.0.1"),
+            ("::", Some("10.0.0.1"), "10.0.0.1"),
+        ] {
+            let options = Options {
+                host: host.to_owned(),
+                prometheus_host: metrics.map(str::to_owned),
+                ..Options::default()
+            };
+            assert_eq!(metrics_host(&options), expected, "{host} {metrics:?}");
+        }
+    }
 }

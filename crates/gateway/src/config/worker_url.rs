@@ -5,8 +5,8 @@ use std::fmt;
 use http::uri::Authority;
 use url::Url;
 
-/// `http://host:port` with an optional path prefix, without a trailing slash. Two are equal when
-/// they lead to the same place, however they are spelt.
+/// `http://host:port` with an optional path prefix, spelt as it was registered, without a
+/// trailing slash. Two are equal when they lead to the same place, however they are spelt.
 #[derive(Clone, Debug)]
 pub struct WorkerUrl {
     text: String,
@@ -51,10 +51,9 @@ impl WorkerUrl {
         }
         let authority = format!("{host}:{port}");
         let prefix = url.path().trim_end_matches('/');
-        // Port 80 is shown where it was given: this is how users know their workers.
-        let shown = if names_port(&full) { &authority } else { host };
         Ok(Self {
-            text: format!("http://{shown}{prefix}"),
+            // As it was given: this is how users know their workers.
+            text: full.trim_end_matches('/').to_owned(),
             host: host.trim_matches(['[', ']']).to_owned(),
             port,
             prefix: prefix.to_owned(),
@@ -71,7 +70,7 @@ impl WorkerUrl {
         }
     }
 
-    /// As users know it: `http://host:port[/prefix]`.
+    /// As it was registered: `http://host[:port][/prefix]`.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -95,15 +94,6 @@ impl WorkerUrl {
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
-}
-
-/// Whether a URL says which port.
-fn names_port(url: &str) -> bool {
-    let rest = url.strip_prefix("http:").unwrap_or(url);
-    let rest = rest.trim_start_matches(['/', '\\']);
-    let host = rest.split(['/', '\\']).next().unwrap_or_default();
-    let port = host.rsplit_once(':').map(|(_, port)| port);
-    port.is_some_and(|port| port.parse::<u16>().is_ok())
 }
 
 impl PartialEq for WorkerUrl {
@@ -142,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_is_known_by_one_name_however_it_is_spelt() {
+    fn spellings_that_lead_to_the_same_place_are_equal_and_shown_as_given() {
         let known = WorkerUrl::parse("http://localhost:8000/a").unwrap();
         for odd in [
             "http://LOCALHOST:8000/a",
@@ -151,10 +141,11 @@ mod tests {
             "http:///localhost:8000/./a//",
         ] {
             let url = WorkerUrl::parse(odd).unwrap();
-            assert_eq!((&url, url.as_str()), (&known, known.as_str()), "{odd}");
+            assert_eq!(url, known, "{odd}");
         }
-        let short = WorkerUrl::parse("127.1:1").unwrap();
-        assert_eq!(short.as_str(), "http://127.0.0.1:1");
+        let (short, long) = (WorkerUrl::parse("127.1:1"), WorkerUrl::parse("127.0.0.1:1"));
+        assert_eq!(short, long);
+        assert_eq!(short.unwrap().host(), "127.0.0.1");
         assert_ne!(WorkerUrl::parse("http://localhost:8001/a").unwrap(), known);
         assert_ne!(WorkerUrl::parse("http://localhost:8000/A").unwrap(), known);
     }
@@ -169,6 +160,8 @@ mod tests {
             "http://[::1]:80",
             "http://[::1]",
             "http://h:1/prefix",
+            "http://GPU-Rack3:1",
+            "http://h:080",
         ] {
             assert_eq!(WorkerUrl::parse(text).unwrap().as_str(), text);
         }

@@ -17,7 +17,7 @@ use super::spec::HealthSpec;
 use super::transitions::{self, ProbeResult};
 use crate::config::{HealthSection, Live, seconds};
 use crate::telemetry::Metrics;
-use crate::upstream::ControlClient;
+use crate::upstream::{ControlClient, UpstreamError};
 
 /// First pause between start-up probes; it doubles up to the check interval.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -78,8 +78,8 @@ impl Prober {
             }
             pause = self.pause(match (last, before) {
                 (ProbeResult::Passed, _) => History::Passed,
-                (ProbeResult::Failed, ProbeResult::Passed) => History::FailedOnce,
-                (ProbeResult::Failed, ProbeResult::Failed) => History::FailedAgain(pause),
+                (_, ProbeResult::Passed) => History::FailedOnce,
+                (_, _) => History::FailedAgain(pause),
             });
             // A worker that was not ready may have come back with another model.
             let known =
@@ -132,7 +132,7 @@ impl Prober {
         let deadline = || Instant::now().checked_add(self.options.startup_timeout);
         let first_pause = FIRST_PAUSE.min(self.options.startup_interval);
         let (mut fail_at, mut failed, mut pause) = (deadline(), false, first_pause);
-        while self.probe().await == ProbeResult::Failed {
+        while self.probe().await != ProbeResult::Passed {
             let pending = self.endpoint.verdict() == Verdict::Pending;
             if failed && pending {
                 // Registered once more.
@@ -173,14 +173,19 @@ impl Prober {
 
     /// One probe.
     async fn probe(&self) -> ProbeResult {
-        let answer = self.ask(&self.options.path).await;
-        let passed = answer.is_some_and(|(status, _)| status.is_success());
-        self.metrics.health_check(passed);
-        if passed {
-            ProbeResult::Passed
-        } else {
-            ProbeResult::Failed
-        }
+        let result = match self.ask(&self.options.path).await {
+            Ok((status, _)) if status.is_success() => ProbeResult::Passed,
+            Ok(_) => ProbeResult::Failed,
+            Err(error) => match error.local_fault() {
+                Some(lacking) => {
+                    self.metrics.local_fault(lacking, &error);
+                    return ProbeResult::Unknown;
+                }
+                None => ProbeResult::Failed,
+            },
+        };
+        self.metrics.health_check(result == ProbeResult::Passed);
+        result
     }
 
     async fn identify(&self) {
@@ -203,8 +208,8 @@ impl Prober {
     async fn first_of(&self, paths: [&str; 2]) -> Option<Map<String, Value>> {
         for path in paths {
             match self.ask(path).await {
-                Some((StatusCode::NOT_FOUND, _)) => {}
-                Some((status, body)) if status.is_success() => {
+                Ok((StatusCode::NOT_FOUND, _)) => {}
+                Ok((status, body)) if status.is_success() => {
                     return serde_json::from_slice(&body).ok();
                 }
                 _ => return None,
@@ -213,20 +218,20 @@ impl Prober {
         None
     }
 
-    async fn ask(&self, path: &str) -> Option<(StatusCode, Bytes)> {
+    async fn ask(&self, path: &str) -> Result<(StatusCode, Bytes), UpstreamError> {
         let endpoint = &self.endpoint;
         let asked = self.client.send(endpoint.question(&Method::GET, path));
         let own = self.health().timeout_secs;
         let limit = own.map_or_else(|| self.live.get().probe_after, seconds);
         match timeout(limit, asked).await {
-            Ok(Ok(answer)) => Some((answer.status, answer.body)),
+            Ok(Ok(answer)) => Ok((answer.status, answer.body)),
             Ok(Err(error)) => {
                 debug!(worker = %endpoint.url, path, %error, "probe failed");
-                None
+                Err(error)
             }
             Err(_) => {
                 debug!(worker = %endpoint.url, path, "probe timed out");
-                None
+                Err(UpstreamError::NoResponse)
             }
         }
     }

@@ -20,12 +20,19 @@ use crate::telemetry::Metrics;
 pub(crate) enum ProbeResult {
     Passed,
     Failed,
+    /// The gateway's own machine stood in the way: it says nothing about the worker.
+    Unknown,
 }
 
 /// A probe of an endpoint ended.
 pub(crate) fn record_probe(fleet: &Fleet, endpoint: &Arc<Endpoint>, result: ProbeResult) {
+    let passed = match result {
+        ProbeResult::Passed => true,
+        ProbeResult::Failed => false,
+        ProbeResult::Unknown => return,
+    };
     let before = endpoint.update_health(|health| {
-        health.record(result == ProbeResult::Passed);
+        health.record(passed);
     });
     let workers = fleet.workers_of(endpoint);
     for worker in &workers {

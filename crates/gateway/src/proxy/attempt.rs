@@ -119,6 +119,9 @@ async fn send_once(
             (outcome, Ok(response))
         }
         Some(Err(source)) => {
+            if let Some(lacking) = source.local_fault() {
+                dispatcher.metrics.local_fault(lacking, &source);
+            }
             let (worker, outcome) = (worker.url().to_string(), source.outcome());
             (outcome, Err(Error::Upstream { worker, source }))
         }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
 use tokio::sync::mpsc;
@@ -18,9 +19,11 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use super::connection::{LaneService, serve_connection};
+use super::listeners::Listeners;
 use super::service::Service;
 use crate::lane::Lane;
 use crate::shutdown::Shutdown;
+use crate::telemetry::LogLimit;
 
 /// Accepted connections that wait for their lane's thread.
 const ACCEPT_QUEUE: usize = 1024;
@@ -30,9 +33,11 @@ pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// All lanes of a gateway.
 #[derive(Debug)]
 pub(crate) struct Lanes {
-    lanes: Vec<LaneThread>,
+    threads: Vec<LaneThread>,
     /// Yields `None` once every lane has ended.
     ended: mpsc::Receiver<()>,
+    /// Lines about connections that could not be accepted.
+    refusals: LogLimit,
 }
 
 #[derive(Debug)]
@@ -77,36 +82,43 @@ impl Lanes {
             })
         });
         Ok(Self {
-            lanes: lanes.collect::<io::Result<_>>()?,
+            threads: lanes.collect::<io::Result<_>>()?,
             ended,
+            refusals: LogLimit::default(),
         })
     }
 
     /// Hands accepted connections to lanes; runs until dropped or a lane has ended.
-    pub(crate) async fn accept(&self, listener: &TcpListener) {
+    pub(crate) async fn accept(&self, listeners: &Listeners) {
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
+            match listeners.accept().await {
+                Ok(stream) => {
                     if self.dispatch(stream).await.is_err() {
                         return;
                     }
                 }
                 Err(error) => {
-                    warn!(%error, "cannot accept a connection");
+                    if let Some(left_out) = self.refusals.pass() {
+                        warn!(%error, left_out, "cannot accept a connection");
+                    }
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
-    /// Closes a listener; what the system has accepted for it is served.
-    pub(crate) async fn stop_accepting(&self, listener: TcpListener) {
+    /// Closes the listeners; what the system has accepted for them is served.
+    pub(crate) async fn stop_accepting(&self, listeners: Listeners) {
+        for listener in &listeners.0 {
+            self.accept_last(listener).await;
+        }
+    }
+
+    async fn accept_last(&self, listener: &TcpListener) {
         // Asked of the system itself: the runtime may not have heard of the last ones yet.
-        let Ok(listener) = listener.into_std() else {
-            return;
-        };
+        let listener = SockRef::from(listener);
         while let Ok((stream, _)) = listener.accept() {
-            let stream = stream.set_nonblocking(true).map(|()| stream);
+            let stream = stream.set_nonblocking(true).map(|()| stream.into());
             if let Ok(stream) = stream.and_then(TcpStream::from_std)
                 && self.dispatch(stream).await.is_err()
             {
@@ -119,7 +131,7 @@ impl Lanes {
     async fn dispatch(&self, stream: TcpStream) -> Result<(), ()> {
         let prepared = stream.set_nodelay(true).and_then(|()| stream.into_std());
         let idlest = self
-            .lanes
+            .threads
             .iter()
             .min_by_key(|lane| lane.open.load(Ordering::Relaxed));
         let (Ok(stream), Some(lane)) = (prepared, idlest) else {
@@ -136,7 +148,7 @@ impl Lanes {
 
     /// Waits for the threads, which have nothing left to do.
     pub(crate) fn join(self) {
-        for lane in self.lanes {
+        for lane in self.threads {
             if lane.thread.join().is_err() {
                 error!("a lane panicked");
             }

@@ -11,17 +11,17 @@ use http::header;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use super::connection::HEAD_TIMEOUT;
 use super::lanes::ACCEPT_PAUSE;
+use super::listeners::Listeners;
 use crate::admission::Admission;
 use crate::balancer::Balancer;
 use crate::fleet::update_gauges;
-use crate::telemetry::Metrics;
+use crate::telemetry::{LogLimit, Metrics};
 
 /// Connections at a time; others wait until one has ended.
 const MAX_CONNECTIONS: usize = 64;
@@ -35,7 +35,7 @@ pub(crate) struct MetricsPage {
 }
 
 /// Serves metrics until dropped.
-pub(crate) async fn serve_metrics(listener: TcpListener, page: MetricsPage) {
+pub(crate) async fn serve_metrics(listeners: Listeners, page: MetricsPage) {
     let router = Router::new()
         .route("/metrics", get(render))
         .with_state(page);
@@ -44,13 +44,18 @@ pub(crate) async fn serve_metrics(listener: TcpListener, page: MetricsPage) {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (places, refusals) = (
+        Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        LogLimit::default(),
+    );
     // The semaphore is never closed.
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => TokioIo::new(stream),
+        let stream = match listeners.accept().await {
+            Ok(stream) => TokioIo::new(stream),
             Err(error) => {
-                warn!(%error, "cannot accept a connection for metrics");
+                if let Some(left_out) = refusals.pass() {
+                    warn!(%error, left_out, "cannot accept a connection for metrics");
+                }
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -85,7 +90,7 @@ mod tests {
 
     use routing::{Params, PolicyKind};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
+    use tokio::net::{TcpListener, TcpStream};
     use tokio::time::{Instant, timeout};
 
     use super::*;
@@ -107,7 +112,7 @@ mod tests {
             admission: Arc::new(Admission::new(&section, &metrics)),
             metrics,
         };
-        tokio::spawn(serve_metrics(listener, page));
+        tokio::spawn(serve_metrics(Listeners(vec![listener]), page));
         addr
     }
 

@@ -3,6 +3,7 @@
 mod connection;
 mod in_progress;
 mod lanes;
+mod listeners;
 mod metrics_listener;
 mod request_id;
 mod request_record;
@@ -10,5 +11,6 @@ mod response;
 mod service;
 
 pub(crate) use lanes::Lanes;
+pub(crate) use listeners::Listeners;
 pub(crate) use metrics_listener::{MetricsPage, serve_metrics};
 pub(crate) use service::Service;

@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::address::{LookupError, Resolver, connect};
 use super::error::UpstreamError;
 use crate::config::{ConnectionSection, WorkerUrl};
 
@@ -26,6 +27,8 @@ const DIED_UNSEEN: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(crate) struct ControlClient {
     client: Client,
+    resolver: Resolver,
+    connect_timeout: Duration,
     /// The control thread's.
     runtime: Handle,
 }
@@ -54,7 +57,11 @@ pub(crate) struct PrivateAnswer {
 
 impl ControlClient {
     /// A client whose connections the tasks of `runtime` serve.
-    pub(crate) fn new(options: &ConnectionSection, runtime: Handle) -> reqwest::Result<Self> {
+    pub(crate) fn new(
+        options: &ConnectionSection,
+        resolver: Resolver,
+        runtime: Handle,
+    ) -> reqwest::Result<Self> {
         let keepalive = options.tcp_keepalive;
         let client = Client::builder()
             .no_proxy()
@@ -65,8 +72,14 @@ impl ControlClient {
             .pool_max_idle_per_host(options.max_idle_per_host)
             .tcp_keepalive(keepalive)
             .tcp_keepalive_interval(keepalive)
+            .dns_resolver(resolver.clone())
             .build()?;
-        Ok(Self { client, runtime })
+        Ok(Self {
+            client,
+            resolver,
+            connect_timeout: options.connect_timeout,
+            runtime,
+        })
     }
 
     /// Makes a call and reads the whole answer. Dropping the future ends the call.
@@ -74,7 +87,21 @@ impl ControlClient {
         &self,
         request: ControlRequest<'_>,
     ) -> Result<PrivateAnswer, UpstreamError> {
-        let call = send_twice_at_most(self.client.clone(), request.build()?);
+        let (host, port) = (self.resolver.host(request.url.host()), request.url.port());
+        let (limit, send) = (
+            self.connect_timeout,
+            send_twice_at_most(self.client.clone(), request.build()?),
+        );
+        let call = async move {
+            if host.has_choice() {
+                // reqwest waits long for each address: the first must be one that answers.
+                let _ = connect(&host, port, limit).await;
+            }
+            let answer = send.await;
+            // Until here, so that the host's addresses stay known.
+            drop(host);
+            answer
+        };
         let call = AbortOnDropHandle::new(self.runtime.spawn(call));
         // A call is cancelled only when the control thread ends.
         call.await.unwrap_or(Err(UpstreamError::NoResponse))
@@ -149,6 +176,10 @@ async fn execute(client: &Client, request: Request) -> Result<PrivateAnswer, Ups
 
 /// The error of a call without an answer.
 fn no_answer(error: &reqwest::Error) -> UpstreamError {
+    let lookup = causes(error).find_map(|cause| cause.downcast_ref::<LookupError>());
+    if let Some(lookup) = lookup {
+        return UpstreamError::NameLookup(lookup.to_string());
+    }
     if error.is_connect() {
         return UpstreamError::connect(connect_error(error));
     }
@@ -219,6 +250,7 @@ mod tests {
     fn client() -> ControlClient {
         ControlClient::new(
             &ConnectionSection::from(&Options::default()),
+            Resolver::default(),
             Handle::current(),
         )
         .unwrap()

@@ -6,12 +6,17 @@ use routing::Outcome;
 use rustix::io::Errno;
 use thiserror::Error;
 
+use super::address::LookupError;
+
 /// Why a call gave no response, or not all of it.
 #[derive(Debug, Error)]
 pub(crate) enum UpstreamError {
     /// The gateway's own machine is short of descriptors, ports, buffers or memory.
     #[error("the gateway is short of resources: {0}")]
     Local(io::Error),
+    /// The worker's name could not be looked up.
+    #[error("{0}")]
+    NameLookup(String),
     /// No connection could be made: the request was not sent.
     #[error("cannot connect: {0}")]
     NotSent(io::Error),
@@ -36,15 +41,39 @@ impl UpstreamError {
         }
     }
 
+    /// No address was found in time.
+    pub(crate) fn slow_lookup() -> Self {
+        Self::NameLookup("the name was not looked up in time".to_owned())
+    }
+
+    /// What the gateway's machine lacked, for metrics.
+    pub(crate) fn local_fault(&self) -> Option<&'static str> {
+        match self {
+            Self::NameLookup(_) => Some("name_lookup"),
+            Self::Local(error) => Some(match Errno::from_io_error(error) {
+                Some(Errno::MFILE | Errno::NFILE) => "descriptors",
+                Some(Errno::ADDRNOTAVAIL) => "ports",
+                _ => "memory",
+            }),
+            _ => None,
+        }
+    }
+
     /// What routing makes of it.
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
-            Self::Local(_) => Outcome::Local,
+            Self::Local(_) | Self::NameLookup(_) => Outcome::Local,
             Self::NotSent(_) => Outcome::NotConnected,
             Self::NoResponse => Outcome::NoResponse,
             // Part of a response came: the worker has begun to work.
             Self::Truncated(_) | Self::Malformed(_) => Outcome::Truncated,
         }
+    }
+}
+
+impl From<LookupError> for UpstreamError {
+    fn from(error: LookupError) -> Self {
+        Self::NameLookup(error.to_string())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Calls to workers: the relay's, one at a time on the caller's thread; and those that the
 //! gateway makes for itself, on the control thread.
 
+mod address;
 mod call;
 mod client;
 mod control;
@@ -9,6 +10,7 @@ mod http1;
 mod io;
 mod response_body;
 
+pub(crate) use address::Resolver;
 pub(crate) use call::{Call, CallBody, CallHeaders, is_hop_by_hop};
 pub(crate) use client::Client;
 pub(crate) use control::{ControlClient, ControlRequest, PrivateAnswer};

@@ -442,3 +442,46 @@ async fn the_register_is_behind_the_key() {
         assert_eq!(bare(&gateway, line).await.status, 401, "{line}");
     }
 }
+
+#[tokio::test]
+async fn worker_is_shown_as_registered_and_found_by_any_spelling_of_its_url() {
+    let worker = Worker::doing(ok()).await;
+    let gateway = start(&[]).await;
+    let url = format!("http://LocalHost:{}/", worker.port());
+    let added = post(&gateway, "/workers", &format!(r#"{{"url":"{url}"}}"#)).await;
+    assert_eq!(added.status, 202, "{added:?}");
+    gateway.has_ready(1).await;
+    let shown = url.trim_end_matches('/');
+    let listed = get(&gateway, "/workers").await.json();
+    assert_eq!(listed["workers"][0]["url"], shown);
+    assert_eq!(
+        get(&gateway, "/list_workers").await.json()["urls"][0],
+        shown
+    );
+    assert!(
+        gateway
+            .metrics()
+            .await
+            .contains(&format!("smg_worker_health{{worker=\"{shown}\"}} 1"))
+    );
+    let port = worker.port();
+    for name in [
+        format!("http%3A%2F%2FLocalHost%3A{port}"),
+        format!("localhost:{port}"),
+    ] {
+        let found = get(&gateway, &format!("/workers/{name}")).await;
+        assert_eq!(
+            (found.status, &found.json()["url"]),
+            (200, &shown.into()),
+            "{name}"
+        );
+    }
+    let unknown = get(&gateway, "/workers/http%3A%2F%2Fother%3A1").await;
+    assert_eq!(
+        (unknown.status, &unknown.json()["code"]),
+        (404, &"WORKER_NOT_FOUND".into())
+    );
+    let removed =
+        format!("DELETE /workers/http%3A%2F%2FLOCALHOST%3A{port} HTTP/1.1\r\nhost: g\r\n\r\n");
+    assert_eq!(raw(&gateway, removed.as_bytes()).await.status, 202);
+}

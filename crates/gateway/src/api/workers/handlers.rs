@@ -43,7 +43,7 @@ pub(super) fn refusal(why: RegistrationError) -> Error {
     match why {
         RegistrationError::Invalid(why) => Error::WorkerSpec(why),
         RegistrationError::Exists { .. } => Error::WorkerExists(why.to_string()),
-        RegistrationError::Removed(id) => Error::WorkerNotFound(id),
+        RegistrationError::Removed(id) => Error::WorkerNotFound(id.to_string()),
         RegistrationError::Draining { .. } => Error::WorkerLeaving(why.to_string()),
         RegistrationError::Stopping => Error::RegistrationFailed(why.to_string()),
     }
@@ -173,8 +173,9 @@ async fn remove_by_url(
     let url = url(query.as_deref())?;
     let worker = registry.fleet().find(url.as_str());
     let unknown = || Error::WorkerSpec(format!("Worker {url} not found"));
-    registry.remove(&worker.ok_or_else(unknown)?);
-    Ok(format!("Successfully removed worker: {url}"))
+    let worker = worker.ok_or_else(unknown)?;
+    registry.remove(&worker);
+    Ok(format!("Successfully removed worker: {}", worker.url()))
 }
 
 /// Adds a worker and answers once it is ready.

@@ -23,6 +23,7 @@ pub(crate) struct Http {
 pub(super) struct Router {
     pub(super) upstream_responses: IntCounterVec,
     pub(super) upstream_ok: IntCounter,
+    pub(super) local_faults: IntCounterVec,
 }
 
 /// The workers' side. Gauges are set when metrics are read, from the fleet's own counters.
@@ -92,6 +93,11 @@ impl Router {
         Ok(Self {
             upstream_ok: upstream_responses.with_label_values(&[HTTP, "200", ""]),
             upstream_responses,
+            local_faults: maker.counter(
+                "smg_local_faults_total",
+                "calls that failed because the gateway's machine lacked descriptors, ports, memory or an answer of its name service",
+                &["lacking"],
+            )?,
         })
     }
 }

@@ -1,10 +1,12 @@
 //! The `smg_*` metrics. Handles are resolved when routes and workers are made, not per request.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{IntCounter, Registry, TextEncoder};
 use routing::PolicyKind;
+use tracing::warn;
 
 use super::families::{Http, Resilience, Router, Worker};
 use super::handles::{AdmissionMetrics, HTTP, REGULAR, RouteMetrics, WorkerMetrics};
@@ -12,6 +14,7 @@ use super::model::{ModelMetrics, Models};
 use super::policy::{BranchMetrics, Policies};
 use super::registry::Maker;
 use crate::error::Error;
+use crate::telemetry::log_limit::LogLimit;
 
 /// Bucket bounds of duration histograms, seconds, when no others are asked for.
 const DURATION_BUCKETS: [f64; 20] = [
@@ -36,6 +39,7 @@ pub(crate) struct Metrics {
     policies: Policies,
     /// By model.
     pub(super) models: Arc<Models>,
+    local_fault_lines: LogLimit,
 }
 
 impl Metrics {
@@ -57,6 +61,7 @@ impl Metrics {
             worker,
             resilience,
             policies,
+            local_fault_lines: LogLimit::default(),
         })
     }
 
@@ -161,6 +166,14 @@ impl Metrics {
     pub(crate) fn request_error(&self, model: &str, endpoint: &str, error: &Error) {
         let labels = [HTTP, REGULAR, HTTP, model, endpoint, error.metric_type()];
         self.models.errors.with_label_values(&labels).inc();
+    }
+
+    /// The gateway's machine lacked something, and no worker is at fault.
+    pub(crate) fn local_fault(&self, lacking: &str, error: &dyn Display) {
+        self.router.local_faults.with_label_values(&[lacking]).inc();
+        if let Some(left_out) = self.local_fault_lines.pass() {
+            warn!(lacking, %error, left_out, "a call failed for want of the gateway's own resources");
+        }
     }
 
     /// A try at a worker that gave no response.

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -22,18 +23,26 @@ const READ_SIZE: usize = 16 * 1024;
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: Io,
+    peer: IpAddr,
     buffer: BytesMut,
     /// A byte of the response at hand has come.
     answered: bool,
 }
 
 impl Connection {
-    pub(super) fn new(stream: Io) -> Self {
+    /// A connection to the address `peer`.
+    pub(super) fn new(stream: Io, peer: IpAddr) -> Self {
         Self {
             stream,
+            peer,
             buffer: BytesMut::new(),
             answered: false,
         }
+    }
+
+    /// The address that it leads to.
+    pub(super) fn peer(&self) -> IpAddr {
+        self.peer
     }
 
     /// Whether an idle connection still looks alive: no end, no unexpected bytes.

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::head::{RequestHead, ResponseHead};
 use crate::config::{ConnectionSection, WorkerUrl};
 use crate::lane::Lane;
+use crate::upstream::address::{Host, Resolver, connect};
 use crate::upstream::call::Call;
 use crate::upstream::error::UpstreamError;
 use crate::upstream::io::Io;
@@ -28,7 +29,10 @@ pub(crate) struct ConnectionLimits {
     max_idle: usize,
     connect_timeout: Duration,
     keepalive: TcpKeepalive,
+    /// How long sent bytes or keep-alive probes may stay without an answer (RFC 5482).
+    unanswered: Duration,
     lanes: usize,
+    resolver: Resolver,
 }
 
 impl ConnectionLimits {
@@ -42,8 +46,24 @@ impl ConnectionLimits {
             keepalive: TcpKeepalive::new()
                 .with_time(options.tcp_keepalive)
                 .with_interval(options.tcp_keepalive),
+            unanswered: options.tcp_keepalive * 2,
             lanes,
+            resolver: Resolver::default(),
         }
+    }
+
+    /// The same, with names looked up by `resolver`.
+    pub(crate) fn with_resolver(self, resolver: Resolver) -> Self {
+        Self { resolver, ..self }
+    }
+
+    /// Sets what holds for the socket of a new connection.
+    fn prepare(&self, stream: &TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(stream);
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_user_timeout(Some(self.unanswered))?;
+        socket.set_tcp_keepalive(&self.keepalive)
     }
 }
 
@@ -51,6 +71,7 @@ impl ConnectionLimits {
 #[derive(Debug)]
 pub(in crate::upstream) struct ConnectionPool {
     url: WorkerUrl,
+    host: Arc<Host>,
     limits: Arc<ConnectionLimits>,
     lanes: Vec<Mutex<Vec<Idle>>>,
 }
@@ -71,7 +92,13 @@ pub(in crate::upstream) struct PooledResponse {
 impl ConnectionPool {
     pub(in crate::upstream) fn new(url: WorkerUrl, limits: Arc<ConnectionLimits>) -> Self {
         let lanes = (0..limits.lanes).map(|_| Mutex::default()).collect();
-        Self { url, limits, lanes }
+        let host = limits.resolver.host(url.host());
+        Self {
+            url,
+            host,
+            limits,
+            lanes,
+        }
     }
 
     /// Sends a call over an idle connection, or a new one.
@@ -93,7 +120,7 @@ impl ConnectionPool {
                 Err(error) => return Err(error),
             }
         }
-        let mut connection = self.open().await.map_err(UpstreamError::connect)?;
+        let mut connection = self.open().await?;
         let head = connection.round_trip(&head, call.body).await?;
         Ok(PooledResponse { head, connection })
     }
@@ -103,7 +130,8 @@ impl ConnectionPool {
         let Some(mut idle) = self.idle(lane) else {
             return;
         };
-        if idle.len() < self.limits.max_idle {
+        let current = self.host.is_current(connection.peer());
+        if current && idle.len() < self.limits.max_idle {
             idle.push(Idle {
                 connection,
                 since: Instant::now(),
@@ -111,12 +139,14 @@ impl ConnectionPool {
         }
     }
 
-    /// Closes connections that have been idle for too long or that the worker has closed.
+    /// Closes connections that have been idle for too long, that the worker has closed, or
+    /// that lead to an address which is no longer the worker's.
     pub(in crate::upstream) fn sweep(&self) {
         let now = Instant::now();
         for lane in &self.lanes {
             lock(lane).retain(|idle| {
                 now.duration_since(idle.since) < self.limits.max_idle_time
+                    && self.host.is_current(idle.connection.peer())
                     && idle.connection.is_quiet()
             });
         }
@@ -131,14 +161,13 @@ impl ConnectionPool {
         }
     }
 
-    async fn open(&self) -> io::Result<Connection> {
-        let connect = TcpStream::connect((self.url.host(), self.url.port()));
-        let stream = timeout(self.limits.connect_timeout, connect)
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        stream.set_nodelay(true)?;
-        SockRef::from(&stream).set_tcp_keepalive(&self.limits.keepalive)?;
-        Ok(Connection::new(Io::Tcp(stream)))
+    async fn open(&self) -> Result<Connection, UpstreamError> {
+        let limit = self.limits.connect_timeout;
+        let (stream, peer) = connect(&self.host, self.url.port(), limit).await?;
+        self.limits
+            .prepare(&stream)
+            .map_err(UpstreamError::connect)?;
+        Ok(Connection::new(Io::Tcp(stream), peer))
     }
 
     fn idle(&self, lane: Lane) -> Option<MutexGuard<'_, Vec<Idle>>> {
