@@ -43,6 +43,18 @@ pub(crate) enum Error {
         worker: String,
         source: UpstreamError,
     },
+    /// Two workers closed the connection on the request.
+    #[error(
+        "two workers lost their connection while they had this request; it is not sent to another one"
+    )]
+    RequestEndsWorkers,
+    /// A worker refused the request for lack of capacity, after the head of its response.
+    #[error("worker {worker} is overloaded: {message}")]
+    WorkerOverloaded {
+        worker: String,
+        status: StatusCode,
+        message: String,
+    },
     /// None of the workers asked gave an answer.
     #[error("no worker answered")]
     NoWorkerResponse,
@@ -139,9 +151,10 @@ impl Error {
             Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::BodyTimeout | Self::QueueTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
-            Self::Upstream { .. } | Self::NoWorkerResponse | Self::RerankResponse { .. } => {
-                StatusCode::BAD_GATEWAY
-            }
+            Self::Upstream { .. }
+            | Self::RequestEndsWorkers
+            | Self::NoWorkerResponse
+            | Self::RerankResponse { .. } => StatusCode::BAD_GATEWAY,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyIncomplete(_)
             | Self::Json(_)
@@ -151,7 +164,7 @@ impl Error {
             | Self::Legacy(_) => StatusCode::BAD_REQUEST,
             Self::WorkerExists(_) | Self::WorkerLeaving(_) => StatusCode::CONFLICT,
             Self::RegistrationFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::ContentType { status, .. } => *status,
+            Self::ContentType { status, .. } | Self::WorkerOverloaded { status, .. } => *status,
             Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::CrossSite { .. } => StatusCode::FORBIDDEN,
@@ -182,6 +195,8 @@ impl Error {
                 ..
             } => "name_lookup_failed",
             Self::Upstream { .. } => "call_upstream_request_failed",
+            Self::RequestEndsWorkers => "request_ends_workers",
+            Self::WorkerOverloaded { .. } => "worker_overloaded",
             Self::NoWorkerResponse => "no_worker_response",
             Self::RerankResponse { .. } => "rerank_response_build_failed",
             Self::TooLarge { .. } => "payload_too_large",
@@ -212,9 +227,11 @@ impl Error {
         match self {
             Self::NoAvailableWorkers { .. } | Self::NoWorkers => "no_workers",
             Self::UpstreamTimeout { .. } | Self::QueueTimeout { .. } => "timeout",
-            Self::Upstream { .. } | Self::NoWorkerResponse | Self::RerankResponse { .. } => {
-                "backend_error"
-            }
+            Self::Upstream { .. }
+            | Self::RequestEndsWorkers
+            | Self::WorkerOverloaded { .. }
+            | Self::NoWorkerResponse
+            | Self::RerankResponse { .. } => "backend_error",
             // Of the five types dashboards know, the one they find 429 under: there are workers,
             // none was asked, and the request is sound.
             Self::QueueFull { .. } | Self::NotImplemented(_) | Self::RegistrationFailed(_) => {
@@ -244,6 +261,7 @@ impl Error {
         match self {
             Self::UpstreamTimeout { worker, .. }
             | Self::Upstream { worker, .. }
+            | Self::WorkerOverloaded { worker, .. }
             | Self::RerankResponse { worker, .. } => Some(worker),
             _ => None,
         }
@@ -290,6 +308,7 @@ impl Error {
             }
             Self::NoWorkers
             | Self::QueueTimeout { .. }
+            | Self::WorkerOverloaded { .. }
             | Self::Upstream {
                 source: UpstreamError::Local(_) | UpstreamError::NameLookup(_),
                 ..

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::disclosure;
 use super::routes::Routes;
 use crate::auth::Access;
+use crate::balancer::Balancer;
 use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::proxy::FanOut;
@@ -32,15 +33,15 @@ pub(super) fn routes() -> Routes {
 
 /// Whether requests can be served: probe this one before sending traffic.
 async fn readiness(
-    State(fleet): State<Arc<Fleet>>,
+    State(balancer): State<Arc<Balancer>>,
     State(shutdown): State<Shutdown>,
 ) -> (StatusCode, Json<Value>) {
-    let healthy = fleet.ready_count();
+    let healthy = balancer.available_workers();
     let reason = match (shutdown.is_lame_duck(), healthy) {
         (true, _) => "draining",
         (false, 0) => "insufficient healthy workers",
         _ => {
-            let total = fleet.workers().len();
+            let total = balancer.fleet.workers().len();
             let ready =
                 json!({"status": "ready", "healthy_workers": healthy, "total_workers": total});
             return (StatusCode::OK, Json(ready));

@@ -7,7 +7,7 @@ use arc_swap::{ArcSwap, Guard};
 use routing::{Candidates, PolicyKind, Ranked, Request};
 
 use super::model_policies::{MembersByModel, ModelMember, ModelPolicies, PolicyInstance};
-use super::snapshot::{Queues, Snapshot};
+use super::snapshot::{AvailableWorkers, Queues, Snapshot};
 use crate::admission::{QueueLimits, WorkerQueue};
 use crate::config::AdmissionSection;
 use crate::fleet::{Fleet, FleetObserver, UNKNOWN_MODEL, Worker};
@@ -44,7 +44,7 @@ impl Balancer {
                 max_wait: options.queue_timeout,
             });
         let queues = Queues::default();
-        let snapshot = Snapshot::new(&policies, &queues, &[], &[]);
+        let snapshot = Snapshot::new(&policies, &queues, &AvailableWorkers::default());
         let balancer = Arc::new(Self {
             fleet,
             policies,
@@ -87,6 +87,12 @@ impl Balancer {
     /// Where a request waits while its workers are at their limit.
     pub(crate) fn queue_of(&self, request: &Request<'_>) -> Arc<WorkerQueue> {
         Arc::clone(&self.snapshot.load().pool(request).queue)
+    }
+
+    /// How many workers a request might be given to.
+    pub(crate) fn available_workers(&self) -> usize {
+        let snapshot = self.snapshot.load();
+        snapshot.any_model.selectable.len() + snapshot.any_model.fallback.len()
     }
 
     /// A request at a worker has ended.
@@ -164,17 +170,22 @@ impl Balancer {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let workers = self.fleet.workers();
-        let (mut selectable, mut fallback) = (Vec::new(), Vec::new());
+        let mut available = AvailableWorkers::default();
         for worker in workers.iter() {
-            // Read once: a worker that changes meanwhile must not fall between the two lists.
+            // Read once: a worker that changes meanwhile must not fall between the lists.
             let availability = worker.availability();
-            if availability.selectable {
-                selectable.push(Arc::clone(worker));
+            let list = if availability.selectable {
+                &mut available.selectable
             } else if availability.fallback {
-                fallback.push(Arc::clone(worker));
-            }
+                &mut available.fallback
+            } else if availability.rejected {
+                &mut available.rejected
+            } else {
+                continue;
+            };
+            list.push(Arc::clone(worker));
         }
-        let snapshot = Snapshot::new(&self.policies, &self.queues, &selectable, &fallback);
+        let snapshot = Snapshot::new(&self.policies, &self.queues, &available);
         self.snapshot.store(Arc::new(snapshot));
         let slots = workers.last().map_or(0, |worker| worker.slot + 1);
         let mut capacity = vec![None; slots];

@@ -16,11 +16,20 @@ pub(super) fn count(worker: &Worker, signal: BreakerSignal) {
             worker.metrics.successes.inc();
             stats.inspect(|stats| stats.record_success());
         }
-        BreakerSignal::Failure => {
+        BreakerSignal::Failure | BreakerSignal::ConnectionFailure => {
             worker.metrics.failures.inc();
             stats.inspect(|stats| stats.record_failure());
         }
         BreakerSignal::Neutral => {}
+    }
+}
+
+/// Counts a refusal of the worker's as the client's fault, where workers are compared.
+pub(super) fn count_refusal(worker: &Worker, outcome: Outcome) {
+    if let (Some(stats), Outcome::Answered(400..=499) | Outcome::Disputed(_)) =
+        (&worker.outlier_stats, outcome)
+    {
+        stats.record_refusal();
     }
 }
 
@@ -41,12 +50,14 @@ pub(super) fn record(
     }
 }
 
-/// A connection that was lost without a response was the worker's fault.
-pub(crate) fn record_lost_connection(fleet: &Arc<Fleet>, worker: &Arc<Worker>) {
-    count(worker, BreakerSignal::Failure);
+/// A failure that was undecided at first was the worker's fault.
+pub(crate) fn record_blame(fleet: &Arc<Fleet>, worker: &Arc<Worker>, outcome: Outcome) {
     let consequence = Consequence {
+        // That was said when the attempt ended.
         suspect: false,
-        ..Outcome::NoResponse.consequence()
+        busy: false,
+        ..outcome.consequence()
     };
+    count(worker, consequence.signal);
     record(fleet, worker, consequence, None);
 }

@@ -96,14 +96,16 @@ impl InFlight {
         }
         let worker = &self.worker;
         let mut consequence = outcome.consequence();
-        if outcome == Outcome::NoResponse && self.trial.is_none() {
+        let undecided = matches!(outcome, Outcome::NoResponse | Outcome::Disputed(_));
+        if undecided && self.trial.is_none() {
             // Whose fault it was shows once another worker has had the request.
             consequence.signal = BreakerSignal::Neutral;
         }
         feedback::count(worker, consequence.signal);
+        feedback::count_refusal(worker, outcome);
         let uninformative = match consequence.signal {
             BreakerSignal::Success => worker.is_clean(),
-            BreakerSignal::Failure => false,
+            BreakerSignal::Failure | BreakerSignal::ConnectionFailure => false,
             BreakerSignal::Neutral => true,
         };
         // Nearly every request says nothing new: no lock is taken.

@@ -11,7 +11,7 @@ mod snapshot;
 mod tests;
 
 pub(crate) use balancer::Balancer;
-pub(crate) use feedback::record_lost_connection;
+pub(crate) use feedback::record_blame;
 pub(crate) use in_flight::{FirstByte, InFlight};
 pub(crate) use model_policies::ModelPolicies;
 pub(crate) use placement::{Constraints, SelectError, Selection, select};

@@ -210,6 +210,8 @@ impl<'a> View<'a> {
             match acquire_breaker_permit(&self.balancer.fleet, worker) {
                 BreakerPermit::Closed => None,
                 BreakerPermit::HalfOpen(trial) => Some(trial),
+                // Not on trial: its success says little while so many fail.
+                BreakerPermit::Rejected if self.pool.panicking => None,
                 BreakerPermit::Rejected => return None,
             }
         };

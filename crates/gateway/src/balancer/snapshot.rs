@@ -30,6 +30,8 @@ pub(super) struct WorkerPool {
     pub(super) selectable: Vec<Candidate>,
     /// Workers that get a request only when no other may have it.
     pub(super) fallback: Vec<Candidate>,
+    /// Half of the breakers or more let nothing through: those workers are a last resort, too.
+    pub(super) panicking: bool,
     /// Where requests wait while the workers are at their limit.
     pub(super) queue: Arc<WorkerQueue>,
 }
@@ -44,6 +46,16 @@ pub(super) struct Snapshot {
     workers: Vec<Arc<Worker>>,
     /// Slots of the workers in slow start, and when each came back.
     pub(super) warming_up: Vec<(usize, Duration)>,
+}
+
+/// The ready workers, by what their state lets them have.
+#[derive(Debug, Default)]
+pub(super) struct AvailableWorkers {
+    pub(super) selectable: Vec<Arc<Worker>>,
+    /// Only when no other may have a request.
+    pub(super) fallback: Vec<Arc<Worker>>,
+    /// Their breakers let nothing through.
+    pub(super) rejected: Vec<Arc<Worker>>,
 }
 
 impl Queues {
@@ -79,9 +91,13 @@ impl Snapshot {
     pub(super) fn new(
         policies: &ModelPolicies,
         queues: &Queues,
-        selectable: &[Arc<Worker>],
-        fallback: &[Arc<Worker>],
+        workers: &AvailableWorkers,
     ) -> Self {
+        let AvailableWorkers {
+            selectable,
+            fallback,
+            rejected,
+        } = workers;
         let pool = |model: Option<&str>, instance| {
             let of = |workers: &[Arc<Worker>]| {
                 let serves = |worker: &&Arc<Worker>| {
@@ -91,17 +107,27 @@ impl Snapshot {
                 let workers = workers.iter().filter(serves);
                 workers.map(|worker| worker.candidate()).collect()
             };
+            let (selectable, mut fallback): (Vec<_>, Vec<_>) = (of(selectable), of(fallback));
+            let rejected: Vec<_> = of(rejected);
+            // Envoy's panic mode: a fault that so many share is hardly each worker's own.
+            let passing = selectable.len() + fallback.len();
+            let panicking = !rejected.is_empty() && rejected.len() >= passing;
+            if panicking {
+                fallback.extend(rejected);
+                fallback.sort_by_key(|candidate: &Candidate| candidate.slot);
+            }
             WorkerPool {
                 instance,
-                selectable: of(selectable),
-                fallback: of(fallback),
+                selectable,
+                fallback,
+                panicking,
                 queue: queues.of(PoolKey {
                     model: model.map(str::to_owned),
                     role: Role::Regular,
                 }),
             }
         };
-        let mut workers = [selectable, fallback].concat();
+        let mut workers = [&**selectable, fallback, rejected].concat();
         workers.sort_by_key(|worker| worker.slot);
         let by_model = policies.by_model().into_iter();
         let models: BTreeMap<_, _> = by_model

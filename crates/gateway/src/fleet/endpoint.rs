@@ -74,6 +74,14 @@ impl Endpoint {
             .verdict()
     }
 
+    /// Whether requests there are lost.
+    pub(super) fn is_lost(&self) -> bool {
+        self.health
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_lost()
+    }
+
     /// Changes its health; returns what the probes said before.
     pub(super) fn update_health(&self, update: impl FnOnce(&mut Health)) -> Verdict {
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);

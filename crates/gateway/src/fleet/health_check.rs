@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use routing::Verdict;
+use routing::{Probe, Verdict};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
@@ -14,7 +14,7 @@ use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::model_info;
 use super::spec::HealthSpec;
-use super::transitions::{self, ProbeResult};
+use super::transitions;
 use crate::config::{HealthSection, Live, seconds};
 use crate::telemetry::Metrics;
 use crate::upstream::{ControlClient, UpstreamError};
@@ -60,7 +60,7 @@ impl Prober {
     pub(super) async fn run(self) {
         self.start_up().await;
         let mut attempts = IDENTIFY_ATTEMPTS;
-        let (mut last, mut pause) = (ProbeResult::Passed, self.pause(History::Passed));
+        let (mut last, mut pause) = (Probe::Passed, self.pause(History::Passed));
         while !self.endpoint.is_removed() {
             let next = if self.has_work(attempts) {
                 pause
@@ -72,19 +72,22 @@ impl Prober {
             if self.endpoint.is_removed() || !self.has_work(attempts) {
                 continue;
             }
-            let before = std::mem::replace(&mut last, self.probe().await);
+            let Some(probe) = self.probe().await else {
+                pause = RECHECK_PAUSE.min(self.interval());
+                continue;
+            };
+            let before = std::mem::replace(&mut last, probe);
             if self.decides() {
                 transitions::record_probe(&self.fleet, &self.endpoint, last);
             }
             pause = self.pause(match (last, before) {
-                (ProbeResult::Passed, _) => History::Passed,
-                (_, ProbeResult::Passed) => History::FailedOnce,
+                (Probe::Passed, _) => History::Passed,
+                (_, Probe::Passed) => History::FailedOnce,
                 (_, _) => History::FailedAgain(pause),
             });
             // A worker that was not ready may have come back with another model.
-            let known =
-                before == ProbeResult::Passed && self.endpoint.model_info.load().is_complete();
-            if last == ProbeResult::Passed && !known {
+            let known = before == Probe::Passed && self.endpoint.model_info.load().is_complete();
+            if last == Probe::Passed && !known {
                 self.identify().await;
                 attempts = attempts.saturating_sub(1);
             }
@@ -132,7 +135,7 @@ impl Prober {
         let deadline = || Instant::now().checked_add(self.options.startup_timeout);
         let first_pause = FIRST_PAUSE.min(self.options.startup_interval);
         let (mut fail_at, mut failed, mut pause) = (deadline(), false, first_pause);
-        while self.probe().await != ProbeResult::Passed {
+        while self.probe().await != Some(Probe::Passed) {
             let pending = self.endpoint.verdict() == Verdict::Pending;
             if failed && pending {
                 // Registered once more.
@@ -156,7 +159,7 @@ impl Prober {
         }
         // Requests need not wait long for a worker to report its model.
         let identified = timeout(IDENTIFY_FIRST, self.identify()).await;
-        transitions::record_probe(&self.fleet, &self.endpoint, ProbeResult::Passed);
+        transitions::record_probe(&self.fleet, &self.endpoint, Probe::Passed);
         self.count("success");
         if identified.is_err() {
             self.identify().await;
@@ -171,21 +174,26 @@ impl Prober {
         }
     }
 
-    /// One probe.
-    async fn probe(&self) -> ProbeResult {
-        let result = match self.ask(&self.options.path).await {
-            Ok((status, _)) if status.is_success() => ProbeResult::Passed,
-            Ok(_) => ProbeResult::Failed,
-            Err(error) => match error.local_fault() {
-                Some(lacking) => {
+    /// One probe; `None` when the gateway's own machine stood in its way, which says nothing
+    /// about the worker.
+    async fn probe(&self) -> Option<Probe> {
+        let probe = match self.ask(&self.options.path).await {
+            Ok((status, _)) if status.is_success() => Probe::Passed,
+            Ok(_) => Probe::Failed,
+            Err(error) => {
+                if let Some(lacking) = error.local_fault() {
                     self.metrics.local_fault(lacking, &error);
-                    return ProbeResult::Unknown;
+                    return None;
                 }
-                None => ProbeResult::Failed,
-            },
+                if error.is_refusal() {
+                    Probe::Refused
+                } else {
+                    Probe::Failed
+                }
+            }
         };
-        self.metrics.health_check(result == ProbeResult::Passed);
-        result
+        self.metrics.health_check(probe == Probe::Passed);
+        Some(probe)
     }
 
     async fn identify(&self) {
@@ -231,7 +239,7 @@ impl Prober {
             }
             Err(_) => {
                 debug!(worker = %endpoint.url, path, "probe timed out");
-                Err(UpstreamError::NoResponse)
+                Err(UpstreamError::Truncated("no answer in time".to_owned()))
             }
         }
     }

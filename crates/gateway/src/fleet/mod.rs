@@ -39,5 +39,5 @@ pub(crate) use worker_factory::WorkerFactory;
 #[cfg(test)]
 pub(crate) use {
     drain::{finish_drain, start_drain},
-    transitions::{ProbeResult, mark_failed, record_probe, set_model},
+    transitions::{mark_failed, record_probe, set_model},
 };

@@ -10,6 +10,7 @@ use routing::Window;
 pub(crate) struct OutlierStats {
     requests: AtomicU64,
     failures: AtomicU64,
+    refusals: AtomicU64,
     waited_micros: AtomicU64,
     tokens: AtomicU64,
 }
@@ -26,6 +27,12 @@ impl OutlierStats {
         self.failures.fetch_add(1, Relaxed);
     }
 
+    /// A request was refused as the client's fault.
+    pub(crate) fn record_refusal(&self) {
+        self.requests.fetch_add(1, Relaxed);
+        self.refusals.fetch_add(1, Relaxed);
+    }
+
     /// The first byte of a stream came after this wait, for so many prompt tokens.
     pub(crate) fn record_first_byte(&self, waited: Duration, tokens: u64) {
         let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
@@ -38,6 +45,7 @@ impl OutlierStats {
         Window {
             requests: self.requests.swap(0, Relaxed),
             failures: self.failures.swap(0, Relaxed),
+            refusals: self.refusals.swap(0, Relaxed),
             waited: Duration::from_micros(self.waited_micros.swap(0, Relaxed)),
             tokens: self.tokens.swap(0, Relaxed),
         }

@@ -16,6 +16,8 @@ const MAX_DOUBLINGS: u32 = 5;
 #[derive(Debug)]
 pub(crate) struct WorkerState {
     pub(super) verdict: Verdict,
+    /// Requests that it has are lost.
+    pub(super) lost: bool,
     /// `None` when breakers are off.
     pub(super) breaker: Option<Breaker>,
     /// It finishes what it has and gets nothing new.
@@ -55,6 +57,10 @@ pub(crate) struct Availability {
     pub(crate) selectable: bool,
     /// It gets requests when no other worker may: it is ejected, busy, or suspect.
     pub(crate) fallback: bool,
+    /// It is ready, but its breaker lets no request through.
+    pub(crate) rejected: bool,
+    /// Requests that it has are lost.
+    pub(crate) lost: bool,
     /// It counts among the workers of its model: it has been ready once, and is not draining.
     pub(crate) member: bool,
     /// Its breaker holds no failure.
@@ -69,6 +75,7 @@ impl WorkerState {
     ) -> Self {
         Self {
             verdict,
+            lost: false,
             breaker,
             draining: false,
             ejected_until: None,
@@ -96,6 +103,8 @@ impl WorkerState {
             ready,
             selectable: ready && allowed && !doubtful,
             fallback: ready && allowed && doubtful,
+            rejected: ready && !allowed,
+            lost: self.lost,
             member: was_ready && !self.draining,
             clean: breaker.is_none_or(Breaker::is_clean) && self.refusals == 0,
         }

@@ -4,7 +4,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use routing::{Breaker, BreakerSignal, Circuit, Consequence, Health, Thresholds, Trial, Verdict};
+use routing::{
+    Breaker, BreakerSignal, Circuit, Consequence, Health, Probe, Thresholds, Trial, Verdict,
+};
 use tokio::sync::futures::Notified;
 use tokio::time::timeout;
 use tracing::info;
@@ -15,36 +17,28 @@ use super::model_info::{self, Labels, ModelInfo};
 use super::worker::Worker;
 use crate::telemetry::Metrics;
 
-/// How a probe ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ProbeResult {
-    Passed,
-    Failed,
-    /// The gateway's own machine stood in the way: it says nothing about the worker.
-    Unknown,
-}
-
 /// A probe of an endpoint ended.
-pub(crate) fn record_probe(fleet: &Fleet, endpoint: &Arc<Endpoint>, result: ProbeResult) {
-    let passed = match result {
-        ProbeResult::Passed => true,
-        ProbeResult::Failed => false,
-        ProbeResult::Unknown => return,
-    };
+pub(crate) fn record_probe(fleet: &Fleet, endpoint: &Arc<Endpoint>, probe: Probe) {
+    let was_lost = endpoint.is_lost();
     let before = endpoint.update_health(|health| {
-        health.record(passed);
+        health.record(probe);
     });
     let workers = fleet.workers_of(endpoint);
     for worker in &workers {
         follow_verdict(fleet, worker, before);
+        if probe == Probe::Passed && !worker.is_clean() {
+            fleet.update_state(worker, |state| {
+                state.breaker.iter_mut().for_each(Breaker::probe_passed);
+            });
+        }
     }
     let after = endpoint.verdict();
     let cleared = before == Verdict::Suspect && after == Verdict::Ready;
     if before == after || cleared {
         return;
     }
-    if before == Verdict::NotReady {
-        // Not ready for several probes: most likely restarted, with nothing cached.
+    if before == Verdict::NotReady && was_lost {
+        // Away for several probes: most likely restarted, with nothing cached.
         for worker in &workers {
             invalidate_cache(fleet, worker);
         }
@@ -61,6 +55,7 @@ fn follow_verdict(fleet: &Fleet, worker: &Worker, before: Verdict) {
     let slow_start = fleet.slow_start();
     fleet.update_state(worker, |state| {
         state.verdict = worker.endpoint.verdict();
+        state.lost = worker.endpoint.is_lost();
         let became_ready = state.verdict == Verdict::Ready && before != Verdict::Ready;
         if became_ready && before == Verdict::NotReady {
             // Most likely a new process: failures of the old one are not held against it.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::HeaderValue;
-use routing::{Candidate, Load, Verdict};
+use routing::{Candidate, Load};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -38,7 +38,7 @@ pub(crate) struct Worker {
     /// Copies of the availability that requests read without a lock.
     ready: AtomicBool,
     clean: AtomicBool,
-    unreachable: AtomicBool,
+    lost: AtomicBool,
     draining: AtomicBool,
     /// Rises with every restart and flush: what routing learnt before does not hold.
     generation: AtomicU32,
@@ -71,7 +71,7 @@ impl Worker {
             state: Mutex::new(new.state),
             ready: AtomicBool::new(false),
             clean: AtomicBool::new(true),
-            unreachable: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             generation: AtomicU32::new(new.slot.generation),
         }
@@ -97,9 +97,9 @@ impl Worker {
         self.ready.load(Relaxed)
     }
 
-    /// Whether its probes fail: requests there need not wait for a response any longer.
-    pub(crate) fn is_unreachable(&self) -> bool {
-        self.unreachable.load(Relaxed)
+    /// Whether its process is gone, as its probes show: requests there need not wait any longer.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Relaxed)
     }
 
     /// Whether its breaker holds no failure.
@@ -173,8 +173,7 @@ impl Worker {
         let after = state.availability();
         self.ready.store(after.ready, Relaxed);
         self.clean.store(after.clean, Relaxed);
-        self.unreachable
-            .store(after.verdict == Verdict::NotReady, Relaxed);
+        self.lost.store(after.lost, Relaxed);
         self.draining.store(after.draining, SeqCst);
         (before, after, result)
     }

@@ -4,25 +4,25 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Response, StatusCode, header};
-use routing::{Outcome, Retry};
+use http::{Response, StatusCode};
+use routing::Outcome;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::attempts::Attempts;
 use super::dispatcher::Dispatcher;
 use super::explain::Explanation;
+use super::refusal::{is_event_stream, read_refusal, refusal_in};
 use super::request::ProxyRequest;
 use super::request_head;
 use crate::balancer::InFlight;
 use crate::error::Error;
-use crate::fleet::{Worker, request_probe};
-use crate::upstream::{Call, ResponseBody};
+use crate::fleet::{Endpoint, Worker, request_probe};
+use crate::lane::Lane;
+use crate::upstream::{Call, ResponseBody, UpstreamError};
 
-/// Most of a refusal that is read before it is known whether another worker is asked, bytes.
-const MAX_REFUSAL_BYTES: usize = 64 * 1024;
-/// Longest wait for that.
-const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Most of a stream's first event that is waited for, bytes.
+const MAX_EVENT_BYTES: usize = 16 * 1024;
 /// How often a silent worker is looked at.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -79,7 +79,7 @@ pub(super) async fn send(
         // What was left of a request's time may have been too little for any worker.
         let hurried = outcome == Outcome::TimedOut
             && begun.elapsed() < request.live.request_timeout / 2
-            && !worker.is_unreachable();
+            && !worker.is_lost();
         let verdict = if hurried { Outcome::Abandoned } else { outcome };
         attempts.finish(&mut in_flight, verdict);
     }
@@ -110,13 +110,21 @@ async fn send_once(
         ),
         body: (&**request.body).into(),
     };
-    let sending = endpoint.client.send(request.context.lane, &call);
+    let sending = send_call(endpoint, request.context.lane, &call);
     match watch.wait(dispatcher, worker, sending).await {
-        Some(Ok(mut response)) => {
-            let outcome = read_refusal(&mut response).await;
+        Some(Ok(response)) => {
             let status = response.status().as_u16();
             dispatcher.metrics.upstream_response(status);
-            (outcome, Ok(response))
+            let (outcome, answer) = read_answer(response, worker).await;
+            let peers_differ = match status {
+                401 | 403 => head.shows_own_key(),
+                404 => dispatcher.is_served(request.row),
+                _ => false,
+            };
+            if peers_differ {
+                return (Outcome::Disputed(status), answer);
+            }
+            (outcome, answer)
         }
         Some(Err(source)) => {
             if let Some(lacking) = source.local_fault() {
@@ -131,6 +139,34 @@ async fn send_once(
             (Outcome::TimedOut, Err(error))
         }
     }
+}
+
+/// Sends a call and waits for what the client gets first: the head of the response, and of a
+/// stream of events the first of them, which may be a refusal.
+async fn send_call(
+    endpoint: &Endpoint,
+    lane: Lane,
+    call: &Call<'_>,
+) -> Result<Response<ResponseBody>, UpstreamError> {
+    let mut response = endpoint.client.send(lane, call).await?;
+    if response.status() == StatusCode::OK && is_event_stream(response.headers()) {
+        response.body_mut().read_event(MAX_EVENT_BYTES).await?;
+    }
+    Ok(response)
+}
+
+/// What a response says of the attempt, and what the client would get.
+async fn read_answer(mut response: Response<ResponseBody>, worker: &Worker) -> (Outcome, Answer) {
+    if let Some(refusal) = response.body().ahead().and_then(refusal_in) {
+        let error = Error::WorkerOverloaded {
+            worker: worker.url().to_string(),
+            status: refusal.status,
+            message: refusal.message,
+        };
+        return (Outcome::QueueFull, Err(error));
+    }
+    let outcome = read_refusal(&mut response).await;
+    (outcome, Ok(response))
 }
 
 impl Watch {
@@ -148,65 +184,11 @@ impl Watch {
             if let Ok(sent) = timeout_at(check.min(self.deadline), sending.as_mut()).await {
                 return Some(sent);
             }
-            if check >= self.deadline || worker.is_unreachable() {
+            if check >= self.deadline || worker.is_lost() {
                 return None;
             }
             request_probe(&dispatcher.balancer.fleet, &worker.endpoint);
             check += CHECK_INTERVAL;
-        }
-    }
-}
-
-/// What a response says of the attempt. A refusal is read ahead, so that its connection is free
-/// while another worker is asked.
-async fn read_refusal(response: &mut Response<ResponseBody>) -> Outcome {
-    let outcome = Outcome::Answered(response.status().as_u16());
-    if outcome.consequence().retry == Retry::No {
-        return outcome;
-    }
-    let names_delay = response.headers().contains_key(header::RETRY_AFTER);
-    let body = response.body_mut();
-    let why = body.read_ahead(MAX_REFUSAL_BYTES, REFUSAL_TIMEOUT).await;
-    let unavailable = outcome == Outcome::Answered(StatusCode::SERVICE_UNAVAILABLE.as_u16());
-    if unavailable && (names_delay || says_full(why)) {
-        Outcome::QueueFull
-    } else {
-        outcome
-    }
-}
-
-/// Whether a worker's 503 says that it has too much to do, as SGLang's "The request queue is
-/// full." does.
-fn says_full(why: &[u8]) -> bool {
-    let why = String::from_utf8_lossy(why).to_ascii_lowercase();
-    let queue = why.contains("queue")
-        && ["full", "limit", "exceed"]
-            .iter()
-            .any(|word| why.contains(word));
-    queue || why.contains("overloaded")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn full_queue_is_distinguished_from_other_refusals() {
-        for full in [
-            r#"{"message":"The request queue is full."}"#,
-            "Queue limit reached",
-            "Server overloaded",
-        ] {
-            assert!(says_full(full.as_bytes()), "{full}");
-        }
-        for other in [
-            "",
-            "upstream connect error",
-            "queue",
-            "disk full",
-            "shutting down",
-        ] {
-            assert!(!says_full(other.as_bytes()), "{other}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use routing::Outcome;
 use tokio::time::Instant;
 
-use crate::balancer::{InFlight, record_lost_connection};
+use crate::balancer::{InFlight, record_blame};
 use crate::fleet::{Fleet, Worker};
 
 /// The attempts of one request so far.
@@ -21,38 +21,91 @@ pub(super) struct Attempts {
     pub(super) queue_deadline: Option<Instant>,
     /// The one retry that a lost connection gives for free has been used.
     pub(super) free_retry_used: bool,
-    /// The workers that closed the connection without a response.
-    lost: Vec<Arc<Worker>>,
-    /// Slot of the first worker that responded with a server error.
-    failed_first: Option<usize>,
+    /// The one retry that a disputed refusal gives has been used.
+    pub(super) dispute_used: bool,
+    /// A worker has served it.
+    served: bool,
+    /// Failures that may be the request's own fault.
+    undecided: Vec<Failure>,
+}
+
+/// A failure whose blame depends on how other workers fare with the request.
+struct Failure {
+    worker: Arc<Worker>,
+    kind: FailureKind,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FailureKind {
+    /// The connection ended before the first byte.
+    Lost,
+    /// A server error.
+    ServerError,
+    /// A refusal that may be this worker's alone.
+    Disputed,
+}
+
+impl FailureKind {
+    fn of(outcome: Outcome) -> Option<Self> {
+        match outcome {
+            Outcome::NoResponse => Some(Self::Lost),
+            Outcome::Answered(501 | 505) => None,
+            Outcome::Answered(500..=599) => Some(Self::ServerError),
+            Outcome::Disputed(_) => Some(Self::Disputed),
+            _ => None,
+        }
+    }
 }
 
 impl Attempts {
-    /// An attempt ended without success. What that says about the worker depends on how other
-    /// workers fared with the request.
+    /// An attempt ended without success. What that says about the worker may depend on how other
+    /// workers fare with the request.
     pub(super) fn finish(&mut self, in_flight: &mut InFlight, outcome: Outcome) {
-        let slot = in_flight.worker.slot;
         let mut verdict = outcome;
-        if outcome == Outcome::NoResponse {
-            self.lost.push(Arc::clone(&in_flight.worker));
-        }
-        if matches!(outcome, Outcome::Answered(500..=599)) && !in_flight.is_trial() {
-            // A request that fails at several workers may be at fault itself.
-            if *self.failed_first.get_or_insert(slot) != slot {
+        if let Some(kind) = FailureKind::of(outcome).filter(|_| !in_flight.is_trial()) {
+            let worker = Arc::clone(&in_flight.worker);
+            let failure = Failure {
+                worker,
+                kind,
+                outcome,
+            };
+            self.undecided.push(failure);
+            if kind == FailureKind::ServerError {
                 verdict = Outcome::Abandoned;
             }
         }
         in_flight.finish(verdict);
     }
 
-    /// Holds lost connections against the worker, unless several workers closed theirs: then it
-    /// was the request, which must not take out a whole fleet.
+    /// A worker has begun to serve the request.
+    pub(super) fn set_served(&mut self) {
+        self.served = true;
+    }
+
+    /// Whether two workers have closed the connection on the request. It may have ended their
+    /// processes, so no third one gets it.
+    pub(super) fn ends_workers(&self) -> bool {
+        !self.of_one_worker(FailureKind::Lost)
+    }
+
+    /// Blames the workers. A failure that several workers had alike was the request's: it must
+    /// not take out a whole fleet. A disputed refusal is blamed when another worker served.
     pub(super) fn assign_blame(&self, fleet: &Arc<Fleet>) {
-        let same = |pair: &[Arc<Worker>]| matches!(pair, [one, other] if one.slot == other.slot);
-        if self.lost.windows(2).all(same) {
-            for worker in &self.lost {
-                record_lost_connection(fleet, worker);
+        for failure in &self.undecided {
+            let blamed = match failure.kind {
+                FailureKind::Disputed => self.served,
+                kind => self.of_one_worker(kind),
+            };
+            if blamed {
+                record_blame(fleet, &failure.worker, failure.outcome);
             }
         }
+    }
+
+    fn of_one_worker(&self, kind: FailureKind) -> bool {
+        let mut slots = self.undecided.iter().filter(|failure| failure.kind == kind);
+        let first = slots.next().map(|failure| failure.worker.slot);
+        slots.all(|failure| Some(failure.worker.slot) == first)
     }
 }

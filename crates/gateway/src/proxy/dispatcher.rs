@@ -1,5 +1,6 @@
 //! What all exchanges share, and the decision to try again.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::HeaderMap;
@@ -13,6 +14,7 @@ use super::request::ProxyRequest;
 use super::request_head::HeaderRules;
 use crate::balancer::Balancer;
 use crate::config::{Live, ProxySection};
+use crate::endpoint::{INFERENCE, Inference};
 use crate::telemetry::{BranchMetrics, Metrics};
 
 /// The settings and the state that all exchanges share. Decides on retries and pauses.
@@ -26,6 +28,8 @@ pub(crate) struct Dispatcher {
     pub(super) explainer: Explainer,
     /// Clients neither see nor choose workers.
     pub(super) hide_routing: bool,
+    /// The endpoints that some worker has served: one that does not have them is the exception.
+    served: [AtomicBool; INFERENCE.len()],
     budget: Mutex<RetryBudget>,
 }
 
@@ -46,6 +50,7 @@ impl Dispatcher {
                 forward_overrides: options.forward_overrides,
             },
             hide_routing: options.hide_routing,
+            served: Default::default(),
             explainer: Explainer::new(Arc::clone(&balancer), lanes),
             budget: Mutex::new(RetryBudget::new(ratio, floor)),
             balancer,
@@ -59,6 +64,21 @@ impl Dispatcher {
             headers,
             shared_credentials: self.rules.credentials_are_ours,
         }
+    }
+
+    /// A worker has served this endpoint.
+    pub(super) fn set_served(&self, row: &Inference) {
+        if let Some(served) = self.served.get(row.index)
+            && !served.load(Relaxed)
+        {
+            served.store(true, Relaxed);
+        }
+    }
+
+    /// Whether some worker has ever served this endpoint.
+    pub(super) fn is_served(&self, row: &Inference) -> bool {
+        let served = self.served.get(row.index);
+        served.is_some_and(|served| served.load(Relaxed))
     }
 
     /// The candidates of a request whose client asks why, and may know.
@@ -78,7 +98,11 @@ impl Dispatcher {
     ) -> bool {
         let retry = outcome.consequence().retry;
         let late = attempts.deadline.is_some_and(|at| Instant::now() >= at);
-        if retry == Retry::No || request.live.retry.attempts <= 1 {
+        let disputed_again = retry == Retry::Once && attempts.dispute_used;
+        if retry == Retry::No || disputed_again || request.live.retry.attempts <= 1 {
+            return false;
+        }
+        if outcome == Outcome::NoResponse && attempts.ends_workers() {
             return false;
         }
         if late || attempts.count >= request.live.retry.attempts {
@@ -88,6 +112,10 @@ impl Dispatcher {
         let free = match outcome {
             // Nothing was sent.
             Outcome::NotConnected => true,
+            Outcome::Disputed(_) => {
+                attempts.dispute_used = true;
+                return true;
+            }
             _ => retry == Retry::Free && !attempts.free_retry_used,
         };
         if free {

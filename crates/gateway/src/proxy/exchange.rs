@@ -64,6 +64,8 @@ impl<'a> Exchange<'a> {
                     selection
                 }
                 (Err(error), None) => return Err(error),
+                // Without another worker, a refusal stands.
+                (Err(_), Some(result)) if self.attempts.dispute_used => return Ok(result),
                 (Err(_), Some(result)) => {
                     // Every worker left has failed already: later, perhaps.
                     if !dispatcher.back_off(request, &mut self.attempts).await {
@@ -81,7 +83,9 @@ impl<'a> Exchange<'a> {
             if result.in_flight.is_some() {
                 // A worker's refusal says more to a client than that another one was
                 // unreachable; but not more than a response that broke off.
-                let unreachable = result.answer.is_err() && outcome != Outcome::Truncated;
+                let final_failure = matches!(outcome, Outcome::Truncated | Outcome::Malformed)
+                    || self.attempts.ends_workers();
+                let unreachable = result.answer.is_err() && !final_failure;
                 let refused = last.filter(|last| unreachable && last.answer.is_ok());
                 return Ok(refused.unwrap_or(result));
             }
@@ -108,9 +112,17 @@ impl<'a> Exchange<'a> {
         let in_flight = selection.in_flight;
         let attempt = attempt::send(dispatcher, request, in_flight, &mut self.attempts).await;
         self.attempts.count += 1;
+        if matches!(attempt.outcome, Outcome::Answered(200..=399)) {
+            self.attempts.set_served();
+            dispatcher.set_served(request.row);
+        }
         let again = dispatcher.should_retry(request, attempt.outcome, &mut self.attempts);
+        let answer = match attempt.answer {
+            Err(_) if self.attempts.ends_workers() => Err(Error::RequestEndsWorkers),
+            answer => answer,
+        };
         let result = AttemptResult {
-            answer: attempt.answer,
+            answer,
             worker: Arc::clone(&attempt.in_flight.worker),
             explanation,
             // The share of one worker is given back before another is asked for.

@@ -15,6 +15,7 @@ mod leased;
 #[expect(clippy::module_inception, reason = "the type that the module is about")]
 mod proxy;
 mod queue;
+mod refusal;
 mod reply_error;
 mod request;
 mod request_body;

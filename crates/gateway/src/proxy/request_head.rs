@@ -56,6 +56,11 @@ impl ForwardedHead {
             || self.named.contains(name))
     }
 
+    /// Whether the worker gets a key of the gateway's, not of the client's.
+    pub(super) fn shows_own_key(&self) -> bool {
+        self.config.bearer.is_some()
+    }
+
     /// Whether a line is a key for the gateway, or gives way to the worker's key.
     fn is_credential(&self, name: &HeaderName) -> bool {
         if self.credentials_are_ours {

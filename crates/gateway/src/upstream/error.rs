@@ -66,7 +66,17 @@ impl UpstreamError {
             Self::NotSent(_) => Outcome::NotConnected,
             Self::NoResponse => Outcome::NoResponse,
             // Part of a response came: the worker has begun to work.
-            Self::Truncated(_) | Self::Malformed(_) => Outcome::Truncated,
+            Self::Truncated(_) => Outcome::Truncated,
+            Self::Malformed(_) => Outcome::Malformed,
+        }
+    }
+
+    /// Whether the other end refused or dropped the connection, as one without a process does.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::NoResponse => true,
+            Self::NotSent(error) => error.kind() != io::ErrorKind::TimedOut,
+            _ => false,
         }
     }
 }

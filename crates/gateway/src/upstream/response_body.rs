@@ -62,6 +62,34 @@ impl ResponseBody {
         &self.ahead.insert(Box::new(Ahead { read, broken })).read
     }
 
+    /// Reads ahead until an event of a stream is complete, or `most` bytes of it; what was read
+    /// is given out again.
+    ///
+    /// # Errors
+    /// When the body breaks off before its first byte.
+    pub(crate) async fn read_event(&mut self, most: usize) -> Result<(), UpstreamError> {
+        let mut read = Bytes::new();
+        let mut broken = None;
+        while read.len() < most && !ends_event(&read) {
+            match self.frame().await {
+                Some(Ok(frame)) => read = joined(read, frame.into_data().unwrap_or_default()),
+                Some(Err(_)) if read.is_empty() => return Err(UpstreamError::NoResponse),
+                Some(Err(error)) => {
+                    broken = Some(error);
+                    break;
+                }
+                None => break,
+            }
+        }
+        self.ahead = Some(Box::new(Ahead { read, broken }));
+        Ok(())
+    }
+
+    /// What has been read ahead.
+    pub(crate) fn ahead(&self) -> Option<&[u8]> {
+        self.ahead.as_ref().map(|ahead| &*ahead.read)
+    }
+
     /// What was read ahead, then how that ended.
     fn take_ahead(&mut self) -> Option<Result<Frame<Bytes>, UpstreamError>> {
         let mut ahead = self.ahead.take()?;
@@ -72,6 +100,22 @@ impl ResponseBody {
         self.ahead = ahead.broken.is_some().then_some(ahead);
         Some(Ok(Frame::data(read)))
     }
+}
+
+/// Whether a complete event is among these bytes of a stream (WHATWG HTML §9.2.6).
+fn ends_event(bytes: &[u8]) -> bool {
+    bytes
+        .windows(2)
+        .any(|pair| pair == b"\n\n" || pair == b"\r\r")
+        || bytes.windows(4).any(|four| four == b"\r\n\r\n")
+}
+
+/// Both pieces; the first is nearly always empty, and nothing is copied then.
+fn joined(first: Bytes, second: Bytes) -> Bytes {
+    if first.is_empty() {
+        return second;
+    }
+    [first, second].concat().into()
 }
 
 impl Body for ResponseBody {

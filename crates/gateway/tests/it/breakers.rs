@@ -4,41 +4,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use gateway::Options;
 use tokio::time::Instant;
 
 use crate::support::{
-    Client, Running, Step, Worker, generate, get, json, ok, options, post, raw, start, start_with,
-    until,
+    Client, Received, Step, Worker, aimed, circuit, generate, get, json, ok, options, post, raw,
+    start, start_with, touchy, until,
 };
-
-/// Options without retries and with a breaker that opens after three failures for a second.
-fn touchy(workers: &[&Worker]) -> Options {
-    Options {
-        disable_retries: true,
-        cb_failure_threshold: 3,
-        cb_success_threshold: 2,
-        cb_timeout_duration_secs: 1,
-        disable_health_check: true,
-        ..options(workers)
-    }
-}
-
-async fn circuit(gateway: &Running, index: usize) -> String {
-    let workers = get(gateway, "/workers").await.json();
-    let circuit = &workers["workers"][index]["circuit_breaker"];
-    circuit.as_str().unwrap().to_owned()
-}
 
 #[tokio::test]
 async fn failures_open_it_and_then_the_answer_comes_at_once_with_a_time_to_come_back() {
     let worker = Worker::doing(json(500, "{}")).await;
-    let gateway = start_with(touchy(&[&worker])).await;
+    let (other, third) = (Worker::doing(ok()).await, Worker::doing(ok()).await);
+    let gateway = start_with(touchy(&[&worker, &other, &third])).await;
     for _ in 0..3 {
-        assert_eq!(post(&gateway, "/generate", "{}").await.status, 500);
+        assert_eq!(aimed(&gateway).await.status, 500);
     }
     assert_eq!(circuit(&gateway, 0).await, "open");
-    let reply = post(&gateway, "/generate", "{}").await;
+    let reply = aimed(&gateway).await;
     assert_eq!(
         (reply.status, reply.code().as_str()),
         (503, "no_available_workers")
@@ -71,17 +53,18 @@ async fn half_open_takes_one_trial_at_a_time_and_closes_after_enough() {
         }
     })
     .await;
-    let gateway = start_with(touchy(&[&worker])).await;
+    let (other, third) = (Worker::doing(ok()).await, Worker::doing(ok()).await);
+    let gateway = start_with(touchy(&[&worker, &other, &third])).await;
     for _ in 0..3 {
-        post(&gateway, "/generate", "{}").await;
+        aimed(&gateway).await;
     }
     well.store(true, Ordering::SeqCst);
     until(|| async { circuit(&gateway, 0).await == "half_open" }).await;
     for trial in 0..2 {
-        let mut first = Client::asking(&gateway, "").await;
+        let mut first = Client::asking(&gateway, "x-smg-target-worker: 0\r\n").await;
         until(|| async { worker.received().len() == 4 + trial }).await;
         // During its trial no other request gets through.
-        assert_eq!(post(&gateway, "/generate", "{}").await.status, 503);
+        assert_eq!(aimed(&gateway).await.status, 503);
         worker.go_on();
         assert_eq!(first.reply().await.status, 200);
     }
@@ -229,7 +212,7 @@ async fn one_lost_connection_of_the_only_worker_refuses_no_request() {
 
 #[tokio::test]
 async fn a_worker_that_hangs_up_on_everybody_is_to_blame_a_request_on_which_all_hang_up_is() {
-    let hangs_up = |request: &crate::support::Received| !request.all("x-poison").is_empty();
+    let hangs_up = |request: &Received| !request.all("x-poison").is_empty();
     let mut workers = Vec::new();
     for index in 0..3 {
         workers.push(
@@ -288,7 +271,7 @@ async fn a_worker_that_has_too_much_to_do_is_asked_less() {
 #[tokio::test]
 async fn a_worker_that_comes_back_is_not_blamed_for_what_died_with_it() {
     let half = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n".to_vec();
-    let script = move |request: &crate::support::Received| {
+    let script = move |request: &Received| {
         if request.all("x-stay").is_empty() {
             ok()
         } else {
@@ -340,30 +323,4 @@ async fn a_request_at_a_worker_found_unreachable_is_tried_elsewhere() {
         started.elapsed() < Duration::from_secs(8),
         "the request timeout is 1800 s"
     );
-}
-
-#[tokio::test]
-async fn a_request_that_fails_everywhere_is_held_against_one_worker_only() {
-    let workers = [
-        Worker::doing(json(500, "{}")).await,
-        Worker::doing(json(500, "{}")).await,
-    ];
-    let mut options = touchy(&[&workers[0], &workers[1]]);
-    options.disable_retries = false;
-    options.retry_max_retries = 2;
-    let gateway = start_with(options).await;
-    for _ in 0..2 {
-        assert_eq!(post(&gateway, "/generate", "{}").await.status, 500);
-    }
-    let asked = workers[0].received().len() + workers[1].received().len();
-    let metrics = gateway.metrics().await;
-    let failures = metrics
-        .lines()
-        .filter(|line| line.starts_with("smg_worker_cb_outcomes_total{outcome=\"failure\""));
-    let failures: usize = failures
-        .map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap())
-        .sum();
-    assert_eq!((asked, failures), (4, 2));
-    // A fleet that fails everything is out all the same.
-    until(|| async { post(&gateway, "/generate", "{}").await.status == 503 }).await;
 }

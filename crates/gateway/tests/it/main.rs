@@ -4,6 +4,7 @@
 
 mod admin;
 mod bad_input;
+mod blame;
 mod bodies;
 mod breakers;
 mod chaos;

@@ -59,6 +59,8 @@ pub struct Breaker {
     circuit: Circuit,
     /// The times of the failures in the present run.
     failures: VecDeque<Duration>,
+    /// Every failure of the present run was one of the connection.
+    only_connections: bool,
     /// Successful trials since it half-opened.
     successes: u32,
     opened_at: Duration,
@@ -84,6 +86,7 @@ impl Breaker {
             rules,
             circuit: Circuit::Closed,
             failures: VecDeque::new(),
+            only_connections: true,
             successes: 0,
             opened_at: Duration::ZERO,
             round: 0,
@@ -171,7 +174,11 @@ impl Breaker {
         self.awaiting_first_byte &= trial.answered;
         match signal {
             BreakerSignal::Neutral => {}
-            BreakerSignal::Failure => self.open(now),
+            BreakerSignal::Failure => {
+                self.only_connections = false;
+                self.open(now);
+            }
+            BreakerSignal::ConnectionFailure => self.open(now),
             BreakerSignal::Success => {
                 self.successes = self.successes.saturating_add(1);
                 if self.successes >= self.rules.successes {
@@ -184,7 +191,20 @@ impl Breaker {
     /// Closes the breaker and drops all failures, because the worker has restarted.
     pub fn close(&mut self) {
         self.circuit = Circuit::Closed;
+        self.forget_failures();
+    }
+
+    /// A probe has passed: a breaker that only failures of connections opened is closed again,
+    /// because the worker can be connected to.
+    pub fn probe_passed(&mut self) {
+        if self.circuit != Circuit::Closed && self.only_connections {
+            self.close();
+        }
+    }
+
+    fn forget_failures(&mut self) {
         self.failures.clear();
+        self.only_connections = true;
     }
 
     fn is_current(&self, trial: Trial) -> bool {
@@ -199,14 +219,15 @@ impl Breaker {
         }
         match signal {
             BreakerSignal::Neutral => {}
-            BreakerSignal::Success => self.failures.clear(),
-            BreakerSignal::Failure => {
+            BreakerSignal::Success => self.forget_failures(),
+            BreakerSignal::Failure | BreakerSignal::ConnectionFailure => {
                 let is_old = |at: &Duration| now.saturating_sub(*at) > self.rules.window;
                 while self.failures.front().is_some_and(is_old)
                     || self.failures.len() >= MOST_FAILURES
                 {
                     self.failures.pop_front();
                 }
+                self.only_connections &= signal == BreakerSignal::ConnectionFailure;
                 self.failures.push_back(now);
                 if self.failures.len() >= self.rules.failures as usize {
                     self.open(now);
@@ -226,7 +247,7 @@ impl Breaker {
 mod tests {
     use proptest::prelude::*;
 
-    use super::BreakerSignal::{Failure, Neutral, Success};
+    use super::BreakerSignal::{ConnectionFailure, Failure, Neutral, Success};
     use super::*;
 
     const fn secs(secs: u64) -> Duration {
@@ -250,6 +271,40 @@ mod tests {
         }
         assert_eq!(breaker.circuit(), Circuit::Open);
         breaker
+    }
+
+    #[test]
+    fn passed_probe_closes_a_breaker_that_only_connection_failures_opened() {
+        for (failures, closed) in [
+            (
+                [ConnectionFailure, ConnectionFailure, ConnectionFailure],
+                true,
+            ),
+            ([ConnectionFailure, Failure, ConnectionFailure], false),
+            ([Failure, Failure, Failure], false),
+        ] {
+            let mut breaker = breaker();
+            for signal in failures {
+                breaker.record(signal, secs(0));
+            }
+            assert_eq!(breaker.circuit(), Circuit::Open);
+            breaker.probe_passed();
+            assert_eq!(breaker.circuit() == Circuit::Closed, closed, "{failures:?}");
+            assert_eq!(breaker.is_clean(), closed);
+        }
+    }
+
+    #[test]
+    fn failed_trial_keeps_the_breaker_open_after_a_passed_probe() {
+        let mut breaker = breaker();
+        for _ in 0..3 {
+            breaker.record(ConnectionFailure, secs(0));
+        }
+        breaker.advance(secs(60));
+        let trial = breaker.begin_trial().unwrap();
+        breaker.end_trial(trial, Failure, secs(61));
+        breaker.probe_passed();
+        assert_eq!(breaker.circuit(), Circuit::Open);
     }
 
     #[test]

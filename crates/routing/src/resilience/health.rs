@@ -37,12 +37,27 @@ impl Verdict {
     }
 }
 
+/// How a probe ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// A success.
+    Passed,
+    /// No answer in time, or another answer.
+    Failed,
+    /// The connection was refused or lost: most likely there is no process.
+    Refused,
+}
+
 /// The verdict on one worker, and the probes since its last change.
 #[derive(Clone, Debug)]
 pub struct Health {
     thresholds: Thresholds,
     verdict: Verdict,
-    streak: u32,
+    /// Passed probes in a row since the verdict.
+    passed: u32,
+    /// Failed probes in a row.
+    failed: u32,
+    lost: bool,
 }
 
 impl Health {
@@ -51,7 +66,9 @@ impl Health {
         Self {
             thresholds,
             verdict: Verdict::Pending,
-            streak: 0,
+            passed: 0,
+            failed: 0,
+            lost: false,
         }
     }
 
@@ -60,21 +77,52 @@ impl Health {
         self.verdict
     }
 
+    /// Whether requests at the worker are lost. A worker may get nothing new because it is slow
+    /// to answer a probe, and still finish what it has.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
     /// Records the result of a probe and returns the new verdict.
     ///
     /// The first success makes a starting worker ready, because it had no failure to recover
     /// from.
-    pub fn record(&mut self, passed: bool) -> Verdict {
-        match (self.verdict, passed) {
-            (Verdict::Pending | Verdict::Failed | Verdict::Suspect, true) => {
-                self.set_verdict(Verdict::Ready);
-            }
-            (Verdict::Suspect, false) => self.set_verdict(Verdict::NotReady),
-            (Verdict::Ready, false) => self.count(self.thresholds.failure, Verdict::NotReady),
-            (Verdict::NotReady, true) => self.count(self.thresholds.success, Verdict::Ready),
-            (Verdict::Ready, true) | (_, false) => self.streak = 0,
+    pub fn record(&mut self, probe: Probe) -> Verdict {
+        if probe == Probe::Passed {
+            self.record_passed();
+        } else {
+            self.record_failed(probe);
         }
         self.verdict
+    }
+
+    fn record_passed(&mut self) {
+        self.failed = 0;
+        match self.verdict {
+            Verdict::Pending | Verdict::Failed | Verdict::Suspect => {
+                self.set_verdict(Verdict::Ready);
+            }
+            Verdict::NotReady => {
+                self.passed += 1;
+                if self.passed >= self.thresholds.success {
+                    self.set_verdict(Verdict::Ready);
+                }
+            }
+            Verdict::Ready => {}
+        }
+    }
+
+    fn record_failed(&mut self, probe: Probe) {
+        self.passed = 0;
+        self.failed = self.failed.saturating_add(1);
+        let enough = self.failed >= self.thresholds.failure;
+        match self.verdict {
+            Verdict::Ready if enough => self.set_verdict(Verdict::NotReady),
+            Verdict::Suspect => self.set_verdict(Verdict::NotReady),
+            Verdict::Ready | Verdict::NotReady | Verdict::Pending | Verdict::Failed => {}
+        }
+        let down = self.verdict == Verdict::NotReady;
+        self.lost |= down && (enough || probe == Probe::Refused);
     }
 
     /// Records a failure after which the worker may be gone. The next probe decides.
@@ -103,16 +151,12 @@ impl Health {
         }
     }
 
-    fn count(&mut self, needed: u32, next: Verdict) {
-        self.streak += 1;
-        if self.streak >= needed {
-            self.set_verdict(next);
-        }
-    }
-
     fn set_verdict(&mut self, next: Verdict) {
         self.verdict = next;
-        self.streak = 0;
+        self.passed = 0;
+        if next == Verdict::Ready {
+            self.lost = false;
+        }
     }
 }
 
@@ -120,8 +164,9 @@ impl Health {
 mod tests {
     use super::*;
 
-    const PASSED: bool = true;
-    const FAILED: bool = false;
+    const PASSED: Probe = Probe::Passed;
+    const FAILED: Probe = Probe::Failed;
+    const REFUSED: Probe = Probe::Refused;
 
     fn health() -> Health {
         Health::new(Thresholds {
@@ -130,7 +175,7 @@ mod tests {
         })
     }
 
-    fn after(probes: &[bool]) -> Verdict {
+    fn after(probes: &[Probe]) -> Verdict {
         let mut health = health();
         for &passed in probes {
             health.record(passed);
@@ -178,6 +223,58 @@ mod tests {
             assert_eq!(health.verdict(), Verdict::Suspect);
             assert_eq!(health.record(passed), verdict);
         }
+    }
+
+    fn suspected(probes: &[Probe]) -> (Verdict, bool) {
+        let mut health = health();
+        health.record(PASSED);
+        health.suspect();
+        for &probe in probes {
+            health.record(probe);
+        }
+        (health.verdict(), health.is_lost())
+    }
+
+    #[test]
+    fn slow_probe_takes_a_suspect_out_but_does_not_end_what_it_has() {
+        assert_eq!(suspected(&[FAILED]), (Verdict::NotReady, false));
+        assert_eq!(suspected(&[FAILED, FAILED]), (Verdict::NotReady, false));
+        assert_eq!(
+            suspected(&[FAILED, PASSED, FAILED, FAILED]),
+            (Verdict::NotReady, false)
+        );
+        assert_eq!(
+            suspected(&[FAILED, FAILED, FAILED]),
+            (Verdict::NotReady, true)
+        );
+    }
+
+    #[test]
+    fn refused_probe_of_a_suspect_says_that_requests_there_are_lost() {
+        assert_eq!(suspected(&[REFUSED]), (Verdict::NotReady, true));
+        assert_eq!(suspected(&[FAILED, REFUSED]), (Verdict::NotReady, true));
+        assert_eq!(suspected(&[REFUSED, PASSED]), (Verdict::NotReady, true));
+        assert_eq!(
+            suspected(&[REFUSED, PASSED, PASSED]),
+            (Verdict::Ready, false)
+        );
+    }
+
+    #[test]
+    fn refused_probe_alone_says_little_about_a_ready_worker() {
+        let mut health = health();
+        for probe in [PASSED, REFUSED, REFUSED] {
+            health.record(probe);
+        }
+        assert_eq!(
+            (health.verdict(), health.is_lost()),
+            (Verdict::Ready, false)
+        );
+        health.record(REFUSED);
+        assert_eq!(
+            (health.verdict(), health.is_lost()),
+            (Verdict::NotReady, true)
+        );
     }
 
     #[test]

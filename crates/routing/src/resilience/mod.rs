@@ -8,7 +8,7 @@ mod retry;
 mod slow_start;
 
 pub use breaker::{Breaker, BreakerRules, Circuit, Trial};
-pub use health::{Health, Thresholds, Verdict};
+pub use health::{Health, Probe, Thresholds, Verdict};
 pub use outcome::{BreakerSignal, Consequence, Outcome, Retry};
 pub use outlier::{Ejection, OutlierReason, Outliers, Window};
 pub use retry::{RetryBudget, RetryRules};

@@ -16,8 +16,13 @@ pub enum Outcome {
     NoResponse,
     /// No response head in time.
     TimedOut,
-    /// After its first byte, the response was cut off, stalled or was no HTTP.
+    /// After its first byte, the response was cut off or stalled.
     Truncated,
+    /// The response is no HTTP: the worker is alive, and speaks nonsense.
+    Malformed,
+    /// 401 or 403 to the gateway's own credentials, or 404 on a path that peers serve: it may be
+    /// this worker's alone. The caller blames the worker if another one serves the request.
+    Disputed(u16),
     /// The client disconnected first.
     Abandoned,
 }
@@ -27,6 +32,8 @@ pub enum Outcome {
 pub enum Retry {
     /// No: the outcome is final.
     No,
+    /// At one other worker, free; without one, or if it says the same, the outcome is final.
+    Once,
     /// At another worker. The first such retry of a request is free, because it adds no work:
     /// the first worker never got the request or lost it with the connection.
     Free,
@@ -41,6 +48,8 @@ pub enum BreakerSignal {
     Success,
     /// The worker failed.
     Failure,
+    /// The worker could not be connected to, or lost the connection. A passed probe refutes that.
+    ConnectionFailure,
     /// No evidence for or against the worker.
     Neutral,
 }
@@ -66,8 +75,8 @@ impl Outcome {
         reason = "a table: one row per kind of outcome"
     )]
     pub const fn consequence(self) -> Consequence {
-        use BreakerSignal::{Failure, Neutral, Success};
-        use Retry::{Budgeted, Free, No};
+        use BreakerSignal::{ConnectionFailure, Failure, Neutral, Success};
+        use Retry::{Budgeted, Free, No, Once};
         let (retry, signal, suspect) = match self {
             Self::Answered(200..=399) => (No, Success, false),
             Self::Answered(408 | 429) | Self::QueueFull => (Budgeted, Neutral, false),
@@ -76,10 +85,12 @@ impl Outcome {
             Self::Answered(500..=599) => (Budgeted, Failure, false),
             Self::Local => (Budgeted, Neutral, false),
             Self::Answered(_) | Self::Abandoned => (No, Neutral, false),
-            Self::NotConnected | Self::NoResponse => (Free, Failure, true),
+            Self::Disputed(_) => (Once, Failure, false),
+            Self::NotConnected | Self::NoResponse => (Free, ConnectionFailure, true),
             Self::TimedOut => (Budgeted, Failure, false),
             // The client has received bytes already.
             Self::Truncated => (No, Failure, true),
+            Self::Malformed => (No, Failure, false),
         };
         let busy = matches!(self, Self::Answered(408 | 429) | Self::QueueFull);
         Consequence {
@@ -93,8 +104,8 @@ impl Outcome {
 
 #[cfg(test)]
 mod tests {
-    use super::BreakerSignal::{Failure, Neutral, Success};
-    use super::Retry::{Budgeted, Free, No};
+    use super::BreakerSignal::{ConnectionFailure, Failure, Neutral, Success};
+    use super::Retry::{Budgeted, Free, No, Once};
     use super::*;
 
     /// The worker becomes suspect, or keeps its health.
@@ -149,8 +160,8 @@ mod tests {
 
     #[test]
     fn lost_connection_makes_worker_suspect_and_retry_free() {
-        row(Outcome::NotConnected, Free, Failure, SUSPECT);
-        row(Outcome::NoResponse, Free, Failure, SUSPECT);
+        row(Outcome::NotConnected, Free, ConnectionFailure, SUSPECT);
+        row(Outcome::NoResponse, Free, ConnectionFailure, SUSPECT);
     }
 
     #[test]
@@ -166,6 +177,16 @@ mod tests {
     #[test]
     fn truncated_response_is_final_and_makes_worker_suspect() {
         row(Outcome::Truncated, No, Failure, SUSPECT);
+    }
+
+    #[test]
+    fn response_that_is_no_http_is_final_and_keeps_the_workers_health() {
+        row(Outcome::Malformed, No, Failure, KEPT);
+    }
+
+    #[test]
+    fn disputed_refusal_is_retried_once() {
+        row(Outcome::Disputed(401), Once, Failure, KEPT);
     }
 
     #[test]

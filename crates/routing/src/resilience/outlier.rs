@@ -12,6 +12,8 @@ const MIN_PEERS: usize = 3;
 const FACTOR: f64 = 3.0;
 /// A failure ratio below this never makes an outlier.
 const MIN_FAILURE_RATIO: f64 = 0.1;
+/// The same for refusals: a few clients that err stay on one worker by affinity.
+const MIN_REFUSAL_RATIO: f64 = 0.3;
 /// The duration of the first ejection; each further one is longer by as much.
 const EJECTION: Duration = Duration::from_secs(30);
 /// The longest ejection, in multiples of the first.
@@ -24,6 +26,8 @@ pub struct Window {
     pub requests: u64,
     /// Attempts that failed.
     pub failures: u64,
+    /// Attempts that the worker refused as the client's fault (4xx).
+    pub refusals: u64,
     /// Sum of the times to first byte.
     pub waited: Duration,
     /// Uncached prompt tokens of the requests that got a first byte.
@@ -33,6 +37,10 @@ pub struct Window {
 impl Window {
     fn failure_ratio(&self) -> f64 {
         self.failures as f64 / self.requests.max(1) as f64
+    }
+
+    fn refusal_ratio(&self) -> f64 {
+        self.refusals as f64 / self.requests.max(1) as f64
     }
 
     /// Seconds to first byte per prompt token.
@@ -46,6 +54,8 @@ impl Window {
 pub enum OutlierReason {
     /// Its failure ratio.
     Failing(f64),
+    /// The ratio of requests that it refuses as the client's fault, and its peers do not.
+    Refusing(f64),
     /// Its time to first byte per prompt token, in multiples of the others' median.
     Slow(f64),
 }
@@ -162,18 +172,26 @@ fn reason(slot: usize, comparable: &BTreeMap<usize, Window>) -> Option<OutlierRe
     {
         return Some(OutlierReason::Failing(failure_ratio));
     }
+    let refusal_ratio = own.refusal_ratio();
+    if refusal_ratio >= MIN_REFUSAL_RATIO
+        && refusal_ratio > FACTOR * median_of_others(Window::refusal_ratio)
+    {
+        return Some(OutlierReason::Refusing(refusal_ratio));
+    }
     let usual = median_of_others(Window::secs_per_token).max(f64::MIN_POSITIVE);
     let slowness = own.secs_per_token() / usual;
     (own.tokens > 0 && slowness > FACTOR).then_some(OutlierReason::Slow(slowness))
 }
 
 fn worst_first(one: OutlierReason, other: OutlierReason) -> Ordering {
-    match (one, other) {
-        (OutlierReason::Failing(one), OutlierReason::Failing(other))
-        | (OutlierReason::Slow(one), OutlierReason::Slow(other)) => other.total_cmp(&one),
-        (OutlierReason::Failing(_), OutlierReason::Slow(_)) => Ordering::Less,
-        (OutlierReason::Slow(_), OutlierReason::Failing(_)) => Ordering::Greater,
-    }
+    let by_kind = |reason| match reason {
+        OutlierReason::Failing(ratio) => (0, ratio),
+        OutlierReason::Refusing(ratio) => (1, ratio),
+        OutlierReason::Slow(factor) => (2, factor),
+    };
+    let ((kind, measure), (other_kind, other_measure)) = (by_kind(one), by_kind(other));
+    kind.cmp(&other_kind)
+        .then(other_measure.total_cmp(&measure))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -195,6 +213,7 @@ mod tests {
         Window {
             requests: 100,
             failures,
+            refusals: 0,
             waited: Duration::from_millis(100 * millis_per_request),
             tokens: 10_000,
         }

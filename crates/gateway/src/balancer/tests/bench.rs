@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use routing::PolicyKind;
+use routing::{PolicyKind, Probe};
 
 use super::super::{Balancer, ModelPolicies};
 use crate::config::{
     AdmissionSection, ConnectionSection, FleetSection, HealthSection, Options, WorkerUrl,
 };
 use crate::fleet::{
-    Fleet, ProbeResult, Worker, WorkerFactory, WorkerSpec, advance_timers, finish_drain,
-    record_probe, set_model, start_drain,
+    Fleet, Worker, WorkerFactory, WorkerSpec, advance_timers, finish_drain, record_probe,
+    set_model, start_drain,
 };
 use crate::telemetry::Metrics;
 use crate::upstream::ConnectionLimits;
@@ -61,7 +61,7 @@ impl Bench {
         let now = self.fleet.now();
         let build = |slot| self.factory.build(spec(name), slot, Some(now));
         let worker = self.fleet.add(build);
-        record_probe(&self.fleet, &worker.endpoint, ProbeResult::Passed);
+        record_probe(&self.fleet, &worker.endpoint, Probe::Passed);
         worker
     }
 
@@ -70,7 +70,7 @@ impl Bench {
         finish_drain(&self.fleet, worker).await;
     }
 
-    pub(super) fn probe(&self, slot: usize, result: ProbeResult) {
+    pub(super) fn probe(&self, slot: usize, result: Probe) {
         record_probe(&self.fleet, &self.worker(slot).endpoint, result);
     }
 

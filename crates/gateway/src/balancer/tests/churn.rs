@@ -8,8 +8,8 @@ use tokio::time::advance;
 use super::super::*;
 use super::bench::Bench;
 use crate::config::FleetSection;
-use crate::fleet::ProbeResult::Passed;
 use crate::fleet::{Worker, finish_drain, start_drain};
+use routing::Probe::Passed;
 
 /// One ready worker, called `w0`, that serves the model `stays`.
 fn bench_of_one(options: FleetSection) -> Bench {

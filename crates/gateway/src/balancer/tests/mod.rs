@@ -4,6 +4,7 @@ mod bench;
 mod churn;
 mod policy_state;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,11 +13,11 @@ use tokio::time::advance;
 
 use super::*;
 use crate::config::{FleetSection, Options};
-use crate::fleet::ProbeResult::{Failed, Passed};
 use crate::fleet::{
-    OutlierDetector, finish_drain, invalidate_cache, retry_after_secs, start_drain,
+    OutlierDetector, finish_drain, invalidate_cache, record_outcome, retry_after_secs, start_drain,
 };
 use bench::Bench;
+use routing::Probe::{Failed, Passed};
 
 /// The generations of all members, each time they are set.
 #[derive(Clone, Debug, Default)]
@@ -192,7 +193,15 @@ async fn suspect_gets_requests_only_when_no_other_worker_may() {
 
 #[tokio::test]
 async fn abandoned_trial_lets_the_next_one_begin() {
-    let bench = ready(1, section());
+    let bench = ready(3, section());
+    let place = |bench: &Bench, _| {
+        let only = Constraints {
+            target: Some("0"),
+            tried: &[],
+        };
+        let selection = select(&bench.balancer, &Request::default(), only);
+        selection.map(|selection| selection.in_flight)
+    };
     for _ in 0..3 {
         place(&bench, 0).unwrap().finish(Outcome::Answered(500));
     }
@@ -206,6 +215,34 @@ async fn abandoned_trial_lets_the_next_one_begin() {
     drop(trial);
     place(&bench, 0).unwrap().finish(Outcome::Answered(200));
     assert!(bench.worker(0).is_clean());
+}
+
+/// Opens the breaker of a worker.
+fn break_worker(bench: &Bench, slot: usize) {
+    let failed = Outcome::Answered(500).consequence();
+    for _ in 0..3 {
+        record_outcome(&bench.fleet, &bench.worker(slot), failed, None);
+    }
+}
+
+#[tokio::test]
+async fn open_breakers_are_a_last_resort_once_half_of_the_pool_has_one() {
+    let bench = ready(4, section());
+    let available = |bench: &Bench| bench.balancer.available_workers();
+    break_worker(&bench, 0);
+    assert_eq!(available(&bench), 3);
+    break_worker(&bench, 1);
+    assert_eq!(available(&bench), 4);
+    // The others still go first.
+    for seed in 0..20 {
+        assert!(place(&bench, seed).unwrap().worker.slot >= 2);
+    }
+    break_worker(&bench, 2);
+    break_worker(&bench, 3);
+    let slots: BTreeSet<_> = (0..20)
+        .map(|seed| place(&bench, seed).unwrap().worker.slot)
+        .collect();
+    assert_eq!(slots.len(), 4, "requests are spread, not refused");
 }
 
 #[tokio::test]
@@ -230,7 +267,7 @@ fn serves(bench: &Bench, slot: usize, model: &str) {
 
 /// The slots that requests for a model go to.
 fn slots_for(bench: &Bench, model: Option<&str>) -> Vec<usize> {
-    let mut slots = std::collections::BTreeSet::new();
+    let mut slots = BTreeSet::new();
     for _ in 0..10 {
         let request = Request {
             model,

@@ -5,8 +5,8 @@ use routing::{Params, PolicyKind, Prompt, Request};
 use super::super::*;
 use super::bench::Bench;
 use super::{section, serves, slots_for};
-use crate::fleet::ProbeResult::{Failed, Passed};
 use crate::fleet::{mark_failed, start_drain};
+use routing::Probe::{Failed, Passed};
 
 const TEXT: [u8; 4096] = [b'p'; 4096];
 

@@ -112,15 +112,20 @@ impl ConnectionPool {
         call: &Call<'_>,
     ) -> Result<PooledResponse, UpstreamError> {
         let head = RequestHead::new(call, &self.url);
+        let mut lost = false;
         if let Some(mut connection) = self.take(lane) {
             let sent = Instant::now();
             match connection.round_trip(&head, call.body).await {
                 Ok(head) => return Ok(PooledResponse { head, connection }),
-                Err(UpstreamError::NoResponse) if sent.elapsed() < STALE_WITHIN => {}
+                Err(UpstreamError::NoResponse) if sent.elapsed() < STALE_WITHIN => lost = true,
                 Err(error) => return Err(error),
             }
         }
-        let mut connection = self.open().await?;
+        let mut connection = match self.open().await {
+            // The request may be what ended the worker.
+            Err(UpstreamError::NotSent(_)) if lost => return Err(UpstreamError::NoResponse),
+            opened => opened?,
+        };
         let head = connection.round_trip(&head, call.body).await?;
         Ok(PooledResponse { head, connection })
     }

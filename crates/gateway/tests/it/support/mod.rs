@@ -78,3 +78,28 @@ impl Running {
         get(addr, "/metrics").await.text()
     }
 }
+
+/// Options without retries and with a breaker that opens after three failures for a second.
+pub(crate) fn touchy(workers: &[&Worker]) -> Options {
+    Options {
+        disable_retries: true,
+        cb_failure_threshold: 3,
+        cb_success_threshold: 2,
+        cb_timeout_duration_secs: 1,
+        disable_health_check: true,
+        ..options(workers)
+    }
+}
+
+/// The state of a worker's breaker.
+pub(crate) async fn circuit(gateway: &Running, index: usize) -> String {
+    let workers = get(gateway, "/workers").await.json();
+    let circuit = &workers["workers"][index]["circuit_breaker"];
+    circuit.as_str().unwrap().to_owned()
+}
+
+/// A request for the first worker and no other.
+pub(crate) async fn aimed(gateway: &Running) -> Reply {
+    let request = posting("/generate", "x-smg-target-worker: 0\r\n", "{}");
+    raw(gateway, &request).await
+}
