@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+from ._options.help import did_you_mean
+
 _EPILOG = """\
 examples:
   %(prog)s launch --worker-urls http://gpu-1:30000 http://gpu-2:30000
@@ -27,6 +29,7 @@ def create_parser() -> argparse.ArgumentParser:
     """The parser for the first word; each command reads the rest itself."""
     parser = argparse.ArgumentParser(
         prog=_program(),
+        usage="%(prog)s COMMAND [OPTIONS]",
         description="SGLang Model Gateway",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -36,28 +39,31 @@ def create_parser() -> argparse.ArgumentParser:
         "--version-verbose", action="store_true", help="print the version and how it was built (as the first argument)"
     )
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    for name, text in (
-        ("launch", "start a gateway"),
-        ("server", "start SGLang servers, or simulated ones, together with a gateway"),
-        ("sim-worker", "start a simulated worker"),
-        ("demo", "start simulated workers and a gateway, and send them some load"),
-        ("simulate", "replay a trace under several policies in virtual time, and compare them"),
-    ):
+    for name, (text, _) in _COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command line; `None` means this process's own."""
+    """Runs a command line.
+
+    Args:
+        argv: the words after the program; `None` means this process's own.
+
+    Raises:
+        SystemExit: 0 after help or a version; 1 without a known command; otherwise what the command ends with.
+    """
     argv = sys.argv[1:] if argv is None else argv
     first, rest = (argv[0], argv[1:]) if argv else ("", [])
     if first in ("--version", "-V", "--version-verbose"):
         _print_version(verbose=first == "--version-verbose")
         sys.exit(0)
     if first in _COMMANDS:
-        _COMMANDS[first](rest)
+        _COMMANDS[first][1](rest)
     else:
         create_parser().print_help()
+        if hint := did_you_mean(first, _COMMANDS):
+            print(f"{_program()}: error: unknown command {first!r}{hint}", file=sys.stderr)
         sys.exit(0 if first in ("-h", "--help") else 1)
 
 
@@ -70,7 +76,7 @@ def _print_version(*, verbose: bool) -> None:
 def _launch(argv: list[str]) -> None:
     from .launch_router import run
 
-    run(argv, prog=_program())
+    run(argv, prog=f"{_program()} launch")
 
 
 def _server(argv: list[str]) -> None:
@@ -95,7 +101,7 @@ def _sim_worker(argv: list[str]) -> None:
 def _demo(argv: list[str]) -> None:
     from . import demo
 
-    demo.main(argv)
+    demo.main(argv, prog=f"{_program()} demo")
 
 
 def _simulate(argv: list[str]) -> None:
@@ -104,10 +110,11 @@ def _simulate(argv: list[str]) -> None:
     simulate.main(argv, prog=f"{_program()} simulate")
 
 
-_COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "launch": _launch,
-    "server": _server,
-    "sim-worker": _sim_worker,
-    "demo": _demo,
-    "simulate": _simulate,
+# Command, its line in the help, and what runs it.
+_COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
+    "launch": ("start a gateway", _launch),
+    "server": ("start SGLang servers, or simulated ones, together with a gateway", _server),
+    "sim-worker": ("start a simulated worker", _sim_worker),
+    "demo": ("start simulated workers and a gateway, and send them some load", _demo),
+    "simulate": ("replay a trace under several policies in virtual time, and compare them", _simulate),
 }

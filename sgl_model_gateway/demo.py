@@ -10,13 +10,14 @@ import time
 from contextlib import ExitStack
 from typing import Any, NoReturn
 
-from .demo_load import MODEL, Progress, call, send, served_by, table
+from ._demo.load import MODEL, Progress, call, send, served_by, table
+from ._launcher.engines import SimServerArgs
+from ._launcher.plan import worker_url
+from ._launcher.process import Process
+from ._options.help import Parser, program
 from .launch_server import cleanup_processes, find_available_ports, launch_server_process
 from .router import Router
-from .server_engines import SimServerArgs
-from .server_plan import worker_url
 from .sgl_model_gateway_rs import SimWorker
-from .worker_process import Process
 
 # A small model on a small GPU, roughly.
 _WORKER = {
@@ -49,12 +50,17 @@ The fleet keeps serving at {url} (Ctrl-C ends it). Try:
 """
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="sgl-model-gateway demo", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--workers", type=int, default=4, help="simulated workers to start")
-    parser.add_argument("--requests", type=int, default=96, help="requests to send")
+_EXAMPLES = """\
+  %(prog)s
+  %(prog)s --workers 8 --requests 400 --exit
+  %(prog)s --processes          # a process per worker, as in production
+"""
+
+
+def _parse(argv: list[str] | None, prog: str | None) -> argparse.Namespace:
+    parser = Parser(prog or program(__name__) or "sgl-model-gateway demo", description=__doc__, examples=_EXAMPLES)
+    parser.add_argument("--workers", type=int, default=4, metavar="N", help="simulated workers to start")
+    parser.add_argument("--requests", type=int, default=96, metavar="N", help="requests to send")
     parser.add_argument("--processes", action="store_true", help="run every worker in a process of its own")
     parser.add_argument("--exit", action="store_true", help="end after the load instead of keeping the fleet up")
     args = parser.parse_args(argv)
@@ -63,9 +69,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs the demo; Ctrl-C or SIGTERM ends everything, with exit code 0."""
-    args = _parse(argv)
+def main(argv: list[str] | None = None, prog: str | None = None) -> None:
+    """Runs the demo. Ctrl-C or SIGTERM ends everything, with exit code 0.
+
+    Args:
+        argv: the command line without the program; `None` means this process's own.
+        prog: the command as users type it.
+
+    Raises:
+        SystemExit: 2 for wrong options, 1 when the start fails.
+    """
+    args = _parse(argv, prog)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:

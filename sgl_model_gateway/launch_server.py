@@ -1,6 +1,6 @@
 """`python -m sgl_model_gateway.launch_server`: SGLang servers and the gateway in front of them, in one command.
 
-One server process per data-parallel replica, supervised: see `supervisor.py`.
+One server process per data-parallel replica, supervised. The parts are in `_launcher/`.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ if __name__ == "__main__":
 import argparse
 import logging
 import os
-import random  # noqa: F401 -- patched through this module, like `mp`, `os`, `requests` and `time`
+import random as random  # upstream's tests of this module patch `mp`, `os`, `random`, `requests` and `time` here
 import sys
 import time
 from collections.abc import Iterable
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from . import worker_process as mp
-from .console import Console
-from .launch_router import CustomHelpFormatter
+from ._launcher import process as mp
+from ._launcher.command_line import parse
+from ._launcher.console import Console
+from ._launcher.engines import ServerArguments, SimServerArgs
+from ._launcher.plan import find_available_ports, replica, worker_url
+from ._launcher.run import run
+from ._launcher.signals import StopSignals
+from ._launcher.supervisor import end_groups
+from ._options.help import program
+from ._options.logs import formatter, wants_json
+from .launch_router import CustomHelpFormatter, _set_title
+from .launch_router import launch_router as launch_router  # verl imports it and `RouterArgs` from here
 from .router_args import RouterArgs
-from .server_engines import ENGINES, Engine, SimServerArgs
-from .server_plan import (
-    HIGHEST_PORT,
-    adapt_router_args,
-    find_available_ports,
-    port_spacing,
-    refuse,
-    replica,
-    taken_ports,
-    worker_url,
-)
-from .stop_signals import StopSignals
-from .supervisor import Limits, Supervisor, Worker, end_groups
+
+if TYPE_CHECKING:
+    from ._launcher.supervisor import GroupLeader
 
 __all__ = [
+    "RouterArgs",
     "cleanup_processes",
     "find_available_ports",
+    "launch_router",
     "launch_server_process",
     "main",
     "run_server",
@@ -54,43 +54,58 @@ __all__ = [
 
 logger = logging.getLogger("router")
 
-_BASE_PORT = 31000
-_STOP_TIMEOUT = 30
-_DESCRIPTION = """\
-Starts one SGLang server per data-parallel replica and a gateway in front of them.
-
-All flags are SGLang's own; those of the gateway have --router- in front.
-
-examples:
-  %(prog)s --model-path Qwen/Qwen3-8B --dp-size 2
-  %(prog)s --engine sim --dp-size 4          (simulated workers: no GPU, no SGLang)
-"""
-
 
 def __getattr__(name: str) -> Any:
-    if name == "requests":  # only `wait_for_server_health` needs it
-        import requests
+    # `requests` is patched by upstream's tests, `ServerArgs` and `launch_server` are imported from here by scripts
+    # written for upstream. None is needed by the launcher itself. One that is not installed is a missing attribute, so
+    # that `hasattr` answers.
+    try:
+        if name == "requests":
+            import requests
 
-        return requests
+            return requests
+        if name == "ServerArgs":
+            from sglang.srt.server_args import ServerArgs
+
+            return ServerArgs
+        if name == "launch_server":
+            from sglang.srt.entrypoints.http_server import launch_server
+
+            return launch_server
+    except ImportError as error:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}: {error}") from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def setup_logger(stream: Any = None) -> logging.Logger:
-    """The logger `router` at level INFO, with one handler however often this is called."""
+def setup_logger(stream: TextIO | Console | None = None, *, as_json: bool = False) -> logging.Logger:
+    """Gives the logger `router` level INFO and one handler, however often this is called.
+
+    Args:
+        stream: where lines go; `None` means standard error.
+        as_json: write lines as JSON objects.
+
+    Returns:
+        The logger.
+    """
     logger.setLevel(logging.INFO)
-    for handler in list(logger.handlers):
-        if getattr(handler, "of_launch_server", False):
-            logger.removeHandler(handler)
-    handler = logging.StreamHandler(stream)
+    for old in list(logger.handlers):
+        if getattr(old, "of_launch_server", False):
+            logger.removeHandler(old)
+    handler: logging.Handler = logging.StreamHandler(stream)
     handler.of_launch_server = True  # type: ignore[attr-defined]
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s launcher: %(message)s"))
+    handler.setFormatter(formatter("%(asctime)s %(levelname)s launcher: %(message)s", as_json=as_json))
     logger.addHandler(handler)
     logger.propagate = False
     return logger
 
 
-def run_server(server_args: Any, dp_rank: int) -> None:
-    """Serves replica `dp_rank` in this process, which becomes the leader of a process group."""
+def run_server(server_args: ServerArguments, dp_rank: int) -> None:
+    """Serves one replica in this process, which becomes the leader of a process group.
+
+    Args:
+        server_args: SGLang's `ServerArgs`, or `SimServerArgs` for a simulated worker.
+        dp_rank: the replica's rank, from 0; exported as `SGLANG_DP_RANK`.
+    """
     if os.getpgrp() != os.getpid():
         os.setpgrp()
     _set_title("sglang::server")
@@ -103,27 +118,37 @@ def run_server(server_args: Any, dp_rank: int) -> None:
     launch_server(server_args)
 
 
-def _set_title(title: str) -> None:
-    try:
-        from setproctitle import setproctitle
-    except ImportError:
-        return
-    setproctitle(title)
+def launch_server_process(server_args: ServerArguments, worker_port: int, dp_id: int) -> mp.Process:
+    """Starts one replica in a process of its own.
 
+    Args:
+        server_args: arguments of all replicas; a copy is adapted to this one.
+        worker_port: TCP port the replica listens on.
+        dp_id: the replica's rank, from 0.
 
-def launch_server_process(server_args: Any, worker_port: int, dp_id: int) -> mp.Process:
-    """Starts replica `dp_id` on `worker_port`; `server_args` stays as it is."""
+    Returns:
+        The running process.
+    """
     process = mp.Process(target=run_server, args=(replica(server_args, worker_port, dp_id), dp_id))
     process.start()
     return process
 
 
 def wait_for_server_health(host: str, port: int, timeout: float = 300) -> bool:
-    """Asks `/health` every second until it answers 200; `False` after `timeout` seconds.
+    """Polls `/health` every second until it returns 200. For scripts: the launcher relies on the gateway's probes.
 
-    For scripts. The launcher itself goes by what the gateway sees. Needs `requests`.
+    Args:
+        host: address the server listens on.
+        port: its TCP port.
+        timeout: longest wait, seconds.
+
+    Returns:
+        Whether the server is healthy.
+
+    Raises:
+        AttributeError: the package `requests` is not installed.
     """
-    requests = sys.modules[__name__].requests
+    requests = sys.modules[__name__].requests  # through the module, where tests replace it
     started = time.perf_counter()
     while time.perf_counter() - started < timeout:
         try:
@@ -135,132 +160,39 @@ def wait_for_server_health(host: str, port: int, timeout: float = 300) -> bool:
     return False
 
 
-def cleanup_processes(processes: Iterable[Any], timeout: float = 5.0) -> None:
-    """Ends process groups: SIGTERM to all, after `timeout` seconds together SIGKILL to those left."""
+def cleanup_processes(processes: Iterable[GroupLeader], timeout: float = 5.0) -> None:
+    """Ends process groups: SIGTERM to all of them, then SIGKILL to those left.
+
+    Args:
+        processes: leaders of the groups, as `launch_server_process` returns them.
+        timeout: longest wait between the two signals, for all together, seconds.
+    """
     end_groups(processes, timeout)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command line, `None` being this process's own. Ends with 128 + signal after a stop signal."""
+    """Runs a command line; `None` means this process's own.
+
+    Raises:
+        SystemExit: 128 + signal after a stop signal, 2 for wrong options, 1 when the start fails, otherwise the exit
+            code of the worker that did not come up.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    console = Console(as_json=wants_json(words, "--router-json-log"))
     stop = StopSignals()
     stop.install()
     try:
-        sys.exit(_launch(sys.argv[1:] if argv is None else argv, stop))
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+        setup_logger(console, as_json=console.as_json)
+        args, server_args = _parse(words)
+        sys.exit(run(args, server_args, stop, console, launch_server_process))
+    except ValueError as error:
+        console.fail(str(error))
+        sys.exit(2)
+    except (RuntimeError, OSError, ImportError) as error:
+        sys.exit(console.last_line(str(error)))
     finally:
         stop.restore()
 
 
-def _launch(argv: list[str], stop: StopSignals) -> int:
-    console = Console()
-    setup_logger(console)
-    args, server_args = _parse(argv)
-    router_args = RouterArgs.from_cli_args(args, use_router_prefix=True)
-    refuse(server_args, router_args)
-    stop.defer()
-    ports = find_available_ports(
-        args.router_dp_worker_base_port,
-        server_args.dp_size,
-        avoid=taken_ports(server_args, router_args),
-        host=server_args.host or "",
-        spacing=port_spacing(server_args),
-    )
-    adapt_router_args(server_args, router_args, ports)
-    return _supervise(args, server_args, router_args, ports, stop, console)
-
-
-def _supervise(
-    args: argparse.Namespace,
-    server_args: Any,
-    router_args: RouterArgs,
-    ports: list[int],
-    stop: StopSignals,
-    console: Console,
-) -> int:
-    """From ports to an exit code. What is wrong with the gateway shows before the first worker starts."""
-    from .router import Router
-
-    _set_title("sglang::router")
-    gateway = Router.from_args(router_args)
-    workers = [
-        Worker(rank, url, partial(launch_server_process, server_args, port, rank))
-        for rank, (url, port) in enumerate(zip(router_args.worker_urls, ports, strict=True))
-    ]
-    limits = Limits(
-        startup=router_args.worker_startup_timeout_secs,
-        drain=router_args.shutdown_grace_period_secs,
-        stop=args.router_worker_stop_timeout_secs,
-        restart=not args.router_disable_worker_restart,
-    )
-    supervisor = Supervisor(gateway, workers, limits, stop, console)
-    supervisor.api_key = router_args.api_key
-    gateway.start_background()
-    return supervisor.run()
-
-
-# --- flags
-
-
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
-    """All flags, and the server arguments among them."""
-    help_wanted = any(word in ("-h", "--help") for word in argv)
-    parser = argparse.ArgumentParser(description=_DESCRIPTION, formatter_class=CustomHelpFormatter)
-    engine = _engine(argv, parser, help_wanted)
-    if engine:
-        engine.add_cli_args(parser)
-    _add_cli_args(parser)
-    args = parser.parse_args(engine.read_config(parser, argv) if engine else ["--help"])
-    assert engine is not None
-    if not 0 < args.router_dp_worker_base_port <= HIGHEST_PORT:
-        parser.error(f"argument --router-dp-worker-base-port: expected 1..{HIGHEST_PORT}")
-    if args.router_worker_stop_timeout_secs < 0:
-        parser.error("argument --router-worker-stop-timeout-secs: expected 0 or more")
-    return args, engine.from_cli_args(args)
-
-
-def _engine(argv: list[str], parser: argparse.ArgumentParser, help_wanted: bool) -> Engine | None:
-    """The engine that the command line names. Without SGLang there is help, but nothing to run."""
-    # Its flags are not known before, so nothing may be abbreviated and the rest is left alone.
-    early = argparse.ArgumentParser(prog=parser.prog, add_help=False, allow_abbrev=False)
-    _add_engine(early)
-    name = early.parse_known_args(argv)[0].engine
-    try:
-        return ENGINES[name]()
-    except ImportError as error:
-        problem = f"SGLang cannot be imported ({error})"
-        if isinstance(error, ModuleNotFoundError) and error.name == "sglang":
-            problem += ". Install it with: pip install sglang"
-        if not help_wanted:
-            raise RuntimeError(f"{problem}; or run simulated workers with: --engine sim") from error
-        parser.epilog = f"{problem}; its own flags are not listed here."
-        return None
-
-
-def _add_engine(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--engine",
-        choices=sorted(ENGINES),
-        default="sglang",
-        help="what the workers run; sim is for machines without GPUs",
-    )
-
-
-def _add_cli_args(parser: argparse.ArgumentParser) -> None:
-    RouterArgs.add_cli_args(parser, use_router_prefix=True, exclude_host_port=True)
-    # Workers on this machine are asked often, so that a start or restart shows soon.
-    parser.set_defaults(router_worker_startup_check_interval=1, router_health_check_interval_secs=5)
-    group = parser.add_argument_group("Launcher")
-    _add_engine(group)
-    group.add_argument(
-        "--router-dp-worker-base-port", type=int, default=_BASE_PORT, help="first port tried for a worker"
-    )
-    group.add_argument(
-        "--router-disable-worker-restart", action="store_true", help="leave a crashed worker out for good"
-    )
-    group.add_argument(
-        "--router-worker-stop-timeout-secs",
-        type=int,
-        default=_STOP_TIMEOUT,
-        help="seconds all workers together may take to end before they are killed",
-    )
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, ServerArguments]:
+    return parse(argv, program(__name__), CustomHelpFormatter)

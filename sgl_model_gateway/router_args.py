@@ -13,10 +13,12 @@ import logging
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from . import parsers
-from .names import get_available_tool_call_parsers as get_available_tool_call_parsers  # programs import it from here
-from .names import option_choices
-from .options import add_flags, option, read_namespace
+from ._options import values
+from ._options.flags import add_flags, option, read_namespace
+from ._options.names import (
+    get_available_tool_call_parsers as get_available_tool_call_parsers,  # programs import it from here
+)
+from ._options.names import option_choices
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +52,10 @@ class RouterArgs:
     it is: those fields become configuration objects, or are for Python alone.
     """
 
+    # In the order of `--help`: what most gateways need comes first.
     GROUPS: ClassVar[tuple[str, ...]] = (
-        *(WORKER, POLICY, PD, LOGGING, DISCOVERY, METRICS, REQUEST, LIMIT, RETRY, BREAKER),
-        *(HEALTH, TOKENIZER, PARSER, BACKEND, ORACLE, POSTGRES, REDIS, TLS, TRACE, AUTH),
+        *(WORKER, POLICY, PD, DISCOVERY, HEALTH, BREAKER, RETRY, LIMIT, REQUEST, METRICS),
+        *(LOGGING, TRACE, TLS, AUTH, BACKEND, TOKENIZER, PARSER, ORACLE, POSTGRES, REDIS),
     )
 
     # fmt: off
@@ -61,21 +64,21 @@ class RouterArgs:
     port: int = option(30000, WORKER, "TCP port the gateway listens on; 0 takes a free one")
     mini_lb: bool = option(False, PD, "run the pure-Python balancer for debugging instead of the gateway", keyword=False)
     pd_disaggregation: bool = option(False, PD, "route prefill and decode to separate pools of workers")
-    prefill_urls: list[tuple[str, int | None]] = option([], PD, "a prefill worker: its URL, then its bootstrap port or the word none; repeatable", name="prefill", cli_default=None, nargs="+", append=True, parse=parsers.prefill_urls)
-    decode_urls: list[str] = option([], PD, "a decode worker; repeatable", name="decode", cli_default=None, nargs=1, append=True, metavar="URL", parse=parsers.decode_urls)
+    prefill_urls: list[tuple[str, int | None]] = option([], PD, "a prefill worker: its URL, then its bootstrap port or the word none; repeatable", name="prefill", cli_default=None, nargs="+", append=True, metavar=("URL", "PORT|none"), parse=values.prefill_urls)
+    decode_urls: list[str] = option([], PD, "a decode worker; repeatable", name="decode", cli_default=None, nargs=1, append=True, metavar="URL", parse=values.decode_urls)
     policy: str = option("cache_aware", POLICY, "how a worker is chosen; the fallback of both pools in prefill/decode mode")
     prefill_policy: str | None = option(None, POLICY, "how a prefill worker is chosen; unset means --policy")
     decode_policy: str | None = option(None, POLICY, "how a decode worker is chosen; unset means --policy")
     worker_startup_timeout_secs: int = option(1800, PD, "seconds a worker may take to come up; it is retried slowly afterwards")
-    worker_startup_check_interval: int = option(30, PD, "longest pause between start-up probes of a worker, seconds")
-    cache_threshold: float = option(0.3, POLICY, "cache_aware: when set, a match of a smaller share of the prompt (0..1) is no affinity")
+    worker_startup_check_interval: int = option(30, PD, "longest pause between start-up probes of a worker, seconds", metavar="SECS")
+    cache_threshold: float = option(0.3, POLICY, "cache_aware: when set, a match of a smaller share of the prompt (0..1) is no affinity", metavar="RATIO")
     balance_abs_threshold: int = option(64, POLICY, "load gap, in requests (bucket: in prompt bytes), that counts as imbalance together with the relative one")
-    balance_rel_threshold: float = option(1.5, POLICY, "load ratio (at least 1) that counts as imbalance together with the absolute one")
+    balance_rel_threshold: float = option(1.5, POLICY, "load ratio (at least 1) that counts as imbalance together with the absolute one", metavar="RATIO")
     eviction_interval_secs: int = option(60, POLICY, "seconds between sweeps of idle routing state")
-    max_tree_size: int = option(67108864, POLICY, "cache_aware: prompt text the prefix index may know, bytes; left alone, only --prefix-index-bytes bounds it")
+    max_tree_size: int = option(67108864, POLICY, "cache_aware: prompt text the prefix index may know, bytes; left alone, only --prefix-index-bytes bounds it", metavar="BYTES")
     max_idle_secs: int = option(14400, POLICY, "manual: seconds after which an idle routing key is forgotten")
     assignment_mode: str = option("random", POLICY, "manual: how a key not seen before is placed")
-    max_payload_size: int = option(536870912, POLICY, "largest accepted request body, bytes")
+    max_payload_size: int = option(536870912, POLICY, "largest accepted request body, bytes", metavar="BYTES")
     bucket_adjust_interval_secs: int = option(5, POLICY, "bucket: seconds between recalculations of the boundaries")
     dp_aware: bool = option(False, POLICY, "schedule on every data-parallel rank of a worker instead of the worker")
     enable_igw: bool = option(False, POLICY, "serve several models; workers come from the API or from discovery")
@@ -83,56 +86,56 @@ class RouterArgs:
     log_dir: str | None = option(None, LOGGING, "directory for log files; unset means the console only")
     log_level: str | None = option(None, LOGGING, "least important log lines that are written", cli_default="info")
     service_discovery: bool = option(False, DISCOVERY, "find workers by watching Kubernetes pods")
-    selector: dict[str, str] = option({}, DISCOVERY, "labels of worker pods, key=value each", nargs="+", parse=parsers.selector)
+    selector: dict[str, str] = option({}, DISCOVERY, "labels of worker pods, key=value each", nargs="+", parse=values.selector, metavar="KEY=VALUE")
     service_discovery_port: int = option(80, DISCOVERY, "port on which a discovered pod serves")
-    service_discovery_namespace: str | None = option(None, DISCOVERY, "namespace to watch; unset means all")
-    prefill_selector: dict[str, str] = option({}, DISCOVERY, "labels of prefill pods, key=value each", nargs="+", parse=parsers.selector)
-    decode_selector: dict[str, str] = option({}, DISCOVERY, "labels of decode pods, key=value each", nargs="+", parse=parsers.selector)
+    service_discovery_namespace: str | None = option(None, DISCOVERY, "namespace to watch; unset means all", metavar="NAME")
+    prefill_selector: dict[str, str] = option({}, DISCOVERY, "labels of prefill pods, key=value each", nargs="+", parse=values.selector, metavar="KEY=VALUE")
+    decode_selector: dict[str, str] = option({}, DISCOVERY, "labels of decode pods, key=value each", nargs="+", parse=values.selector, metavar="KEY=VALUE")
     bootstrap_port_annotation: str = option("sglang.ai/bootstrap-port", DISCOVERY, "pod annotation that holds a prefill worker's bootstrap port")
-    prometheus_port: int | None = option(None, METRICS, "port of the metrics listener", cli_default=29000)
+    prometheus_port: int | None = option(None, METRICS, "port of the metrics listener; unset means 29000, or none with a warning where that is taken")
     prometheus_host: str | None = option(None, METRICS, "address of the metrics listener", cli_default="0.0.0.0")
-    prometheus_duration_buckets: list[float] | None = option(None, METRICS, "bounds of the duration histograms, seconds, ascending", nargs="+")
-    request_id_headers: list[str] | None = option(None, REQUEST, "headers searched for the request id a client sends", nargs="*")
+    prometheus_duration_buckets: list[float] | None = option(None, METRICS, "bounds of the duration histograms, seconds, ascending", nargs="+", metavar="SECS")
+    request_id_headers: list[str] | None = option(None, REQUEST, "headers searched for the request id a client sends", nargs="*", metavar="HEADER")
     request_timeout_secs: int = option(1800, REQUEST, "seconds a worker may take to start an answer, or stay silent within one")
     shutdown_grace_period_secs: int = option(180, REQUEST, "seconds that requests in flight may take after a stop signal")
     max_concurrent_requests: int = option(-1, LIMIT, "requests in flight, to the last byte of their replies; 0 or less means no limit")
     queue_size: int = option(100, LIMIT, "requests that may wait once a limit is reached; more get 429, 0 turns all away at once")
     queue_timeout_secs: int = option(60, LIMIT, "longest wait in that queue, seconds; then 408")
     rate_limit_tokens_per_second: int | None = option(None, LIMIT, "requests admitted per second; unset, 0 or less means no rate")
-    cors_allowed_origins: list[str] = option([], REQUEST, "browser origins that may call; none given means any", nargs="*")
+    cors_allowed_origins: list[str] = option([], REQUEST, "browser origins that may call; none given means any", nargs="*", metavar="ORIGIN")
     retry_max_retries: int = option(5, RETRY, "attempts per request (at least 1)")
     retry_initial_backoff_ms: int = option(50, RETRY, "pause before the first retry, milliseconds")
     retry_max_backoff_ms: int = option(30000, RETRY, "longest pause before a retry, milliseconds")
-    retry_backoff_multiplier: float = option(1.5, RETRY, "growth of that pause from retry to retry (at least 1)")
-    retry_jitter_factor: float = option(0.2, RETRY, "random share of that pause (0..1)")
+    retry_backoff_multiplier: float = option(1.5, RETRY, "growth of that pause from retry to retry (at least 1)", metavar="FACTOR")
+    retry_jitter_factor: float = option(0.2, RETRY, "random share of that pause (0..1)", metavar="RATIO")
     disable_retries: bool = option(False, RETRY, "never retry")
     health_failure_threshold: int = option(3, HEALTH, "probe failures in a row that take a worker out")
     health_success_threshold: int = option(2, HEALTH, "probe successes in a row that bring it back")
     health_check_timeout_secs: int = option(5, HEALTH, "seconds a probe may take")
     health_check_interval_secs: int = option(60, HEALTH, "seconds between probes of a worker")
-    health_check_endpoint: str = option("/health", HEALTH, "path that is probed")
+    health_check_endpoint: str = option("/health", HEALTH, "path that is probed", metavar="PATH")
     disable_health_check: bool = option(False, HEALTH, "never probe a worker once it is up")
     cb_failure_threshold: int = option(10, BREAKER, "failures in a row that open a worker's breaker")
     cb_success_threshold: int = option(3, BREAKER, "successes on trial that close it")
     cb_timeout_duration_secs: int = option(60, BREAKER, "seconds it stays open before a trial")
     cb_window_duration_secs: int = option(120, BREAKER, "seconds after which a failure no longer counts")
     disable_circuit_breaker: bool = option(False, BREAKER, "never take a worker out for its failures")
-    model_path: str | None = option(None, TOKENIZER, "model id or directory to load a tokenizer from")
+    model_path: str | None = option(None, TOKENIZER, "model id or directory to load a tokenizer from", metavar="MODEL")
     tokenizer_path: str | None = option(None, TOKENIZER, "tokenizer to load; wins over --model-path")
-    chat_template: str | None = option(None, TOKENIZER, "chat template file")
+    chat_template: str | None = option(None, TOKENIZER, "chat template file", metavar="PATH")
     tokenizer_cache_enable_l0: bool = option(False, TOKENIZER, "cache tokens of whole texts")
     tokenizer_cache_l0_max_entries: int = option(10000, TOKENIZER, "entries of that cache")
     tokenizer_cache_enable_l1: bool = option(False, TOKENIZER, "cache tokens of prefixes")
-    tokenizer_cache_l1_max_memory: int = option(52428800, TOKENIZER, "size of that cache, bytes")
+    tokenizer_cache_l1_max_memory: int = option(52428800, TOKENIZER, "size of that cache, bytes", metavar="BYTES")
     reasoning_parser: str | None = option(None, PARSER, "parser that separates reasoning from the answer")
     tool_call_parser: str | None = option(None, PARSER, "parser that finds tool calls in the answer")
     mcp_config_path: str | None = option(None, PARSER, "YAML file that lists MCP servers")
     backend: str = option("sglang", BACKEND, "what stands behind the gateway: SGLang workers, or a vendor with an OpenAI API")
     history_backend: str = option("memory", BACKEND, "where responses and conversations are kept")
     oracle_wallet_path: str | None = option(None, ORACLE, "directory of the wallet", env="ATP_WALLET_PATH", keyword=False)
-    oracle_tns_alias: str | None = option(None, ORACLE, "TNS alias; wins over the descriptor", env="ATP_TNS_ALIAS", keyword=False)
-    oracle_connect_descriptor: str | None = option(None, ORACLE, "connect descriptor (DSN)", env="ATP_DSN", keyword=False)
-    oracle_username: str | None = option(None, ORACLE, "database user", env="ATP_USER", keyword=False)
+    oracle_tns_alias: str | None = option(None, ORACLE, "TNS alias; wins over the descriptor", env="ATP_TNS_ALIAS", keyword=False, metavar="NAME")
+    oracle_connect_descriptor: str | None = option(None, ORACLE, "connect descriptor (DSN)", env="ATP_DSN", keyword=False, metavar="DSN")
+    oracle_username: str | None = option(None, ORACLE, "database user", env="ATP_USER", keyword=False, metavar="NAME")
     oracle_password: str | None = option(None, ORACLE, "database password", env="ATP_PASSWORD", secret=True, keyword=False)
     oracle_pool_min: int = option(1, ORACLE, "connections kept open", env="ATP_POOL_MIN", keyword=False)
     oracle_pool_max: int = option(16, ORACLE, "connections at most", env="ATP_POOL_MAX", keyword=False)
@@ -148,17 +151,17 @@ class RouterArgs:
     server_cert_path: str | None = option(None, TLS, "certificate the gateway serves with", name="tls_cert_path")
     server_key_path: str | None = option(None, TLS, "its private key", name="tls_key_path")
     enable_trace: bool = option(False, TRACE, "send OpenTelemetry traces")
-    otlp_traces_endpoint: str = option("localhost:4317", TRACE, "collector, host:port")
-    control_plane_api_keys: list[tuple[str, str, str, str]] = option([], AUTH, "keys of the admin API, id:name:role:key each, role admin or user", nargs="*", secret=True, parse=parsers.control_plane_api_keys, keyword=False)
+    otlp_traces_endpoint: str = option("localhost:4317", TRACE, "collector, host:port", metavar="HOST:PORT")
+    control_plane_api_keys: list[tuple[str, str, str, str]] = option([], AUTH, "keys of the admin API, id:name:role:key each, role admin or user", nargs="*", secret=True, parse=values.control_plane_api_keys, keyword=False, metavar="ID:NAME:ROLE:KEY")
     control_plane_audit_enabled: bool = option(False, AUTH, "log every call of the admin API", keyword=False)
-    jwt_issuer: str | None = option(None, AUTH, "OIDC issuer whose tokens the admin API accepts; needs --jwt-audience", keyword=False)
+    jwt_issuer: str | None = option(None, AUTH, "OIDC issuer whose tokens the admin API accepts; needs --jwt-audience", keyword=False, metavar="URL")
     jwt_audience: str | None = option(None, AUTH, "audience such a token must have; needs --jwt-issuer", keyword=False)
     jwt_jwks_uri: str | None = option(None, AUTH, "where the issuer's keys are; unset means OIDC discovery", keyword=False)
-    jwt_role_mapping: dict[str, str] = option({}, AUTH, "roles of the issuer, theirs=ours each, ours admin or user", cli_default=[], nargs="*", parse=parsers.jwt_role_mapping, keyword=False)
+    jwt_role_mapping: dict[str, str] = option({}, AUTH, "roles of the issuer, theirs=ours each, ours admin or user", cli_default=[], nargs="*", parse=values.jwt_role_mapping, keyword=False, metavar="THEIRS=OURS")
     # Options younger than the 0.3.2 interface, appended so that positions stay.
-    cache_aware_prefill_backlog_rate: float = option(0.0, POLICY, "cache_aware: prefill tokens per second that a worker's backlog drains at; 0 leaves backlog out")
-    cache_aware_prefill_backlog_hop_factor: float = option(4.0, POLICY, "cache_aware: cost of leaving a warm worker (at least 1)")
-    cache_aware_prefill_backlog_hop_scale: float = option(200000.0, POLICY, "cache_aware: backlog, in tokens, at which that cost has halved")
+    cache_aware_prefill_backlog_rate: float = option(0.0, POLICY, "cache_aware: prefill tokens per second that a worker's backlog drains at; 0 leaves backlog out", metavar="TOKENS")
+    cache_aware_prefill_backlog_hop_factor: float = option(4.0, POLICY, "cache_aware: cost of leaving a warm worker (at least 1)", metavar="FACTOR")
+    cache_aware_prefill_backlog_hop_scale: float = option(200000.0, POLICY, "cache_aware: backlog, in tokens, at which that cost has halved", metavar="TOKENS")
     test_external_dp_routing: bool = option(False, PD, "choose data-parallel ranks at random and check them (--mini-lb only)", keyword=False)
     json_log: bool = option(False, LOGGING, "write log lines as JSON objects")
     pool_idle_timeout_secs: int = option(50, REQUEST, "seconds an idle connection to a worker is kept")
@@ -194,11 +197,11 @@ class RouterArgs:
         """Reads what argparse made of the flags, or anything else that keeps its values in `__dict__`."""
         return cls(**read_namespace(vars(args), cls, prefix=use_router_prefix))
 
-    _parse_selector = staticmethod(parsers.selector)
-    _parse_prefill_urls = staticmethod(parsers.prefill_urls)
-    _parse_decode_urls = staticmethod(parsers.decode_urls)
-    _parse_control_plane_api_keys = staticmethod(parsers.control_plane_api_keys)
-    _parse_jwt_role_mapping = staticmethod(parsers.jwt_role_mapping)
+    _parse_selector = staticmethod(values.selector)
+    _parse_prefill_urls = staticmethod(values.prefill_urls)
+    _parse_decode_urls = staticmethod(values.decode_urls)
+    _parse_control_plane_api_keys = staticmethod(values.control_plane_api_keys)
+    _parse_jwt_role_mapping = staticmethod(values.jwt_role_mapping)
 
     def _validate_router_args(self) -> None:
         """Says which of three policies count in prefill/decode mode."""

@@ -11,7 +11,13 @@ import sys
 from collections.abc import Iterator, Set
 from typing import Any
 
+from ._options.help import Parser, program
 from .sgl_model_gateway_rs import SimWorker, sim_option_defaults
+
+_EXAMPLES = """\
+  %(prog)s --port 30000
+  %(prog)s --port 30000 --model Qwen/Qwen3-8B --decode-step-base-ms 8
+"""
 
 # Unset by default, so the default does not tell that they are text; the other unset ones are numbers.
 _TEXT = {"api_key", "bad_content_length"}
@@ -28,10 +34,12 @@ def _table() -> Iterator[tuple[str, str, str, Any]]:
 
 
 def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
-    """A flag for every option."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    """A parser with a flag for every option of `SimWorker`.
+
+    Args:
+        prog: the command as users type it; `None` is a guess.
+    """
+    parser = Parser(prog or program("sgl_model_gateway.sim_worker"), description=__doc__, examples=_EXAMPLES)
     add_flags(parser)
     return parser
 

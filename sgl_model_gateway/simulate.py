@@ -13,10 +13,11 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from ._options.help import Parser, did_you_mean, program
+from ._simulate.table import table
 from .sgl_model_gateway_rs import FleetTrace, fleet_option_defaults, fleet_policies, simulate_fleet
-from .simulate_table import table
 
 # The numeric options of the simulated fleet. `speed`, `seed` and `changes` have flags of their own.
 _OPTIONS = {
@@ -34,6 +35,10 @@ _OPTIONS = {
     "index_bytes": "bytes of memory for the policy's prefix index",
     "index_tokens": "prompt tokens the index may know, at all workers together; 0: what fits",
 }
+_EXAMPLES = """\
+  %(prog)s --trace trace.jsonl --workers 8
+  %(prog)s --trace trace.jsonl --policy cache_aware,round_robin --speed 1,2 --plot plot.html
+"""
 _REFERENCES = ("charge_", "sized_")
 _CHOICES = ", ".join(f"{name}K" for name in _REFERENCES)
 _EVENTS = ("leave", "join", "flush")
@@ -58,23 +63,28 @@ def _event(text: str) -> dict[str, Any]:
 _event.__name__ = "MS:WORKER:leave|join|flush"
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+class _Parser(Parser):
+    """Mistakes in one line, without the usage."""
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+    usage_in_errors = False
 
 
 def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
-    """All flags; those of the fleet have the fleet's own defaults."""
+    """All flags; those of the fleet have the fleet's own defaults.
+
+    Args:
+        prog: the command as users type it; `None` is a guess.
+    """
     parser = _Parser(
-        prog=prog,
+        prog or program("sgl_model_gateway.simulate"),
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"policies: {', '.join(fleet_policies())}\n"
+        formatter=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.epilog = (
+        f"examples:\n{_EXAMPLES}\npolicies: {', '.join(fleet_policies())}\n"
         "for reference: charge_K takes the lowest queued + K x own uncached tokens, whatever the load, and believes\n"
         "that caches keep everything; sized_K knows exactly what they hold; K may be auto: cache_aware's, by load.\n"
-        "Best values are marked with *.",
+        "Best values are marked with *."
     )
     parser.add_argument("--trace", required=True, type=Path, metavar="FILE", help="the trace")
     parser.add_argument("--policy", type=_list_of(str), default=["all"], metavar="A,B", help="policies; default all")
@@ -180,17 +190,17 @@ def _plotter(parser: argparse.ArgumentParser, path: Path | None) -> Callable[...
     """Found before the work begins, so that nothing is computed in vain."""
     if path is None:
         return None
-    from . import simulate_plot
+    from ._simulate import plot
 
     if path.suffix not in (".html", ".png"):
         parser.error(f"--plot {path}: the name must end in .html or .png")
-    if path.suffix == ".png" and not simulate_plot.can_draw_png():
+    if path.suffix == ".png" and not plot.can_draw_png():
         parser.error(
             f"--plot {path}: PNG needs matplotlib: pip install 'sgl-model-gateway[plot]', or use a name ending in .html"
         )
     if not path.parent.is_dir():
         parser.error(f"--plot {path}: there is no directory {path.parent}")
-    return simulate_plot.write_png if path.suffix == ".png" else simulate_plot.write_html
+    return plot.write_png if path.suffix == ".png" else plot.write_html
 
 
 def _read(parser: argparse.ArgumentParser, args: argparse.Namespace) -> FleetTrace:
@@ -211,7 +221,8 @@ def _chosen(parser: argparse.ArgumentParser, given: list[str]) -> list[str]:
         parser.error(f"--policy: choose from {', '.join(known)}, {_CHOICES}, or all")
     for name in names:
         if name not in known and not name.startswith(_REFERENCES):
-            parser.error(f"unknown policy '{name}' (choose from {', '.join(known)}, {_CHOICES}, or all)")
+            hint = did_you_mean(name, known)
+            parser.error(f"unknown policy '{name}' (choose from {', '.join(known)}, {_CHOICES}, or all){hint}")
     return list(names)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from conftest import get_json
 
-from sgl_model_gateway import demo, demo_load
+from sgl_model_gateway import demo
+from sgl_model_gateway._demo import load as demo_load
 from sgl_model_gateway.router import Router
 
 

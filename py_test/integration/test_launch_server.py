@@ -18,7 +18,7 @@ import pytest
 from conftest import DEADLINE, get_json, wait_for
 from launchers import Launcher, children, nothing_is_left
 
-from sgl_model_gateway.demo_load import call
+from sgl_model_gateway._demo.load import call
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, Child, get_json, wait_for
 
-from sgl_model_gateway.demo_load import call
+from sgl_model_gateway._demo.load import call
 
 SERVE = """
 import signal, sys, threading

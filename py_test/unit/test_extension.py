@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sgl_model_gateway import sgl_model_gateway_rs as extension
-from sgl_model_gateway.options import flag_of
+from sgl_model_gateway._options.flags import flag_of
 from sgl_model_gateway.router_args import RouterArgs
 from sgl_model_gateway.sgl_model_gateway_rs import (
     BackendType,

@@ -68,10 +68,11 @@ def test_an_option_of_the_mini_balancer_alone_is_refused_by_name(router: Mock) -
 def test_a_mistake_on_the_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         launch_router.run(["--prefill", "http://a", "x"])
-    assert str(exit_.value.code).startswith("error: Invalid bootstrap port")
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("error: Invalid bootstrap port")
     with pytest.raises(SystemExit) as exit_:
         launch_router.run(["--worker-urls", "ftp://a"])
-    assert exit_.value.code == 1
+    assert exit_.value.code == 2
 
 
 # --- the console script
@@ -111,7 +112,7 @@ def test_a_version_flag_comes_first_or_not_at_all(capsys: pytest.CaptureFixture[
 def test_launch_hands_its_flags_on(router: Mock) -> None:
     cli.main(["launch", "--port", "7", "--worker-urls", "http://a"])
     args = router.from_args.call_args.args[0]
-    assert (args.port, args.worker_urls, args.prometheus_port) == (7, ["http://a"], 29000)
+    assert (args.port, args.worker_urls, args.prometheus_port) == (7, ["http://a"], None)
 
 
 def test_launch_help(capsys: pytest.CaptureFixture[str]) -> None:

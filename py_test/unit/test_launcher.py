@@ -18,10 +18,12 @@ import pytest
 import requests
 from launchers import STUB, forget_sglang, free_base
 
-from sgl_model_gateway import launch_server, server_engines, supervisor, worker_process
-from sgl_model_gateway.console import Console
-from sgl_model_gateway.server_engines import SglangEngine, SimEngine, SimServerArgs
-from sgl_model_gateway.stop_signals import StopSignals
+from sgl_model_gateway import launch_server
+from sgl_model_gateway._launcher import engines, supervisor
+from sgl_model_gateway._launcher import process as worker_process
+from sgl_model_gateway._launcher.console import Console
+from sgl_model_gateway._launcher.engines import SglangEngine, SimEngine, SimServerArgs
+from sgl_model_gateway._launcher.signals import StopSignals
 
 
 @pytest.fixture(autouse=True)
@@ -211,14 +213,14 @@ def test_simulated_servers_take_the_simulators_options() -> None:
     assert isinstance(servers, SimServerArgs) and servers.dp_size == 3
     assert servers.options["page_size"] == 4 and servers.options["faults"]["count"] == 2
     assert not {"host", "port", "dp_size", "model"} & servers.options.keys()
-    assert set(server_engines.ENGINES) == {"sglang", "sim"} and SimEngine().read_config(Mock(), ["--x"]) == ["--x"]
+    assert set(engines.ENGINES) == {"sglang", "sim"} and SimEngine().read_config(Mock(), ["--x"]) == ["--x"]
     assert "secret" not in repr(SimServerArgs(api_key="secret"))
 
 
 def test_a_simulated_server_ends_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
     handlers: dict[int, Any] = {}
-    monkeypatch.setattr(server_engines.signal, "signal", handlers.__setitem__)
-    monkeypatch.setattr(server_engines, "SimWorker", worker := Mock())
+    monkeypatch.setattr(engines.signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(engines, "SimWorker", worker := Mock())
     SimServerArgs(port=free_base(), options={"page_size": 4}).serve()
     assert worker.call_args.kwargs["page_size"] == 4
     handlers[signal.SIGTERM](signal.SIGTERM, None)
@@ -308,7 +310,7 @@ def test_long_lines_and_carriage_returns_reach_the_tail() -> None:
 
 def test_a_worker_whose_launcher_is_gone_does_not_start() -> None:
     """Between its start and the moment the kernel knows, the launcher may die: the child looks itself."""
-    code = "from sgl_model_gateway.worker_process import child_main; child_main(1 << 22)"
+    code = "from sgl_model_gateway._launcher.process import child_main; child_main(1 << 22)"
     assert subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL).returncode == 1
 
 
@@ -352,7 +354,7 @@ def test_a_process_nobody_could_listen_to_does_not_stay(monkeypatch: pytest.Monk
 def test_orphans_that_end_by_themselves_are_no_zombies() -> None:
     code = """
 import subprocess
-from sgl_model_gateway.worker_process import adopt_orphans, adopted, reap_adopted
+from sgl_model_gateway._launcher.process import adopt_orphans, adopted, reap_adopted
 reap_adopted(set())  # there are no children at all
 adopt_orphans(True)
 orphan = int(subprocess.check_output(["sh", "-c", "sleep 0.2 >&- & echo $!"]))

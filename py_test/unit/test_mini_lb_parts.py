@@ -63,7 +63,7 @@ def test_what_it_needs(options: dict[str, Any], problem: str) -> None:
 
 
 def test_the_policy_is_all_it_changes_and_what_it_ignores_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    args = arguments(policy="cache_aware", queue_size=7, log_level="info", prometheus_port=29000)
+    args = arguments(policy="cache_aware", queue_size=7, log_level="info", prometheus_host="0.0.0.0")
     before = vars(args).copy()
     balancer = MiniLoadBalancer(args)
     assert vars(args) == before | {"policy": "random"}

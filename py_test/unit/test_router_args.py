@@ -54,7 +54,6 @@ def test_command_line_and_dataclass_differ_in_three_defaults() -> None:
     parsed, built = vars(parse_router_args([])), vars(RouterArgs())
     assert {name: (parsed[name], built[name]) for name in parsed if parsed[name] != built[name]} == {
         "log_level": ("info", None),
-        "prometheus_port": (29000, None),
         "prometheus_host": ("0.0.0.0", None),
     }
 

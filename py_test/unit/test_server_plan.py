@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from launchers import forget_sglang, free_base
 
-from sgl_model_gateway import server_plan
-from sgl_model_gateway.router_args import RouterArgs
-from sgl_model_gateway.server_plan import (
+from sgl_model_gateway._launcher import plan
+from sgl_model_gateway._launcher.plan import (
     SPACING,
     adapt_router_args,
     find_available_ports,
@@ -25,6 +24,7 @@ from sgl_model_gateway.server_plan import (
     taken_ports,
     worker_url,
 )
+from sgl_model_gateway.router_args import RouterArgs
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_a_busy_port_and_those_to_avoid_are_passed_over() -> None:
         assert find_available_ports(base, 1, host="127.0.0.1") == [base + 1]
     assert find_available_ports(base, 1, avoid=frozenset({base, base + 1})) == [base + 2]
     # The block's own second port counts as well.
-    assert find_available_ports(base, 1, avoid=frozenset({base + server_plan.NCCL_OFFSET})) == [base + 1]
+    assert find_available_ports(base, 1, avoid=frozenset({base + plan.NCCL_OFFSET})) == [base + 1]
 
 
 def test_replicas_whose_nccl_port_cannot_be_set_keep_within_a_hundred() -> None:
@@ -68,7 +68,7 @@ def test_the_search_ends_with_the_ports(base: int, count: int) -> None:
 
 
 def test_a_search_among_busy_ports_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_plan, "is_port_available", lambda *_: False)
+    monkeypatch.setattr(plan, "is_port_available", lambda *_: False)
     with pytest.raises(RuntimeError, match="only 0"):
         find_available_ports(1, 1)
 
@@ -91,10 +91,12 @@ def test_sglangs_own_check_counts_in_both_of_its_homes(monkeypatch: pytest.Monke
 def test_no_worker_gets_a_port_that_is_spoken_for() -> None:
     servers = SimpleNamespace(nccl_port=5, disaggregation_bootstrap_port=8998, dist_init_addr="host:7", grpc_port=None)
     assert taken_ports(servers, RouterArgs(port=1, prometheus_port=2)) == {1, 2, 5, 7, 8998}
-    assert taken_ports(SimpleNamespace(), RouterArgs(port=0)) == frozenset()
+    # An unset metrics port means 29000.
+    assert taken_ports(SimpleNamespace(), RouterArgs(port=0)) == {29000}
+    assert taken_ports(SimpleNamespace(), RouterArgs(port=0, prometheus_port=0)) == frozenset()
     # Every replica's, not only the first one's.
     servers = SimpleNamespace(dp_size=2, nccl_port=5, grpc_port=50, dist_init_addr="host:900")
-    assert taken_ports(servers, RouterArgs(port=1)) == {1, 5, 6, 50, 51, 900, 1000}
+    assert taken_ports(servers, RouterArgs(port=1, prometheus_port=0)) == {1, 5, 6, 50, 51, 900, 1000}
 
 
 # --- URLs
@@ -186,11 +188,11 @@ def test_gpus_per_replica(fields: dict[str, int], gpus: int) -> None:
 
 
 def test_on_cpus_replicas_share_the_numa_nodes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_plan, "_numa_nodes", lambda: 2)
+    monkeypatch.setattr(plan, "_numa_nodes", lambda: 2)
     servers = SimpleNamespace(port=1, base_gpu_id=0, device="cpu")
     assert [replica(servers, 5, rank).base_gpu_id for rank in range(3)] == [0, 1, 0]
     monkeypatch.undo()
-    assert server_plan._numa_nodes() >= 1
+    assert plan._numa_nodes() >= 1
 
 
 # --- refusals

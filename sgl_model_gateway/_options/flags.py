@@ -26,7 +26,7 @@ class Flag:
     cli_default: Any = _SAME  # when the command line has a default of its own
     env: str | None = None  # environment variable that stands in for a missing flag
     nargs: str | int | None = None
-    metavar: str | None = None
+    metavar: str | tuple[str, str] | None = None  # when the name's ending does not say the unit
     append: bool = False  # repeatable: every occurrence adds one list
     parse: Callable[[Any], Any] | None = None  # from argparse's lists to the field's value
     prefixed: bool = True  # takes the `router-` prefix inside another program
@@ -132,13 +132,36 @@ def _add_flag(group: Any, owner: Field[Any], item: type, prefix: bool, choices: 
         settings["action"] = "store_true"
     else:
         settings["type"] = _with_environment(item) if flag.env else item
-        given = {"choices": choices, "nargs": flag.nargs, "metavar": flag.metavar}
+        given = {"choices": choices, "nargs": flag.nargs, "metavar": None if choices else _metavar(owner, item)}
         settings |= {name: value for name, value in given.items() if value is not None}
         if flag.append:
             settings["action"] = "append"
         if flag.env:
             settings["default"] = _FromEnvironment(flag.env, default)
     group.add_argument(f"--{lead}{spelling.replace('_', '-')}", **settings)
+
+
+# What the end of a field's name says of its values.
+_UNITS = {
+    "secs": "SECS",
+    "ms": "MS",
+    "days": "DAYS",
+    "bytes": "BYTES",
+    "ratio": "RATIO",
+    "port": "PORT",
+    "url": "URL",
+    "urls": "URL",
+    "uri": "URL",
+    "host": "ADDR",
+    "path": "PATH",
+    "paths": "PATH",
+    "dir": "PATH",
+}
+
+
+def _metavar(owner: Field[Any], item: type) -> str | tuple[str, str]:
+    word = owner.name.rpartition("_")[2]
+    return flag_of(owner).metavar or _UNITS.get(word) or (word.upper() if item is str else "N")
 
 
 def read_namespace(namespace: Mapping[str, Any], table: type, *, prefix: bool) -> dict[str, Any]:

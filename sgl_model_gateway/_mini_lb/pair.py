@@ -8,7 +8,14 @@ import json
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse, ClientSession
+
+_Result = TypeVar("_Result")
+_Prompts = dict[int | None, dict[str, Any]]
+"""Events of the prefill server by position in the batch, `None` for a single request."""
 
 AIOHTTP_STREAM_READ_CHUNK_SIZE = 64 * 1024
 _QUEUED_CHUNKS = 16
@@ -16,7 +23,7 @@ _QUEUED_CHUNKS = 16
 
 @dataclass(eq=False)
 class LegFailed(Exception):
-    """One leg did not answer as it should; what the client is to be told."""
+    """One leg did not answer as it should; holds the reply for the client."""
 
     leg: str
     status: int
@@ -34,12 +41,14 @@ class Answer:
 
 
 def failure(leg: str, status: int, message: str) -> LegFailed:
-    """A failure that no server put into words."""
+    """A failure with a message of the balancer's own."""
     error = {"message": message, "type": "mini_lb_error", "param": None, "code": status}
     return LegFailed(leg, status, json.dumps({"error": error}).encode())
 
 
-async def open_leg(session: Any, leg: str, url: str, body: Any, headers: dict[str, str]) -> Any:
+async def open_leg(
+    session: ClientSession, leg: str, url: str, body: dict[str, Any], headers: dict[str, str]
+) -> ClientResponse:
     """Posts JSON and returns the response once its head is there and good. Raises `LegFailed`."""
     try:
         response = await session.post(url, json=body, headers=headers)
@@ -51,7 +60,7 @@ async def open_leg(session: Any, leg: str, url: str, body: Any, headers: dict[st
         raise _transport(leg, url, error) from error
 
 
-async def read_leg(session: Any, leg: str, url: str, body: Any, headers: dict[str, str]) -> Answer:
+async def read_leg(session: ClientSession, leg: str, url: str, body: dict[str, Any], headers: dict[str, str]) -> Answer:
     """Posts JSON and returns the whole answer. Raises `LegFailed`."""
     with closing(await open_leg(session, leg, url, body, headers)) as response:
         try:
@@ -72,7 +81,7 @@ def _transport(leg: str, url: str, error: BaseException) -> LegFailed:
     return failure(leg, 504 if late else 502, f"the {leg} server {url} {what}")
 
 
-async def together(*legs: Coroutine[Any, Any, Any]) -> list[Any]:
+async def together(*legs: Coroutine[Any, Any, _Result]) -> list[_Result]:
     """All results. The first failure cancels the other legs, which closes their connections, and is raised."""
     tasks = [asyncio.ensure_future(leg) for leg in legs]
     try:
@@ -81,8 +90,8 @@ async def together(*legs: Coroutine[Any, Any, Any]) -> list[Any]:
         return [task.result() for task in tasks]
     except BaseException:
         for task in tasks:
-            if task.done() and not task.cancelled() and not task.exception() and hasattr(task.result(), "close"):
-                task.result().close()
+            if task.done() and not task.cancelled() and not task.exception():
+                getattr(task.result(), "close", lambda: None)()
         await _cancel(*tasks)
         raise
 
@@ -103,12 +112,12 @@ class PairStream:
     the response's body; a later failure becomes an error event, the way SGLang reports its own.
     """
 
-    def __init__(self, prefill: Any, decode: Any, merge: bool) -> None:
+    def __init__(self, prefill: ClientResponse, decode: ClientResponse, merge: bool) -> None:
         self._responses = prefill, decode
         self._merge = merge
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED_CHUNKS)
         self._first: bytes | None = None
-        self._prefill: asyncio.Task[dict[Any, Any]] = asyncio.ensure_future(self._read_prefill())
+        self._prefill: asyncio.Task[_Prompts] = asyncio.ensure_future(self._read_prefill())
         self._decode: asyncio.Task[None] = asyncio.ensure_future(self._read_decode())
 
     async def start(self) -> None:
@@ -127,7 +136,7 @@ class PairStream:
         """The rest of the answer. However it ends, both legs are closed."""
         try:
             events = b""
-            prompts = self._prefill.result() if self._merge else {}
+            prompts: _Prompts = self._prefill.result() if self._merge else {}
             piece = self._first
             while piece is not None:
                 if self._merge:
@@ -144,7 +153,7 @@ class PairStream:
             self.close()
 
     def close(self) -> None:
-        """Ends both legs. Without waiting: who calls this may be cancelled itself."""
+        """Ends both legs, without waiting: the calling task may be cancelled itself."""
         for task in (self._prefill, self._decode):
             task.cancel()
             task.add_done_callback(_forget)
@@ -172,10 +181,10 @@ class PairStream:
             raise _transport("decode", str(response.url), error) from error
         await self._chunks.put(None)
 
-    async def _read_prefill(self) -> dict[Any, Any]:
+    async def _read_prefill(self) -> _Prompts:
         """Reads it to the end: prompt logprobs by position in the batch (`None` for a single request)."""
         response = self._responses[0]
-        prompts: dict[Any, Any] = {}
+        prompts: _Prompts = {}
         rest = b""
         try:
             async for chunk in response.content.iter_chunked(AIOHTTP_STREAM_READ_CHUNK_SIZE):
@@ -189,7 +198,7 @@ class PairStream:
 
 
 def _forget(task: asyncio.Task[Any]) -> None:
-    """Nobody asks any more how it ended."""
+    """Marks the outcome of a cancelled task as seen, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
 
@@ -200,7 +209,7 @@ def _raise_failure(*tasks: asyncio.Future[Any]) -> None:
             raise error
 
 
-def _event(event: bytes) -> Any:
+def _event(event: bytes) -> dict[str, Any] | None:
     """The JSON object in a `data:` event, `None` when there is none."""
     if not event.startswith(b"data:"):
         return None
@@ -210,13 +219,13 @@ def _event(event: bytes) -> Any:
     return None
 
 
-def _note_prompt(event: bytes, prompts: dict[Any, Any]) -> None:
+def _note_prompt(event: bytes, prompts: _Prompts) -> None:
     value = _event(event)
     if value and isinstance(value.get("meta_info"), dict):
         prompts.setdefault(value.get("index"), value)
 
 
-def _with_prompt(event: bytes, prompts: dict[Any, Any]) -> bytes:
+def _with_prompt(event: bytes, prompts: _Prompts) -> bytes:
     value = _event(event)
     if value is None or value.get("index") not in prompts:
         return event
@@ -234,7 +243,7 @@ def _one_line(body: bytes) -> bytes:
         return json.dumps({"error": {"message": body.decode(errors="replace")}}).encode()
 
 
-# --- what prefill knows and decode does not
+# --- what only the prefill server has
 
 
 def merge_prefill_json(prefill: Any, decode: Any) -> None:

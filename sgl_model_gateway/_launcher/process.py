@@ -35,7 +35,7 @@ _SETTINGS = {"PYTHONUNBUFFERED": "1", "SPT_NOENV": "1"}
 _CHILD = """\
 import os, sys
 sys.path[:] = sys.argv[1].split(os.pathsep)
-from sgl_model_gateway.worker_process import child_main
+from sgl_model_gateway._launcher.process import child_main
 child_main(int(sys.argv[2]))
 """
 
@@ -136,7 +136,7 @@ class Process:
 def _import_path() -> list[str]:
     """Where this process finds modules; the package's own home first if it is not among them."""
     places = [os.path.abspath(place) for place in sys.path if isinstance(place, str)]
-    home = str(Path(__file__).parents[1])
+    home = str(Path(__file__).parents[2])
     return places if home in places else [home, *places]
 
 

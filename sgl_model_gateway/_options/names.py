@@ -12,7 +12,7 @@ __all__ = ["ROLES", "get_available_tool_call_parsers", "option_choices"]
 logger = logging.getLogger(__name__)
 
 try:
-    from .sgl_model_gateway_rs import PyRole, get_available_tool_call_parsers, option_choices
+    from ..sgl_model_gateway_rs import PyRole, get_available_tool_call_parsers, option_choices
 
     ROLES = tuple(PyRole.members())
 except ImportError:

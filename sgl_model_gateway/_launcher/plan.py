@@ -12,11 +12,15 @@ import socket
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .router_args import RouterArgs
+from ..router_args import RouterArgs
+
+if TYPE_CHECKING:
+    from .engines import ServerArguments
 
 HIGHEST_PORT = 65535
+DEFAULT_METRICS_PORT = 29000
 # Ports of one replica: HTTP at 0 and NCCL at 10. SGLang takes ZMQ ports from 233 on, which fall between those of a
 # later replica.
 SPACING = 100
@@ -85,7 +89,7 @@ def find_available_ports(
     return ports
 
 
-def port_spacing(server_args: Any) -> int:
+def port_spacing(server_args: ServerArguments) -> int:
     """How far apart the replicas' ports are to be.
 
     Releases whose NCCL port cannot be set (0.4.6) take any from 100 to 1000 above their own: there all replicas keep
@@ -95,9 +99,10 @@ def port_spacing(server_args: Any) -> int:
     return max(1, (SPACING - 1) // server_args.dp_size) if chosen_by_server else SPACING
 
 
-def taken_ports(server_args: Any, router_args: RouterArgs) -> frozenset[int]:
+def taken_ports(server_args: ServerArguments, router_args: RouterArgs) -> frozenset[int]:
     """Ports that no worker may get: the gateway's, its metrics', and those the servers are told to use."""
-    ports = [router_args.port, router_args.prometheus_port, getattr(server_args, "disaggregation_bootstrap_port", None)]
+    metrics = DEFAULT_METRICS_PORT if router_args.prometheus_port is None else router_args.prometheus_port
+    ports = [router_args.port, metrics, getattr(server_args, "disaggregation_bootstrap_port", None)]
     count = getattr(server_args, "dp_size", 1)
     for name in ("nccl_port", *_SIDE_PORTS):
         if first := getattr(server_args, name, None):
@@ -118,14 +123,14 @@ def worker_url(host: str | None, port: int) -> str:
     return f"http://[{bare}]:{port}" if ":" in bare else f"http://{bare}:{port}"
 
 
-def gpus_per_replica(server_args: Any) -> int:
+def gpus_per_replica(server_args: ServerArguments) -> int:
     """GPU ids one replica spans on this node."""
     ranks: int = getattr(server_args, "tp_size", 1) * getattr(server_args, "pp_size", 1)
     per_node = -(-ranks // getattr(server_args, "nnodes", 1))
     return per_node * int(getattr(server_args, "gpu_id_step", 1))
 
 
-def replica(server_args: Any, port: int, rank: int) -> Any:
+def replica(server_args: ServerArguments, port: int, rank: int) -> ServerArguments:
     """The server arguments of replica `rank` on `port`; the given ones stay as they are."""
     changes: dict[str, Any] = {"port": port, "base_gpu_id": _base_gpu_id(server_args, rank), "dp_size": 1}
     if str(getattr(server_args, "host", "")).startswith("["):  # servers want it bare
@@ -140,7 +145,7 @@ def replica(server_args: Any, port: int, rank: int) -> Any:
     return own
 
 
-def _base_gpu_id(server_args: Any, rank: int) -> int:
+def _base_gpu_id(server_args: ServerArguments, rank: int) -> int:
     first: int = (getattr(server_args, "base_gpu_id", 0) or 0) + rank * gpus_per_replica(server_args)
     # On CPUs SGLang takes it for the NUMA node to bind to, of which there may be fewer than replicas.
     return first % _numa_nodes() if getattr(server_args, "device", None) == "cpu" else first
@@ -150,7 +155,7 @@ def _numa_nodes() -> int:
     return len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
 
 
-def _side_ports(server_args: Any, port: int, rank: int) -> dict[str, Any]:
+def _side_ports(server_args: ServerArguments, port: int, rank: int) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     given = getattr(server_args, "nccl_port", None)
     if given or port + NCCL_OFFSET <= HIGHEST_PORT:
@@ -163,13 +168,13 @@ def _side_ports(server_args: Any, port: int, rank: int) -> dict[str, Any]:
     return changes
 
 
-def adapt_router_args(server_args: Any, router_args: RouterArgs, ports: list[int]) -> None:
+def adapt_router_args(server_args: ServerArguments, router_args: RouterArgs, ports: list[int]) -> None:
     """Points the gateway at the workers: URLs, and the servers' API key when it has none of its own."""
     router_args.worker_urls = [worker_url(getattr(server_args, "host", None), port) for port in ports]
     router_args.api_key = router_args.api_key or getattr(server_args, "api_key", None)
 
 
-def refuse(server_args: Any, router_args: RouterArgs) -> None:
+def refuse(server_args: ServerArguments, router_args: RouterArgs) -> None:
     """Raises `ValueError` for whatever could not work, naming the flag, why, and what to do instead."""
     for flag, asked, why in (*_router_refusals(router_args), *_server_refusals(server_args)):
         if asked:
@@ -182,7 +187,7 @@ def refuse(server_args: Any, router_args: RouterArgs) -> None:
         )
 
 
-def _router_refusals(args: RouterArgs) -> list[tuple[str, Any, str]]:
+def _router_refusals(args: RouterArgs) -> list[tuple[str, object, str]]:
     launch = "start the servers yourself and put `sgl-model-gateway launch` in front of them"
     pairs = f"the workers started here are not prefill/decode pairs; {launch}"
     found = f"the workers started here would not be used; {launch}"
@@ -198,7 +203,7 @@ def _router_refusals(args: RouterArgs) -> list[tuple[str, Any, str]]:
     ]
 
 
-def _server_refusals(args: Any) -> list[tuple[str, Any, str]]:
+def _server_refusals(args: ServerArguments) -> list[tuple[str, object, str]]:
     def get(name: str, default: Any = None) -> Any:
         return getattr(args, name, default)
 

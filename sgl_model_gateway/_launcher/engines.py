@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import signal
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-from . import sim_worker
-from .sgl_model_gateway_rs import SimWorker
+from .. import sim_worker
+from ..sgl_model_gateway_rs import SimWorker
+
+ServerArguments: TypeAlias = "Any"
+"""SGLang's `ServerArgs` of any release, or `SimServerArgs`. Fields differ, so none is named by a type."""
 
 # Options of the simulated worker that the launcher sets, or that make no sense behind a plain gateway.
 _OWN = {"host", "port", "model", "api_key", "dp_size", "role", "bootstrap_port"}
@@ -23,7 +26,7 @@ class Engine(Protocol):
     def add_cli_args(self, parser: argparse.ArgumentParser) -> None:
         """Adds the engine's flags."""
 
-    def from_cli_args(self, args: argparse.Namespace) -> Any:
+    def from_cli_args(self, args: argparse.Namespace) -> ServerArguments:
         """The server arguments that the flags say."""
 
     def read_config(self, parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
@@ -90,7 +93,7 @@ class SglangEngine:
         """All flags of the installed release."""
         self._server_args.add_cli_args(parser)
 
-    def from_cli_args(self, args: argparse.Namespace) -> Any:
+    def from_cli_args(self, args: argparse.Namespace) -> ServerArguments:
         """The installed release's `ServerArgs`."""
         return self._server_args.from_cli_args(args)
 

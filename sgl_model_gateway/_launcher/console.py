@@ -1,4 +1,4 @@
-"""What the launcher shows: lines, and on a terminal a bar below them."""
+"""The launcher's output: lines, and on a terminal a bar below them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ import sys
 import threading
 from typing import TextIO
 
+from .._options.logs import error_line
+
 _WIDTH = 30
 
 
 class Console:
-    """Lines from several threads and one bar, on standard error. Also a stream for `logging`."""
+    """Lines from several threads and one bar. Also a stream for `logging`.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    Args:
+        stream: where it all goes; `None` means standard error.
+        as_json: write the last line of a failed start as a JSON object.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, as_json: bool = False) -> None:
+        self.as_json = as_json
         self._stream = sys.stderr if stream is None else stream
         self._lock = threading.RLock()
         self._bar = ""
@@ -22,6 +30,14 @@ class Console:
     def line(self, text: str) -> None:
         """A line of its own, above the bar."""
         self.write(f"{text}\n")
+
+    def last_line(self, message: str) -> str:
+        """The last line of a failed start, as text or JSON."""
+        return error_line(message, as_json=self.as_json)
+
+    def fail(self, message: str) -> None:
+        """Writes the last line of a failed start."""
+        self.line(self.last_line(message))
 
     def write(self, text: str) -> None:
         """Whole lines. A reader that went away must not end the launcher."""

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from .console import Console
-from .stop_signals import StopSignals
+from .process import Process, adopt_orphans, adopted, end_adopted, reap_adopted, signal_group
+from .signals import StopSignals
 from .watchdog import Watchdog
-from .worker_process import Process, adopt_orphans, adopted, end_adopted, reap_adopted, signal_group
 
 logger = logging.getLogger("router")
 
@@ -287,30 +287,39 @@ class Supervisor:
     def _report(self, failure: WorkerFailed) -> None:
         for line in failure.lines[-_SHOWN_LINES:]:
             self._console.line(f"    {line}")
-        self._console.line(f"error: {failure.message}")
+        self._console.fail(failure.message)
 
 
 # Proxies of the environment are for the world outside.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def end_groups(processes: Iterable[Any], timeout: float) -> None:
+class GroupLeader(Protocol):
+    """A process that leads its group: `process.Process`, or `multiprocessing.Process` after `os.setpgrp`."""
+
+    @property
+    def pid(self) -> int | None: ...
+    def is_alive(self) -> bool: ...
+    def join(self, timeout: float | None = None) -> None: ...
+
+
+def end_groups(processes: Iterable[GroupLeader], timeout: float) -> None:
     """SIGTERM to every process group; SIGKILL to those whose process is still there after `timeout` seconds in all."""
     processes = list(processes)
     for process in processes:
         if process.is_alive():
-            signal_group(process.pid, signal.SIGTERM)
+            signal_group(_pid(process), signal.SIGTERM)
     deadline = time.monotonic() + timeout
     for process in processes:
         process.join(timeout=max(0.0, deadline - time.monotonic()))
     for process in processes:
         if process.is_alive():
             logger.warning(f"pid {process.pid} did not end within {timeout:.0f} s, killing its group")
-            signal_group(process.pid, signal.SIGKILL)
+            signal_group(_pid(process), signal.SIGKILL)
             process.join(timeout=_FORCED_DRAIN)
 
 
-def _pid(process: Process) -> int:
+def _pid(process: GroupLeader) -> int:
     assert process.pid is not None
     return process.pid
 

@@ -1,0 +1,1 @@
+"""Behind `launch_server`: workers as processes, and the supervisor that keeps them."""

@@ -1,0 +1,108 @@
+"""The launcher's flags: the engine's own, the gateway's with `--router-` in front, and a few of the launcher."""
+
+from __future__ import annotations
+
+import argparse
+
+from .._options.help import HelpFormatter, Parser
+from .._options.logs import wants_json
+from ..router_args import RouterArgs
+from .engines import ENGINES, Engine, ServerArguments
+from .plan import HIGHEST_PORT
+
+BASE_PORT = 31000
+STOP_TIMEOUT = 30
+_DESCRIPTION = """\
+Starts one SGLang server per data-parallel replica and a gateway in front of them.
+
+The flags are SGLang's own; those of the gateway have --router- in front.
+"""
+_EXAMPLES = """\
+  %(prog)s --model-path Qwen/Qwen3-8B --dp-size 2
+  %(prog)s --model-path Qwen/Qwen3-8B --dp-size 4 --tp-size 2 --router-policy round_robin
+  %(prog)s --engine sim --dp-size 4          # simulated workers: no GPU, no SGLang
+"""
+
+
+def parse(
+    argv: list[str],
+    prog: str | None = None,
+    formatter: type[argparse.HelpFormatter] = HelpFormatter,
+) -> tuple[argparse.Namespace, ServerArguments]:
+    """Every flag, and the server arguments among them.
+
+    Args:
+        argv: the command line without the program.
+        prog: the command as users type it.
+        formatter: the look of the help.
+
+    Raises:
+        RuntimeError: the engine cannot be imported.
+        SystemExit: 2 for wrong flags, 0 after `--help`.
+    """
+    help_wanted = any(word in ("-h", "--help") for word in argv)
+    as_json = wants_json(argv, "--router-json-log")
+    parser = Parser(prog, description=_DESCRIPTION, examples=_EXAMPLES, as_json=as_json, formatter=formatter)
+    engine = _engine(argv, parser, help_wanted)
+    if engine:
+        engine.add_cli_args(parser)
+    _add_cli_args(parser)
+    args = parser.parse_args(engine.read_config(parser, argv) if engine else ["--help"])
+    assert engine is not None
+    if not 0 < args.router_dp_worker_base_port <= HIGHEST_PORT:
+        parser.error(f"argument --router-dp-worker-base-port: expected 1..{HIGHEST_PORT}")
+    if args.router_worker_stop_timeout_secs < 0:
+        parser.error("argument --router-worker-stop-timeout-secs: expected 0 or more")
+    return args, engine.from_cli_args(args)
+
+
+def _engine(argv: list[str], parser: Parser, help_wanted: bool) -> Engine | None:
+    """The engine that the command line names. Without SGLang there is help, but nothing to run."""
+    # Its flags are not known before, so nothing may be abbreviated and the rest is left alone.
+    early = Parser(parser.prog, as_json=parser.as_json, add_help=False, allow_abbrev=False)
+    _add_engine(early)
+    name = early.parse_known_args(argv)[0].engine
+    try:
+        return ENGINES[name]()
+    except ImportError as error:
+        problem = f"SGLang cannot be imported ({error})"
+        if isinstance(error, ModuleNotFoundError) and error.name == "sglang":
+            problem += ". Install it with: pip install sglang"
+        if not help_wanted:
+            raise RuntimeError(f"{problem}; or run simulated workers with: --engine sim") from error
+        parser.epilog = f"{parser.epilog}\n{problem}; its own flags are not listed here."
+        return None
+
+
+def _add_engine(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--engine",
+        choices=sorted(ENGINES),
+        default="sglang",
+        help="what the workers run; sim is for machines without GPUs",
+    )
+
+
+def _add_cli_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Launcher")
+    _add_engine(group)
+    group.add_argument(
+        "--router-dp-worker-base-port",
+        type=int,
+        default=BASE_PORT,
+        metavar="PORT",
+        help="first port tried for a worker",
+    )
+    group.add_argument(
+        "--router-disable-worker-restart", action="store_true", help="leave a crashed worker out for good"
+    )
+    group.add_argument(
+        "--router-worker-stop-timeout-secs",
+        type=int,
+        default=STOP_TIMEOUT,
+        metavar="SECS",
+        help="longest time for all workers together to end before they are killed",
+    )
+    RouterArgs.add_cli_args(parser, use_router_prefix=True, exclude_host_port=True)
+    # Workers on this machine are probed often, so that a start or restart shows soon.
+    parser.set_defaults(router_worker_startup_check_interval=1, router_health_check_interval_secs=5)

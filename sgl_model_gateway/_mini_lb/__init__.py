@@ -1,0 +1,1 @@
+"""Behind `mini_lb`: the balancer, its routes, and one request on its two legs."""

@@ -1,0 +1,1 @@
+"""Behind `simulate`: what a comparison of policies looks like."""
