@@ -19,7 +19,7 @@ Prompt = list[int]
 
 
 class Ids:
-    """Blocks that nobody has asked for yet."""
+    """Blocks that no earlier request has."""
 
     def __init__(self) -> None:
         self.used = 0

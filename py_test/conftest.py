@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import queue
 import signal
-import subprocess
-import sys
-import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -21,37 +12,17 @@ import pytest
 from sgl_model_gateway.router import Router
 from sgl_model_gateway.sgl_model_gateway_rs import SimWorker
 
-DEADLINE = 20.0
-pytest.register_assert_rewrite("pairs")  # fixtures, which tests also import from
+pytest.register_assert_rewrite("support")
+
+from support.gateway import healthy_workers  # noqa: E402
+from support.process import Process  # noqa: E402
+from support.waiting import wait_for  # noqa: E402
 
 # A shell starts background jobs with these ignored, and processes under test would inherit that until they install
 # handlers of their own.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _handler)
-
-
-def wait_for(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
-    """Waits until `condition()` is true and returns what it gave; fails loudly after the deadline."""
-    end = time.monotonic() + deadline
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {deadline} s: {what}"
-        time.sleep(0.01)
-    return value
-
-
-def get_json(url: str) -> Any:
-    """The JSON behind a URL."""
-    with urllib.request.urlopen(url, timeout=DEADLINE) as response:
-        return json.load(response)
-
-
-def healthy_workers(url: str) -> int:
-    """How many workers a gateway considers ready; asks a route that needs no key."""
-    try:
-        return int(get_json(f"{url}/readiness")["healthy_workers"])
-    except urllib.error.HTTPError:
-        return 0
 
 
 @pytest.fixture
@@ -90,52 +61,14 @@ def gateway() -> Iterator[Callable[..., Router]]:
         yield start
 
 
-class Child:
-    """A process whose lines can be waited for."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self._lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line.strip())
-
-    def line(self) -> str:
-        return self._lines.get(timeout=DEADLINE)
-
-    def lines_until_end(self) -> tuple[list[str], int]:
-        code = self.process.wait(DEADLINE)
-        rest = []
-        while True:
-            try:
-                rest.append(self._lines.get(timeout=0.2))
-            except queue.Empty:
-                return rest, code
-
-
 @pytest.fixture
-def run() -> Iterator[Callable[..., Child]]:
+def run() -> Iterator[Callable[..., Process]]:
     """`run("-m", "package", ...)`: a Python process of its own, killed afterwards."""
-    children: list[subprocess.Popen[str]] = []
+    with ExitStack() as stack:
 
-    def start(*command: str) -> Child:
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-        child = subprocess.Popen(
-            [sys.executable, *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-        children.append(child)
-        return Child(child)
+        def start(*command: str) -> Process:
+            process = Process(*command)
+            stack.callback(process.destroy)
+            return process
 
-    yield start
-    for child in children:
-        child.kill()
-        child.wait()
-        assert child.stdout is not None
-        child.stdout.close()
+        yield start

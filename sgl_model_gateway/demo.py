@@ -58,7 +58,9 @@ _EXAMPLES = """\
 
 
 def _parse(argv: list[str] | None, prog: str | None) -> argparse.Namespace:
-    parser = Parser(prog or program(__name__) or "sgl-model-gateway demo", description=__doc__, examples=_EXAMPLES)
+    parser = Parser(
+        prog or program("sgl_model_gateway.demo") or "sgl-model-gateway demo", description=__doc__, examples=_EXAMPLES
+    )
     parser.add_argument("--workers", type=int, default=4, metavar="N", help="simulated workers to start")
     parser.add_argument("--requests", type=int, default=96, metavar="N", help="requests to send")
     parser.add_argument("--processes", action="store_true", help="run every worker in a process of its own")

@@ -22,7 +22,7 @@ _DESCRIPTION = "SGLang Model Gateway: one address in front of a fleet of inferen
 _EXAMPLES = """\
   %(prog)s --worker-urls http://gpu-1:30000 http://gpu-2:30000
   %(prog)s --worker-urls http://gpu-1:30000 http://gpu-2:30000 --policy round_robin --port 8080
-  %(prog)s --pd-disaggregation --prefill http://gpu-1:30000 8998 --decode http://gpu-2:30000
+  %(prog)s --worker-urls http://gpu-1:30000 --api-key KEY --max-concurrent-requests 512
 """
 
 # Upstream's name for it, which programs import from here.

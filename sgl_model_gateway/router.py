@@ -78,7 +78,7 @@ def role_from_str(name: str) -> PyRole:
 
 
 def build_control_plane_auth_config(args: Mapping[str, Any]) -> PyControlPlaneAuthConfig | None:
-    """Who may use the admin API; `None` when neither keys nor tokens are configured."""
+    """The rights of the admin API; `None` when neither keys nor tokens are configured."""
     api_keys = [
         PyApiKeyEntry(id=identifier, name=name, key=key, role=role_from_str(role))
         for identifier, name, key, role in args.get("control_plane_api_keys") or ()

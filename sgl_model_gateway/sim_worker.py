@@ -19,7 +19,7 @@ _EXAMPLES = """\
   %(prog)s --port 30000 --model Qwen/Qwen3-8B --decode-step-base-ms 8
 """
 
-# Unset by default, so the default does not tell that they are text; the other unset ones are numbers.
+# Options that are text and unset by default; the other unset ones are numbers.
 _TEXT = {"api_key", "bad_content_length"}
 
 

@@ -7,7 +7,7 @@ import socket
 from urllib.parse import urlsplit
 
 import requests
-from conftest import get_json
+from support.client import get_json
 
 
 def recorded(worker) -> list[dict]:

@@ -9,7 +9,8 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import get_json, wait_for
+from support.client import get_json
+from support.waiting import wait_for
 
 STREAMS = 1000
 BODY = json.dumps(

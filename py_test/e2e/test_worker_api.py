@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import requests
-from conftest import wait_for
+from support.waiting import wait_for
 
 TIMEOUT = 20
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import get_json
+from support.client import get_json
 
 from sgl_model_gateway import demo
 from sgl_model_gateway._demo import load as demo_load

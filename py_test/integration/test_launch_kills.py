@@ -1,4 +1,4 @@
-"""Fifty launchers, each ended by a signal at a random moment. Nothing may be left, and the exit code has to tell."""
+"""Fifty launchers, each ended by a signal at a random moment. Nothing may be left, and the exit code names it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
-from launchers import Launcher, nothing_is_left
+from support.launcher import Launcher, nothing_is_left
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
 PHASES = ("start-up", "serving", "shutdown")

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, get_json, wait_for
-from launchers import Launcher, children, nothing_is_left
+from support.client import get_json
+from support.launcher import Launcher, nothing_is_left
+from support.process import children
+from support.waiting import DEADLINE, wait_for
 
 from sgl_model_gateway._demo.load import call
 
@@ -140,7 +142,7 @@ def test_a_port_stolen_while_loading_is_named(launch: Any, tmp_path: Path) -> No
     with socket.create_server(("127.0.0.1", launcher.base_port)):
         gate.touch()
         assert launcher.wait() == 1
-    assert f"somebody else listens at http://127.0.0.1:{launcher.base_port}" in launcher.lines[-1]
+    assert f"another process listens at http://127.0.0.1:{launcher.base_port}" in launcher.lines[-1]
     nothing_is_left(launcher, [launcher.base_port])
 
 

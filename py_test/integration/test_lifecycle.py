@@ -13,7 +13,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, get_json, healthy_workers, wait_for
+from support.client import get_json
+from support.gateway import healthy_workers
+from support.waiting import DEADLINE, wait_for
 
 from sgl_model_gateway.router import Router
 from sgl_model_gateway.router_args import RouterArgs

@@ -1,4 +1,4 @@
-"""The balancer for debugging, between real sockets: what both legs get, what the client gets, who ends whom."""
+"""The balancer for debugging, between real sockets: what both legs and the client get, and which end ends which."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, wait_for
-from pairs import GENERATE, Backend_closing, Pair, breaks_off, hangs, says, streams, streams_then_hangs
-from scripted import Backend, Exchange
+from support.backend import Backend, Exchange, breaks_off, hangs, says, streams, streams_then_hangs
+from support.pairs import GENERATE, Backend_closing, Pair
+from support.waiting import DEADLINE, wait_for
 
-pytest_plugins = ["pairs"]
+pytest_plugins = ["support.pairs"]
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
@@ -268,13 +268,13 @@ def test_a_stream_that_breaks_off_amid_the_answer_ends_with_an_error_event(pair:
 @pytest.mark.parametrize("leg", ["prefill", "decode"])
 def test_a_leg_that_cannot_be_reached(make_pair: Callable[..., Pair], leg: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
-        nobody = f"http://127.0.0.1:{gone.getsockname()[1]}"
-    options = {"prefill_urls": [(nobody, None)]} if leg == "prefill" else {"decode_urls": [nobody]}
+        unused = f"http://127.0.0.1:{gone.getsockname()[1]}"
+    options = {"prefill_urls": [(unused, None)]} if leg == "prefill" else {"decode_urls": [unused]}
     pair = make_pair(**options)
     other = pair.decode if leg == "prefill" else pair.prefill
     other.on(GENERATE, hangs)
     status, answer = pair.post(GENERATE, {"text": "a"})
-    assert status == 502 and f"the {leg} server {nobody}" in answer["error"]["message"]
+    assert status == 502 and f"the {leg} server {unused}" in answer["error"]["message"]
 
 
 def test_a_leg_that_takes_too_long(make_pair: Callable[..., Pair]) -> None:

@@ -13,12 +13,13 @@ from http.client import HTTPConnection
 from typing import Any
 
 import pytest
-from conftest import DEADLINE
-from pairs import GENERATE, Backend_closing, Pair, breaks_off, says
+from support.backend import breaks_off, says
+from support.pairs import GENERATE, Backend_closing, Pair
+from support.waiting import DEADLINE
 
 from sgl_model_gateway import mini_lb
 
-pytest_plugins = ["pairs"]
+pytest_plugins = ["support.pairs"]
 
 # --- the other routes
 
@@ -36,7 +37,7 @@ def test_health_is_the_balancers_own(pair: Pair) -> None:
         ("POST", "/abort_request", {"rid": "r", "abort_all": False}),
     ],
 )
-def test_broadcasts_reach_all_and_tell_of_failures(pair: Pair, method: str, path: str, body: Any) -> None:
+def test_broadcasts_reach_all_and_report_failures(pair: Pair, method: str, path: str, body: Any) -> None:
     plain = path.partition("?")[0]
     for backend in pair.backends:
         backend.on(plain, says(b"fine"))
@@ -52,11 +53,11 @@ def test_broadcasts_reach_all_and_tell_of_failures(pair: Pair, method: str, path
 
 def test_broadcasts_to_a_server_that_is_gone(make_pair: Callable[..., Pair]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
-        nobody = f"http://127.0.0.1:{gone.getsockname()[1]}"
-    pair = make_pair(decode_urls=[nobody])
+        unused = f"http://127.0.0.1:{gone.getsockname()[1]}"
+    pair = make_pair(decode_urls=[unused])
     pair.prefill.on("/health_generate", says(b""))
     response = pair.call("GET", "/health_generate")
-    assert response.status == 502 and nobody in response.read().decode()
+    assert response.status == 502 and unused in response.read().decode()
 
 
 @pytest.mark.parametrize("path", ["/server_info", "/get_server_info"])
@@ -127,7 +128,7 @@ def test_ranks_are_chosen_and_checked(make_pair: Callable[..., Pair]) -> None:
 # --- as a command
 
 
-def test_the_command_serves_pairs_until_it_is_told_to_stop(run: Any, stack: ExitStack) -> None:
+def test_the_command_serves_pairs_until_a_stop_signal(run: Any, stack: ExitStack) -> None:
     prefill, decode = (stack.enter_context(Backend_closing()) for _ in range(2))
     for backend in (prefill, decode):
         backend.on(GENERATE, says({"x": 1}))

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, Child, get_json, wait_for
+from support.client import get_json
+from support.process import Process
+from support.waiting import DEADLINE, wait_for
 
 from sgl_model_gateway._demo.load import call
 
@@ -31,7 +33,7 @@ print("returned", gateway.start(), flush=True)
 """
 
 
-def serve(run: Any, workers: list[str], before: str = "", after: str = "", grace: int = 1) -> tuple[Child, str]:
+def serve(run: Any, workers: list[str], before: str = "", after: str = "", grace: int = 1) -> tuple[Process, str]:
     child = run("-c", SERVE.format(workers=workers, before=before, after=after, grace=grace))
     return child, child.line()
 

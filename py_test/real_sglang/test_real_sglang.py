@@ -10,11 +10,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import launchers
 import pytest
-from conftest import get_json, wait_for
-from launchers import Kind, Launcher, children, nothing_is_left
 from openai import OpenAI
+from support import launcher as launchers
+from support.client import get_json
+from support.launcher import Kind, Launcher, nothing_is_left
+from support.process import children
+from support.waiting import wait_for
 
 VENV = os.environ.get("SGLANG_VENV", "")
 HERE = Path(__file__).parent

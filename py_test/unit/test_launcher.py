@@ -16,7 +16,8 @@ from unittest.mock import Mock
 
 import pytest
 import requests
-from launchers import STUB, forget_sglang, free_base
+from support.launcher import STUB, forget_sglang
+from support.ports import free_base
 
 from sgl_model_gateway import launch_server
 from sgl_model_gateway._launcher import engines, supervisor
@@ -24,15 +25,6 @@ from sgl_model_gateway._launcher import process as worker_process
 from sgl_model_gateway._launcher.console import Console
 from sgl_model_gateway._launcher.engines import SglangEngine, SimEngine, SimServerArgs
 from sgl_model_gateway._launcher.signals import StopSignals
-
-
-@pytest.fixture(autouse=True)
-def _logger_as_before() -> Iterator[None]:
-    logger = launch_server.logger
-    before = logger.handlers[:], logger.propagate, logger.level
-    yield
-    logger.handlers[:], logger.propagate, level = before
-    logger.setLevel(level)
 
 
 @pytest.fixture
@@ -217,7 +209,7 @@ def test_simulated_servers_take_the_simulators_options() -> None:
     assert "secret" not in repr(SimServerArgs(api_key="secret"))
 
 
-def test_a_simulated_server_ends_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simulated_server_ends_on_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
     handlers: dict[int, Any] = {}
     monkeypatch.setattr(engines.signal, "signal", handlers.__setitem__)
     monkeypatch.setattr(engines, "SimWorker", worker := Mock())
@@ -341,7 +333,7 @@ def test_a_worker_imports_nothing_from_the_current_directory(tmp_path: Path, mon
     assert process.exitcode == 1 and "No module named 'decoy'" in process.tail()[-1]
 
 
-def test_a_process_nobody_could_listen_to_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_a_reader_thread_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_process.threading.Thread, "start", Mock(side_effect=RuntimeError("no thread")))
     process = launch_server.mp.Process(target=print)
     with pytest.raises(RuntimeError, match="no thread"):

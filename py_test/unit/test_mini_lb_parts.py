@@ -108,7 +108,7 @@ def test_batch_sizes(request_: dict[str, Any], size: int | None) -> None:
     assert _get_request_batch_size(request_) == size
 
 
-def test_it_serves_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_serves_at_the_given_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", uvicorn := Mock())
     monkeypatch.setattr(mini_lb, "lb", None)
     balancer = MiniLoadBalancer(arguments(host="[::1]", port=5, log_level="warn", shutdown_grace_period_secs=9))

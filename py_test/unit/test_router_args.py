@@ -38,7 +38,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def foreign(argv: list[str], **switches: bool) -> RouterArgs:
-    """As `launch_server` and others do: our flags inside somebody else's parser."""
+    """As `launch_server` and others do: our flags inside another program's parser."""
     parser = argparse.ArgumentParser()
     for name in ("--host", "--api-key", "--model-path", "--log-level"):
         parser.add_argument(name)

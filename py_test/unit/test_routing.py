@@ -193,8 +193,8 @@ def test_many_threads_and_a_changing_fleet(name: str) -> None:
 def test_unknown_and_double_workers() -> None:
     policy = fleet()
     for act in (policy.remove_worker, policy.flush_worker, lambda url: policy.set_ready(url, True)):
-        with pytest.raises(KeyError, match="http://nobody"):
-            act("http://nobody")
+        with pytest.raises(KeyError, match="http://unknown"):
+            act("http://unknown")
     with pytest.raises(ValueError, match="there already"):
         policy.add_worker(WORKERS[0])
     with pytest.raises(ValueError, match="URL"):

@@ -9,7 +9,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from launchers import forget_sglang, free_base
+from support.launcher import forget_sglang
+from support.ports import free_base
 
 from sgl_model_gateway._launcher import plan
 from sgl_model_gateway._launcher.plan import (

@@ -19,7 +19,7 @@ from sgl_model_gateway.sgl_model_gateway_rs import FleetTrace, fleet_option_defa
 
 
 def conversations(requests: int, users: int = 20, gap: float = 100.0) -> list[dict[str, Any]]:
-    """Users who take turns; every turn repeats what was said before, and adds a block."""
+    """Users in turn; every turn repeats what was said before, and adds a block."""
     rows = []
     for number in range(requests):
         user, turn = number % users, number // users % 12
@@ -269,7 +269,7 @@ def test_mistakes_of_callers(trace: Path) -> None:
     with pytest.raises(FileNotFoundError):
         FleetTrace(trace.parent / "missing")
     with pytest.raises(ValueError, match="unknown policy"):
-        simulate_fleet(FleetTrace(trace), "nobody")
+        simulate_fleet(FleetTrace(trace), "unknown")
     with pytest.raises(TypeError, match="Did you mean 'workers'"):
         simulate_fleet(FleetTrace(trace), "random", wokers=2)
 

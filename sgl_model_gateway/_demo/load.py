@@ -18,7 +18,7 @@ KINDS = ("chat stream", "generate", "embeddings")
 _CLIENTS = 8
 _TIMEOUT = 60.0
 _SYSTEM = "You are a helpful assistant that answers in short, complete sentences. " * 8
-_QUESTIONS = ("What is a gateway?", "Why is the sky blue?", "How do trains stay on rails?", "Who wrote Faust?")
+_QUESTIONS = ("What is a gateway?", "Why is the sky blue?", "How do trains stay on rails?", "Where is Weimar?")
 
 
 @dataclass
@@ -98,15 +98,15 @@ class Progress:
     def __init__(self, total: int, width: int = 40) -> None:
         self._total, self._width = total, width
         self._live = sys.stdout.isatty()
-        self._told = 0
+        self._printed = 0
 
     def __call__(self, done: int) -> None:
         if self._live:
             filled = self._width * done // self._total
             end = "\n" if done == self._total else ""
             print(f"\r[{'#' * filled:.<{self._width}}] {done}/{self._total}", end=end, flush=True)
-        elif done * 4 // self._total > self._told:
-            self._told = done * 4 // self._total
+        elif done * 4 // self._total > self._printed:
+            self._printed = done * 4 // self._total
             print(f"{done}/{self._total} requests answered", flush=True)
 
 

@@ -100,7 +100,7 @@ def port_spacing(server_args: ServerArguments) -> int:
 
 
 def taken_ports(server_args: ServerArguments, router_args: RouterArgs) -> frozenset[int]:
-    """Ports that no worker may get: the gateway's, its metrics', and those the servers are told to use."""
+    """Ports that no worker may get: the gateway's, its metrics', and those set for the servers."""
     metrics = DEFAULT_METRICS_PORT if router_args.prometheus_port is None else router_args.prometheus_port
     ports = [router_args.port, metrics, getattr(server_args, "disaggregation_bootstrap_port", None)]
     count = getattr(server_args, "dp_size", 1)

@@ -69,7 +69,7 @@ class Process:
         self._reader = threading.Thread(target=self._read, name=f"output of {self.pid}", daemon=True)
         try:
             self._reader.start()
-        except RuntimeError:  # no thread left: nobody would know of the process
+        except RuntimeError:  # no thread left: the process would run unnoticed
             self._popen.kill()
             self._popen.wait()
             self._popen.stdin.close()

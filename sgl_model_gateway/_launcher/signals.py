@@ -39,7 +39,7 @@ class StopSignals:
         self._saved[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def restore(self) -> None:
-        """Gives the signals back to who had them; after a stop signal, ignores them, so that the exit code stays."""
+        """Restores the earlier handlers. After a stop signal the signals are ignored, so that the exit code stays."""
         for number, handler in self._saved.items():
             signal.signal(number, signal.SIG_IGN if self.received and number != signal.SIGCHLD else handler)
         signal.set_wakeup_fd(self._saved_wakeup)
@@ -49,7 +49,7 @@ class StopSignals:
     def defer(self) -> None:
         """From now on there is something to clean up: signals are noted, no longer raised."""
         self._deferred = True
-        if self.received:  # raised where nobody could hear it, such as in a destructor
+        if self.received:  # raised where it was swallowed, such as in a destructor
             raise SystemExit(self.exit_code)
 
     @property

@@ -101,7 +101,7 @@ class Supervisor:
         self._watchdog: Watchdog | None = None
         self._others: set[int] = set()  # children that have nothing to do with this
         self._started = time.monotonic()
-        self._told = self._started
+        self._reported = self._started
         self._all_ready = self._ended = False
 
     def run(self) -> int:
@@ -173,7 +173,7 @@ class Supervisor:
         how = f"worker {worker.rank} ({worker.url}, pid {process.pid}) {_ending(code)}"
         self.gateway.suspect(worker.url)
         if not worker.was_ready:
-            taken = "" if _is_free(worker.url) else f"; somebody else listens at {worker.url}"
+            taken = "" if _is_free(worker.url) else f"; another process listens at {worker.url}"
             raise WorkerFailed(f"{how} while loading{taken}", _as_exit_code(code), process.tail())
         if worker.state is State.READY and now - worker.since > _STABLE:
             worker.crashes = 0
@@ -208,15 +208,15 @@ class Supervisor:
     def _show(self, now: float) -> None:
         ready, total = sum(one.state is State.READY for one in self.workers), len(self.workers)
         seconds = now - self._started
-        if ready == total and self._told:
+        if ready == total and self._reported:
             self._console.clear()
             logger.info(f"gateway at {self.gateway.url}, all {total} workers ready after {seconds:.1f} s")
-            self._told = 0.0
-        elif self._told:
+            self._reported = 0.0
+        elif self._reported:
             self._console.show(ready, total, seconds)
-            if not self._console.is_terminal and now - self._told > _HEARTBEAT:
+            if not self._console.is_terminal and now - self._reported > _HEARTBEAT:
                 logger.info(f"{ready} of {total} workers ready after {seconds:.0f} s")
-                self._told = now
+                self._reported = now
 
     # --- processes
 
@@ -339,7 +339,7 @@ def _as_exit_code(code: int) -> int:
 
 
 def _is_free(url: str) -> bool:
-    """Whether nobody listens there."""
+    """Whether no process listens there."""
     where = urlsplit(url)
     try:
         socket.create_connection((where.hostname or "", where.port or 0), timeout=_ASK_TIMEOUT).close()

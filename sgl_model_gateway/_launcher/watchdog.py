@@ -46,11 +46,11 @@ class Watchdog:
 
     def watch(self, group: int) -> None:
         """From now on this process group dies with the launcher."""
-        self._tell(f"+{group}\n")
+        self._send(f"+{group}\n")
 
     def forget(self, group: int) -> None:
         """The group has ended, its id may be used again by anybody."""
-        self._tell(f"-{group}\n")
+        self._send(f"-{group}\n")
 
     def close(self) -> None:
         """Ends it, and with it every group that is still watched."""
@@ -63,7 +63,7 @@ class Watchdog:
             self._process.kill()
             self._process.wait()
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin is not None
         # Without the watchdog (killed by hand) the workers themselves still die with the launcher.
         with contextlib.suppress(BrokenPipeError):

@@ -224,7 +224,7 @@ def _base(url: str, flag: str) -> str:
 
 
 def _ignored(router_args: RouterArgs) -> list[str]:
-    """Options that were set, as far as can be told, and do nothing here."""
+    """Options that differ from their defaults and do nothing here."""
     return [
         f"--{flag_of(field).spelling(field).replace('_', '-')}"
         for field in fields(router_args)

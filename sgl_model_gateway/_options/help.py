@@ -41,6 +41,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
             return lambda count: (word,) * count
         return super()._metavar_formatter(action, default_metavar)
 
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == "+" and isinstance(action.metavar, tuple):
+            return "{} [{}]".format(*action.metavar)  # a second word at most, not any number
+        return super()._format_args(action, default_metavar)
+
 
 class Parser(argparse.ArgumentParser):
     """A parser with usage on one line, and errors that name the nearest right word.

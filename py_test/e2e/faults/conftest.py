@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-
-from .harness import Gateway, Process, Scripted, Worker
+from support.gateway import Gateway
+from support.process import Process
+from support.workers import Scripted, Worker
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def start() -> Iterator[Callable[..., Any]]:
 
         def begin(kind: type[Process], *args: Any, **options: Any) -> Any:
             process = kind(*args, **options)
-            stack.callback(process.end)
+            stack.callback(process.destroy)
             return process
 
         yield begin

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
-from .harness import Client, call, generate, until
+from support.client import Client, call, generate
+from support.waiting import until
 
 TOKENS = 200
 

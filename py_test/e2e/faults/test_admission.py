@@ -7,9 +7,8 @@ import json
 from contextlib import ExitStack
 
 import pytest
-from conftest import wait_for
-
-from .harness import Client, Reply, ask_all, connect, generate, head, until
+from support.client import Client, Reply, ask_all, connect, generate, head
+from support.waiting import until, wait_for
 
 # Which flag limits, and where the waiters of that limit are shown.
 LIMITS = [("--max-concurrent-requests", "queued"), ("--max-requests-per-worker", "queued_for_a_worker")]
@@ -125,7 +124,7 @@ def test_a_client_that_leaves_the_queue_frees_its_place(scripted, gateway, flag,
     door.assert_nothing_left()
 
 
-def test_a_client_that_leaves_while_served_makes_room_for_who_waits(scripted, gateway):
+def test_a_client_that_leaves_while_served_makes_room_for_a_waiting_one(scripted, gateway):
     worker = scripted(1, gap_ms=20)
     door = gateway(worker.urls, "--max-concurrent-requests", "1")
 
@@ -140,7 +139,7 @@ def test_a_client_that_leaves_while_served_makes_room_for_who_waits(scripted, ga
     door.assert_nothing_left()
 
 
-def test_who_waits_for_a_certain_worker_does_not_hold_up_those_for_others(scripted, gateway):
+def test_a_request_that_waits_for_one_worker_does_not_hold_up_the_others(scripted, gateway):
     fleet = scripted(2, gap_ms=5)
     door = gateway(fleet.urls, "--policy", "round_robin", "--max-requests-per-worker", "1")
     aimed = {"x-smg-target-worker": "0"}
@@ -162,7 +161,7 @@ def test_who_waits_for_a_certain_worker_does_not_hold_up_those_for_others(script
     door.assert_nothing_left()
 
 
-def test_limits_are_told(scripted, gateway):
+def test_limits_in_force_are_listed(scripted, gateway):
     fleet = scripted(1)
     flags = ["--max-concurrent-requests", "5", "--queue-size", "7", "--queue-timeout-secs", "9"]
     door = gateway(fleet.urls, *flags, "--rate-limit-tokens-per-second", "1000", "--max-requests-per-worker", "3")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from .harness import Client, Load, ask_all, generate
+from support.client import Client, Load, ask_all, generate
 
 BAD_REQUESTS = 10_000
 BAD = [

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from conftest import wait_for
-
-from .harness import Client, Gateway, Reply, Worker, generate, head, until
+from support.client import Client, Reply, generate, head
+from support.gateway import Gateway
+from support.waiting import until, wait_for
+from support.workers import Worker
 
 SEED = int(os.environ.get("SEED", "1"))
 FAULTS = int(os.environ.get("FAULTS", "300"))

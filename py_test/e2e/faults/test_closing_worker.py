@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-
-from .harness import Client, ask_all, generate
+from support.client import Client, ask_all, generate
 
 STREAMS = 1000
 

@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import wait_for
-
-from .harness import Process, call, connect, generate, head, many_files
+from support.client import call, connect, generate, head, many_files
+from support.process import Process
+from support.waiting import wait_for
 
 PROBE = Path(__file__).with_name("latency_probe.py")
 IDLE = 10_000
@@ -203,7 +203,7 @@ def test_a_gateway_without_free_files_serves_again_once_there_are_some(workers, 
         resource.prlimit(door.process.pid, resource.RLIMIT_NOFILE, (100, 100))
         with held(door.url, 200):
             wait_for(lambda: [line for line in door.lines if "cannot accept" in line], "no files are left")
-            # Who is connected is served over connections that are open already.
+            # Connected clients are served over connections that are open already.
             assert asks(early) == b"200"
         wait_for(lambda: call(door.url, "POST", "/generate", generate(1))[0] == 200, "served again")
     door.assert_nothing_left()

@@ -12,9 +12,10 @@ from contextlib import closing, contextmanager
 from urllib.parse import urlsplit
 
 import requests
-from conftest import healthy_workers, wait_for
-
-from .harness import Gateway, free_port, generate
+from support.client import generate
+from support.gateway import Gateway, healthy_workers
+from support.ports import free_port
+from support.waiting import wait_for
 
 REQUESTS = 5_000
 GRACE = 6
@@ -33,7 +34,7 @@ def session(url: str) -> Iterator[Ask]:
 
 @contextmanager
 def bare(url: str) -> Iterator[Ask]:
-    """Keeps its connection and believes in it until told otherwise."""
+    """Keeps its connection until the server announces its end."""
     with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)) as kept:
         yield lambda: post(kept)
 
@@ -57,7 +58,7 @@ def post(connection: http.client.HTTPConnection) -> int:
 
 
 class Crowd:
-    """Clients that ask one request after the other until told to stop."""
+    """Clients that ask one request after the other until the event is set."""
 
     def __init__(self, url: str) -> None:
         self.url, self.asked, self.failures = url, 0, []

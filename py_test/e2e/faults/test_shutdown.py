@@ -7,9 +7,8 @@ import signal
 import time
 
 import pytest
-from conftest import wait_for
-
-from .harness import Client, Reply, call, connect, generate, head, until
+from support.client import Client, Reply, call, connect, generate, head
+from support.waiting import until, wait_for
 
 
 def refuses(url: str) -> bool:
@@ -48,7 +47,7 @@ def test_sigterm_goes_from_draining_over_closed_to_gone_while_a_stream_finishes(
             await until(lambda: door.load() == 1, "the stream runs")
             door.send(signal.SIGTERM)
             signalled = time.monotonic()
-            readiness = await until(lambda: draining(door.url), "readiness tells", 1)
+            readiness = await until(lambda: draining(door.url), "readiness reports the drain", 1)
             assert readiness == (503, {"status": "not ready", "reason": "draining"})
             for kind in (client, fresh):
                 reply = await kind.ask(generate(1))
@@ -93,7 +92,7 @@ def test_a_second_signal_cuts_streams_short(workers, gateway, first, second):
     reply, lived = stream_through_signals(door, first, second)
     assert lived < 2
     assert reply.status == 200 and not reply.whole and "[DONE]" not in reply.events()
-    wait_for(lambda: worker.stats()["in_flight"] == 0, "the worker was told")
+    wait_for(lambda: worker.stats()["in_flight"] == 0, "the worker has noticed")
 
 
 def test_the_grace_period_bounds_the_wait_for_streams(workers, gateway):

@@ -1,4 +1,4 @@
-"""A worker dies: who notices, how soon, and what its streams say."""
+"""A worker dies: how soon the gateway notices, and how its streams end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 import time
 
 import pytest
-
-from .harness import Client, Load, Reply, generate, until
+from support.client import Client, Load, Reply, generate
+from support.waiting import until
 
 PER_SECOND = 200.0
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from .harness import Client, Reply, ask_all, call, generate, until
+from support.client import Client, Reply, ask_all, call, generate
+from support.waiting import until
 
 STREAMS = 12
 
@@ -28,8 +29,8 @@ def test_a_worker_that_leaves_finishes_its_streams_and_gets_no_new_request(worke
         async with Client(door.url) as client:
             streams = start_streams(client, 0, tokens=100)
             await until(lambda: door.worker(fleet[0].url)["load"] == STREAMS, "all streams there")
-            status, told = await asyncio.to_thread(call, door.url, "DELETE", f"/workers/{leaving}")
-            assert (status, told["in_flight"]) == (202, STREAMS)
+            status, said = await asyncio.to_thread(call, door.url, "DELETE", f"/workers/{leaving}")
+            assert (status, said["in_flight"]) == (202, STREAMS)
             shown = door.worker(fleet[0].url)
             assert (shown["status"], shown["load"], shown["is_healthy"]) == ("draining", STREAMS, False)
             others = await ask_all(client, [generate(1)] * 60, 10)

@@ -1,6 +1,6 @@
 """The server. Environment variables make it misbehave:
 
-STUB_RECORD=DIR      write what it was told to DIR/RANK.json
+STUB_RECORD=DIR      write its server arguments to DIR/RANK.json
 STUB_GATE=FILE       load until FILE exists
 STUB_CRASH=RANK:CODE this rank ends with this code while loading
 STUB_STUBBORN=1      ignore SIGTERM, and have another child outside the group

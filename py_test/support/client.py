@@ -1,194 +1,28 @@
-"""Workers and gateways as processes of their own, and a client that tells exactly how each reply ended."""
+"""Clients: one-line calls, and a raw HTTP/1.1 client that reports how each reply ended."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import os
-import re
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from conftest import DEADLINE, get_json, healthy_workers, wait_for
+from .waiting import DEADLINE
 
-SCRIPTED = Path(__file__).with_name("scripted_worker.py")
 JSON_TYPE = "application/json"
 
 
-# --- processes ---------------------------------------------------------------------------------
-
-
-class Process:
-    """A child whose lines are kept; stopped for good by `end`."""
-
-    def __init__(self, *command: str) -> None:
-        self.command = [sys.executable, *command]
-        self.lines: list[str] = []
-        self._spawn()
-
-    def _spawn(self) -> None:
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(
-            self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
-        self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
-        self._reader.start()
-
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            self.lines.append(line.rstrip())
-
-    def wait_for_line(self, pattern: str, after: int = 0) -> re.Match[str]:
-        """The first match in the lines from number `after` on."""
-
-        def found() -> re.Match[str] | None:
-            matches = (re.search(pattern, line) for line in self.lines[after:])
-            match = next((match for match in matches if match), None)
-            assert match or self.process.poll() is None, f"ended without saying {pattern!r}: {self.lines[-5:]}"
-            return match
-
-        try:
-            return wait_for(found, f"a line with {pattern!r}")
-        except AssertionError:
-            # Nobody else knows of a process whose start has failed.
-            self.process.kill()
-            raise
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def rss(self) -> int:
-        """Resident memory, bytes."""
-        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-    def end(self) -> None:
-        """Also one that has been stopped with SIGSTOP."""
-        self.process.kill()
-        self.process.wait()
-        self._reader.join(DEADLINE)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
-class Worker(Process):
-    """A simulated worker; it keeps its port through `kill` and `restart`."""
-
-    def __init__(self, **options: Any) -> None:
-        flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-        self._flags = ["-m", "sgl_model_gateway.sim_worker", *flags]
-        super().__init__(*self._flags, "--port", "0")
-        self.url = self.wait_for_line(r"listening on (http://\S+)").group(1)
-
-    def kill(self) -> None:
-        """As the kernel's out-of-memory killer does it."""
-        self.end()
-
-    def restart(self) -> None:
-        """On the same port, with nothing cached."""
-        self.end()
-        self.lines.clear()
-        self.command = [sys.executable, *self._flags, "--port", str(urlsplit(self.url).port)]
-        self._spawn()
-        self.wait_for_line("listening on")
-
-    def freeze(self) -> None:
-        self.send(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self.send(signal.SIGCONT)
-
-    def set_faults(self, **faults: Any) -> None:
-        """Replaces the faults in force; none ends them."""
-        call(self.url, "POST", "/sim/faults", faults)
-
-    def faults(self) -> dict[str, Any]:
-        """Those in force."""
-        return get_json(f"{self.url}/sim/faults")
-
-    def stats(self) -> dict[str, int]:
-        return get_json(f"{self.url}/sim/stats")
-
-
-class Scripted(Process):
-    """Workers scripted in Python (`scripted_worker.py`): one process, a port each, one set of counts."""
-
-    def __init__(self, ports: int = 1, **script: Any) -> None:
-        super().__init__(str(SCRIPTED), str(ports), json.dumps(script))
-        self.urls: list[str] = json.loads(self.wait_for_line(r"listening on (.*)").group(1))
-
-    def stats(self) -> dict[str, Any]:
-        return get_json(f"{self.urls[0]}/script/stats")
-
-
-class Gateway(Process):
-    """A gateway started from the command line; its log is JSON."""
-
-    def __init__(self, worker_urls: Iterable[str], *flags: str, port: int = 0) -> None:
-        fixed = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-host", "127.0.0.1"]
-        fixed += ["--prometheus-port", "0", "--json-log", "--worker-startup-check-interval", "1"]
-        module = "sgl_model_gateway.launch_router"
-        super().__init__("-m", module, *fixed, *flags, "--worker-urls", *worker_urls)
-        said = self.wait_for_line(r'gateway listening.*"addr":"([^"]+)".*"metrics":"Some\(([^)]+)\)')
-        self.url, self.metrics_url = (f"http://{address}" for address in said.groups())
-
-    def wait_ready(self, count: int) -> Gateway:
-        wait_for(lambda: self._ready() >= count, f"{count} workers ready")
-        return self
-
-    def _ready(self) -> int:
-        try:
-            return healthy_workers(self.url)
-        except urllib.error.URLError:
-            return 0  # a shared port is listened on once a worker is ready
-
-    def workers(self) -> list[dict[str, Any]]:
-        return get_json(f"{self.url}/workers")["workers"]
-
-    def worker(self, url: str) -> dict[str, Any]:
-        return next(worker for worker in self.workers() if worker["url"] == url)
-
-    def load(self) -> int:
-        """Requests in flight, as the gateway counts them."""
-        return sum(worker["load"] for worker in self.workers())
-
-    def limits(self) -> dict[str, Any]:
-        return get_json(f"{self.url}/debug/limits")
-
-    def decisions(self) -> list[tuple[float, str]]:
-        """When (`time.monotonic`) and for which worker the last decisions were taken, retries included."""
-        answer = get_json(f"{self.url}/debug/decisions?limit=100000")
-        now = time.monotonic()
-        decisions = answer["decisions"] if isinstance(answer, dict) else answer
-        return [(now - decision["age_secs"], decision["worker"]) for decision in decisions]
-
-    def metrics(self, name: str) -> dict[str, float]:
-        """A metric's samples by their labels, as written."""
-        with urllib.request.urlopen(f"{self.metrics_url}/metrics", timeout=DEADLINE) as response:
-            page = response.read().decode()
-        found = re.findall(rf"^{name}(\{{.*\}})? (\S+)$", page, re.MULTILINE)
-        return {labels: float(value) for labels, value in found}
-
-    def assert_nothing_left(self) -> None:
-        """Alive, no panic, and no request counted anywhere."""
-        wait_for(lambda: self.load() == 0, "every worker's load back at 0")
-        limits = self.limits()
-        assert (limits["queued"], limits["queued_for_a_worker"]) == (0, 0)
-        assert limits["concurrent_requests"] in (None, 0)
-        assert not [line for line in self.lines if "panicked" in line]
+def get_json(url: str) -> Any:
+    """The JSON behind a URL."""
+    with urllib.request.urlopen(url, timeout=DEADLINE) as response:
+        return json.load(response)
 
 
 def call(url: str, method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -206,19 +40,10 @@ def call(url: str, method: str, path: str, body: Any = None) -> tuple[int, Any]:
     return status, text
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def connect(url: str) -> socket.socket:
     """A bare connection."""
     where = urlsplit(url)
     return socket.create_connection((where.hostname, where.port), timeout=DEADLINE)
-
-
-# --- a client ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -310,7 +135,7 @@ class Client:
         patience: float = 60.0,
         on_piece: OnPiece | None = None,
     ) -> Reply:
-        """One request; failures are told in the reply. Cancelling it breaks off the connection."""
+        """One request; failures are in the reply. Cancelling it breaks off the connection."""
         reply, started = Reply(), time.monotonic()
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         exchange = self._exchange(head(path, len(data), headers, method) + data, reply, on_piece)
@@ -397,14 +222,9 @@ class Load:
         self.replies = await asyncio.gather(*self.tasks)
 
 
-async def until(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
-    """`wait_for`, while the event loop goes on."""
-    return await asyncio.to_thread(wait_for, condition, what, deadline)
-
-
 @contextlib.contextmanager
 def many_files(wanted: int) -> Iterator[int]:
-    """Room for so many open files, as far as the system grants; tells how many."""
+    """Room for so many open files, as far as the system grants; yields how many."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""A balancer between a scripted prefill and decode backend, as fixtures, and what such backends may do."""
+"""Fixtures: a balancer between a scripted prefill and a scripted decode backend."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import uvicorn
-from conftest import DEADLINE, wait_for
-from scripted import Backend, Exchange
 
 from sgl_model_gateway import mini_lb
 from sgl_model_gateway.mini_lb import MiniLoadBalancer
 from sgl_model_gateway.router_args import RouterArgs
+
+from .backend import Backend
+from .waiting import DEADLINE, wait_for
 
 GENERATE = "/generate"
 
@@ -90,38 +91,6 @@ def make_pair(stack: ExitStack, port: int) -> Callable[..., Pair]:
 @pytest.fixture
 def pair(make_pair: Callable[..., Pair]) -> Pair:
     return make_pair()
-
-
-def says(value: Any, status: int = 200) -> Callable[[Exchange], None]:
-    return lambda exchange: exchange.answer(status, value)
-
-
-def streams(*events: Any) -> Callable[[Exchange], None]:
-    def script(exchange: Exchange) -> None:
-        exchange.start_stream()
-        for event in events:
-            exchange.event(event)
-        exchange.end_stream()
-
-    return script
-
-
-def hangs(exchange: Exchange) -> None:
-    exchange.wait_until_hung_up()
-
-
-def streams_then_hangs(*events: Any) -> Callable[[Exchange], None]:
-    def script(exchange: Exchange) -> None:
-        exchange.start_stream()
-        for event in events:
-            exchange.event(event)
-        exchange.wait_until_hung_up()
-
-    return script
-
-
-def breaks_off(exchange: Exchange) -> None:
-    exchange.break_off()
 
 
 class Backend_closing(closing):  # type: ignore[type-arg]

@@ -1,4 +1,4 @@
-"""A backend that does what a test says, and tells when its client hangs up."""
+"""A backend that follows a script per path, and notes when its client hangs up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from conftest import DEADLINE
+from .waiting import DEADLINE
 
 Script = Callable[["Exchange"], None]
 
@@ -103,3 +103,38 @@ class Backend:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(DEADLINE)
+
+
+# --- scripts
+
+
+def says(value: Any, status: int = 200) -> Callable[[Exchange], None]:
+    return lambda exchange: exchange.answer(status, value)
+
+
+def streams(*events: Any) -> Callable[[Exchange], None]:
+    def script(exchange: Exchange) -> None:
+        exchange.start_stream()
+        for event in events:
+            exchange.event(event)
+        exchange.end_stream()
+
+    return script
+
+
+def hangs(exchange: Exchange) -> None:
+    exchange.wait_until_hung_up()
+
+
+def streams_then_hangs(*events: Any) -> Callable[[Exchange], None]:
+    def script(exchange: Exchange) -> None:
+        exchange.start_stream()
+        for event in events:
+            exchange.event(event)
+        exchange.wait_until_hung_up()
+
+    return script
+
+
+def breaks_off(exchange: Exchange) -> None:
+    exchange.break_off()
