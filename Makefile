@@ -31,7 +31,7 @@ build: $(BUILT) ## .venv with everything, the extension as it is shipped (releas
 test: ## Rust tests, then Python tests; PYTEST_ARGS="-k signals"
 	cargo test --workspace
 	@$(MAKE) --no-print-directory $(BUILT)
-	$(BIN)/python -m pytest py_test/ $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q py_test/ $(PYTEST_ARGS)
 
 test-sglang: $(BUILT) $(SGLANG_VENV)/.installed ## the launcher with the real SGLang on this CPU; installs some 8 GB once
 	SGLANG_VENV=$(SGLANG_VENV) $(BIN)/python -m pytest $(REAL) $(PYTEST_ARGS)

@@ -16,6 +16,7 @@ pytest.register_assert_rewrite("support")
 
 from support.gateway import healthy_workers  # noqa: E402
 from support.process import Process  # noqa: E402
+from support.summary import pytest_terminal_summary as pytest_terminal_summary  # noqa: E402
 from support.waiting import wait_for  # noqa: E402
 
 # A shell starts background jobs with these ignored, and processes under test would inherit that until they install
