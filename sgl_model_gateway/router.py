@@ -1,11 +1,11 @@
-"""`Router` for scripts, and the way from `RouterArgs` to the Rust class of the same name."""
+"""`Router` for programs, and the way from `RouterArgs` to the Rust class of the same name."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from .router_args import RouterArgs, keyword_fields
 from .sgl_model_gateway_rs import (
@@ -47,17 +47,38 @@ _Member = TypeVar("_Member", BackendType, HistoryBackendType)
 
 
 def policy_from_str(name: str | PolicyType | None) -> PolicyType | None:
-    """The member a policy's name stands for; `KeyError` when there is none."""
+    """The policy of this name.
+
+    Args:
+        name: a name as `--policy` takes it, a member, or `None`, which stays `None`.
+
+    Raises:
+        KeyError: no policy has this name.
+    """
     return name if name is None or isinstance(name, PolicyType) else PolicyType.members()[name]
 
 
 def backend_from_str(name: str | BackendType | None) -> BackendType:
-    """The member a backend's name stands for, in any case; `Sglang` when unset."""
+    """The backend of this name.
+
+    Args:
+        name: a name as `--backend` takes it, in any case, or a member; `None` means `Sglang`.
+
+    Raises:
+        ValueError: no backend has this name.
+    """
     return _member("backend", name, BackendType.members(), BackendType.Sglang)
 
 
 def history_backend_from_str(name: str | HistoryBackendType | None) -> HistoryBackendType:
-    """The member a history backend's name stands for, in any case; `Memory` when unset."""
+    """The history backend of this name.
+
+    Args:
+        name: a name as `--history-backend` takes it, in any case, or a member; `None` means `Memory`.
+
+    Raises:
+        ValueError: no history backend has this name.
+    """
     return _member("history backend", name, HistoryBackendType.members(), HistoryBackendType.Memory)
 
 
@@ -73,12 +94,25 @@ def _member(what: str, name: str | _Member | None, members: Mapping[str, _Member
 
 
 def role_from_str(name: str) -> PyRole:
-    """`Admin` for admin in any case; everything else is `User`, the lesser role."""
+    """The role of this name: `Admin` for "admin" in any case, `User` for everything else.
+
+    Raises:
+        AttributeError: `name` is not a string.
+    """
     return PyRole.Admin if name.lower() == "admin" else PyRole.User
 
 
 def build_control_plane_auth_config(args: Mapping[str, Any]) -> PyControlPlaneAuthConfig | None:
-    """The rights of the admin API; `None` when neither keys nor tokens are configured."""
+    """The rights of the admin API.
+
+    Args:
+        args: options by the names of `RouterArgs`: `control_plane_api_keys` as `(id, name, key, role)` each,
+            `control_plane_audit_enabled`, `jwt_issuer`, `jwt_audience`, `jwt_jwks_uri`, `jwt_role_mapping`,
+            `jwt_role_claim`. Missing ones count as unset.
+
+    Returns:
+        The configuration, `None` when neither keys nor tokens are configured.
+    """
     api_keys = [
         PyApiKeyEntry(id=identifier, name=name, key=key, role=role_from_str(role))
         for identifier, name, key, role in args.get("control_plane_api_keys") or ()
@@ -153,48 +187,87 @@ def _stores(args: RouterArgs, selected: HistoryBackendType) -> dict[str, Any]:
 class Router:
     """A gateway in this process.
 
-    Built from keywords, `Router(worker_urls=[...], policy="round_robin", port=0)`, from a `RouterArgs`
-    (`Router.from_args`), or around the Rust object itself.
+    Usage:
 
-        with Router(worker_urls=["http://gpu-1:30000"], port=0) as gateway:
+        with Router(worker_urls=["http://gpu-1:30000"], policy="round_robin", port=0) as gateway:
             print(gateway.url)
+
+    Every option of `RouterArgs` that the Rust class takes is a keyword, and an attribute afterwards;
+    `inspect.signature(Router)` lists them with their defaults.
+
+    Args:
+        router: a Rust router to wrap, alone; or `worker_urls`, the first option by position.
+        args: further options by position.
+        keywords: options by name.
+
+    Raises:
+        TypeError: an unknown option, an option of the wrong type, or no `worker_urls`.
+        ValueError: an option that cannot work; `OptionRangeError`, a number out of its range.
     """
 
     __signature__ = _Router.__signature__
 
-    def __init__(self, router: Any = None, /, *args: Any, **keywords: Any) -> None:
+    def __init__(self, router: _Router | Sequence[str] | None = None, /, *args: Any, **keywords: Any) -> None:
         if isinstance(router, (list, tuple)):  # worker_urls by position
             router, args = None, (router, *args)
         if router is not None and (args or keywords):
             raise TypeError("Router() takes options or a Rust router, not both")
-        self._router: _Router = _Router(*args, **keywords) if router is None else router
+        # Upstream's tests pass stand-ins for the Rust class.
+        self._router = _Router(*args, **keywords) if router is None else cast("_Router", router)
 
     @staticmethod
     def from_args(args: RouterArgs) -> Router:
-        """A router with these options; `args` can be used again."""
+        """A router with these options.
+
+        Args:
+            args: the options; stays as it is.
+
+        Raises:
+            TypeError: an option of the wrong type.
+            ValueError: an option that cannot work.
+            KeyError: an unknown policy.
+        """
         return Router(_Router(**_keywords(args)))
 
     def start(self) -> None:
         """Serves until SIGINT, SIGTERM, SIGQUIT (in the main thread) or `stop()`.
 
         The first of them lets requests in flight finish, the second ends them.
+
+        Raises:
+            RuntimeError: the port is in use, or the router runs already.
         """
         self._router.start()
 
     def start_background(self) -> Router:
-        """Starts serving and returns, the script goes on."""
+        """Starts serving and returns this router at once.
+
+        Raises:
+            RuntimeError: the port is in use, or the router runs already.
+        """
         self._router.start_background()
         return self
 
     def stop(self, timeout: float | None = 0.0) -> bool:
         """Lets requests in flight finish and stops; a second call ends them. From any thread.
 
-        Waits up to `timeout` seconds (`None`: as long as it takes) and says whether everything has stopped.
+        Args:
+            timeout: longest wait for the end, seconds; `None` waits as long as it takes.
+
+        Returns:
+            Whether everything has stopped.
         """
         return self._router.stop(timeout)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits for the end without asking for it; says whether it has come."""
+        """Waits for the end without causing it.
+
+        Args:
+            timeout: longest wait, seconds; `None` waits as long as it takes.
+
+        Returns:
+            Whether everything has stopped.
+        """
         return self._router.wait(timeout)
 
     @property
@@ -204,12 +277,12 @@ class Router:
 
     @property
     def url(self) -> str:
-        """Where it listens, as a URL that works on this machine."""
+        """Base URL of the gateway that works on this machine, `http://host:port`."""
         return self._router.url
 
     @property
     def metrics_url(self) -> str | None:
-        """Where Prometheus reads; `None` without a metrics listener."""
+        """Base URL of the metrics listener; `None` without one."""
         return self._router.metrics_url
 
     def __enter__(self) -> Router:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ._options import values
 from ._options.flags import add_flags, option, read_namespace
@@ -47,6 +47,20 @@ AUTH = "Control Plane Authentication"
 @dataclass
 class RouterArgs:
     """The options, flat. Nothing is checked here; `Router` does that.
+
+    Usage:
+
+        args = RouterArgs(worker_urls=["http://gpu-1:30000"], policy="round_robin", request_timeout_secs=600)
+        launch_router(args)
+
+    Flags of another program, `--router-...` there:
+
+        RouterArgs.add_cli_args(parser, use_router_prefix=True, exclude_host_port=True)
+        args = RouterArgs.from_cli_args(parser.parse_args(), use_router_prefix=True)
+
+    Fields hold what their help says, in the unit of their name: seconds (`_secs`), milliseconds (`_ms`), bytes.
+    `prefill_urls` are pairs of a base URL and a bootstrap port or `None`; `control_plane_api_keys` are
+    `(id, name, key, role)`.
 
     The order of fields is the positional order. `keyword=False` marks what the Rust `Router` does not take as
     it is: those fields become configuration objects, or are for Python alone.
@@ -188,13 +202,28 @@ class RouterArgs:
     def add_cli_args(
         parser: argparse.ArgumentParser, use_router_prefix: bool = False, exclude_host_port: bool = False
     ) -> None:
-        """Adds every flag to `parser`; `--router-...` inside a program that has flags of its own."""
+        """Adds a flag for every option, grouped.
+
+        Args:
+            parser: the parser to add to.
+            use_router_prefix: write flags as `--router-...`, for a program with flags of its own.
+            exclude_host_port: leave `--host` and `--port` to that program.
+        """
         exclude = frozenset({"host", "port"} if exclude_host_port else ())
         add_flags(parser, RouterArgs, prefix=use_router_prefix, exclude=exclude, choices=option_choices())
 
     @classmethod
-    def from_cli_args(cls, args: Any, use_router_prefix: bool = False) -> RouterArgs:
-        """Reads what argparse made of the flags, or anything else that keeps its values in `__dict__`."""
+    def from_cli_args(cls, args: object, use_router_prefix: bool = False) -> RouterArgs:
+        """Reads parsed flags.
+
+        Args:
+            args: argparse's namespace, or another object whose `__dict__` holds values by the flags' names. Missing
+                ones keep their defaults, unknown ones are ignored.
+            use_router_prefix: read `router_x` before `x`.
+
+        Raises:
+            ValueError: a structured value is malformed.
+        """
         return cls(**read_namespace(vars(args), cls, prefix=use_router_prefix))
 
     _parse_selector = staticmethod(values.selector)
@@ -204,7 +233,7 @@ class RouterArgs:
     _parse_jwt_role_mapping = staticmethod(values.jwt_role_mapping)
 
     def _validate_router_args(self) -> None:
-        """Says which of three policies count in prefill/decode mode."""
+        """Logs which of the three policies are in force in prefill/decode mode."""
         if not (self.pd_disaggregation and self.policy):
             return
         if self.prefill_policy and self.decode_policy:

@@ -1,5 +1,7 @@
 """The gateway's routing without the gateway: for schedulers, Ray actors and RL frameworks that send their own requests.
 
+Usage:
+
     policy = Policy("cache_aware")
     for url in ("http://gpu-1:30000", "http://gpu-2:30000"):
         policy.add_worker(url)
@@ -10,8 +12,7 @@
             ...
 
 A lease counts as load at its worker until it is released; that, and what was sent where, is all a policy knows.
-Everything may be called from any thread. Mistakes are `ValueError`, `TypeError` and, for workers that are not there,
-`KeyError`; `RuntimeError` means that no worker is ready.
+Everything may be called from any thread.
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ __all__ = ["Lease", "Policy", "Ranked", "WorkerLoad"]
 
 
 class Ranked(TypedDict):
-    """A worker and what speaks for and against it, in tokens.
+    """A worker as a policy weighs it.
 
-    `passed_over`: ranked last whatever its cost, because too much waits there or a guard excludes it.
+    - `worker`: its URL.
+    - `matched_tokens`: tokens of the prompt that its cache is believed to hold.
+    - `queued_tokens`: prompt tokens that wait there.
+    - `cost`: what the prompt costs there, in tokens; the lowest is chosen.
+    - `passed_over`: ranked last whatever its cost, because too much waits there or a guard excludes it.
     """
 
     worker: str
@@ -39,7 +44,13 @@ class Ranked(TypedDict):
 
 
 class WorkerLoad(TypedDict):
-    """What is in flight at a worker."""
+    """What is in flight at a worker.
+
+    - `ready`: whether it is chosen from.
+    - `requests`: leases that are not released.
+    - `decoding`: those of them whose first token has come.
+    - `queued_tokens`: prompt tokens of the others.
+    """
 
     ready: bool
     requests: int
@@ -50,9 +61,32 @@ class WorkerLoad(TypedDict):
 class Policy:
     """A routing policy and the workers it chooses from.
 
-    Tunables are those of the gateway's flags; `None` is the default, and leaves a guard of `cache_aware` off.
-    `index_bytes` bounds the memory of its prefix index, `index_text` the bytes of prompts it may know (a token id
-    counts four). With a `seed`, the same calls give the same choices.
+    Usage:
+
+        policy = Policy("cache_aware", ["http://gpu-1:30000", "http://gpu-2:30000"])
+        with policy.route(tokens=prompt_ids) as lease:
+            send(lease.worker)
+
+    Tunables are those of the gateway's flags. `None` is the default, and leaves a guard of `cache_aware` off.
+
+    Args:
+        name: a policy as `--policy` takes it.
+        workers: URLs of workers, all ready. Any other names will do: none is contacted.
+        index_bytes: memory of the prefix index, bytes.
+        index_text: prompt text the prefix index may hold, bytes; a token id counts four.
+        cache_threshold: least share of a prompt (0..1) that counts as a match.
+        balance_rel_threshold: load ratio (at least 1) that counts as imbalance together with the absolute gap.
+        balance_abs_threshold: load gap that counts as imbalance: requests; for `bucket` prompt bytes.
+        bucket_adjust_interval_secs: pause between recalculations of the boundaries of `bucket`, seconds.
+        assignment_mode: placement of a new key by `manual`, as `--assignment-mode` takes it.
+        max_idle_secs: time after which `manual` forgets an idle key, seconds.
+        prefix_tokens: leading tokens of a prompt that make the key of `prefix_hash` (at least 1).
+        load_factor: multiple of the mean load (at least 1) above which hash rings pass a worker over.
+        seed: makes equal calls give equal choices.
+
+    Raises:
+        ValueError: an unknown policy, a tunable out of range, or a worker listed twice.
+        TypeError: `workers` is one string.
     """
 
     def __init__(
@@ -102,19 +136,38 @@ class Policy:
         return self._policy.workers
 
     def add_worker(self, url: str) -> None:
-        """A new worker, ready, its cache empty; `ValueError` if it is there already."""
+        """Adds a worker, ready, its cache empty.
+
+        Args:
+            url: its URL or name.
+
+        Raises:
+            ValueError: it is there already.
+        """
         self._policy.add_worker(url)
 
     def remove_worker(self, url: str) -> None:
-        """It is gone, and so is what was known of its cache. Leases of requests still there can be released later."""
+        """Removes a worker and what was known of its cache. Its open leases can still be released.
+
+        Raises:
+            KeyError: there is no such worker.
+        """
         self._policy.remove_worker(url)
 
     def set_ready(self, url: str, ready: bool) -> None:
-        """Only ready workers are chosen; one that is not keeps what is known of its cache."""
+        """Marks a worker as ready or not. Only ready ones are chosen; what is known of its cache stays.
+
+        Raises:
+            KeyError: there is no such worker.
+        """
         self._policy.set_ready(url, ready)
 
     def flush_worker(self, url: str) -> None:
-        """Its cache is empty now: it restarted, was flushed, or got new weights."""
+        """Forgets what is known of a worker's cache: it restarted, was flushed, or got new weights.
+
+        Raises:
+            KeyError: there is no such worker.
+        """
         self._policy.flush_worker(url)
 
     def route(
@@ -126,15 +179,29 @@ class Policy:
     ) -> Lease:
         """Chooses a worker for a prompt and counts the request there.
 
-        `key` keeps requests together under policies that go by keys; `exclude` names workers not to choose, such as
-        those already tried. Use text or tokens, but the same one for prompts that share prefixes.
+        Args:
+            text: the prompt as text; or
+            tokens: the prompt as token ids. Prompts that share prefixes need the same of the two.
+            key: keeps requests together under policies that go by keys.
+            exclude: URLs of workers not to choose, such as those already tried.
+
+        Returns:
+            A lease, which is load at its worker until it is released; a context manager.
+
+        Raises:
+            RuntimeError: no worker is ready, those in `exclude` aside.
+            ValueError: text and tokens are both given, or a token id is not from 0 to 2^32-1.
+            TypeError: text is not a string, or tokens are not token ids.
         """
         return self._policy.route(_prompt(text, tokens), key, list(exclude))
 
     def explain(
         self, text: str | None = None, tokens: Iterable[int] | None = None, key: str | None = None
     ) -> list[Ranked]:
-        """What `route` would weigh, best first, changing nothing; empty for policies that have no costs to show."""
+        """The workers as `route` would weigh them, best first. Changes nothing.
+
+        Arguments and errors are those of `route`. Empty for policies without costs.
+        """
         return cast("list[Ranked]", self._policy.explain(_prompt(text, tokens), key))
 
     def loads(self) -> dict[str, WorkerLoad]:

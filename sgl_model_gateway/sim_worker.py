@@ -45,7 +45,12 @@ def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def add_flags(parser: argparse._ActionsContainer, leave_out: Set[str] = frozenset()) -> None:
-    """Adds a flag for every option that is not left out."""
+    """Adds a flag for every option of `SimWorker`.
+
+    Args:
+        parser: a parser, or a group of one.
+        leave_out: names of options that get no flag.
+    """
     for group, name, flag, default in _table():
         if name in leave_out:
             continue
@@ -59,7 +64,7 @@ def add_flags(parser: argparse._ActionsContainer, leave_out: Set[str] = frozense
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
-    """Parsed flags as keywords of `SimWorker`; those of other flags in the same parser are left alone."""
+    """Parsed flags as keywords of `SimWorker`. Other flags of the same parser are ignored."""
     keywords: dict[str, Any] = {}
     for key, value in vars(args).items():
         group, dot, name = key.partition(".")
@@ -69,7 +74,15 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> None:
-    """Serves until SIGINT or SIGTERM."""
+    """Serves until SIGINT or SIGTERM.
+
+    Args:
+        argv: the command line without the program; `None` means this process's own.
+        prog: the command as users type it.
+
+    Raises:
+        SystemExit: 2 for wrong options, 1 when the port is in use.
+    """
     parser = create_parser(prog)
     args = parser.parse_args(argv)
     try:

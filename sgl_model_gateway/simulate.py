@@ -13,9 +13,10 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ._options.help import Parser, did_you_mean, program
+from ._simulate.report import Report, Run
 from ._simulate.table import table
 from .sgl_model_gateway_rs import FleetTrace, fleet_option_defaults, fleet_policies, simulate_fleet
 
@@ -39,21 +40,22 @@ _EXAMPLES = """\
   %(prog)s --trace trace.jsonl --workers 8
   %(prog)s --trace trace.jsonl --policy cache_aware,round_robin --speed 1,2 --plot plot.html
 """
+_Item = TypeVar("_Item")
 _REFERENCES = ("charge_", "sized_")
 _CHOICES = ", ".join(f"{name}K" for name in _REFERENCES)
 _EVENTS = ("leave", "join", "flush")
 _DISTRIBUTION = "ttft_quantiles_ms"
 
 
-def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    def parse(text: str) -> list[Any]:
+def _list_of(kind: Callable[[str], _Item]) -> Callable[[str], list[_Item]]:
+    def parse(text: str) -> list[_Item]:
         return [kind(part.strip()) for part in text.split(",") if part.strip()]
 
     parse.__name__ = f"list of {kind.__name__}s"
     return parse
 
 
-def _event(text: str) -> dict[str, Any]:
+def _event(text: str) -> dict[str, float | int | str]:
     at, worker, kind = text.split(":")
     if kind not in _EVENTS:
         raise ValueError(kind)
@@ -156,10 +158,29 @@ def compare(
     seeds: list[int],
     progress: _Bar | None = None,
     **options: Any,
-) -> list[dict[str, Any]]:
-    """A dict per speed: `{"speed": ..., "policies": [report, ...]}`; reports are means over the seeds."""
+) -> list[Run]:
+    """Replays a trace under every policy at every speed.
+
+    Usage:
+
+        runs = compare(FleetTrace("trace.jsonl"), ["cache_aware", "random"], speeds=[1.0], seeds=[0], workers=8)
+
+    Args:
+        trace: the trace.
+        policies: names of policies, references included.
+        speeds: how many times faster than recorded requests arrive.
+        seeds: seeds; reports are means over them.
+        progress: a bar to move.
+        options: options of the fleet, see `fleet_option_defaults()`.
+
+    Returns:
+        A run per speed: `{"speed": 1.0, "policies": [report, ...]}`.
+
+    Raises:
+        ValueError: an unknown policy or an option out of range.
+    """
     progress = progress or _Bar(len(policies) * len(speeds) * len(seeds), len(trace))
-    runs = []
+    runs: list[Run] = []
     for speed in speeds:
         reports = []
         for policy in policies:
@@ -173,10 +194,10 @@ def compare(
     return runs
 
 
-def _mean(reports: list[dict[str, Any]]) -> dict[str, Any]:
+def _mean(reports: list[Report]) -> Report:
     if len(reports) == 1:
         return reports[0]
-    mean: dict[str, Any] = {}
+    mean: Report = {}
     for name, value in reports[0].items():
         values = [report[name] for report in reports]
         if isinstance(value, list):
@@ -186,7 +207,7 @@ def _mean(reports: list[dict[str, Any]]) -> dict[str, Any]:
     return mean
 
 
-def _plotter(parser: argparse.ArgumentParser, path: Path | None) -> Callable[..., None] | None:
+def _plotter(parser: argparse.ArgumentParser, path: Path | None) -> Callable[[Path, list[Run], str], None] | None:
     """Found before the work begins, so that nothing is computed in vain."""
     if path is None:
         return None
@@ -227,7 +248,15 @@ def _chosen(parser: argparse.ArgumentParser, given: list[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> None:
-    """Runs the comparison and prints it."""
+    """Runs the comparison and prints it.
+
+    Args:
+        argv: the command line without the program; `None` means this process's own.
+        prog: the command as users type it.
+
+    Raises:
+        SystemExit: 2 for wrong options or a trace that cannot be read, 130 after an interrupt.
+    """
     parser = create_parser(prog)
     args = parser.parse_args(argv)
     policies = _chosen(parser, args.policy)
@@ -254,7 +283,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     print(_as_json(args, trace, runs, options) if args.json else _as_text(args, trace, runs))
 
 
-def _as_json(args: argparse.Namespace, trace: FleetTrace, runs: list[dict[str, Any]], options: dict[str, Any]) -> str:
+def _as_json(args: argparse.Namespace, trace: FleetTrace, runs: list[Run], options: dict[str, Any]) -> str:
     about = {
         "file": str(args.trace),
         "requests": len(trace),
@@ -273,7 +302,7 @@ def _as_json(args: argparse.Namespace, trace: FleetTrace, runs: list[dict[str, A
     return json.dumps({"trace": about, "options": options | {"seeds": args.seed}, "runs": plain}, indent=2)
 
 
-def _as_text(args: argparse.Namespace, trace: FleetTrace, runs: list[dict[str, Any]]) -> str:
+def _as_text(args: argparse.Namespace, trace: FleetTrace, runs: list[Run]) -> str:
     order = "" if trace.was_sorted else ", sorted by time"
     head = f"{args.trace.name}: {len(trace)} requests over {trace.span_secs:.0f} s{order}; {args.workers} workers"
     parts = [head]

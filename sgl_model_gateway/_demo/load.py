@@ -32,7 +32,7 @@ class Result:
     first_token: float | None  # seconds; streams only
 
 
-def call(base: str, method: str, path: str, body: Any = None, request_id: str = "") -> http.client.HTTPResponse:
+def call(base: str, method: str, path: str, body: object = None, request_id: str = "") -> http.client.HTTPResponse:
     """One HTTP exchange up to the response's headers."""
     connection = http.client.HTTPConnection(urlsplit(base).netloc, timeout=_TIMEOUT)
     headers = {"content-type": "application/json", "connection": "close"}
@@ -78,7 +78,7 @@ def _embeddings(base: str, request_id: str, question: str) -> Result:
 
 
 def send(base: str, count: int, progress: Callable[[int], None]) -> list[Result]:
-    """Sends `count` requests of mixed kinds; `progress` hears how many are done."""
+    """Sends `count` requests of mixed kinds; `progress` is called with the number done."""
     senders = (_chat_stream, _generate, _embeddings)
 
     def one(number: int) -> Result:

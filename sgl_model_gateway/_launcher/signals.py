@@ -7,9 +7,12 @@ import select
 import signal
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
+
+
+_Handler: TypeAlias = "Callable[[int, FrameType | None], Any] | int | None"  # as `signal.signal` returns it
 
 
 class StopSignals:
@@ -23,7 +26,7 @@ class StopSignals:
         self.received: list[int] = []
         self.on_third: Callable[[], None] = lambda: None
         self._deferred = False
-        self._saved: dict[int, Any] = {}
+        self._saved: dict[int, _Handler] = {}
         self._wake_read, self._wake_write = os.pipe()
         for end in (self._wake_read, self._wake_write):
             os.set_blocking(end, False)

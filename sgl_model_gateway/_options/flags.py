@@ -10,9 +10,11 @@ import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeAlias, get_args, get_type_hints
 
 PREFIX = "router"
+Owner: TypeAlias = Field[Any]
+"""A field made by `option`."""
 _SAME = object()
 
 
@@ -32,26 +34,34 @@ class Flag:
     prefixed: bool = True  # takes the `router-` prefix inside another program
     keyword: bool = True  # handed to the Rust `Router` as it is
 
-    def spelling(self, owner: Field[Any]) -> str:
+    def spelling(self, owner: Owner) -> str:
         """The name argparse keeps it under, without any prefix."""
         return self.name or owner.name
 
 
 def option(default: Any, group: str, text: str, *, secret: bool = False, **more: Any) -> Any:
-    """A dataclass field with a flag; see `Flag` for `more`. A secret stays out of the repr."""
+    """A dataclass field with a flag.
+
+    Args:
+        default: the field's default; a list or dict is copied for every instance.
+        group: title of the flag's group in the help.
+        text: meaning, for the help.
+        secret: leave the value out of the repr.
+        more: further attributes of `Flag`.
+    """
     metadata = {"flag": Flag(group, text, **more)}
     if isinstance(default, (list, dict)):
         return field(default_factory=default.copy, metadata=metadata, repr=not secret)
     return field(default=default, metadata=metadata, repr=not secret)
 
 
-def flag_of(owner: Field[Any]) -> Flag:
+def flag_of(owner: Owner) -> Flag:
     """The flag of a field made by `option`."""
     flag: Flag = owner.metadata["flag"]
     return flag
 
 
-def default_of(owner: Field[Any]) -> Any:
+def default_of(owner: Owner) -> Any:
     """The default of a field; a fresh one for lists and dicts."""
     return owner.default_factory() if callable(owner.default_factory) else owner.default
 
@@ -90,7 +100,7 @@ def _with_environment(convert: Callable[[str], Any]) -> Callable[[str], Any]:
     return read
 
 
-def _item_type(hint: Any) -> type:
+def _item_type(hint: object) -> type:
     """`int` for `int`, `int | None`, `list[int]` and `list[int] | None`; `str` for anything structured."""
     for inner in (hint, *get_args(hint), *(deep for part in get_args(hint) for deep in get_args(part))):
         if inner in (bool, int, float):
@@ -108,10 +118,15 @@ def add_flags(
 ) -> None:
     """Adds a flag for every field of `table`, grouped as the table says.
 
-    A field that `choices` names takes no other words than those given there.
+    Args:
+        parser: the parser to add to.
+        table: a dataclass whose fields are made by `option`; `GROUPS` names its groups in order.
+        prefix: write flags as `--router-...`.
+        exclude: fields without a flag.
+        choices: the words that a field takes, by field.
     """
     hints = get_type_hints(table)
-    groups: dict[str, Any] = {}
+    groups: dict[str, argparse._ArgumentGroup] = {}
     # Groups come in the order the table names them, whatever the order of the fields.
     titles = getattr(table, "GROUPS", ())
     for title in titles:
@@ -122,7 +137,9 @@ def add_flags(
             _add_flag(groups[flag_of(owner).group], owner, item, prefix, choices.get(owner.name))
 
 
-def _add_flag(group: Any, owner: Field[Any], item: type, prefix: bool, choices: Sequence[str] | None) -> None:
+def _add_flag(
+    group: argparse._ArgumentGroup, owner: Owner, item: type, prefix: bool, choices: Sequence[str] | None
+) -> None:
     flag = flag_of(owner)
     spelling = flag.spelling(owner)
     lead = f"{PREFIX}-" if prefix and flag.prefixed else ""
@@ -159,7 +176,7 @@ _UNITS = {
 }
 
 
-def _metavar(owner: Field[Any], item: type) -> str | tuple[str, str]:
+def _metavar(owner: Owner, item: type) -> str | tuple[str, str]:
     word = owner.name.rpartition("_")[2]
     return flag_of(owner).metavar or _UNITS.get(word) or (word.upper() if item is str else "N")
 
@@ -179,7 +196,7 @@ def read_namespace(namespace: Mapping[str, Any], table: type, *, prefix: bool) -
     return values
 
 
-def _find(namespace: Mapping[str, Any], owner: Field[Any], prefix: bool) -> tuple[bool, Any]:
+def _find(namespace: Mapping[str, Any], owner: Owner, prefix: bool) -> tuple[bool, Any]:
     flag = flag_of(owner)
     spelling = flag.spelling(owner)
     own = f"{PREFIX}_{spelling}" if prefix else spelling

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+
+from .report import Report, Run
 
 _COLOURS = (
     *("#2f6fde", "#d9480f", "#2b8a3e", "#9c36b5", "#c92a2a"),
@@ -23,10 +24,8 @@ text { font: 12px system-ui, sans-serif; fill: #495057 }
 .key { display: inline-block; margin-right: 1rem } .key i { display: inline-block; width: 1rem; height: 3px;
 margin-right: .4rem; vertical-align: middle }"""
 
-_Reports = list[dict[str, Any]]
 
-
-def write_html(path: Path, runs: list[dict[str, Any]], title: str) -> None:
+def write_html(path: Path, runs: list[Run], title: str) -> None:
     """A page: per speed the distribution of TTFT and bars of its mean and 99th percentile."""
     title = html.escape(title)
     parts = [f"<h1>{title}</h1>"]
@@ -47,12 +46,12 @@ def _colour(place: int) -> str:
     return _COLOURS[place % len(_COLOURS)]
 
 
-def _keys(reports: _Reports) -> str:
+def _keys(reports: list[Report]) -> str:
     key = '<span class="key"><i style="background:{}"></i>{}</span>'
     return "".join(key.format(_colour(place), html.escape(report["policy"])) for place, report in enumerate(reports))
 
 
-def _decades(reports: _Reports) -> tuple[int, int]:
+def _decades(reports: list[Report]) -> tuple[int, int]:
     """Powers of ten that hold all times, for a logarithmic axis; very small times are cut off."""
     times = [max(time, 0.1) for report in reports for time in report["ttft_quantiles_ms"]]
     low = math.floor(math.log10(min(times)))
@@ -63,7 +62,7 @@ def _time(milliseconds: float) -> str:
     return f"{milliseconds / 1000:,.4g} s" if milliseconds >= 1000 else f"{milliseconds:.4g} ms"
 
 
-def _curves(reports: _Reports) -> str:
+def _curves(reports: list[Report]) -> str:
     low, high = _decades(reports)
     wide, tall = _WIDTH - _LEFT - 20, _HEIGHT - _BOTTOM - 10
 
@@ -82,7 +81,7 @@ def _curves(reports: _Reports) -> str:
             yield f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + wide}" y1="{y(share):.1f}" y2="{y(share):.1f}"/>'
             yield f'<text x="{_LEFT - 8}" y="{y(share) + 4:.1f}" text-anchor="end">{share:.0%}</text>'
 
-    def curve(place: int, report: dict[str, Any]) -> str:
+    def curve(place: int, report: Report) -> str:
         times = report["ttft_quantiles_ms"]
         points = " ".join(f"{x(time):.1f},{y(at / (len(times) - 1)):.1f}" for at, time in enumerate(times))
         name = html.escape(report["policy"])
@@ -92,7 +91,7 @@ def _curves(reports: _Reports) -> str:
     return _svg(_HEIGHT, [*grid(), *curves])
 
 
-def _bars(reports: _Reports) -> str:
+def _bars(reports: list[Report]) -> str:
     longest = max(max(report["ttft_p99_ms"], report["ttft_mean_ms"]) for report in reports) or 1.0
     wide = _WIDTH - _NAMES - 170
     parts = []
@@ -118,7 +117,7 @@ def can_draw_png() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def write_png(path: Path, runs: list[dict[str, Any]], title: str) -> None:
+def write_png(path: Path, runs: list[Run], title: str) -> None:
     """A row per speed: the distribution of TTFT, and bars of its mean and 99th percentile."""
     from matplotlib.figure import Figure  # no display, no global state
 

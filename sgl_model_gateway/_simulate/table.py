@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+
+from .report import Report
 
 _Column = tuple[str, str, Callable[[float], str], Callable[..., float] | None]
 
@@ -33,7 +34,7 @@ _COLUMNS: tuple[_Column, ...] = (
 _CHURN: tuple[_Column, ...] = (("rerouted", "rerouted", _plain(0), None), ("cut", "cut", _plain(0), None))
 
 
-def table(reports: list[dict[str, Any]]) -> str:
+def table(reports: list[Report]) -> str:
     """The reports as aligned text."""
     churned = any(report["rerouted"] or report["cut"] for report in reports)
     columns = _COLUMNS + (_CHURN if churned else ())
