@@ -50,6 +50,7 @@ The fleet keeps serving at {url} (Ctrl-C ends it). Try:
 """
 
 
+_DESCRIPTION = "Simulated workers, a gateway in front of them, some load, and a table of what each worker served."
 _EXAMPLES = """\
   %(prog)s
   %(prog)s --workers 8 --requests 400 --exit
@@ -59,7 +60,9 @@ _EXAMPLES = """\
 
 def _parse(argv: list[str] | None, prog: str | None) -> argparse.Namespace:
     parser = Parser(
-        prog or program("sgl_model_gateway.demo") or "sgl-model-gateway demo", description=__doc__, examples=_EXAMPLES
+        prog or program("sgl_model_gateway.demo") or "sgl-model-gateway demo",
+        description=_DESCRIPTION,
+        examples=_EXAMPLES,
     )
     parser.add_argument("--workers", type=int, default=4, metavar="N", help="simulated workers to start")
     parser.add_argument("--requests", type=int, default=96, metavar="N", help="requests to send")

@@ -1,7 +1,4 @@
-"""`python -m sgl_model_gateway.sim_worker`: a simulated SGLang worker, for demos and tests without a GPU.
-
-Flags are the options of the simulated worker itself; the options under `faults` have `--fault-` in front.
-"""
+"""`python -m sgl_model_gateway.sim_worker`: a simulated SGLang worker, for demos and tests without a GPU."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from typing import Any
 from ._options.help import Parser, program
 from .sgl_model_gateway_rs import SimWorker, sim_option_defaults
 
+_DESCRIPTION = "A simulated SGLang worker, for demos and tests without a GPU."
 _EXAMPLES = """\
   %(prog)s --port 30000
   %(prog)s --port 30000 --model Qwen/Qwen3-8B --decode-step-base-ms 8
@@ -21,6 +19,49 @@ _EXAMPLES = """\
 
 # Options that are text and unset by default; the other unset ones are numbers.
 _TEXT = {"api_key", "bad_content_length"}
+
+
+# Unit and meaning of every option, by its name; those of a group have it in front. Switches have no unit.
+_HELP: dict[str, tuple[str, str]] = {
+    "host": ("ADDR", "address to listen on"),
+    "port": ("PORT", "TCP port to listen on; 0 takes a free one"),
+    "model": ("NAME", "name of the served model"),
+    "api_key": ("KEY", "key that every request except health and metrics must carry"),
+    "dp_size": ("N", "data-parallel ranks: independent engines behind one port"),
+    "role": ("ROLE", "role in prefill/decode disaggregation: null, prefill or decode"),
+    "bootstrap_port": ("PORT", "bootstrap port that the worker reports; nothing listens on it"),
+    "prefill_tokens_per_sec": ("TOKENS", "prompt tokens computed per second and rank; 0 is instant"),
+    "decode_step_base_ms": ("MS", "time of a decode step, whatever the batch; 0 is instant"),
+    "decode_step_per_seq_ms": ("MS", "time that each sequence of the batch adds to a decode step; 0 is instant"),
+    "max_running_requests": ("N", "sequences in prefill and decode per rank"),
+    "max_queued_requests": ("N", "sequences that may wait per rank, further ones get 503; 0 is 65536"),
+    "kv_cache_tokens": ("TOKENS", "capacity of a rank's prefix cache; 0 is no cache"),
+    "page_size": ("TOKENS", "size of a cache page"),
+    "default_output_tokens": ("TOKENS", "length of a reply if the request sets no maximum"),
+    "startup_delay_ms": ("MS", "time after start during which health and inference return 503"),
+    "record_requests": ("N", "length of the request log at /sim/requests"),
+    "seed": ("N", "seed of request ids and of the fault rate"),
+    "faults.fault_rate": ("RATIO", "probability that a request is hit (0..1)"),
+    "faults.count": ("N", "hits after which the faults of inference requests end; 0 is never"),
+    "faults.for_ms": ("MS", "time after which all faults end; 0 is never"),
+    "faults.status": ("STATUS", "respond with this status (200..599) and a JSON error body"),
+    "faults.status_count": ("N", "responses after which that status ends; 0 is never"),
+    "faults.retry_after": ("SECS", "Retry-After, sent with that status"),
+    "faults.health_status": ("STATUS", "status of /health and /health_generate"),
+    "faults.health_hang": ("", "never respond on /health and /health_generate"),
+    "faults.delay_first_byte_ms": ("MS", "delay before a response begins"),
+    "faults.chunk_delay_ms": ("MS", "delay before each chunk of a body"),
+    "faults.close_before_headers": ("", "close the connection without a response"),
+    "faults.garbage_headers": ("", "respond with bytes that are not HTTP, then close"),
+    "faults.close_mid_headers": ("", "close in the middle of the response's headers"),
+    "faults.close_mid_body": ("BYTES", "close abnormally after this much of the body"),
+    "faults.stall_mid_body": ("BYTES", "send nothing after this much of the body, and keep the connection open"),
+    "faults.duplicate_set_cookie": ("", "send two Set-Cookie headers"),
+    "faults.huge_body_bytes": ("BYTES", "respond 200 with a JSON body of this size; 0 is off"),
+    "faults.bad_content_length": ("TEXT", "respond 200 with this Content-Length, then close"),
+    "faults.refuse_connections": ("", "reset every new connection at once"),
+    "faults.close_after_stream": ("", "close the connection after each stream without announcing it"),
+}
 
 
 def _table() -> Iterator[tuple[str, str, str, Any]]:
@@ -39,7 +80,7 @@ def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
     Args:
         prog: the command as users type it; `None` is a guess.
     """
-    parser = Parser(prog or program("sgl_model_gateway.sim_worker"), description=__doc__, examples=_EXAMPLES)
+    parser = Parser(prog or program("sgl_model_gateway.sim_worker"), description=_DESCRIPTION, examples=_EXAMPLES)
     add_flags(parser)
     return parser
 
@@ -54,12 +95,13 @@ def add_flags(parser: argparse._ActionsContainer, leave_out: Set[str] = frozense
     for group, name, flag, default in _table():
         if name in leave_out:
             continue
+        metavar, text = _HELP.get(f"{group}.{name}".removeprefix("."), ("", " "))
         settings: dict[str, Any] = {"action": "store_true"}
         if not isinstance(default, bool):
             kind = (str if name in _TEXT else int) if default is None else type(default)
-            settings = {"type": kind, "metavar": kind.__name__.upper()}
+            settings = {"type": kind, "metavar": metavar or kind.__name__.upper()}
         parser.add_argument(
-            f"--{flag.replace('_', '-')}", dest=f"{group}.{name}", default=default, help=" ", **settings
+            f"--{flag.replace('_', '-')}", dest=f"{group}.{name}", default=default, help=text, **settings
         )
 
 

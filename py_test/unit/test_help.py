@@ -83,6 +83,7 @@ def test_flags_show_units_choices_and_defaults(parser: argparse.ArgumentParser) 
         "--prefill URL [PORT|none]",
         "--tls-cert-path PATH",
         "--queue-size N",
+        "more wait in the queue; 0 means no limit (default: 0)",
         "one of random, min_load, min_group (default: random)",
         "(default: $REDIS_POOL_MAX or 16)",
     ):

@@ -143,6 +143,13 @@ def test_every_option_of_the_simulated_worker_has_a_flag() -> None:
     assert sim_worker.options(sim_worker.create_parser().parse_args([])) == sim_option_defaults()
 
 
+def test_every_option_of_the_simulated_worker_has_a_line_of_help() -> None:
+    names = {f"{group}.{name}".removeprefix(".") for group, name, _, _ in sim_worker._table()}
+    assert set(sim_worker._HELP) == names
+    switches = {f"{group}.{name}" for group, name, _, default in sim_worker._table() if isinstance(default, bool)}
+    assert {name for name, (unit, _) in sim_worker._HELP.items() if not unit} == switches
+
+
 def test_options_that_are_off_by_default_have_the_right_type() -> None:
     # Set together, each unset option is accepted by the worker with the type its flag gives it.
     unset = [(flag, name in sim_worker._TEXT) for _, name, flag, default in sim_worker._table() if default is None]

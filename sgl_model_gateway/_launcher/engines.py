@@ -60,13 +60,22 @@ class SimEngine:
         """Flags under SGLang's names, then the simulated worker's own."""
         group = parser.add_argument_group("Simulated servers")
         defaults = SimServerArgs()
-        group.add_argument("--model-path", "--model", default=defaults.model_path, help="name of the model served")
-        group.add_argument("--host", default=defaults.host, help="address of the gateway and the workers")
-        group.add_argument("--port", type=int, default=defaults.port, help="port of the gateway")
         group.add_argument(
-            "--dp-size", "--data-parallel-size", type=int, default=defaults.dp_size, help="workers to start"
+            "--model-path", "--model", default=defaults.model_path, metavar="NAME", help="name of the served model"
         )
-        group.add_argument("--api-key", help="key that clients have to show")
+        group.add_argument(
+            "--host", default=defaults.host, metavar="ADDR", help="address of the gateway and the workers"
+        )
+        group.add_argument("--port", type=int, default=defaults.port, metavar="PORT", help="port of the gateway")
+        group.add_argument(
+            "--dp-size",
+            "--data-parallel-size",
+            type=int,
+            default=defaults.dp_size,
+            metavar="N",
+            help="workers to start",
+        )
+        group.add_argument("--api-key", metavar="KEY", help="key demanded from clients")
         sim_worker.add_flags(group, leave_out=_OWN)
 
     def from_cli_args(self, args: argparse.Namespace) -> SimServerArgs:

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 from .logs import error_line
 
 _UNKNOWN = "unrecognized arguments: "
-_NOTHING: tuple[object, ...] = (None, False, [], {}, argparse.SUPPRESS)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -30,7 +29,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         text = action.help or ""
         if action.choices is not None and not action.metavar:
             text += f"; one of {', '.join(map(str, action.choices))}".replace("%", "%%")
-        if "%(default)" in text or any(action.default == nothing for nothing in _NOTHING):
+        default = action.default
+        if default is None or default is False or default in ([], {}, argparse.SUPPRESS) or "%(default)" in text:
             return text
         return f"{text} (default: %(default)s)"
 
