@@ -38,7 +38,7 @@ def set_faults(worker, **faults: Any) -> None:
     urllib.request.urlopen(request, timeout=10).close()
 
 
-def test_chat(sdk):
+def test_a_chat_ends_at_max_tokens(sdk):
     client, _, _ = sdk()
     answer = client.chat.completions.create(model="sim-model", messages=MESSAGES, max_tokens=7)
     assert answer.choices[0].message.content
@@ -66,19 +66,19 @@ def test_completions_of_text_and_of_token_ids(sdk):
         assert all(choice.text for choice in answer.choices)
 
 
-def test_embeddings(sdk):
+def test_embeddings_come_one_per_input(sdk):
     client, _, _ = sdk()
     answer = client.embeddings.create(model="sim-model", input=["a", "b"])
     assert len(answer.data) == 2
     assert all(isinstance(x, float) for x in answer.data[0].embedding)
 
 
-def test_models(sdk):
+def test_models_list_the_workers_model(sdk):
     client, _, _ = sdk(worker={"model": "llama-sim"})
     assert [model.id for model in client.models.list()] == ["llama-sim"]
 
 
-def test_responses(sdk):
+def test_a_response_has_the_output_of_the_worker(sdk):
     client, _, _ = sdk(workers=2)
     answer = client.responses.create(model="sim-model", input="hello")
     assert answer.output_text

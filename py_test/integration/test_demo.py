@@ -24,14 +24,14 @@ def _handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_it_runs_in_this_process(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_runs_in_this_process(capsys: pytest.CaptureFixture[str]) -> None:
     demo.main(["--workers", "2", "--requests", "6", "--exit"])
     out = capsys.readouterr().out
     assert "2 simulated workers behind http://127.0.0.1:" in out and "6/6 requests answered" in out
     assert out.strip().splitlines()[-1].split()[:4] == ["all", "2", "2", "2"]
 
 
-def test_it_takes_any_port_when_the_usual_one_is_taken(
+def test_the_demo_takes_any_port_when_the_usual_one_is_taken(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Router(worker_urls=[], host="127.0.0.1", port=0, prometheus_port=0) as other:
@@ -41,7 +41,7 @@ def test_it_takes_any_port_when_the_usual_one_is_taken(
     assert f":{port}" not in capsys.readouterr().out
 
 
-def test_an_interrupt_ends_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_ends_the_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -65,7 +65,7 @@ def test_senseless_numbers_are_usage_errors(flag: str) -> None:
     assert exit_.value.code == 2
 
 
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     progress = demo_load.Progress(4, width=8)
     for done in (1, 4):

@@ -60,7 +60,7 @@ def check_code(launcher: Launcher, code: int, first: int, last: int) -> None:
 
 
 @pytest.mark.parametrize("start", range(0, ROUNDS, BATCH))
-def test_whenever_it_is_ended_nothing_is_left(start: int) -> None:
+def test_a_launcher_ended_at_any_moment_leaves_nothing(start: int) -> None:
     with ThreadPoolExecutor(2) as pool:
         for outcome in [pool.submit(partial(one_round, number)) for number in range(start, start + BATCH)]:
             outcome.result()

@@ -201,7 +201,7 @@ def test_restarts_can_be_turned_off(launch: Any) -> None:
         (["--no-such-flag"], "unrecognized arguments"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_left_behind(
+def test_options_that_cannot_work_are_refused_and_leave_nothing_behind(
     launch: Any, flags: list[str], problem: str
 ) -> None:
     launcher = launch(*flags)

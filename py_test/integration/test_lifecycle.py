@@ -77,7 +77,7 @@ def test_a_with_block_serves_and_stops(sim_workers: Any) -> None:
         _ = gateway.url
 
 
-def test_it_starts_again_after_a_stop() -> None:
+def test_a_gateway_starts_again_after_a_stop() -> None:
     gateway = router()
     urls = []
     for _ in range(3):
@@ -96,7 +96,7 @@ def test_starting_twice_is_an_error_and_changes_nothing() -> None:
         get_json(f"{gateway.url}/workers")
 
 
-def test_several_at_once(sim_workers: Any, gateway: Any) -> None:
+def test_several_gateways_serve_at_once(sim_workers: Any, gateway: Any) -> None:
     workers = sim_workers(2)
     first, second = gateway([workers[0].url]), gateway([workers[1].url])
     assert first.url != second.url
@@ -164,7 +164,7 @@ def test_the_first_stop_lets_requests_finish(sim_workers: Any, gateway: Any, in_
     assert served.wait(DEADLINE) is True
 
 
-def test_the_second_stop_does_not(sim_workers: Any, gateway: Any, in_flight: Any) -> None:
+def test_the_second_stop_ends_requests(sim_workers: Any, gateway: Any, in_flight: Any) -> None:
     (worker,) = sim_workers(1, **SLOW)
     served = gateway([worker.url], shutdown_grace_period_secs=60)
     answer = in_flight(served, seconds=50.0)
@@ -187,7 +187,7 @@ def test_from_args_serves_what_the_flags_say(sim_workers: Any) -> None:
             generate(url)
 
 
-def test_a_simulated_worker_lives_likewise() -> None:
+def test_a_simulated_worker_starts_and_stops_like_a_gateway() -> None:
     worker = SimWorker(port=0, model="m")
     with worker:
         assert get_json(f"{worker.url}/v1/models")["data"][0]["id"] == "m"

@@ -62,7 +62,7 @@ def test_a_batch_gets_a_room_each(pair: Pair, path: str, batch: dict[str, Any], 
 
 
 @pytest.mark.parametrize("body", [{"input_ids": []}, {"input_ids": [1, 2]}, {}, {"text": "a"}])
-def test_what_is_no_batch_gets_one_room(pair: Pair, body: dict[str, Any]) -> None:
+def test_a_single_request_gets_one_room(pair: Pair, body: dict[str, Any]) -> None:
     for backend in pair.backends:
         backend.on(GENERATE, says({}))
     assert pair.post(GENERATE, body)[0] == 200
@@ -91,7 +91,7 @@ def test_one_client_session_serves_all_requests(pair: Pair) -> None:
     assert len({exchange.client_address for exchange in pair.decode.seen}) == 1
 
 
-def test_what_belongs_to_one_client_stays_with_it(make_pair: Callable[..., Pair]) -> None:
+def test_cookies_and_hop_headers_go_no_further(make_pair: Callable[..., Pair]) -> None:
     pair = make_pair()
     # Cookies are kept for names, not for addresses.
     pair.balancer.decode_urls[0] = pair.decode.url.replace("127.0.0.1", "localhost")
@@ -266,7 +266,7 @@ def test_a_stream_that_breaks_off_amid_the_answer_ends_with_an_error_event(pair:
 
 
 @pytest.mark.parametrize("leg", ["prefill", "decode"])
-def test_a_leg_that_cannot_be_reached(make_pair: Callable[..., Pair], leg: str) -> None:
+def test_a_leg_that_cannot_be_reached_is_502(make_pair: Callable[..., Pair], leg: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         unused = f"http://127.0.0.1:{gone.getsockname()[1]}"
     options = {"prefill_urls": [(unused, None)]} if leg == "prefill" else {"decode_urls": [unused]}
@@ -277,7 +277,7 @@ def test_a_leg_that_cannot_be_reached(make_pair: Callable[..., Pair], leg: str) 
     assert status == 502 and f"the {leg} server {unused}" in answer["error"]["message"]
 
 
-def test_a_leg_that_takes_too_long(make_pair: Callable[..., Pair]) -> None:
+def test_a_leg_that_takes_too_long_is_504(make_pair: Callable[..., Pair]) -> None:
     pair = make_pair(request_timeout_secs=1)
     for backend in pair.backends:
         backend.on(GENERATE, hangs)
@@ -301,7 +301,7 @@ def test_a_client_that_leaves_ends_both_legs(pair: Pair, stream: bool) -> None:
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"\xff"])
-def test_a_body_that_is_no_json_object(pair: Pair, body: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_400(pair: Pair, body: bytes) -> None:
     response = pair.call("POST", GENERATE, body)
     assert response.status == 400 and b"the body is not" in response.read()
     assert pair.prefill.seen == []

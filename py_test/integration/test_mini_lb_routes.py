@@ -51,7 +51,7 @@ def test_broadcasts_reach_all_and_report_failures(pair: Pair, method: str, path:
     assert response.status == 400 and f"{pair.decode.url}{path}: busy" in response.read().decode()
 
 
-def test_broadcasts_to_a_server_that_is_gone(make_pair: Callable[..., Pair]) -> None:
+def test_a_broadcast_to_a_server_that_is_gone_is_502(make_pair: Callable[..., Pair]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         unused = f"http://127.0.0.1:{gone.getsockname()[1]}"
     pair = make_pair(decode_urls=[unused])
@@ -62,7 +62,7 @@ def test_broadcasts_to_a_server_that_is_gone(make_pair: Callable[..., Pair]) -> 
 
 @pytest.mark.parametrize("path", ["/server_info", "/get_server_info"])
 @pytest.mark.parametrize("theirs", ["/server_info", "/get_server_info"])
-def test_server_info_of_all(pair: Pair, path: str, theirs: str) -> None:
+def test_server_info_lists_every_server(pair: Pair, path: str, theirs: str) -> None:
     pair.prefill.on(theirs, says({"a": 1, "internal_states": [{"p": 1}]}))
     pair.decode.on(theirs, says({"b": 1}))
     answer = json.loads(pair.call("GET", path).read())
@@ -73,7 +73,7 @@ def test_server_info_of_all(pair: Pair, path: str, theirs: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/model_info", "/get_model_info"])
-def test_model_info_of_the_first_prefill_server(pair: Pair, path: str) -> None:
+def test_model_info_is_the_first_prefill_servers(pair: Pair, path: str) -> None:
     pair.prefill.on("/model_info", says({"model_path": "m"}))
     assert json.loads(pair.call("GET", path).read()) == {"model_path": "m"}
     pair.prefill.on("/model_info", says(b"broken", 500))
@@ -87,7 +87,7 @@ def test_model_info_of_the_first_prefill_server(pair: Pair, path: str) -> None:
     assert pair.call("GET", path).status == 503 == pair.call("GET", "/v1/models").status
 
 
-def test_models_of_the_first_prefill_server(pair: Pair) -> None:
+def test_models_are_the_first_prefill_servers(pair: Pair) -> None:
     pair.prefill.on("/v1/models", says({"data": []}))
     assert json.loads(pair.call("GET", "/v1/models").read()) == {"data": []}
     pair.prefill.on("/v1/models", says({"error": "key"}, 401))

@@ -54,7 +54,7 @@ def test_default_handlers_are_back_afterwards(run: Any) -> None:
     assert child.lines_until_end() == (["returned None", "True"], 0)
 
 
-def test_a_handler_of_the_program_hears_of_it_afterwards(run: Any) -> None:
+def test_a_handler_of_the_program_runs_afterwards(run: Any) -> None:
     before = "signal.signal(signal.SIGTERM, lambda number, frame: print('heard', number))"
     child, _ = serve(run, [], before=before)
     child.process.send_signal(signal.SIGTERM)
@@ -86,7 +86,7 @@ def test_the_first_signal_lets_a_request_finish(run: Any, sim_workers: Any) -> N
     assert child.lines_until_end() == (["returned None"], 0)
 
 
-def test_the_second_signal_cuts_it(run: Any, sim_workers: Any) -> None:
+def test_the_second_signal_ends_a_request(run: Any, sim_workers: Any) -> None:
     (worker,) = sim_workers(1, decode_step_base_ms=50.0)
     child, url = serve(run, [worker.url])
     with ThreadPoolExecutor() as pool:

@@ -92,7 +92,9 @@ def test_the_published_surface_is_whole() -> None:
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row["flag"])
-def test_a_published_flag(row: dict[str, str], flags: dict[str, argparse.Action]) -> None:
+def test_a_published_flag_keeps_group_default_type_and_choices(
+    row: dict[str, str], flags: dict[str, argparse.Action]
+) -> None:
     action, owner = flags[row["flag"]], FIELDS[row["field"]]
     assert flag_of(owner).group == row["group"] == action.container.title  # type: ignore[attr-defined]
     assert default_of(owner) == ast.literal_eval(row["default"])

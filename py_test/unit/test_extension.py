@@ -44,7 +44,7 @@ MEMBERS = [(kind, name) for kind, names in ENUMS.items() for name in names.split
 
 
 @pytest.mark.parametrize(("kind", "name"), MEMBERS, ids=lambda value: getattr(value, "__name__", value))
-def test_a_member(kind: Any, name: str) -> None:
+def test_a_member_has_a_number_a_name_and_a_hash(kind: Any, name: str) -> None:
     member = getattr(kind, name)
     assert int(member) == ENUMS[kind].split().index(name)
     assert repr(member) == f"{kind.__name__}.{name}"
@@ -76,7 +76,7 @@ def test_members_of_different_enums_differ() -> None:
     "name",
     ["Role", "ApiKeyEntry", "JwtConfig", "ControlPlaneAuthConfig", "OracleConfig", "PostgresConfig", "RedisConfig"],
 )
-def test_one_class_under_two_names(name: str) -> None:
+def test_a_class_under_two_names_is_one_class(name: str) -> None:
     assert getattr(extension, name) is getattr(extension, f"Py{name}")
     assert getattr(extension, name).__module__ == "sgl_model_gateway.sgl_model_gateway_rs"
 
@@ -102,7 +102,7 @@ def test_attributes_can_be_written() -> None:
     assert (redis.url, redis.retention_days) == ("v", None)
 
 
-def test_their_checks() -> None:
+def test_configuration_objects_check_their_values() -> None:
     with pytest.raises(ValueError, match="pool_min must be at least 1"):
         PyOracleConfig(pool_min=0)
     with pytest.raises(ValueError, match="pool_max must be >= pool_min"):
@@ -157,7 +157,7 @@ def test_a_wrong_type_names_its_keyword(wrong: dict[str, Any]) -> None:
         Router(**({"worker_urls": WORKERS} | wrong))
 
 
-def test_the_complaints_of_a_python_function() -> None:
+def test_wrong_arguments_raise_as_a_python_function_does() -> None:
     with pytest.raises(TypeError, match="worker_urls"):
         Router(port=1)
     with pytest.raises(TypeError, match="multiple values for argument 'worker_urls'"):
@@ -206,7 +206,7 @@ def test_a_broken_rule_is_a_value_error_at_construction(wrong: dict[str, Any], f
         Router(**({"worker_urls": WORKERS} | wrong))
 
 
-def test_what_is_not_built_is_refused_by_name() -> None:
+def test_an_option_that_is_not_built_is_refused_by_name() -> None:
     missing = "^Configuration error: option 'enable_wasm' needs WASM middleware, which this build does not have$"
     with pytest.raises(ValueError, match=missing):
         Router(WORKERS, enable_wasm=True)
@@ -252,7 +252,7 @@ def test_every_option_reads_as_an_attribute() -> None:
 # --- functions
 
 
-def test_versions() -> None:
+def test_the_version_is_that_of_the_package() -> None:
     line = extension.get_version_string()
     assert line == f"sgl-model-gateway {extension.__version__}"
     verbose = extension.get_verbose_version_string()
@@ -292,7 +292,7 @@ def test_importing_takes_no_time() -> None:
     assert min(float(run.stdout) for run in runs) < 0.15
 
 
-def test_lazy_names() -> None:
+def test_names_of_the_package_resolve_at_first_use() -> None:
     import sgl_model_gateway
     from sgl_model_gateway import router, router_args
 

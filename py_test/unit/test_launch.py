@@ -29,7 +29,7 @@ def router(monkeypatch: pytest.MonkeyPatch) -> Mock:
 # --- launch_router
 
 
-def test_it_takes_router_args_or_a_namespace(router: Mock) -> None:
+def test_launch_router_takes_router_args_or_a_namespace(router: Mock) -> None:
     args = RouterArgs(port=5)
     assert launch_router.launch_router(args) is None  # type: ignore[func-returns-value]
     router.from_args.assert_called_once_with(args)
@@ -92,13 +92,15 @@ def outcome(argv: list[str]) -> object:
         ("--version-verbose", get_verbose_version_string()),
     ],
 )
-def test_versions(flag: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_version_flag_prints_the_version(flag: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome([flag]) == 0
     assert capsys.readouterr().out == f"{text}\n"
 
 
 @pytest.mark.parametrize(("argv", "code"), [([], 1), (["nonsense"], 1), (["--port"], 1), (["-h"], 0), (["--help"], 0)])
-def test_help_goes_to_stdout(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_known_command_help_goes_to_stdout(
+    argv: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert outcome(argv) == code
     out, err = capsys.readouterr()
     assert out.startswith("usage:") and all(word in out for word in ("launch", "server", "demo", "sim-worker"))
@@ -115,12 +117,12 @@ def test_launch_hands_its_flags_on(router: Mock) -> None:
     assert (args.port, args.worker_urls, args.prometheus_port) == (7, ["http://a"], None)
 
 
-def test_launch_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_launch_help_lists_the_gateways_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome(["launch", "--help"]) == 0
     assert "--worker-urls" in capsys.readouterr().out
 
 
-def test_server_swaps_argv(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_runs_the_launcher_and_restores_argv(monkeypatch: pytest.MonkeyPatch) -> None:
     before = sys.argv
     monkeypatch.setattr(launch_server, "main", lambda: seen.extend(sys.argv))
     seen: list[str] = []
@@ -129,7 +131,7 @@ def test_server_swaps_argv(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("module", ["", ".launch_router", ".launch_server", ".sim_worker"])
-def test_modules_run(module: str) -> None:
+def test_a_module_runs_as_a_script(module: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", f"sgl_model_gateway{module}", "--help"], capture_output=True, text=True, check=True
     )

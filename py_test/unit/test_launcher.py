@@ -45,7 +45,7 @@ def outcome(argv: list[str]) -> Any:
 # --- helpers that others import or patch
 
 
-def test_importing_it_changes_nothing() -> None:
+def test_importing_launch_server_changes_nothing() -> None:
     code = """
 import logging, multiprocessing, signal, sys
 before = [signal.getsignal(n) for n in (2, 3, 15)]
@@ -143,7 +143,7 @@ def test_sglangs_flags_and_ours_live_in_one_parser(stub: None) -> None:
     assert router.api_key is None and router.model_path is None
 
 
-def test_help_lists_everything(stub: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_flags_of_engine_gateway_and_launcher(stub: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome(["--help"]) == 0
     out = capsys.readouterr().out
     for flag in ("--gpu-id-step", "--router-policy", "--router-dp-worker-base-port", "--worker-urls", "--engine"):
@@ -285,7 +285,7 @@ def test_signals_end_the_program_until_they_are_deferred() -> None:
         (-63, "was ended by signal 63", 191),
     ],
 )
-def test_how_a_worker_ended(code: int, words: str, exit_code: int) -> None:
+def test_a_workers_end_is_put_into_words_and_an_exit_code(code: int, words: str, exit_code: int) -> None:
     assert supervisor._ending(code) == words
     assert supervisor._as_exit_code(code) == exit_code
 

@@ -36,7 +36,7 @@ assert sgl_model_gateway.mini_lb.lb is None
 
 
 @pytest.mark.parametrize("module", ["fastapi", "uvicorn", "aiohttp"])
-def test_what_is_missing_is_named(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_its_install_command(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", Mock())
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(RuntimeError, match=rf"needs {module}, .*pip install 'sgl-model-gateway\[mini-lb\]'"):
@@ -57,12 +57,12 @@ def test_what_is_missing_is_named(module: str, monkeypatch: pytest.MonkeyPatch) 
         ({"decode_urls": ["http://"]}, "--decode: 'http://' is not"),
     ],
 )
-def test_what_it_needs(options: dict[str, Any], problem: str) -> None:
+def test_options_it_cannot_work_with_are_refused_by_name(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         MiniLoadBalancer(arguments(**options))
 
 
-def test_the_policy_is_all_it_changes_and_what_it_ignores_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_policy_is_changed_and_ignored_options_are_named(caplog: pytest.LogCaptureFixture) -> None:
     args = arguments(policy="cache_aware", queue_size=7, log_level="info", prometheus_host="0.0.0.0")
     before = vars(args).copy()
     balancer = MiniLoadBalancer(args)
@@ -87,7 +87,7 @@ def test_pairs_are_random_and_keep_their_port() -> None:
 @pytest.mark.parametrize(
     ("address", "wrapped"), [("::1", "[::1]"), ("2001:db8::1", "[2001:db8::1]"), ("127.0.0.1", "127.0.0.1"), ("a", "a")]
 )
-def test_ipv6_gets_brackets(address: str, wrapped: str) -> None:
+def test_an_ipv6_address_gets_brackets(address: str, wrapped: str) -> None:
     assert maybe_wrap_ipv6_address(address) == wrapped
 
 
@@ -104,11 +104,11 @@ def test_ipv6_gets_brackets(address: str, wrapped: str) -> None:
         ({}, None),
     ],
 )
-def test_batch_sizes(request_: dict[str, Any], size: int | None) -> None:
+def test_a_batch_is_as_large_as_its_list_of_prompts(request_: dict[str, Any], size: int | None) -> None:
     assert _get_request_batch_size(request_) == size
 
 
-def test_it_serves_at_the_given_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_balancer_serves_at_the_given_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", uvicorn := Mock())
     monkeypatch.setattr(mini_lb, "lb", None)
     balancer = MiniLoadBalancer(arguments(host="[::1]", port=5, log_level="warn", shutdown_grace_period_secs=9))

@@ -41,7 +41,7 @@ def keywords_of(monkeypatch: pytest.MonkeyPatch) -> Any:
 # --- helpers
 
 
-def test_policies_by_name() -> None:
+def test_a_policy_is_found_by_its_exact_name() -> None:
     assert all(policy_from_str(name) is member for name, member in PolicyType.members().items())
     assert policy_from_str(None) is None
     assert policy_from_str(PolicyType.Random) == PolicyType.Random
@@ -50,14 +50,14 @@ def test_policies_by_name() -> None:
             policy_from_str(name)
 
 
-def test_backends_by_name() -> None:
+def test_a_backend_is_found_by_its_name_in_any_case() -> None:
     assert backend_from_str(None) == backend_from_str("SGLang") == BackendType.Sglang
     assert backend_from_str(BackendType.Openai) == backend_from_str("openai") == BackendType.Openai
     with pytest.raises(ValueError, match="^Unknown backend: x.*sglang, openai"):
         backend_from_str("x")
 
 
-def test_history_backends_by_name() -> None:
+def test_a_history_backend_is_found_by_its_name_in_any_case() -> None:
     assert history_backend_from_str(None) == HistoryBackendType.Memory
     assert history_backend_from_str("NONE") == getattr(HistoryBackendType, "None")
     assert history_backend_from_str(HistoryBackendType.Redis) == HistoryBackendType.Redis
@@ -65,7 +65,7 @@ def test_history_backends_by_name() -> None:
         history_backend_from_str("x")
 
 
-def test_roles_by_name() -> None:
+def test_only_admin_is_the_role_admin() -> None:
     assert role_from_str("ADMIN") == PyRole.Admin
     assert role_from_str("anything") == PyRole.User
     with pytest.raises(AttributeError):
@@ -97,7 +97,7 @@ def test_control_plane_auth_is_refused_under_the_name_that_was_written() -> None
         assert "s3cret" not in str(error.value)
 
 
-def test_no_control_plane_auth() -> None:
+def test_without_keys_and_tokens_there_is_no_control_plane_auth() -> None:
     assert build_control_plane_auth_config({}) is None
     assert build_control_plane_auth_config(vars(RouterArgs())) is None
 
@@ -115,7 +115,7 @@ def test_the_keywords_are_exactly_those_of_the_rust_class(keywords_of: Any) -> N
     assert set(keywords_of(RouterArgs())) == set(option_names())
 
 
-def test_names_become_members(keywords_of: Any) -> None:
+def test_names_of_options_become_members(keywords_of: Any) -> None:
     keywords = keywords_of(RouterArgs(policy="random", prefill_policy="bucket", history_backend="none"))
     assert keywords["policy"] == PolicyType.Random
     assert (keywords["prefill_policy"], keywords["decode_policy"]) == (PolicyType.Bucket, None)
@@ -130,7 +130,7 @@ def test_the_callers_object_stays_intact(keywords_of: Any) -> None:
     assert args == before and first.keys() == second.keys()
 
 
-def test_which_urls_are_passed(keywords_of: Any) -> None:
+def test_urls_of_the_mode_in_force_are_passed(keywords_of: Any) -> None:
     urls: dict[str, Any] = {"worker_urls": ["w"], "prefill_urls": [("p", None)], "decode_urls": ["d"]}
     assert {name: keywords_of(RouterArgs(**urls))[name] for name in urls} == {
         "worker_urls": ["w"],
@@ -182,14 +182,14 @@ def test_none_where_a_dict_belongs_is_a_type_error() -> None:
 # --- the wrapper
 
 
-def test_it_wraps_a_rust_router() -> None:
+def test_router_wraps_a_rust_router() -> None:
     inner: Any = FakeRouter()
     assert Router(inner)._router is inner
     with pytest.raises(TypeError, match="not both"):
         Router(inner, port=1)
 
 
-def test_it_builds_one_from_keywords() -> None:
+def test_router_is_built_from_keywords() -> None:
     built = Router(worker_urls=["http://a"], policy="random")
     assert (built.policy, built.port, built.running) == (PolicyType.Random, 3001, False)
     assert Router(["http://a"], PolicyType.Random).policy == PolicyType.Random

@@ -50,7 +50,7 @@ def foreign(argv: list[str], **switches: bool) -> RouterArgs:
 # --- defaults
 
 
-def test_command_line_and_dataclass_differ_in_three_defaults() -> None:
+def test_command_line_and_dataclass_differ_in_two_defaults() -> None:
     parsed, built = vars(parse_router_args([])), vars(RouterArgs())
     assert {name: (parsed[name], built[name]) for name in parsed if parsed[name] != built[name]} == {
         "log_level": ("info", None),
@@ -74,12 +74,12 @@ def test_nothing_is_checked_at_construction() -> None:
     assert (args.worker_urls, args.host, args.port) == (["not a url"], "nowhere", -5)
 
 
-def test_it_copies_and_pickles() -> None:
+def test_router_args_copy_and_pickle() -> None:
     args = parse_router_args(["--prefill", "http://a", "1", "--selector", "a=b"])
     assert copy.deepcopy(args) == args == pickle.loads(pickle.dumps(args))
 
 
-def test_its_repr_shows_no_secret() -> None:
+def test_the_repr_of_router_args_shows_no_secret() -> None:
     secrets = {"api_key": "s3cret", "oracle_password": "s3cret", "postgres_db_url": "s3cret", "redis_url": "s3cret"}
     args = RouterArgs(**secrets, control_plane_api_keys=[("i", "n", "s3cret", "admin")])  # type: ignore[arg-type]
     assert "s3cret" not in repr(args)
@@ -88,7 +88,7 @@ def test_its_repr_shows_no_secret() -> None:
 # --- how flags are written
 
 
-def test_abbreviations_work() -> None:
+def test_a_unique_beginning_of_a_flag_is_accepted() -> None:
     assert parse_router_args(["--worker-url", "http://a"]).worker_urls == ["http://a"]
     assert parse_router_args(["--eviction-interval", "7"]).eviction_interval_secs == 7
     assert foreign(["--router-eviction-interval", "7"]).eviction_interval_secs == 7
@@ -98,7 +98,7 @@ def test_a_list_given_twice_keeps_the_last() -> None:
     assert parse_router_args(["--worker-urls", "a", "b", "--worker-urls", "c"]).worker_urls == ["c"]
 
 
-def test_equals_works() -> None:
+def test_a_flag_takes_its_value_after_an_equals_sign() -> None:
     args = parse_router_args(["--port=1", "--prefill=http://a", "--prefill=http://b"])
     assert args.port == 1 and args.prefill_urls == [("http://a", None), ("http://b", None)]
 
@@ -177,7 +177,7 @@ def test_prefix_and_exclusion_are_independent() -> None:
 # --- namespaces made by hand
 
 
-def test_a_sparse_namespace_with_strangers_is_fine() -> None:
+def test_a_namespace_with_few_or_foreign_names_is_read() -> None:
     args = RouterArgs.from_cli_args(SimpleNamespace(port=1, stranger="x", tls_cert_path="c"))
     assert (args.port, args.server_cert_path, args.policy) == (1, "c", "cache_aware")
     assert RouterArgs.from_cli_args(SimpleNamespace()) == RouterArgs()
@@ -255,7 +255,7 @@ def test_help_survives_a_bad_variable_and_shows_no_value(
         ("a=b c=d", {"a": "b", "c": "d"}),
     ],
 )
-def test_selectors(items: object, labels: dict[str, str]) -> None:
+def test_selector_tokens_become_a_dict(items: object, labels: dict[str, str]) -> None:
     assert RouterArgs._parse_selector(items) == labels  # type: ignore[arg-type]
 
 
@@ -275,7 +275,7 @@ def test_a_selector_token_without_equals_is_dropped_with_a_warning(caplog: pytes
         (["http://a", "70000"], ("http://a", 70000)),
     ],
 )
-def test_prefill_urls(values: list[str], parsed: tuple[str, int | None]) -> None:
+def test_a_prefill_url_has_a_port_or_none(values: list[str], parsed: tuple[str, int | None]) -> None:
     assert RouterArgs._parse_prefill_urls([values]) == [parsed]
 
 
@@ -319,7 +319,7 @@ def test_a_bad_api_key_is_not_repeated(entry: str, message: str) -> None:
     assert "s3cret" not in str(error.value)
 
 
-def test_jwt_roles() -> None:
+def test_jwt_roles_become_a_dict_of_known_roles() -> None:
     parse = RouterArgs._parse_jwt_role_mapping
     assert parse(["a=ADMIN", "b=user", "a=user"]) == {"a": "user", "b": "user"}
     assert parse(None) == parse([]) == {}

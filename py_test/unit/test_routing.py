@@ -95,7 +95,7 @@ def test_only_ready_workers_are_chosen() -> None:
     assert policy.loads()[WORKERS[1]]["ready"] is False
 
 
-def test_what_a_worker_forgot_is_forgotten() -> None:
+def test_a_flushed_worker_has_no_matches() -> None:
     policy = fleet()
     home = policy.route(text=TEXT).worker
     policy.flush_worker(home)
@@ -157,7 +157,7 @@ def test_without_a_seed_policies_differ() -> None:
 
 
 @pytest.mark.parametrize("name", PolicyType.members())
-def test_many_threads_and_a_changing_fleet(name: str) -> None:
+def test_many_threads_route_while_the_fleet_changes(name: str) -> None:
     policy, over = fleet(name), threading.Event()
 
     def churn() -> None:
@@ -190,7 +190,7 @@ def test_many_threads_and_a_changing_fleet(name: str) -> None:
 # --- mistakes
 
 
-def test_unknown_and_double_workers() -> None:
+def test_an_unknown_worker_is_a_key_error_and_a_double_one_a_value_error() -> None:
     policy = fleet()
     for act in (policy.remove_worker, policy.flush_worker, lambda url: policy.set_ready(url, True)):
         with pytest.raises(KeyError, match="http://unknown"):
@@ -223,7 +223,7 @@ def test_unknown_and_double_workers() -> None:
     ],
     ids=repr,
 )
-def test_wrong_prompts(prompt: dict[str, Any], error: type[Exception]) -> None:
+def test_a_wrong_prompt_is_a_type_or_value_error(prompt: dict[str, Any], error: type[Exception]) -> None:
     policy = fleet()
     with pytest.raises(error):
         policy.route(**prompt)
@@ -248,7 +248,7 @@ def test_wrong_prompts(prompt: dict[str, Any], error: type[Exception]) -> None:
     ],
     ids=repr,
 )
-def test_wrong_tunables(tunables: dict[str, Any], error: type[Exception]) -> None:
+def test_a_wrong_tunable_is_an_error_that_names_it(tunables: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match=next(iter(tunables.values() if "name" in tunables else tunables))):
         Policy(**tunables)
 

@@ -117,7 +117,7 @@ def test_no_worker_gets_a_port_that_is_spoken_for() -> None:
         ("gpu-1", "http://gpu-1:5"),
     ],
 )
-def test_worker_urls(host: str | None, url: str) -> None:
+def test_a_worker_url_is_one_that_the_gateway_can_reach(host: str | None, url: str) -> None:
     assert worker_url(host, 5) == url
 
 
@@ -158,7 +158,7 @@ def test_only_fields_that_exist_are_set() -> None:
     assert vars(own) == {"port": 7, "tp_size": 2}
 
 
-def test_servers_get_a_bare_host() -> None:
+def test_servers_get_an_ipv6_host_without_brackets() -> None:
     given = SimpleNamespace(port=1, host="[::1]")
     assert replica(given, 5, 0).host == "::1" and given.host == "[::1]"
     assert replica(SimpleNamespace(port=1, host="localhost"), 5, 0).host == "localhost"
@@ -182,7 +182,7 @@ def test_side_ports_are_one_apart_and_nccl_follows_the_worker() -> None:
         ({"tp_size": 16, "nnodes": 2}, 8),
     ],
 )
-def test_gpus_per_replica(fields: dict[str, int], gpus: int) -> None:
+def test_a_replica_spans_its_share_of_gpus_on_a_node(fields: dict[str, int], gpus: int) -> None:
     servers = SimpleNamespace(port=1, base_gpu_id=3, **fields)
     assert gpus_per_replica(servers) == gpus
     assert [replica(servers, 5, rank).base_gpu_id for rank in (0, 1)] == [3, 3 + gpus]
@@ -225,12 +225,12 @@ def test_on_cpus_replicas_share_the_numa_nodes_there_are(monkeypatch: pytest.Mon
         ("--host", {"host": "no such host"}, {}),
     ],
 )
-def test_what_cannot_work_is_refused_by_name(flag: str, servers: dict[str, Any], router: dict[str, Any]) -> None:
+def test_a_flag_that_cannot_work_is_refused_by_name(flag: str, servers: dict[str, Any], router: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{flag}: "):
         refuse(SimpleNamespace(**servers), RouterArgs(**router))
 
 
-def test_what_works_is_not() -> None:
+def test_options_that_work_are_not_refused() -> None:
     servers = SimpleNamespace(dp_size=2, disaggregation_mode="null", dist_init_addr="a:1", api_key="k", grpc_mode=False)
     refuse(servers, RouterArgs(api_key="k", policy="random"))
     refuse(SimpleNamespace(), RouterArgs(api_key="for clients only"))

@@ -107,13 +107,13 @@ def test_a_single_worker_is_a_queue(tmp_path: Path) -> None:
     assert report["ttft_quantiles_ms"][0] == report["ttft_max_ms"] == 1000
 
 
-def test_full_queues_reject(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_queue_rejects_requests(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--workers", 1, "--max-queued", 3, "--speed", 1e6, "--policy", "random"]
     report = as_json(capsys, "--trace", trace, *flags)["runs"][0]["policies"][0]
     assert report["rejected"] == 400 - 4 and report["goodput"] <= 0.01
 
 
-def test_workers_come_and_go(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_events_take_workers_out_and_bring_them_back(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--workers", 2, "--speed", 60, "--policy", "cache_aware", "--decode-ms", 5]
     events = ["--event", "20000:1:leave", "--event", "30000:1:join", "--event", "35000:0:flush"]
     usual = as_json(capsys, "--trace", trace, *flags)["runs"][0]["policies"][0]
@@ -124,7 +124,7 @@ def test_workers_come_and_go(trace: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "rerouted" in capsys.readouterr().out
 
 
-def test_limit_and_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limit_takes_the_first_requests_by_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = conversations(50)
     path = write(tmp_path / "shuffled", rows[25:] + rows[:25])
     assert not FleetTrace(path).was_sorted and len(FleetTrace(path)) == 50
@@ -191,7 +191,7 @@ def test_a_png_without_matplotlib_is_refused_before_the_work(
     assert "pip install 'sgl-model-gateway[plot]'" in said and ".html" in said and not picture.exists()
 
 
-def test_as_a_module_of_its_own(trace: Path) -> None:
+def test_the_simulator_runs_as_a_module(trace: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -217,7 +217,7 @@ def test_help_names_policies_and_flags(capsys: pytest.CaptureFixture[str]) -> No
 # --- mistakes
 
 
-def test_bad_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_trace_is_one_line_that_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "No such file" in refused(capsys, "--trace", tmp_path / "missing")
     assert "empty" in refused(capsys, "--trace", write(tmp_path / "empty", []))
     path = write(tmp_path / "bad", conversations(2))
@@ -261,11 +261,13 @@ def test_bad_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=" ".join,
 )
-def test_bad_flags(trace: Path, capsys: pytest.CaptureFixture[str], flags: list[str], why: str) -> None:
+def test_a_wrong_flag_is_one_line_that_names_it(
+    trace: Path, capsys: pytest.CaptureFixture[str], flags: list[str], why: str
+) -> None:
     assert why in refused(capsys, "--trace", trace, *flags)
 
 
-def test_mistakes_of_callers(trace: Path) -> None:
+def test_wrong_arguments_of_the_function_are_errors(trace: Path) -> None:
     with pytest.raises(FileNotFoundError):
         FleetTrace(trace.parent / "missing")
     with pytest.raises(ValueError, match="unknown policy"):
