@@ -1,5 +1,12 @@
 """The gateway that fleets of SGLang inference workers are put behind.
 
+Usage:
+
+    from sgl_model_gateway import Router
+
+    with Router(worker_urls=["http://gpu-1:30000"], port=0) as gateway:
+        print(gateway.url)
+
 Nothing heavy is imported here: names resolve when they are first used.
 """
 
@@ -22,7 +29,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    try:
+        value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    except ImportError as error:  # so that `hasattr` answers
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}: {error}") from error
     return value
 
 

@@ -59,7 +59,9 @@ def launch_router(args: argparse.Namespace | RouterArgs) -> None:
     try:
         router_args = args if isinstance(args, RouterArgs) else RouterArgs.from_cli_args(args)
         if router_args.mini_lb:
-            sys.modules[__name__].MiniLoadBalancer(router_args).start()  # through the module, where tests replace it
+            sys.modules[__name__].MiniLoadBalancer(
+                router_args
+            ).start()  # through the module: upstream's tests replace it there
             return
         if router_args.test_external_dp_routing:
             raise ValueError("option 'test_external_dp_routing' is for --mini-lb only")

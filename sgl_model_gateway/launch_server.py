@@ -148,7 +148,7 @@ def wait_for_server_health(host: str, port: int, timeout: float = 300) -> bool:
     Raises:
         AttributeError: the package `requests` is not installed.
     """
-    requests = sys.modules[__name__].requests  # through the module, where tests replace it
+    requests = sys.modules[__name__].requests  # through the module: upstream's tests replace it there
     started = time.perf_counter()
     while time.perf_counter() - started < timeout:
         try:

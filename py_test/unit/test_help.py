@@ -247,6 +247,7 @@ def test_the_last_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("module", "name", "package"),
     [
+        ("__init__", "Router", "sgl_model_gateway.sgl_model_gateway_rs"),
         ("launch_server", "requests", "requests"),
         ("launch_server", "ServerArgs", "sglang"),
         ("launch_server", "launch_server", "sglang"),
@@ -257,8 +258,8 @@ def test_the_last_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_a_missing_package_is_a_missing_attribute(module: str, name: str, package: str) -> None:
     code = f"""
-import sys
-import sgl_model_gateway.{module} as module
+import importlib, sys
+module = importlib.import_module("sgl_model_gateway.{module}".removesuffix(".__init__"))
 for loaded in [loaded for loaded in sys.modules if loaded.partition(".")[0] == "{package}"]:
     del sys.modules[loaded]
 sys.modules["{package}"] = None
