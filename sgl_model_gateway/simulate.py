@@ -1,9 +1,4 @@
-"""`python -m sgl_model_gateway simulate`: replay a trace under several policies, in virtual time, and compare them.
-
-The trace is in Mooncake's format, a JSON object per line: timestamp (ms), input_length, output_length (tokens) and
-hash_ids, one per block of 512 prompt tokens. The policies are the gateway's own; each knows only what it routed and
-which requests have shown their first byte. Every worker is one prefill server with an LRU prefix cache.
-"""
+"""`python -m sgl_model_gateway simulate`: replay a trace under several policies, in virtual time, and compare them."""
 
 from __future__ import annotations
 
@@ -36,6 +31,13 @@ _OPTIONS = {
     "index_bytes": "bytes of memory for the policy's prefix index",
     "index_tokens": "prompt tokens the index may know, at all workers together; 0: what fits",
 }
+_DESCRIPTION = """\
+Replays a trace under several policies, in virtual time, and compares them.
+
+The trace is in Mooncake's format, a JSON object per line: timestamp (ms), input_length, output_length (tokens) and
+hash_ids, one per block of 512 prompt tokens. The policies are the gateway's own; each knows only what it routed and
+which requests have shown their first byte. Every worker is one prefill server with an LRU prefix cache.
+"""
 _EXAMPLES = """\
   %(prog)s --trace trace.jsonl --workers 8
   %(prog)s --trace trace.jsonl --policy cache_aware,round_robin --speed 1,2 --plot plot.html
@@ -79,7 +81,7 @@ def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """
     parser = _Parser(
         prog or program("sgl_model_gateway.simulate"),
-        description=__doc__,
+        description=_DESCRIPTION,
         formatter=argparse.RawDescriptionHelpFormatter,
     )
     parser.epilog = (

@@ -57,7 +57,7 @@ def parse(
 
 
 def _engine(argv: list[str], parser: Parser, help_wanted: bool) -> Engine | None:
-    """The engine that the command line names. Without SGLang there is help, but nothing to run."""
+    """The engine that the command line names; `None` for `--help` without SGLang."""
     # Its flags are not known before, so nothing may be abbreviated and the rest is left alone.
     early = Parser(parser.prog, as_json=parser.as_json, add_help=False, allow_abbrev=False)
     _add_engine(early)

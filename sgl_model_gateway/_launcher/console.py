@@ -28,7 +28,7 @@ class Console:
         self.is_terminal = self._stream.isatty()
 
     def line(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Writes one line above the bar."""
         self.write(f"{text}\n")
 
     def last_line(self, message: str) -> str:
@@ -40,17 +40,17 @@ class Console:
         self.line(self.last_line(message))
 
     def write(self, text: str) -> None:
-        """Whole lines. A reader that went away must not end the launcher."""
+        """Writes whole lines above the bar. A closed stream does not end the launcher."""
         with self._lock, contextlib.suppress(OSError, ValueError):
             erase = f"\r{' ' * len(self._bar)}\r" if self._bar else ""
             self._stream.write(f"{erase}{text}{self._bar}")
             self._stream.flush()
 
     def flush(self) -> None:
-        """For `logging`; every write is flushed."""
+        """Does nothing: every write is flushed. `logging` calls it."""
 
     def show(self, done: int, total: int, seconds: float) -> None:
-        """The bar, on terminals only: `done` of `total` workers ready after `seconds`."""
+        """Draws the bar, on terminals only: `done` of `total` workers are ready after `seconds`."""
         if self.is_terminal:
             filled = _WIDTH * done // total
             bar = f"[{'#' * filled:.<{_WIDTH}}] {done}/{total} workers ready, {seconds:.0f} s"
@@ -60,7 +60,7 @@ class Console:
                 self._bar = bar
 
     def clear(self) -> None:
-        """No bar any more."""
+        """Removes the bar."""
         with self._lock:
             if self._bar:
                 blank, self._bar = " " * len(self._bar), ""

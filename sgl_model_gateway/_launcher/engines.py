@@ -21,21 +21,21 @@ _OWN = {"host", "port", "model", "api_key", "dp_size", "role", "bootstrap_port"}
 
 
 class Engine(Protocol):
-    """What the launcher asks of an engine."""
+    """What the launcher needs of an engine."""
 
     def add_cli_args(self, parser: argparse.ArgumentParser) -> None:
         """Adds the engine's flags."""
 
     def from_cli_args(self, args: argparse.Namespace) -> ServerArguments:
-        """The server arguments that the flags say."""
+        """The server arguments in parsed flags."""
 
     def read_config(self, parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-        """The command line with what a configuration file adds."""
+        """The command line, with the flags of a configuration file added."""
 
 
 @dataclass
 class SimServerArgs:
-    """What `ServerArgs` is for SGLang, for the simulated worker."""
+    """Server arguments of the simulated worker, the counterpart of SGLang's `ServerArgs`."""
 
     model_path: str = "sim-model"
     host: str = "127.0.0.1"
@@ -54,7 +54,7 @@ class SimServerArgs:
 
 
 class SimEngine:
-    """`--engine sim`."""
+    """The simulated worker, `--engine sim`."""
 
     def add_cli_args(self, parser: argparse.ArgumentParser) -> None:
         """Flags under SGLang's names, then the simulated worker's own."""
@@ -79,18 +79,22 @@ class SimEngine:
         sim_worker.add_flags(group, leave_out=_OWN)
 
     def from_cli_args(self, args: argparse.Namespace) -> SimServerArgs:
-        """The server arguments that the flags say."""
+        """The server arguments in parsed flags."""
         return SimServerArgs(
             args.model_path, args.host, args.port, args.dp_size, args.api_key, sim_worker.options(args)
         )
 
     def read_config(self, parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-        """There is no configuration file."""
+        """The command line as it is: there is no configuration file."""
         return argv
 
 
 class SglangEngine:
-    """`--engine sglang`, the default. Raises `ImportError` when SGLang cannot be imported."""
+    """SGLang, `--engine sglang`, the default.
+
+    Raises:
+        ImportError: SGLang cannot be imported.
+    """
 
     def __init__(self) -> None:
         from sglang.srt.server_args import ServerArgs
@@ -99,7 +103,7 @@ class SglangEngine:
         _load_plugins()
 
     def add_cli_args(self, parser: argparse.ArgumentParser) -> None:
-        """All flags of the installed release."""
+        """Adds all flags of the installed release."""
         self._server_args.add_cli_args(parser)
 
     def from_cli_args(self, args: argparse.Namespace) -> ServerArguments:
@@ -107,7 +111,7 @@ class SglangEngine:
         return self._server_args.from_cli_args(args)
 
     def read_config(self, parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-        """Merges `--config FILE` in as SGLang does."""
+        """The command line with `--config FILE` merged in, as SGLang does it."""
         if "--config" not in argv:
             return argv
         try:
@@ -119,7 +123,7 @@ class SglangEngine:
 
 
 def _load_plugins() -> None:
-    """Releases with plugins load them before they read arguments."""
+    """Loads SGLang's plugins, which may add flags. Older releases have none."""
     try:
         from sglang.srt.plugins import load_plugins
     except ImportError:

@@ -90,7 +90,7 @@ def find_available_ports(
 
 
 def port_spacing(server_args: ServerArguments) -> int:
-    """How far apart the replicas' ports are to be.
+    """The distance between the ports of two replicas.
 
     Releases whose NCCL port cannot be set (0.4.6) take any from 100 to 1000 above their own: there all replicas keep
     within a hundred.
@@ -113,25 +113,28 @@ def taken_ports(server_args: ServerArguments, router_args: RouterArgs) -> frozen
 
 
 def _rendezvous(address: str, rank: int) -> int:
-    """The port of replica `rank` where the first one's is in `address`."""
+    """The rendezvous port of replica `rank`; `address` holds that of the first one."""
     return int(address.rpartition(":")[2]) + rank * SPACING
 
 
 def worker_url(host: str | None, port: int) -> str:
-    """Where the gateway finds a worker that listens on `host`: all addresses become loopback, IPv6 gets brackets."""
+    """The URL at which the gateway reaches a worker that listens on `host`.
+
+    The addresses that mean "all" become loopback; IPv6 addresses get brackets.
+    """
     bare = _EVERYWHERE.get(_bare(host), _bare(host)).lower()
     return f"http://[{bare}]:{port}" if ":" in bare else f"http://{bare}:{port}"
 
 
 def gpus_per_replica(server_args: ServerArguments) -> int:
-    """GPU ids one replica spans on this node."""
+    """Number of GPU ids that one replica spans on this node."""
     ranks: int = getattr(server_args, "tp_size", 1) * getattr(server_args, "pp_size", 1)
     per_node = -(-ranks // getattr(server_args, "nnodes", 1))
     return per_node * int(getattr(server_args, "gpu_id_step", 1))
 
 
 def replica(server_args: ServerArguments, port: int, rank: int) -> ServerArguments:
-    """The server arguments of replica `rank` on `port`; the given ones stay as they are."""
+    """A copy of the server arguments for replica `rank` on `port`."""
     changes: dict[str, Any] = {"port": port, "base_gpu_id": _base_gpu_id(server_args, rank), "dp_size": 1}
     if str(getattr(server_args, "host", "")).startswith("["):  # servers want it bare
         changes["host"] = _bare(server_args.host)
@@ -175,7 +178,11 @@ def adapt_router_args(server_args: ServerArguments, router_args: RouterArgs, por
 
 
 def refuse(server_args: ServerArguments, router_args: RouterArgs) -> None:
-    """Raises `ValueError` for whatever could not work, naming the flag, why, and what to do instead."""
+    """Checks that the options can work together.
+
+    Raises:
+        ValueError: they cannot; the message names the flag, the reason, and what to do instead.
+    """
     for flag, asked, why in (*_router_refusals(router_args), *_server_refusals(server_args)):
         if asked:
             raise ValueError(f"{flag}: {why}")
@@ -235,7 +242,10 @@ def _is_rendezvous(address: str | None, dp_size: int) -> bool:
 
 
 def _why_deaf(host: str | None) -> str:
-    """Why no server can listen on `host`, empty if one can. Otherwise every single port would be tried in vain."""
+    """The reason why no server can listen on `host`, empty if one can.
+
+    Checked first: otherwise every port would be tried in vain.
+    """
     try:
         _listen(0, host or "")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One worker process: a session of its own, output that can be read back, and no life without its launcher.
+"""One worker process: a session of its own, its output kept, killed when its launcher dies.
 
 `Process` offers what `launch_server` needs of `multiprocessing.Process`, under the same names. What differs: the
 child leads a session and process group of its own from its first instruction, the kernel kills it when the launcher
@@ -56,7 +56,10 @@ class Process:
         self._reader: threading.Thread | None = None
 
     def start(self) -> None:
-        """Starts it. From a thread that lives on: the kernel takes the end of that thread for the launcher's."""
+        """Starts the process.
+
+        The calling thread has to live on: the kernel kills the process when that thread ends.
+        """
         self._popen = subprocess.Popen(
             [sys.executable, "-c", _CHILD, os.pathsep.join(_import_path()), str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -141,7 +144,7 @@ def _import_path() -> list[str]:
 
 
 def signal_group(pid: int, number: int) -> bool:
-    """Sends a signal to a process group; says whether there was one."""
+    """Sends a signal to a process group and returns whether there was one."""
     try:
         os.killpg(pid, number)
     except ProcessLookupError:
@@ -152,20 +155,20 @@ def signal_group(pid: int, number: int) -> bool:
 
 
 def _reap_group(pid: int) -> None:
-    """Orphans of the group are the launcher's children, see `adopt_orphans`."""
+    """Reaps ended processes of a group. Orphans are children of the launcher, see `adopt_orphans`."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-pid, os.WNOHANG)[0]:
             pass
 
 
 def _prctl(option: int, value: int) -> None:
-    """Where there is no `prctl` (macOS), the watchdog is what is left."""
+    """Sets a process option. Without `prctl` (macOS) only the watchdog ends workers."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 def adopt_orphans(adopt: bool) -> None:
-    """Makes processes whose parent died below this one its children, so that it can reap them; or no longer."""
+    """Turns adoption on or off: descendants whose parent died become children of this process, which reaps them."""
     _prctl(_PR_SET_CHILD_SUBREAPER, int(adopt))
 
 
@@ -179,7 +182,7 @@ def adopted(known: set[int]) -> list[int]:
 
 
 def reap_adopted(known: set[int]) -> None:
-    """Buries orphans that have ended by themselves; next to nothing to do when no child has."""
+    """Reaps adopted orphans that have ended. One system call when no child has."""
     if sys.platform != "linux":
         return
     with contextlib.suppress(ChildProcessError):
@@ -202,7 +205,7 @@ def end_adopted(known: set[int]) -> None:
 
 
 def child_main(launcher: int) -> None:
-    """What the child runs: `launcher` is the process id without which it must not live."""
+    """Runs in the child. `launcher` is the process id of the launcher; without it the child ends."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != launcher:  # it died before the kernel knew
         os._exit(1)

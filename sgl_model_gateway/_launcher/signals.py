@@ -34,7 +34,7 @@ class StopSignals:
         self._poll.register(self._wake_read, select.POLLIN)
 
     def install(self) -> None:
-        """Takes the signals over; only in the main thread."""
+        """Installs the handlers; only in the main thread."""
         self._saved_wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for number in _STOP:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -50,18 +50,21 @@ class StopSignals:
         os.close(self._wake_write)
 
     def defer(self) -> None:
-        """From now on there is something to clean up: signals are noted, no longer raised."""
+        """From now on signals are recorded, not raised: there is something to clean up."""
         self._deferred = True
         if self.received:  # raised where it was swallowed, such as in a destructor
             raise SystemExit(self.exit_code)
 
     @property
     def exit_code(self) -> int:
-        """128 + the first signal."""
+        """Exit code: 128 + the first signal."""
         return 128 + self.received[0]
 
     def wait(self, timeout: float) -> None:
-        """Waits for a stop signal or the end of a child, at most `timeout` seconds. A signal is never missed."""
+        """Waits for a stop signal or the end of a child, at most `timeout` seconds.
+
+        A signal that came before the call ends it at once.
+        """
         if self._poll.poll(timeout * 1000):
             try:
                 while os.read(self._wake_read, 4096):

@@ -1,4 +1,4 @@
-"""Keeps the workers behind a gateway alive: start, readiness, restarts, and an end that leaves nothing behind."""
+"""Supervises the workers behind a gateway: start, readiness, restarts, and a clean end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .watchdog import Watchdog
 logger = logging.getLogger("router")
 
 _POLL = 0.1  # seconds between looks while a worker is on its way
-_IDLE = 1.0  # seconds between looks while all are ready; signals and dying workers are heard of at once
+_IDLE = 1.0  # seconds between looks while all are ready; signals and the end of workers wake it at once
 _HEARTBEAT = 10.0  # seconds between progress lines where there is no terminal
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
@@ -47,7 +47,7 @@ class Gateway(Protocol):
 
 
 class State(Enum):
-    """Where a worker is in its life."""
+    """State of a worker."""
 
     LOADING = "loading"
     READY = "ready"
@@ -57,7 +57,7 @@ class State(Enum):
 
 @dataclass
 class Worker:
-    """One worker and the process that is it at the moment."""
+    """One worker and its current process."""
 
     rank: int
     url: str
@@ -72,7 +72,7 @@ class Worker:
 
 @dataclass
 class Limits:
-    """How long things may take, in seconds, and whether a crashed worker comes back."""
+    """Time limits, seconds, and whether a crashed worker is restarted."""
 
     startup: float = 1800.0
     drain: float = 180.0
@@ -90,7 +90,7 @@ class WorkerFailed(Exception):
 
 
 class Supervisor:
-    """Runs until a signal, a worker that fails to load, or the end of the gateway; one use each."""
+    """Runs until a signal, a worker that fails to load, or the end of the gateway. For one use."""
 
     def __init__(
         self, gateway: Gateway, workers: list[Worker], limits: Limits, stop: StopSignals, console: Console
@@ -99,7 +99,7 @@ class Supervisor:
         self.api_key: str | None = None
         self._stop, self._console = stop, console
         self._watchdog: Watchdog | None = None
-        self._others: set[int] = set()  # children that have nothing to do with this
+        self._others: set[int] = set()  # children that belong to other parts of the program
         self._started = time.monotonic()
         self._reported = self._started
         self._all_ready = self._ended = False
@@ -164,7 +164,7 @@ class Supervisor:
             worker.process.join(_FORCED_DRAIN)
             code = worker.process.exitcode
         if code is not None:
-            # Once it is buried its id may be anybody's.
+            # After it is reaped its id may belong to another process.
             process, worker.process = worker.process, None
             self._bury(process)
             self._died(worker, process, code, now)
@@ -195,7 +195,7 @@ class Supervisor:
                 )
 
     def _ready_urls(self) -> set[str]:
-        """The workers the gateway sends requests to; none while it does not answer."""
+        """URLs of the workers that the gateway sends requests to; empty while it does not respond."""
         headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         request = urllib.request.Request(f"{self.gateway.url}/workers", headers=headers)
         try:
@@ -229,7 +229,7 @@ class Supervisor:
         logger.info(f"worker {worker.rank} started at {worker.url}, pid {worker.process.pid}")
 
     def _relaunch(self, worker: Worker, now: float) -> None:
-        """A machine that is short of something must not end the workers that run."""
+        """Restarts a worker. A failure (no memory, no process id) must not end the workers that run."""
         try:
             self._launch(worker)
         except (OSError, RuntimeError) as error:
@@ -237,7 +237,7 @@ class Supervisor:
             logger.error(f"worker {worker.rank} cannot be started: {error}; next try in {worker.pause:.0f} s")
 
     def _bury(self, process: Process) -> None:
-        """Ends what a dead worker left behind."""
+        """Ends the processes that a dead worker has left."""
         process.sweep()
         if self._watchdog:
             self._watchdog.forget(_pid(process))
@@ -251,14 +251,14 @@ class Supervisor:
         return [worker.process for worker in self.workers if worker.process and worker.process.pid]
 
     def _own(self) -> set[int]:
-        """Children that are not orphans from below."""
+        """Process ids of children that are not adopted orphans."""
         watchdog = {self._watchdog.pid} if self._watchdog else set()
         return self._others | watchdog | {_pid(process) for process in self._processes()}
 
     # --- the end
 
     def _end(self) -> None:
-        """First the gateway, then the workers, then what they left; bounded by the limits. Once is enough."""
+        """Ends the gateway, then the workers, then the processes they left, within the limits. Runs once."""
         if self._ended:
             return
         self._ended = True
@@ -304,7 +304,7 @@ class GroupLeader(Protocol):
 
 
 def end_groups(processes: Iterable[GroupLeader], timeout: float) -> None:
-    """SIGTERM to every process group; SIGKILL to those whose process is still there after `timeout` seconds in all."""
+    """Sends SIGTERM to every process group, and SIGKILL to those left after `timeout` seconds in all."""
     processes = list(processes)
     for process in processes:
         if process.is_alive():
@@ -334,7 +334,7 @@ def _ending(code: int) -> str:
 
 
 def _as_exit_code(code: int) -> int:
-    """As a shell has it; a worker that ended before its time is no success."""
+    """Exit code as a shell reports it; a worker that ended with 0 counts as 1."""
     return 128 - code if code < 0 else code or 1
 
 

@@ -1,4 +1,4 @@
-"""What ends the workers' process groups when the launcher is killed: a process that waits for the end of a pipe.
+"""Ends the workers' process groups when the launcher is killed: a process that waits for the end of a pipe.
 
 The kernel kills each worker when the launcher dies, but not what a worker has started itself. Of that the watchdog
 knows the group, and a mark in the environment for whatever left the group. This file runs as a script of its own,
@@ -18,7 +18,7 @@ _SWEEP_SECS = 2.0
 
 
 def mark() -> str:
-    """Names this process, the launcher, as its workers have it in their variable `MARK`: its id and when it began."""
+    """The launcher's mark in its workers' environment (`MARK`): its process id and start time."""
     try:
         with open("/proc/self/stat") as stat:
             began = stat.read().rpartition(")")[2].split()[19]
@@ -41,19 +41,19 @@ class Watchdog:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Process id of the watchdog."""
         return self._process.pid
 
     def watch(self, group: int) -> None:
-        """From now on this process group dies with the launcher."""
+        """Adds a process group to those that end with the launcher."""
         self._send(f"+{group}\n")
 
     def forget(self, group: int) -> None:
-        """The group has ended, its id may be used again by anybody."""
+        """Removes a group that has ended: its id may be used again."""
         self._send(f"-{group}\n")
 
     def close(self) -> None:
-        """Ends it, and with it every group that is still watched."""
+        """Ends the watchdog, and every group that is still watched."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -72,7 +72,7 @@ class Watchdog:
 
 
 def main() -> None:
-    """Keeps account of the groups until the pipe ends, then kills those left."""
+    """Keeps the set of groups until the pipe ends, then kills those left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def _kill_marked(wanted: bytes, deadline: float) -> None:
-    """Until none is found: one may start another in the meantime."""
+    """Kills marked processes until none is found: one may start another in the meantime."""
     while (found := list(_marked(wanted))) and time.monotonic() < deadline:
         for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -96,7 +96,7 @@ def _kill_marked(wanted: bytes, deadline: float) -> None:
 
 
 def _marked(wanted: bytes) -> Iterator[int]:
-    """Where there is no /proc (macOS), none."""
+    """Process ids with the mark in their environment; none without /proc (macOS)."""
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         with contextlib.suppress(OSError, ValueError), open(f"/proc/{int(name)}/environ", "rb") as environment:
             if wanted in environment.read().split(b"\0"):
