@@ -10,6 +10,7 @@ export VIRTUAL_ENV := $(VENV)
 unexport CONDA_PREFIX
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 SEED ?= 1
 FAULTS ?= 10000
 
@@ -49,6 +50,7 @@ lint: $(BUILT) ## formatting, clippy, ruff, mypy, and the stub against the exten
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy bench
 	$(BIN)/stubtest --concise --allowlist py_test/stubtest_allowlist.txt sgl_model_gateway.sgl_model_gateway_rs
 
 fmt: $(BUILT) ## format everything, and write what follows from the code: the stub's enums, the README's options
@@ -58,8 +60,9 @@ fmt: $(BUILT) ## format everything, and write what follows from the code: the st
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BUILT) ## how a figure in bench/RESULTS.md is reproduced
-	@cat bench/README.md 2>/dev/null || echo "no benchmarks yet"
+bench: $(BUILT) ## CPU per request against nginx and the peers that are installed; BENCH_ARGS="--scenarios json_small"
+	cargo build --release -p bench-tools
+	$(BIN)/python bench/compare.py $(BENCH_ARGS)
 
 $(BUILT): pyproject.toml $(RUST)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,0 +1,271 @@
+"""Gateways side by side on one machine: the same mock workers, the same load, one gateway after another.
+
+The gateway runs on one core, the workers and the load on another. The key figure is the gateway's CPU time per request
+or per streamed event, from /proc: other programs on the machine disturb it least. Every round measures each gateway
+once; figures are medians of the rounds, and a ratio is the median of the ratios within a round.
+
+Compared are this checkout's .venv (`ours`), nginx and haproxy when they are on PATH, and the peers that
+bench/install_peers.sh installed. Linux only; ports of 127.0.0.1 only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, NoReturn
+
+from processes import (
+    HOST,
+    BenchError,
+    pinned,
+    process_tree,
+    require_free,
+    require_tools,
+    running,
+    two_cores,
+    wait_until_answered,
+)
+from targets import ROOT, Setting, Target, find_targets
+
+WORKERS = 4
+CHUNKS = 100
+WARM_UP_S = 1
+START_TIMEOUT = 45.0
+# Beyond the seconds of the load itself.
+LOAD_TIMEOUT = 20.0
+LIFETIME_S = 900
+MODEL = "mock-model"
+CHAT = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}).encode()
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A load, and the figure that counts."""
+
+    policy: str
+    load: dict[str, Any]
+    key: str = "cpu_us_per_request"
+    worker: dict[str, Any] = field(default_factory=dict)
+
+
+_STREAM = {"stream": True, "events": CHUNKS + 1}
+_PACED = {"chunks": CHUNKS, "interval_us": 20_000}
+SCENARIOS = {
+    "json_small": Scenario("round_robin", {"connections": 64}),
+    "json_32k": Scenario("round_robin", {"connections": 32, "shared_bytes": 32_000, "unique_bytes": 512}),
+    "stream_burst": Scenario("round_robin", {"connections": 64, **_STREAM}, worker={"chunks": CHUNKS}),
+    "stream_paced": Scenario("round_robin", {"connections": 500, **_STREAM}, "cpu_us_per_event", _PACED),
+    "cache_4k": Scenario("cache_aware", {"connections": 64, "shared_bytes": 3500, "unique_bytes": 500, "groups": 64}),
+    "cache_32k": Scenario(
+        "cache_aware", {"connections": 32, "shared_bytes": 32_000, "unique_bytes": 512, "groups": 64}
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where things are."""
+
+    tools: Path
+    base_port: int
+    seconds: int
+    cores: tuple[int, int]
+    room: Path
+
+    @property
+    def worker_ports(self) -> tuple[int, ...]:
+        return tuple(range(self.base_port, self.base_port + WORKERS))
+
+    def setting(self, policy: str) -> Setting:
+        gateway = self.base_port + WORKERS
+        return Setting(gateway, gateway + 1, self.worker_ports, policy, self.room)
+
+
+def measure(bench: Bench, target: Target, scenario: Scenario) -> Report:
+    """One run: workers, the gateway, the load. Raises `BenchError` when it gives no figure."""
+    setting = bench.setting(scenario.policy)
+    require_free([*setting.worker_ports, setting.port, setting.metrics_port])
+    gateway_core, load_core = bench.cores
+    options = {"ports": setting.worker_ports, "model": MODEL, "lifetime_s": LIFETIME_S, **scenario.worker}
+    with ExitStack() as stack:
+        log = bench.room / "worker.log"
+        command = [str(bench.tools / "bench-worker"), json.dumps(options)]
+        workers = stack.enter_context(running(command, load_core, log))
+        wait_until_answered(workers, log, f"{setting.worker_urls[-1]}/health", None, START_TIMEOUT)
+        log = bench.room / f"{target.name}.log"
+        gateway = stack.enter_context(running(target.command(setting), gateway_core, log))
+        url = f"http://{HOST}:{setting.port}/v1/chat/completions"
+        wait_until_answered(gateway, log, url, CHAT, START_TIMEOUT)
+        return _load(bench, setting.port, scenario, process_tree(gateway.pid))
+
+
+def _load(bench: Bench, port: int, scenario: Scenario, pids: list[int]) -> Report:
+    options = {
+        "port": port,
+        "seconds": bench.seconds,
+        "warm_up_s": WARM_UP_S,
+        "pids": pids,
+        "model": MODEL,
+        **scenario.load,
+    }
+    command = pinned([str(bench.tools / "bench-load"), json.dumps(options)], bench.cores[1])
+    timeout = WARM_UP_S + bench.seconds + LOAD_TIMEOUT
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True)
+    except subprocess.CalledProcessError as error:
+        raise BenchError(f"bench-load: {error.stderr.strip()}") from error
+    report: Report = json.loads(done.stdout)
+    if not report["requests"]:
+        raise BenchError(f"no request was answered: {report['first_error'] or 'no reply'}")
+    return report
+
+
+def summary(rounds: list[dict[str, Report]], key: str, base: str) -> dict[str, Report]:
+    """Medians over the rounds, by target; `ratio` is to the base target, over the rounds that have both."""
+    names = dict.fromkeys(name for reports in rounds for name in reports)
+    return {name: _medians([reports for reports in rounds if name in reports], name, key, base) for name in names}
+
+
+def _medians(rounds: list[dict[str, Report]], name: str, key: str, base: str) -> Report:
+    own = [reports[name] for reports in rounds]
+    ratios = [reports[name][key] / reports[base][key] for reports in rounds if base in reports and reports[base][key]]
+    return {
+        "rounds": len(own),
+        key: median(report[key] for report in own),
+        "ratio": median(ratios) if ratios else None,
+        "rps": median(report["rps"] for report in own),
+        "events_per_s": median(report["events_per_s"] for report in own),
+        "p50_ms": median(report["latency_ms"]["p50"] for report in own),
+        "p99_ms": median(report["latency_ms"]["p99"] for report in own),
+        "ttft_p99_ms": median(report["ttft_ms"]["p99"] for report in own),
+        "peak_rss_mib": max(report["peak_rss_mib"] for report in own),
+        "cpu_share": median(report["cpu_share"] for report in own),
+        "errors": sum(report["errors"] for report in own),
+    }
+
+
+def table(figures: dict[str, Report], key: str, base: str) -> list[str]:
+    """The summary as lines of text."""
+    unit = "us/event" if key == "cpu_us_per_event" else "us/req"
+    columns = [unit, f"/{base}", "rps", "p50 ms", "p99 ms", "ttft99", "RSS MiB", "core", "errors"]
+    lines = [f"  {'':14s}" + "".join(f"{column:>10s}" for column in columns)]
+    for name, row in figures.items():
+        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        cells = [f"{row[key]:.1f}", ratio, f"{row['rps']:.0f}", f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}"]
+        cells += [f"{row['ttft_p99_ms']:.2f}", f"{row['peak_rss_mib']:.0f}", f"{row['cpu_share']:.2f}"]
+        lines.append(f"  {name:14s}" + "".join(f"{cell:>10s}" for cell in [*cells, str(row["errors"])]))
+    return lines
+
+
+def compare(bench: Bench, args: argparse.Namespace, targets: list[Target]) -> tuple[dict[str, Any], bool]:
+    """All scenarios; the results, and whether every run gave a figure without errors."""
+    deadline = time.monotonic() + args.limit_s
+    results: dict[str, Any] = {}
+    clean = True
+    for name in args.scenarios:
+        scenario = SCENARIOS[name]
+        able = [target for target in targets if target.supports(scenario.policy)]
+        print(f"\n{name} ({scenario.policy}), {args.rounds} rounds of {bench.seconds} s", flush=True)
+        rounds: list[dict[str, Report]] = []
+        for number in range(args.rounds):
+            rounds.append({})
+            # A different gateway begins each round.
+            for place in range(len(able)):
+                target = able[(place + number) % len(able)]
+                if time.monotonic() > deadline:
+                    raise BenchError(f"not done within --limit-s {args.limit_s}")
+                try:
+                    report = rounds[-1][target.name] = measure(bench, target, scenario)
+                    clean = clean and not report["errors"]
+                except BenchError as error:
+                    print(f"  {target.name}: {error}", flush=True)
+                    clean = False
+        figures = summary(rounds, scenario.key, args.base)
+        order = {target.name: figures[target.name] for target in able if target.name in figures}
+        print("\n".join(table(order, scenario.key, args.base)), flush=True)
+        results[name] = {"key": scenario.key, "summary": order, "rounds": rounds}
+    return results, clean
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def names(text: str) -> list[str]:
+        return text.split(",")
+
+    tools = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
+    parser.add_argument("--scenarios", type=names, default=list(SCENARIOS), help="of " + ",".join(SCENARIOS))
+    parser.add_argument("--only", type=names, help="names of targets, separated by commas; default: all that are found")
+    parser.add_argument(
+        "--target", action="append", default=[], metavar="NAME=PATH", help="a virtual environment with this package"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    parser.add_argument("--secs", type=int, default=3, help="seconds of load per run; default 3")
+    parser.add_argument("--base", default="nginx", help="target that ratios are to; default nginx")
+    parser.add_argument("--base-port", type=int, default=9100, help="first of six ports in a row; default 9100")
+    parser.add_argument("--limit-s", type=int, default=3600, help="no run starts later than this; default 3600")
+    parser.add_argument("--tools", type=Path, default=tools, help="folder of bench-load and bench-worker")
+    parser.add_argument("--json", type=Path, help="file for all results")
+    args = parser.parse_args(argv)
+    if unknown := [name for name in args.scenarios if name not in SCENARIOS]:
+        parser.error(f"no such scenario: {', '.join(unknown)}")
+    if args.rounds < 1 or not 1 <= args.secs <= 600:
+        parser.error("--rounds must be at least 1, --secs between 1 and 600")
+    return args
+
+
+def chosen(args: argparse.Namespace) -> list[Target]:
+    """The targets to measure."""
+    targets = find_targets(args.target)
+    known = [target.name for target in targets]
+    if unknown := [name for name in args.only or [] if name not in known]:
+        raise BenchError(f"not installed: {', '.join(unknown)}; found: {', '.join(known) or 'none'}")
+    return [target for target in targets if not args.only or target.name in args.only]
+
+
+def _run(args: argparse.Namespace) -> bool:
+    require_tools(["taskset", "setpriv"])
+    tools = args.tools.resolve()
+    if not (tools / "bench-load").exists():
+        raise BenchError(f"no bench-load in {tools}: cargo build --release -p bench-tools")
+    targets = chosen(args)
+    if not targets:
+        raise BenchError("no gateway found: make build")
+    with tempfile.TemporaryDirectory(prefix="gateway-bench-") as room:
+        bench = Bench(tools, args.base_port, args.secs, two_cores(), Path(room))
+        results, clean = compare(bench, args, targets)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    return clean
+
+
+def _exit_on_sigterm(*_: object) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 when a run gave no figure or had errors."""
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    try:
+        clean = _run(parse(argv))
+    except (BenchError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0 if clean else 1)
+
+
+if __name__ == "__main__":
+    main()

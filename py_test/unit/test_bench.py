@@ -1,0 +1,103 @@
+"""The tools in bench/: how runs are summed up, what is refused, what the documents say."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCH = ROOT / "bench"
+sys.path.insert(0, str(BENCH))
+
+import compare  # noqa: E402
+import processes  # noqa: E402
+import replay  # noqa: E402
+import targets  # noqa: E402
+
+
+def report(cost: float, *, errors: int = 0, rps: float = 1000.0) -> dict[str, Any]:
+    times = {"p50": 1.0, "p99": 2.0}
+    return {
+        "cpu_us_per_request": cost,
+        "rps": rps,
+        "events_per_s": 0.0,
+        "latency_ms": times,
+        "ttft_ms": times,
+        "peak_rss_mib": cost,
+        "cpu_share": 1.0,
+        "errors": errors,
+    }
+
+
+def test_a_ratio_is_the_median_of_the_ratios_within_a_round() -> None:
+    rounds = [
+        {"nginx": report(20), "ours": report(30)},
+        {"nginx": report(40), "ours": report(44, errors=3)},
+        {"nginx": report(10), "ours": report(30), "late": report(5)},
+    ]
+    figures = compare.summary(rounds, "cpu_us_per_request", "nginx")
+    assert figures["ours"]["ratio"] == 1.5
+    assert figures["ours"]["cpu_us_per_request"] == 30
+    assert (figures["ours"]["errors"], figures["ours"]["peak_rss_mib"]) == (3, 44)
+    assert (figures["nginx"]["ratio"], figures["late"]["ratio"], figures["late"]["rounds"]) == (1, 0.5, 1)
+    lines = compare.table(figures, "cpu_us_per_request", "nginx")
+    assert re.split(r"\s+", lines[2].strip())[:3] == ["ours", "30.0", "1.50"]
+
+
+def test_without_the_base_there_is_no_ratio() -> None:
+    figures = compare.summary([{"ours": report(30)}], "cpu_us_per_request", "nginx")
+    assert figures["ours"]["ratio"] is None
+    assert "-" in compare.table(figures, "cpu_us_per_request", "nginx")[1].split()
+
+
+def test_a_taken_port_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with pytest.raises(processes.BenchError, match="is taken"):
+            processes.require_free([server.getsockname()[1]])
+
+
+@pytest.mark.parametrize("text", ["ours", "=x", "ours=/nowhere/at/all"])
+def test_a_target_needs_a_name_and_a_python(text: str) -> None:
+    with pytest.raises(processes.BenchError):
+        targets.find_targets([text])
+
+
+def test_command_lines_and_configurations_name_loopback_addresses_only(tmp_path: Path) -> None:
+    setting = targets.Setting(9104, 9105, (9100, 9101), "round_robin", tmp_path)
+    found = [targets._nginx(setting), targets._haproxy(setting)]
+    found.append(targets._python_target("ours", Path(sys.executable), targets.OURS).command(setting))
+    texts = [" ".join(command) for command in found] + [file.read_text() for file in tmp_path.iterdir()]
+    assert len(texts) == 5
+    addresses = {address for text in texts for address in re.findall(r"\b\d+\.\d+\.\d+\.\d+\b|\*:\d+", text)}
+    assert addresses == {"127.0.0.1"}
+
+
+def test_the_readme_has_a_row_for_each_scenario() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|.*\| µs per (\w+) \|$", (BENCH / "README.md").read_text(), re.M)
+    scenarios = {name: (it.policy, it.key.rsplit("_", 1)[1]) for name, it in compare.SCENARIOS.items()}
+    assert {name: (policy, unit) for name, policy, unit in rows} == scenarios
+
+
+def test_documents_name_nothing_outside_the_repository() -> None:
+    for file in [*BENCH.glob("*.md"), *BENCH.glob("*.py"), *BENCH.glob("*.sh")]:
+        assert not re.search(r"\.\./|/work/|shared/", file.read_text()), file
+
+
+def test_peers_are_pinned_to_versions_and_have_targets() -> None:
+    script = (BENCH / "install_peers.sh").read_text()
+    pinned = re.findall(r"([\w-]+)==[\d.]+", script)
+    assert pinned == ["sglang-router", "smg", "vllm-router"]
+    subprocess.run(["bash", "-n", BENCH / "install_peers.sh"], check=True)
+    source = (BENCH / "targets.py").read_text()
+    assert all(f'PEERS / "{name}"' in source for name in pinned)
+
+
+def test_a_page_of_a_replayed_prompt_is_a_page_of_the_worker() -> None:
+    pages = {replay.page(block) for block in (0, 1, 255, 2**31)}
+    assert {len(page) for page in pages} == {replay.PAGE_BYTES} and len(pages) == 4
