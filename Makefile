@@ -14,6 +14,14 @@ BENCH_ARGS ?=
 SEED ?= 1
 FAULTS ?= 10000
 
+# A machine without a network may have the release of rust-toolchain.toml under the name `stable` only.
+PINNED := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+ifeq ($(shell cargo --version 2>/dev/null),)
+ifneq ($(findstring cargo $(PINNED) ,$(shell cargo +stable --version 2>/dev/null)),)
+export RUSTUP_TOOLCHAIN := stable
+endif
+endif
+
 RUST := Cargo.toml Cargo.lock build.rs $(shell find src crates -name '*.rs' -o -name Cargo.toml)
 # A macro declares these files, so `cargo fmt` does not find them by itself.
 LISTED := $(wildcard crates/routing/src/policy/*.rs crates/routing/src/policy/*/mod.rs) $(wildcard crates/gateway/src/app/sources/*.rs)
@@ -44,14 +52,19 @@ $(SGLANG_VENV)/.installed: $(REAL)/install.sh $(REAL)/requirements.txt $(REAL)/m
 chaos: $(BUILT) ## faults drawn from a seed against real processes; SEED=7 FAULTS=1000 (about 15 a second)
 	SEED=$(SEED) FAULTS=$(FAULTS) $(BIN)/python -m pytest py_test/e2e/faults/test_chaos.py -s
 
-lint: $(BUILT) ## formatting, clippy, ruff, mypy, and the stub against the extension
+lint: $(BUILT) ## formatting, clippy, ruff, mypy, the stub against the extension, and dependencies if cargo-deny is there
 	cargo fmt --all --check -- $(LISTED)
 	cargo clippy --workspace --all-targets -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy bench
+	$(BIN)/mypy bench examples
 	$(BIN)/stubtest --concise --allowlist py_test/stubtest_allowlist.txt sgl_model_gateway.sgl_model_gateway_rs
+	@if cargo deny --version >/dev/null 2>&1; then \
+		cargo deny --offline check --hide-inclusion-graph bans licenses sources; \
+	else \
+		echo "cargo-deny is not installed: licences, bans and sources of dependencies are not checked"; \
+	fi
 
 fmt: $(BUILT) ## format everything, and write what follows from the code: the stub's enums, the README's options
 	cargo fmt --all -- $(LISTED)

@@ -126,8 +126,8 @@ def _load(bench: Bench, port: int, scenario: Scenario, pids: list[int]) -> Repor
     except subprocess.CalledProcessError as error:
         raise BenchError(f"bench-load: {error.stderr.strip()}") from error
     report: Report = json.loads(done.stdout)
-    if not report["requests"]:
-        raise BenchError(f"no request was answered: {report['first_error'] or 'no reply'}")
+    if report[scenario.key] is None:
+        raise BenchError(f"nothing was answered: {report['first_error'] or 'no reply'}")
     return report
 
 
