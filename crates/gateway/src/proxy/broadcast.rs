@@ -45,13 +45,9 @@ pub(crate) async fn broadcast<B: Send>(
             continue;
         };
         let found = response.status().is_success();
-        let idle_timeout = dispatcher.live.get().request_timeout;
-        last = Some(response_body::relay(
-            response,
-            idle_timeout,
-            Some(in_flight),
-            None,
-        ));
+        let supervision = dispatcher.supervision(&in_flight.worker, &dispatcher.live.get());
+        let relay = response_body::relay(response, supervision, Some(in_flight), None);
+        last = Some(relay);
         if found {
             break;
         }

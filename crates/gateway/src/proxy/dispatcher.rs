@@ -10,11 +10,13 @@ use tokio::time::{Instant, sleep};
 use super::attempts::Attempts;
 use super::client_key::ClientHeaders;
 use super::explain::{CandidateRanking, Explainer};
+use super::idle_timeout::Supervision;
 use super::request::ProxyRequest;
 use super::request_head::HeaderRules;
 use crate::balancer::Balancer;
-use crate::config::{Live, ProxySection};
+use crate::config::{Live, LiveSection, ProxySection};
 use crate::endpoint::{INFERENCE, Inference};
+use crate::fleet::Worker;
 use crate::telemetry::{BranchMetrics, Metrics};
 
 /// The settings and the state that all exchanges share. Decides on retries and pauses.
@@ -79,6 +81,16 @@ impl Dispatcher {
     pub(super) fn is_served(&self, row: &Inference) -> bool {
         let served = self.served.get(row.index);
         served.is_some_and(|served| served.load(Relaxed))
+    }
+
+    /// How the body of a worker's response is watched.
+    pub(super) fn supervision(&self, worker: &Arc<Worker>, live: &LiveSection) -> Supervision {
+        Supervision {
+            fleet: Arc::clone(&self.balancer.fleet),
+            worker: Arc::clone(worker),
+            probe_after: live.probe_after,
+            limit: live.request_timeout,
+        }
     }
 
     /// The candidates of a request whose client asks why, and may know.

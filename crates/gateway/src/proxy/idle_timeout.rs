@@ -1,6 +1,7 @@
 //! A body that may not fall silent.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -9,12 +10,28 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::reply_error::ReplyError;
+use crate::fleet::{Fleet, Worker, request_probe};
 
-/// A body that ends with an error when nothing has come for too long.
+/// How often the worker of a silent body is looked at.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A body that ends with an error when nothing has come for too long, or when its worker turns
+/// out to be gone meanwhile.
 #[derive(Debug)]
 pub(crate) struct Supervised<B> {
     body: B,
     idle: IdleTimeout,
+}
+
+/// What is known of the worker that a body comes from.
+#[derive(Debug)]
+pub(super) struct Supervision {
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) worker: Arc<Worker>,
+    /// The silence after which the worker is probed.
+    pub(super) probe_after: Duration,
+    /// The silence that ends the body.
+    pub(super) limit: Duration,
 }
 
 /// How long nothing has come while the client was waiting.
@@ -23,17 +40,17 @@ pub(crate) struct Supervised<B> {
 /// no timer work.
 #[derive(Debug)]
 struct IdleTimeout {
-    limit: Duration,
+    supervision: Supervision,
     since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<B> Supervised<B> {
-    pub(super) fn new(body: B, limit: Duration) -> Self {
+    pub(super) fn new(body: B, supervision: Supervision) -> Self {
         Self {
             body,
             idle: IdleTimeout {
-                limit,
+                supervision,
                 since: None,
                 timer: None,
             },
@@ -59,8 +76,8 @@ where
                 Poll::Ready(frame.map(|frame| frame.map_err(ReplyError::from)))
             }
             Poll::Pending => {
-                let limit = ready!(self.idle.poll(cx));
-                Poll::Ready(Some(Err(ReplyError::Idle(limit))))
+                let why = ready!(self.idle.poll(cx));
+                Poll::Ready(Some(Err(why)))
             }
         }
     }
@@ -75,19 +92,39 @@ where
 }
 
 impl IdleTimeout {
-    /// Ready when the limit has passed.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+    /// Ready when the silence ends the body.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ReplyError> {
         let since = *self.since.get_or_insert_with(Instant::now);
+        let first = self.supervision.probe_after.min(self.supervision.limit);
         let timer = self
             .timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.limit)));
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(first)));
         while timer.as_mut().poll(cx).is_ready() {
-            match since.checked_add(self.limit) {
-                Some(end) if end <= Instant::now() => return Poll::Ready(self.limit),
-                Some(end) => timer.as_mut().reset(end),
-                None => return Poll::Pending,
+            match self.supervision.look(since) {
+                Ok(next) => timer.as_mut().reset(next),
+                Err(why) => return Poll::Ready(why),
             }
         }
         Poll::Pending
+    }
+}
+
+impl Supervision {
+    /// Looks at a worker that has been silent since then; gives the time of the next look.
+    fn look(&self, since: Instant) -> Result<Instant, ReplyError> {
+        let now = Instant::now();
+        let silent = now.saturating_duration_since(since);
+        if silent >= self.limit {
+            return Err(ReplyError::Idle(self.limit));
+        }
+        let end = since + self.limit;
+        if silent < self.probe_after {
+            return Ok((since + self.probe_after).min(end));
+        }
+        if self.worker.is_lost() {
+            return Err(ReplyError::WorkerLost);
+        }
+        request_probe(&self.fleet, &self.worker.endpoint);
+        Ok((now + CHECK_INTERVAL).min(end))
     }
 }

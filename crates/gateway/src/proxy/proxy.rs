@@ -151,8 +151,8 @@ impl Proxy {
         };
         let Finished { result, timer } = Exchange::new(&self.dispatcher, &request).run().await?;
         let response = result.answer.map_err(Failure::at(&result.worker))?;
-        let idle_timeout = live.request_timeout;
-        let mut reply = response_body::relay(response, idle_timeout, result.in_flight, timer);
+        let supervision = self.dispatcher.supervision(&result.worker, live);
+        let mut reply = response_body::relay(response, supervision, result.in_flight, timer);
         if !self.dispatcher.hide_routing {
             result.explanation.write(reply.headers_mut());
         }

@@ -15,6 +15,9 @@ pub(crate) enum ReplyError {
     /// A handler's body failed.
     #[error(transparent)]
     Api(#[from] axum::Error),
+    /// The worker's process is gone, as its probes show.
+    #[error("worker was lost amid the body")]
+    WorkerLost,
     /// The worker fell silent amid the body.
     #[error("worker sent nothing for {} s amid the body", .0.as_secs())]
     Idle(Duration),

@@ -2,14 +2,13 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 
-use super::idle_timeout::Supervised;
+use super::idle_timeout::{Supervised, Supervision};
 use super::leased::Leased;
 use super::reply_error::ReplyError;
 use super::request_timer::RequestTimer;
@@ -40,12 +39,12 @@ impl From<Full<Bytes>> for ReplyBody {
 /// The reply that relays `response`.
 pub(super) fn relay(
     response: Response<ResponseBody>,
-    idle_timeout: Duration,
+    supervision: Supervision,
     in_flight: Option<InFlight>,
     timer: Option<RequestTimer>,
 ) -> Response<ReplyBody> {
     let (parts, body) = response.into_parts();
-    let body = Supervised::new(body, idle_timeout);
+    let body = Supervised::new(body, supervision);
     let body = if parts.status.is_success() {
         EventStream::of(body, &parts.headers)
     } else {

@@ -1,8 +1,10 @@
 //! Streams: relayed as they come, at the client's pace, and dropped when it leaves.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use crate::support::{Client, Step, Worker, chat_stream, start, until};
+use crate::support::{Client, Step, Worker, chat_stream, json, options, start, start_with, until};
 
 fn chunk(text: &str) -> Step {
     Step::Send(format!("{:x}\r\n{text}\r\n", text.len()).into_bytes())
@@ -120,4 +122,33 @@ async fn a_thousand_streams_at_once_all_end_well() {
     futures_util::future::join_all(clients).await;
     until(|| async { gateway.in_flight().await == 0 }).await;
     assert_eq!(worker.disconnects(), 0);
+}
+
+#[tokio::test]
+async fn stream_whose_worker_is_lost_ends_with_a_last_event_soon_after_its_probes_fail() {
+    let frozen = Arc::new(AtomicBool::new(false));
+    let hangs = Arc::clone(&frozen);
+    let worker = Worker::listening(0, move |request| {
+        if request.head.starts_with("POST") {
+            return vec![head(), chunk("data: {\"a\":1}\n\n"), Step::Hang];
+        }
+        if hangs.load(SeqCst) {
+            vec![Step::Hang]
+        } else {
+            json(200, "{}")
+        }
+    })
+    .await;
+    let mut options = options(&[&worker]);
+    options.health_check_timeout_secs = 1;
+    options.health_failure_threshold = 2;
+    let gateway = start_with(options).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(&chat_stream()).await;
+    client.read_until("data: {\"a\":1}").await;
+    frozen.store(true, SeqCst);
+    let rest = client.read_until("stream_error").await;
+    assert!(rest.contains("worker was lost"), "{rest}");
+    assert!(client.closed().await);
+    assert_eq!(gateway.in_flight().await, 0);
 }
