@@ -84,7 +84,7 @@ class RouterArgs:
     prefill_policy: str | None = option(None, POLICY, "how a prefill worker is chosen; unset means --policy")
     decode_policy: str | None = option(None, POLICY, "how a decode worker is chosen; unset means --policy")
     worker_startup_timeout_secs: int = option(1800, PD, "seconds a worker may take to come up; it is retried slowly afterwards")
-    worker_startup_check_interval: int = option(30, PD, "longest pause between start-up probes of a worker, seconds", metavar="SECS")
+    worker_startup_check_interval: int = option(30, PD, "longest pause between start-up probes of a worker, seconds")
     cache_threshold: float = option(0.3, POLICY, "cache_aware: when set, a match of a smaller share of the prompt (0..1) is no affinity", metavar="RATIO")
     balance_abs_threshold: int = option(64, POLICY, "load gap, in requests (bucket: in prompt bytes), that counts as imbalance together with the relative one")
     balance_rel_threshold: float = option(1.5, POLICY, "load ratio (at least 1) that counts as imbalance together with the absolute one", metavar="RATIO")
@@ -108,7 +108,7 @@ class RouterArgs:
     bootstrap_port_annotation: str = option("sglang.ai/bootstrap-port", DISCOVERY, "pod annotation that holds a prefill worker's bootstrap port")
     prometheus_port: int | None = option(None, METRICS, "port of the metrics listener; unset means 29000, or none with a warning where that is taken")
     prometheus_host: str | None = option(None, METRICS, "address of the metrics listener", cli_default="0.0.0.0")
-    prometheus_duration_buckets: list[float] | None = option(None, METRICS, "bounds of the duration histograms, seconds, ascending", nargs="+", metavar="SECS")
+    prometheus_duration_buckets: list[float] | None = option(None, METRICS, "bounds of the duration histograms, seconds, ascending", nargs="+")
     request_id_headers: list[str] | None = option(None, REQUEST, "headers searched for the request id a client sends", nargs="*", metavar="HEADER")
     request_timeout_secs: int = option(1800, REQUEST, "seconds a worker may take to start an answer, or stay silent within one")
     shutdown_grace_period_secs: int = option(180, REQUEST, "seconds that requests in flight may take after a stop signal")
@@ -196,6 +196,11 @@ class RouterArgs:
     reuse_port: bool = option(False, WORKER, "share the port (SO_REUSEPORT), so that a new process can take over from an old one")
     forward_override_headers: bool = option(False, REQUEST, "pass clients' x-override-* headers, which steer SGLang engines, on to workers")
     hide_routing: bool = option(False, POLICY, "keep worker URLs and routing details from clients of inference routes; X-SMG-Target-Worker and x-smg-explain are ignored")
+    client_header_timeout_secs: int = option(60, REQUEST, "longest time for a request's head, from the connection's start or the head's first byte")
+    client_idle_timeout_secs: int = option(620, REQUEST, "how long a client's connection may be idle between requests; more than the 600 of load balancers")
+    client_body_timeout_secs: int = option(60, REQUEST, "longest silence of a client amid a request's body")
+    client_write_timeout_secs: int = option(60, REQUEST, "how long a client may take nothing of a reply before its request is ended")
+    max_client_connections: int = option(0, LIMIT, "client connections at a time, idle ones are closed for new ones; 0 means half of the file descriptors")
     # fmt: on
 
     @staticmethod

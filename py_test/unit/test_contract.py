@@ -144,6 +144,11 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "reuse_port",
         "forward_override_headers",
         "hide_routing",
+        "client_header_timeout_secs",
+        "client_idle_timeout_secs",
+        "client_body_timeout_secs",
+        "client_write_timeout_secs",
+        "max_client_connections",
     ]
 
 

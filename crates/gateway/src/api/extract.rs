@@ -25,7 +25,7 @@ impl FromRequest<ApiState> for Payload {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &ApiState) -> Result<Self, Error> {
-        let body = read_body(request.into_body(), state.proxy.max_payload()).await;
+        let body = read_body(request.into_body(), state.proxy.body_limits()).await;
         body.map(Self)
     }
 }
@@ -43,7 +43,9 @@ impl FromRequest<ApiState> for WorkerJson {
             let why = "missing 'content-type: application/json'";
             return Err(Error::WorkerSpec(why.to_owned()));
         }
-        let body = read_body(body, state.proxy.max_payload().min(MAX_SPEC)).await?;
+        let mut limits = state.proxy.body_limits();
+        limits.length = limits.length.min(MAX_SPEC);
+        let body = read_body(body, limits).await?;
         let fields = serde_json::from_slice(&body).map(Self);
         fields.map_err(|error| Error::WorkerSpec(format!("the body is no JSON object: {error}")))
     }

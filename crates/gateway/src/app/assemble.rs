@@ -16,8 +16,8 @@ use crate::admission::Admission;
 use crate::api::ApiState;
 use crate::balancer::{Balancer, ModelPolicies};
 use crate::config::{
-    AdmissionSection, ConnectionSection, FleetSection, HealthSection, Live, Options, ProxySection,
-    ServerSection,
+    AdmissionSection, ClientSection, ConnectionSection, FleetSection, HealthSection, Live, Options,
+    ProxySection, ServerSection,
 };
 use crate::cpu_pool::CpuPool;
 use crate::fleet::{Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory};
@@ -27,12 +27,21 @@ use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
 use crate::upstream::{ConnectionLimits, ControlClient, Resolver};
 
+/// What the machine gives to the gateway.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Machine {
+    pub(super) lanes: usize,
+    /// File descriptors that the process may have.
+    pub(super) descriptors: u64,
+}
+
 /// Puts everything together; nothing is served yet. The gateway's own calls run on `runtime`.
 pub(super) fn build(
     options: &Options,
     runtime: &Handle,
-    lanes: usize,
+    machine: Machine,
 ) -> Result<Control, StartError> {
+    let Machine { lanes, descriptors } = machine;
     let metrics_listeners = listen::metrics(options)?;
     let metrics = metrics(options)?;
     let live = Live::new(options);
@@ -57,8 +66,7 @@ pub(super) fn build(
     let admission = Arc::new(Admission::new(&admission_options, &metrics));
     let cpu_pool = CpuPool::new().map_err(|e| StartError::environment("start threads", e))?;
     let section = ProxySection::from(options);
-    let shared = Arc::clone(&balancer);
-    let dispatcher = Dispatcher::new(&section, live.clone(), shared, Arc::clone(&metrics), lanes);
+    let dispatcher = Dispatcher::new(&section, live.clone(), &balancer, &metrics, lanes);
     let proxy = Proxy::new(&section, dispatcher, cpu_pool.clone());
     let shutdown = Shutdown::default();
     let state = ApiState {
@@ -73,7 +81,8 @@ pub(super) fn build(
     };
     let service = Service::new(&ServerSection::from(options), &metrics, state)
         .map_err(|error| StartError::environment("build the routes", error))?;
-    let lanes = Lanes::start(lanes, &Arc::new(service), &shutdown)
+    let clients = ClientSection::new(options, descriptors);
+    let lanes = Lanes::start(lanes, &Arc::new(service), &clients, &shutdown)
         .map_err(|error| StartError::environment("start threads", error))?;
     Ok(Control {
         metrics_listeners,

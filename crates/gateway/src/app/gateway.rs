@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::runtime;
 use tracing::info;
 
-use super::assemble;
+use super::assemble::{self, Machine};
 use super::error::StartError;
 use super::listen::{self, Port, Sharing};
 use super::rlimit::raise_file_limit;
@@ -42,13 +42,13 @@ impl Gateway {
         check(options)?;
         logging::install(options)
             .map_err(|error| StartError::environment("write logs to log_dir", error))?;
-        raise_file_limit();
+        let descriptors = raise_file_limit();
         let port = Port::bind(options)?;
         let addr = port.addr()?;
         let lanes = thread::available_parallelism().map_or(1, usize::from);
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| StartError::environment("start a runtime", error))?;
-        let control = assemble::build(options, runtime.handle(), lanes)?;
+        let control = assemble::build(options, runtime.handle(), Machine { lanes, descriptors })?;
         let metrics_listener = control.metrics_listeners.first();
         let metrics_addr = metrics_listener.map(listen::local_addr).transpose()?;
         let (shutdown, fleet) = (control.shutdown.clone(), &control.balancer.fleet);

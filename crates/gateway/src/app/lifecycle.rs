@@ -24,8 +24,13 @@ use crate::server::{Lanes, Listeners, MetricsPage, serve_metrics};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
 
-/// Longest time for which clients are served that do not know yet that the gateway stops.
-const LAME_DUCK_PERIOD: Duration = Duration::from_secs(5);
+/// Longest time for which clients are served that do not know yet that the gateway stops. Some
+/// supervisors kill after 5 s.
+const LAME_DUCK_PERIOD: Duration = Duration::from_secs(4);
+/// A gateway without a request for so long has no clients that need to know.
+const RECENT: Duration = Duration::from_secs(30);
+/// How often it is looked whether a client could still come.
+const SETTLE_CHECK: Duration = Duration::from_millis(50);
 /// Time for connections that are being made when a shared port is given up.
 const HANDSHAKE_GRACE: Duration = Duration::from_millis(100);
 
@@ -135,6 +140,21 @@ impl Serving {
         begun
     }
 
+    /// Whether a client or a load balancer has asked for something a moment ago.
+    fn was_asked_lately(&self) -> bool {
+        self.lanes.quiet_for().is_some_and(|quiet| quiet < RECENT)
+    }
+
+    /// The time in which clients and load balancers learn that the gateway stops.
+    async fn settle(&self) {
+        let end = Instant::now() + (self.grace / 2).min(LAME_DUCK_PERIOD);
+        let can_matter =
+            || !self.balancer.fleet.workers().is_empty() || self.lanes.open_connections() > 0;
+        while can_matter() && Instant::now() < end {
+            sleep(SETTLE_CHECK).await;
+        }
+    }
+
     /// Serves until a stop takes no more connections; returns when the stop began.
     async fn serve(&self, listeners: Listeners, sharing: listen::Sharing) -> io::Result<Instant> {
         let (shutdown, lanes) = (&self.shutdown, &self.lanes);
@@ -147,15 +167,17 @@ impl Serving {
             }
         }
         let begun = Instant::now();
-        let lame_duck = (self.grace / 2).min(LAME_DUCK_PERIOD);
         let workers = self.balancer.fleet.workers();
         let in_flight: usize = workers.iter().map(|worker| worker.load.requests()).sum();
         info!(in_flight, grace_secs = self.grace.as_secs(), "draining");
-        tokio::select! {
-            biased;
-            () = shutdown.accepting_stopped() => {}
-            () = sleep(lame_duck) => {}
-            () = lanes.accept(&listeners) => {}
+        let only_local = listeners.are_local() && sharing == listen::Sharing::Exclusive;
+        if !only_local && (in_flight > 0 || self.was_asked_lately()) {
+            tokio::select! {
+                biased;
+                () = shutdown.accepting_stopped() => {}
+                () = self.settle() => {}
+                () = lanes.accept(&listeners) => {}
+            }
         }
         let ignored = |listener| listen::ignore_new_connections(listener).is_ok();
         if sharing == listen::Sharing::Shared && listeners.0.iter().all(ignored) {

@@ -3,8 +3,8 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
-/// Raises it as far as the system grants: a stream takes two sockets.
-pub(super) fn raise_file_limit() {
+/// Raises it as far as the system grants: a stream takes two sockets. Returns what is granted.
+pub(super) fn raise_file_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     if limit.current < limit.maximum {
         let raised = Rlimit {
@@ -15,4 +15,5 @@ pub(super) fn raise_file_limit() {
             warn!(%error, limit = ?limit.current, "cannot raise the limit of open files");
         }
     }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }

@@ -117,6 +117,16 @@ fn check_positive(options: &Options) -> Result<(), ConfigError> {
         ("cb_timeout_duration_secs", options.cb_timeout_duration_secs),
         ("cb_window_duration_secs", options.cb_window_duration_secs),
         ("retry_max_retries", options.retry_max_retries.into()),
+        (
+            "client_header_timeout_secs",
+            options.client_header_timeout_secs,
+        ),
+        ("client_idle_timeout_secs", options.client_idle_timeout_secs),
+        ("client_body_timeout_secs", options.client_body_timeout_secs),
+        (
+            "client_write_timeout_secs",
+            options.client_write_timeout_secs,
+        ),
     ];
     match at_least_one.into_iter().find(|&(_, value)| value == 0) {
         Some((field, value)) => Err(ConfigError::invalid(field, value, "must be at least 1")),

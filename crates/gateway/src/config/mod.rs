@@ -26,7 +26,7 @@ pub use options::{Backend, HistoryBackend, LogLevel, Options};
 pub(crate) use origin::AllowedOrigin;
 pub use secret::Secret;
 pub(crate) use sections::{
-    AdmissionSection, ConnectionSection, FleetSection, HealthSection, ProxySection, ServerSection,
-    WorkerNames, seconds,
+    AdmissionSection, ClientSection, ConnectionSection, FleetSection, HealthSection, ProxySection,
+    ServerSection, WorkerNames, seconds,
 };
 pub use worker_url::WorkerUrl;

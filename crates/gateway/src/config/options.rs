@@ -281,4 +281,17 @@ options! {
     /// Keep worker URLs and routing details from clients of inference routes, and ignore
     /// `x-smg-target-worker` and `x-smg-explain`.
     hide_routing: bool = false;
+    /// Longest time for a request's head, from the connection's start or the head's first byte,
+    /// seconds.
+    client_header_timeout_secs: u64 = 60;
+    /// How long a client's connection may be idle between requests, seconds. Load balancers keep
+    /// theirs for up to 600 s and want the other end to keep them for longer.
+    client_idle_timeout_secs: u64 = 620;
+    /// Longest silence of a client amid a request's body, seconds.
+    client_body_timeout_secs: u64 = 60;
+    /// How long a client may take nothing of a reply, seconds.
+    client_write_timeout_secs: u64 = 60;
+    /// Client connections at a time; idle ones are closed for new ones. 0 means half of the
+    /// process's file descriptors.
+    max_client_connections: u64 = 0;
 }

@@ -10,6 +10,9 @@ use super::{AllowedOrigin, Options, Secret};
 /// No time is longer: "never" is spelt with large numbers, and sums of times must not overflow.
 const LONGEST: Duration = Duration::from_hours(24 * 365);
 
+/// File descriptors for all but clients and their requests.
+const RESERVED_DESCRIPTORS: u64 = 64;
+
 /// How connections to workers are kept.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionSection {
@@ -69,6 +72,8 @@ pub(crate) struct AdmissionSection {
 pub(crate) struct ProxySection {
     /// Largest request body, bytes.
     pub(crate) max_payload: u64,
+    /// Longest silence of a client amid its body.
+    pub(crate) body_timeout: Duration,
     /// Retries that are granted per request decided, over the last seconds.
     pub(crate) retry_budget_ratio: f64,
     /// Retries per second that are always granted.
@@ -79,6 +84,33 @@ pub(crate) struct ProxySection {
     pub(crate) forward_overrides: bool,
     /// Clients neither see nor choose workers.
     pub(crate) hide_routing: bool,
+}
+
+/// What the connections of clients may take.
+#[derive(Clone, Debug)]
+pub(crate) struct ClientSection {
+    pub(crate) header_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) write_timeout: Duration,
+    /// Connections at a time.
+    pub(crate) max_connections: usize,
+}
+
+impl ClientSection {
+    /// Limits in a process that may have so many file descriptors.
+    pub(crate) fn new(options: &Options, descriptors: u64) -> Self {
+        let asked = options.max_client_connections;
+        // A request needs two: one for the client, one for the worker; the process some more.
+        let share = (descriptors / 2).saturating_sub(RESERVED_DESCRIPTORS);
+        let share = share.max(descriptors / 4).max(1);
+        let most = if asked == 0 { share } else { asked };
+        Self {
+            header_timeout: seconds(options.client_header_timeout_secs),
+            idle_timeout: seconds(options.client_idle_timeout_secs),
+            write_timeout: seconds(options.client_write_timeout_secs),
+            max_connections: usize::try_from(most).unwrap_or(usize::MAX),
+        }
+    }
 }
 
 /// Whether clients learn which worker an error is about.
@@ -185,6 +217,7 @@ impl From<&Options> for ProxySection {
     fn from(options: &Options) -> Self {
         Self {
             max_payload: options.max_payload_size,
+            body_timeout: seconds(options.client_body_timeout_secs),
             retry_budget_ratio: options.retry_budget_ratio,
             retry_budget_floor: options.retry_budget_min_per_sec,
             has_key: options.api_key.is_some(),

@@ -39,8 +39,8 @@ impl Dispatcher {
     pub(crate) fn new(
         options: &ProxySection,
         live: Live,
-        balancer: Arc<Balancer>,
-        metrics: Arc<Metrics>,
+        balancer: &Arc<Balancer>,
+        metrics: &Arc<Metrics>,
         lanes: usize,
     ) -> Self {
         let (ratio, floor) = (options.retry_budget_ratio, options.retry_budget_floor);
@@ -53,10 +53,10 @@ impl Dispatcher {
             },
             hide_routing: options.hide_routing,
             served: Default::default(),
-            explainer: Explainer::new(Arc::clone(&balancer), lanes),
+            explainer: Explainer::new(Arc::clone(balancer), lanes),
             budget: Mutex::new(RetryBudget::new(ratio, floor)),
-            balancer,
-            metrics,
+            balancer: Arc::clone(balancer),
+            metrics: Arc::clone(metrics),
         }
     }
 

@@ -15,9 +15,10 @@ use super::exchange::{Exchange, Finished};
 use super::explain::Explainer;
 use super::header_text::header_text;
 use super::request::{BufferedRequest, ProxyRequest, RequestContext};
+use super::request_body::{self, BodyLimits};
+use super::request_head;
 use super::response_body::{self, ReplyBody};
 use super::translate::dialect;
-use super::{request_body, request_head};
 use crate::balancer::Balancer;
 use crate::config::ProxySection;
 use crate::cpu_pool::CpuPool;
@@ -30,7 +31,7 @@ use crate::fleet::{UNKNOWN_MODEL, Worker};
 pub(crate) struct Proxy {
     pub(crate) dispatcher: Dispatcher,
     cpu_pool: CpuPool,
-    max_payload: u64,
+    body_limits: BodyLimits,
 }
 
 /// Why a request failed, and at which worker, if it reached one.
@@ -60,7 +61,10 @@ impl Proxy {
         Self {
             dispatcher,
             cpu_pool,
-            max_payload: options.max_payload,
+            body_limits: BodyLimits {
+                length: options.max_payload,
+                silence: options.body_timeout,
+            },
         }
     }
 
@@ -72,14 +76,14 @@ impl Proxy {
         &self.dispatcher.explainer
     }
 
-    /// The largest request body, bytes.
-    pub(crate) fn max_payload(&self) -> u64 {
-        self.max_payload
+    /// What request bodies may take.
+    pub(crate) fn body_limits(&self) -> BodyLimits {
+        self.body_limits
     }
 
     /// Refuses a body that its own `content-length` says is too large.
     pub(crate) fn check_length(&self, request: &Request<Incoming>) -> Result<(), Error> {
-        request_body::check_length(request.body(), self.max_payload)
+        request_body::check_length(request.body(), self.body_limits.length)
     }
 
     /// Reads an inference request, whole but not yet looked at.
@@ -89,7 +93,7 @@ impl Proxy {
         request: Request<Incoming>,
     ) -> Result<BufferedRequest, Error> {
         let (parts, body) = request.into_parts();
-        let received = request_body::read(body, self.max_payload).await;
+        let received = request_body::read(body, self.body_limits).await;
         let body = received.inspect_err(|error| {
             let metrics = &self.dispatcher.metrics;
             metrics.request_error(UNKNOWN_MODEL, row.label, error);

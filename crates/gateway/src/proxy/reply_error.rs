@@ -12,6 +12,9 @@ pub(crate) enum ReplyError {
     /// The exchange with the worker failed.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    /// The client has taken nothing for too long.
+    #[error("client took nothing of the reply for too long")]
+    ClientStalled,
     /// A handler's body failed.
     #[error(transparent)]
     Api(#[from] axum::Error),

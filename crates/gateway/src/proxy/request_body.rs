@@ -17,8 +17,15 @@ use crate::error::Error;
 const TRUSTED_RESERVE: u64 = 1024 * 1024;
 /// How long a refused request's body is read on.
 const DRAIN_FOR: Duration = Duration::from_secs(5);
-/// Longest silence of a client amid its body.
-const BODY_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// What the body of a request may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BodyLimits {
+    /// Its length, bytes.
+    pub(crate) length: u64,
+    /// The longest silence amid it.
+    pub(crate) silence: Duration,
+}
 
 /// Refuses a body that its own `content-length` says is too large, before any of it is read.
 pub(super) fn check_length(body: &impl Body, limit: u64) -> Result<(), Error> {
@@ -87,12 +94,12 @@ fn is_json(value: &[u8]) -> bool {
             || essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json"))
 }
 
-/// Reads a whole body of at most `limit` bytes.
-pub(crate) async fn read<B>(mut body: B, limit: u64) -> Result<Bytes, Error>
+/// Reads a whole body.
+pub(crate) async fn read<B>(mut body: B, limits: BodyLimits) -> Result<Bytes, Error>
 where
     B: Body<Data = Bytes, Error: Display> + Send + Unpin + 'static,
 {
-    let whole = collect(&mut body, limit).await;
+    let whole = collect(&mut body, limits).await;
     if matches!(whole, Err(Error::TooLarge { .. })) {
         discard_in_background(body);
     }
@@ -111,13 +118,17 @@ pub(crate) fn discard_in_background(mut body: impl Body + Send + Unpin + 'static
     }
 }
 
-async fn collect<B>(body: &mut B, limit: u64) -> Result<Bytes, Error>
+async fn collect<B>(body: &mut B, limits: BodyLimits) -> Result<Bytes, Error>
 where
     B: Body<Data = Bytes, Error: Display> + Unpin,
 {
+    let BodyLimits {
+        length: limit,
+        silence,
+    } = limits;
     check_length(body, limit)?;
     let expected = body.size_hint().lower();
-    let first = next(body).await?.unwrap_or_default();
+    let first = next(body, silence).await?.unwrap_or_default();
     if body.is_end_stream() && first.len() as u64 <= limit {
         return Ok(first);
     }
@@ -127,19 +138,19 @@ where
         if whole.len() as u64 > limit {
             return Err(Error::TooLarge { limit });
         }
-        let Some(piece) = next(body).await? else {
+        let Some(piece) = next(body, silence).await? else {
             return Ok(whole.freeze());
         };
         whole.extend_from_slice(&piece);
     }
 }
 
-async fn next<B>(body: &mut B) -> Result<Option<Bytes>, Error>
+async fn next<B>(body: &mut B, silence: Duration) -> Result<Option<Bytes>, Error>
 where
     B: Body<Data = Bytes, Error: Display> + Unpin,
 {
     loop {
-        let frame = timeout(BODY_TIMEOUT, body.frame())
+        let frame = timeout(silence, body.frame())
             .await
             .map_err(|_| Error::BodyTimeout)?;
         match frame {

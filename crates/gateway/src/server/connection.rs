@@ -1,31 +1,34 @@
 //! One client connection: HTTP/1.1 or HTTP/2, its time limits, and its end in a drain.
 
-use std::convert::Infallible;
-use std::future::{pending, poll_fn};
-use std::io;
+use std::future::poll_fn;
 use std::net::TcpStream as StdTcpStream;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::Poll;
 
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use hyper_util::server::graceful::GracefulConnection;
 use tokio::net::TcpStream;
-use tokio::time::{Duration, sleep, timeout};
+use tokio::runtime::Handle;
+use tokio::task::JoinError;
+use tokio::time::{Duration, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
-use super::in_progress::InProgress;
+use super::client_stream::ClientStream;
+use super::connection_state::{ConnectionState, InProgress};
+use super::response::Reply;
 use super::service::Service;
 use crate::lane::Lane;
 
 /// Largest head of a request, and largest piece of its body read at once, bytes.
 const READ_BUFFER: usize = 256 * 1024;
-/// Longest wait for a request's head, the idle time before it included; nginx's default.
-pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// How often an HTTP/2 client is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long it may take to answer.
@@ -41,15 +44,38 @@ const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
 pub(super) struct LaneService {
     pub(super) service: Arc<Service>,
     pub(super) lane: Lane,
+    /// Those of all lanes.
+    pub(super) runtimes: Arc<[Handle]>,
 }
 
+impl LaneService {
+    /// Answers a request: on this lane, or, of several at a time over one HTTP/2 connection, on
+    /// the lanes in turn. Bodies are written by the connection's lane in any case.
+    async fn answer(
+        self,
+        request: Request<Incoming>,
+        in_progress: InProgress,
+        turn: usize,
+    ) -> Result<Response<Reply>, JoinError> {
+        let shared = request.version() == Version::HTTP_2 && in_progress.state().in_progress() > 1;
+        let lane = Lane(turn % self.runtimes.len());
+        let Some(runtime) = lane
+            .of(&self.runtimes)
+            .filter(|_| shared && lane != self.lane)
+        else {
+            return Ok(self.service.answer(self.lane, in_progress, request).await);
+        };
+        let service = Arc::clone(&self.service);
+        let answer = async move { service.answer(lane, in_progress, request).await };
+        AbortOnDropHandle::new(runtime.spawn(answer)).await
+    }
+}
+
+/// HTTP/1.1, and HTTP/2 with prior knowledge. Times of HTTP/1.1 are the watchdog's.
 fn builder() -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     let http1 = &mut builder.http1();
-    http1
-        .max_buf_size(READ_BUFFER)
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT);
+    http1.max_buf_size(READ_BUFFER).header_read_timeout(None);
     let http2 = &mut builder.http2();
     http2
         .timer(TokioTimer::new())
@@ -58,65 +84,11 @@ fn builder() -> Builder<TokioExecutor> {
     builder
 }
 
-/// A socket that remembers whether something written to it waits for room.
-struct PendingWrites {
-    stream: TcpStream,
-    pending: Arc<AtomicBool>,
-}
-
-impl PendingWrites {
-    fn note<T>(&self, written: Poll<T>) -> Poll<T> {
-        self.pending.store(written.is_pending(), Ordering::Relaxed);
-        written
-    }
-}
-
-impl AsyncRead for PendingWrites {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for PendingWrites {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.note(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
-        self.note(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// The life of a client's connection, HTTP/1.1 or HTTP/2 with prior knowledge.
+/// The life of a client's connection.
 pub(super) async fn serve_connection(
     stream: StdTcpStream,
     service: LaneService,
+    state: Arc<ConnectionState>,
     draining: CancellationToken,
 ) {
     let stream = match TcpStream::from_std(stream) {
@@ -126,55 +98,60 @@ pub(super) async fn serve_connection(
             return;
         }
     };
-    let busy = Arc::new(AtomicUsize::new(0));
-    let (in_progress, served) = (Arc::clone(&busy), AtomicBool::new(false));
+    let turns = AtomicUsize::new(service.lane.0);
     let respond = service_fn(|request| {
-        served.store(true, Ordering::Relaxed);
-        let (lane, in_progress) = (service.lane, InProgress::new(&in_progress));
-        let service = Arc::clone(&service.service);
-        async move { Ok::<_, Infallible>(service.answer(lane, in_progress, request).await) }
+        let turn = turns.fetch_add(1, Relaxed);
+        service
+            .clone()
+            .answer(request, InProgress::new(&state), turn)
     });
     let builder = builder();
-    let pending_writes = Arc::new(AtomicBool::new(false));
-    let stream = PendingWrites {
-        stream,
-        pending: Arc::clone(&pending_writes),
-    };
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), respond));
-    let silent = async {
-        sleep(HEAD_TIMEOUT).await;
-        if served.load(Ordering::Relaxed) {
-            pending::<()>().await;
+    let stream = TokioIo::new(ClientStream::new(stream, Arc::clone(&state)));
+    let mut serving = pin!(builder.serve_connection(stream, respond));
+    // Dropping a connection that is doomed gives back what its requests hold.
+    let mut running = pin!(poll_fn(|cx| {
+        if state.is_doomed(cx) {
+            return Poll::Ready(Ok(()));
         }
-    };
+        serving.as_mut().poll(cx)
+    }));
     let ended = tokio::select! {
         biased;
-        ended = serving.as_mut() => ended,
-        // hyper's own timeout for headers begins only once it knows the protocol.
-        () = silent => return,
-        () = draining.cancelled() => {
-            if !served.load(Ordering::Relaxed) {
-                // Nothing can be said to a client before it asks.
-                let asked = poll_fn(|cx| match serving.as_mut().poll(cx) {
-                    Poll::Pending if !served.load(Ordering::Relaxed) => Poll::Pending,
-                    _ => Poll::Ready(()),
-                });
-                let _ = timeout(FIRST_REQUEST_GRACE, asked).await;
-            }
-            serving.as_mut().graceful_shutdown();
-            // A connection without a whole request has nothing to finish.
-            loop {
-                match timeout(DRAIN_CHECK_INTERVAL, serving.as_mut()).await {
-                    Ok(ended) => break ended,
-                    Err(_) if busy.load(Ordering::Relaxed) > 0 => {}
-                    // The end of a reply may still be on its way to a slow client.
-                    Err(_) if pending_writes.load(Ordering::Relaxed) => {}
-                    Err(_) => return,
-                }
-            }
-        }
+        ended = running.as_mut() => Some(ended),
+        () = draining.cancelled() => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => drain(serving, &state).await,
     };
     if let Err(error) = ended {
         debug!(%error, "connection ended abnormally");
+    }
+}
+
+/// The end of a connection in a drain.
+async fn drain<F>(mut serving: Pin<&mut F>, state: &ConnectionState) -> F::Output
+where
+    F: GracefulConnection,
+{
+    if !state.is_served() {
+        // Nothing can be said to a client before it asks.
+        let asked = poll_fn(|cx| match serving.as_mut().poll(cx) {
+            Poll::Pending if !state.is_served() => Poll::Pending,
+            _ => Poll::Ready(()),
+        });
+        let _ = timeout(FIRST_REQUEST_GRACE, asked).await;
+    }
+    serving.as_mut().graceful_shutdown();
+    // A connection without a whole request has nothing to finish.
+    loop {
+        match timeout(DRAIN_CHECK_INTERVAL, serving.as_mut()).await {
+            Ok(ended) => return ended,
+            Err(_) if state.is_ended() => return Ok(()),
+            Err(_) if state.in_progress() > 0 => {}
+            // The end of a reply may still be on its way to a slow client.
+            Err(_) if state.write_pending() => {}
+            Err(_) => return Ok(()),
+        }
     }
 }

@@ -5,26 +5,39 @@
 
 use std::io;
 use std::net::TcpStream as StdTcpStream;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime;
+use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::mpsc;
-use tokio::time::{Duration, sleep};
+use tokio::time::{Duration, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use super::connection::{LaneService, serve_connection};
+use super::connection_state::ClientLimits;
+use super::lane_status::LaneStatus;
 use super::listeners::Listeners;
 use super::service::Service;
+use super::watchdog::{LOOK_INTERVAL, Watchdog};
+use crate::config::ClientSection;
 use crate::lane::Lane;
 use crate::shutdown::Shutdown;
 use crate::telemetry::LogLimit;
 
+/// Idle connections that a lane ends at once to make room for others.
+const SHED_AT_ONCE: usize = 8;
+/// Pause before it is looked whether there is room.
+const ROOM_PAUSE: Duration = Duration::from_millis(10);
+/// How a client that has vanished is noticed between requests.
+const CLIENT_KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_mins(1))
+    .with_interval(Duration::from_secs(20));
 /// Accepted connections that wait for their lane's thread.
 const ACCEPT_QUEUE: usize = 1024;
 /// Pause after the system refused a connection (no file descriptors left, say).
@@ -36,15 +49,41 @@ pub(crate) struct Lanes {
     threads: Vec<LaneThread>,
     /// Yields `None` once every lane has ended.
     ended: mpsc::Receiver<()>,
+    max_connections: usize,
+    /// How long bytes sent to a client may stay without an answer.
+    write_timeout: Duration,
     /// Lines about connections that could not be accepted.
     refusals: LogLimit,
+    /// Lines about the limit on connections.
+    crowded: LogLimit,
 }
 
 #[derive(Debug)]
 struct LaneThread {
     connections: mpsc::Sender<StdTcpStream>,
-    open: Arc<AtomicUsize>,
+    status: Arc<LaneStatus>,
     thread: JoinHandle<()>,
+}
+
+/// The receiving end of a lane, before its thread runs.
+struct LaneStart {
+    runtime: Runtime,
+    incoming: mpsc::Receiver<StdTcpStream>,
+    connections: mpsc::Sender<StdTcpStream>,
+}
+
+impl LaneStart {
+    fn new() -> io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (connections, incoming) = mpsc::channel(ACCEPT_QUEUE);
+        Ok(Self {
+            runtime,
+            incoming,
+            connections,
+        })
+    }
 }
 
 impl Lanes {
@@ -52,21 +91,31 @@ impl Lanes {
     pub(crate) fn start(
         count: usize,
         service: &Arc<Service>,
+        clients: &ClientSection,
         shutdown: &Shutdown,
     ) -> io::Result<Self> {
         let (running, ended) = mpsc::channel(1);
-        let lanes = (0..count.max(1)).map(|index| {
-            let runtime = runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            let (connections, incoming) = mpsc::channel(ACCEPT_QUEUE);
-            let open = Arc::new(AtomicUsize::new(0));
+        let starts: Vec<_> = (0..count.max(1))
+            .map(|_| LaneStart::new())
+            .collect::<io::Result<_>>()?;
+        let runtimes = starts.iter().map(|start| start.runtime.handle().clone());
+        let runtimes: Arc<[Handle]> = runtimes.collect();
+        let limits = ClientLimits::from(clients);
+        let lanes = starts.into_iter().enumerate().map(|(index, start)| {
+            let status = Arc::new(LaneStatus::default());
             let service = LaneService {
                 service: Arc::clone(service),
                 lane: Lane(index),
+                runtimes: Arc::clone(&runtimes),
             };
-            let serving = serve(service, incoming, Arc::clone(&open), shutdown.clone());
-            let running = running.clone();
+            let watchdog = Watchdog::new(limits, &status);
+            let clients = LaneClients {
+                watchdog,
+                status: Arc::clone(&status),
+                incoming: start.incoming,
+            };
+            let serving = serve(service, clients, shutdown.clone());
+            let (running, runtime) = (running.clone(), start.runtime);
             let thread = thread::Builder::new()
                 .name(format!("smg-lane-{index}"))
                 .spawn(move || {
@@ -76,16 +125,53 @@ impl Lanes {
                     drop(running);
                 })?;
             Ok(LaneThread {
-                connections,
-                open,
+                connections: start.connections,
+                status,
                 thread,
             })
         });
         Ok(Self {
             threads: lanes.collect::<io::Result<_>>()?,
             ended,
+            max_connections: clients.max_connections,
+            write_timeout: clients.write_timeout,
             refusals: LogLimit::default(),
+            crowded: LogLimit::default(),
         })
+    }
+
+    /// How long no request has come, to the second; `None` if none ever has.
+    pub(crate) fn quiet_for(&self) -> Option<Duration> {
+        let quiet = self
+            .threads
+            .iter()
+            .filter_map(|lane| lane.status.quiet_for());
+        quiet.min()
+    }
+
+    /// Client connections.
+    pub(crate) fn open_connections(&self) -> usize {
+        let open = self.threads.iter();
+        open.map(|lane| lane.status.open.load(Ordering::Relaxed))
+            .sum()
+    }
+
+    /// Waits until there is room for another connection; idle ones are ended to make some.
+    /// Clients wait in the system's queue meanwhile.
+    async fn make_room(&self) {
+        while self.open_connections() >= self.max_connections {
+            if let Some(left_out) = self.crowded.pass() {
+                let limit = self.max_connections;
+                warn!(
+                    limit,
+                    left_out, "client connections are at their limit, idle ones are closed"
+                );
+            }
+            for lane in &self.threads {
+                lane.status.ask_to_shed(SHED_AT_ONCE);
+            }
+            sleep(ROOM_PAUSE).await;
+        }
     }
 
     /// Hands accepted connections to lanes; runs until dropped or a lane has ended.
@@ -93,6 +179,7 @@ impl Lanes {
         loop {
             match listeners.accept().await {
                 Ok(stream) => {
+                    self.make_room().await;
                     if self.dispatch(stream).await.is_err() {
                         return;
                     }
@@ -127,17 +214,26 @@ impl Lanes {
         }
     }
 
+    /// Sets what holds for a client's socket.
+    fn prepare(&self, stream: &TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(stream);
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_user_timeout(Some(self.write_timeout))?;
+        socket.set_tcp_keepalive(&CLIENT_KEEPALIVE)
+    }
+
     /// Gives a connection to the lane with the fewest open ones; an error when that has ended.
     async fn dispatch(&self, stream: TcpStream) -> Result<(), ()> {
-        let prepared = stream.set_nodelay(true).and_then(|()| stream.into_std());
+        let prepared = self.prepare(&stream).and_then(|()| stream.into_std());
         let idlest = self
             .threads
             .iter()
-            .min_by_key(|lane| lane.open.load(Ordering::Relaxed));
+            .min_by_key(|lane| lane.status.open.load(Ordering::Relaxed));
         let (Ok(stream), Some(lane)) = (prepared, idlest) else {
             return Ok(());
         };
-        lane.open.fetch_add(1, Ordering::Relaxed);
+        lane.status.open.fetch_add(1, Ordering::Relaxed);
         lane.connections.send(stream).await.map_err(|_| ())
     }
 
@@ -157,32 +253,41 @@ impl Lanes {
 }
 
 /// Counts a connection as open until dropped.
-struct Open(Arc<AtomicUsize>);
+struct Open(Arc<LaneStatus>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
+/// The clients of a lane.
+struct LaneClients {
+    watchdog: Watchdog,
+    status: Arc<LaneStatus>,
+    incoming: mpsc::Receiver<StdTcpStream>,
+}
+
 /// The life of a lane.
-async fn serve(
-    service: LaneService,
-    mut incoming: mpsc::Receiver<StdTcpStream>,
-    open: Arc<AtomicUsize>,
-    shutdown: Shutdown,
-) {
+async fn serve(service: LaneService, clients: LaneClients, shutdown: Shutdown) {
+    let LaneClients {
+        watchdog,
+        status,
+        mut incoming,
+    } = clients;
     let connections = TaskTracker::new();
     // Each lane has its own token: connections look at it often, and lanes share nothing.
     let draining = CancellationToken::new();
     let connect = |stream| {
-        let open = Open(Arc::clone(&open));
+        let open = Open(Arc::clone(&status));
         let (service, draining) = (service.clone(), draining.clone());
+        let state = watchdog.watch();
         connections.spawn(async move {
-            serve_connection(stream, service, draining).await;
+            serve_connection(stream, service, state, draining).await;
             drop(open);
         });
     };
+    let mut looks = interval(LOOK_INTERVAL);
     loop {
         tokio::select! {
             biased;
@@ -191,6 +296,8 @@ async fn serve(
                 Some(stream) => connect(stream),
                 None => break,
             },
+            () = status.shed_asked.notified() => watchdog.shed(),
+            _ = looks.tick() => watchdog.look(),
         }
     }
     while let Ok(stream) = incoming.try_recv() {
@@ -198,8 +305,12 @@ async fn serve(
     }
     draining.cancel();
     connections.close();
-    tokio::select! {
-        () = connections.wait() => {}
-        () = shutdown.aborted() => {}
+    let mut ended = pin!(connections.wait());
+    loop {
+        tokio::select! {
+            () = ended.as_mut() => break,
+            () = shutdown.aborted() => break,
+            _ = looks.tick() => watchdog.look(),
+        }
     }
 }

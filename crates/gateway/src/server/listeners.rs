@@ -27,6 +27,12 @@ impl Drop for Listeners {
 }
 
 impl Listeners {
+    /// Whether only this machine can connect.
+    pub(crate) fn are_local(&self) -> bool {
+        let mut addresses = self.0.iter().map(TcpListener::local_addr);
+        addresses.all(|address| address.is_ok_and(|address| address.ip().is_loopback()))
+    }
+
     /// The next connection at any of them.
     pub(crate) async fn accept(&self) -> io::Result<TcpStream> {
         poll_fn(|cx| {

@@ -1,6 +1,7 @@
 //! The metrics listener: `GET /metrics` for Prometheus.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -15,7 +16,6 @@ use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
-use super::connection::HEAD_TIMEOUT;
 use super::lanes::ACCEPT_PAUSE;
 use super::listeners::Listeners;
 use crate::admission::Admission;
@@ -23,6 +23,8 @@ use crate::balancer::Balancer;
 use crate::fleet::update_gauges;
 use crate::telemetry::{LogLimit, Metrics};
 
+/// Longest wait for a request's head, the idle time before it included; nginx's default.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// Connections at a time; others wait until one has ended.
 const MAX_CONNECTIONS: usize = 64;
 
@@ -86,8 +88,6 @@ async fn render(State(page): State<MetricsPage>) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use routing::{Params, PolicyKind};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};

@@ -1,7 +1,9 @@
 //! The threads that serve connections, and what every request passes.
 
+mod client_stream;
 mod connection;
-mod in_progress;
+mod connection_state;
+mod lane_status;
 mod lanes;
 mod listeners;
 mod metrics_listener;
@@ -9,6 +11,8 @@ mod request_id;
 mod request_record;
 mod response;
 mod service;
+mod watchdog;
+mod watched_reply;
 
 pub(crate) use lanes::Lanes;
 pub(crate) use listeners::Listeners;

@@ -4,39 +4,71 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::Method;
+use http::header::{self, HeaderMap};
+use http::{Method, Version};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
 
-use super::in_progress::InProgress;
+use super::connection_state::InProgress;
 use super::request_record::{End, RequestRecord};
+use super::watched_reply::ReplySlot;
 use crate::proxy::{ReplyBody, ReplyError};
 
 /// A reply's body and the record of its request.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    body: ReplyBody,
+    body: ReplySlot,
     record: RequestRecord,
-    _in_progress: InProgress,
+    in_progress: InProgress,
 }
 
 impl Reply {
-    /// A reply to a request of this method.
+    /// A reply over a protocol of this version.
     pub(super) fn new(
         body: ReplyBody,
-        method: &Method,
+        version: Version,
         mut record: RequestRecord,
         in_progress: InProgress,
     ) -> Self {
-        // hyper does not read the body of a reply to HEAD.
-        if *method == Method::HEAD || body.is_end_stream() {
+        if body.is_end_stream() {
             record.end = End::Complete;
         }
+        let body = if version == Version::HTTP_2 {
+            ReplySlot::watched(body, in_progress.state())
+        } else {
+            ReplySlot::Own(body)
+        };
         Self {
             body,
             record,
-            _in_progress: in_progress,
+            in_progress,
         }
     }
+
+    /// The same for a request that was a HEAD: its body is not sent.
+    pub(super) fn without_body(mut self) -> Self {
+        self.record.end = End::Complete;
+        self
+    }
+}
+
+/// Leaves the body out of a reply to a HEAD over HTTP/2, where hyper would send it, and keeps
+/// what the head says of its length (RFC 9110 §9.3.2).
+pub(super) fn strip_body(
+    body: ReplyBody,
+    method: &Method,
+    version: Version,
+    headers: &mut HeaderMap,
+) -> ReplyBody {
+    if *method != Method::HEAD || version != Version::HTTP_2 {
+        return body;
+    }
+    if let Some(length) = body.size_hint().exact() {
+        headers
+            .entry(header::CONTENT_LENGTH)
+            .or_insert(length.into());
+    }
+    Full::default().into()
 }
 
 impl Body for Reply {
@@ -47,11 +79,16 @@ impl Body for Reply {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let this = &mut *self;
+        let polled = this.body.poll_frame(cx);
+        if matches!(this.body, ReplySlot::Own(_)) {
+            this.in_progress.state().reply_polled(polled.is_ready());
+        }
+        let frame = ready!(polled);
         match &frame {
-            Some(Err(_)) => self.record.end = End::Truncated,
+            Some(Err(_)) => this.record.end = End::Truncated,
             // hyper stops asking once the announced length is reached.
-            _ if frame.is_none() || self.body.is_complete() => self.record.end = End::Complete,
+            _ if frame.is_none() || this.body.is_complete() => this.record.end = End::Complete,
             _ => {}
         }
         Poll::Ready(frame)

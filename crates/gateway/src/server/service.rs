@@ -10,10 +10,10 @@ use hyper::body::Incoming;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use super::in_progress::InProgress;
+use super::connection_state::InProgress;
 use super::request_id::RequestIds;
 use super::request_record::RequestRecord;
-use super::response::Reply;
+use super::response::{Reply, strip_body};
 use crate::api::{self, ApiState, Caller, Cors, RouteTable, Target};
 use crate::auth::{Access, Authenticator};
 use crate::config::{ServerSection, WorkerNames};
@@ -90,7 +90,13 @@ impl Service {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
-        response.map(|body| Reply::new(body, &method, record, in_progress))
+        let (mut parts, body) = response.into_parts();
+        let body = strip_body(body, &method, version, &mut parts.headers);
+        let mut reply = Reply::new(body, version, record, in_progress);
+        if method == Method::HEAD {
+            reply = reply.without_body();
+        }
+        Response::from_parts(parts, reply)
     }
 
     /// Finds the route, checks what holds for all of them, and has the request answered.

@@ -10,7 +10,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
-use crate::support::{Running, Worker, get, ok, start, until};
+use crate::support::{Running, Step, Worker, get, ok, options, start, start_with, until};
 
 type Sender<B> = http2::SendRequest<B>;
 
@@ -99,5 +99,77 @@ async fn head_and_errors_work_too() {
             .await
             .unwrap();
         assert_eq!(reply.status(), status);
+        if method == "HEAD" {
+            assert_eq!(reply.headers()["content-length"], "2");
+            let body = reply.into_body().collect().await.unwrap().to_bytes();
+            assert!(body.is_empty(), "{body:?}");
+        }
     }
+}
+
+#[tokio::test]
+async fn stream_that_its_client_does_not_take_ends_alone_and_the_connection_serves_on() {
+    let head =
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    let chunk = format!("{:x}\r\ndata: {}\n\n\r\n", 60_008, "x".repeat(60_000));
+    let worker = Worker::scripted(move |request| {
+        if String::from_utf8_lossy(&request.body).contains("endless") {
+            let chunks = (0..100).map(|_| Step::Send(chunk.clone().into_bytes()));
+            [Step::Send(head.into())]
+                .into_iter()
+                .chain(chunks)
+                .collect()
+        } else {
+            ok()
+        }
+    })
+    .await;
+    let mut options = options(&[&worker]);
+    options.client_write_timeout_secs = 1;
+    let gateway = start_with(options).await;
+    let mut sender = connect::<Full<Bytes>>(&gateway).await;
+    let request = |body: &'static str| {
+        Request::post("http://g/generate")
+            .header("content-type", "application/json")
+            .body(Full::from(body))
+            .unwrap()
+    };
+    let stalled = sender
+        .send_request(request(r#"{"text":"endless"}"#))
+        .await
+        .unwrap();
+    assert_eq!(stalled.status(), 200);
+    until(|| async { gateway.in_flight().await == 0 }).await;
+    let reply = sender.send_request(request("{}")).await.unwrap();
+    assert_eq!(reply.status(), 200);
+    assert!(
+        stalled.into_body().collect().await.is_err(),
+        "it ends abnormally"
+    );
+}
+
+#[tokio::test]
+async fn many_requests_at_a_time_over_one_connection_are_all_answered() {
+    let worker = Worker::doing(ok()).await;
+    let gateway = start(&[&worker]).await;
+    let sender = connect::<Full<Bytes>>(&gateway).await;
+    let requests = (0..200).map(|_| {
+        let mut sender = sender.clone();
+        async move {
+            let request = Request::post("http://g/generate")
+                .header("content-type", "application/json")
+                .body(Full::from("{}"))
+                .unwrap();
+            let reply = sender.send_request(request).await.unwrap();
+            let status = reply.status();
+            (
+                status,
+                reply.into_body().collect().await.unwrap().to_bytes(),
+            )
+        }
+    });
+    for (status, body) in futures_util::future::join_all(requests).await {
+        assert_eq!((status.as_u16(), body.is_empty()), (200, false));
+    }
+    assert_eq!(gateway.in_flight().await, 0);
 }

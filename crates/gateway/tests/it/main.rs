@@ -8,6 +8,7 @@ mod blame;
 mod bodies;
 mod breakers;
 mod chaos;
+mod clients;
 mod fleet_health;
 mod headers;
 mod http2;

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use gateway::{Gateway, StartError};
 use tokio::net::TcpStream;
 
@@ -133,6 +135,8 @@ async fn a_gateway_that_drains_says_so_and_serves_until_then() {
     let worker = Worker::doing(ok()).await;
     let mut options = options(&[&worker]);
     options.shutdown_grace_period_secs = 1;
+    // Where only this machine can connect, nothing settles.
+    options.host = "0.0.0.0".into();
     let gateway = start_with(options).await;
     let mut kept = Client::asking(&gateway, "").await;
     assert_eq!(kept.reply().await.header("connection"), "");
@@ -210,4 +214,19 @@ async fn a_client_that_reads_slowly_gets_its_whole_reply_during_a_drain() {
     let reply = client.reply().await;
     assert!(reply.whole && reply.body.len() == body.len());
     assert!(gateway.gateway.wait(Duration::from_secs(5)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateway_that_only_this_machine_uses_stops_at_once() {
+    let worker = Worker::doing(ok()).await;
+    let gateway = start(&[&worker]).await;
+    assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
+    let begun = Instant::now();
+    gateway.gateway.lame_duck();
+    assert!(gateway.gateway.wait(Duration::from_secs(5)));
+    assert!(
+        begun.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
 }

@@ -1,0 +1,75 @@
+//! What the control thread sees of a lane, and asks of it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// [`LaneStatus::last_active`] of a lane that has had no request.
+const NEVER: u64 = u64::MAX;
+
+/// The state of a lane.
+#[derive(Debug)]
+pub(super) struct LaneStatus {
+    started: Instant,
+    /// Open connections.
+    pub(super) open: AtomicUsize,
+    /// A request has come since the last look.
+    active: AtomicBool,
+    /// Seconds after the start.
+    last_active: AtomicU64,
+    /// Connections to end, idle ones first.
+    shed: AtomicUsize,
+    pub(super) shed_asked: Notify,
+}
+
+impl Default for LaneStatus {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            open: AtomicUsize::new(0),
+            active: AtomicBool::new(false),
+            last_active: AtomicU64::new(NEVER),
+            shed: AtomicUsize::new(0),
+            shed_asked: Notify::new(),
+        }
+    }
+}
+
+impl LaneStatus {
+    /// A request has come.
+    pub(super) fn note_request(&self) {
+        self.active.store(true, Relaxed);
+    }
+
+    /// A second has passed.
+    pub(super) fn look(&self) {
+        if self.active.swap(false, Relaxed) {
+            let now = self.started.elapsed().as_secs();
+            self.last_active.store(now, Relaxed);
+        }
+    }
+
+    /// How long ago the last request came, to the second; `None` if none has.
+    pub(super) fn quiet_for(&self) -> Option<Duration> {
+        if self.active.load(Relaxed) {
+            return Some(Duration::ZERO);
+        }
+        let last = self.last_active.load(Relaxed);
+        let last = Some(last).filter(|&last| last != NEVER)?;
+        let ago = self.started.elapsed().as_secs().saturating_sub(last);
+        Some(Duration::from_secs(ago))
+    }
+
+    /// Has the lane end so many connections that are between requests.
+    pub(super) fn ask_to_shed(&self, count: usize) {
+        self.shed.store(count, Relaxed);
+        self.shed_asked.notify_one();
+    }
+
+    /// How many connections are to be ended.
+    pub(super) fn take_shed(&self) -> usize {
+        self.shed.swap(0, Relaxed)
+    }
+}
