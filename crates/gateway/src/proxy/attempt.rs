@@ -117,7 +117,7 @@ async fn send_once(
             dispatcher.metrics.upstream_response(status);
             let (outcome, answer) = read_answer(response, worker).await;
             let peers_differ = match status {
-                401 | 403 => head.shows_own_key(),
+                401 | 403 => !head.shows_clients_key(&request.parts.headers),
                 404 => dispatcher.is_served(request.row),
                 _ => false,
             };

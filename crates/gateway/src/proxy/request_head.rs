@@ -56,9 +56,10 @@ impl ForwardedHead {
             || self.named.contains(name))
     }
 
-    /// Whether the worker gets a key of the gateway's, not of the client's.
-    pub(super) fn shows_own_key(&self) -> bool {
-        self.config.bearer.is_some()
+    /// Whether the worker gets a key of the client's: then a refusal of it is the client's.
+    pub(super) fn shows_clients_key(&self, client: &HeaderMap) -> bool {
+        let mut names = client.keys();
+        names.any(|name| carries_a_key(name) && !self.is_credential(name))
     }
 
     /// Whether a line is a key for the gateway, or gives way to the worker's key.

@@ -181,6 +181,24 @@ async fn get_with_key(gateway: &Running, path: &str) -> serde_json::Value {
 }
 
 #[tokio::test]
+async fn refused_key_of_the_clients_own_is_its_answer_and_a_missing_one_the_workers_fault() {
+    let odd = Worker::doing(json(401, "{}")).await;
+    let (good, third) = (Worker::doing(ok()).await, Worker::doing(ok()).await);
+    let mut options = touchy(&[&good, &odd, &third]);
+    options.disable_retries = false;
+    options.cb_failure_threshold = 100;
+    let gateway = start_with(options).await;
+    let mut refused = 0;
+    for line in ["", "authorization: Bearer mine\r\n"] {
+        for _ in 0..6 {
+            let reply = raw(&gateway, &posting("/generate", line, "{}")).await;
+            refused += usize::from(reply.status == 401);
+        }
+        assert_eq!(refused == 0, line.is_empty());
+    }
+}
+
+#[tokio::test]
 async fn refused_credentials_everywhere_are_the_clients_answer_and_no_workers_fault() {
     let workers = [
         Worker::doing(json(401, "{}")).await,
