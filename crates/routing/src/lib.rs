@@ -22,6 +22,6 @@ pub use prompt::Prompt;
 pub use request::{ClientKey, Request, SeededRng};
 pub use resilience::{
     Breaker, BreakerRules, BreakerSignal, Circuit, Consequence, Ejection, Health, Outcome,
-    OutlierReason, Outliers, Probe, Retry, RetryBudget, RetryRules, Thresholds, Trial, Verdict,
-    Window, ramp, thin_out,
+    OutlierReason, Outliers, Probe, Retry, RetryBudget, RetryRules, Thresholds, Trial, Turns,
+    Verdict, Window, ramp,
 };

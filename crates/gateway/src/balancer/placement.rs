@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use routing::{Branch, Candidate, Candidates, PolicyKind, Request, SeededRng, ramp, thin_out};
+use routing::{Branch, Candidate, Candidates, PolicyKind, Request, ramp};
 
 use super::balancer::Balancer;
 use super::in_flight::{InFlight, PromptLoad};
@@ -157,19 +157,25 @@ impl<'a> View<'a> {
         Ok(from)
     }
 
-    /// Leaves workers in slow start out, by chance.
+    /// Leaves out the workers in slow start whose turn it is not, unless none would be left.
     fn thin_warming_up(&self, from: &mut Vec<Candidate>) {
         let fleet = &self.balancer.fleet;
         let (now, slow_start) = (fleet.now(), fleet.slow_start());
-        // Not the numbers that the policy draws: the two choices are independent.
-        let mut rng = SeededRng::new(self.request.seed.rotate_left(32));
-        thin_out(from, &mut rng, |candidate| {
+        let candidates = from.len();
+        let has_turn = |candidate: &Candidate| {
             let mut warming_up = self.snapshot.warming_up.iter();
             let found = warming_up.find(|(slot, _)| *slot == candidate.slot);
-            found.map_or(1.0, |(_, since)| {
-                ramp(now.saturating_sub(*since), slow_start)
+            let worker = self.snapshot.worker(candidate.slot);
+            found.zip(worker).is_none_or(|((_, since), worker)| {
+                let ramp = ramp(now.saturating_sub(*since), slow_start);
+                worker.turns.earn(ramp, candidates)
             })
-        });
+        };
+        let kept: Vec<bool> = from.iter().map(has_turn).collect();
+        if kept.contains(&true) {
+            let mut kept = kept.into_iter();
+            from.retain(|_| kept.next().unwrap_or(true));
+        }
     }
 
     /// The worker that a client names, whatever its model; or none.
@@ -215,6 +221,10 @@ impl<'a> View<'a> {
                 BreakerPermit::Rejected => return None,
             }
         };
+        let mut warming_up = self.snapshot.warming_up.iter();
+        if warming_up.any(|(slot, _)| *slot == worker.slot) {
+            worker.turns.spend();
+        }
         let prompt = PromptLoad { tokens, lease };
         Some(InFlight::new(self.balancer, worker, prompt, trial))
     }

@@ -65,6 +65,7 @@ fn follow_verdict(fleet: &Fleet, worker: &Worker, before: Verdict) {
         let late = before == Verdict::NotReady || state.joined_at.is_some() || now > slow_start;
         if became_ready && late && before != Verdict::Suspect {
             state.recovered_at = Some(now).filter(|_| !slow_start.is_zero());
+            worker.turns.reset();
         }
     });
 }

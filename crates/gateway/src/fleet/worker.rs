@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::HeaderValue;
-use routing::{Candidate, Load};
+use routing::{Candidate, Load, Turns};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -32,6 +32,8 @@ pub(crate) struct Worker {
     pub(crate) metrics: WorkerMetrics,
     /// `None` where workers are not compared with their peers.
     pub(crate) outlier_stats: Option<OutlierStats>,
+    /// Its turns while it is in slow start.
+    pub(crate) turns: Turns,
     /// Notified whenever a request of a draining worker has ended.
     pub(super) request_done: Notify,
     state: Mutex<WorkerState>,
@@ -67,6 +69,7 @@ impl Worker {
             load: Arc::default(),
             metrics: new.metrics,
             outlier_stats: new.outlier_stats,
+            turns: Turns::default(),
             request_done: Notify::new(),
             state: Mutex::new(new.state),
             ready: AtomicBool::new(false),

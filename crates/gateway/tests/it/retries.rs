@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::support::{
-    Client, Step, Worker, chat_stream, get, json, ok, options, post, start, start_with, until,
+    Client, Step, Worker, chat_stream, get, json, ok, options, post, posting, raw, start,
+    start_with, until,
 };
 
 fn text(text: &str) -> Step {
@@ -54,9 +55,11 @@ async fn a_client_error_is_the_answer() {
             Worker::doing(ok()).await,
         ];
         let gateway = start(&[&workers[0], &workers[1]]).await;
+        // The key is the client's own, so its refusal is the client's answer.
+        let request = posting("/generate", "authorization: Bearer mine\r\n", "{}");
         let statuses = [
-            post(&gateway, "/generate", "{}").await.status,
-            post(&gateway, "/generate", "{}").await.status,
+            raw(&gateway, &request).await.status,
+            raw(&gateway, &request).await.status,
         ];
         assert!(statuses.contains(&status) && statuses.contains(&200));
         assert_eq!(workers[1].received().len(), 1);

@@ -3,7 +3,9 @@
 use routing::PolicyKind;
 use serde_json::json as value;
 
-use crate::support::{Reply, Running, Worker, get, json, ok, options, raw, start_with, until};
+use crate::support::{
+    Reply, Running, Worker, get, json, ok, options, post, raw, start, start_with, until,
+};
 use crate::workers::{add, send, until_status};
 
 /// A worker that serves this model.
@@ -111,9 +113,7 @@ async fn every_model_has_the_policy_of_its_own_label() {
         assert_eq!(policy(&gateway, model).await, wanted, "{model}");
     }
     let body = r#"{"model":"b","prompt":"p"}"#;
-    let dry = crate::support::post(&gateway, "/route/explain", body)
-        .await
-        .json();
+    let dry = post(&gateway, "/route/explain", body).await.json();
     assert_eq!(
         (&dry["policy"], &dry["candidates"][0]["worker"]),
         (&"least_load".into(), &workers[1].url().into())
@@ -179,11 +179,11 @@ async fn a_worker_that_is_not_up_changes_nothing_for_others() {
     let long = "the same prompt every time ".repeat(40);
     let body = format!(r#"{{"model":"a","prompt":"{long}"}}"#);
     let known = async || {
-        let reply = crate::support::post(&gateway, "/route/explain", &body).await;
+        let reply = post(&gateway, "/route/explain", &body).await;
         let matched = reply.json()["candidates"][0]["matched_tokens"].as_u64();
         matched.unwrap()
     };
-    let reply = crate::support::post(&gateway, "/v1/completions", &body).await;
+    let reply = post(&gateway, "/v1/completions", &body).await;
     assert_eq!((reply.status, known().await > 0), (200, true));
     let dead = serving("c").await;
     let url = dead.url();
@@ -197,4 +197,27 @@ async fn a_worker_that_is_not_up_changes_nothing_for_others() {
     assert!(known().await > 0);
     remove(&gateway, &other).await;
     assert!(known().await > 0);
+}
+
+#[tokio::test]
+async fn worker_added_at_run_time_is_reached_within_twenty_requests_in_turn() {
+    let (one, two, three) = (
+        Worker::doing(ok()).await,
+        Worker::doing(ok()).await,
+        Worker::doing(ok()).await,
+    );
+    let gateway = start(&[&one, &two, &three]).await;
+    let added = Worker::doing(ok()).await;
+    let body = format!(r#"{{"url":"{}"}}"#, added.url());
+    assert_eq!(post(&gateway, "/workers", &body).await.status, 202);
+    gateway.has_ready(4).await;
+    for _ in 0..20 {
+        assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
+    }
+    let received = added.received();
+    let requests = received
+        .iter()
+        .filter(|it| it.path() == "/generate")
+        .count();
+    assert!((1..=5).contains(&requests), "{requests} of 20");
 }

@@ -34,6 +34,21 @@ pub fn hash_blocks(prompt: &Prompt<'_>, hashes: &mut Vec<u64>) {
     hashes.truncate(MAX_BLOCKS);
 }
 
+/// The hash of a prompt shorter than a block; `None` for an empty prompt and for a longer one.
+pub fn prompt_hash(prompt: &Prompt<'_>) -> Option<u64> {
+    let (mut bytes, mut length) = ([0; BLOCK], 0);
+    for part in prompt.parts() {
+        bytes
+            .get_mut(length..length + part.len())?
+            .copy_from_slice(part);
+        length += part.len();
+    }
+    bytes
+        .get(..length)
+        .filter(|bytes| !bytes.is_empty())
+        .map(xxh3_64)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

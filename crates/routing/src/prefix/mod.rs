@@ -21,5 +21,5 @@ mod tests;
 mod tree;
 mod walk;
 
-pub use blocks::{BLOCK, MAX_BLOCKS, hash_blocks};
+pub use blocks::{BLOCK, MAX_BLOCKS, hash_blocks, prompt_hash};
 pub use index::PrefixIndex;

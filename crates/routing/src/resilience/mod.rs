@@ -12,4 +12,4 @@ pub use health::{Health, Probe, Thresholds, Verdict};
 pub use outcome::{BreakerSignal, Consequence, Outcome, Retry};
 pub use outlier::{Ejection, OutlierReason, Outliers, Window};
 pub use retry::{RetryBudget, RetryRules};
-pub use slow_start::{ramp, thin_out};
+pub use slow_start::{Turns, ramp};

@@ -1,5 +1,7 @@
 //! `power_of_two`, `least_load` and `cache_aware`: load decides, and chance is fair.
 
+use std::collections::BTreeSet;
+
 use routing::{Candidates, Lease, Params, Policy, PolicyKind, Prompt, Request};
 
 use crate::support::{fleet, picks_per_worker, slot};
@@ -185,4 +187,27 @@ fn prefix_held_by_several_workers_is_cheap_to_replicate() {
     // holders.
     assert_eq!(chosen_when_held_by(1), 0);
     assert_eq!(chosen_when_held_by(3), 3);
+}
+
+#[test]
+fn equal_prompts_shorter_than_a_block_go_to_one_worker_while_nothing_else_decides() {
+    let policy = PolicyKind::CacheAware.build(&Params::default());
+    let fleet = fleet(4);
+    let mut chosen = BTreeSet::new();
+    for prompt in ["hi", "hello", "a", "b", "c", "d", "e", "f"] {
+        let slots: BTreeSet<_> = (0..12)
+            .map(|seed| {
+                let request = Request {
+                    prompt: Prompt::text([prompt.as_bytes(), b"", b""]),
+                    seed,
+                    ..Request::default()
+                };
+                let from = Candidates::new(&fleet).unwrap();
+                policy.pick(from, &request).candidate.slot
+            })
+            .collect();
+        assert_eq!(slots.len(), 1, "{prompt}");
+        chosen.extend(slots);
+    }
+    assert!(chosen.len() > 1, "other prompts go to other workers");
 }

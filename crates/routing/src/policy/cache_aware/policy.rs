@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::{CongestionFactor, ReplicationDiscount};
 use crate::policy::{Balance, Params, Pick, Policy, Ranked};
-use crate::prefix::{BLOCK, PrefixIndex, hash_blocks};
-use crate::{Candidate, Candidates, Request};
+use crate::prefix::{BLOCK, PrefixIndex, hash_blocks, prompt_hash};
+use crate::{Candidate, Candidates, Request, SeededRng};
 
 /// Chooses the worker of lowest predicted cost
 ///
@@ -184,7 +184,12 @@ impl Policy for CacheAware {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
         self.congestion.observe(from);
         self.with_costs(from, request, |costs, blocks| {
-            let cheapest = from.cheapest(&mut request.rng(), |candidate| {
+            let mut ties = match prompt_hash(&request.prompt) {
+                // Too short for the index: equal prompts go to one worker, other things equal.
+                Some(hash) if blocks.is_empty() => SeededRng::new(hash),
+                _ => request.rng(),
+            };
+            let cheapest = from.cheapest(&mut ties, |candidate| {
                 let cost = costs.cost(candidate);
                 if cost.passed_over {
                     f64::INFINITY
