@@ -15,8 +15,8 @@ SUFFIXES = {".py", ".pyi", ".sh", ".csv", ".txt", ".toml"}
 
 
 def texts() -> list[Path]:
-    """Python sources, tests, and what runs them."""
-    found = [ROOT / "Makefile", *(ROOT / ".ci").iterdir()]
+    """Python sources, tests, what runs them, and the documents."""
+    found = [ROOT / "Makefile", *(ROOT / ".ci").iterdir(), *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
     for folder in ("sgl_model_gateway", "py_test", "bench"):
         found += (path for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES)
     return sorted(path for path in found if path.is_file() and path != Path(__file__))
@@ -43,4 +43,4 @@ def test_words_that_only_contain_one_are_fine() -> None:
 
 def test_all_folders_are_read() -> None:
     names = {path.relative_to(ROOT).parts[0] for path in texts()}
-    assert names == {"Makefile", ".ci", "sgl_model_gateway", "py_test", "bench"}
+    assert names >= {"Makefile", ".ci", "sgl_model_gateway", "py_test", "bench", "docs", "README.md", "CHANGELOG.md"}

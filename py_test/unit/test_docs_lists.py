@@ -1,0 +1,249 @@
+"""The lists in the documents are those of the code: routes, rights, metrics, error codes, outcomes."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from support.gateway import healthy_workers
+from support.pages import LINKED, ROOT, TIMEOUT, name_of, send, table
+from support.waiting import wait_for
+
+from sgl_model_gateway.router import Router
+
+SOURCES = ROOT / "crates" / "gateway" / "src"
+
+# --- routes
+
+
+ROUTES = ROOT / "docs" / "http-api.md"
+
+
+def rows_of_routes() -> dict[tuple[str, str], str]:
+    """The right that each method and path needs, as the page has it."""
+    rows = [[cell.strip("`") for cell in row] for row in table(ROUTES, "method")]
+    found = {(method, path): right for method, path, right, _ in rows}
+    assert len(found) == len(rows), "a route has two rows"
+    return found
+
+
+def samples(door: Router) -> dict[str, list[dict[str, str]]]:
+    """The labels of every sample of a gateway's metrics, by name."""
+    status, text = send(urllib.request.Request(str(door.metrics_url)))
+    assert status == 200
+    found: dict[str, list[dict[str, str]]] = {}
+    for name, labels in re.findall(r"^(\w+)(?:\{(.*)\})? \S+$", text, re.M):
+        found.setdefault(name, []).append(dict(re.findall(r'(\w+)="([^"]*)"', labels)))
+    return found
+
+
+def test_page_has_the_routes_of_a_running_gateway(gateway: Any) -> None:
+    counted = samples(gateway([]))["smg_http_requests_total"]
+    served = {(labels["method"], labels["path"]) for labels in counted}
+    assert set(rows_of_routes()) == served - {("other", "other")}
+
+
+# Rights that replies do not distinguish: both are open to all.
+OPEN = {"probe": "open", "info": "open"}
+
+
+def right_of(url: str, method: str, path: str) -> str:
+    """The right that a route of a gateway with a key needs, as its replies show it."""
+    target = url + path.replace("{id}", "none")
+
+    def ask(**headers: str) -> tuple[int, Any]:
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(target, b"" if method != "GET" else None, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+                return response.status, response.headers
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers
+
+    status, headers = ask(origin="https://other.example")
+    if headers["access-control-allow-origin"] != "*":
+        return "control"
+    return "inference" if status == 401 else "open"
+
+
+def test_page_has_the_rights_of_a_running_gateway(sim_workers: Any, gateway: Any) -> None:
+    door = gateway([sim_workers(1)[0].url], api_key="k", worker_startup_timeout_secs=1)
+    for (method, path), right in rows_of_routes().items():
+        assert right_of(door.url, method, path) == OPEN.get(right, right), f"{method} {path}"
+
+
+def test_control_needs_the_key_and_a_page_of_another_site_may_not_change(gateway: Any) -> None:
+    door = gateway([], api_key="k")
+    for (method, path), right in rows_of_routes().items():
+        if right != "control":
+            continue
+        target, data = door.url + path.replace("{id}", "none"), None if method == "GET" else b"{}"
+        assert send(urllib.request.Request(target, data, method=method))[0] in (401, 403), path
+        headers = {"authorization": "Bearer k", "sec-fetch-site": "cross-site"}
+        status, body = send(urllib.request.Request(target, data, headers, method=method))
+        assert (status == 403 and "cross_site_request" in body) == (method != "GET"), path
+
+
+# --- metrics
+
+
+METRICS = ROOT / "docs" / "metrics.md"
+KINDS = {"counter": "counter", "gauge": "gauge", "number": "gauge", "seconds": "histogram"}
+
+
+def rows_of_metrics() -> dict[str, tuple[str, set[str]]]:
+    """Type and labels of every series, as the page has them."""
+    rows = table(METRICS, "series")
+    return {name.strip("`"): (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels, *_ in rows}
+
+
+def metrics_in_the_source() -> dict[str, str]:
+    """The type of every series that the gateway makes."""
+    found = {}
+    for file in (SOURCES / "telemetry" / "metrics").glob("*.rs"):
+        source = file.read_text().split("#[cfg(test)]")[0]
+        for kind, name in re.findall(r"maker\s*\.(\w+)\(\s*\"(smg_\w+)\"", source):
+            found[name] = KINDS[kind]
+    for policy in ("manual", "consistent_hashing", "prefix_hash"):
+        found[f"smg_{policy}_policy_branch_total"] = "counter"
+    return found
+
+
+def test_page_has_the_series_of_the_source() -> None:
+    assert {name: kind for name, (kind, _) in rows_of_metrics().items()} == metrics_in_the_source()
+
+
+def post(door: Router, path: str, body: Any, method: str = "POST") -> int:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+    return send(urllib.request.Request(door.url + path, data, headers, method=method))[0]
+
+
+@pytest.fixture
+def used(sim_workers: Any, gateway: Any) -> list[Router]:
+    """Gateways that have seen about everything they count."""
+    good, bad, new = sim_workers(3)
+    urls = [good.url, bad.url, "http://127.0.0.1:1"]
+    rules = {"cb_failure_threshold": 3, "max_concurrent_requests": 9, "retry_initial_backoff_ms": 1}
+    door = gateway(urls, ready=False, policy="round_robin", **rules)
+    wait_ready(door, 2)
+    say = {"text": "hi", "sampling_params": {"max_new_tokens": 2}}
+    chat = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    assert (post(door, "/generate", say), post(door, "/v1/chat/completions", chat)) == (200, 200)
+    assert post(door, "/generate", b"{") == 400
+    assert post(door, "/workers", {"url": new.url}) == post(door, "/workers", {"url": new.url}) == 202
+    wait_ready(door, 3)
+    assert post(door, f"/workers/{quote(new.url, safe='')}", b"", "DELETE") == 202
+    for worker in (bad, good):
+        send(urllib.request.Request(f"{worker.url}/sim/faults", b'{"status": 500}', method="POST"))
+        for _ in range(12):
+            post(door, "/generate", say)
+    strict = gateway(urls[:2], retry_budget_ratio=0.0, retry_budget_min_per_sec=0)
+    post(strict, "/generate", say)
+    sticky = [gateway([good.url], policy=policy) for policy in ("manual", "consistent_hashing", "prefix_hash")]
+    for one in sticky:
+        post(one, "/generate", say)
+    return [door, strict, *sticky]
+
+
+def wait_ready(door: Router, count: int) -> None:
+    wait_for(lambda: healthy_workers(door.url) >= count, f"{count} workers ready")
+
+
+# Too rare to provoke here, or only on a machine that lacks something.
+UNSEEN = {"smg_local_faults_total"}
+
+
+def test_labels_on_the_page_are_those_of_running_gateways(used: list[Router]) -> None:
+    rows, seen = rows_of_metrics(), set()
+    for door in used:
+        for name, all_labels in samples(door).items():
+            family = re.sub(r"_(bucket|sum|count)$", "", name) if name not in rows else name
+            seen.add(family)
+            for labels in all_labels:
+                assert set(labels) - {"le"} == rows[family][1], name
+    assert set(rows) - seen <= UNSEEN
+
+
+@pytest.mark.parametrize("page", [*LINKED], ids=name_of)
+def test_series_and_labels_that_pages_name_exist(page: Path) -> None:
+    rows = rows_of_metrics()
+    for name, labels in re.findall(r"\b(smg_[a-z_]+[a-z])(?:\{([^}]*)\})?", page.read_text()):
+        family = name if name in rows else re.sub(r"_(bucket|sum|count)$", "", name)
+        assert family in rows, name
+        assert set(re.findall(r"(\w+)[!=]", labels)) <= rows[family][1], f"{name}{{{labels}}}"
+
+
+def test_queries_group_by_labels_of_their_series() -> None:
+    rows = rows_of_metrics()
+    queries = [row[-1] for row in table(METRICS, "series") + table(METRICS, "question")]
+    assert len(queries) > 30
+    for query in queries:
+        names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"smg_\w+", query)}
+        labels = set().union({"le"}, *(rows[name][1] for name in names if name in rows))
+        assert names and query.startswith("`") and query.count("(") == query.count(")"), query
+        for grouped in re.findall(r"by \(([^)]*)\)", query):
+            assert set(grouped.split(", ")) <= labels, query
+
+
+# --- errors and outcomes
+
+
+TROUBLE = ROOT / "docs" / "troubleshooting.md"
+
+
+def rows_of_errors() -> dict[str, str]:
+    """The status of every error code, as the page has it."""
+    return {row[0].strip("`"): row[1] for row in table(TROUBLE, "code")}
+
+
+def test_page_has_the_error_codes_of_the_source() -> None:
+    source = (SOURCES / "error.rs").read_text().split("#[cfg(test)]")[0]
+    body = source.split("fn code(&self)")[1].split("\n    }\n")[0]
+    codes = set(re.findall(r'=> "(\w+)"|=> \{\s*"(\w+)"', body))
+    assert len(codes) > 20
+    assert set(rows_of_errors()) == {one or other for one, other in codes} | {"stream_error"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers"),
+    [
+        ("POST", "/generate", '{"text": "hi"}', {}),
+        ("GET", "/server_info", None, {}),
+        ("POST", "/generate", "{", {}),
+        ("POST", "/v1/completions", "{}", {"content-type": "text/plain"}),
+        ("POST", "/generate", " " * 1000, {}),
+        ("GET", "/workers", None, {"authorization": "Bearer no"}),
+        ("POST", "/flush_cache", "", {"sec-fetch-site": "cross-site"}),
+        ("GET", "/nothing", None, {}),
+        ("PUT", "/generate", "{}", {}),
+        ("DELETE", "/v1/responses/1", None, {}),
+        ("POST", "/workers", '{"url": ""}', {}),
+        ("GET", "/workers/http%3A%2F%2Fgpu-9%3A1", None, {}),
+        ("POST", "/abort_request", '{"rid": "r"}', {}),
+    ],
+)
+def test_page_has_the_status_of_an_error(
+    method: str, path: str, body: str | None, headers: dict[str, str], gateway: Any
+) -> None:
+    door = gateway([], api_key="k", max_payload_size=500)
+    data = None if body is None else body.encode()
+    headers = {"authorization": "Bearer k", "content-type": "application/json"} | headers
+    status, text = send(urllib.request.Request(door.url + path, data, headers, method=method))
+    found = json.loads(text)
+    code = found["code"] if "code" in found else found["error"]["code"]
+    assert rows_of_errors()[code] == str(status)
+
+
+def test_page_has_the_outcomes_of_the_source() -> None:
+    source = (ROOT / "crates" / "routing" / "src" / "resilience" / "outcome.rs").read_text()
+    body = source.split("pub enum Outcome {")[1].split("\n}")[0]
+    rows = table(ROOT / "docs" / "reliability.md", "outcome")
+    assert {row[0].strip("`") for row in rows} == set(re.findall(r"^    (\w+)", body, re.M))
