@@ -11,13 +11,20 @@ ROOT = Path(__file__).parents[2]
 WORDS = ("who", "whoever", "nobody", "somebody", "tell", "tells", "told")
 # Within identifiers, too: `_` divides words here.
 PATTERN = re.compile(rf"(?<![a-z])({'|'.join(WORDS)})(?![a-z])", re.IGNORECASE)
-SUFFIXES = {".py", ".pyi", ".sh", ".csv", ".txt", ".toml"}
+SUFFIXES = {".py", ".pyi", ".sh", ".csv", ".txt", ".toml", ".md", ".yml", ".yaml", ".service"}
 
 
 def texts() -> list[Path]:
     """Python sources, tests, what runs them, and the documents."""
-    found = [ROOT / "Makefile", *(ROOT / ".ci").iterdir(), *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
-    for folder in ("sgl_model_gateway", "py_test", "bench"):
+    found = [
+        ROOT / "Makefile",
+        ROOT / "Dockerfile",
+        ROOT / "deny.toml",
+        *(ROOT / ".ci").iterdir(),
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+    ]
+    for folder in ("sgl_model_gateway", "py_test", "bench", "examples", ".github"):
         found += (path for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES)
     return sorted(path for path in found if path.is_file() and path != Path(__file__))
 
