@@ -227,7 +227,7 @@ def test_the_image_runs_the_gateway_with_arguments_that_it_knows() -> None:
     assert entrypoint == ["sgl-model-gateway", "launch"]
     assert re.search(r"^sgl-model-gateway = ", (ROOT / "pyproject.toml").read_text(), re.M)
     arguments = gateway_arguments(default)
-    assert {str(arguments.port), str((arguments.prometheus_port or METRICS_PORT))} == set(single["EXPOSE"].split())
+    assert {str(arguments.port), str(arguments.prometheus_port or METRICS_PORT)} == set(single["EXPOSE"].split())
 
 
 def test_the_health_check_passes_for_a_gateway_and_fails_without(gateway: Any) -> None:
