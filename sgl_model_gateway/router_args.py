@@ -201,6 +201,7 @@ class RouterArgs:
     client_body_timeout_secs: int = option(60, REQUEST, "longest silence of a client amid a request's body")
     client_write_timeout_secs: int = option(60, REQUEST, "how long a client may take nothing of a reply before its request is ended")
     max_client_connections: int = option(0, LIMIT, "client connections at a time, idle ones are closed for new ones; 0 means half of the file descriptors")
+    max_buffered_bytes: int | None = option(None, LIMIT, "memory of all request bodies together; unset means a quarter of the memory that the process may have")
     # fmt: on
 
     @staticmethod

@@ -64,6 +64,12 @@ pub(crate) enum Error {
     /// The request body is larger than allowed.
     #[error("request body exceeds the limit of {limit} bytes")]
     TooLarge { limit: u64 },
+    /// All request bodies together take as much memory as they may.
+    #[error("request bodies take all of the {limit} bytes that they may; see --max-buffered-bytes")]
+    BodyMemory { limit: u64 },
+    /// The request has passed this gateway, or too many gateways, before.
+    #[error("{0}")]
+    LoopDetected(&'static str),
     /// The client stopped amid the request body.
     #[error("request body ended early: {0}")]
     BodyIncomplete(String),
@@ -144,12 +150,14 @@ impl Error {
         match self {
             Self::NoAvailableWorkers { .. }
             | Self::NoWorkers
+            | Self::BodyMemory { .. }
             | Self::Upstream {
                 source: UpstreamError::Local(_) | UpstreamError::NameLookup(_),
                 ..
             } => StatusCode::SERVICE_UNAVAILABLE,
             Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::BodyTimeout | Self::QueueTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::LoopDetected(_) => StatusCode::LOOP_DETECTED,
             Self::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Upstream { .. }
             | Self::RequestEndsWorkers
@@ -200,6 +208,8 @@ impl Error {
             Self::NoWorkerResponse => "no_worker_response",
             Self::RerankResponse { .. } => "rerank_response_build_failed",
             Self::TooLarge { .. } => "payload_too_large",
+            Self::BodyMemory { .. } => "request_memory_exhausted",
+            Self::LoopDetected(_) => "loop_detected",
             Self::BodyIncomplete(_) => "request_body_incomplete",
             Self::BodyTimeout => "request_body_timeout",
             Self::Json(_)
@@ -234,9 +244,11 @@ impl Error {
             | Self::RerankResponse { .. } => "backend_error",
             // Of the five types dashboards know, the one they find 429 under: there are workers,
             // none was asked, and the request is sound.
-            Self::QueueFull { .. } | Self::NotImplemented(_) | Self::RegistrationFailed(_) => {
-                "internal_error"
-            }
+            Self::QueueFull { .. }
+            | Self::BodyMemory { .. }
+            | Self::LoopDetected(_)
+            | Self::NotImplemented(_)
+            | Self::RegistrationFailed(_) => "internal_error",
             _ => "validation_error",
         }
     }
@@ -307,6 +319,7 @@ impl Error {
                 headers.insert(header::RETRY_AFTER, (*retry_after).into());
             }
             Self::NoWorkers
+            | Self::BodyMemory { .. }
             | Self::QueueTimeout { .. }
             | Self::WorkerOverloaded { .. }
             | Self::Upstream {

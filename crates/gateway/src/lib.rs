@@ -25,6 +25,7 @@ mod server;
 mod shutdown;
 mod telemetry;
 mod upstream;
+mod via;
 
 pub use api::{Route, route_table};
 pub use app::{Gateway, StartError};

@@ -25,8 +25,8 @@ impl FromRequest<ApiState> for Payload {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &ApiState) -> Result<Self, Error> {
-        let body = read_body(request.into_body(), state.proxy.body_limits()).await;
-        body.map(Self)
+        let body = read_body(request.into_body(), &state.proxy.body_limits()).await;
+        body.map(|body| Self(body.bytes))
     }
 }
 
@@ -45,8 +45,8 @@ impl FromRequest<ApiState> for WorkerJson {
         }
         let mut limits = state.proxy.body_limits();
         limits.length = limits.length.min(MAX_SPEC);
-        let body = read_body(body, limits).await?;
-        let fields = serde_json::from_slice(&body).map(Self);
+        let body = read_body(body, &limits).await?;
+        let fields = serde_json::from_slice(&body.bytes).map(Self);
         fields.map_err(|error| Error::WorkerSpec(format!("the body is no JSON object: {error}")))
     }
 }

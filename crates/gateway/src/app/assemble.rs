@@ -21,11 +21,12 @@ use crate::config::{
 };
 use crate::cpu_pool::CpuPool;
 use crate::fleet::{Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory};
-use crate::proxy::{Dispatcher, FanOut, Proxy};
+use crate::proxy::{Dispatcher, FanOut, HeaderRules, Proxy};
 use crate::server::{Lanes, Service};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
 use crate::upstream::{ConnectionLimits, ControlClient, Resolver};
+use crate::via::Via;
 
 /// What the machine gives to the gateway.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,8 @@ pub(super) struct Machine {
     pub(super) lanes: usize,
     /// File descriptors that the process may have.
     pub(super) descriptors: u64,
+    /// Memory that the process may have, bytes.
+    pub(super) memory: u64,
 }
 
 /// Puts everything together; nothing is served yet. The gateway's own calls run on `runtime`.
@@ -41,15 +44,18 @@ pub(super) fn build(
     runtime: &Handle,
     machine: Machine,
 ) -> Result<Control, StartError> {
-    let Machine { lanes, descriptors } = machine;
+    let Machine {
+        lanes,
+        descriptors,
+        memory,
+    } = machine;
+    let via = Via::new();
     let metrics_listeners = listen::metrics(options)?;
     let metrics = metrics(options)?;
     let live = Live::new(options);
     let fleet = Fleet::new(FleetSection::from(options));
     let admission_options = AdmissionSection::from(options);
-    let params = Params::from(options);
-    let policies = ModelPolicies::new(options.policy, move |kind| kind.build(&params));
-    let (client, limits) = upstream(options, runtime, lanes)?;
+    let (client, limits) = upstream(options, runtime, lanes, &via)?;
     let (joining, joined) = mpsc::unbounded_channel();
     let factory = factory(options, &metrics, limits);
     let registry = Arc::new(Registry::new(Arc::clone(&fleet), factory, joining));
@@ -62,11 +68,12 @@ pub(super) fn build(
         client: client.clone(),
         joined,
     };
-    let balancer = Balancer::new(Arc::clone(&fleet), policies, &admission_options);
+    let balancer = Balancer::new(Arc::clone(&fleet), policies(options), &admission_options);
     let admission = Arc::new(Admission::new(&admission_options, &metrics));
     let cpu_pool = CpuPool::new().map_err(|e| StartError::environment("start threads", e))?;
-    let section = ProxySection::from(options);
-    let dispatcher = Dispatcher::new(&section, live.clone(), &balancer, &metrics, lanes);
+    let section = ProxySection::new(options, memory, lanes);
+    let rules = HeaderRules::new(&section, &via);
+    let dispatcher = Dispatcher::new(&section, rules, live.clone(), &balancer, &metrics);
     let proxy = Proxy::new(&section, dispatcher, cpu_pool.clone());
     let shutdown = Shutdown::default();
     let state = ApiState {
@@ -79,7 +86,7 @@ pub(super) fn build(
         admission: Arc::clone(&admission),
         shutdown: shutdown.clone(),
     };
-    let service = Service::new(&ServerSection::from(options), &metrics, state)
+    let service = Service::new(&ServerSection::from(options), &metrics, state, via)
         .map_err(|error| StartError::environment("build the routes", error))?;
     let clients = ClientSection::new(options, descriptors);
     let lanes = Lanes::start(lanes, &Arc::new(service), &clients, &shutdown)
@@ -90,17 +97,30 @@ pub(super) fn build(
         metrics,
         lanes,
         health_checks,
-        maintenance: Maintenance {
-            balancer: Arc::clone(&balancer),
-            admission: Arc::clone(&admission),
-            outliers: OutlierDetector::new(&fleet),
-            eviction_interval: Duration::from_secs(options.eviction_interval_secs),
-        },
+        maintenance: maintenance(options, &balancer, &admission),
         balancer,
         admission,
         shutdown,
         grace: Duration::from_secs(options.shutdown_grace_period_secs),
     })
+}
+
+fn policies(options: &Options) -> ModelPolicies {
+    let params = Params::from(options);
+    ModelPolicies::new(options.policy, move |kind| kind.build(&params))
+}
+
+fn maintenance(
+    options: &Options,
+    balancer: &Arc<Balancer>,
+    admission: &Arc<Admission>,
+) -> Maintenance {
+    Maintenance {
+        balancer: Arc::clone(balancer),
+        admission: Arc::clone(admission),
+        outliers: OutlierDetector::new(&balancer.fleet),
+        eviction_interval: Duration::from_secs(options.eviction_interval_secs),
+    }
 }
 
 fn metrics(options: &Options) -> Result<Arc<Metrics>, StartError> {
@@ -114,10 +134,11 @@ fn upstream(
     options: &Options,
     runtime: &Handle,
     lanes: usize,
+    via: &Via,
 ) -> Result<(ControlClient, ConnectionLimits), StartError> {
     let options = ConnectionSection::from(options);
     let resolver = Resolver::new(runtime.clone());
-    let client = ControlClient::new(&options, resolver.clone(), runtime.clone())
+    let client = ControlClient::new(&options, resolver.clone(), runtime.clone(), via)
         .map_err(|error| StartError::environment("make an HTTP client", error))?;
     let limits = ConnectionLimits::new(&options, lanes).with_resolver(resolver);
     Ok((client, limits))

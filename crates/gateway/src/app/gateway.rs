@@ -11,6 +11,7 @@ use tracing::info;
 use super::assemble::{self, Machine};
 use super::error::StartError;
 use super::listen::{self, Port, Sharing};
+use super::memory::available_memory;
 use super::rlimit::raise_file_limit;
 use super::stopped::Stopped;
 use crate::config::{ConfigError, Live, Options, check};
@@ -48,7 +49,15 @@ impl Gateway {
         let lanes = thread::available_parallelism().map_or(1, usize::from);
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| StartError::environment("start a runtime", error))?;
-        let control = assemble::build(options, runtime.handle(), Machine { lanes, descriptors })?;
+        let control = assemble::build(
+            options,
+            runtime.handle(),
+            Machine {
+                lanes,
+                descriptors,
+                memory: available_memory(),
+            },
+        )?;
         let metrics_listener = control.metrics_listeners.first();
         let metrics_addr = metrics_listener.map(listen::local_addr).transpose()?;
         let (shutdown, fleet) = (control.shutdown.clone(), &control.balancer.fleet);

@@ -6,6 +6,7 @@ mod gateway;
 mod lifecycle;
 mod listen;
 mod maintenance;
+mod memory;
 mod rlimit;
 mod sources;
 mod stopped;

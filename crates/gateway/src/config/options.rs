@@ -294,4 +294,7 @@ options! {
     /// Client connections at a time; idle ones are closed for new ones. 0 means half of the
     /// process's file descriptors.
     max_client_connections: u64 = 0;
+    /// Memory of all request bodies together, bytes; unset means a quarter of the memory that the
+    /// process may have.
+    max_buffered_bytes: Option<u64> = None;
 }

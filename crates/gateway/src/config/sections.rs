@@ -74,6 +74,9 @@ pub(crate) struct ProxySection {
     pub(crate) max_payload: u64,
     /// Longest silence of a client amid its body.
     pub(crate) body_timeout: Duration,
+    /// Memory of all bodies, bytes.
+    pub(crate) max_buffered: u64,
+    pub(crate) lanes: usize,
     /// Retries that are granted per request decided, over the last seconds.
     pub(crate) retry_budget_ratio: f64,
     /// Retries per second that are always granted.
@@ -213,11 +216,14 @@ impl From<&Options> for AdmissionSection {
     }
 }
 
-impl From<&Options> for ProxySection {
-    fn from(options: &Options) -> Self {
+impl ProxySection {
+    /// How requests are carried by a process that may have so many bytes of memory.
+    pub(crate) fn new(options: &Options, memory: u64, lanes: usize) -> Self {
         Self {
+            lanes,
             max_payload: options.max_payload_size,
             body_timeout: seconds(options.client_body_timeout_secs),
+            max_buffered: options.max_buffered_bytes.unwrap_or(memory / 4),
             retry_budget_ratio: options.retry_budget_ratio,
             retry_budget_floor: options.retry_budget_min_per_sec,
             has_key: options.api_key.is_some(),

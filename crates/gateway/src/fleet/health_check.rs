@@ -8,7 +8,7 @@ use http::{Method, StatusCode};
 use routing::{Probe, Verdict};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout};
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
@@ -16,7 +16,7 @@ use super::model_info;
 use super::spec::HealthSpec;
 use super::transitions;
 use crate::config::{HealthSection, Live, seconds};
-use crate::telemetry::Metrics;
+use crate::telemetry::{LogLimit, Metrics};
 use crate::upstream::{ControlClient, UpstreamError};
 
 /// First pause between start-up probes; it doubles up to the check interval.
@@ -43,6 +43,8 @@ pub(super) struct Prober {
     pub(super) options: Arc<HealthSection>,
     pub(super) live: Live,
     pub(super) client: ControlClient,
+    /// Lines about a worker that is the gateway itself.
+    pub(super) loops: LogLimit,
 }
 
 /// The last probe, and the one before.
@@ -179,6 +181,12 @@ impl Prober {
     async fn probe(&self) -> Option<Probe> {
         let probe = match self.ask(&self.options.path).await {
             Ok((status, _)) if status.is_success() => Probe::Passed,
+            Ok((StatusCode::LOOP_DETECTED, _)) => {
+                if self.loops.pass().is_some() {
+                    error!(worker = %self.endpoint.url, "this worker is the gateway itself, or leads back to it; remove it");
+                }
+                Probe::Failed
+            }
             Ok(_) => Probe::Failed,
             Err(error) => {
                 if let Some(lacking) = error.local_fault() {

@@ -8,7 +8,7 @@ use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::health_check::Prober;
 use crate::config::{HealthSection, Live};
-use crate::telemetry::Metrics;
+use crate::telemetry::{LogLimit, Metrics};
 use crate::upstream::ControlClient;
 
 /// Starts a prober for every endpoint.
@@ -34,6 +34,7 @@ impl HealthChecks {
                 options: Arc::clone(&self.options),
                 live: self.live.clone(),
                 client: self.client.clone(),
+                loops: LogLimit::default(),
             };
             tokio::spawn(prober.run());
         }

@@ -38,22 +38,19 @@ pub(crate) struct Dispatcher {
 impl Dispatcher {
     pub(crate) fn new(
         options: &ProxySection,
+        rules: HeaderRules,
         live: Live,
         balancer: &Arc<Balancer>,
         metrics: &Arc<Metrics>,
-        lanes: usize,
     ) -> Self {
         let (ratio, floor) = (options.retry_budget_ratio, options.retry_budget_floor);
         Self {
             branches: metrics.branches(balancer.policy()),
             live,
-            rules: HeaderRules {
-                credentials_are_ours: options.has_key,
-                forward_overrides: options.forward_overrides,
-            },
+            rules,
             hide_routing: options.hide_routing,
             served: Default::default(),
-            explainer: Explainer::new(Arc::clone(balancer), lanes),
+            explainer: Explainer::new(Arc::clone(balancer), options.lanes),
             budget: Mutex::new(RetryBudget::new(ratio, floor)),
             balancer: Arc::clone(balancer),
             metrics: Arc::clone(metrics),

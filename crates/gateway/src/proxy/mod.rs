@@ -2,6 +2,7 @@
 
 mod attempt;
 mod attempts;
+mod body_budget;
 mod body_fields;
 mod broadcast;
 mod client_key;
@@ -32,4 +33,5 @@ pub(crate) use proxy::Proxy;
 pub(crate) use reply_error::ReplyError;
 pub(crate) use request::RequestContext;
 pub(crate) use request_body::{declares_json, discard_in_background, read as read_body};
+pub(crate) use request_head::HeaderRules;
 pub(crate) use response_body::ReplyBody;

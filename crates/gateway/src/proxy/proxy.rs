@@ -9,13 +9,14 @@ use hyper::body::Incoming;
 use routing::Request as RoutingRequest;
 use serde_json::Value;
 
+use super::body_budget::BodyBudget;
 use super::body_fields::BodyFields;
 use super::dispatcher::Dispatcher;
 use super::exchange::{Exchange, Finished};
 use super::explain::Explainer;
 use super::header_text::header_text;
 use super::request::{BufferedRequest, ProxyRequest, RequestContext};
-use super::request_body::{self, BodyLimits};
+use super::request_body::{self, BodyLimits, WholeBody};
 use super::request_head;
 use super::response_body::{self, ReplyBody};
 use super::translate::dialect;
@@ -64,6 +65,7 @@ impl Proxy {
             body_limits: BodyLimits {
                 length: options.max_payload,
                 silence: options.body_timeout,
+                budget: BodyBudget::new(options.max_buffered),
             },
         }
     }
@@ -78,7 +80,7 @@ impl Proxy {
 
     /// What request bodies may take.
     pub(crate) fn body_limits(&self) -> BodyLimits {
-        self.body_limits
+        self.body_limits.clone()
     }
 
     /// Refuses a body that its own `content-length` says is too large.
@@ -93,7 +95,7 @@ impl Proxy {
         request: Request<Incoming>,
     ) -> Result<BufferedRequest, Error> {
         let (parts, body) = request.into_parts();
-        let received = request_body::read(body, self.body_limits).await;
+        let received = request_body::read(body, &self.body_limits).await;
         let body = received.inspect_err(|error| {
             let metrics = &self.dispatcher.metrics;
             metrics.request_error(UNKNOWN_MODEL, row.label, error);
@@ -125,6 +127,11 @@ impl Proxy {
         buffered: BufferedRequest,
     ) -> Result<Response<ReplyBody>, Failure> {
         let BufferedRequest { mut parts, body } = buffered;
+        // The share is held as long as the body.
+        let WholeBody {
+            bytes: body,
+            share: _share,
+        } = body;
         let dialect = dialect(row.reply);
         request_head::prepare(&mut parts);
         if let Some(dialect) = dialect {

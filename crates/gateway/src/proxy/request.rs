@@ -5,6 +5,7 @@ use http::header::HeaderValue;
 use http::request;
 use routing::Request as RoutingRequest;
 
+use super::request_body::WholeBody;
 use crate::auth::Principal;
 use crate::config::LiveSection;
 use crate::endpoint::Inference;
@@ -24,7 +25,7 @@ pub(crate) struct RequestContext<'a> {
 #[derive(Debug)]
 pub(crate) struct BufferedRequest {
     pub(super) parts: request::Parts,
-    pub(super) body: Bytes,
+    pub(super) body: WholeBody,
 }
 
 /// An inference request, as it goes to a worker.

@@ -1,6 +1,7 @@
 //! The client's body: declared as JSON, bounded, whole.
 
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -10,6 +11,7 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
+use super::body_budget::{BodyBudget, BodyShare};
 use crate::endpoint::Undeclared;
 use crate::error::Error;
 
@@ -19,12 +21,21 @@ const TRUSTED_RESERVE: u64 = 1024 * 1024;
 const DRAIN_FOR: Duration = Duration::from_secs(5);
 
 /// What the body of a request may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct BodyLimits {
     /// Its length, bytes.
     pub(crate) length: u64,
     /// The longest silence amid it.
     pub(crate) silence: Duration,
+    /// The memory of all bodies.
+    pub(crate) budget: Arc<BodyBudget>,
+}
+
+/// A body that has come in whole, and its share of the memory of all bodies.
+#[derive(Debug)]
+pub(crate) struct WholeBody {
+    pub(crate) bytes: Bytes,
+    pub(crate) share: BodyShare,
 }
 
 /// Refuses a body that its own `content-length` says is too large, before any of it is read.
@@ -95,12 +106,15 @@ fn is_json(value: &[u8]) -> bool {
 }
 
 /// Reads a whole body.
-pub(crate) async fn read<B>(mut body: B, limits: BodyLimits) -> Result<Bytes, Error>
+pub(crate) async fn read<B>(mut body: B, limits: &BodyLimits) -> Result<WholeBody, Error>
 where
     B: Body<Data = Bytes, Error: Display> + Send + Unpin + 'static,
 {
     let whole = collect(&mut body, limits).await;
-    if matches!(whole, Err(Error::TooLarge { .. })) {
+    if matches!(
+        whole,
+        Err(Error::TooLarge { .. } | Error::BodyMemory { .. })
+    ) {
         discard_in_background(body);
     }
     whole
@@ -118,19 +132,21 @@ pub(crate) fn discard_in_background(mut body: impl Body + Send + Unpin + 'static
     }
 }
 
-async fn collect<B>(body: &mut B, limits: BodyLimits) -> Result<Bytes, Error>
+async fn collect<B>(body: &mut B, limits: &BodyLimits) -> Result<WholeBody, Error>
 where
     B: Body<Data = Bytes, Error: Display> + Unpin,
 {
-    let BodyLimits {
-        length: limit,
-        silence,
-    } = limits;
+    let (limit, silence) = (limits.length, limits.silence);
+    let mut share = limits.budget.share();
     check_length(body, limit)?;
     let expected = body.size_hint().lower();
     let first = next(body, silence).await?.unwrap_or_default();
     if body.is_end_stream() && first.len() as u64 <= limit {
-        return Ok(first);
+        share.grow_to(first.len() as u64)?;
+        return Ok(WholeBody {
+            bytes: first,
+            share,
+        });
     }
     let mut whole = BytesMut::with_capacity(expected.min(TRUSTED_RESERVE) as usize);
     whole.extend_from_slice(&first);
@@ -138,8 +154,10 @@ where
         if whole.len() as u64 > limit {
             return Err(Error::TooLarge { limit });
         }
+        share.grow_to(whole.len() as u64)?;
         let Some(piece) = next(body, silence).await? else {
-            return Ok(whole.freeze());
+            let bytes = whole.freeze();
+            return Ok(WholeBody { bytes, share });
         };
         whole.extend_from_slice(&piece);
     }

@@ -8,23 +8,29 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Version, request};
 
 use crate::auth::carries_a_key;
+use crate::config::ProxySection;
 use crate::fleet::{Endpoint, WorkerConfig};
 use crate::upstream::{CallHeaders, is_hop_by_hop};
+use crate::via::Via;
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static AUTHORIZATION: HeaderName = header::AUTHORIZATION;
+static VIA: HeaderName = header::VIA;
 
 /// Which client headers are forwarded: all but hop-by-hop ones and those replaced below.
 #[derive(Debug)]
-pub(super) struct HeaderRules {
+pub(crate) struct HeaderRules {
     /// The gateway has a key, so `authorization` is meant for it and not for a worker.
     pub(super) credentials_are_ours: bool,
     /// Clients may steer engines by `x-override-*` (SGLang's request header overrides).
     pub(super) forward_overrides: bool,
+    /// The gateway's mark.
+    via: HeaderValue,
 }
 
 /// What of a client's head goes to one worker, and its key.
-pub(super) struct ForwardedHead {
+pub(super) struct ForwardedHead<'r> {
+    via: &'r HeaderValue,
     config: Guard<Arc<WorkerConfig>>,
     /// The gateway has a key: what carries keys is meant for it.
     credentials_are_ours: bool,
@@ -34,10 +40,19 @@ pub(super) struct ForwardedHead {
 }
 
 impl HeaderRules {
+    pub(crate) fn new(options: &ProxySection, via: &Via) -> Self {
+        Self {
+            credentials_are_ours: options.has_key,
+            forward_overrides: options.forward_overrides,
+            via: via.line().clone(),
+        }
+    }
+
     /// The head of a call to `endpoint` for a client that sent these headers.
-    pub(super) fn head(&self, endpoint: &Endpoint, headers: &HeaderMap) -> ForwardedHead {
+    pub(super) fn head(&self, endpoint: &Endpoint, headers: &HeaderMap) -> ForwardedHead<'_> {
         let config = endpoint.config.load();
         ForwardedHead {
+            via: &self.via,
             credentials_are_ours: self.credentials_are_ours,
             forward_overrides: self.forward_overrides,
             named: named_hop_by_hop(headers),
@@ -46,7 +61,7 @@ impl HeaderRules {
     }
 }
 
-impl ForwardedHead {
+impl ForwardedHead<'_> {
     /// Whether a client's header line goes to the worker.
     pub(super) fn forwards(&self, name: &HeaderName) -> bool {
         !(is_replaced(name)
@@ -71,8 +86,8 @@ impl ForwardedHead {
         }
     }
 
-    /// The client's lines that pass, then the gateway's own: the request id, and the worker's
-    /// key where it has one.
+    /// The client's lines that pass, then the gateway's own: its mark, the request id, and the
+    /// worker's key where it has one.
     pub(super) fn call_headers<'a>(
         &'a self,
         client: &'a HeaderMap,
@@ -84,6 +99,7 @@ impl ForwardedHead {
             client,
             forwards,
             added: [
+                Some((&VIA, self.via)),
                 Some((&REQUEST_ID, request_id)),
                 key.map(|key| (&AUTHORIZATION, key)),
             ],

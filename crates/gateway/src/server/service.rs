@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::lane::Lane;
 use crate::proxy::{Proxy, ReplyBody, RequestContext, discard_in_background};
 use crate::telemetry::Metrics;
+use crate::via::{Loop, Via};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -35,6 +36,7 @@ pub(crate) struct Service {
     cors: Cors,
     ids: RequestIds,
     worker_names: WorkerNames,
+    via: Via,
     state: ApiState,
 }
 
@@ -43,6 +45,7 @@ impl Service {
         options: &ServerSection,
         metrics: &Metrics,
         state: ApiState,
+        via: Via,
     ) -> Result<Self, matchit::InsertError> {
         let (routes, api) = api::routes().with_state(state.clone());
         Ok(Self {
@@ -52,6 +55,7 @@ impl Service {
             cors: Cors::new(&options.cors_allowed_origins),
             ids: RequestIds::new(options.request_id_headers.as_deref()),
             worker_names: options.worker_names,
+            via,
             state,
         })
     }
@@ -121,6 +125,10 @@ impl Service {
             }
         };
         let mut record = RequestRecord::begin(&entry.metrics);
+        if let Some(found) = self.via.find_loop(request.headers()) {
+            discard_in_background(request.into_body());
+            return (record, Err(loop_error(found)));
+        }
         // The size is checked before the key: a client without one learns it, too.
         let allowed = self.proxy().check_length(&request);
         let allowed = allowed.and_then(|()| {
@@ -196,6 +204,15 @@ impl Service {
         let Ok(response) = response;
         response.map(ReplyBody::Api)
     }
+}
+
+fn loop_error(found: Loop) -> Error {
+    Error::LoopDetected(match found {
+        Loop::Own => {
+            "this request has passed this gateway before: the URL of a worker leads back to it"
+        }
+        Loop::TooLong => "this request has passed too many gateways",
+    })
 }
 
 /// A reply that the gateway made itself says why, also in the log.

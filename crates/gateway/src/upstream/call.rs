@@ -24,7 +24,7 @@ pub(crate) struct CallHeaders<'a> {
     pub(crate) client: &'a HeaderMap,
     /// Whether a line of the client's is forwarded.
     pub(crate) forwards: &'a (dyn Fn(&HeaderName) -> bool + Sync),
-    pub(crate) added: [Option<(&'a HeaderName, &'a HeaderValue)>; 2],
+    pub(crate) added: [Option<(&'a HeaderName, &'a HeaderValue)>; 3],
 }
 
 impl<'a> CallHeaders<'a> {

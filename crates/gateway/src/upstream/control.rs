@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::address::{LookupError, Resolver, connect};
 use super::error::UpstreamError;
 use crate::config::{ConnectionSection, WorkerUrl};
+use crate::via::Via;
 
 /// An answer larger than this is refused, bytes.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
@@ -61,8 +62,10 @@ impl ControlClient {
         options: &ConnectionSection,
         resolver: Resolver,
         runtime: Handle,
+        via: &Via,
     ) -> reqwest::Result<Self> {
         let keepalive = options.tcp_keepalive;
+        let marked = HeaderMap::from_iter([(header::VIA, via.line().clone())]);
         let client = Client::builder()
             .no_proxy()
             .redirect(Policy::none())
@@ -73,6 +76,7 @@ impl ControlClient {
             .tcp_keepalive(keepalive)
             .tcp_keepalive_interval(keepalive)
             .dns_resolver(resolver.clone())
+            .default_headers(marked)
             .build()?;
         Ok(Self {
             client,
@@ -252,6 +256,7 @@ mod tests {
             &ConnectionSection::from(&Options::default()),
             Resolver::default(),
             Handle::current(),
+            &Via::new(),
         )
         .unwrap()
     }
@@ -287,6 +292,8 @@ mod tests {
         let client = client();
         let (answer, (_stream, head)) = tokio::join!(client.send(post(&url)), serve);
         let mut lines: Vec<_> = head.trim_end().split("\r\n").collect();
+        assert!(lines.iter().any(|line| line.starts_with("via: 1.1 smg-")));
+        lines.retain(|line| !line.starts_with("via:"));
         lines.sort_unstable();
         let host = format!("host: {}", url.authority());
         let expected = [

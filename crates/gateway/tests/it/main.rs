@@ -13,6 +13,7 @@ mod fleet_health;
 mod headers;
 mod http2;
 mod limits;
+mod loops;
 mod policy_branches;
 mod retries;
 mod rights;

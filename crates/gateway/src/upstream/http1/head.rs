@@ -343,7 +343,7 @@ mod tests {
             headers: CallHeaders {
                 client: &client,
                 forwards: &|name| *name != header::HOST,
-                added: [None, None],
+                added: [None; 3],
             },
             body: (&b"{}"[..]).into(),
         };

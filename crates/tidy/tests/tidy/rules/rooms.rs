@@ -24,22 +24,23 @@ const fn room(name: &'static str, needs: &'static [&'static str]) -> Room {
 /// From top to bottom: a room needs only rooms of rows below its own.
 #[rustfmt::skip]
 const ARROWS: &[Room] = &[
-    room("app", &["admission", "api", "balancer", "config", "cpu_pool", "fleet", "lane", "proxy", "server", "shutdown", "telemetry", "upstream"]),
-    room("server", &["admission", "api", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry"]),
+    room("app", &["admission", "api", "balancer", "config", "cpu_pool", "fleet", "lane", "proxy", "server", "shutdown", "telemetry", "upstream", "via"]),
+    room("server", &["admission", "api", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "via"]),
     room("api", &["admission", "cpu_pool", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "upstream"]),
-    room("proxy", &["admission", "auth", "cpu_pool", "balancer", "config", "endpoint", "error", "fleet", "lane", "telemetry", "upstream"]),
+    room("proxy", &["admission", "auth", "cpu_pool", "balancer", "config", "endpoint", "error", "fleet", "lane", "telemetry", "upstream", "via"]),
     room("auth", &["config", "endpoint", "error"]),
     room("balancer", &["admission", "config", "fleet", "telemetry", "upstream"]),
     room("admission", &["config", "error", "telemetry"]),
     room("fleet", &["config", "lane", "telemetry", "upstream"]),
     room("telemetry", &["config", "endpoint", "error"]),
     room("error", &["config", "endpoint", "upstream"]),
-    room("upstream", &["config", "lane"]),
+    room("upstream", &["config", "lane", "via"]),
     room("config", &[]),
     room("endpoint", &[]),
     room("cpu_pool", &[]),
     room("lane", &[]),
     room("shutdown", &[]),
+    room("via", &[]),
 ];
 
 #[test]
