@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import wait_for
+from support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"

@@ -12,7 +12,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import get_json, wait_for
+from support.client import get_json
+from support.waiting import wait_for
 
 from sgl_model_gateway.sgl_model_gateway_rs import SimWorker
 
