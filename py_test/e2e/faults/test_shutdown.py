@@ -38,7 +38,8 @@ def test_sigint_ends_an_idle_gateway_within_a_second(workers, gateway):
 
 def test_sigterm_goes_from_draining_over_closed_to_gone_while_a_stream_finishes(workers, gateway):
     (worker,) = workers(1, decode_step_base_ms=20)
-    door = gateway([worker.url], "--shutdown-grace-period-secs", "4")
+    # Where only this machine can connect, nothing settles.
+    door = gateway([worker.url], "--shutdown-grace-period-secs", "4", "--host", "0.0.0.0")
 
     async def run() -> Reply:
         async with Client(door.url) as client, Client(door.url, fresh=True) as fresh:

@@ -29,6 +29,8 @@ enum Inner {
 #[derive(Debug)]
 struct Ahead {
     read: Bytes,
+    /// The head said how long the body is.
+    length_known: bool,
     /// How reading ended, returned after what was read.
     broken: Option<UpstreamError>,
 }
@@ -59,7 +61,12 @@ impl ResponseBody {
         };
         let _ = timeout(limit, reading).await;
         let read = read.freeze();
-        &self.ahead.insert(Box::new(Ahead { read, broken })).read
+        let ahead = Ahead {
+            read,
+            length_known: true,
+            broken,
+        };
+        &self.ahead.insert(Box::new(ahead)).read
     }
 
     /// Reads ahead until an event of a stream is complete, or `most` bytes of it; what was read
@@ -68,6 +75,7 @@ impl ResponseBody {
     /// # Errors
     /// When the body breaks off before its first byte.
     pub(crate) async fn read_event(&mut self, most: usize) -> Result<(), UpstreamError> {
+        let length_known = self.size_hint().exact().is_some();
         let mut read = Bytes::new();
         let mut broken = None;
         while read.len() < most && !ends_event(&read) {
@@ -81,7 +89,11 @@ impl ResponseBody {
                 None => break,
             }
         }
-        self.ahead = Some(Box::new(Ahead { read, broken }));
+        self.ahead = Some(Box::new(Ahead {
+            read,
+            length_known,
+            broken,
+        }));
         Ok(())
     }
 
@@ -143,6 +155,10 @@ impl Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
+        // A stream stays a stream, though all of it may have come already.
+        if self.ahead.as_ref().is_some_and(|ahead| !ahead.length_known) {
+            return SizeHint::default();
+        }
         let ahead = self.ahead.as_ref().map_or(0, |ahead| ahead.read.len()) as u64;
         let Inner::Http1(inner) = &self.inner;
         let left = inner.size_hint();

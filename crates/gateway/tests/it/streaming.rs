@@ -152,3 +152,16 @@ async fn stream_whose_worker_is_lost_ends_with_a_last_event_soon_after_its_probe
     assert!(client.closed().await);
     assert_eq!(gateway.in_flight().await, 0);
 }
+
+#[tokio::test]
+async fn stream_that_came_in_one_piece_stays_a_stream() {
+    let text = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n\
+        9\r\ndata: 1\n\n\r\n0\r\n\r\n";
+    let worker = Worker::doing(vec![Step::Send(text.into())]).await;
+    let gateway = start(&[&worker]).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(&chat_stream()).await;
+    let reply = client.reply().await;
+    assert_eq!(reply.header("transfer-encoding"), "chunked");
+    assert_eq!((reply.text().as_str(), reply.whole), ("data: 1\n\n", true));
+}
