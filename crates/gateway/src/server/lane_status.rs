@@ -9,6 +9,15 @@ use tokio::time::Instant;
 /// [`LaneStatus::last_active`] of a lane that has had no request.
 const NEVER: u64 = u64::MAX;
 
+/// Which connections make room for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shed {
+    /// Those that have had no request yet.
+    Unused,
+    /// Also those between requests.
+    Any,
+}
+
 /// The state of a lane.
 #[derive(Debug)]
 pub(super) struct LaneStatus {
@@ -19,8 +28,10 @@ pub(super) struct LaneStatus {
     active: AtomicBool,
     /// Seconds after the start.
     last_active: AtomicU64,
-    /// Connections to end, idle ones first.
+    /// Connections to end.
     shed: AtomicUsize,
+    /// Also such that have served requests.
+    shed_used: AtomicBool,
     pub(super) shed_asked: Notify,
 }
 
@@ -32,6 +43,7 @@ impl Default for LaneStatus {
             active: AtomicBool::new(false),
             last_active: AtomicU64::new(NEVER),
             shed: AtomicUsize::new(0),
+            shed_used: AtomicBool::new(false),
             shed_asked: Notify::new(),
         }
     }
@@ -62,14 +74,20 @@ impl LaneStatus {
         Some(Duration::from_secs(ago))
     }
 
-    /// Has the lane end so many connections that are between requests.
-    pub(super) fn ask_to_shed(&self, count: usize) {
+    /// Has the lane end so many connections without a request in progress.
+    pub(super) fn ask_to_shed(&self, count: usize, which: Shed) {
         self.shed.store(count, Relaxed);
+        self.shed_used.store(which == Shed::Any, Relaxed);
         self.shed_asked.notify_one();
     }
 
-    /// How many connections are to be ended.
-    pub(super) fn take_shed(&self) -> usize {
-        self.shed.swap(0, Relaxed)
+    /// How many connections are to be ended, and which.
+    pub(super) fn take_shed(&self) -> (usize, Shed) {
+        let which = if self.shed_used.load(Relaxed) {
+            Shed::Any
+        } else {
+            Shed::Unused
+        };
+        (self.shed.swap(0, Relaxed), which)
     }
 }

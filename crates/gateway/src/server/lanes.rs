@@ -14,14 +14,14 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::mpsc;
-use tokio::time::{Duration, interval, sleep};
+use tokio::time::{Duration, Instant, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use super::connection::{LaneService, serve_connection};
 use super::connection_state::ClientLimits;
-use super::lane_status::LaneStatus;
+use super::lane_status::{LaneStatus, Shed};
 use super::listeners::Listeners;
 use super::service::Service;
 use super::watchdog::{LOOK_INTERVAL, Watchdog};
@@ -32,6 +32,8 @@ use crate::telemetry::LogLimit;
 
 /// Idle connections that a lane ends at once to make room for others.
 const SHED_AT_ONCE: usize = 8;
+/// How long connections that have had a request are spared while there are others.
+const SPARE_USED_FOR: Duration = Duration::from_millis(100);
 /// Pause before it is looked whether there is room.
 const ROOM_PAUSE: Duration = Duration::from_millis(10);
 /// How a client that has vanished is noticed between requests.
@@ -159,6 +161,8 @@ impl Lanes {
     /// Waits until there is room for another connection; idle ones are ended to make some.
     /// Clients wait in the system's queue meanwhile.
     async fn make_room(&self) {
+        let mut which = Shed::Unused;
+        let begun = Instant::now();
         while self.open_connections() >= self.max_connections {
             if let Some(left_out) = self.crowded.pass() {
                 let limit = self.max_connections;
@@ -168,9 +172,12 @@ impl Lanes {
                 );
             }
             for lane in &self.threads {
-                lane.status.ask_to_shed(SHED_AT_ONCE);
+                lane.status.ask_to_shed(SHED_AT_ONCE, which);
             }
             sleep(ROOM_PAUSE).await;
+            if begun.elapsed() >= SPARE_USED_FOR {
+                which = Shed::Any;
+            }
         }
     }
 

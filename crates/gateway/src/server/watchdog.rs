@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use super::connection_state::{ClientLimits, ConnectionState};
-use super::lane_status::LaneStatus;
+use super::lane_status::{LaneStatus, Shed};
 
 /// Pause between looks. Limits are counted in them.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -43,14 +43,15 @@ impl Watchdog {
         self.status.look();
     }
 
-    /// Ends as many connections as the control thread asked for: those that have been between
-    /// requests for longest.
+    /// Ends as many connections as the control thread asked for: those that have been without
+    /// a request for longest.
     pub(super) fn shed(&self) {
-        let count = self.status.take_shed();
+        let (count, which) = self.status.take_shed();
         let connections = self.lock();
         let mut idle: Vec<_> = connections
             .iter()
             .filter_map(Weak::upgrade)
+            .filter(|connection| which == Shed::Any || !connection.is_served())
             .filter_map(|connection| Some((connection.idle_for()?, connection)))
             .collect();
         drop(connections);
@@ -82,17 +83,21 @@ mod tests {
     async fn connections_that_have_been_idle_for_longest_are_shed_and_busy_ones_never() {
         let status = Arc::new(LaneStatus::default());
         let watchdog = Watchdog::new(LIMITS, &status);
-        let (old, busy) = (watchdog.watch(), watchdog.watch());
+        let (old, used, busy) = (watchdog.watch(), watchdog.watch(), watchdog.watch());
+        drop(InProgress::new(&used));
         let request = InProgress::new(&busy);
         (0..3).for_each(|_| watchdog.look());
         let new = watchdog.watch();
         watchdog.look();
-        status.ask_to_shed(1);
+        status.ask_to_shed(1, Shed::Any);
         watchdog.shed();
         assert!(old.is_ended() && !busy.is_ended() && !new.is_ended());
-        status.ask_to_shed(5);
+        status.ask_to_shed(5, Shed::Unused);
         watchdog.shed();
-        assert!(new.is_ended() && !busy.is_ended());
+        assert!(new.is_ended() && !used.is_ended() && !busy.is_ended());
+        status.ask_to_shed(5, Shed::Any);
+        watchdog.shed();
+        assert!(used.is_ended() && !busy.is_ended());
         drop(request);
     }
 
