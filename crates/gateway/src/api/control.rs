@@ -28,7 +28,7 @@ pub(super) fn routes() -> Routes {
         .delete("/v1/responses/{id}", Access::Inference, delete_response)
         .post(
             "/v1/responses/{id}/cancel",
-            Access::Control,
+            Access::Inference,
             stored_response,
         )
         .get("/get_loads", Access::Control, loads)

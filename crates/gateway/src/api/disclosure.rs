@@ -197,6 +197,27 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn body_declared_as_json_that_is_none_is_an_empty_object_and_another_is_left_out() {
+        for (declared, body) in [("application/json; charset=utf-8", "{}"), ("text/html", "")] {
+            let response = answer(&PrivateAnswer {
+                status: StatusCode::OK,
+                headers: HeaderMap::from_iter([(header::CONTENT_TYPE, declared.parse().unwrap())]),
+                body: "<k>".into(),
+            });
+            let shown = response.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(shown, body, "{declared}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_masked_at_any_depth_also_in_lists() {
+        let mut value = json!({"a": [{"api_key": "k"}, [{"b": {"password": "k"}}], "c"]});
+        redact(&mut value);
+        let masked = json!({"a": [{"api_key": "MASKED"}, [{"b": {"password": "MASKED"}}], "c"]});
+        assert_eq!(value, masked);
+    }
+
     #[test]
     fn field_named_like_a_secret_is_masked() {
         for name in [

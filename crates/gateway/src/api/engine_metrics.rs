@@ -2,26 +2,33 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::sync::Arc;
 
 use axum::extract::State;
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{self, HeaderName};
+use http::header;
 
 use super::routes::Routes;
+use super::state::{Page, SharedAnswers};
 use crate::auth::Access;
 use crate::cpu_pool::CpuPool;
 use crate::proxy::{FanOut, WorkerAnswer, WorkerQuery};
-
-/// A page of plain text.
-type Page = (StatusCode, [(HeaderName, &'static str); 1], String);
 
 pub(super) fn routes() -> Routes {
     Routes::default().get("/engine_metrics", Access::Info, engine_metrics)
 }
 
 /// Every worker's metrics, distinguished by a `worker_addr` label.
-async fn engine_metrics(State(fan_out): State<FanOut>, State(pool): State<CpuPool>) -> Page {
+async fn engine_metrics(
+    State(fan_out): State<FanOut>,
+    State(pool): State<CpuPool>,
+    State(shared): State<Arc<SharedAnswers>>,
+) -> Page {
+    shared.engine_metrics.get(merged_page(fan_out, pool)).await
+}
+
+async fn merged_page(fan_out: FanOut, pool: CpuPool) -> Page {
     let asked = fan_out.ask_all(&WorkerQuery::get(&["/metrics"])).await;
     let none = asked.is_empty();
     let pages: Vec<_> = asked.into_iter().filter_map(page).collect();
@@ -38,7 +45,7 @@ async fn engine_metrics(State(fan_out): State<FanOut>, State(pool): State<CpuPoo
             (StatusCode::INTERNAL_SERVER_ERROR, why.to_owned())
         }
     };
-    (status, [(header::CONTENT_TYPE, "text/plain")], page)
+    (status, [(header::CONTENT_TYPE, "text/plain")], page.into())
 }
 
 /// A worker's page with the worker's URL, if it gave one.

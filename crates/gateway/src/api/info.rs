@@ -5,17 +5,18 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::disclosure;
 use super::routes::Routes;
+use super::state::SharedAnswers;
 use crate::auth::Access;
 use crate::balancer::Balancer;
 use crate::error::Error;
 use crate::fleet::Fleet;
-use crate::proxy::FanOut;
+use crate::proxy::{COMMAND_TIMEOUT, FanOut, WorkerQuery};
 use crate::shutdown::Shutdown;
 
 pub(super) fn routes() -> Routes {
@@ -51,8 +52,22 @@ async fn readiness(
     (StatusCode::SERVICE_UNAVAILABLE, Json(not_ready))
 }
 
-async fn health_generate(State(fan_out): State<FanOut>) -> Result<Response, Error> {
-    first_answer(&fan_out, &["/health_generate"]).await
+/// A generation by a worker, for all that ask within a second.
+async fn health_generate(
+    State(fleet): State<Arc<Fleet>>,
+    State(fan_out): State<FanOut>,
+    State(shared): State<Arc<SharedAnswers>>,
+) -> Result<Response, Error> {
+    let question = WorkerQuery::get(&["/health_generate"]).within(COMMAND_TIMEOUT);
+    let ask = async {
+        let answer = fan_out.ask_first(&question).await;
+        answer.ok().map(|answer| answer.status)
+    };
+    match shared.health_generate.get(ask).await {
+        Some(status) => Ok((status, "").into_response()),
+        None if fleet.ready_count() == 0 => Err(Error::NoWorkers),
+        None => Err(Error::NoWorkerResponse),
+    }
 }
 
 async fn model_info(State(fan_out): State<FanOut>) -> Result<Response, Error> {
@@ -65,7 +80,7 @@ async fn server_info(State(fan_out): State<FanOut>) -> Result<Response, Error> {
 
 /// The first ready worker's answer to the first of these paths that it has.
 async fn first_answer(fan_out: &FanOut, paths: &'static [&'static str]) -> Result<Response, Error> {
-    let answer = fan_out.ask_first(paths).await?;
+    let answer = fan_out.ask_first(&WorkerQuery::get(paths)).await?;
     Ok(disclosure::answer(&answer))
 }
 

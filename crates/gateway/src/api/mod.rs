@@ -9,6 +9,7 @@ mod extract;
 mod info;
 mod route_table;
 mod routes;
+mod shared_answer;
 mod state;
 mod workers;
 

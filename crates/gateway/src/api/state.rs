@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use axum::extract::FromRef;
-use http::HeaderValue;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode};
 
+use super::shared_answer::SharedAnswer;
 use crate::admission::Admission;
 use crate::auth::Principal;
 use crate::balancer::Balancer;
@@ -23,9 +25,21 @@ pub(crate) struct ApiState {
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) fan_out: FanOut,
     pub(crate) cpu_pool: CpuPool,
+    pub(crate) shared: Arc<SharedAnswers>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) shutdown: Shutdown,
 }
+
+/// Answers that clients share.
+#[derive(Debug, Default)]
+pub(crate) struct SharedAnswers {
+    pub(super) engine_metrics: SharedAnswer<Page>,
+    /// The status of a worker's generation; `None` when no worker answered.
+    pub(super) health_generate: SharedAnswer<Option<StatusCode>>,
+}
+
+/// A page of plain text.
+pub(super) type Page = (StatusCode, [(HeaderName, &'static str); 1], Bytes);
 
 /// What the server knows of a request besides its bytes; an extension of the request.
 #[derive(Clone, Debug)]

@@ -83,6 +83,7 @@ pub(super) fn build(
         proxy: Arc::new(proxy),
         fan_out: FanOut::new(Arc::clone(&fleet), client),
         cpu_pool,
+        shared: Arc::default(),
         admission: Arc::clone(&admission),
         shutdown: shutdown.clone(),
     };

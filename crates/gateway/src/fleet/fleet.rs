@@ -98,12 +98,6 @@ impl Fleet {
         workers.iter().filter(of).cloned().collect()
     }
 
-    /// The ready worker of the lowest slot.
-    pub(crate) fn first_ready(&self) -> Option<Arc<Worker>> {
-        let workers = self.workers.load();
-        workers.iter().find(|worker| worker.is_ready()).cloned()
-    }
-
     /// How many workers are ready.
     pub(crate) fn ready_count(&self) -> usize {
         let workers = self.workers.load();

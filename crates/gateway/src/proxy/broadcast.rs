@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::dispatcher::Dispatcher;
-use super::fan_out::{COMMAND_TIMEOUT, FAN_OUT};
+use super::fan_out::{FAN_OUT, ORDER_TIMEOUT};
 use super::request::RequestContext;
 use super::request_head;
 use super::response_body::{self, ReplyBody};
@@ -78,7 +78,7 @@ async fn ask_one(
         body: CallBody::default(),
     };
     let sending = worker.endpoint.client.send(context.lane, &call);
-    match timeout(COMMAND_TIMEOUT, sending).await {
+    match timeout(ORDER_TIMEOUT, sending).await {
         Ok(Ok(response)) => Some((response, in_flight)),
         Ok(Err(error)) => {
             debug!(worker = %worker.url(), %error, "worker gave no answer");

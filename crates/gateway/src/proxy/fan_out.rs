@@ -5,22 +5,30 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt, stream};
 use http::{Method, StatusCode};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::body_fields::BodyFields;
 use crate::error::Error;
-use crate::fleet::{Fleet, Worker};
+use crate::fleet::{Fleet, Worker, request_probe};
 use crate::upstream::{ControlClient, ControlRequest, PrivateAnswer};
 
 /// Workers asked at once.
 pub(super) const FAN_OUT: usize = 32;
 /// Longest wait for an answer to a question that costs the worker nothing.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for an answer that takes work: a worker's generation check alone gives
-/// itself 20 s.
-pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(45);
+/// Longest wait for a generation: a worker's check alone gives itself 20 s.
+pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(45);
+/// Longest wait for a worker to do what takes no generation.
+pub(super) const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for a worker that is not ready: about that for a connection.
+const NOT_READY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a worker may be silent before another one is asked beside it.
+const STAGGER: Duration = Duration::from_secs(1);
+/// Workers asked the same question beside each other.
+const MAX_STAGGERED: usize = 4;
 
 /// Asks workers, with the gateway's own credentials.
 #[derive(Clone, Debug)]
@@ -65,9 +73,19 @@ impl WorkerQuery {
             method: Method::POST,
             paths,
             body,
-            timeout: COMMAND_TIMEOUT,
+            timeout: ORDER_TIMEOUT,
         }
     }
+
+    /// The same question, with this longest wait for an answer.
+    pub(crate) fn within(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+}
+
+/// Whether an answer is one that another worker would hardly better.
+fn is_good(answer: &Result<PrivateAnswer, Error>) -> bool {
+    answer.as_ref().is_ok_and(|it| !it.status.is_server_error())
 }
 
 impl FanOut {
@@ -75,17 +93,40 @@ impl FanOut {
         Self { fleet, client }
     }
 
-    /// The answer of the first ready worker to the first of `paths` that is not 404 there.
-    pub(crate) async fn ask_first(
-        &self,
-        paths: &'static [&'static str],
-    ) -> Result<PrivateAnswer, Error> {
-        let worker = self.fleet.first_ready().ok_or(Error::NoWorkers)?;
-        let question = WorkerQuery {
-            timeout: COMMAND_TIMEOUT,
-            ..WorkerQuery::get(paths)
-        };
-        self.ask(&worker, &question).await
+    /// The first good answer of the ready workers, to the first of the question's paths that is
+    /// not 404 there. They are asked in turn: the next one at once after a failure, or beside a
+    /// worker that is silent for a second, which is probed.
+    pub(crate) async fn ask_first(&self, question: &WorkerQuery) -> Result<PrivateAnswer, Error> {
+        let mut ready = Vec::clone(&self.fleet.workers());
+        ready.retain(|worker| worker.is_ready());
+        let mut ready = ready.into_iter().peekable();
+        let mut asked: FuturesUnordered<BoxFuture<'_, _>> = FuturesUnordered::new();
+        let mut silent: Vec<Arc<Worker>> = Vec::new();
+        let mut last = Err(Error::NoWorkers);
+        loop {
+            if asked.len() < MAX_STAGGERED
+                && let Some(worker) = ready.next()
+            {
+                silent.push(Arc::clone(&worker));
+                asked.push(Box::pin(async move { self.ask(&worker, question).await }));
+            }
+            let more = ready.peek().is_some() && asked.len() < MAX_STAGGERED;
+            let answer = tokio::select! {
+                answer = asked.next() => answer,
+                () = sleep(STAGGER), if more => {
+                    for worker in &silent {
+                        request_probe(&self.fleet, &worker.endpoint);
+                    }
+                    continue;
+                }
+            };
+            match answer {
+                Some(answer) if is_good(&answer) => return answer,
+                Some(answer) => last = answer,
+                None if ready.peek().is_none() => return last,
+                None => {}
+            }
+        }
     }
 
     /// Every worker's answer, in configuration order. A worker that is not ready is only asked
@@ -97,8 +138,11 @@ impl FanOut {
             asked.push(Box::pin(async move {
                 let answer = if question.method == Method::GET && !worker.is_ready() {
                     Err(Error::NoWorkerResponse)
-                } else {
+                } else if worker.is_ready() {
                     self.ask(worker, question).await
+                } else {
+                    let brief = question.timeout.min(NOT_READY_TIMEOUT);
+                    self.ask(worker, &question.clone().within(brief)).await
                 };
                 WorkerAnswer {
                     worker: Arc::clone(worker),
@@ -144,19 +188,20 @@ impl FanOut {
                 body: question.body.clone(),
                 ..worker.endpoint.question(&question.method, path)
             };
-            let worker = || worker.url().to_string();
+            let url = || worker.url().to_string();
             match timeout(question.timeout, self.client.send(request)).await {
                 Ok(Ok(answer)) if answer.status == StatusCode::NOT_FOUND => last = Ok(answer),
                 Ok(answer) => {
                     let failed = |source| Error::Upstream {
-                        worker: worker(),
+                        worker: url(),
                         source,
                     };
                     return answer.map_err(failed);
                 }
                 Err(_) => {
+                    request_probe(&self.fleet, &worker.endpoint);
                     return Err(Error::UpstreamTimeout {
-                        worker: worker(),
+                        worker: url(),
                         seconds: question.timeout.as_secs(),
                     });
                 }

@@ -28,7 +28,7 @@ mod translate;
 
 pub(crate) use broadcast::broadcast;
 pub(crate) use dispatcher::Dispatcher;
-pub(crate) use fan_out::{FanOut, WorkerAnswer, WorkerQuery};
+pub(crate) use fan_out::{COMMAND_TIMEOUT, FanOut, WorkerAnswer, WorkerQuery};
 pub(crate) use proxy::Proxy;
 pub(crate) use reply_error::ReplyError;
 pub(crate) use request::RequestContext;

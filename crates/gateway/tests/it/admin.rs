@@ -1,5 +1,9 @@
 //! Health, information and what is asked of every worker.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use crate::support::{Step, Worker, get, json, ok, options, post, raw, start, start_with};
 
 #[tokio::test]
@@ -254,4 +258,37 @@ async fn no_secret_of_a_worker_reaches_a_client_with_or_without_a_key() {
     let shown = get(&gateway, "/server_info").await.json();
     assert_eq!(shown["tp_size"], 1);
     assert_eq!(shown["internal_states"][0]["last_gen_throughput"], 2.5);
+}
+
+#[tokio::test]
+async fn frozen_worker_holds_up_no_question_that_another_can_answer() {
+    let frozen = Worker::listening(0, |request| match request.path() {
+        "/health" => ok(),
+        _ => vec![Step::Hang],
+    })
+    .await;
+    let well = Worker::doing(json(200, r#"{"tp_size":1}"#)).await;
+    let gateway = start(&[&frozen, &well]).await;
+    for path in ["/server_info", "/model_info", "/health_generate"] {
+        let begun = Instant::now();
+        assert_eq!(get(&gateway, path).await.status, 200, "{path}");
+        assert!(
+            begun.elapsed() < Duration::from_secs(4),
+            "{path}: {:?}",
+            begun.elapsed()
+        );
+    }
+}
+
+#[tokio::test]
+async fn clients_that_ask_for_a_generation_check_together_cost_one() {
+    let worker = Worker::doing(ok()).await;
+    let gateway = start(&[&worker]).await;
+    let asked = (0..10).map(|_| get(&gateway, "/health_generate"));
+    for reply in futures_util::future::join_all(asked).await {
+        assert_eq!(reply.status, 200);
+    }
+    let received = worker.received();
+    let checks = received.iter().filter(|it| it.path() == "/health_generate");
+    assert_eq!(checks.count(), 1);
 }
