@@ -29,7 +29,7 @@ pub(crate) fn options<T: DeserializeOwned>(
     for (name, value) in given {
         let name: String = name.extract()?;
         let place = format!("{class}() argument '{name}'");
-        let json = to_json(&value, &place)?;
+        let json = to_json(&value, &place, 0)?;
         let alone = Value::Object(Map::from_iter([(name.clone(), json.clone())]));
         if let Err(error) = serde_json::from_value::<T>(alone) {
             return Err(blame(&value, &name, &place, &error));
@@ -49,8 +49,15 @@ fn blame(value: &Bound<'_, PyAny>, name: &str, place: &str, error: &serde_json::
     errors::keyword(value.py(), place, error)
 }
 
-/// A Python value as JSON.
-fn to_json(value: &Bound<'_, PyAny>, place: &str) -> PyResult<Value> {
+/// Deepest nesting of lists and dictionaries; a list may contain itself.
+const MAX_DEPTH: usize = 64;
+
+/// A Python value, within so many lists and dictionaries, as JSON.
+fn to_json(value: &Bound<'_, PyAny>, place: &str, depth: usize) -> PyResult<Value> {
+    if depth > MAX_DEPTH {
+        let message = format!("{place}: is nested more than {MAX_DEPTH} levels deep");
+        return Err(PyValueError::new_err(message));
+    }
     if value.is_none() {
         return Ok(Value::Null);
     }
@@ -69,12 +76,14 @@ fn to_json(value: &Bound<'_, PyAny>, place: &str) -> PyResult<Value> {
         return json.map_err(errors::bug);
     }
     if value.is_instance_of::<PyList>() || value.is_instance_of::<PyTuple>() {
-        let items = value.try_iter()?.map(|item| to_json(&item?, place));
+        let items = value
+            .try_iter()?
+            .map(|item| to_json(&item?, place, depth + 1));
         return items.collect::<PyResult<_>>().map(Value::Array);
     }
     if let Ok(mapping) = value.cast::<PyDict>() {
         let entry = |(key, value): (Bound<'_, PyAny>, Bound<'_, PyAny>)| {
-            Ok((key.extract::<String>()?, to_json(&value, place)?))
+            Ok((key.extract::<String>()?, to_json(&value, place, depth + 1)?))
         };
         let entries = mapping.iter().map(entry);
         return entries.collect::<PyResult<_>>().map(Value::Object);

@@ -18,6 +18,9 @@ mod simulate;
 mod version;
 mod words;
 
+use pyo3::exceptions::PyImportError;
+use pyo3::prelude::*;
+
 /// The extension module of the package.
 #[pyo3::pymodule]
 mod sgl_model_gateway_rs {
@@ -53,6 +56,7 @@ mod sgl_model_gateway_rs {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::refuse_subinterpreters(module.py())?;
         crate::enums::add_members(module.py())?;
         // One class, two names: programs import `PyRole`, documents say `Role`.
         for name in [
@@ -73,4 +77,20 @@ mod sgl_model_gateway_rs {
         module.add("OptionRangeError", range_error)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
+}
+
+/// The extension has threads of its own, which a sub-interpreter would wait for at its end.
+fn refuse_subinterpreters(py: Python<'_>) -> PyResult<()> {
+    // Named so up to Python 3.12, and since.
+    let known = ["_xxsubinterpreters", "_interpreters"];
+    let Some(interpreters) = known.iter().find_map(|name| py.import(*name).ok()) else {
+        return Ok(());
+    };
+    let current = interpreters.call_method0("get_current")?;
+    let main = interpreters.call_method0("get_main")?;
+    if current.eq(main)? {
+        return Ok(());
+    }
+    let message = "sgl_model_gateway works in the main interpreter only; use a process instead";
+    Err(PyImportError::new_err(message))
 }

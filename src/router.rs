@@ -8,7 +8,7 @@ use pyo3::exceptions::{PyAttributeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple, PyType};
 
-use crate::running::{Running, Server, url};
+use crate::running::{Run, Running, Server, url};
 use crate::{contract, convert, errors};
 
 impl Server for Gateway {
@@ -117,7 +117,9 @@ impl Router {
     /// False if there is no such worker, or probes are off.
     fn suspect(&self, py: Python<'_>, worker_url: &str) -> bool {
         let running = self.running.current(py);
-        running.is_some_and(|run| py.detach(|| run.server.suspect(worker_url)))
+        let suspect =
+            |run: &Run<_>| run.with(false, |gateway: &Gateway| gateway.suspect(worker_url));
+        running.is_some_and(|run| py.detach(|| suspect(&run)))
     }
 
     /// Whether it is serving or draining.
@@ -129,13 +131,14 @@ impl Router {
     /// Where it listens, as a URL that works on this machine.
     #[getter]
     fn url(&self, py: Python<'_>) -> PyResult<String> {
-        Ok(url(self.running.require(py)?.server.addr()))
+        Ok(url(self.running.require(py)?.addr))
     }
 
     /// Where Prometheus reads; `None` without a metrics listener.
     #[getter]
     fn metrics_url(&self, py: Python<'_>) -> PyResult<Option<String>> {
-        let addr = self.running.require(py)?.server.metrics_addr();
+        let run = self.running.require(py)?;
+        let addr = run.with(None, Gateway::metrics_addr);
         Ok(addr.map(|addr| url(addr) + "/metrics"))
     }
 

@@ -38,11 +38,57 @@ pub(crate) trait Server: Send + Sync {
 
 /// One server from its start to its stop.
 pub(crate) struct Run<S> {
-    pub(crate) server: S,
+    /// Always there, until the run is dropped.
+    server: Option<S>,
     stopping: AtomicBool,
+    /// The process that has its threads; a forked child has none of them.
+    process: u32,
+    /// Where the server listens.
+    pub(crate) addr: SocketAddr,
+}
+
+impl<S> Run<S> {
+    fn is_forked(&self) -> bool {
+        self.process != std::process::id()
+    }
+}
+
+impl<S> Drop for Run<S> {
+    /// In a forked child nothing is stopped or waited for: the server lives in the parent, and
+    /// locks that its threads held at the fork are never released here.
+    fn drop(&mut self) {
+        if self.is_forked() {
+            std::mem::forget(self.server.take());
+        }
+    }
 }
 
 impl<S: Server> Run<S> {
+    fn new(server: S) -> Self {
+        Self {
+            addr: server.addr(),
+            server: Some(server),
+            stopping: AtomicBool::new(false),
+            process: std::process::id(),
+        }
+    }
+
+    /// Uses the server; `gone` is the answer where there is none, in a forked child.
+    pub(crate) fn with<T>(&self, gone: T, use_server: impl FnOnce(&S) -> T) -> T {
+        match &self.server {
+            Some(server) if !self.is_forked() => use_server(server),
+            _ => gone,
+        }
+    }
+
+    fn wait_for(&self, limit: Duration) -> bool {
+        self.with(true, |server| server.wait(limit))
+    }
+
+    fn abort(&self) {
+        self.with((), Server::abort);
+    }
+
     /// Passes a signal on. After Ctrl-C the server drains at once, without time for clients to
     /// move to another gateway.
     fn signal(&self, is_interrupt: bool) {
@@ -50,27 +96,27 @@ impl<S: Server> Run<S> {
             self.stop();
         } else {
             self.stopping.store(true, Ordering::Release);
-            self.server.lame_duck();
+            self.with((), Server::lame_duck);
         }
     }
 
     /// Stops the server: the first call drains it, the second aborts it.
     fn stop(&self) {
         if self.stopping.swap(true, Ordering::AcqRel) {
-            self.server.abort();
+            self.abort();
         } else {
-            self.server.drain();
+            self.with((), Server::drain);
         }
     }
 
     fn drain(&self) {
         if !self.stopping.swap(true, Ordering::AcqRel) {
-            self.server.drain();
+            self.with((), Server::drain);
         }
     }
 
     fn over(&self) -> bool {
-        self.server.wait(Duration::ZERO)
+        self.wait_for(Duration::ZERO)
     }
 
     /// Waits until the server has stopped (`true`) or `limit` has passed, and checks Python's
@@ -79,7 +125,7 @@ impl<S: Server> Run<S> {
         let mut left = limit;
         loop {
             let slice = left.map_or(SLICE, |left| left.min(SLICE));
-            if py.detach(|| self.server.wait(slice)) {
+            if py.detach(|| self.wait_for(slice)) {
                 return Ok(true);
             }
             py.check_signals()?;
@@ -100,7 +146,7 @@ impl<S: Server> Run<S> {
             }
             match self.wait(py, Some(SLICE)) {
                 Ok(true) => {
-                    let failure = self.server.failure();
+                    let failure = self.with(None, Server::failure);
                     return failure.map_or(Ok(()), |why| Err(PyRuntimeError::new_err(why)));
                 }
                 Ok(false) => {}
@@ -111,8 +157,8 @@ impl<S: Server> Run<S> {
 
     /// Aborts the server before an exception is passed on, so that nothing is left running.
     fn abandon(&self, py: Python<'_>, error: PyErr) -> PyErr {
-        self.server.abort();
-        py.detach(|| self.server.wait(AFTER_CUT));
+        self.abort();
+        py.detach(|| self.wait_for(AFTER_CUT));
         error
     }
 }
@@ -139,10 +185,7 @@ impl<S: Server> Running<S> {
             if slot.as_ref().is_some_and(|run| !run.over()) {
                 return None;
             }
-            let run = start().map(|server| {
-                let stopping = AtomicBool::new(false);
-                Arc::new(Run { server, stopping })
-            });
+            let run = start().map(|server| Arc::new(Run::new(server)));
             *slot = run.as_ref().ok().cloned();
             Some(run)
         });

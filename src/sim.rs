@@ -105,7 +105,7 @@ impl SimWorker {
     /// Where it listens, as a URL that works on this machine.
     #[getter]
     fn url(&self, py: Python<'_>) -> PyResult<String> {
-        Ok(url(self.running.require(py)?.server.addr()))
+        Ok(url(self.running.require(py)?.addr))
     }
 
     fn __enter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {

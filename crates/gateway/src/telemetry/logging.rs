@@ -21,6 +21,8 @@ const WAITING_LINES: usize = 8192;
 
 /// The process's log: the level may change with every gateway, the rest is the first one's.
 static LOG: OnceLock<(Level, Mutex<Guards>)> = OnceLock::new();
+/// The process that has the threads which write it.
+static PROCESS: OnceLock<u32> = OnceLock::new();
 
 /// Writes log lines as the options ask for.
 ///
@@ -58,13 +60,20 @@ pub(crate) fn install(options: &Options) -> Result<(), InitError> {
         .try_init();
     if installed.is_ok() {
         let _ = LOG.set((level, Mutex::new(guards)));
+        let _ = PROCESS.set(std::process::id());
     }
     Ok(())
 }
 
 /// Writes out what still waits. Lines after this are lost: for the end of a process.
 pub fn close_log() {
-    if let Some((_, guards)) = LOG.get() {
+    // A forked child has no thread that writes: waiting for it would take long and in vain.
+    let forked = PROCESS
+        .get()
+        .is_some_and(|process| *process != std::process::id());
+    if let Some((_, guards)) = LOG.get()
+        && !forked
+    {
         guards
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
