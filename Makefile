@@ -38,7 +38,7 @@ demo: $(BUILT) ## simulated workers, a gateway, some load, a table; DEMO_ARGS="-
 build: $(BUILT) ## .venv with everything, the extension as it is shipped (release)
 
 test: ## Rust tests, then Python tests; PYTEST_ARGS="-k signals"
-	cargo test --workspace
+	cargo test --workspace --quiet
 	@$(MAKE) --no-print-directory $(BUILT)
 	$(BIN)/python -m pytest -q py_test/ $(PYTEST_ARGS)
 

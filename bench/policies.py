@@ -9,6 +9,7 @@ from typing import Any
 
 from traces import KINDS, lines
 
+from sgl_model_gateway._simulate.report import Report, Run
 from sgl_model_gateway.sgl_model_gateway_rs import FleetTrace, fleet_policies
 from sgl_model_gateway.simulate import compare
 
@@ -60,7 +61,7 @@ def main(path: str) -> None:
     print("### How far cache_aware is from the best\n\n" + "\n".join(summary))
 
 
-def table(runs: list[dict[str, Any]], policies: list[str]) -> list[str]:
+def table(runs: list[Run], policies: list[str]) -> list[str]:
     lines = ["| policy | " + " | ".join(f"{run['speed']:g}×" for run in runs) + " |", "|" + " --- |" * (len(runs) + 1)]
     for place, policy in enumerate(policies):
         cells = [cell(run["policies"][place]) for run in runs]
@@ -68,11 +69,11 @@ def table(runs: list[dict[str, Any]], policies: list[str]) -> list[str]:
     return lines
 
 
-def cell(report: dict[str, Any]) -> str:
+def cell(report: Report) -> str:
     return f"{report['hit_ratio']:.3f}, {report['ttft_mean_ms']:.0f}, {report['ttft_p99_ms']:.0f}"
 
 
-def verdict(title: str, run: dict[str, Any]) -> str:
+def verdict(title: str, run: Run) -> str:
     words = []
     for field in ("ttft_mean_ms", "ttft_p99_ms"):
         ours = next(report for report in run["policies"] if report["policy"] == "cache_aware")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
+from ._launcher.parent import stop_with_parent
 from .router_args import RouterArgs, keyword_fields
 from .sgl_model_gateway_rs import (
     BackendType,
@@ -230,13 +231,15 @@ class Router:
         return Router(_Router(**_keywords(args)))
 
     def start(self) -> None:
-        """Serves until SIGINT, SIGTERM, SIGQUIT (in the main thread) or `stop()`.
+        """Serves until SIGINT, SIGTERM, SIGQUIT, SIGHUP (in the main thread) or `stop()`.
 
-        The first of them lets requests in flight finish, the second ends them.
+        The first of them lets requests in flight finish, the second ends them. SIGHUP that is ignored (`nohup`)
+        stays ignored. In a child of `multiprocessing` the end of the parent is a stop, too.
 
         Raises:
             RuntimeError: the port is in use, or the router runs already.
         """
+        stop_with_parent(self.stop)
         self._router.start()
 
     def start_background(self) -> Router:
@@ -245,6 +248,7 @@ class Router:
         Raises:
             RuntimeError: the port is in use, or the router runs already.
         """
+        stop_with_parent(self.stop)
         self._router.start_background()
         return self
 
@@ -286,6 +290,7 @@ class Router:
         return self._router.metrics_url
 
     def __enter__(self) -> Router:
+        stop_with_parent(self.stop)
         self._router.__enter__()
         return self
 

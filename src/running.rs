@@ -195,7 +195,7 @@ impl<S: Server> Running<S> {
         }
     }
 
-    /// Starts a server and waits for its end. In the main thread SIGINT, SIGTERM and SIGQUIT end it.
+    /// Starts a server and waits for its end. In the main thread SIGINT, SIGTERM, SIGQUIT and SIGHUP end it.
     pub(crate) fn block<E: Send>(
         &self,
         py: Python<'_>,

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyModule;
 
 /// The signals that end a server.
-const NAMES: [&str; 3] = ["SIGINT", "SIGTERM", "SIGQUIT"];
+const NAMES: [&str; 4] = ["SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP"];
 
 /// The number of SIGINT on every platform of Python.
 const SIGINT: i32 = 2;
@@ -59,10 +59,13 @@ impl<'py> Handlers<'py> {
 
     fn replace(&mut self, name: &str) -> PyResult<()> {
         if !self.signal.hasattr(name)? {
-            return Ok(()); // no SIGQUIT on Windows
+            return Ok(()); // no SIGQUIT or SIGHUP on Windows
         }
         let number: i32 = self.signal.getattr(name)?.extract()?;
         let before = self.signal.call_method1("getsignal", (number,))?;
+        if name == "SIGHUP" && before.eq(self.signal.getattr("SIG_IGN")?)? {
+            return Ok(()); // `nohup` asks to outlive the terminal
+        }
         // `None` is a handler that C code installed; Python cannot restore it.
         if !before.is_none() {
             self.signal

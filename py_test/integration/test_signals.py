@@ -38,7 +38,7 @@ def serve(run: Any, workers: list[str], before: str = "", after: str = "", grace
     return child, child.line()
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGQUIT"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP"])
 def test_a_signal_ends_it_and_start_returns_none(run: Any, name: str) -> None:
     child, url = serve(run, [])
     assert url.startswith("http://127.0.0.1:")

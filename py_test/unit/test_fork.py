@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.waiting import wait_for
 
 START = """
 import os, sys, time
@@ -104,3 +105,35 @@ except interpreters.RunFailedError as error:
 """
     pytest.importorskip("_xxsubinterpreters")
     assert run(code).split() == ["True", "True"]
+
+
+ORPHAN = """
+import multiprocessing, os, sys, time
+
+def serve(channel):
+    from sgl_model_gateway import Router
+    router = Router(worker_urls=[], host="127.0.0.1", port=0, prometheus_port=0, log_level="error")
+    import threading
+    def announce():
+        while not router.running:
+            time.sleep(0.01)
+        channel.send(os.getpid())
+    threading.Thread(target=announce, daemon=True).start()
+    router.start()
+
+if __name__ == "__main__":
+    ours, theirs = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    child = context.Process(target=serve, args=(theirs,))
+    child.start()
+    print(ours.recv(), flush=True)
+    os._exit(0)  # as a trainer that is killed: nothing is cleaned up
+"""
+
+
+def test_gateway_in_a_child_whose_parent_died_stops(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(ORPHAN)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=30)
+    child = Path("/proc") / done.stdout.strip()
+    wait_for(lambda: not child.exists(), "the gateway's process has ended", 15)

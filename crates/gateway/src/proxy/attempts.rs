@@ -50,7 +50,7 @@ impl FailureKind {
     fn of(outcome: Outcome) -> Option<Self> {
         match outcome {
             Outcome::NoResponse => Some(Self::Lost),
-            Outcome::Answered(501 | 505) => None,
+            Outcome::Answered(501 | 505 | 508) => None,
             Outcome::Answered(500..=599) => Some(Self::ServerError),
             Outcome::Disputed(_) => Some(Self::Disputed),
             _ => None,

@@ -80,8 +80,8 @@ impl Outcome {
         let (retry, signal, suspect) = match self {
             Self::Answered(200..=399) => (No, Success, false),
             Self::Answered(408 | 429) | Self::QueueFull => (Budgeted, Neutral, false),
-            // Not implemented, or not in this HTTP version: other workers will not differ.
-            Self::Answered(501 | 505) => (No, Neutral, false),
+            // Not implemented, not in this HTTP version, or going in circles: others will not differ.
+            Self::Answered(501 | 505 | 508) => (No, Neutral, false),
             Self::Answered(500..=599) => (Budgeted, Failure, false),
             Self::Local => (Budgeted, Neutral, false),
             Self::Answered(_) | Self::Abandoned => (No, Neutral, false),
@@ -155,6 +155,7 @@ mod tests {
     #[test]
     fn unsupported_request_is_final_and_neutral() {
         row(Outcome::Answered(501), No, Neutral, KEPT);
+        row(Outcome::Answered(508), No, Neutral, KEPT);
         row(Outcome::Answered(505), No, Neutral, KEPT);
     }
 

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use serde_json::json as value;
 
-use crate::support::{Client, Running, Worker, get, ok, options, start_with, until};
-use crate::workers::{add, bare, shown, until_gone, until_status};
+use crate::support::{
+    Client, Running, Worker, add, bare, get, ok, options, shown, start_with, until, until_gone,
+    until_status,
+};
 
 /// A gateway that waits for a worker for so long, and the URL of one that is down.
 async fn waiting_for(seconds: u64) -> (Running, String) {

@@ -6,10 +6,9 @@ use gateway::Gateway;
 use serde_json::{Value, json as value};
 
 use crate::support::{
-    Client, Received, Running, Step, Worker, get, json, ok, options, post, posting, raw, start,
-    start_with, until,
+    Client, Received, Running, Step, Worker, add, bare, get, json, ok, options, post, posting, raw,
+    send, shown, start, start_with, until, until_gone, until_status,
 };
-use crate::workers::{add, bare, send, shown, until_gone, until_status};
 
 #[tokio::test]
 async fn a_request_in_flight_does_not_count_for_the_next_worker_in_its_slot() {

@@ -4,9 +4,9 @@ use routing::PolicyKind;
 use serde_json::json as value;
 
 use crate::support::{
-    Reply, Running, Worker, get, json, ok, options, post, raw, start, start_with, until,
+    Reply, Running, Worker, add, get, json, ok, options, post, raw, send, start, start_with, until,
+    until_status,
 };
-use crate::workers::{add, send, until_status};
 
 /// A worker that serves this model.
 async fn serving(model: &'static str) -> Worker {

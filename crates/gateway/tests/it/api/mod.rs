@@ -1,0 +1,5 @@
+//! Routes besides inference, and the rights that they need.
+
+mod admin;
+mod rights;
+mod routes;

@@ -1,0 +1,3 @@
+//! Start and stop.
+
+mod shutdown;
