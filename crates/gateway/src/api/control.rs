@@ -151,14 +151,11 @@ async fn flush_cache(
     (StatusCode::PARTIAL_CONTENT, Json(reply))
 }
 
+/// Why a worker did not do what it was asked to, without a word of its answer's body.
 fn failure(answer: &Result<PrivateAnswer, Error>) -> Option<String> {
     match answer {
         Ok(answer) if answer.status.is_success() => None,
-        Ok(answer) => Some(format!(
-            "{}: {}",
-            answer.status,
-            String::from_utf8_lossy(&answer.body)
-        )),
+        Ok(answer) => Some(answer.status.to_string()),
         Err(error) => Some(error.to_string()),
     }
 }

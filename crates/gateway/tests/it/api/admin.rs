@@ -101,7 +101,8 @@ async fn a_partly_flushed_fleet_is_206() {
         (reply.status, &json["status"]),
         (206, &"partial_success".into())
     );
-    assert_eq!(json["failed"][0]["worker"], bad.url());
+    let failed = serde_json::json!([{"worker": bad.url(), "error": "400 Bad Request"}]);
+    assert_eq!(json["failed"], failed);
     assert_eq!(json["workers_flushed"], 1);
 }
 
