@@ -16,7 +16,7 @@ use crate::auth::Access;
 use crate::balancer::Balancer;
 use crate::error::Error;
 use crate::fleet::Fleet;
-use crate::proxy::{COMMAND_TIMEOUT, FanOut, WorkerQuery};
+use crate::proxy::{FanOut, WorkerQuery};
 use crate::shutdown::Shutdown;
 
 pub(super) fn routes() -> Routes {
@@ -52,15 +52,15 @@ async fn readiness(
     (StatusCode::SERVICE_UNAVAILABLE, Json(not_ready))
 }
 
-/// A generation by a worker, for all that ask within a second.
+/// A generation by one worker, for all clients that ask within a second.
 async fn health_generate(
     State(fleet): State<Arc<Fleet>>,
     State(fan_out): State<FanOut>,
     State(shared): State<Arc<SharedAnswers>>,
 ) -> Result<Response, Error> {
-    let question = WorkerQuery::get(&["/health_generate"]).within(COMMAND_TIMEOUT);
-    let ask = async {
-        let answer = fan_out.ask_first(&question).await;
+    let ask = async move {
+        let question = WorkerQuery::generation(&["/health_generate"]);
+        let answer = fan_out.ask_in_turn(&question).await;
         answer.ok().map(|answer| answer.status)
     };
     match shared.health_generate.get(ask).await {
@@ -78,9 +78,9 @@ async fn server_info(State(fan_out): State<FanOut>) -> Result<Response, Error> {
     first_answer(&fan_out, &["/server_info", "/get_server_info"]).await
 }
 
-/// The first ready worker's answer to the first of these paths that it has.
+/// The answer of the first ready worker that has a good one, to the first of these paths.
 async fn first_answer(fan_out: &FanOut, paths: &'static [&'static str]) -> Result<Response, Error> {
-    let answer = fan_out.ask_first(&WorkerQuery::get(paths)).await?;
+    let answer = fan_out.ask_first(&WorkerQuery::information(paths)).await?;
     Ok(disclosure::answer(&answer))
 }
 

@@ -32,7 +32,7 @@ pub(crate) use role::Role;
 pub(crate) use spec::{HealthSpec, WorkerConfig, WorkerSpec};
 pub(crate) use transitions::{
     BreakerPermit, acquire_breaker_permit, advance_timers, advance_worker, invalidate_cache,
-    record_outcome, request_probe, retry_after_secs, suspect, trial_answered,
+    record_outcome, request_probe, retry_after_secs, suspect, suspect_silent, trial_answered,
 };
 pub(crate) use worker::Worker;
 pub(crate) use worker_factory::WorkerFactory;

@@ -145,13 +145,24 @@ pub(crate) fn suspect(fleet: &Fleet, url: &str) -> bool {
     let Some(worker) = named.filter(|worker| fleet.is_probed(&worker.endpoint)) else {
         return false;
     };
-    let endpoint = &worker.endpoint;
+    mark_suspect(fleet, &worker.endpoint);
+    true
+}
+
+/// A worker has been silent for long where others answer at once: it is suspect, until the probe
+/// that this asks for has passed.
+pub(crate) fn suspect_silent(fleet: &Fleet, endpoint: &Arc<Endpoint>) {
+    if endpoint.verdict() == Verdict::Ready && fleet.is_probed(endpoint) {
+        mark_suspect(fleet, endpoint);
+    }
+}
+
+fn mark_suspect(fleet: &Fleet, endpoint: &Arc<Endpoint>) {
     endpoint.update_health(Health::suspect);
     for worker in fleet.workers_of(endpoint) {
         fleet.update_state(&worker, |state| state.verdict = worker.endpoint.verdict());
     }
     endpoint.probe_now.notify_one();
-    true
 }
 
 /// A worker has been silent for long: it is probed, though not for every request that waits.

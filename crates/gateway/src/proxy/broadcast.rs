@@ -10,13 +10,14 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::dispatcher::Dispatcher;
-use super::fan_out::{FAN_OUT, ORDER_TIMEOUT};
+use super::fan_out::FAN_OUT;
 use super::request::RequestContext;
 use super::request_head;
 use super::response_body::{self, ReplyBody};
+use super::worker_query::{ORDER_TIMEOUT, QUERY_TIMEOUT};
 use crate::balancer::InFlight;
 use crate::error::Error;
-use crate::fleet::Worker;
+use crate::fleet::{Worker, suspect_silent};
 use crate::upstream::{Call, CallBody, ResponseBody};
 
 /// An answer, and the share of the worker that gave it.
@@ -78,7 +79,12 @@ async fn ask_one(
         body: CallBody::default(),
     };
     let sending = worker.endpoint.client.send(context.lane, &call);
-    match timeout(ORDER_TIMEOUT, sending).await {
+    let limit = if method == Method::GET {
+        QUERY_TIMEOUT
+    } else {
+        ORDER_TIMEOUT
+    };
+    match timeout(limit, sending).await {
         Ok(Ok(response)) => Some((response, in_flight)),
         Ok(Err(error)) => {
             debug!(worker = %worker.url(), %error, "worker gave no answer");
@@ -87,6 +93,7 @@ async fn ask_one(
         }
         Err(_) => {
             debug!(worker = %worker.url(), "worker did not answer in time");
+            suspect_silent(&dispatcher.balancer.fleet, &worker.endpoint);
             None
         }
     }

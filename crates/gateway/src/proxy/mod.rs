@@ -24,14 +24,17 @@ mod request_head;
 mod request_timer;
 mod response_body;
 mod sse;
+mod staggered;
 mod translate;
+mod worker_query;
 
 pub(crate) use broadcast::broadcast;
 pub(crate) use dispatcher::Dispatcher;
-pub(crate) use fan_out::{COMMAND_TIMEOUT, FanOut, WorkerAnswer, WorkerQuery};
+pub(crate) use fan_out::{FanOut, WorkerAnswer};
 pub(crate) use proxy::Proxy;
 pub(crate) use reply_error::ReplyError;
 pub(crate) use request::RequestContext;
 pub(crate) use request_body::{declares_json, discard_in_background, read as read_body};
 pub(crate) use request_head::HeaderRules;
 pub(crate) use response_body::ReplyBody;
+pub(crate) use worker_query::WorkerQuery;

@@ -1,10 +1,12 @@
 //! Health, information and what is asked of every worker.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::support::{Step, Worker, get, json, ok, options, post, raw, start, start_with};
+use crate::support::{Step, Worker, get, json, ok, options, post, raw, start, start_with, until};
 
 #[tokio::test]
 async fn information_comes_from_a_worker_in_both_spellings() {
@@ -208,6 +210,102 @@ async fn no_header_of_a_workers_private_answer_reaches_a_client() {
         assert_eq!(reply.status, 200, "{path}");
         assert!(!format!("{:?}", reply.headers).contains("theirs"), "{path}");
     }
+}
+
+/// A worker that answers nothing any more once the flag is set.
+async fn freezing(frozen: &Arc<AtomicBool>) -> Worker {
+    let frozen = Arc::clone(frozen);
+    Worker::listening(0, move |_| {
+        if frozen.load(SeqCst) {
+            vec![Step::Hang]
+        } else {
+            ok()
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn worker_found_silent_by_one_question_holds_up_neither_the_next_nor_requests() {
+    let frozen = Arc::default();
+    let well = Worker::doing(ok()).await;
+    let gateway = start(&[&freezing(&frozen).await, &well]).await;
+    frozen.store(true, SeqCst);
+    assert_eq!(get(&gateway, "/server_info").await.status, 200);
+    let next = async {
+        assert_eq!(get(&gateway, "/server_info").await.status, 200);
+        for _ in 0..4 {
+            assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
+        }
+    };
+    let taken = tokio::time::timeout(Duration::from_millis(900), next).await;
+    taken.expect("less than the second after which another worker is asked");
+}
+
+#[tokio::test]
+async fn frozen_worker_is_reported_by_fan_outs_after_seconds() {
+    let frozen = Arc::default();
+    let silent = freezing(&frozen).await;
+    let well = Worker::scripted(|request| match request.path() {
+        "/v1/responses/resp_2" => json(404, r#"{"detail":"Not Found"}"#),
+        "/metrics" => json(200, "m 1\n"),
+        _ => json(200, r#"[{"num_tokens":3}]"#),
+    })
+    .await;
+    let gateway = start(&[&silent, &well]).await;
+    frozen.store(true, SeqCst);
+    let begun = Instant::now();
+    let (found, absent, loads, metrics, aborted) = tokio::join!(
+        async {
+            let found = get(&gateway, "/v1/responses/resp_1").await;
+            (found, begun.elapsed())
+        },
+        get(&gateway, "/v1/responses/resp_2"),
+        get(&gateway, "/get_loads"),
+        get(&gateway, "/engine_metrics"),
+        post(&gateway, "/abort_request", r#"{"rid":"r"}"#),
+    );
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    let (found, took) = found;
+    assert_eq!((found.status, absent.status), (200, 404));
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    let shown = loads.json()["workers"].clone();
+    let expected = serde_json::json!([
+        {"worker": silent.url(), "load": -1},
+        {"worker": well.url(), "load": 3},
+    ]);
+    assert_eq!(shown, expected);
+    let sample = format!("m{{worker_addr=\"{}\"}} 1\n", well.url());
+    assert_eq!((metrics.text(), aborted.status), (sample, 200));
+}
+
+#[tokio::test]
+async fn information_comes_from_the_next_worker_when_the_first_refuses_to_give_it() {
+    for refusal in [401, 404, 500] {
+        let refuses = Worker::listening(0, move |request| match request.path() {
+            "/health" => ok(),
+            _ => json(refusal, r#"{"tp_size":1}"#),
+        })
+        .await;
+        let gives = Worker::listening(0, |_| json(200, r#"{"tp_size":2}"#)).await;
+        let gateway = start(&[&refuses, &gives]).await;
+        let info = get(&gateway, "/server_info").await;
+        assert_eq!((info.status, &info.json()["tp_size"]), (200, &2.into()));
+        let gateway = start(&[&refuses, &refuses]).await;
+        assert_eq!(get(&gateway, "/server_info").await.status, refusal);
+    }
+}
+
+#[tokio::test]
+async fn generation_checks_go_to_the_workers_in_turn() {
+    let workers = [Worker::doing(ok()).await, Worker::doing(ok()).await];
+    let gateway = start(&[&workers[0], &workers[1]]).await;
+    until(|| async {
+        assert_eq!(get(&gateway, "/health_generate").await.status, 200);
+        workers.iter().all(|worker| !worker.received().is_empty())
+    })
+    .await;
 }
 
 /// A worker's key, and what shows that something of the worker's has come through unread.
