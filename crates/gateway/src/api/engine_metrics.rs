@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use bytes::Bytes;
 use http::StatusCode;
-use http::header;
+use http::header::{self, HeaderName};
 
 use super::routes::Routes;
 use super::state::{Page, SharedAnswers};
@@ -15,37 +15,42 @@ use crate::auth::Access;
 use crate::cpu_pool::CpuPool;
 use crate::proxy::{FanOut, WorkerAnswer, WorkerQuery};
 
+const PLAIN_TEXT: [(HeaderName, &str); 1] = [(header::CONTENT_TYPE, "text/plain")];
+
 pub(super) fn routes() -> Routes {
     Routes::default().get("/engine_metrics", Access::Info, engine_metrics)
 }
 
-/// Every worker's metrics, distinguished by a `worker_addr` label.
+/// Every worker's metrics, distinguished by a `worker_addr` label, for all clients that ask within
+/// a second.
 async fn engine_metrics(
     State(fan_out): State<FanOut>,
     State(pool): State<CpuPool>,
     State(shared): State<Arc<SharedAnswers>>,
 ) -> Page {
-    shared.engine_metrics.get(merged_page(fan_out, pool)).await
+    let page = shared.engine_metrics.get(merged_page(fan_out, pool)).await;
+    page.unwrap_or_else(|| failure("Asking the workers failed"))
 }
 
 async fn merged_page(fan_out: FanOut, pool: CpuPool) -> Page {
     let asked = fan_out.ask_all(&WorkerQuery::get(&["/metrics"])).await;
-    let none = asked.is_empty();
+    if asked.is_empty() {
+        return failure("No available workers");
+    }
     let pages: Vec<_> = asked.into_iter().filter_map(page).collect();
-    let failure = match (none, pages.is_empty()) {
-        (true, _) => Some("No available workers"),
-        (_, true) => Some("All backend requests failed"),
-        _ => None,
-    };
+    if pages.is_empty() {
+        return failure("All backend requests failed");
+    }
     // Pages of many engines take long to merge: not on a lane.
-    let (status, page) = match (failure, pool.run(move || merge(&pages)).await) {
-        (None, Some(merged)) => (StatusCode::OK, merged),
-        (why, _) => {
-            let why = why.unwrap_or("Merging the metrics failed");
-            (StatusCode::INTERNAL_SERVER_ERROR, why.to_owned())
-        }
-    };
-    (status, [(header::CONTENT_TYPE, "text/plain")], page.into())
+    match pool.run(move || merge(&pages)).await {
+        Some(merged) => (StatusCode::OK, PLAIN_TEXT, merged.into()),
+        None => failure("Merging the metrics failed"),
+    }
+}
+
+fn failure(why: &'static str) -> Page {
+    let page = Bytes::from_static(why.as_bytes());
+    (StatusCode::INTERNAL_SERVER_ERROR, PLAIN_TEXT, page)
 }
 
 /// A worker's page with the worker's URL, if it gave one.
@@ -166,6 +171,10 @@ fn label(line: &str, worker: &str) -> Option<(String, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use rustix::time::{ClockId, clock_gettime};
+
     use super::*;
 
     #[test]
@@ -195,5 +204,30 @@ mod tests {
             "t_bucket{worker_addr=\"w\",le=\"1\"} 1"
         );
         assert_eq!(merged.families[2].samples[0], "empty{worker_addr=\"w\"} 1");
+    }
+
+    /// Time that this thread has worked.
+    fn worked() -> Duration {
+        let spent = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(
+            spent.tv_sec.try_into().unwrap(),
+            spent.tv_nsec.try_into().unwrap(),
+        )
+    }
+
+    #[test]
+    fn large_pages_are_merged_in_linear_time() {
+        let families =
+            (0..20_000).map(|at| format!("# HELP f{at} x\n# TYPE f{at} gauge\nf{at} 1\n"));
+        let page = Bytes::from(families.collect::<Vec<_>>().concat());
+        let pages: Vec<_> = ["a", "b", "c", "d"]
+            .map(|worker| (worker.to_owned(), page.clone()))
+            .into();
+        let before = worked();
+        let merged = merge(&pages);
+        let took = worked().saturating_sub(before);
+        assert_eq!(merged.lines().count(), 20_000 * (2 + pages.len()));
+        // Unoptimised it takes 0.3 s, with a search through all families 9 s.
+        assert!(took < Duration::from_secs(2), "{took:?}");
     }
 }

@@ -63,7 +63,7 @@ async fn health_generate(
         let answer = fan_out.ask_in_turn(&question).await;
         answer.ok().map(|answer| answer.status)
     };
-    match shared.health_generate.get(ask).await {
+    match shared.health_generate.get(ask).await.flatten() {
         Some(status) => Ok((status, "").into_response()),
         None if fleet.ready_count() == 0 => Err(Error::NoWorkers),
         None => Err(Error::NoWorkerResponse),
