@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use prometheus::IntGauge;
+
 use crate::error::Error;
 
 /// Bodies up to this size are not counted: clients are bounded in number, and most bodies need
@@ -16,6 +18,8 @@ const STEP: u64 = 256 * 1024;
 pub(crate) struct BodyBudget {
     limit: u64,
     used: AtomicU64,
+    /// Shows `used` in the metrics.
+    gauge: IntGauge,
 }
 
 /// The share of one body, given back when dropped.
@@ -26,10 +30,12 @@ pub(crate) struct BodyShare {
 }
 
 impl BodyBudget {
-    pub(crate) fn new(limit: u64) -> Arc<Self> {
+    /// A budget of `limit` bytes; `gauge` shows what is taken of it.
+    pub(crate) fn new(limit: u64, gauge: IntGauge) -> Arc<Self> {
         Arc::new(Self {
             limit,
             used: AtomicU64::new(0),
+            gauge,
         })
     }
 
@@ -61,6 +67,7 @@ impl BodyShare {
         taken.map_err(|_| Error::BodyMemory {
             limit: budget.limit,
         })?;
+        budget.gauge.add(more.cast_signed());
         self.bytes = wanted;
         Ok(())
     }
@@ -70,6 +77,7 @@ impl Drop for BodyShare {
     fn drop(&mut self) {
         if self.bytes > 0 {
             self.budget.used.fetch_sub(self.bytes, Relaxed);
+            self.budget.gauge.sub(self.bytes.cast_signed());
         }
     }
 }
@@ -80,7 +88,8 @@ mod tests {
 
     #[test]
     fn bodies_together_stay_below_the_limit_and_give_back_what_they_took() {
-        let budget = BodyBudget::new(4 * STEP);
+        let gauge = IntGauge::new("taken", "bytes").unwrap();
+        let budget = BodyBudget::new(4 * STEP, gauge.clone());
         let mut one = budget.share();
         one.grow_to(STEP + 1).unwrap();
         one.grow_to(2 * STEP).unwrap();
@@ -92,9 +101,10 @@ mod tests {
         ));
         assert!(budget.share().grow_to(UNCOUNTED + 1).is_err());
         budget.share().grow_to(UNCOUNTED).unwrap();
+        assert_eq!(gauge.get(), 4 * STEP.cast_signed());
         drop(one);
         other.grow_to(4 * STEP).unwrap();
         drop(other);
-        assert_eq!(budget.used.load(Relaxed), 0);
+        assert_eq!((budget.used.load(Relaxed), gauge.get()), (0, 0));
     }
 }

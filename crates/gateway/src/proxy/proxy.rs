@@ -59,13 +59,15 @@ impl Failure {
 
 impl Proxy {
     pub(crate) fn new(options: &ProxySection, dispatcher: Dispatcher, cpu_pool: CpuPool) -> Self {
+        let taken = dispatcher.metrics.http.buffered_bytes.clone();
+        let budget = BodyBudget::new(options.max_buffered, taken);
         Self {
             dispatcher,
             cpu_pool,
             body_limits: BodyLimits {
                 length: options.max_payload,
                 silence: options.body_timeout,
-                budget: BodyBudget::new(options.max_buffered),
+                budget,
             },
         }
     }

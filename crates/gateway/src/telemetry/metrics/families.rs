@@ -16,6 +16,8 @@ pub(crate) struct Http {
     /// Requests that wait for a place, and how many may.
     pub(crate) queued: IntGauge,
     pub(crate) queue_limit: IntGauge,
+    /// Bytes of memory that request bodies have taken of their budget.
+    pub(crate) buffered_bytes: IntGauge,
 }
 
 /// Between clients and workers.
@@ -64,6 +66,10 @@ impl Http {
             )?,
             queued: maker.number("smg_http_queue_depth", "requests that wait for a place")?,
             queue_limit: maker.number("smg_http_queue_size_limit", "requests that may wait")?,
+            buffered_bytes: maker.number(
+                "smg_http_buffered_bytes",
+                "memory that request bodies over 64 KiB have taken of their budget",
+            )?,
             requests: maker.counter(
                 "smg_http_requests_total",
                 "requests received",

@@ -71,8 +71,8 @@ async fn bodies_over_the_budget_are_refused_and_others_served() {
     let mut first = Client::to(&gateway).await;
     // All but the last byte: the body is held.
     first.send(&request[..request.len() - 1]).await;
-    let full = || async { raw(&gateway, &request).await.status == 503 };
-    until(full).await;
+    let line = "smg_http_buffered_bytes 786432";
+    until(|| async { gateway.metrics().await.contains(line) }).await;
     let refused = raw(&gateway, &request).await;
     assert_eq!(refused.code(), "request_memory_exhausted");
     assert_eq!(refused.header("retry-after"), "1");
