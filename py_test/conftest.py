@@ -19,9 +19,10 @@ from support.process import Process  # noqa: E402
 from support.summary import pytest_terminal_summary as pytest_terminal_summary  # noqa: E402
 from support.waiting import wait_for  # noqa: E402
 
-# A shell starts background jobs with these ignored, and processes under test would inherit that until they install
-# handlers of their own.
-for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+# A shell starts background jobs with some of these ignored, nohup with SIGHUP, and processes under test would inherit
+# that until they install handlers of their own.
+_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGQUIT: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+for _number, _handler in _HANDLERS.items():
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _handler)
 

@@ -12,9 +12,10 @@ use tracing::debug;
 use super::attempts::Attempts;
 use super::dispatcher::Dispatcher;
 use super::explain::Explanation;
-use super::refusal::{is_event_stream, read_refusal, refusal_in};
+use super::refusal::{read_refusal, refusal_in};
 use super::request::ProxyRequest;
 use super::request_head;
+use super::sse::{first_event, is_event_stream};
 use crate::balancer::InFlight;
 use crate::error::Error;
 use crate::fleet::{Endpoint, Worker, request_probe};
@@ -150,14 +151,18 @@ async fn send_call(
 ) -> Result<Response<ResponseBody>, UpstreamError> {
     let mut response = endpoint.client.send(lane, call).await?;
     if response.status() == StatusCode::OK && is_event_stream(response.headers()) {
-        response.body_mut().read_event(MAX_EVENT_BYTES).await?;
+        let complete = |read: &[u8]| first_event(read).is_some();
+        let body = response.body_mut();
+        body.read_until(complete, MAX_EVENT_BYTES).await?;
     }
     Ok(response)
 }
 
 /// What a response says of the attempt, and what the client would get.
 async fn read_answer(mut response: Response<ResponseBody>, worker: &Worker) -> (Outcome, Answer) {
-    if let Some(refusal) = response.body().ahead().and_then(refusal_in) {
+    let ahead = response.body().ahead();
+    let first = ahead.map(|ahead| first_event(ahead).unwrap_or(ahead));
+    if let Some(refusal) = first.and_then(refusal_in) {
         let error = Error::WorkerOverloaded {
             worker: worker.url().to_string(),
             status: refusal.status,

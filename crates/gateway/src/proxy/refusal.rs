@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use http::header::{self, HeaderMap};
+use http::header;
 use http::{Response, StatusCode};
+use memchr::memmem;
 use routing::{Outcome, Retry};
 use serde_json::Value;
 
@@ -40,21 +41,13 @@ pub(super) async fn read_refusal(response: &mut Response<ResponseBody>) -> Outco
     }
 }
 
-/// Whether a response is a stream of events that can be looked into.
-pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE);
-    let kind = kind.and_then(|kind| kind.as_bytes().get(..17));
-    kind.is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"))
-        && !headers.contains_key(header::CONTENT_ENCODING)
-}
-
-/// The refusal in the first event of a stream, if it is one. SGLang sends the head of a stream
+/// The refusal in an event that is the first of its stream, if it is one. SGLang sends the head of a stream
 /// before it finds its queue full: its chat server writes `{"error": {"code": 503}}` then, and
 /// `/generate` an abort with a status code.
 pub(super) fn refusal_in(event: &[u8]) -> Option<RefusedInStream> {
     // Nearly every first event is neither, and is not parsed.
-    let candidate = contains(event, b"\"error\"") || contains(event, b"\"abort\"");
-    if !candidate {
+    let holds = |word: &[u8]| memmem::find(event, word).is_some();
+    if !holds(b"\"error\"") && !holds(b"\"abort\"") {
         return None;
     }
     let text = std::str::from_utf8(event).ok()?;
@@ -78,10 +71,6 @@ pub(super) fn refusal_in(event: &[u8]) -> Option<RefusedInStream> {
         status,
         message: message.as_str().unwrap_or_default().to_owned(),
     })
-}
-
-fn contains(text: &[u8], word: &[u8]) -> bool {
-    text.windows(word.len()).any(|window| window == word)
 }
 
 /// Whether a worker's 503 says that it has too much to do, as SGLang's "The request queue is

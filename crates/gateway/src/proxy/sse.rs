@@ -7,9 +7,37 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
 use http_body::{Body, Frame, SizeHint};
+use memchr::memchr2_iter;
 
 use super::reply_error::ReplyError;
 use crate::error::final_event;
+
+/// Whether a body with these headers is a stream of events that can be looked into.
+pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE);
+    let kind = kind.and_then(|kind| kind.as_bytes().get(..17));
+    kind.is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"))
+        && !headers.contains_key(header::CONTENT_ENCODING)
+}
+
+/// The first event of a stream, with the empty line that ends it (WHATWG HTML §9.2.6); `None`
+/// if it is not complete.
+pub(super) fn first_event(stream: &[u8]) -> Option<&[u8]> {
+    memchr2_iter(b'\n', b'\r', stream).find_map(|at| {
+        let empty_line = at + line_end(&stream[at..]);
+        let length = line_end(&stream[empty_line..]);
+        (length > 0).then(|| &stream[..empty_line + length])
+    })
+}
+
+/// The length of the line end that `text` begins with; 0 if it begins with none.
+fn line_end(text: &[u8]) -> usize {
+    match text {
+        [b'\r', b'\n', ..] => 2,
+        [b'\r' | b'\n', ..] => 1,
+        _ => 0,
+    }
+}
 
 /// A body that may be a stream of events.
 #[derive(Debug)]
@@ -59,12 +87,8 @@ impl<B: Body> EventStream<B> {
     /// The body of a successful reply with these headers: a stream of events, if they say so
     /// and the body may end in one more.
     pub(super) fn of(body: B, headers: &HeaderMap) -> Self {
-        let kind = headers.get(header::CONTENT_TYPE);
-        let kind = kind.and_then(|kind| kind.as_bytes().get(..17));
-        let events = kind.is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"));
-        let plain = !headers.contains_key(header::CONTENT_ENCODING);
         let open_ended = body.size_hint().exact().is_none();
-        let events = (events && plain && open_ended).then(EventBoundary::default);
+        let events = (is_event_stream(headers) && open_ended).then(EventBoundary::default);
         Self {
             events,
             ..Self::opaque(body)
@@ -156,5 +180,37 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_event_ends_with_its_empty_line_whatever_ends_lines() {
+        for (stream, length) in [
+            ("data: 1\n\ndata: 2\n\n", 9),
+            ("data: 1\r\n\r\ndata: 2", 11),
+            ("data: 1\r\rdata: 2\r\r", 9),
+            ("id: 7\ndata: 1\n\n", 15),
+            ("data: 1\n\r\n", 10),
+            ("\n\n", 2),
+        ] {
+            assert_eq!(
+                first_event(stream.as_bytes()).unwrap().len(),
+                length,
+                "{stream:?}"
+            );
+        }
+        for part in [
+            "",
+            "data: 1",
+            "data: 1\n",
+            "data: 1\r\n",
+            "id: 7\r\ndata: 1\r\n",
+        ] {
+            assert_eq!(first_event(part.as_bytes()), None, "{part:?}");
+        }
     }
 }

@@ -69,16 +69,20 @@ impl ResponseBody {
         &self.ahead.insert(Box::new(ahead)).read
     }
 
-    /// Reads ahead until an event of a stream is complete, or `most` bytes of it; what was read
-    /// is given out again.
+    /// Reads ahead until what was read `suffices`, or `most` bytes; what was read is given out
+    /// again.
     ///
     /// # Errors
     /// When the body breaks off before its first byte.
-    pub(crate) async fn read_event(&mut self, most: usize) -> Result<(), UpstreamError> {
+    pub(crate) async fn read_until(
+        &mut self,
+        suffices: impl Fn(&[u8]) -> bool,
+        most: usize,
+    ) -> Result<(), UpstreamError> {
         let length_known = self.size_hint().exact().is_some();
         let mut read = Bytes::new();
         let mut broken = None;
-        while read.len() < most && !ends_event(&read) {
+        while read.len() < most && !suffices(&read) {
             match self.frame().await {
                 Some(Ok(frame)) => read = joined(read, frame.into_data().unwrap_or_default()),
                 Some(Err(_)) if read.is_empty() => return Err(UpstreamError::NoResponse),
@@ -112,14 +116,6 @@ impl ResponseBody {
         self.ahead = ahead.broken.is_some().then_some(ahead);
         Some(Ok(Frame::data(read)))
     }
-}
-
-/// Whether a complete event is among these bytes of a stream (WHATWG HTML §9.2.6).
-fn ends_event(bytes: &[u8]) -> bool {
-    bytes
-        .windows(2)
-        .any(|pair| pair == b"\n\n" || pair == b"\r\r")
-        || bytes.windows(4).any(|four| four == b"\r\n\r\n")
 }
 
 /// Both pieces; the first is nearly always empty, and nothing is copied then.

@@ -104,18 +104,30 @@ fn fatal(request: &Received, status: StatusOf) -> Vec<Step> {
     }
 }
 
+/// A stream that comes in one piece.
+fn one_chunk(events: &str) -> Vec<Step> {
+    let chunk = format!("{:x}\r\n{events}\r\n0\r\n\r\n", events.len());
+    let head =
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    vec![Step::Send(format!("{head}{chunk}").into_bytes())]
+}
+
+#[tokio::test]
+async fn refusal_after_the_first_event_in_the_same_piece_goes_to_the_client() {
+    let events = "data: {\"text\":\"hi\"}\n\ndata: {\"error\":{\"code\":503}}\n\n";
+    let worker = Worker::doing(one_chunk(events)).await;
+    let gateway = start_with(touchy(&[&worker])).await;
+    let reply = post(&gateway, "/generate", r#"{"stream":true}"#).await;
+    assert_eq!((reply.status, reply.text().as_str()), (200, events));
+}
+
 #[tokio::test]
 async fn refusal_in_the_first_event_of_a_stream_is_tried_elsewhere() {
-    let stream = |event: &str| {
-        let chunk = format!("{:x}\r\n{event}\r\n0\r\n\r\n", event.len());
-        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-        vec![Step::Send(format!("{head}{chunk}").into_bytes())]
-    };
     let full = "data: {\"error\":{\"message\":\"The request queue is full.\",\"code\":503}}\n\n";
     let fine = "data: {\"text\":\"hi\"}\n\n";
     let (busy, idle) = (
-        Worker::doing(stream(full)).await,
-        Worker::doing(stream(fine)).await,
+        Worker::doing(one_chunk(full)).await,
+        Worker::doing(one_chunk(fine)).await,
     );
     let mut options = touchy(&[&busy, &idle]);
     options.disable_retries = false;
