@@ -218,10 +218,13 @@ impl<S: Server> Running<S> {
         })
     }
 
-    /// The server, or an error if none is running.
+    /// The server, or an error if none is running. In a forked child it is the parent's, which may run still.
     pub(crate) fn require(&self, py: Python<'_>) -> PyResult<Arc<Run<S>>> {
-        self.current(py)
-            .ok_or_else(|| PyRuntimeError::new_err("not running; start it first"))
+        let run = py.detach(|| {
+            let slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            slot.clone().filter(|run| run.is_forked() || !run.over())
+        });
+        run.ok_or_else(|| PyRuntimeError::new_err("not running; start it first"))
     }
 
     /// Drains at the first call, aborts at the second, then waits up to `timeout` seconds. `true`

@@ -45,6 +45,7 @@ url = router.url
 if os.fork() == 0:
     begun = time.monotonic()
     print(router.running, router.stop(timeout=9), router.wait(timeout=9), time.monotonic() - begun < 1)
+    print(router.url == url)
     router.start_background()
     print(router.running, router.url != url, router.stop(timeout=5), flush=True)
     os._exit(0)
@@ -53,7 +54,7 @@ import urllib.request
 print(urllib.request.urlopen(url + "/health", timeout=3).status, router.stop(timeout=5))
 """
     )
-    assert run(code).split() == "False True True True True True True 200 True".split()
+    assert run(code).split() == "False True True True True True True True 200 True".split()
 
 
 MULTIPROCESSING = """

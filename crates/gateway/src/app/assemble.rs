@@ -50,12 +50,12 @@ pub(super) fn build(
         memory,
     } = machine;
     let via = Via::new();
-    let metrics_listeners = listen::metrics(options)?;
-    let metrics = metrics(options)?;
+    let (metrics_listeners, metrics) = (listen::metrics(options)?, metrics(options)?);
     let live = Live::new(options);
     let fleet = Fleet::new(FleetSection::from(options));
     let admission_options = AdmissionSection::from(options);
     let (client, limits) = upstream(options, runtime, lanes, &via)?;
+    let clients = ClientSection::new(options, descriptors);
     let (joining, joined) = mpsc::unbounded_channel();
     let factory = factory(options, &metrics, limits);
     let registry = Arc::new(Registry::new(Arc::clone(&fleet), factory, joining));
@@ -89,7 +89,6 @@ pub(super) fn build(
     };
     let service = Service::new(&ServerSection::from(options), &metrics, state, via)
         .map_err(|error| StartError::environment("build the routes", error))?;
-    let clients = ClientSection::new(options, descriptors);
     let lanes = Lanes::start(lanes, &Arc::new(service), &clients, &shutdown)
         .map_err(|error| StartError::environment("start threads", error))?;
     Ok(Control {
@@ -97,6 +96,7 @@ pub(super) fn build(
         live,
         metrics,
         lanes,
+        clients,
         health_checks,
         maintenance: maintenance(options, &balancer, &admission),
         balancer,

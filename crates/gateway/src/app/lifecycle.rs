@@ -18,7 +18,7 @@ use super::maintenance::Maintenance;
 use super::stopped::Stopped;
 use crate::admission::Admission;
 use crate::balancer::Balancer;
-use crate::config::Live;
+use crate::config::{ClientSection, Live};
 use crate::fleet::HealthChecks;
 use crate::server::{Lanes, Listeners, MetricsPage, serve_metrics};
 use crate::shutdown::Shutdown;
@@ -42,6 +42,7 @@ pub(super) struct Control {
     pub(super) metrics: Arc<Metrics>,
     pub(super) admission: Arc<Admission>,
     pub(super) lanes: Lanes,
+    pub(super) clients: ClientSection,
     pub(super) health_checks: HealthChecks,
     pub(super) maintenance: Maintenance,
     pub(super) shutdown: Shutdown,
@@ -90,7 +91,7 @@ impl Control {
         let listeners = self.metrics_listeners.into_iter();
         let listeners = listeners.map(TcpListener::from_std);
         let listeners = Listeners(listeners.collect::<io::Result<_>>()?);
-        tokio::spawn(serve_metrics(listeners, page));
+        tokio::spawn(serve_metrics(listeners, page, self.clients));
         tokio::spawn(self.maintenance.run());
         let admission = self.admission;
         tokio::spawn(async move { admission.refill().await });

@@ -95,6 +95,9 @@ pub(crate) struct ClientSection {
     pub(crate) header_timeout: Duration,
     pub(crate) idle_timeout: Duration,
     pub(crate) write_timeout: Duration,
+    /// The same while the gateway drains: a client that reads nothing is not waited for to the
+    /// end of the grace period.
+    pub(crate) write_timeout_in_drain: Duration,
     /// Connections at a time.
     pub(crate) max_connections: usize,
 }
@@ -107,10 +110,13 @@ impl ClientSection {
         let share = (descriptors / 2).saturating_sub(RESERVED_DESCRIPTORS);
         let share = share.max(descriptors / 4).max(1);
         let most = if asked == 0 { share } else { asked };
+        let write_timeout = seconds(options.client_write_timeout_secs);
+        let half_grace = seconds(options.shutdown_grace_period_secs) / 2;
         Self {
             header_timeout: seconds(options.client_header_timeout_secs),
             idle_timeout: seconds(options.client_idle_timeout_secs),
-            write_timeout: seconds(options.client_write_timeout_secs),
+            write_timeout,
+            write_timeout_in_drain: write_timeout.min(half_grace),
             max_connections: usize::try_from(most).unwrap_or(usize::MAX),
         }
     }

@@ -31,8 +31,7 @@ pub(crate) struct Endpoint {
     health: Mutex<Health>,
     /// Notified for a probe at once.
     pub(super) probe_now: Notify,
-    /// When silence last asked for a probe, milliseconds.
-    last_requested_probe: AtomicU64,
+    requested_probes: RequestedProbes,
     removed: AtomicBool,
 }
 
@@ -50,7 +49,7 @@ impl Endpoint {
             model_info: ArcSwap::from_pointee(model_info),
             health: Mutex::new(health),
             probe_now: Notify::new(),
-            last_requested_probe: AtomicU64::new(0),
+            requested_probes: RequestedProbes::default(),
             removed: AtomicBool::new(false),
         })
     }
@@ -92,10 +91,7 @@ impl Endpoint {
 
     /// Whether silence may ask for a probe at `now`: not for every request that waits.
     pub(super) fn may_request_probe(&self, now: Duration) -> bool {
-        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let due = |before| (now.saturating_sub(before) >= MIN_PROBE_GAP_MS).then_some(now);
-        let requested = &self.last_requested_probe;
-        requested.fetch_update(Relaxed, Relaxed, due).is_ok()
+        self.requested_probes.take(now)
     }
 
     /// Whether it has left the fleet.
@@ -107,5 +103,37 @@ impl Endpoint {
     pub(super) fn mark_removed(&self) {
         self.removed.store(true, Relaxed);
         self.probe_now.notify_one();
+    }
+}
+
+/// When silence may ask for a probe again, milliseconds.
+#[derive(Debug, Default)]
+struct RequestedProbes {
+    due: AtomicU64,
+}
+
+impl RequestedProbes {
+    /// Whether a probe is due; the next one is not for a while then.
+    fn take(&self, now: Duration) -> bool {
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let next = |due| (now >= due).then(|| now.saturating_add(MIN_PROBE_GAP_MS));
+        self.due.fetch_update(Relaxed, Relaxed, next).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_asks_for_a_probe_at_once_and_then_only_after_the_gap() {
+        let (probes, gap) = (
+            RequestedProbes::default(),
+            Duration::from_millis(MIN_PROBE_GAP_MS),
+        );
+        assert!(probes.take(Duration::ZERO));
+        assert!(!probes.take(gap.mul_f32(0.9)));
+        assert!(probes.take(gap));
+        assert!(!probes.take(gap.mul_f32(1.9)));
     }
 }

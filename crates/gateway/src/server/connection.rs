@@ -108,16 +108,9 @@ pub(super) async fn serve_connection(
     let builder = builder();
     let stream = TokioIo::new(ClientStream::new(stream, Arc::clone(&state)));
     let mut serving = pin!(builder.serve_connection(stream, respond));
-    // Dropping a connection that is doomed gives back what its requests hold.
-    let mut running = pin!(poll_fn(|cx| {
-        if state.is_doomed(cx) {
-            return Poll::Ready(Ok(()));
-        }
-        serving.as_mut().poll(cx)
-    }));
     let ended = tokio::select! {
         biased;
-        ended = running.as_mut() => Some(ended),
+        ended = until_doomed(&state, serving.as_mut()) => Some(ended),
         () = draining.cancelled() => None,
     };
     let ended = match ended {
@@ -127,6 +120,21 @@ pub(super) async fn serve_connection(
     if let Err(error) = ended {
         debug!(%error, "connection ended abnormally");
     }
+}
+
+/// Serves a connection until it ends or is doomed. Dropping a connection that is doomed gives
+/// back what its requests hold.
+pub(super) async fn until_doomed<E>(
+    state: &ConnectionState,
+    mut serving: Pin<&mut impl Future<Output = Result<(), E>>>,
+) -> Result<(), E> {
+    poll_fn(|cx| {
+        if state.is_doomed(cx) {
+            return Poll::Ready(Ok(()));
+        }
+        serving.as_mut().poll(cx)
+    })
+    .await
 }
 
 /// The end of a connection in a drain.

@@ -60,6 +60,8 @@ pub(super) struct ClientLimits {
     pub(super) idle: u64,
     /// Without taking anything of a reply.
     pub(super) write: u64,
+    /// The same while the lane drains.
+    pub(super) write_in_drain: u64,
 }
 
 impl From<&ClientSection> for ClientLimits {
@@ -68,6 +70,7 @@ impl From<&ClientSection> for ClientLimits {
             head: options.header_timeout.as_secs(),
             idle: options.idle_timeout.as_secs(),
             write: options.write_timeout.as_secs(),
+            write_in_drain: options.write_timeout_in_drain.as_secs().max(1),
         }
     }
 }
@@ -302,6 +305,7 @@ mod tests {
         head: 2,
         idle: 5,
         write: 3,
+        write_in_drain: 3,
     };
 
     fn new_state() -> ConnectionState {

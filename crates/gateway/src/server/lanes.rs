@@ -278,7 +278,7 @@ struct LaneClients {
 /// The life of a lane.
 async fn serve(service: LaneService, clients: LaneClients, shutdown: Shutdown) {
     let LaneClients {
-        watchdog,
+        mut watchdog,
         status,
         mut incoming,
     } = clients;
@@ -311,6 +311,7 @@ async fn serve(service: LaneService, clients: LaneClients, shutdown: Shutdown) {
         connect(stream);
     }
     draining.cancel();
+    watchdog.drain();
     connections.close();
     let mut ended = pin!(connections.wait());
     loop {

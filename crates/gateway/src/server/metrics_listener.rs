@@ -1,31 +1,37 @@
 //! The metrics listener: `GET /metrics` for Prometheus.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use http::StatusCode;
-use http::header;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
+use http::{Request, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::server::conn::http1::Builder;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::time::{interval, sleep};
+use tower::ServiceExt;
 use tracing::{debug, warn};
 
+use super::client_stream::ClientStream;
+use super::connection::until_doomed;
+use super::connection_state::{ClientLimits, ConnectionState, InProgress};
+use super::lane_status::{LaneStatus, Shed};
 use super::lanes::ACCEPT_PAUSE;
 use super::listeners::Listeners;
+use super::watchdog::{LOOK_INTERVAL, Watchdog};
 use crate::admission::Admission;
 use crate::balancer::Balancer;
+use crate::config::ClientSection;
 use crate::fleet::update_gauges;
 use crate::telemetry::{LogLimit, Metrics};
 
-/// Longest wait for a request's head, the idle time before it included; nginx's default.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
-/// Connections at a time; others wait until one has ended.
+/// Connections at a time. Another one has the one end that has been idle for longest, or waits.
 const MAX_CONNECTIONS: usize = 64;
 
 /// What the page is made from.
@@ -36,24 +42,32 @@ pub(crate) struct MetricsPage {
     pub(crate) admission: Arc<Admission>,
 }
 
-/// Serves metrics until dropped.
-pub(crate) async fn serve_metrics(listeners: Listeners, page: MetricsPage) {
+/// Serves metrics until dropped, with the time limits of clients.
+pub(crate) async fn serve_metrics(listeners: Listeners, page: MetricsPage, clients: ClientSection) {
     let router = Router::new()
         .route("/metrics", get(render))
         .with_state(page);
-    let mut builder = Builder::new(TokioExecutor::new()).http1_only();
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT);
-    let (places, refusals) = (
-        Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-        LogLimit::default(),
-    );
-    // The semaphore is never closed.
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+    let status = Arc::new(LaneStatus::default());
+    let watchdog = Watchdog::new(ClientLimits::from(&clients), &status);
+    let mut looks = interval(LOOK_INTERVAL);
+    let look = async {
+        loop {
+            looks.tick().await;
+            watchdog.look();
+        }
+    };
+    tokio::select! {
+        () = accept(listeners, router, &watchdog, &status) => {}
+        () = look => {}
+    }
+}
+
+async fn accept(listeners: Listeners, router: Router, watchdog: &Watchdog, status: &LaneStatus) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let refusals = LogLimit::default();
+    loop {
         let stream = match listeners.accept().await {
-            Ok(stream) => TokioIo::new(stream),
+            Ok(stream) => stream,
             Err(error) => {
                 if let Some(left_out) = refusals.pass() {
                     warn!(%error, left_out, "cannot accept a connection for metrics");
@@ -62,14 +76,45 @@ pub(crate) async fn serve_metrics(listeners: Listeners, page: MetricsPage) {
                 continue;
             }
         };
-        let (builder, service) = (builder.clone(), TowerToHyperService::new(router.clone()));
+        if places.available_permits() == 0 {
+            status.ask_to_shed(1, Shed::Any);
+            watchdog.shed();
+        }
+        // The semaphore is never closed.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let (router, state) = (router.clone(), watchdog.watch());
         tokio::spawn(async move {
-            if let Err(error) = builder.serve_connection(stream, service).await {
+            if let Err(error) = serve_connection(stream, router, &state).await {
                 debug!(%error, "metrics connection ended abnormally");
             }
             drop(place);
         });
     }
+}
+
+/// The life of one connection.
+async fn serve_connection(
+    stream: TcpStream,
+    router: Router,
+    state: &Arc<ConnectionState>,
+) -> hyper::Result<()> {
+    let respond = service_fn(|request: Request<Incoming>| {
+        let in_progress = InProgress::new(state);
+        let response = router.clone().oneshot(request);
+        async move {
+            let response = response.await;
+            drop(in_progress);
+            response
+        }
+    });
+    let mut builder = Builder::new();
+    // Its times are the watchdog's.
+    builder.header_read_timeout(None);
+    let stream = TokioIo::new(ClientStream::new(stream, Arc::clone(state)));
+    let serving = pin!(builder.serve_connection(stream, respond));
+    until_doomed(state, serving).await
 }
 
 async fn render(State(page): State<MetricsPage>) -> Response {
@@ -88,9 +133,12 @@ async fn render(State(page): State<MetricsPage>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
     use routing::{Params, PolicyKind};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::TcpListener;
     use tokio::time::{Instant, timeout};
 
     use super::*;
@@ -98,7 +146,10 @@ mod tests {
     use crate::config::{AdmissionSection, FleetSection, Options};
     use crate::fleet::Fleet;
 
-    async fn listening() -> std::net::SocketAddr {
+    const HEAD: u64 = 5;
+    const IDLE: u64 = 100;
+
+    async fn listening() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let metrics = Arc::new(Metrics::new(None).unwrap());
@@ -112,11 +163,16 @@ mod tests {
             admission: Arc::new(Admission::new(&section, &metrics)),
             metrics,
         };
-        tokio::spawn(serve_metrics(Listeners(vec![listener]), page));
+        let clients = ClientSection {
+            header_timeout: Duration::from_secs(HEAD),
+            idle_timeout: Duration::from_secs(IDLE),
+            ..ClientSection::new(options, 1024)
+        };
+        tokio::spawn(serve_metrics(Listeners(vec![listener]), page, clients));
         addr
     }
 
-    async fn ask(addr: std::net::SocketAddr, line: &str) -> String {
+    async fn ask(addr: SocketAddr, line: &str) -> String {
         let mut stream = TcpStream::connect(addr).await.unwrap();
         let request = format!("{line} HTTP/1.1\r\nhost: m\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -149,22 +205,42 @@ mod tests {
         );
     }
 
+    /// Seconds until the gateway closes a connection.
+    async fn closes_after(stream: &mut TcpStream) -> u64 {
+        let begun = Instant::now();
+        let mut rest = Vec::new();
+        let end = timeout(Duration::from_mins(10), stream.read_to_end(&mut rest));
+        assert!(end.await.is_ok());
+        begun.elapsed().as_secs()
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn silent_connections_end_and_give_their_places_back() {
+    async fn silent_connections_end_before_those_that_wait_for_the_next_scrape() {
+        let addr = listening().await;
+        let mut idle = TcpStream::connect(addr).await.unwrap();
+        idle.write_all(b"GET /metrics HTTP/1.1\r\nhost: m\r\n\r\n")
+            .await
+            .unwrap();
+        assert!(idle.read(&mut [0; 64]).await.unwrap() > 0);
+        let mut silent = TcpStream::connect(addr).await.unwrap();
+        let mut begun = TcpStream::connect(addr).await.unwrap();
+        begun.write_all(b"GET /metrics HTT").await.unwrap();
+        let silent = closes_after(&mut silent).await;
+        assert!((HEAD..=HEAD + 2).contains(&silent), "{silent}");
+        assert!(closes_after(&mut begun).await <= 2);
+        let idle = silent + closes_after(&mut idle).await;
+        assert!((IDLE..=IDLE + 4).contains(&idle), "{idle}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn scrape_that_finds_every_place_taken_has_an_idle_connection_end() {
         let (addr, started) = (listening().await, Instant::now());
         let mut silent = Vec::new();
         for _ in 0..MAX_CONNECTIONS {
             silent.push(TcpStream::connect(addr).await.unwrap());
         }
-        let mut begun = silent.pop().unwrap();
-        begun.write_all(b"GET /metrics HTT").await.unwrap();
-        // The listener is full until the silent ones have ended.
         let page = ask(addr, "GET /metrics").await;
         assert!(page.starts_with("HTTP/1.1 200"), "{page}");
-        assert!(started.elapsed() >= HEAD_TIMEOUT, "{:?}", started.elapsed());
-        for mut stream in silent {
-            let end = timeout(Duration::from_secs(1), stream.read(&mut [0])).await;
-            assert_eq!(end.unwrap().unwrap(), 0);
-        }
+        assert!(started.elapsed() < Duration::from_secs(HEAD));
     }
 }

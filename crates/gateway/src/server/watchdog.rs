@@ -27,6 +27,11 @@ impl Watchdog {
         }
     }
 
+    /// From now on clients get the time that they have while the lane drains.
+    pub(super) fn drain(&mut self) {
+        self.limits.write = self.limits.write_in_drain;
+    }
+
     /// The state of a new connection, which is looked at from now on.
     pub(super) fn watch(&self) -> Arc<ConnectionState> {
         let state = Arc::new(ConnectionState::new(Arc::clone(&self.status)));
@@ -77,6 +82,7 @@ mod tests {
         head: 100,
         idle: 100,
         write: 100,
+        write_in_drain: 2,
     };
 
     #[tokio::test(start_paused = true)]
@@ -99,6 +105,19 @@ mod tests {
         watchdog.shed();
         assert!(used.is_ended() && !busy.is_ended());
         drop(request);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn client_that_reads_nothing_has_less_time_while_the_lane_drains() {
+        let mut watchdog = Watchdog::new(LIMITS, &Arc::default());
+        let state = watchdog.watch();
+        let _request = InProgress::new(&state);
+        state.wrote(true);
+        (0..3).for_each(|_| watchdog.look());
+        assert!(!state.is_ended());
+        watchdog.drain();
+        watchdog.look();
+        assert!(state.is_ended());
     }
 
     #[tokio::test(start_paused = true)]

@@ -217,6 +217,22 @@ async fn a_client_that_reads_slowly_gets_its_whole_reply_during_a_drain() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn client_that_reads_nothing_does_not_use_up_the_grace_period() {
+    let body = "x".repeat(32 << 20);
+    let worker = Worker::doing(json(200, &body)).await;
+    let mut options = options(&[&worker]);
+    options.shutdown_grace_period_secs = 4;
+    let gateway = start_with(options).await;
+    let mut client = Client::asking(&gateway, "").await;
+    client.read_until("xxxx").await;
+    let begun = Instant::now();
+    gateway.gateway.drain();
+    assert!(gateway.gateway.wait(Duration::from_secs(10)));
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(3900), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn gateway_that_only_this_machine_uses_stops_at_once() {
     let worker = Worker::doing(ok()).await;
     let gateway = start(&[&worker]).await;
