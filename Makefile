@@ -1,6 +1,6 @@
 # The few verbs of this project. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo build lint test test-sglang chaos bench fmt
+.PHONY: help demo build lint test test-sglang coverage chaos bench fmt
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
@@ -48,6 +48,13 @@ test-sglang: $(BUILT) $(SGLANG_VENV)/.installed ## the launcher with the real SG
 $(SGLANG_VENV)/.installed: $(REAL)/install.sh $(REAL)/requirements.txt $(REAL)/make_model.py
 	PYTHON=$(PYTHON) $(REAL)/install.sh $(SGLANG_VENV)
 	@touch $@
+
+# Not the launchers that are ended at a random moment: coverage's own start may take the signal.
+coverage: $(BUILT) ## which lines of Python the unit and integration tests run
+	$(BIN)/python -m coverage run -m pytest -q py_test/unit py_test/integration \
+		--deselect py_test/integration/test_launch_kills.py
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report --skip-covered
 
 chaos: $(BUILT) ## faults drawn from a seed against real processes; SEED=7 FAULTS=1000 (about 15 a second)
 	SEED=$(SEED) FAULTS=$(FAULTS) $(BIN)/python -m pytest py_test/e2e/faults/test_chaos.py -s

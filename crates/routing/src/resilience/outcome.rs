@@ -69,7 +69,7 @@ pub struct Consequence {
 }
 
 impl Outcome {
-    /// The table of consequences; the README shows it to users.
+    /// The table of consequences; docs/reliability.md shows it to users.
     #[expect(
         clippy::match_same_arms,
         reason = "a table: one row per kind of outcome"
