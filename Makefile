@@ -1,6 +1,6 @@
 # The few verbs of this project. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo build lint test test-sglang coverage chaos bench fmt
+.PHONY: help demo build lint test test-sglang coverage chaos fuzz bench fmt
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
@@ -13,6 +13,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SEED ?= 1
 FAULTS ?= 10000
+FUZZ_SECS ?= 60
 
 # A machine without a network may have the release of rust-toolchain.toml under the name `stable` only.
 PINNED := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
@@ -58,6 +59,17 @@ coverage: $(BUILT) ## which lines of Python the unit and integration tests run
 
 chaos: $(BUILT) ## faults drawn from a seed against real processes; SEED=7 FAULTS=1000 (about 15 a second)
 	SEED=$(SEED) FAULTS=$(FAULTS) $(BIN)/python -m pytest py_test/e2e/faults/test_chaos.py -s
+
+fuzz: ## a minute of every fuzz target by cargo-fuzz, or mutations of their corpus where it is not installed; FUZZ_SECS=600
+	@if cargo +nightly fuzz --version >/dev/null 2>&1; then \
+		for target in $$(ls fuzz/fuzz_targets | sed 's/\.rs$$//'); do \
+			cargo +nightly fuzz run --fuzz-dir fuzz $$target fuzz/corpus/$$target -- \
+				-dict=fuzz/$$target.dict -max_total_time=$(FUZZ_SECS) || exit 1; \
+		done; \
+	else \
+		echo "cargo-fuzz needs a nightly compiler, which is not installed: 100000 mutations per target instead"; \
+		PROPTEST_CASES=100000 cargo test -p gateway --lib fuzz; \
+	fi
 
 lint: $(BUILT) ## formatting, clippy, ruff, mypy, the stub against the extension, and dependencies if cargo-deny is there
 	cargo fmt --all --check -- $(LISTED)

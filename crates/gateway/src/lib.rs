@@ -19,6 +19,8 @@ mod cpu_pool;
 mod endpoint;
 mod error;
 mod fleet;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod lane;
 mod proxy;
 mod server;

@@ -5,8 +5,11 @@ mod cors;
 mod debug;
 mod disclosure;
 mod engine_metrics;
+mod exposition;
 mod extract;
 mod info;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 mod route_table;
 mod routes;
 mod shared_answer;

@@ -64,6 +64,18 @@ impl<'a> BodyFields<'a> {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+impl BodyFields<'_> {
+    /// What is read on the CPU pool is the same.
+    pub(super) fn assert_kept_off_lane(&self, body: &[u8]) {
+        let ranges = Ranges::of(body).ok();
+        assert_eq!(
+            ranges.map(|ranges| ranges.in_body(body)).as_ref(),
+            Some(self)
+        );
+    }
+}
+
 /// Fields of a body by their place in it: they outlive the thread that read them.
 struct Ranges {
     model: Option<String>,

@@ -13,6 +13,8 @@ mod fan_out;
 mod header_text;
 mod idle_timeout;
 mod leased;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 #[expect(clippy::module_inception, reason = "the type that the module is about")]
 mod proxy;
 mod queue;

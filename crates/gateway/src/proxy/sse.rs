@@ -59,27 +59,40 @@ enum Failure {
     Returned,
 }
 
-/// Where in a stream of events the last piece ended. Before the first event the tail is zero.
+/// The longest end of a stream that means something: the last event of OpenAI's streams.
+const LONGEST_END: usize = b"[DONE]\r\n\r\n".len();
+
+/// Where in a stream of events the last piece ended.
 #[derive(Debug, Default)]
-struct EventBoundary {
-    /// The last two bytes; two line feeds end an event.
-    tail: [u8; 2],
-    /// The stream has said that it is complete.
-    done: bool,
+pub(super) struct EventBoundary {
+    /// The last bytes, in so far as there are so many.
+    tail: [u8; LONGEST_END],
+    length: usize,
 }
 
 impl EventBoundary {
-    fn pass(&mut self, piece: &[u8]) {
-        self.done |= piece.ends_with(b"[DONE]\n\n");
-        match piece {
-            [.., one, two] => self.tail = [*one, *two],
-            [one] => self.tail = [self.tail[1], *one],
-            [] => {}
-        }
+    pub(super) fn pass(&mut self, piece: &[u8]) {
+        let new = &piece[piece.len().saturating_sub(LONGEST_END)..];
+        self.tail.copy_within(new.len().., 0);
+        self.tail[LONGEST_END - new.len()..].copy_from_slice(new);
+        self.length = (self.length + new.len()).min(LONGEST_END);
     }
 
-    fn accepts_final_event(&self) -> bool {
-        !self.done && matches!(&self.tail, b"\n\n" | b"\0\0")
+    fn tail(&self) -> &[u8] {
+        &self.tail[LONGEST_END - self.length..]
+    }
+
+    /// The stream has said that it is complete.
+    pub(super) fn is_done(&self) -> bool {
+        let ends = [&b"[DONE]\n\n"[..], b"[DONE]\r\n\r\n", b"[DONE]\r\r"];
+        ends.iter().any(|end| self.tail().ends_with(end))
+    }
+
+    /// Whether one more event can follow: between two, or before the first.
+    pub(super) fn accepts_final_event(&self) -> bool {
+        let ends = [&b"\n\n"[..], b"\n\r\n", b"\r\r"];
+        let between = ends.iter().any(|end| self.tail().ends_with(end));
+        !self.is_done() && (between || self.length == 0)
     }
 }
 
@@ -111,7 +124,7 @@ impl<B: Body> EventStream<B> {
 
     /// The stream has said that it is complete, whatever may still come.
     pub(super) fn is_done(&self) -> bool {
-        self.events.as_ref().is_some_and(|events| events.done)
+        self.events.as_ref().is_some_and(EventBoundary::is_done)
     }
 
     /// Why it broke off, from that moment until the error is returned.
@@ -186,6 +199,29 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn boundary_is_found_whatever_ends_lines_and_however_the_stream_is_cut() {
+        let after = |pieces: &[&str]| {
+            let mut boundary = EventBoundary::default();
+            for piece in pieces {
+                boundary.pass(piece.as_bytes());
+            }
+            (boundary.accepts_final_event(), boundary.is_done())
+        };
+        assert_eq!(after(&[]), (true, false));
+        assert_eq!(after(&["data: 1"]), (false, false));
+        assert_eq!(after(&["data: 1\n"]), (false, false));
+        for end in ["\n\n", "\r\n\r\n", "\r\r"] {
+            assert_eq!(after(&["data: 1", end]), (true, false), "{end:?}");
+            assert_eq!(after(&["data: [DO", "NE]", end]), (false, true), "{end:?}");
+            assert_eq!(
+                after(&["data: [DONE]", &end[..1], &end[1..]]),
+                (false, true)
+            );
+        }
+        assert_eq!(after(&["data: [DONE]\n\n", "data: 2\n\n"]), (true, false));
+    }
 
     #[test]
     fn first_event_ends_with_its_empty_line_whatever_ends_lines() {

@@ -16,4 +16,6 @@ pub(crate) use client::Client;
 pub(crate) use control::{ControlClient, ControlRequest, PrivateAnswer};
 pub(crate) use error::UpstreamError;
 pub(crate) use http1::ConnectionLimits;
+#[cfg(any(test, fuzzing))]
+pub use http1::response;
 pub(crate) use response_body::ResponseBody;

@@ -38,6 +38,7 @@ pub(super) fn read(
     current: &WorkerSpec,
     reported: &Labels,
 ) -> Result<WorkerSpec, RegistrationError> {
+    check_names_agree(fields)?;
     let mut spec = current.clone();
     let repeats = |(name, value): &(&String, &Value)| repeats_model(name, value, current, reported);
     for (name, value) in fields.iter().filter(|field| !repeats(field)) {
@@ -52,13 +53,6 @@ pub(super) fn read(
             "health" => read_health(value, &mut spec)?,
             "model_id" => {
                 let model = non_empty(name, value)?;
-                if fields
-                    .get("models")
-                    .and_then(card_id)
-                    .is_some_and(|id| id != model)
-                {
-                    return Err(invalid(name, "and models[0].id must be the same"));
-                }
                 if !fields.contains_key("models") {
                     spec.extra.remove("models");
                 }
@@ -70,6 +64,19 @@ pub(super) fn read(
         }
     }
     Ok(spec)
+}
+
+/// A model that is named twice has one name, also where one of the two is what the worker reports.
+fn check_names_agree(fields: &Fields) -> Result<(), RegistrationError> {
+    let name = fields.get("model_id").and_then(Value::as_str);
+    let name = name.filter(|name| *name != UNKNOWN_MODEL);
+    let card = fields.get("models").and_then(card_id);
+    match name.zip(card) {
+        Some((name, card)) if name != card => {
+            Err(invalid("model_id", "and models[0].id must be the same"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses fields of features that are not built, unless they ask for nothing.
@@ -382,6 +389,8 @@ mod tests {
         let shown =
             r#"{"model_id":"m","models":[{"id":"m"}],"labels":{"model_id":"m","tp_size":"2"}}"#;
         assert_eq!(later(shown), spec);
+        let differs = serde_json::from_str(r#"{"model_id":"m","models":[{"id":"n"}]}"#).unwrap();
+        assert!(read(&differs, &spec, &reported).is_err());
         let said = later(r#"{"model_id":"n","labels":{"tp_size":"4","rack":"r1"}}"#);
         assert_eq!(said.model.as_deref(), Some("n"));
         assert_eq!((&*said.labels["tp_size"], said.labels.len()), ("4", 2));

@@ -2,6 +2,8 @@
 
 mod body;
 mod handlers;
+#[cfg(any(test, fuzzing))]
+pub(super) mod properties;
 mod view;
 
 pub(super) use handlers::routes;

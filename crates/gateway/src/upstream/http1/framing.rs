@@ -151,16 +151,19 @@ impl Chunk {
 
 fn chunk_size(rest: &[u8]) -> Result<Step, BadFraming> {
     match httparse::parse_chunk_size(rest) {
+        Ok(httparse::Status::Complete((used, _))) if used > MAX_CHUNK_LINE => {
+            Err(BadFraming("bad chunk size"))
+        }
         Ok(httparse::Status::Complete((used, 0))) => Ok(Step::Framing(used, Chunk::Trailers(0))),
         Ok(httparse::Status::Complete((used, size))) => Ok(Step::Framing(used, Chunk::Data(size))),
-        Ok(httparse::Status::Partial) if rest.len() <= MAX_CHUNK_LINE => Ok(Step::Starved),
+        Ok(httparse::Status::Partial) if rest.len() < MAX_CHUNK_LINE => Ok(Step::Starved),
         Ok(httparse::Status::Partial) | Err(_) => Err(BadFraming("bad chunk size")),
     }
 }
 
 fn trailers(rest: &[u8], seen: usize) -> Result<Step, BadFraming> {
     let Some(end) = rest.iter().position(|&byte| byte == b'\n') else {
-        let within = seen + rest.len() <= MAX_TRAILERS;
+        let within = seen + rest.len() < MAX_TRAILERS;
         return if within {
             Ok(Step::Starved)
         } else {
@@ -168,12 +171,12 @@ fn trailers(rest: &[u8], seen: usize) -> Result<Step, BadFraming> {
         };
     };
     let line = &rest[..=end];
-    if matches!(line, b"\r\n" | b"\n") {
-        return Ok(Step::End(line.len()));
-    }
     let seen = seen + line.len();
     if seen > MAX_TRAILERS {
         return Err(BadFraming("trailers too long"));
+    }
+    if matches!(line, b"\r\n" | b"\n") {
+        return Ok(Step::End(line.len()));
     }
     Ok(Step::Framing(line.len(), Chunk::Trailers(seen)))
 }

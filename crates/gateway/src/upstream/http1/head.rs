@@ -95,9 +95,10 @@ fn parse_one(
     let mut response = httparse::Response::new(&mut []);
     let parser = httparse::ParserConfig::default();
     let used = match parser.parse_response_with_uninit_headers(&mut response, buffer, &mut lines) {
-        Ok(httparse::Status::Complete(used)) => used,
+        // The limit is the same however the head was cut into reads.
+        Ok(httparse::Status::Complete(used)) if used <= MAX_HEAD => used,
         Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD => return Ok(None),
-        Ok(httparse::Status::Partial) => return Err("response head is too large"),
+        Ok(_) => return Err("response head is too large"),
         Err(httparse::Error::TooManyHeaders) => return Err("response has too many headers"),
         Err(_) => return Err("response is not HTTP/1.1"),
     };

@@ -9,7 +9,11 @@ mod connection;
 mod framing;
 mod head;
 mod pool;
+#[cfg(any(test, fuzzing))]
+mod properties;
 
 pub(super) use body::Body;
 pub(crate) use pool::ConnectionLimits;
 pub(super) use pool::ConnectionPool;
+#[cfg(any(test, fuzzing))]
+pub use properties::response;

@@ -24,6 +24,7 @@ const fn room(name: &'static str, needs: &'static [&'static str]) -> Room {
 /// From top to bottom: a room needs only rooms of rows below its own.
 #[rustfmt::skip]
 const ARROWS: &[Room] = &[
+    room("fuzz", &["api", "proxy", "upstream"]),
     room("app", &["admission", "api", "balancer", "config", "cpu_pool", "fleet", "lane", "proxy", "server", "shutdown", "telemetry", "upstream", "via"]),
     room("server", &["admission", "api", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "via"]),
     room("api", &["admission", "cpu_pool", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "upstream"]),
