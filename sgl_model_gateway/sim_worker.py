@@ -18,7 +18,7 @@ _EXAMPLES = """\
 """
 
 # Options that are text and unset by default; the other unset ones are numbers.
-_TEXT = {"api_key", "bad_content_length"}
+_TEXT = {"api_key", "bad_content_length", "only_text"}
 
 
 # Unit and meaning of every option, by its name; those of a group have it in front. Switches have no unit.
@@ -42,11 +42,13 @@ _HELP: dict[str, tuple[str, str]] = {
     "record_requests": ("N", "length of the request log at /sim/requests"),
     "seed": ("N", "seed of request ids and of the fault rate"),
     "faults.fault_rate": ("RATIO", "probability that a request is hit (0..1)"),
+    "faults.only_text": ("TEXT", "only inference requests whose body contains this are hit"),
     "faults.count": ("N", "hits after which the faults of inference requests end; 0 is never"),
     "faults.for_ms": ("MS", "time after which all faults end; 0 is never"),
     "faults.status": ("STATUS", "respond with this status (200..599) and a JSON error body"),
     "faults.status_count": ("N", "responses after which that status ends; 0 is never"),
     "faults.retry_after": ("SECS", "Retry-After, sent with that status"),
+    "faults.stream_status": ("STATUS", "refuse with this status; a stream begins with 200 and the refusal as an event"),
     "faults.health_status": ("STATUS", "status of /health and /health_generate"),
     "faults.health_hang": ("", "never respond on /health and /health_generate"),
     "faults.delay_first_byte_ms": ("MS", "delay before a response begins"),

@@ -15,6 +15,8 @@ use crate::error::SimError;
 pub struct Faults {
     /// Probability that a request is hit, 0 to 1.
     pub fault_rate: f64,
+    /// Only inference requests whose body contains this text are hit.
+    pub only_text: Option<String>,
     /// Faults of inference requests end after this many hits; 0 = never.
     pub count: u32,
     /// All faults end this many milliseconds after they are set; 0 = never.
@@ -25,6 +27,9 @@ pub struct Faults {
     pub status_count: u32,
     /// `Retry-After` in seconds, sent with `status`.
     pub retry_after: Option<u32>,
+    /// Refuse with this status (200 to 599); a stream begins with 200, and its only event is the
+    /// refusal, as of an SGLang worker whose queue is full.
+    pub stream_status: Option<u16>,
     /// Status of `/health` and `/health_generate`.
     pub health_status: Option<u16>,
     /// `/health` and `/health_generate` never respond.
@@ -60,11 +65,13 @@ impl Default for Faults {
     fn default() -> Self {
         Self {
             fault_rate: 1.0,
+            only_text: None,
             count: 0,
             for_ms: 0,
             status: None,
             status_count: 0,
             retry_after: None,
+            stream_status: None,
             health_status: None,
             health_hang: false,
             delay_first_byte_ms: 0,
@@ -95,6 +102,7 @@ impl Faults {
         }
         let statuses = [
             ("status", self.status),
+            ("stream_status", self.stream_status),
             ("health_status", self.health_status),
         ];
         for (field, status) in statuses {
@@ -119,6 +127,7 @@ impl Faults {
     /// Whether any fault hits inference requests.
     pub(crate) fn hits_inference(&self) -> bool {
         self.status.is_some()
+            || self.stream_status.is_some()
             || self.delay_first_byte_ms > 0
             || self.chunk_delay_ms > 0
             || self.close_before_headers

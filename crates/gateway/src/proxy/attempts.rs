@@ -21,10 +21,15 @@ pub(super) struct Attempts {
     pub(super) queue_deadline: Option<Instant>,
     /// The one retry that a lost connection gives for free has been used.
     pub(super) free_retry_used: bool,
-    /// The one retry that a disputed refusal gives has been used.
-    pub(super) dispute_used: bool,
+    /// The slot of the worker whose refusal is disputed: the one retry that gives has been used,
+    /// and the worker is not asked again.
+    disputed: Option<usize>,
     /// A worker has served it.
     served: bool,
+    /// The slot of the first worker that lost its connection.
+    lost: Option<usize>,
+    /// Another one did, too.
+    ends_workers: bool,
     /// Failures that may be the request's own fault.
     undecided: Vec<Failure>,
 }
@@ -63,6 +68,10 @@ impl Attempts {
     /// workers fare with the request.
     pub(super) fn finish(&mut self, in_flight: &mut InFlight, outcome: Outcome) {
         let mut verdict = outcome;
+        if outcome == Outcome::NoResponse {
+            let slot = in_flight.worker.slot;
+            self.ends_workers |= *self.lost.get_or_insert(slot) != slot;
+        }
         if let Some(kind) = FailureKind::of(outcome).filter(|_| !in_flight.is_trial()) {
             let worker = Arc::clone(&in_flight.worker);
             let failure = Failure {
@@ -78,6 +87,28 @@ impl Attempts {
         in_flight.finish(verdict);
     }
 
+    /// A worker has refused the request for a reason that may be its own.
+    pub(super) fn dispute(&mut self) {
+        self.disputed = self.undecided.last().map(|failure| failure.worker.slot);
+    }
+
+    /// Whether a refusal has been disputed before.
+    pub(super) fn was_disputed(&self) -> bool {
+        self.disputed.is_some()
+    }
+
+    /// Whether the only worker that there is has refused the request.
+    pub(super) fn is_refused_by_all(&self) -> bool {
+        self.disputed
+            .is_some_and(|disputed| self.tried == [disputed])
+    }
+
+    /// Workers that failed may be tried again.
+    pub(super) fn begin_round(&mut self) {
+        self.tried.clear();
+        self.tried.extend(self.disputed);
+    }
+
     /// A worker has begun to serve the request.
     pub(super) fn set_served(&mut self) {
         self.served = true;
@@ -86,7 +117,7 @@ impl Attempts {
     /// Whether two workers have closed the connection on the request. It may have ended their
     /// processes, so no third one gets it.
     pub(super) fn ends_workers(&self) -> bool {
-        !self.of_one_worker(FailureKind::Lost)
+        self.ends_workers
     }
 
     /// Blames the workers. A failure that several workers had alike was the request's: it must

@@ -107,7 +107,7 @@ impl Dispatcher {
     ) -> bool {
         let retry = outcome.consequence().retry;
         let late = attempts.deadline.is_some_and(|at| Instant::now() >= at);
-        let disputed_again = retry == Retry::Once && attempts.dispute_used;
+        let disputed_again = retry == Retry::Once && attempts.was_disputed();
         if retry == Retry::No || disputed_again || request.live.retry.attempts <= 1 {
             return false;
         }
@@ -122,7 +122,7 @@ impl Dispatcher {
             // Nothing was sent.
             Outcome::NotConnected => true,
             Outcome::Disputed(_) => {
-                attempts.dispute_used = true;
+                attempts.dispute();
                 return true;
             }
             _ => retry == Retry::Free && !attempts.free_retry_used,
@@ -155,7 +155,7 @@ impl Dispatcher {
             return false;
         }
         self.metrics.backoff(attempts.count, pause);
-        attempts.tried.clear();
+        attempts.begin_round();
         // A pause counts as an attempt: a fleet that stays away is not waited for without end.
         attempts.count += 1;
         sleep(pause).await;

@@ -65,7 +65,7 @@ impl<'a> Exchange<'a> {
                 }
                 (Err(error), None) => return Err(error),
                 // Without another worker, a refusal stands.
-                (Err(_), Some(result)) if self.attempts.dispute_used => return Ok(result),
+                (Err(_), Some(result)) if self.attempts.is_refused_by_all() => return Ok(result),
                 (Err(_), Some(result)) => {
                     // Every worker left has failed already: later, perhaps.
                     if !dispatcher.back_off(request, &mut self.attempts).await {

@@ -48,6 +48,36 @@ async fn a_status_ends_after_its_count() {
 }
 
 #[tokio::test]
+async fn a_stream_can_begin_with_a_refusal() {
+    let worker = faulty(Faults {
+        stream_status: Some(503),
+        ..Faults::default()
+    });
+    let stream = send_chat(&worker, STREAM).await.reply().await;
+    assert_eq!(stream.status, 200);
+    assert!(stream.text().starts_with("data: {\"error\":"), "{stream:?}");
+    let native = post(&worker, "/generate", r#"{"text":"a","stream":true}"#).await;
+    assert!(native.text().contains(r#""status_code":503"#), "{native:?}");
+    assert_eq!(send_chat(&worker, "").await.reply().await.status, 503);
+}
+
+#[tokio::test]
+async fn faults_can_be_of_requests_with_a_text_alone() {
+    let worker = faulty(Faults {
+        close_before_headers: true,
+        only_text: Some("poison".to_owned()),
+        ..Faults::default()
+    });
+    assert_eq!(send_chat(&worker, "").await.reply().await.status, 200);
+    let mut client = connect(&worker).await;
+    client
+        .send(&posting("/generate", "", r#"{"text":"poison"}"#))
+        .await;
+    assert!(client.head().await.unwrap().is_none());
+    assert_eq!(worker.stats().faulted, 1);
+}
+
+#[tokio::test]
 async fn health_can_fail_or_hang() {
     let worker = faulty(Faults {
         health_status: Some(503),

@@ -1,8 +1,11 @@
 //! Whose fault a failure is: the worker's, the request's, or the gateway's own.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
 use crate::support::{
     Received, Running, Step, Worker, aimed, circuit, get, json, ok, post, posting, raw, start_with,
-    touchy,
+    touchy, until,
 };
 
 #[tokio::test]
@@ -83,6 +86,41 @@ async fn request_on_which_two_workers_hang_up_goes_to_no_third() {
         assert_eq!(workers.iter().filter(hit).count(), 2);
         assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
     }
+}
+
+#[tokio::test]
+async fn request_on_trial_that_two_workers_hang_up_on_goes_to_no_third() {
+    let failing = Arc::new(AtomicBool::new(true));
+    let mut workers = Vec::new();
+    for _ in 0..4 {
+        let failing = Arc::clone(&failing);
+        let script = move |request: &Received| {
+            if failing.load(Relaxed) && request.path() == "/generate" {
+                json(500, "{}")
+            } else {
+                fatal(request, StatusOf::Alive)
+            }
+        };
+        workers.push(Worker::scripted(script).await);
+    }
+    let mut options = touchy(&workers.iter().collect::<Vec<_>>());
+    options.disable_retries = false;
+    let gateway = start_with(options).await;
+    for index in 0..workers.len() {
+        let aimed = format!("x-smg-target-worker: {index}\r\n");
+        for _ in 0..3 {
+            raw(&gateway, &posting("/generate", &aimed, "{}")).await;
+        }
+        assert_eq!(circuit(&gateway, index).await, "open");
+    }
+    failing.store(false, Relaxed);
+    for index in 0..workers.len() {
+        until(|| async { circuit(&gateway, index).await == "half_open" }).await;
+    }
+    let reply = post(&gateway, "/generate", r#"{"text":"poison"}"#).await;
+    assert_eq!(reply.code(), "request_ends_workers");
+    let hit = |worker: &&Worker| worker.received().iter().any(is_poison);
+    assert_eq!(workers.iter().filter(hit).count(), 2);
 }
 
 fn is_poison(request: &Received) -> bool {
@@ -185,6 +223,31 @@ async fn refused_credentials_of_the_gateways_are_tried_elsewhere_and_held_agains
         let workers = get_with_key(&gateway, "/workers").await;
         assert_eq!(workers["workers"][1]["circuit_breaker"], "open", "{status}");
     }
+}
+
+#[tokio::test]
+async fn refused_credentials_do_not_have_the_last_word_while_others_recover() {
+    let busy = Arc::new(AtomicUsize::new(0));
+    let asked = Arc::clone(&busy);
+    let good = Worker::scripted(move |request| match request.path() {
+        "/generate" if asked.fetch_add(1, Relaxed) == 0 => json(503, "{}"),
+        _ => ok(),
+    })
+    .await;
+    let odd = Worker::scripted(|request| match request.path() {
+        "/generate" => json(401, "{}"),
+        _ => ok(),
+    })
+    .await;
+    let mut options = touchy(&[&good, &odd]);
+    options.disable_retries = false;
+    let gateway = start_with(options).await;
+    // The first worker is busy, the second one odd; the first one serves in the second round.
+    let reply = post(&gateway, "/generate", "{}").await;
+    assert_eq!((reply.status, busy.load(Relaxed)), (200, 2));
+    let refused = odd.received();
+    let refused = refused.iter().filter(|it| it.path() == "/generate");
+    assert_eq!(refused.count(), 1);
 }
 
 async fn get_with_key(gateway: &Running, path: &str) -> serde_json::Value {

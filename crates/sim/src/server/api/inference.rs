@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, SET_COOKIE};
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode};
+use serde_json::json;
 use tokio::time::sleep;
 
 use super::endpoint::Endpoint;
@@ -35,7 +36,7 @@ pub(crate) struct InferenceCall<'a> {
 impl InferenceCall<'_> {
     /// The response, with the faults drawn for this request; an error closes the connection.
     pub(crate) async fn respond(&self, body: Bytes) -> io::Result<Response<SimBody>> {
-        let Some(faults) = self.worker.faults.draw() else {
+        let Some(faults) = self.worker.faults.draw(&body) else {
             let result = self.respond_normally(body).await;
             return Ok(result.unwrap_or_else(|error| error.to_response()));
         };
@@ -78,11 +79,31 @@ impl InferenceCall<'_> {
             error.retry_after = faults.retry_after;
             return Err(error);
         }
+        if let Some(status) = faults.stream_status {
+            return self.refuse_in_stream(status, &body);
+        }
         if faults.huge_body_bytes > 0 {
             let body = SimBody::new(Content::filler(faults.huge_body_bytes));
             return Ok(response(JSON, body));
         }
         self.respond_normally(body).await
+    }
+
+    /// A refusal that comes after the head of a stream.
+    fn refuse_in_stream(&self, code: u16, body: &[u8]) -> ApiResult {
+        let (status, shape) = (StatusCode::from_u16(code), self.endpoint.shape());
+        let why = "The request queue is full.";
+        if !self.endpoint.parse(self.worker, body)?.inference.stream {
+            let status = status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+            return Err(ErrorResponse::new(status, shape, why));
+        }
+        let event = match self.endpoint {
+            Endpoint::Generate => json!({"text": "", "meta_info": {"finish_reason":
+                {"type": "abort", "message": why, "status_code": code}}}),
+            _ => json!({"error": {"message": why, "code": code}}),
+        };
+        let events = Bytes::from(format!("data: {event}\n\ndata: [DONE]\n\n"));
+        Ok(response(EVENTS, events.into()))
     }
 
     async fn respond_normally(&self, body: Bytes) -> ApiResult {

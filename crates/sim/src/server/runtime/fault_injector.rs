@@ -60,13 +60,17 @@ impl FaultInjector {
         state.faults.clone()
     }
 
-    /// The faults that hit this inference request, if any.
-    pub(crate) fn draw(&self) -> Option<Box<Faults>> {
+    /// The faults that hit an inference request with this body, if any.
+    pub(crate) fn draw(&self, body: &[u8]) -> Option<Box<Faults>> {
         if self.inactive.load(Relaxed) {
             return None;
         }
         let mut state = self.lock();
         state.expire();
+        let named = state.faults.only_text.as_deref();
+        if named.is_some_and(|text| !contains(body, text.as_bytes())) {
+            return None;
+        }
         if !state.faults.hits_inference() || !state.hits_by_chance() {
             return None;
         }
@@ -88,6 +92,10 @@ impl FaultInjector {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn contains(body: &[u8], text: &[u8]) -> bool {
+    text.is_empty() || body.windows(text.len()).any(|window| window == text)
 }
 
 impl State {
@@ -147,7 +155,7 @@ mod tests {
             ..Faults::default()
         };
         let faults = FaultInjector::new(faults, 0);
-        let drawn: Vec<Option<u16>> = (0..3).map(|_| faults.draw().unwrap().status).collect();
+        let drawn: Vec<Option<u16>> = (0..3).map(|_| faults.draw(b"").unwrap().status).collect();
         assert_eq!(drawn, [Some(500), Some(500), None]);
     }
 
@@ -160,8 +168,8 @@ mod tests {
             ..Faults::default()
         };
         let faults = FaultInjector::new(faults, 0);
-        assert!(faults.draw().is_some());
-        assert!(faults.draw().is_none());
+        assert!(faults.draw(b"").is_some());
+        assert!(faults.draw(b"").is_none());
         assert_eq!(faults.current().health_status, Some(503));
     }
 
@@ -174,7 +182,7 @@ mod tests {
         };
         let draw = |seed| -> Vec<bool> {
             let faults = FaultInjector::new(faults.clone(), seed);
-            (0..1000).map(|_| faults.draw().is_some()).collect()
+            (0..1000).map(|_| faults.draw(b"").is_some()).collect()
         };
         let hits = draw(1).into_iter().filter(|hit| *hit).count();
         assert!((230..370).contains(&hits), "{hits} of 1000");
