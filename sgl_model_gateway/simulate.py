@@ -41,11 +41,15 @@ which requests have shown their first byte. Every worker is one prefill server w
 _EXAMPLES = """\
   %(prog)s --trace trace.jsonl --workers 8
   %(prog)s --trace trace.jsonl --policy cache_aware,round_robin --speed 1,2 --plot plot.html
+  %(prog)s --trace trace.jsonl --fault 10000:60000:3:slow=20 --knowledge rules
 """
 _Item = TypeVar("_Item")
 _REFERENCES = ("charge_", "sized_")
 _CHOICES = ", ".join(f"{name}K" for name in _REFERENCES)
 _EVENTS = ("leave", "join", "flush")
+_FAULTS = ("dead", "fast-failing")
+_SIZED_FAULTS = ("slow", "gray", "flapping")
+_KNOWLEDGE = ("rules", "oracle", "none")
 _DISTRIBUTION = "ttft_quantiles_ms"
 
 
@@ -65,6 +69,21 @@ def _event(text: str) -> dict[str, float | int | str]:
 
 
 _event.__name__ = "MS:WORKER:leave|join|flush"
+
+
+def _fault(text: str) -> dict[str, Any]:
+    begin, end, worker, kind = text.split(":")
+    name, _, size = kind.partition("=")
+    if size and name in _SIZED_FAULTS:
+        what: str | dict[str, float] = {name: float(size)}
+    elif not size and name in _FAULTS:
+        what = name.replace("-", "_")
+    else:
+        raise ValueError(kind)
+    return {"from_ms": float(begin), "to_ms": float(end), "worker": int(worker), "kind": what}
+
+
+_fault.__name__ = f"FROM:TO:WORKER:{'|'.join([*_FAULTS, *(f'{name}=N' for name in _SIZED_FAULTS)])}"
 
 
 class _Parser(Parser):
@@ -111,6 +130,23 @@ def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="MS:WORKER:KIND",
         help="a worker dies (leave), comes (back) with an empty cache (join), or loses its cache (flush), in the"
         " trace's own time; can be repeated",
+    )
+    parser.add_argument(
+        "--fault",
+        type=_fault,
+        action="append",
+        default=[],
+        metavar="FROM:TO:WORKER:KIND",
+        help="a worker is at fault between these milliseconds of the trace's own time: dead (refuses connections),"
+        " slow=FACTOR, gray=SHARE (answers that share with 500), fast-failing (answers all with 500 at once),"
+        " flapping=MS (dead for half of each such period); can be repeated",
+    )
+    parser.add_argument(
+        "--knowledge",
+        choices=_KNOWLEDGE,
+        default=_KNOWLEDGE[0],
+        help="what requests are routed with where there are faults: the gateway's rules (breakers, probes, outlier"
+        " ejection, retries), an oracle that knows which workers are well, or none; default %(default)s",
     )
     defaults = fleet_option_defaults()
     for name, text in _OPTIONS.items():
@@ -267,6 +303,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     write = _plotter(parser, args.plot)
     trace = _read(parser, args)
     options = {name: getattr(args, name) for name in _OPTIONS} | {"changes": args.event}
+    options |= {"faults": args.fault, "knowledge": args.knowledge}
     bar = _Bar(len(policies) * len(args.speed) * len(args.seed), len(trace))
     try:
         runs = compare(trace, policies, speeds=args.speed, seeds=args.seed, progress=bar, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -25,11 +26,11 @@ def healthy_workers(url: str) -> int:
 class Gateway(Process):
     """A gateway started from the command line; its log is JSON."""
 
-    def __init__(self, worker_urls: Iterable[str], *flags: str, port: int = 0) -> None:
+    def __init__(self, worker_urls: Iterable[str], *flags: str, port: int = 0, python: str = sys.executable) -> None:
         fixed = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-host", "127.0.0.1"]
         fixed += ["--prometheus-port", "0", "--json-log", "--worker-startup-check-interval", "1"]
         module = "sgl_model_gateway.launch_router"
-        super().__init__("-m", module, *fixed, *flags, "--worker-urls", *worker_urls)
+        super().__init__("-m", module, *fixed, *flags, "--worker-urls", *worker_urls, python=python)
         said = self.wait_for_start(r'gateway listening.*"addr":"([^"]+)".*"metrics":"Some\(([^)]+)\)')
         self.url, self.metrics_url = (f"http://{address}" for address in said.groups())
 

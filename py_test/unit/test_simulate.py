@@ -124,6 +124,27 @@ def test_events_take_workers_out_and_bring_them_back(trace: Path, capsys: pytest
     assert "rerouted" in capsys.readouterr().out
 
 
+def test_rules_route_around_a_worker_at_fault_as_an_oracle_does(
+    trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--workers", 4, "--policy", "round_robin", "--fault", "0:1000000000:2:fast-failing"]
+    flags += ["--fault", "0:1000000000:3:gray=0.5"]
+
+    def failed(knowledge: str) -> int:
+        return int(
+            as_json(capsys, "--trace", trace, *flags, "--knowledge", knowledge)["runs"][0]["policies"][0]["failed"]
+        )
+
+    assert failed("rules") == failed("oracle") == 0 < failed("none")
+
+
+@pytest.mark.parametrize("fault", ["1:2:0:odd", "1:2:0:slow", "1:2:0:dead=3", "1:2:dead", "2:1:0:dead", "1:2:99:dead"])
+def test_a_malformed_fault_is_refused(trace: Path, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        simulate.main(["--trace", str(trace), "--fault", fault])
+    assert end.value.code == 2 and "fault" in capsys.readouterr().err
+
+
 def test_a_limit_takes_the_first_requests_by_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = conversations(50)
     path = write(tmp_path / "shuffled", rows[25:] + rows[:25])
@@ -211,7 +232,8 @@ def test_help_names_policies_and_flags(capsys: pytest.CaptureFixture[str]) -> No
         simulate.main(["--help"])
     said = capsys.readouterr().out
     assert "--decode-interference" in said and "cache_aware" in said
-    assert set(simulate._OPTIONS) == set(fleet_option_defaults()) - {"speed", "seed", "changes"}
+    of_their_own = {"speed", "seed", "changes", "faults", "knowledge"}
+    assert set(simulate._OPTIONS) == set(fleet_option_defaults()) - of_their_own
 
 
 # --- mistakes

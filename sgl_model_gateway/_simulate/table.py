@@ -31,12 +31,17 @@ _COLUMNS: tuple[_Column, ...] = (
     ("us/decision", "decision_mean_us", _plain(2), None),
 )
 # Shown only when something happened to workers.
-_CHURN: tuple[_Column, ...] = (("rerouted", "rerouted", _plain(0), None), ("cut", "cut", _plain(0), None))
+_CHURN: tuple[_Column, ...] = (
+    ("rerouted", "rerouted", _plain(0), None),
+    ("cut", "cut", _plain(0), None),
+    ("failed", "failed", _plain(0), None),
+    ("ejected", "ejected", _plain(0), None),
+)
 
 
 def table(reports: list[Report]) -> str:
     """The reports as aligned text."""
-    churned = any(report["rerouted"] or report["cut"] for report in reports)
+    churned = any(report[field] for report in reports for _, field, _, _ in _CHURN)
     columns = _COLUMNS + (_CHURN if churned else ())
     cells = [["policy", *(report["policy"] for report in reports)]]
     for title, field, write, best in columns:

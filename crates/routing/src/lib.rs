@@ -22,6 +22,6 @@ pub use prompt::Prompt;
 pub use request::{ClientKey, Request, SeededRng};
 pub use resilience::{
     Breaker, BreakerRules, BreakerSignal, Circuit, Consequence, Ejection, Health, Outcome,
-    OutlierReason, Outliers, Probe, Retry, RetryBudget, RetryRules, Thresholds, Trial, Turns,
-    Verdict, Window, ramp,
+    OutlierReason, Outliers, Probe, Retry, RetryBudget, RetryRules, Standing, Thresholds, Tier,
+    Trial, Turns, Verdict, Window, is_panicking, ramp,
 };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use routing::{Candidate, Request};
+use routing::{Candidate, Request, is_panicking};
 
 use super::model_policies::{ModelPolicies, PolicyInstance};
 use crate::admission::WorkerQueue;
@@ -111,7 +111,7 @@ impl Snapshot {
             let rejected: Vec<_> = of(rejected);
             // Envoy's panic mode: a fault that so many share is hardly each worker's own.
             let passing = selectable.len() + fallback.len();
-            let panicking = !rejected.is_empty() && rejected.len() >= passing;
+            let panicking = is_panicking(rejected.len(), passing);
             if panicking {
                 fallback.extend(rejected);
                 fallback.sort_by_key(|candidate: &Candidate| candidate.slot);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use routing::{Breaker, Circuit, Verdict};
+use routing::{Breaker, Circuit, Standing, Tier, Verdict};
 
 /// How long other workers are preferred to one that refused a request; doubles with each
 /// refusal in a row.
@@ -90,20 +90,23 @@ impl WorkerState {
     pub(super) fn availability(&self) -> Availability {
         let verdict = self.verdict;
         let breaker = self.breaker.as_ref();
-        let allowed = breaker.is_none_or(Breaker::allows);
         // A suspect counts as ready until a probe says otherwise.
         let ready = matches!(verdict, Verdict::Ready | Verdict::Suspect) && !self.draining;
         let was_ready = !matches!(verdict, Verdict::Pending | Verdict::Failed);
-        let spared = self.ejected_until.is_some() || self.busy_until.is_some();
-        let doubtful = verdict == Verdict::Suspect || spared;
+        let standing = Standing {
+            verdict,
+            allowed: breaker.is_none_or(Breaker::allows),
+            spared: self.ejected_until.is_some() || self.busy_until.is_some(),
+        };
+        let is = |tier| !self.draining && standing.tier() == tier;
         Availability {
             verdict,
             circuit: breaker.map_or(Circuit::Closed, Breaker::circuit),
             draining: self.draining,
             ready,
-            selectable: ready && allowed && !doubtful,
-            fallback: ready && allowed && doubtful,
-            rejected: ready && !allowed,
+            selectable: is(Tier::Selectable),
+            fallback: is(Tier::Fallback),
+            rejected: is(Tier::Rejected),
             lost: self.lost,
             member: was_ready && !self.draining,
             clean: breaker.is_none_or(Breaker::is_clean) && self.refusals == 0,

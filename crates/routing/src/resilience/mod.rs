@@ -6,6 +6,7 @@ mod outcome;
 mod outlier;
 mod retry;
 mod slow_start;
+mod tier;
 
 pub use breaker::{Breaker, BreakerRules, Circuit, Trial};
 pub use health::{Health, Probe, Thresholds, Verdict};
@@ -13,3 +14,4 @@ pub use outcome::{BreakerSignal, Consequence, Outcome, Retry};
 pub use outlier::{Ejection, OutlierReason, Outliers, Window};
 pub use retry::{RetryBudget, RetryRules};
 pub use slow_start::{Turns, ramp};
+pub use tier::{Standing, Tier, is_panicking};

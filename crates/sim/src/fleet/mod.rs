@@ -6,21 +6,28 @@
 //! and its first byte. Time is a number, so hours of traffic take a fraction of a second, and equal
 //! seeds give equal results.
 //!
-//! The model omits the network, retries of rejected requests, tokenizers (the policy sees a block
+//! Workers may be dead, slow, gray, fast-failing or flapping for a while. Requests are then routed by
+//! the gateway's own rules about failing workers, or by an oracle.
+//!
+//! The model omits the network, retries of rejected requests, slow start, tokenizers (the policy sees a block
 //! of the trace as 64 bytes), and reuse of generated tokens.
 
 mod candidate_policy;
+mod faults;
+mod guards;
 mod options;
 mod oracle_policy;
 mod report;
 mod run;
+mod simulate;
 #[cfg(test)]
 mod tests;
 mod trace;
 mod worker;
 
 pub use candidate_policy::{CandidatePolicy, UnknownPolicy};
+pub use faults::{FaultKind, Knowledge, WorkerFault};
 pub use options::{Change, ChangeKind, FleetOptions};
 pub use report::Report;
-pub use run::simulate;
+pub use simulate::simulate;
 pub use trace::{LineError, Trace, TraceError};

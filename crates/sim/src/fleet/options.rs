@@ -4,6 +4,7 @@ use routing::Params;
 use routing::prefix::BLOCK;
 use serde::{Deserialize, Serialize};
 
+use super::faults::{Knowledge, WorkerFault};
 use crate::error::SimError;
 
 /// A change of a worker, at a time of the trace's own clock.
@@ -66,6 +67,10 @@ pub struct FleetOptions {
     pub seed: u64,
     /// Changes of workers during the run.
     pub changes: Vec<Change>,
+    /// Faults of workers during the run.
+    pub faults: Vec<WorkerFault>,
+    /// What is known of faults where requests are routed.
+    pub knowledge: Knowledge,
 }
 
 impl Default for FleetOptions {
@@ -87,6 +92,8 @@ impl Default for FleetOptions {
             index_tokens: 0,
             seed: 0,
             changes: Vec::new(),
+            faults: Vec::new(),
+            knowledge: Knowledge::default(),
         }
     }
 }
@@ -137,9 +144,12 @@ impl FleetOptions {
                 return Err(SimError::option(field, value, COUNT));
             }
         }
-        self.changes
+        for change in &self.changes {
+            self.check_change(change)?;
+        }
+        self.faults
             .iter()
-            .try_for_each(|change| self.check_change(change))
+            .try_for_each(|fault| fault.check(self.workers))
     }
 
     /// Capacity of a worker's cache in whole blocks.

@@ -22,6 +22,12 @@ pub struct Report {
     pub rerouted: usize,
     /// Responses cut off because their worker died.
     pub cut: usize,
+    /// Requests that ended with an error.
+    pub failed: usize,
+    /// Ejections of workers that did far worse than their peers.
+    pub ejected: usize,
+    /// Those of workers without a fault.
+    pub ejected_well: usize,
     /// Share of prompt tokens found in the cache of their worker.
     pub hit_ratio: f64,
     /// Mean time to first token of the requests that had one.
@@ -72,6 +78,9 @@ pub(super) struct RunTotals {
     pub(super) rejected: usize,
     pub(super) rerouted: usize,
     pub(super) cut: usize,
+    pub(super) failed: usize,
+    pub(super) ejected: usize,
+    pub(super) ejected_well: usize,
     pub(super) decisions: u32,
     pub(super) decision_time: Duration,
     pub(super) slowest_decision: Duration,
@@ -107,6 +116,9 @@ impl RunTotals {
             rejected: self.rejected,
             rerouted: self.rerouted,
             cut: self.cut,
+            failed: self.failed,
+            ejected: self.ejected,
+            ejected_well: self.ejected_well,
             hit_ratio: ratio(cached as f64, prompts as f64),
             ttft_mean_ms: ratio(self.ttft.iter().sum(), self.ttft.len() as f64) * 1000.0,
             ttft_p50_ms: ms(0.5),

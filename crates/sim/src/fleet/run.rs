@@ -1,43 +1,35 @@
 //! The replay: arrivals, steps of workers and changes, in order of time.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use routing::prefix::BLOCK;
-use routing::{Candidate, Candidates, Lease, Load, Pick, Policy, Prompt, Request};
+use routing::{Candidate, Candidates, Lease, Load, Outcome, Pick, Policy, Prompt, Request, Trial};
 
-use super::candidate_policy::CandidatePolicy;
+use super::faults::{Condition, Knowledge, condition, next_change};
+use super::guards::{ATTEMPTS, End, FirstToken, Guards};
 use super::options::{Change, ChangeKind, FleetOptions};
 use super::report::{Report, RunTotals};
 use super::trace::Trace;
 use super::worker::{Step, Worker};
 use crate::engine::mix;
 
-/// Requests between two calls of `progress`.
-const TICK: usize = 512;
+/// The policy's choice.
+struct Chosen {
+    slot: usize,
+    /// Prompt tokens that the worker has to compute, as the policy expects.
+    uncached: u64,
+    lease: Lease,
+}
 
-/// Replays a trace. `progress` is called with the number of requests so far and may stop the run;
-/// then the result is `None`. The options must be valid.
-pub fn simulate(
-    trace: &Trace,
-    options: &FleetOptions,
-    candidate: &CandidatePolicy,
-    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Option<Report> {
-    let mut fleet = Fleet::new(trace, options, candidate.build(options));
-    for request in 0..trace.len() {
-        if request % TICK == 0 && progress(request).is_break() {
-            return None;
-        }
-        let now = trace.at_ms(request) / 1000.0 / options.speed;
-        fleet.run_until(now);
-        fleet.route(request, now);
-    }
-    fleet.run_until(f64::MAX);
-    progress(trace.len())
-        .is_continue()
-        .then(|| fleet.report(candidate.name()))
+/// A request at its worker.
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    worker: usize,
+    begun: f64,
+    /// Prompt tokens that the policy expects the worker to compute.
+    uncached: u64,
+    trial: Option<Trial>,
 }
 
 /// The fleet, and the gateway's view of it.
@@ -54,6 +46,11 @@ pub(super) struct Fleet<'t> {
     generation: u32,
     changes: Vec<Change>,
     leases: Vec<Option<Lease>>,
+    guards: Guards,
+    conditions: Vec<Condition>,
+    /// Time of the next change of any, in seconds.
+    next_condition: f64,
+    attempts: Vec<Option<Attempt>>,
     prompt: Vec<u8>,
     decisions: u64,
     totals: RunTotals,
@@ -81,10 +78,24 @@ impl<'t> Fleet<'t> {
             generation: 0,
             changes,
             leases: (0..trace.len()).map(|_| None).collect(),
+            guards: Guards::new(options.workers),
+            conditions: vec![Condition::Well; options.workers],
+            next_condition: f64::INFINITY,
+            attempts: vec![
+                None;
+                if options.faults.is_empty() {
+                    0
+                } else {
+                    trace.len()
+                }
+            ],
             prompt: Vec::new(),
             decisions: 0,
             totals: RunTotals::default(),
         };
+        if !options.faults.is_empty() {
+            fleet.change_conditions(0.0);
+        }
         fleet.members = (0..options.workers)
             .map(|slot| fleet.candidate(slot))
             .collect();
@@ -118,10 +129,13 @@ impl<'t> Fleet<'t> {
                     (worker, soonest) = (slot, at);
                 }
             }
-            if soonest <= until && soonest <= change {
+            let due = self.next_condition.min(self.next_check());
+            if soonest <= until && soonest <= change.min(due) {
                 self.step(worker, soonest);
-            } else if change <= until {
+            } else if change <= until && change <= due {
                 self.change(change);
+            } else if due <= until && (soonest.is_finite() || until < f64::MAX) {
+                self.check(due);
             } else {
                 return;
             }
@@ -137,8 +151,17 @@ impl<'t> Fleet<'t> {
                 if let Some(lease) = &mut self.leases[request] {
                     lease.first_byte();
                 }
+                if let Some(Some(attempt)) = self.attempts.get_mut(request) {
+                    let (waited, tokens) = (now - attempt.begun, attempt.uncached);
+                    let first = FirstToken { waited, tokens };
+                    self.guards
+                        .first_token(worker, first, attempt.trial.as_mut());
+                }
             }
-            Some(Step::Finished(request)) => self.leases[request] = None,
+            Some(Step::Finished(request)) => {
+                self.leases[request] = None;
+                self.end_attempt(request, Outcome::Answered(200), now);
+            }
             None => {}
         }
         self.next[worker] = self.workers[worker].next();
@@ -146,6 +169,32 @@ impl<'t> Fleet<'t> {
 
     /// Chooses a worker for a request and sends it there.
     pub(super) fn route(&mut self, request: usize, now: f64) {
+        if !self.options.faults.is_empty() {
+            self.guards.begin_request();
+            self.route_among_faults(request, now, Vec::new());
+            return;
+        }
+        let Some(chosen) = self.choose(request, now, None) else {
+            self.totals.rejected += 1;
+            return;
+        };
+        self.submit(request, now, chosen);
+    }
+
+    fn submit(&mut self, request: usize, now: f64, chosen: Chosen) -> bool {
+        let Chosen { slot, lease, .. } = chosen;
+        let taken = self.workers[slot].submit(now, request);
+        if taken {
+            self.leases[request] = Some(lease);
+        } else {
+            self.totals.rejected += 1;
+        }
+        self.next[slot] = self.workers[slot].next();
+        taken
+    }
+
+    /// The policy's choice among all members, or among those in these slots.
+    fn choose(&mut self, request: usize, now: f64, slots: Option<&[usize]>) -> Option<Chosen> {
         self.write_prompt(request);
         self.decisions += 1;
         let asked = Request {
@@ -155,10 +204,19 @@ impl<'t> Fleet<'t> {
             seed: mix(self.options.seed, self.decisions),
             ..Request::default()
         };
-        let Some(from) = Candidates::new(&self.members) else {
-            self.totals.rejected += 1;
-            return;
+        let within: Vec<Candidate>;
+        let members = match slots {
+            None => &self.members,
+            Some(slots) => {
+                let members = self.members.iter();
+                within = members
+                    .filter(|member| slots.contains(&member.slot))
+                    .cloned()
+                    .collect();
+                &within
+            }
         };
+        let from = Candidates::new(members)?;
         let (pick, took) = timed(|| self.policy.pick(from, &asked));
         let Pick {
             candidate,
@@ -168,12 +226,11 @@ impl<'t> Fleet<'t> {
         let uncached = asked.prompt.tokens().saturating_sub(matched_tokens);
         let (slot, lease) = (candidate.slot, candidate.load.lease(uncached));
         self.totals.add_decision(took);
-        if self.workers[slot].submit(now, request) {
-            self.leases[request] = Some(lease);
-        } else {
-            self.totals.rejected += 1;
-        }
-        self.next[slot] = self.workers[slot].next();
+        Some(Chosen {
+            slot,
+            uncached,
+            lease,
+        })
     }
 
     /// Writes a block of the index for each block of the trace. Tokens beyond the trace's blocks
@@ -228,6 +285,165 @@ impl<'t> Fleet<'t> {
         for request in lost.waiting {
             self.route(request, now);
         }
+    }
+
+    /// Sends a request to one worker after the other, as far as the rules go.
+    fn route_among_faults(&mut self, request: usize, now: f64, mut tried: Vec<usize>) {
+        let knowledge = self.options.knowledge;
+        let mut server_errors = Vec::new();
+        loop {
+            let slots = match knowledge {
+                Knowledge::Rules => self.guards.selectable(&tried, now),
+                Knowledge::Oracle => self.well(&tried),
+                Knowledge::None => (0..self.workers.len()).collect(),
+            };
+            let Some(chosen) = self.choose(request, now, Some(&slots)) else {
+                self.totals.failed += 1;
+                break;
+            };
+            let slot = chosen.slot;
+            let rules = knowledge == Knowledge::Rules;
+            let trial = rules.then(|| self.guards.begin_attempt(slot)).flatten();
+            let Some(outcome) = self.fault(slot) else {
+                let (worker, uncached) = (slot, chosen.uncached);
+                if self.submit(request, now, chosen) {
+                    self.attempts[request] = Some(Attempt {
+                        worker,
+                        begun: now,
+                        uncached,
+                        trial,
+                    });
+                }
+                break;
+            };
+            tried.push(slot);
+            let alive = self.conditions[slot] != Condition::Dead;
+            let open = outcome == Outcome::Answered(500) && trial.is_none();
+            if open {
+                server_errors.push(slot);
+            } else if rules {
+                let end = End { trial, now, alive };
+                self.guards.end_attempt(slot, outcome, end);
+            }
+            let again = match knowledge {
+                Knowledge::Rules => self.guards.grants_retry(outcome, now),
+                Knowledge::Oracle => true,
+                Knowledge::None => false,
+            };
+            if tried.len() >= ATTEMPTS || !again {
+                self.totals.failed += 1;
+                break;
+            }
+        }
+        // An error that a second worker repeats is the request's.
+        if let ([slot], Knowledge::Rules) = (&*server_errors, knowledge) {
+            let end = End {
+                trial: None,
+                now,
+                alive: true,
+            };
+            self.guards.end_attempt(*slot, Outcome::Answered(500), end);
+        }
+    }
+
+    /// How an attempt at a worker fails at once, if it does.
+    fn fault(&self, slot: usize) -> Option<Outcome> {
+        match self.conditions[slot] {
+            Condition::Dead => Some(Outcome::NotConnected),
+            Condition::Failing(share) => {
+                let drawn = mix(self.options.seed ^ u64::MAX, self.decisions) >> 11;
+                let fails = (drawn as f64) < share * (1_u64 << 53) as f64;
+                fails.then_some(Outcome::Answered(500))
+            }
+            Condition::Well | Condition::Slow(_) => None,
+        }
+    }
+
+    /// Slots of the workers that are well, but for those tried; of all if none is.
+    fn well(&self, tried: &[usize]) -> Vec<usize> {
+        let slots = 0..self.workers.len();
+        let well = slots.filter(|slot| self.conditions[*slot] == Condition::Well);
+        let well: Vec<usize> = well.filter(|slot| !tried.contains(slot)).collect();
+        if well.is_empty() {
+            return (0..self.workers.len()).collect();
+        }
+        well
+    }
+
+    /// Time of the next probe or comparison, where any matters.
+    fn next_check(&self) -> f64 {
+        let matters = !self.options.faults.is_empty();
+        if matters {
+            self.guards.next()
+        } else {
+            f64::INFINITY
+        }
+    }
+
+    /// What is due: workers change, or the gateway looks at them.
+    fn check(&mut self, now: f64) {
+        if self.next_condition <= now {
+            self.change_conditions(now);
+        }
+        let conditions = &self.conditions;
+        let alive = |slot: usize| conditions[slot] != Condition::Dead;
+        let ejected = self.guards.run(now, alive);
+        let faulty = |slot: usize| self.options.faults.iter().any(|fault| fault.worker == slot);
+        let well = ejected.iter().filter(|slot| !faulty(**slot));
+        self.totals.ejected_well += well.count();
+        self.totals.ejected += ejected.len();
+    }
+
+    fn change_conditions(&mut self, now: f64) {
+        let (faults, scale) = (&self.options.faults, 1000.0 * self.options.speed);
+        // Rounding must not lead back to the change that is due now.
+        let at_ms = now * scale * (1.0 + f64::EPSILON) + 1e-6;
+        self.next_condition = next_change(faults, at_ms) / scale;
+        for slot in 0..self.workers.len() {
+            let next = condition(faults, slot, at_ms);
+            if std::mem::replace(&mut self.conditions[slot], next) == next {
+                continue;
+            }
+            let slowness = if let Condition::Slow(factor) = next {
+                factor
+            } else {
+                1.0
+            };
+            self.workers[slot].slow_down(now, slowness);
+            if next == Condition::Dead {
+                self.die(slot, now);
+            }
+            self.next[slot] = self.workers[slot].next();
+        }
+    }
+
+    fn die(&mut self, slot: usize, now: f64) {
+        let lost = self.workers[slot].kill(now);
+        self.totals.cut += lost.cut.len();
+        self.totals.rerouted += lost.waiting.len();
+        for request in lost.cut {
+            self.leases[request] = None;
+            self.end_attempt(request, Outcome::Truncated, now);
+        }
+        for request in lost.waiting {
+            self.leases[request] = None;
+            self.end_attempt(request, Outcome::NoResponse, now);
+            if self.options.knowledge == Knowledge::None {
+                self.totals.failed += 1;
+            } else {
+                self.route_among_faults(request, now, vec![slot]);
+            }
+        }
+    }
+
+    fn end_attempt(&mut self, request: usize, outcome: Outcome, now: f64) {
+        let Some(attempt) = self.attempts.get_mut(request).and_then(Option::take) else {
+            return;
+        };
+        let alive = self.conditions[attempt.worker] != Condition::Dead;
+        let trial = attempt.trial;
+        let end = End { trial, now, alive };
+        self.guards.end_attempt(attempt.worker, outcome, end);
     }
 
     /// Requests in flight and queued tokens of all workers together.

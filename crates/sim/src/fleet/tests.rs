@@ -297,3 +297,90 @@ fn a_broken_rule_names_its_option() {
             .contains("changes.worker")
     );
 }
+
+const FAULTS: [FaultKind; 4] = [
+    FaultKind::Dead,
+    FaultKind::Flapping(8_000.0),
+    FaultKind::Gray(0.5),
+    FaultKind::FastFailing,
+];
+
+const POLICIES: [&str; 4] = ["round_robin", "power_of_two", "least_load", "cache_aware"];
+
+/// A fleet of eight, some of which are at fault for three quarters of the trace.
+fn at_fault(kind: FaultKind, workers: &[usize], knowledge: Knowledge) -> FleetOptions {
+    let fault = |worker: &usize| WorkerFault {
+        from_ms: 10_000.0,
+        to_ms: 70_000.0,
+        worker: *worker,
+        kind,
+    };
+    FleetOptions {
+        faults: workers.iter().map(fault).collect(),
+        knowledge,
+        prefill_tps: 40_000.0,
+        ttft_slo_ms: 300.0,
+        ..FleetOptions::default()
+    }
+}
+
+/// Goodput of the rules as a share of the oracle's, after checks that hold for every run.
+fn share_of_oracle(kind: FaultKind, workers: &[usize], policy: &str) -> f64 {
+    let trace = trace(8_000, 2_000);
+    let run = |knowledge| run(&trace, &at_fault(kind, workers, knowledge), policy);
+    let [rules, oracle, none] = [Knowledge::Rules, Knowledge::Oracle, Knowledge::None].map(run);
+    assert_eq!((rules.failed, oracle.failed), (0, 0), "{kind:?} {policy}");
+    assert_eq!(rules.ejected_well, 0, "{kind:?} {policy}");
+    assert!(
+        none.goodput < rules.goodput,
+        "{kind:?} {policy}: no fault to speak of"
+    );
+    rules.goodput / oracle.goodput
+}
+
+#[test]
+fn failing_workers_cost_no_more_goodput_than_an_oracle_loses() {
+    for kind in FAULTS {
+        for policy in POLICIES {
+            let share = share_of_oracle(kind, &[1, 5], policy);
+            assert!(share > 0.99, "{kind:?} {policy}: {share}");
+        }
+    }
+}
+
+/// A slow worker is found out when it is compared with its peers, every ten seconds; what it has
+/// got by then is late.
+#[test]
+fn slow_worker_costs_what_it_got_before_it_was_compared_with_its_peers() {
+    for policy in POLICIES {
+        let share = share_of_oracle(FaultKind::Slow(20.0), &[1], policy);
+        let least = if policy == "round_robin" { 0.95 } else { 0.98 };
+        assert!(share > least, "{policy}: {share}");
+    }
+}
+
+#[test]
+fn faults_of_unknown_workers_and_impossible_sizes_are_refused_by_name() {
+    let refused = |kind, worker, to_ms| {
+        let fault = WorkerFault {
+            from_ms: 1.0,
+            to_ms,
+            worker,
+            kind,
+        };
+        let options = FleetOptions {
+            faults: vec![fault],
+            ..FleetOptions::default()
+        };
+        options.check().unwrap_err().to_string()
+    };
+    for (error, field) in [
+        (refused(FaultKind::Dead, 8, 2.0), "faults.worker"),
+        (refused(FaultKind::Dead, 0, 0.5), "faults.to_ms"),
+        (refused(FaultKind::Slow(0.5), 0, 2.0), "slow"),
+        (refused(FaultKind::Gray(2.0), 0, 2.0), "gray"),
+        (refused(FaultKind::Flapping(0.0), 0, 2.0), "flapping"),
+    ] {
+        assert!(error.contains(field), "{error}");
+    }
+}

@@ -45,6 +45,8 @@ pub(super) struct Worker<'t> {
     trace: &'t Trace,
     model: Model,
     now: f64,
+    /// How many times longer everything takes.
+    slowness: f64,
     cache: PrefixCache,
     queue: VecDeque<usize>,
     prefill: Option<Prefill>,
@@ -79,6 +81,7 @@ impl<'t> Worker<'t> {
             trace,
             model,
             now: 0.0,
+            slowness: 1.0,
             cache: PrefixCache::new(options.cache_blocks()),
             queue: VecDeque::new(),
             prefill: None,
@@ -150,6 +153,12 @@ impl<'t> Worker<'t> {
         }
     }
 
+    /// From now on everything takes so many times longer.
+    pub(super) fn slow_down(&mut self, now: f64, slowness: f64) {
+        self.advance(now);
+        self.slowness = slowness;
+    }
+
     /// Empties the cache.
     pub(super) fn flush(&mut self) {
         self.cache.clear();
@@ -205,10 +214,12 @@ impl<'t> Worker<'t> {
 
     /// Above 0 while a prefill runs, because the prefill occupies a slot of the batch.
     fn prefill_speed(&self) -> f64 {
-        1.0 - self.model.interference * self.batch.len() as f64 / self.model.max_running as f64
+        let busy = self.batch.len() as f64 / self.model.max_running as f64;
+        (1.0 - self.model.interference * busy) / self.slowness
     }
 
     fn token_time(&self) -> f64 {
-        self.model.decode + self.model.per_seq * self.batch.len().saturating_sub(1) as f64
+        let others = self.batch.len().saturating_sub(1) as f64;
+        (self.model.decode + self.model.per_seq * others) * self.slowness
     }
 }
