@@ -154,7 +154,8 @@ def check_pip(args: list[str]) -> None:
 def check_docker(args: list[str]) -> None:
     assert (ROOT / "Dockerfile").exists()
     if args[0] == "run":
-        check_launch(args[args.index("sgl-model-gateway") + 1 :])
+        image = next(at for at, word in enumerate(args) if word.startswith("sgl-model-gateway"))
+        check_launch(args[image + 1 :])
 
 
 CHECKS: dict[str, Callable[[list[str]], None]] = {
