@@ -117,14 +117,12 @@ class Chaos:
     stalled: list[socket.socket] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
     asked: int = 0
-    asking: int = 0
-    may_ask: asyncio.Event = field(default_factory=asyncio.Event)
+    asking: set[object] = field(default_factory=set)
     odd: list[Asked] = field(default_factory=list)
     over: bool = False
     rss_midway: int = 0
 
     async def run(self, faults: list[Fault]) -> None:
-        self.may_ask.set()
         clients = [asyncio.create_task(self.keep_asking(number)) for number in range(CLIENTS)]
         for at, fault in enumerate(faults):
             if at == len(faults) // 2:
@@ -144,23 +142,20 @@ class Chaos:
         draw = random.Random(self.seed * 1000 + number)
         async with Client(self.door.url, fresh=number % 4 == 0) as client:
             while not self.over:
-                await self.may_ask.wait()
-                self.asking += 1
                 body = a_request(draw)
-                began = time.monotonic()
+                began, request = time.monotonic(), object()
+                self.asking.add(request)
                 reply = await client.ask(body)
+                self.asking.discard(request)
                 self.asked += 1
-                self.asking -= 1
                 if not reply.ok:
                     self.odd.append(Asked(reply, began, time.monotonic()))
                 await asyncio.sleep(0.01)
 
-    async def settle(self) -> None:
-        """Until nothing of what went before is under way: what a worker did is held against it at a request's end."""
-        self.may_ask.clear()
-        await until(lambda: self.asking == 0, "no request under way")
-        self.may_ask.set()
-        await self.back(self.fleet)
+    async def earlier_ones_end(self) -> None:
+        """Until no request is under way that was so before: what a worker did is held against it at a request's end."""
+        earlier = set(self.asking)
+        await until(lambda: not earlier & self.asking, "the end of earlier requests", 60)
 
     # --- faults ---
 
@@ -171,7 +166,8 @@ class Chaos:
             await self.vanish(fault)
         elif fault.kind in ("black_out", "poison", "shortage", "no_names"):
             await asyncio.gather(*self.tasks)
-            await self.settle()
+            await self.earlier_ones_end()
+            await self.back(self.fleet)
             await getattr(self, fault.kind)()
         else:
             await self.a_worker_to_spare()
@@ -189,6 +185,7 @@ class Chaos:
     async def fall_ill(self, slot: int, fault: Fault) -> None:
         what: Callable[[Worker, float], Awaitable[None]] = getattr(self, fault.kind)
         await what(self.fleet[slot], fault.size)
+        await self.earlier_ones_end()
         await self.back([self.fleet[slot]])
         self.ill.discard(slot)
 
