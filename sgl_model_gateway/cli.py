@@ -118,3 +118,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "demo": ("start simulated workers and a gateway, and send them some load", _demo),
     "simulate": ("replay a trace under several policies in virtual time, and compare them", _simulate),
 }
+
+
+if __name__ == "__main__":
+    main()

@@ -180,7 +180,7 @@ class RouterArgs:
     json_log: bool = option(False, LOGGING, "write log lines as JSON objects")
     pool_idle_timeout_secs: int = option(50, REQUEST, "seconds an idle connection to a worker is kept")
     connect_timeout_secs: int = option(10, REQUEST, "longest time to connect to a worker, seconds")
-    pool_max_idle_per_host: int = option(500, REQUEST, "idle connections kept per worker")
+    pool_max_idle_per_host: int = option(500, REQUEST, "idle connections kept per worker", metavar="N")
     tcp_keepalive_secs: int = option(30, REQUEST, "TCP keep-alive of connections to workers, seconds")
     enable_wasm: bool = option(False, REQUEST, "run WASM middleware")
     jwt_role_claim: str = option("roles", AUTH, "claim that holds the role", keyword=False)

@@ -65,7 +65,7 @@ impl FromRequestParts<ApiState> for WorkerById {
                 let workers = state.fleet.workers();
                 workers.iter().find(|worker| worker.id == id).cloned()
             }
-            Err(_) if name.contains(':') => state.fleet.find(&name),
+            Err(_) if name.contains(':') => state.fleet.find_draining_too(&name),
             Err(error) => {
                 return Err(Error::WorkerId {
                     id: name.into_owned(),

@@ -85,10 +85,16 @@ impl Fleet {
 
     /// The worker at a URL, however it is spelt; never one that is draining.
     pub(crate) fn find(&self, url: &str) -> Option<Arc<Worker>> {
+        self.find_draining_too(url)
+            .filter(|worker| !worker.is_draining())
+    }
+
+    /// The worker of this URL, in any spelling; one that drains only if no other has the URL.
+    pub(crate) fn find_draining_too(&self, url: &str) -> Option<Arc<Worker>> {
         let url = WorkerUrl::parse(url).ok()?;
         let workers = self.workers();
-        let mut named = workers.iter().filter(|worker| *worker.url() == url);
-        named.find(|worker| !worker.is_draining()).cloned()
+        let named = workers.iter().filter(|worker| *worker.url() == url);
+        named.min_by_key(|worker| worker.is_draining()).cloned()
     }
 
     /// The routable workers of an endpoint.

@@ -182,9 +182,16 @@ async fn a_worker_that_is_leaving_or_gone_is_not_changed() {
         (reply.status, &reply.json()["code"]),
         (409, &"WORKER_DRAINING".into())
     );
-    assert_eq!(shown(&gateway, &id).await["status"], "draining");
+    let by_url = worker.url().replace("://", "%3A%2F%2F").replace(':', "%3A");
+    for name in [&id, &by_url] {
+        assert_eq!(shown(&gateway, name).await["status"], "draining", "{name}");
+    }
     drop(client);
     until_gone(&gateway, &id).await;
+    assert_eq!(
+        get(&gateway, &format!("/workers/{by_url}")).await.status,
+        404
+    );
     late.send(body.as_bytes()).await;
     let reply = late.reply().await;
     assert_eq!(
