@@ -209,6 +209,28 @@ def test_a_gateway_without_free_files_serves_again_once_there_are_some(workers, 
     door.assert_nothing_left()
 
 
+def test_a_shortage_of_files_towards_workers_is_counted_and_held_against_none_of_them(workers, gateway):
+    fleet = workers(2, fault_delay_first_byte_ms=300)
+    door = gateway([worker.url for worker in fleet], "--health-check-interval-secs", "60")
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(door.url)) for _ in range(8)]
+        for client in clients:
+            # Known to be accepted, without a connection to a worker.
+            client.sendall(b"GET /liveness HTTP/1.1\r\nHost: gateway\r\n\r\n")
+            assert client.recv(65536).split()[1] == b"200"
+        soft, hard = resource.prlimit(door.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(door.process.pid, resource.RLIMIT_NOFILE, (1, hard))
+        for client in clients:
+            # At most two connections to workers are there: those of the probes.
+            client.sendall(head("/generate", len(REQUEST)) + REQUEST)
+        statuses = [client.recv(65536).split()[1] for client in clients]
+        resource.prlimit(door.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert b"503" in statuses and {*statuses} <= {b"200", b"503"}, statuses
+    assert door.metrics("smg_local_faults_total")
+    assert {(worker["status"], worker["circuit_breaker"]) for worker in door.workers()} == {("ready", "closed")}
+    assert call(door.url, "POST", "/generate", generate(1))[0] == 200
+
+
 def asks(client: socket.socket) -> bytes:
     client.sendall(head("/generate", len(REQUEST)) + REQUEST)
     return client.recv(65536).split()[1]
