@@ -95,7 +95,7 @@ class RouterArgs:
     max_payload_size: int = option(536870912, POLICY, "largest accepted request body, bytes", metavar="BYTES")
     bucket_adjust_interval_secs: int = option(5, POLICY, "bucket: seconds between recalculations of the boundaries")
     dp_aware: bool = option(False, POLICY, "schedule on every data-parallel rank of a worker instead of the worker")
-    enable_igw: bool = option(False, POLICY, "serve several models; workers come from the API or from discovery")
+    enable_igw: bool = option(False, POLICY, "serve several models whose workers come and go by request: as --model-matching exact")
     api_key: str | None = option(None, AUTH, "key demanded from clients, and sent to the workers of --worker-urls", secret=True)
     log_dir: str | None = option(None, LOGGING, "directory for log files; unset means the console only")
     log_level: str | None = option(None, LOGGING, "least important log lines that are written", cli_default="info")
@@ -202,6 +202,7 @@ class RouterArgs:
     client_write_timeout_secs: int = option(60, REQUEST, "how long a client may take nothing of a reply before its request is ended")
     max_client_connections: int = option(0, LIMIT, "client connections at a time, idle ones are closed for new ones; 0 means half of the file descriptors")
     max_buffered_bytes: int | None = option(None, LIMIT, "memory of all request bodies together; unset means a quarter of the memory that the process may have")
+    model_matching: str = option("auto", POLICY, "requests whose model is none that is served: auto lets them pass while one model is served, exact never, any always")
     # fmt: on
 
     @staticmethod

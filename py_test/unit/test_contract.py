@@ -150,6 +150,7 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "client_write_timeout_secs",
         "max_client_connections",
         "max_buffered_bytes",
+        "model_matching",
     ]
 
 

@@ -376,6 +376,6 @@ def test_security_names_options_and_routes_that_exist() -> None:
     flags = set(re.findall(r"--[a-z][a-z-]+", text))
     assert flags and flags <= known
     routes = set(re.findall(r"`(/[a-z_/0-9]+)`", text))
-    files = ("api/info.rs", "api/engine_metrics.rs", "endpoint.rs")
+    files = ("api/info.rs", "api/models.rs", "api/engine_metrics.rs", "endpoint.rs")
     source = "".join((ROOT / "crates/gateway/src" / file).read_text() for file in files)
     assert routes and all(f'"{route}"' in source for route in routes)

@@ -207,7 +207,6 @@ def test_on_cpus_replicas_share_the_numa_nodes_there_are(monkeypatch: pytest.Mon
         ("--router-prefill", {}, {"prefill_urls": [("http://a", None)]}),
         ("--router-decode", {}, {"decode_urls": ["http://a"]}),
         ("--router-service-discovery", {}, {"service_discovery": True}),
-        ("--router-enable-igw", {}, {"enable_igw": True}),
         ("--worker-urls", {}, {"worker_urls": ["http://a"]}),
         ("--router-api-key", {"api_key": "a"}, {"api_key": "b"}),
         ("--dp-size", {"dp_size": 0}, {}),

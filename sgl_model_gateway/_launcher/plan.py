@@ -205,7 +205,6 @@ def _router_refusals(args: RouterArgs) -> list[tuple[str, object, str]]:
         ("--router-decode", args.decode_urls, pairs),
         ("--router-test-external-dp-routing", args.test_external_dp_routing, pairs),
         ("--router-service-discovery", args.service_discovery, found),
-        ("--router-enable-igw", args.enable_igw, found),
         ("--worker-urls", args.worker_urls, f"the gateway gets the workers started here; {launch}"),
     ]
 

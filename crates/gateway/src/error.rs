@@ -31,6 +31,12 @@ pub(crate) enum Error {
     /// The wait in the queue took too long.
     #[error("timed out after {seconds} s in the queue (limit {what})")]
     QueueTimeout { what: &'static str, seconds: u64 },
+    /// Several models are served, and the request names none of them.
+    #[error("the request names no model; served here: {served}")]
+    MissingModel { served: String },
+    /// The model that the request names is not served.
+    #[error("model {model:?} is not served here; served: {served}")]
+    ModelNotFound { model: String, served: String },
     /// No worker can be asked for information.
     #[error("no workers available to answer this")]
     NoWorkers,
@@ -166,6 +172,7 @@ impl Error {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyIncomplete(_)
             | Self::Json(_)
+            | Self::MissingModel { .. }
             | Self::WorkerId { .. }
             | Self::WorkerSpec(_)
             | Self::NotUp { .. }
@@ -176,7 +183,9 @@ impl Error {
             Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::CrossSite { .. } => StatusCode::FORBIDDEN,
-            Self::UnknownUrl { .. } | Self::WorkerNotFound(_) => StatusCode::NOT_FOUND,
+            Self::UnknownUrl { .. } | Self::ModelNotFound { .. } | Self::WorkerNotFound(_) => {
+                StatusCode::NOT_FOUND
+            }
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
         }
@@ -188,6 +197,8 @@ impl Error {
             Self::NoAvailableWorkers { .. } => "no_available_workers",
             Self::QueueFull { .. } => "queue_full",
             Self::QueueTimeout { .. } => "queue_timeout",
+            Self::MissingModel { .. } => "missing_model",
+            Self::ModelNotFound { .. } => "model_not_found",
             Self::NoWorkers => "no_workers",
             Self::UpstreamTimeout { .. } => "call_upstream_timeout",
             Self::Upstream {

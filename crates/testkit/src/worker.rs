@@ -110,6 +110,8 @@ impl Worker {
                 json(200, r#"{"served_model_name":"test-model","tp_size":1}"#)
             } else if request.head.starts_with("GET /model_info ") {
                 json(200, "{}")
+            } else if request.head.starts_with("GET /v1/models ") {
+                json(404, r#"{"detail":"Not Found"}"#)
             } else {
                 script(request)
             }
@@ -181,6 +183,7 @@ impl Worker {
             "/get_server_info",
             "/model_info",
             "/get_model_info",
+            "/v1/models",
         ];
         let mut received = self.state.received.lock().unwrap().clone();
         received.retain(|request| !questions.contains(&request.path()));

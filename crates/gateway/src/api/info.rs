@@ -1,6 +1,5 @@
 //! What the gateway answers about itself and the models behind it.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Json;
@@ -29,7 +28,6 @@ pub(super) fn routes() -> Routes {
         .get("/get_model_info", Access::Info, model_info)
         .get("/server_info", Access::Info, server_info)
         .get("/get_server_info", Access::Info, server_info)
-        .get("/v1/models", Access::Info, models)
 }
 
 /// Whether requests can be served: probe this one before sending traffic.
@@ -82,19 +80,4 @@ async fn server_info(State(fan_out): State<FanOut>) -> Result<Response, Error> {
 async fn first_answer(fan_out: &FanOut, paths: &'static [&'static str]) -> Result<Response, Error> {
     let answer = fan_out.ask_first(&WorkerQuery::information(paths)).await?;
     Ok(disclosure::answer(&answer))
-}
-
-/// The models of the ready workers, in the shape of `OpenAI`'s list.
-async fn models(State(fleet): State<Arc<Fleet>>) -> Result<Json<Value>, Error> {
-    let workers = fleet.workers();
-    let ready = workers.iter().filter(|worker| worker.is_ready());
-    let ids: BTreeSet<_> = ready
-        .map(|worker| worker.endpoint.model_info.load().model.clone())
-        .collect();
-    if ids.is_empty() {
-        return Err(Error::NoWorkers);
-    }
-    let card = |id| json!({"id": id, "object": "model", "created": 0, "owned_by": "local"});
-    let data: Vec<_> = ids.into_iter().map(card).collect();
-    Ok(Json(json!({"object": "list", "data": data})))
 }

@@ -8,6 +8,7 @@ mod engine_metrics;
 mod exposition;
 mod extract;
 mod info;
+mod models;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 mod route_table;
@@ -25,6 +26,7 @@ pub(crate) use state::{ApiState, Caller};
 /// The routes that axum serves.
 pub(crate) fn routes() -> Routes {
     info::routes()
+        .merge(models::routes())
         .merge(engine_metrics::routes())
         .merge(control::routes())
         .merge(workers::routes())

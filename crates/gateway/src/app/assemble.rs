@@ -16,8 +16,8 @@ use crate::admission::Admission;
 use crate::api::ApiState;
 use crate::balancer::{Balancer, ModelPolicies};
 use crate::config::{
-    AdmissionSection, ClientSection, ConnectionSection, FleetSection, HealthSection, Live, Options,
-    ProxySection, ServerSection,
+    AdmissionSection, ClientSection, ConnectionSection, FleetSection, HealthSection, Live,
+    ModelMatching, Options, ProxySection, ServerSection,
 };
 use crate::cpu_pool::CpuPool;
 use crate::fleet::{Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory};
@@ -68,7 +68,7 @@ pub(super) fn build(
         client: client.clone(),
         joined,
     };
-    let balancer = Balancer::new(Arc::clone(&fleet), policies(options), &admission_options);
+    let balancer = balancer(options, &fleet, &admission_options);
     let admission = Arc::new(Admission::new(&admission_options, &metrics));
     let cpu_pool = CpuPool::new().map_err(|e| StartError::environment("start threads", e))?;
     let section = ProxySection::new(options, memory, lanes);
@@ -106,9 +106,11 @@ pub(super) fn build(
     })
 }
 
-fn policies(options: &Options) -> ModelPolicies {
+fn balancer(options: &Options, fleet: &Arc<Fleet>, admission: &AdmissionSection) -> Arc<Balancer> {
     let params = Params::from(options);
-    ModelPolicies::new(options.policy, move |kind| kind.build(&params))
+    let policies = ModelPolicies::new(options.policy, move |kind| kind.build(&params));
+    let matching = ModelMatching::from(options);
+    Balancer::new(Arc::clone(fleet), policies, admission, matching)
 }
 
 fn maintenance(

@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use arc_swap::{ArcSwap, Guard};
 use routing::{Candidates, PolicyKind, Ranked, Request};
 
+use super::model_names::ModelNames;
 use super::model_policies::{MembersByModel, ModelMember, ModelPolicies, PolicyInstance};
+use super::select_error::SelectError;
 use super::snapshot::{AvailableWorkers, Queues, Snapshot};
 use crate::admission::{QueueLimits, WorkerQueue};
-use crate::config::AdmissionSection;
+use crate::config::{AdmissionSection, ModelMatching};
 use crate::fleet::{Fleet, FleetObserver, UNKNOWN_MODEL, Worker};
 
 /// Bytes of text per token, as the prefix index counts.
@@ -27,6 +29,7 @@ pub(crate) struct Balancer {
     /// `None` where requests per worker are not limited.
     limits: Option<QueueLimits>,
     queues: Queues,
+    matching: ModelMatching,
 }
 
 impl Balancer {
@@ -35,6 +38,7 @@ impl Balancer {
         fleet: Arc<Fleet>,
         policies: ModelPolicies,
         options: &AdmissionSection,
+        matching: ModelMatching,
     ) -> Arc<Self> {
         let limits = options
             .max_requests_per_worker
@@ -44,7 +48,8 @@ impl Balancer {
                 max_wait: options.queue_timeout,
             });
         let queues = Queues::default();
-        let snapshot = Snapshot::new(&policies, &queues, &AvailableWorkers::default());
+        let none = AvailableWorkers::default();
+        let snapshot = Snapshot::new(&policies, &queues, &none, ModelNames::default());
         let balancer = Arc::new(Self {
             fleet,
             policies,
@@ -52,6 +57,7 @@ impl Balancer {
             rebuilding: Mutex::default(),
             limits,
             queues,
+            matching,
         });
         let observer: Weak<Self> = Arc::downgrade(&balancer);
         balancer.fleet.observe_with(observer);
@@ -86,7 +92,15 @@ impl Balancer {
 
     /// Where a request waits while its workers are at their limit.
     pub(crate) fn queue_of(&self, request: &Request<'_>) -> Arc<WorkerQueue> {
-        Arc::clone(&self.snapshot.load().pool(request).queue)
+        let snapshot = self.snapshot.load();
+        let pool = snapshot.pool(request).unwrap_or(&snapshot.any_model);
+        Arc::clone(&pool.queue)
+    }
+
+    /// Every model that is served, or that a worker is registered for.
+    pub(crate) fn served_models(&self) -> Vec<String> {
+        let snapshot = self.snapshot.load();
+        snapshot.names.models().iter().cloned().collect()
     }
 
     /// How many workers a request might be given to.
@@ -105,16 +119,22 @@ impl Balancer {
 
     /// What the policy would weigh, best first; where it has no costs, the ready workers in
     /// their order, all at cost 0.
+    ///
+    /// # Errors
+    /// When the model that it names is not served.
     pub(crate) fn rank<T>(
         &self,
         request: &Request<'_>,
         use_ranked: impl FnOnce(PolicyKind, &[Ranked<'_>]) -> T,
-    ) -> T {
+    ) -> Result<T, SelectError> {
         let snapshot = self.snapshot.load();
-        let pool = snapshot.pool(request);
+        let pool = match snapshot.pool(request) {
+            Err(SelectError::NoneReady) => return Ok(use_ranked(self.policy(), &[])),
+            pool => pool?,
+        };
         let PolicyInstance { kind, ref policy } = pool.instance;
         let Some(from) = Candidates::new(&pool.selectable) else {
-            return use_ranked(kind, &[]);
+            return Ok(use_ranked(kind, &[]));
         };
         let mut ranked = policy.rank(from, request);
         if ranked.is_empty() {
@@ -127,7 +147,7 @@ impl Balancer {
             };
             ranked.extend(from.iter().map(bare));
         }
-        use_ranked(kind, &ranked)
+        Ok(use_ranked(kind, &ranked))
     }
 
     pub(super) fn snapshot(&self) -> Guard<Arc<Snapshot>> {
@@ -185,7 +205,8 @@ impl Balancer {
             };
             list.push(Arc::clone(worker));
         }
-        let snapshot = Snapshot::new(&self.policies, &self.queues, &available);
+        let names = ModelNames::new(self.matching, &workers, &self.snapshot.load().names);
+        let snapshot = Snapshot::new(&self.policies, &self.queues, &available, names);
         self.snapshot.store(Arc::new(snapshot));
         let slots = workers.last().map_or(0, |worker| worker.slot + 1);
         let mut capacity = vec![None; slots];

@@ -4,8 +4,10 @@
 mod balancer;
 mod feedback;
 mod in_flight;
+mod model_names;
 mod model_policies;
 mod placement;
+mod select_error;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -14,4 +16,5 @@ pub(crate) use balancer::Balancer;
 pub(crate) use feedback::record_blame;
 pub(crate) use in_flight::{FirstByte, InFlight};
 pub(crate) use model_policies::ModelPolicies;
-pub(crate) use placement::{Constraints, SelectError, Selection, select};
+pub(crate) use placement::{Constraints, Selection, select};
+pub(crate) use select_error::SelectError;

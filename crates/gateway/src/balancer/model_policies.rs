@@ -192,6 +192,13 @@ impl ModelPolicies {
         }
     }
 
+    /// The model, where only one is served.
+    pub(super) fn only_model(&self) -> Option<String> {
+        let active = self.active();
+        let only = active.models.keys().next();
+        only.filter(|_| active.models.len() == 1).cloned()
+    }
+
     /// The instance of each model, where several are served.
     pub(super) fn by_model(&self) -> BTreeMap<String, PolicyInstance> {
         let active = self.active();

@@ -7,6 +7,7 @@ use routing::{Branch, Candidate, Candidates, PolicyKind, Request, ramp};
 
 use super::balancer::Balancer;
 use super::in_flight::{InFlight, PromptLoad};
+use super::select_error::SelectError;
 use super::snapshot::{Snapshot, WorkerPool};
 use crate::config::WorkerUrl;
 use crate::fleet::{BreakerPermit, Worker, acquire_breaker_permit};
@@ -36,19 +37,6 @@ pub(crate) struct Selection {
     pub(crate) requests_before: usize,
 }
 
-/// Why no worker was selected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SelectError {
-    /// No worker takes requests, or not the one that was named.
-    NoneReady,
-    /// Every worker that takes requests has been tried.
-    Exhausted,
-    /// Every worker that takes requests is at its limit.
-    AtCapacity,
-    /// Other requests took the last shares, again and again.
-    Raced,
-}
-
 /// Times a request looks at the fleet when others take its share.
 const MAX_RACES: usize = 8;
 
@@ -75,10 +63,16 @@ fn try_select(
     constraints: Constraints<'_>,
 ) -> Result<Selection, SelectError> {
     let snapshot = balancer.snapshot();
+    let pool = match (snapshot.pool(request), constraints.target) {
+        (Ok(pool), _) => pool,
+        // The client names the worker itself.
+        (Err(_), Some(_)) => &snapshot.any_model,
+        (Err(why), None) => return Err(why),
+    };
     let view = View {
         balancer,
         snapshot: &snapshot,
-        pool: snapshot.pool(request),
+        pool,
         request,
     };
     let mut from = view.candidates(constraints)?;

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use routing::{Candidate, Request, is_panicking};
 
+use super::model_names::{ModelNames, Resolved};
 use super::model_policies::{ModelPolicies, PolicyInstance};
+use super::select_error::SelectError;
 use crate::admission::WorkerQueue;
 use crate::fleet::{Role, Worker};
 
@@ -40,8 +42,13 @@ pub(super) struct WorkerPool {
 #[derive(Debug)]
 pub(super) struct Snapshot {
     pub(super) any_model: WorkerPool,
+    /// The model of all workers that have been ready, where that is one.
+    only_model: Option<String>,
     /// Where several models are served, a pool for each.
     models: BTreeMap<String, WorkerPool>,
+    /// For each adapter that some workers of its model lack, those that have it.
+    adapters: BTreeMap<String, WorkerPool>,
+    pub(super) names: ModelNames,
     /// All workers in it, by ascending slot.
     workers: Vec<Arc<Worker>>,
     /// Slots of the workers in slow start, and when each came back.
@@ -86,12 +93,30 @@ impl Queues {
     }
 }
 
+impl WorkerPool {
+    /// The part of it that these workers are, by ascending slot. Requests wait in the same queue.
+    fn subset(&self, slots: &[usize]) -> Self {
+        let of = |candidates: &[Candidate]| {
+            let among = |it: &&Candidate| slots.binary_search(&it.slot).is_ok();
+            candidates.iter().filter(among).cloned().collect()
+        };
+        Self {
+            instance: self.instance.clone(),
+            selectable: of(&self.selectable),
+            fallback: of(&self.fallback),
+            panicking: self.panicking,
+            queue: Arc::clone(&self.queue),
+        }
+    }
+}
+
 impl Snapshot {
     /// Of these workers, by ascending slot.
     pub(super) fn new(
         policies: &ModelPolicies,
         queues: &Queues,
         workers: &AvailableWorkers,
+        names: ModelNames,
     ) -> Self {
         let AvailableWorkers {
             selectable,
@@ -137,22 +162,39 @@ impl Snapshot {
             })
             .collect();
         queues.retain(&models);
+        let any_model = pool(None, policies.shared());
+        let partial = names.partial_adapters().map(|(name, model, slots)| {
+            let base = models.get(model).unwrap_or(&any_model);
+            (name.to_owned(), base.subset(slots))
+        });
+        let adapters = partial.collect();
         let recovered = |worker: &Arc<Worker>| Some((worker.slot, worker.recovered_at()?));
         Self {
-            any_model: pool(None, policies.shared()),
+            any_model,
+            only_model: policies.only_model(),
             models,
+            adapters,
+            names,
             warming_up: selectable.iter().filter_map(recovered).collect(),
             workers,
         }
     }
 
-    /// The pool for a request: its model's, where several are served and it names one.
-    pub(super) fn pool(&self, request: &Request<'_>) -> &WorkerPool {
-        if self.models.is_empty() {
-            return &self.any_model;
+    /// The pool for a request, by the model that it names.
+    ///
+    /// # Errors
+    /// When it names none of several, one that is not served, or one without workers.
+    pub(super) fn pool(&self, request: &Request<'_>) -> Result<&WorkerPool, SelectError> {
+        match self.names.resolve(request.model) {
+            Resolved::Any => Ok(&self.any_model),
+            Resolved::Model(name) if self.only_model.as_deref() == Some(name) => {
+                Ok(&self.any_model)
+            }
+            Resolved::Model(name) => self.models.get(name).ok_or(SelectError::NoneReady),
+            Resolved::Adapter(name) => self.adapters.get(name).ok_or(SelectError::NoneReady),
+            Resolved::Missing => Err(SelectError::MissingModel),
+            Resolved::Unknown => Err(SelectError::UnknownModel),
         }
-        let named = request.model.and_then(|model| self.models.get(model));
-        named.unwrap_or(&self.any_model)
     }
 
     /// The worker in a slot.

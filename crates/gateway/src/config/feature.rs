@@ -51,9 +51,6 @@ features! {
     DataParallel: "data-parallel routing",
         options: [dp_aware],
         fields: [dp_aware dp_base_url dp_rank dp_size];
-    MultiModel: "the multi-model mode",
-        instead: "workers are chosen by model without it",
-        options: [enable_igw];
     Discovery: "service discovery",
         options: [
             service_discovery
@@ -95,7 +92,6 @@ features! {
         instead: "the gateway's own options are for all workers",
         fields: [http_pool];
     WorkerModels: "several models per worker";
-    ModelAliases: "model aliases";
 }
 
 impl fmt::Display for Feature {

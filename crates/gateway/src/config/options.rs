@@ -34,6 +34,19 @@ pub enum HistoryBackend {
     Redis,
 }
 
+/// Which workers a request whose `model` names none of the served models may go to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelMatching {
+    /// Any worker, while one model is served; none, once several are.
+    #[default]
+    Auto,
+    /// None: the name must be that of a served model.
+    Exact,
+    /// Any worker.
+    Any,
+}
+
 /// The least important log lines that are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -69,6 +82,16 @@ macro_rules! options {
             pub const NAMES: &[&str] = &[$(stringify!($name),)+];
         }
     };
+}
+
+impl From<&Options> for ModelMatching {
+    /// Models that come and go by request are matched exactly.
+    fn from(options: &Options) -> Self {
+        match options.model_matching {
+            Self::Auto if options.enable_igw => Self::Exact,
+            matching => matching,
+        }
+    }
 }
 
 options! {
@@ -184,7 +207,7 @@ options! {
     health_check_endpoint: String = "/health".to_owned();
     /// Probe no worker once it is up.
     disable_health_check: bool = false;
-    /// Multi-model gateway mode.
+    /// Multi-model gateway mode: workers come and go by request, models are matched exactly.
     enable_igw: bool = false;
     /// Requests that may wait for a place under a cap or rate; more are refused with 429.
     queue_size: u64 = 100;
@@ -297,4 +320,7 @@ options! {
     /// Memory of all request bodies together, bytes; unset means a quarter of the memory that the
     /// process may have.
     max_buffered_bytes: Option<u64> = None;
+    /// Which requests a worker may get whose `model` is none that is served: `auto` is any while
+    /// one model is served and none once several are, `exact` none, `any` all.
+    model_matching: ModelMatching = ModelMatching::Auto;
 }

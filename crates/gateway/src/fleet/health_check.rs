@@ -12,7 +12,7 @@ use tracing::{debug, error, warn};
 
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
-use super::model_info;
+use super::model_info::{self, Report};
 use super::spec::HealthSpec;
 use super::transitions;
 use crate::config::{HealthSection, Live, seconds};
@@ -29,6 +29,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const IDENTIFY_FIRST: Duration = Duration::from_secs(1);
 /// Attempts to read a worker's model info, where probes are off.
 const IDENTIFY_ATTEMPTS: u32 = 3;
+/// Shortest time between looks at a worker's list of models.
+const REFRESH_CARDS: Duration = Duration::from_secs(10);
 /// The pause of a prober that has nothing to do.
 const NEVER: Duration = Duration::from_hours(24);
 /// Spread of pauses, so that a fleet is not probed in one burst.
@@ -63,6 +65,7 @@ impl Prober {
         self.start_up().await;
         let mut attempts = IDENTIFY_ATTEMPTS;
         let (mut last, mut pause) = (Probe::Passed, self.pause(History::Passed));
+        let mut refresh_at = Instant::now() + REFRESH_CARDS;
         while !self.endpoint.is_removed() {
             let next = if self.has_work(attempts) {
                 pause
@@ -92,6 +95,9 @@ impl Prober {
             if last == Probe::Passed && !known {
                 self.identify().await;
                 attempts = attempts.saturating_sub(1);
+            } else if last == Probe::Passed && Instant::now() >= refresh_at {
+                self.refresh_cards().await;
+                refresh_at = Instant::now() + REFRESH_CARDS;
             }
         }
     }
@@ -210,18 +216,36 @@ impl Prober {
             ["/server_info", "/get_server_info"],
             ["/model_info", "/get_model_info"],
         ] {
-            answers.extend(self.first_of(paths).await);
+            answers.extend(self.first_of(&paths).await);
         }
-        if answers.is_empty() {
+        let cards = self.first_of(&["/v1/models"]).await;
+        if answers.is_empty() && cards.is_none() {
             return;
         }
-        let labels = model_info::labels(&answers);
-        debug!(worker = %self.endpoint.url, model = model_info::model_name(&labels), "worker reports its model");
-        transitions::set_model(&self.fleet, &self.endpoint, Some(labels), &self.metrics);
+        let report = Report::new(model_info::labels(&answers), cards.as_ref());
+        let model = report.model();
+        debug!(worker = %self.endpoint.url, model, "worker reports its model");
+        transitions::set_model(&self.fleet, &self.endpoint, Some(report), &self.metrics);
+    }
+
+    /// Reads which adapters the worker has: they come and go while it runs.
+    async fn refresh_cards(&self) {
+        let Some(answer) = self.first_of(&["/v1/models"]).await else {
+            return;
+        };
+        let before = self.endpoint.model_info.load_full();
+        let report = Report::new(before.report.labels.clone(), Some(&answer));
+        let names = |report: &Report| {
+            let cards = report.cards.iter();
+            cards.map(|card| card.id.clone()).collect::<Vec<_>>()
+        };
+        if names(&report) != names(&before.report) {
+            transitions::set_model(&self.fleet, &self.endpoint, Some(report), &self.metrics);
+        }
     }
 
     /// The JSON object at the first of `paths` that is not 404.
-    async fn first_of(&self, paths: [&str; 2]) -> Option<Map<String, Value>> {
+    async fn first_of(&self, paths: &[&str]) -> Option<Map<String, Value>> {
         for path in paths {
             match self.ask(path).await {
                 Ok((StatusCode::NOT_FOUND, _)) => {}

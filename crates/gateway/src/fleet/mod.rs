@@ -7,6 +7,7 @@ mod fleet;
 mod gauges;
 mod health_check;
 mod health_checks;
+mod model_card;
 mod model_info;
 mod outlier_detection;
 mod outlier_stats;
@@ -39,5 +40,6 @@ pub(crate) use worker_factory::WorkerFactory;
 #[cfg(test)]
 pub(crate) use {
     drain::{finish_drain, start_drain},
+    model_info::Report,
     transitions::{mark_failed, record_probe, set_model},
 };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::model_card::ModelCard;
 use crate::telemetry::ModelMetrics;
 pub(crate) use crate::telemetry::UNKNOWN_MODEL;
 
@@ -32,16 +33,26 @@ const LABELS: [&str; 20] = [
     "model_type",
 ];
 
+/// The labels that name the model, the best one first.
+const NAMES: [&str; 3] = ["served_model_name", "model_id", "model_path"];
+
 /// What a worker reports of itself, as text.
 pub(crate) type Labels = BTreeMap<String, String>;
+
+/// What a worker reports of itself: `/server_info`, `/model_info`, `/v1/models`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Report {
+    pub(crate) labels: Labels,
+    pub(crate) cards: Vec<ModelCard>,
+}
 
 /// What a worker reports of itself, and the metrics that follow from it.
 #[derive(Debug)]
 pub(crate) struct ModelInfo {
     /// The model it serves; [`UNKNOWN_MODEL`] until it reports one.
     pub(crate) model: String,
-    /// Everything it reports, as text.
-    pub(crate) labels: Labels,
+    /// Everything it reports.
+    pub(crate) report: Report,
     /// Handles for its model.
     pub(crate) metrics: Arc<ModelMetrics>,
 }
@@ -49,17 +60,54 @@ pub(crate) struct ModelInfo {
 impl ModelInfo {
     /// Tokens its prefix cache holds, when it reports that.
     pub(crate) fn cache_tokens(&self) -> Option<u64> {
-        self.labels.get("max_total_num_tokens")?.parse().ok()
+        let tokens = self.report.labels.get("max_total_num_tokens")?;
+        tokens.parse().ok()
+    }
+
+    /// Other names of its model: those that it reports, and the path the model is loaded from.
+    pub(crate) fn aliases(&self) -> impl Iterator<Item = &str> {
+        let labels = NAMES
+            .iter()
+            .filter_map(|name| self.report.labels.get(*name));
+        let cards = self.report.cards.iter().filter(|card| !card.is_adapter());
+        let names = labels.chain(cards.map(|card| &card.id));
+        names
+            .map(String::as_str)
+            .filter(|name| !name.is_empty() && *name != self.model)
+    }
+
+    /// The names of the adapters that it has loaded.
+    pub(crate) fn adapters(&self) -> impl Iterator<Item = &str> {
+        let adapters = self.report.cards.iter().filter(|card| card.is_adapter());
+        adapters.map(|card| &*card.id)
     }
 
     /// Whether it has reported, and its model is known.
     pub(crate) fn is_complete(&self) -> bool {
-        self.is_known() && !self.labels.is_empty()
+        self.is_known() && self.report != Report::default()
     }
 
     /// Whether its model is known.
     pub(crate) fn is_known(&self) -> bool {
         self.model != UNKNOWN_MODEL
+    }
+}
+
+impl Report {
+    /// What `/server_info` and `/model_info` say, and the answer to `GET /v1/models`.
+    pub(crate) fn new(labels: Labels, models: Option<&Map<String, Value>>) -> Self {
+        let cards = models.map(ModelCard::list).unwrap_or_default();
+        Self { labels, cards }
+    }
+
+    /// The model it names, if it names one.
+    pub(super) fn model(&self) -> String {
+        let named = model_name(&self.labels);
+        let base = self.cards.iter().find(|card| !card.is_adapter());
+        match base {
+            Some(card) if named == UNKNOWN_MODEL => card.id.clone(),
+            _ => named,
+        }
     }
 }
 
@@ -81,9 +129,9 @@ pub(super) fn labels(answers: &[Map<String, Value>]) -> Labels {
 
 /// The model a worker serves, by its labels.
 pub(crate) fn model_name(labels: &Labels) -> String {
-    ["served_model_name", "model_id", "model_path"]
-        .into_iter()
-        .filter_map(|name| labels.get(name))
+    NAMES
+        .iter()
+        .filter_map(|name| labels.get(*name))
         .find(|name| !name.is_empty())
         .map_or_else(|| UNKNOWN_MODEL.to_owned(), Clone::clone)
 }

@@ -175,7 +175,7 @@ impl Registry {
             let endpoint = &worker.endpoint;
             let spec = build_spec(
                 &endpoint.config.load().spec,
-                &endpoint.model_info.load().labels,
+                &endpoint.model_info.load().report.labels,
             )?;
             self.factory.metrics.registered("duplicate");
             self.reregister(&worker, spec)?;
@@ -253,7 +253,7 @@ impl Registry {
         }
         let spec = change(
             &endpoint.config.load().spec,
-            &endpoint.model_info.load().labels,
+            &endpoint.model_info.load().report.labels,
         )?;
         self.factory.warn_without_key(&spec);
         self.apply_spec(endpoint, spec);
@@ -323,7 +323,7 @@ mod tests {
     use std::sync::Barrier;
     use std::thread;
 
-    use super::super::model_info::UNKNOWN_MODEL;
+    use super::super::model_info::{Report, UNKNOWN_MODEL};
     use super::*;
     use crate::config::{ConnectionSection, FleetSection, HealthSection, Options};
     use crate::telemetry::Metrics;
@@ -399,7 +399,8 @@ mod tests {
         let worker = bench.join();
         bench.remove(&worker);
         let labels = BTreeMap::from([("model_id".to_owned(), "ghost".to_owned())]);
-        transitions::set_model(&bench.fleet, &worker.endpoint, Some(labels), &bench.metrics);
+        let report = Report::new(labels, None);
+        transitions::set_model(&bench.fleet, &worker.endpoint, Some(report), &bench.metrics);
         assert_eq!(worker.endpoint.model_info.load().model, UNKNOWN_MODEL);
     }
 

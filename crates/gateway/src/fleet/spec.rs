@@ -16,6 +16,8 @@ pub(crate) struct WorkerSpec {
     pub(crate) key: Option<Secret>,
     /// The model it serves; beats the one it reports.
     pub(crate) model: Option<String>,
+    /// Other names that requests may call that model.
+    pub(crate) aliases: Vec<String>,
     /// The policy its label asks for.
     pub(crate) policy: Option<PolicyKind>,
     pub(crate) labels: BTreeMap<String, String>,
@@ -41,6 +43,7 @@ impl WorkerSpec {
             url,
             key: None,
             model: None,
+            aliases: Vec::new(),
             policy: None,
             labels: BTreeMap::new(),
             health: HealthSpec::default(),

@@ -13,7 +13,7 @@ use tracing::info;
 
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
-use super::model_info::{self, Labels, ModelInfo};
+use super::model_info::{ModelInfo, Report};
 use super::worker::Worker;
 use crate::telemetry::Metrics;
 
@@ -235,7 +235,7 @@ pub(crate) fn invalidate_cache(fleet: &Fleet, worker: &Worker) {
 pub(crate) fn set_model(
     fleet: &Fleet,
     endpoint: &Endpoint,
-    reported: Option<Labels>,
+    reported: Option<Report>,
     metrics: &Metrics,
 ) {
     let one_at_a_time = fleet.model_lock.lock();
@@ -244,9 +244,9 @@ pub(crate) fn set_model(
     }
     let (before, config) = (endpoint.model_info.load_full(), endpoint.config.load());
     let registered_anew = reported.is_none();
-    let labels = reported.unwrap_or_else(|| before.labels.clone());
+    let report = reported.unwrap_or_else(|| before.report.clone());
     let registered = config.spec.model.clone();
-    let model = registered.unwrap_or_else(|| model_info::model_name(&labels));
+    let model = registered.unwrap_or_else(|| report.model());
     let renamed = before.model != model;
     let metrics = if renamed {
         metrics.model(&model)
@@ -255,7 +255,7 @@ pub(crate) fn set_model(
     };
     endpoint.model_info.store(Arc::new(ModelInfo {
         model,
-        labels,
+        report,
         metrics,
     }));
     drop(one_at_a_time);

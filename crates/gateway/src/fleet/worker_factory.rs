@@ -1,6 +1,5 @@
 //! Makes workers from what they are registered with.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use routing::{Breaker, BreakerRules, Health, Thresholds, Verdict};
 use tracing::warn;
 
 use super::endpoint::Endpoint;
-use super::model_info::{ModelInfo, UNKNOWN_MODEL};
+use super::model_info::{ModelInfo, Report, UNKNOWN_MODEL};
 use super::outlier_stats::OutlierStats;
 use super::slots::Slot;
 use super::spec::{HealthSpec, WorkerSpec};
@@ -60,7 +59,7 @@ impl WorkerFactory {
         let health = Health::new(self.thresholds(&spec.health));
         let info = ModelInfo {
             metrics: self.metrics.model(&model),
-            labels: BTreeMap::new(),
+            report: Report::default(),
             model,
         };
         let client = Client::new(url.clone(), Arc::clone(&self.limits));

@@ -15,6 +15,7 @@ use super::dispatcher::Dispatcher;
 use super::exchange::{Exchange, Finished};
 use super::explain::Explainer;
 use super::header_text::header_text;
+use super::queue::unknown_model;
 use super::request::{BufferedRequest, ProxyRequest, RequestContext};
 use super::request_body::{self, BodyLimits, WholeBody};
 use super::request_head;
@@ -195,6 +196,7 @@ impl Proxy {
             now: self.balancer().fleet.now(),
             seed: fastrand::u64(..),
         };
-        Ok(self.explainer().dry_run(&request, endpoint.path))
+        let decided = self.explainer().dry_run(&request, endpoint.path);
+        decided.map_err(|_| unknown_model(self.balancer(), request.model))
     }
 }

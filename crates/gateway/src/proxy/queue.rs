@@ -7,7 +7,7 @@ use super::attempts::Attempts;
 use super::dispatcher::Dispatcher;
 use super::request::ProxyRequest;
 use crate::admission::{QueueError, QueueLimits, WaitFor};
-use crate::balancer::{Constraints, SelectError, Selection, select};
+use crate::balancer::{Balancer, Constraints, SelectError, Selection, select};
 use crate::error::Error;
 use crate::fleet::retry_after_secs;
 
@@ -40,6 +40,9 @@ pub(super) async fn select_or_wait(
                 None
             }
             Err(SelectError::Exhausted | SelectError::Raced) => None,
+            Err(SelectError::MissingModel | SelectError::UnknownModel) => {
+                return Err(unknown_model(balancer, request.routing.model));
+            }
         },
     };
     let none_available = || Error::NoAvailableWorkers {
@@ -63,6 +66,25 @@ pub(super) async fn select_or_wait(
         dispatcher.metrics.rejected();
         queue_error(why, limits, queue.waiting())
     })
+}
+
+/// Names that an error lists.
+const MAX_NAMES: usize = 20;
+
+/// The model that a request names is not served, or it names none of several.
+pub(super) fn unknown_model(balancer: &Balancer, model: Option<&str>) -> Error {
+    let models = balancer.served_models();
+    let mut served = models[..models.len().min(MAX_NAMES)].join(", ");
+    if models.len() > MAX_NAMES {
+        served += ", …";
+    }
+    match model.filter(|model| !model.is_empty()) {
+        Some(model) => Error::ModelNotFound {
+            model: model.to_owned(),
+            served,
+        },
+        None => Error::MissingModel { served },
+    }
 }
 
 fn queue_error(why: QueueError, limits: QueueLimits, waiting: usize) -> Error {

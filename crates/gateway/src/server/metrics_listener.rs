@@ -143,7 +143,7 @@ mod tests {
 
     use super::*;
     use crate::balancer::ModelPolicies;
-    use crate::config::{AdmissionSection, FleetSection, Options};
+    use crate::config::{AdmissionSection, FleetSection, ModelMatching, Options};
     use crate::fleet::Fleet;
 
     const HEAD: u64 = 5;
@@ -159,7 +159,7 @@ mod tests {
         let section = AdmissionSection::from(options);
         let fleet = Fleet::new(FleetSection::from(options));
         let page = MetricsPage {
-            balancer: Balancer::new(fleet, policies, &section),
+            balancer: Balancer::new(fleet, policies, &section, ModelMatching::Auto),
             admission: Arc::new(Admission::new(&section, &metrics)),
             metrics,
         };

@@ -54,6 +54,7 @@ pub(super) fn read(
             "model_id" => {
                 let model = non_empty(name, value)?;
                 if !fields.contains_key("models") {
+                    spec.aliases.clear();
                     spec.extra.remove("models");
                 }
                 spec.model = Some(model.to_owned());
@@ -186,13 +187,25 @@ fn read_models(value: &Value, spec: &mut WorkerSpec) -> Result<(), RegistrationE
     }
     let id = card_id(value).filter(|id| !id.is_empty());
     let id = id.ok_or_else(|| invalid("models[0].id", "must be a non-empty string"))?;
-    let aliases = card.get("aliases").and_then(Value::as_array);
-    if aliases.is_some_and(|aliases| !aliases.is_empty()) {
-        return Err(unbuilt("models[0].aliases", Feature::ModelAliases));
-    }
+    spec.aliases = read_aliases(card.get("aliases"))?;
     spec.model = Some(id.to_owned());
     spec.extra.insert("models".to_owned(), value.clone());
     Ok(())
+}
+
+fn read_aliases(value: Option<&Value>) -> Result<Vec<String>, RegistrationError> {
+    let field = "models[0].aliases";
+    let aliases = match value {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(list) => list.as_array(),
+    };
+    let aliases = aliases.ok_or_else(|| invalid(field, "must be a list of names"))?;
+    let names = aliases.iter().map(|name| {
+        let name = name.as_str().filter(|name| !name.is_empty());
+        let name = name.ok_or_else(|| invalid(field, "must be non-empty strings"))?;
+        Ok(name.to_owned())
+    });
+    names.collect()
 }
 
 fn card_id(models: &Value) -> Option<&str> {
@@ -340,7 +353,7 @@ mod tests {
             (r#""api_key":"a\nb""#, "api_key"),
             (r#""models":[{"id":"a"},{"id":"b"}]"#, "models"),
             (
-                r#""models":[{"id":"a","aliases":["b"]}]"#,
+                r#""models":[{"id":"a","aliases":["b",7]}]"#,
                 "models[0].aliases",
             ),
             (r#""models":[{}]"#, "models[0].id"),

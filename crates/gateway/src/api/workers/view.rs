@@ -14,7 +14,7 @@ pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
     let spec = &config.spec;
     let known = Some(&info.model).filter(|model| *model != UNKNOWN_MODEL);
     let model = known.map(|model| json!([{"id": model}]));
-    let labels: BTreeMap<_, _> = info.labels.iter().chain(&spec.labels).collect();
+    let labels: BTreeMap<_, _> = info.report.labels.iter().chain(&spec.labels).collect();
     let Value::Object(mut view) = json!({
         "id": worker.id.to_string(),
         "url": worker.url().as_str(),

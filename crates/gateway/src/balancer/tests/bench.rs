@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use routing::{PolicyKind, Probe};
+use serde_json::json;
 
 use super::super::{Balancer, ModelPolicies};
 use crate::config::{
-    AdmissionSection, ConnectionSection, FleetSection, HealthSection, Options, WorkerUrl,
+    AdmissionSection, ConnectionSection, FleetSection, HealthSection, ModelMatching, Options,
+    WorkerUrl,
 };
 use crate::fleet::{
-    Fleet, Worker, WorkerFactory, WorkerSpec, advance_timers, finish_drain, record_probe,
+    Fleet, Report, Worker, WorkerFactory, WorkerSpec, advance_timers, finish_drain, record_probe,
     set_model, start_drain,
 };
 use crate::telemetry::Metrics;
@@ -45,7 +47,12 @@ impl Bench {
         }
         let admission = AdmissionSection::from(&defaults);
         Self {
-            balancer: Balancer::new(Arc::clone(&fleet), policies, &admission),
+            balancer: Balancer::new(
+                Arc::clone(&fleet),
+                policies,
+                &admission,
+                ModelMatching::Auto,
+            ),
             fleet,
             metrics,
             factory,
@@ -77,7 +84,26 @@ impl Bench {
     /// A worker reports which model it serves.
     pub(super) fn report(&self, worker: &Worker, model: &str) {
         let labels = BTreeMap::from([("model_id".to_owned(), model.to_owned())]);
-        set_model(&self.fleet, &worker.endpoint, Some(labels), &self.metrics);
+        let report = Report::new(labels, None);
+        set_model(&self.fleet, &worker.endpoint, Some(report), &self.metrics);
+    }
+
+    /// A worker reports its model, and an adapter of it.
+    pub(super) fn report_adapter(&self, slot: usize, model: &str, adapter: &str) {
+        let cards = json!({"data": [{"id": model}, {"id": adapter, "parent": model}]});
+        let labels = BTreeMap::from([("model_id".to_owned(), model.to_owned())]);
+        let report = Report::new(labels, cards.as_object());
+        let endpoint = &self.worker(slot).endpoint;
+        set_model(&self.fleet, endpoint, Some(report), &self.metrics);
+    }
+
+    /// A worker is registered for a model.
+    pub(super) fn register(&self, slot: usize, model: &str) {
+        let worker = self.worker(slot);
+        let mut spec = worker.endpoint.config.load().spec.clone();
+        spec.model = Some(model.to_owned());
+        worker.endpoint.config.store(Arc::new(spec.into()));
+        set_model(&self.fleet, &worker.endpoint, None, &self.metrics);
     }
 
     /// Changes the policy label of a worker.

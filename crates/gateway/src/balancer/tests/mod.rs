@@ -290,8 +290,9 @@ async fn request_for_one_of_several_models_goes_to_its_workers() {
     serves(&bench, 2, "qwen");
     assert_eq!(slots_for(&bench, Some("llama")), [0, 1, 3]);
     assert_eq!(slots_for(&bench, Some("qwen")), [2]);
-    assert_eq!(slots_for(&bench, Some("an adapter")), [0, 1, 2, 3]);
-    assert_eq!(slots_for(&bench, None), [0, 1, 2, 3]);
+    assert_eq!(slots_for(&bench, Some("llama:adapter")), [0, 1, 3]);
+    assert!(slots_for(&bench, Some("any name")).is_empty());
+    assert!(slots_for(&bench, None).is_empty());
     bench.probe(2, Failed);
     assert!(slots_for(&bench, Some("qwen")).is_empty());
     assert_eq!(slots_for(&bench, Some("llama")), [0, 1, 3]);
@@ -310,4 +311,44 @@ async fn each_model_has_a_policy_instance_with_its_own_workers() {
     // All at the start and whenever a worker has reported or become ready; then all, llama's
     // and qwen's.
     assert_eq!(sizes, [3, 3, 3, 3, 3, 1, 1]);
+}
+
+#[tokio::test]
+async fn model_of_a_worker_that_still_starts_is_answered_by_no_other() {
+    let bench = Bench::new(2, recording(&Heard::default()), section());
+    serves(&bench, 0, "llama");
+    bench.probe(0, Passed);
+    assert_eq!(slots_for(&bench, Some("qwen")), [0]);
+    bench.register(1, "qwen");
+    let request = Request {
+        model: Some("qwen"),
+        ..Request::default()
+    };
+    let selected = select(&bench.balancer, &request, Constraints::default());
+    assert_eq!(selected.unwrap_err(), SelectError::NoneReady);
+    assert_eq!(slots_for(&bench, Some("llama")), [0]);
+    bench.probe(1, Passed);
+    assert_eq!(slots_for(&bench, Some("qwen")), [1]);
+}
+
+#[tokio::test]
+async fn adapter_that_some_workers_lack_goes_to_those_that_have_it() {
+    let bench = ready(4, section());
+    for slot in 0..3 {
+        serves(&bench, slot, "llama");
+    }
+    for slot in [1, 2] {
+        bench.report_adapter(slot, "llama", "sql");
+    }
+    for name in ["sql", "llama:sql"] {
+        assert_eq!(slots_for(&bench, Some(name)), [1, 2], "{name}");
+    }
+    serves(&bench, 3, "qwen");
+    assert_eq!(slots_for(&bench, Some("llama:sql")), [1, 2]);
+    assert_eq!(slots_for(&bench, Some("llama:other")), [0, 1, 2]);
+    bench.report_adapter(0, "llama", "sql");
+    assert_eq!(slots_for(&bench, Some("sql")), [0, 1, 2]);
+    serves(&bench, 1, "llama");
+    bench.probe(2, Failed);
+    assert_eq!(slots_for(&bench, Some("sql")), [0]);
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::decision_log::{Decision, DecisionLog};
-use crate::balancer::{Balancer, Selection};
+use crate::balancer::{Balancer, SelectError, Selection};
 use crate::proxy::header_text::header_text;
 use crate::proxy::request::ProxyRequest;
 
@@ -99,8 +99,9 @@ impl Explainer {
                 (*slot, format!("{url}; cost={:.0}", ranked.cost))
             };
             let rank = |_, ranked: &[Ranked<'_>]| ranked.iter().map(entry).collect();
+            let ranked = self.balancer.rank(request.routing, rank);
             CandidateRanking {
-                ranked: self.balancer.rank(request.routing, rank),
+                ranked: ranked.unwrap_or_default(),
             }
         })
     }
@@ -167,27 +168,30 @@ impl Explainer {
     }
 
     /// What would be decided for a request; nothing is sent or learnt.
+    ///
+    /// # Errors
+    /// When the model that it names is not served.
     pub(in crate::proxy) fn dry_run(
         &self,
         request: &RoutingRequest<'_>,
         endpoint: &'static str,
-    ) -> Value {
+    ) -> Result<Value, SelectError> {
         let tokens = request.prompt.tokens();
         let rank = |policy: routing::PolicyKind, ranked: &[Ranked<'_>]| {
             (policy.as_str(), self.describe(tokens, ranked))
         };
-        let (policy, ranked) = self.balancer.rank(request, rank);
+        let (policy, ranked) = self.balancer.rank(request, rank)?;
         let workers = self.balancer.fleet.workers();
         let not_ready = workers.iter().filter(|worker| !worker.is_ready());
         let not_ready: Vec<_> = not_ready.map(|worker| worker.url().as_str()).collect();
-        json!({
+        Ok(json!({
             "policy": policy,
             "endpoint": endpoint,
             "model": request.model,
             "prompt_tokens": tokens,
             "candidates": ranked,
             "not_ready": not_ready,
-        })
+        }))
     }
 
     fn describe(&self, tokens: u64, ranked: &[Ranked<'_>]) -> Vec<Value> {

@@ -317,7 +317,7 @@ async fn no_secret_of_a_worker_reaches_a_client_with_or_without_a_key() {
         r#"{{"api_key":"{CANARY}","admin_api_key":"{CANARY}","launch_command":"serve {CANARY}",
             "tp_size":1,"unheard_of":"{CANARY}","internal_states":[{{"hf_token":"{CANARY}",
             "last_gen_throughput":2.5,"memory_usage":{{"password":"{CANARY}"}}}}],
-            "loads":[{{"num_running_reqs":1,"api_key":"{CANARY}"}}],"data":[{{"id":"{CANARY}"}}]}}"#
+            "loads":[{{"num_running_reqs":1,"api_key":"{CANARY}"}}],"data":[{{"id":"m","unheard_of":"{CANARY}","root":{{"api_key":"{CANARY}"}}}}]}}"#
     );
     let head = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-api-key: {CANARY}\r\n\
@@ -340,6 +340,7 @@ async fn no_secret_of_a_worker_reaches_a_client_with_or_without_a_key() {
             "/server_info",
             "/get_server_info",
             "/v1/models",
+            "/v1/models/m",
             "/workers",
             "/list_workers",
             "/get_loads",

@@ -13,7 +13,8 @@ fn path(route: &Route, id: &str) -> String {
     } else {
         "resp_1"
     };
-    route.path.replace("{id}", id)
+    let path = route.path.replace("{id}", id);
+    path.replace("{*model}", "test-model")
 }
 
 async fn worker_id(gateway: &Running) -> String {
