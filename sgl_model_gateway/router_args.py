@@ -202,7 +202,7 @@ class RouterArgs:
     client_write_timeout_secs: int = option(60, REQUEST, "how long a client may take nothing of a reply before its request is ended")
     max_client_connections: int = option(0, LIMIT, "client connections at a time, idle ones are closed for new ones; 0 means half of the file descriptors")
     max_buffered_bytes: int | None = option(None, LIMIT, "memory of all request bodies together; unset means a quarter of the memory that the process may have")
-    model_matching: str = option("auto", POLICY, "requests whose model is none that is served: auto lets them pass while one model is served, exact never, any always")
+    model_matching: str = option("auto", POLICY, "requests for a model that is not served: auto lets them pass while one is served, exact never, any always")
     # fmt: on
 
     @staticmethod
