@@ -199,7 +199,11 @@ def test_a_port_in_use_is_exit_code_1_and_one_last_line(module: str, prefix: str
         ("launch_router", ["--json-log", "--worker-urls", "ftp://a"], "worker_url"),
         ("launch_router", ["--json-log", "--history-backend", "redis"], "Error starting router"),
         ("launch_server", ["--router-json-log", "--engine", "simm"], "(did you mean sim?)"),
-        ("launch_server", ["--engine", "sim", "--router-json-log", "--router-service-discovery"], "--router-service-discovery: "),
+        (
+            "launch_server",
+            ["--engine", "sim", "--router-json-log", "--router-service-discovery"],
+            "--router-service-discovery: ",
+        ),
     ],
 )
 def test_wrong_options_are_exit_code_2_and_one_line_of_json(module: str, flags: list[str], problem: str) -> None:
