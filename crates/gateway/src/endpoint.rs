@@ -56,11 +56,25 @@ pub(crate) enum Undeclared {
 /// The vendor whose API an endpoint follows: where keys are sent, how errors read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Vendor {
-    /// OpenAI, and SGLang's own endpoints.
+    /// OpenAI, and what others have in its style.
     #[default]
     OpenAi,
+    /// SGLang's own endpoints.
+    Sglang,
     /// Anthropic: keys may come in `x-api-key`.
     Anthropic,
+}
+
+impl Vendor {
+    /// Whose API a path belongs to that is no route, but may stand below one.
+    pub(crate) fn of_path(path: &str) -> Self {
+        let below = |row: &&Inference| {
+            let rest = path.strip_prefix(row.path);
+            rest.is_some_and(|rest| rest.starts_with('/'))
+        };
+        let row = INFERENCE.iter().find(below);
+        row.map_or_else(Self::default, |row| row.vendor)
+    }
 }
 
 /// What becomes of the worker's reply.
@@ -77,12 +91,12 @@ use PromptField::{
 };
 use ReplyFormat::{Rerank, Verbatim};
 use Undeclared::{BadRequest, OnlyIfAbsent, Unsupported};
-use Vendor::{Anthropic, OpenAi};
+use Vendor::{Anthropic, OpenAi, Sglang};
 
 /// Every inference endpoint that is forwarded to one worker.
 #[rustfmt::skip]
 pub(crate) const INFERENCE: [Inference; 9] = [
-    row(0, "/generate", "generate", OnlyIfAbsent, [Text, InputIds, None]),
+    Inference { vendor: Sglang, ..row(0, "/generate", "generate", OnlyIfAbsent, [Text, InputIds, None]) },
     row(1, "/v1/chat/completions", "chat", BadRequest, [Tools, Messages, None]),
     row(2, "/v1/completions", "completions", Unsupported, [Prompt, None, None]),
     row(3, "/v1/embeddings", "embeddings", Unsupported, [Input, None, None]),
@@ -115,6 +129,18 @@ const fn row(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn path_below_an_endpoint_belongs_to_its_vendor() {
+        for (path, vendor) in [
+            ("/v1/messages/batches", Anthropic),
+            ("/v1/messages2", OpenAi),
+            ("/generate/x", Sglang),
+            ("/nowhere", OpenAi),
+        ] {
+            assert_eq!(Vendor::of_path(path), vendor, "{path}");
+        }
+    }
 
     #[test]
     fn rows_stand_where_their_index_says() {

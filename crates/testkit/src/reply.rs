@@ -45,7 +45,9 @@ impl Reply {
             error["message"].is_string() && error["type"].is_string(),
             "{body}"
         );
-        assert!(error.get("param").is_some(), "{body}");
+        // Anthropic's errors have a type at the top and no parameter.
+        let is_typed = body["type"] == "error";
+        assert!(is_typed || error.get("param").is_some(), "{body}");
         let code = error["code"].as_str().unwrap().to_owned();
         assert_eq!(self.header("x-smg-error-code"), code);
         code

@@ -18,7 +18,7 @@ mod state;
 mod workers;
 
 pub(crate) use cors::Cors;
-pub(crate) use route_table::{RouteTable, Target};
+pub(crate) use route_table::{Entry, RouteTable, Target};
 pub use routes::Route;
 pub(crate) use routes::Routes;
 pub(crate) use state::{ApiState, Caller};

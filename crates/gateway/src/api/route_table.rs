@@ -108,6 +108,13 @@ impl RouteTable {
         })
     }
 
+    /// Whose API a path belongs to, be it a route or not.
+    pub(crate) fn vendor(&self, path: &str) -> Vendor {
+        let entries = self.paths.at(path).map(|found| found.value);
+        let first = entries.ok().and_then(|entries| entries.first());
+        first.map_or_else(|| Vendor::of_path(path), Entry::vendor)
+    }
+
     /// What is counted of requests that match no route.
     pub(crate) fn other(&self) -> &Arc<RouteMetrics> {
         &self.other

@@ -11,11 +11,12 @@ use tracing::debug;
 
 use super::attempts::Attempts;
 use super::dispatcher::Dispatcher;
+use super::events::{Start, start};
 use super::explain::Explanation;
 use super::refusal::{read_refusal, refusal_in};
 use super::request::ProxyRequest;
 use super::request_head;
-use super::sse::{first_event, is_event_stream};
+use super::sse::is_event_stream;
 use crate::balancer::InFlight;
 use crate::error::Error;
 use crate::fleet::{Endpoint, Worker, request_probe};
@@ -24,6 +25,9 @@ use crate::upstream::{Call, ResponseBody, UpstreamError};
 
 /// Most of a stream's first event that is waited for, bytes.
 const MAX_EVENT_BYTES: usize = 16 * 1024;
+/// How long comments before the first event are held back: a client that waits for signs of life
+/// gets them late, but gets them.
+const MAX_COMMENT_WAIT: Duration = Duration::from_secs(1);
 /// How often a silent worker is looked at.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -151,9 +155,17 @@ async fn send_call(
 ) -> Result<Response<ResponseBody>, UpstreamError> {
     let mut response = endpoint.client.send(lane, call).await?;
     if response.status() == StatusCode::OK && is_event_stream(response.headers()) {
-        let complete = |read: &[u8]| first_event(read).is_some();
         let body = response.body_mut();
-        body.read_until(complete, MAX_EVENT_BYTES).await?;
+        let begun = |read: &[u8]| start(read) != Start::Unfinished;
+        body.read_until(begun, MAX_EVENT_BYTES).await?;
+        if body
+            .ahead()
+            .is_some_and(|read| start(read) == Start::Silent)
+        {
+            let complete = |read: &[u8]| matches!(start(read), Start::Event(_));
+            body.read_on(complete, MAX_EVENT_BYTES, MAX_COMMENT_WAIT)
+                .await?;
+        }
     }
     Ok(response)
 }
@@ -161,7 +173,10 @@ async fn send_call(
 /// What a response says of the attempt, and what the client would get.
 async fn read_answer(mut response: Response<ResponseBody>, worker: &Worker) -> (Outcome, Answer) {
     let ahead = response.body().ahead();
-    let first = ahead.map(|ahead| first_event(ahead).unwrap_or(ahead));
+    let first = ahead.map(|ahead| match start(ahead) {
+        Start::Event(event) => event,
+        Start::Unfinished | Start::Silent => ahead,
+    });
     if let Some(refusal) = first.and_then(refusal_in) {
         let error = Error::WorkerOverloaded {
             worker: worker.url().to_string(),

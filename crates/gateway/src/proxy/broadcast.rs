@@ -16,6 +16,7 @@ use super::request_head;
 use super::response_body::{self, ReplyBody};
 use super::worker_query::{ORDER_TIMEOUT, QUERY_TIMEOUT};
 use crate::balancer::InFlight;
+use crate::endpoint::Vendor;
 use crate::error::Error;
 use crate::fleet::{Worker, suspect_silent};
 use crate::upstream::{Call, CallBody, ResponseBody};
@@ -47,7 +48,13 @@ pub(crate) async fn broadcast<B: Send>(
         };
         let found = response.status().is_success();
         let supervision = dispatcher.supervision(&in_flight.worker, &dispatcher.live.get());
-        let relay = response_body::relay(response, supervision, Some(in_flight), None);
+        let relay = response_body::relay(
+            response,
+            supervision,
+            Some(in_flight),
+            None,
+            Vendor::default(),
+        );
         last = Some(relay);
         if found {
             break;

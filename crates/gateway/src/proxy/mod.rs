@@ -7,6 +7,7 @@ mod body_fields;
 mod broadcast;
 mod client_key;
 mod dispatcher;
+mod events;
 mod exchange;
 mod explain;
 mod fan_out;

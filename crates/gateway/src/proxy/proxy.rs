@@ -166,7 +166,8 @@ impl Proxy {
         let Finished { result, timer } = Exchange::new(&self.dispatcher, &request).run().await?;
         let response = result.answer.map_err(Failure::at(&result.worker))?;
         let supervision = self.dispatcher.supervision(&result.worker, live);
-        let mut reply = response_body::relay(response, supervision, result.in_flight, timer);
+        let mut reply =
+            response_body::relay(response, supervision, result.in_flight, timer, row.vendor);
         if !self.dispatcher.hide_routing {
             result.explanation.write(reply.headers_mut());
         }

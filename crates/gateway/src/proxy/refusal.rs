@@ -9,6 +9,7 @@ use memchr::memmem;
 use routing::{Outcome, Retry};
 use serde_json::Value;
 
+use super::events::data;
 use crate::upstream::ResponseBody;
 
 /// Most of a refusal that is read before it is known whether another worker is asked, bytes.
@@ -42,17 +43,15 @@ pub(super) async fn read_refusal(response: &mut Response<ResponseBody>) -> Outco
 }
 
 /// The refusal in an event that is the first of its stream, if it is one. SGLang sends the head of a stream
-/// before it finds its queue full: its chat server writes `{"error": {"code": 503}}` then, and
-/// `/generate` an abort with a status code.
+/// before it finds its queue full: its chat server writes `{"error": {"code": 503}}` then,
+/// `/generate` an abort with a status code. Anthropic's errors have a type instead of a code.
 pub(super) fn refusal_in(event: &[u8]) -> Option<RefusedInStream> {
     // Nearly every first event is neither, and is not parsed.
     let holds = |word: &[u8]| memmem::find(event, word).is_some();
     if !holds(b"\"error\"") && !holds(b"\"abort\"") {
         return None;
     }
-    let text = std::str::from_utf8(event).ok()?;
-    let data = text.lines().find_map(|line| line.strip_prefix("data:"))?;
-    let data: Value = serde_json::from_str(data).ok()?;
+    let data: Value = serde_json::from_slice(&data(event)).ok()?;
     let finish = &data["meta_info"]["finish_reason"];
     let (status, message) = if finish["type"] == "abort" {
         (&finish["status_code"], &finish["message"])
@@ -61,7 +60,12 @@ pub(super) fn refusal_in(event: &[u8]) -> Option<RefusedInStream> {
     } else {
         (&data["error"]["code"], &data["error"]["message"])
     };
-    let status = status.as_u64().or_else(|| status.as_str()?.parse().ok())?;
+    let status = status.as_u64().or_else(|| status.as_str()?.parse().ok());
+    let status = status.or_else(|| match data["error"]["type"].as_str()? {
+        "overloaded_error" => Some(503),
+        "rate_limit_error" => Some(429),
+        _ => None,
+    })?;
     let status = StatusCode::from_u16(u16::try_from(status).ok()?).ok()?;
     let overloaded = [
         StatusCode::SERVICE_UNAVAILABLE,
@@ -115,6 +119,10 @@ mod tests {
             (r#"data: {"error":{"message":"full","code":"429"}}"#, 429),
             (
                 r#"data: {"object":"error","message":"full","code":503}"#,
+                503,
+            ),
+            (
+                r#"data: {"type":"error","error":{"type":"overloaded_error","message":"full"}}"#,
                 503,
             ),
             (

@@ -14,6 +14,7 @@ use super::reply_error::ReplyError;
 use super::request_timer::RequestTimer;
 use super::sse::EventStream;
 use crate::balancer::InFlight;
+use crate::endpoint::Vendor;
 use crate::upstream::ResponseBody;
 
 /// A worker's body, its idle time limited, its events watched, its share of the worker held.
@@ -42,11 +43,12 @@ pub(super) fn relay(
     supervision: Supervision,
     in_flight: Option<InFlight>,
     timer: Option<RequestTimer>,
+    vendor: Vendor,
 ) -> Response<ReplyBody> {
     let (parts, body) = response.into_parts();
     let body = Supervised::new(body, supervision);
     let body = if parts.status.is_success() {
-        EventStream::of(body, &parts.headers)
+        EventStream::of(body, &parts.headers, vendor)
     } else {
         EventStream::opaque(body)
     };

@@ -14,11 +14,11 @@ use super::connection_state::InProgress;
 use super::request_id::RequestIds;
 use super::request_record::RequestRecord;
 use super::response::{Reply, strip_body};
-use crate::api::{self, ApiState, Caller, Cors, RouteTable, Target};
-use crate::auth::{Access, Authenticator};
+use crate::api::{self, ApiState, Caller, Cors, Entry, RouteTable, Target};
+use crate::auth::{Access, Authenticator, Principal};
 use crate::config::{ServerSection, WorkerNames};
-use crate::endpoint::Inference;
-use crate::error::Error;
+use crate::endpoint::{Inference, Vendor};
+use crate::error::{Error, ErrorContext};
 use crate::lane::Lane;
 use crate::proxy::{Proxy, ReplyBody, RequestContext, discard_in_background};
 use crate::telemetry::Metrics;
@@ -38,6 +38,13 @@ pub(crate) struct Service {
     worker_names: WorkerNames,
     via: Via,
     state: ApiState,
+}
+
+/// A request that has been answered, and in whose dialect its client reads errors.
+struct Served {
+    record: RequestRecord,
+    vendor: Vendor,
+    outcome: Result<Response<ReplyBody>, Error>,
 }
 
 impl Service {
@@ -76,9 +83,18 @@ impl Service {
         let origin = origin.map(|origin| (self.access(&request), origin.clone()));
         let method = request.method().clone();
         let version = request.version();
-        let (mut record, outcome) = self.serve(lane, &id, request).await;
+        let Served {
+            mut record,
+            vendor,
+            outcome,
+        } = self.serve(lane, &id, request).await;
+        let context = ErrorContext {
+            vendor,
+            names: self.worker_names,
+            request_id: Some(&id),
+        };
         let mut response =
-            outcome.unwrap_or_else(|error| error.respond(self.worker_names).map(ReplyBody::from));
+            outcome.unwrap_or_else(|error| error.respond(context).map(ReplyBody::from));
         let error = response.extensions_mut().remove::<Arc<Error>>();
         let code = error.as_deref().map_or("", Error::code);
         record.respond_with(response.status(), code);
@@ -109,56 +125,70 @@ impl Service {
         lane: Lane,
         request_id: &HeaderValue,
         request: Request<Incoming>,
-    ) -> (RequestRecord, Result<Response<ReplyBody>, Error>) {
+    ) -> Served {
         if Cors::preflight_method(request.method(), request.headers()).is_some() {
             let answer = self
                 .cors
                 .preflight(self.access(&request), request.headers());
-            let record = RequestRecord::begin(self.routes.other());
-            return (record, Ok(answer.map(ReplyBody::from)));
+            return Served {
+                record: RequestRecord::begin(self.routes.other()),
+                vendor: Vendor::default(),
+                outcome: Ok(answer.map(ReplyBody::from)),
+            };
         }
         let entry = match self.routes.find(request.method(), request.uri().path()) {
             Ok(entry) => entry,
             Err(error) => {
+                let vendor = self.routes.vendor(request.uri().path());
                 discard_in_background(request.into_body());
-                return (RequestRecord::begin(self.routes.other()), Err(error));
+                return Served {
+                    record: RequestRecord::begin(self.routes.other()),
+                    vendor,
+                    outcome: Err(error),
+                };
             }
         };
         let mut record = RequestRecord::begin(&entry.metrics);
-        if let Some(found) = self.via.find_loop(request.headers()) {
-            discard_in_background(request.into_body());
-            return (record, Err(loop_error(found)));
-        }
-        // The size is checked before the key: a client without one learns it, too.
-        let allowed = self.proxy().check_length(&request);
-        let allowed = allowed.and_then(|()| {
-            self.cors.check_site(&entry.route, request.headers())?;
-            let vendor = entry.vendor();
-            self.authenticator
-                .authorize(entry.route.access, vendor, request.headers())
-        });
-        let principal = match allowed {
-            Ok(principal) => principal,
+        let outcome = match self.check(entry, &request) {
+            Ok(principal) => {
+                let context = RequestContext {
+                    lane,
+                    request_id,
+                    principal,
+                };
+                match entry.target {
+                    Target::Relay(row) => self.relay(row, context, request, &mut record).await,
+                    // Rare, so boxed: every request's future would be larger.
+                    Target::Api => Ok(Box::pin(self.handle(context, request)).await),
+                }
+            }
             Err(error) => {
                 discard_in_background(request.into_body());
-                return (record, Err(error));
+                Err(error)
             }
-        };
-        let context = RequestContext {
-            lane,
-            request_id,
-            principal,
-        };
-        let outcome = match entry.target {
-            Target::Relay(row) => self.relay(row, context, request, &mut record).await,
-            // Rare, so boxed: every request's future would be larger.
-            Target::Api => Ok(Box::pin(self.handle(context, request)).await),
         };
         let outcome = outcome.map(|mut response| {
             Cors::strip_worker_headers(response.headers_mut());
             response
         });
-        (record, outcome)
+        Served {
+            record,
+            vendor: entry.vendor(),
+            outcome,
+        }
+    }
+
+    /// What holds for the requests of all routes.
+    fn check(&self, entry: &Entry, request: &Request<Incoming>) -> Result<Principal, Error> {
+        let headers = request.headers();
+        if let Some(found) = self.via.find_loop(headers) {
+            return Err(loop_error(found));
+        }
+        // The size is checked before the key: a client without one learns it, too.
+        self.proxy().check_length(request)?;
+        self.cors.check_site(&entry.route, headers)?;
+        self.authenticator
+            .authorize(entry.route.access, entry.vendor(), headers)
     }
 
     /// The right that the route of a browser's request needs: of the request itself, or of the

@@ -101,6 +101,38 @@ impl ResponseBody {
         Ok(())
     }
 
+    /// Reads on behind what was read ahead until all of it `suffices`, for as long as `limit`.
+    ///
+    /// # Errors
+    /// When the body breaks off before that.
+    pub(crate) async fn read_on(
+        &mut self,
+        suffices: impl Fn(&[u8]) -> bool,
+        most: usize,
+        limit: Duration,
+    ) -> Result<(), UpstreamError> {
+        let length_known = self.size_hint().exact().is_some();
+        let mut read = Bytes::new();
+        let reading = async {
+            while read.len() < most && !suffices(&read) {
+                let Some(frame) = self.frame().await else {
+                    break;
+                };
+                let frame = frame.map_err(|_| UpstreamError::NoResponse)?;
+                let piece = frame.into_data().unwrap_or_default();
+                read = joined(std::mem::take(&mut read), piece);
+            }
+            Ok::<_, UpstreamError>(())
+        };
+        timeout(limit, reading).await.unwrap_or(Ok(()))?;
+        self.ahead = Some(Box::new(Ahead {
+            read,
+            length_known,
+            broken: None,
+        }));
+        Ok(())
+    }
+
     /// What has been read ahead.
     pub(crate) fn ahead(&self) -> Option<&[u8]> {
         self.ahead.as_ref().map(|ahead| &*ahead.read)

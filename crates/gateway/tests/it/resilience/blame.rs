@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use crate::support::{
-    Received, Running, Step, Worker, aimed, circuit, get, json, ok, post, posting, raw, start_with,
-    touchy, until,
+    Client, Received, Running, Step, Worker, aimed, circuit, get, json, ok, post, posting, raw,
+    start_with, touchy, until,
 };
 
 #[tokio::test]
@@ -185,21 +185,54 @@ async fn refusal_in_the_first_event_of_a_stream_is_tried_elsewhere() {
 }
 
 #[tokio::test]
-async fn stream_that_ends_before_its_first_event_is_tried_elsewhere() {
-    let head =
-        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-    let broken = Worker::doing(vec![Step::Send(head.into()), Step::Close]).await;
-    let well = Worker::doing(ok()).await;
-    let mut options = touchy(&[&broken, &well]);
+async fn refusal_behind_comments_is_tried_elsewhere_and_comments_alone_reach_the_client() {
+    let full = "\u{feff}: hello\r\r\n\n: still here\n\n\
+        event: error\rdata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\"}}\r\r";
+    let fine = "data: {\"text\":\"hi\"}\n\n";
+    let (busy, idle) = (
+        Worker::doing(one_chunk(full)).await,
+        Worker::doing(one_chunk(fine)).await,
+    );
+    let mut options = touchy(&[&busy, &idle]);
     options.disable_retries = false;
     let gateway = start_with(options).await;
     for _ in 0..4 {
-        assert_eq!(
-            post(&gateway, "/generate", r#"{"stream":true}"#)
-                .await
-                .status,
-            200
-        );
+        let reply = post(&gateway, "/v1/messages", r#"{"stream":true}"#).await;
+        assert_eq!((reply.status, reply.text().as_str()), (200, fine));
+    }
+    assert!(!busy.received().is_empty());
+
+    let mut steps = one_chunk(": hello\n\n");
+    steps.truncate(1);
+    if let Some(Step::Send(bytes)) = steps.first_mut() {
+        bytes.truncate(bytes.len() - "0\r\n\r\n".len());
+    }
+    steps.push(Step::Hang);
+    let silent = Worker::doing(steps).await;
+    let gateway = start_with(touchy(&[&silent])).await;
+    let mut client = Client::to(&gateway).await;
+    client
+        .send(&posting("/generate", "", r#"{"stream":true}"#))
+        .await;
+    client.read_until(": hello\n\n").await;
+}
+
+#[tokio::test]
+async fn stream_that_ends_before_its_first_event_is_tried_elsewhere() {
+    let head =
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    for comments in ["", "b\r\n: hello\n\n\n\n\r\n"] {
+        let begun = Step::Send(format!("{head}{comments}").into_bytes());
+        let broken = Worker::doing(vec![begun, Step::Close]).await;
+        let well = Worker::doing(ok()).await;
+        let mut options = touchy(&[&broken, &well]);
+        options.disable_retries = false;
+        let gateway = start_with(options).await;
+        for _ in 0..4 {
+            let reply = post(&gateway, "/generate", r#"{"stream":true}"#).await;
+            assert_eq!(reply.text(), r#"{"ok":true}"#, "{comments:?}");
+        }
+        assert!(!broken.received().is_empty());
     }
 }
 

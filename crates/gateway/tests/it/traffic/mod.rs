@@ -3,6 +3,7 @@
 mod bad_input;
 mod bodies;
 mod clients;
+mod dialects;
 mod headers;
 mod http2;
 mod limits;

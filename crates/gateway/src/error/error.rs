@@ -1,6 +1,5 @@
-//! Everything that can go wrong with a request: whose fault, which status, and how it reads.
+//! Everything that can go wrong with a request: whose fault it is, and which status and code it has.
 
-use std::fmt::Display;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -11,6 +10,7 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use thiserror::Error;
 
+use super::envelope::{Envelope, ErrorContext};
 use crate::config::WorkerNames;
 use crate::endpoint::Vendor;
 use crate::upstream::UpstreamError;
@@ -143,8 +143,8 @@ pub(crate) enum Error {
 /// The shapes of an answer that says what went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
-    /// `{"error": {"message", "type", "code", "param"}}`.
-    OpenAi,
+    /// That of the route's dialect.
+    Vendor,
     /// `{"error", "code"}`: routes about workers.
     Worker,
     /// Plain text: routes about workers as they were before.
@@ -275,7 +275,7 @@ impl Error {
             | Self::NotUp { .. }
             | Self::RegistrationFailed(_) => Shape::Worker,
             Self::Legacy(_) => Shape::Text,
-            _ => Shape::OpenAi,
+            _ => Shape::Vendor,
         }
     }
 
@@ -299,26 +299,29 @@ impl Error {
         }
     }
 
+    /// The error as its client may read it.
+    fn envelope<'a>(&self, context: ErrorContext<'a>) -> Envelope<'a> {
+        Envelope {
+            status: self.status(),
+            code: self.code(),
+            message: self.message(context.names),
+            request_id: context.request_id,
+        }
+    }
+
     /// The answer in the shape that the route's clients read.
-    fn render(&self, names: WorkerNames) -> Response<Full<Bytes>> {
-        let message = self.message(names);
+    fn render(&self, context: ErrorContext<'_>) -> Response<Full<Bytes>> {
+        let envelope = self.envelope(context);
         let (content_type, text) = match self.shape() {
-            Shape::OpenAi => {
-                let kind = match self.status() {
-                    StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
-                    status if status.is_client_error() => "invalid_request_error",
-                    _ => "server_error",
-                };
-                (
-                    "application/json",
-                    body(kind, self.code(), message).to_string(),
-                )
-            }
+            Shape::Vendor => (
+                "application/json",
+                envelope.body(context.vendor).to_string(),
+            ),
             Shape::Worker => {
-                let body = serde_json::json!({"error": message, "code": self.code()});
+                let body = serde_json::json!({"error": envelope.message, "code": self.code()});
                 ("application/json", body.to_string())
             }
-            Shape::Text => ("text/plain; charset=utf-8", message),
+            Shape::Text => ("text/plain; charset=utf-8", envelope.message),
         };
         let mut response = Response::new(Full::new(Bytes::from(text)));
         *response.status_mut() = self.status();
@@ -359,8 +362,8 @@ impl Error {
     }
 
     /// The answer, with the error as an extension: metrics and the log read it there.
-    pub(crate) fn respond(self, names: WorkerNames) -> Response<Full<Bytes>> {
-        let mut response = self.render(names);
+    pub(crate) fn respond(self, context: ErrorContext<'_>) -> Response<Full<Bytes>> {
+        let mut response = self.render(context);
         response.extensions_mut().insert(Arc::new(self));
         response
     }
@@ -368,28 +371,21 @@ impl Error {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response<Body> {
-        self.respond(WorkerNames::Shown).map(Body::new)
+        let context = ErrorContext {
+            vendor: Vendor::OpenAi,
+            names: WorkerNames::Shown,
+            request_id: None,
+        };
+        self.respond(context).map(Body::new)
     }
 }
 
 /// Where an endpoint's clients are to send the key.
 fn expected_key(vendor: Vendor) -> &'static str {
     match vendor {
-        Vendor::OpenAi => "'Authorization: Bearer <key>'",
+        Vendor::OpenAi | Vendor::Sglang => "'Authorization: Bearer <key>'",
         Vendor::Anthropic => "'x-api-key: <key>' or 'Authorization: Bearer <key>'",
     }
-}
-
-/// The server-sent event before the abnormal end of a stream that broke off.
-pub(crate) fn final_event(error: impl Display) -> Bytes {
-    let body = body("server_error", "stream_error", error);
-    Bytes::from(format!("data: {body}\n\n"))
-}
-
-fn body(kind: &str, code: &str, message: impl Display) -> serde_json::Value {
-    serde_json::json!({
-        "error": { "message": message.to_string(), "type": kind, "param": null, "code": code }
-    })
 }
 
 #[cfg(test)]
@@ -398,9 +394,18 @@ mod tests {
 
     use super::*;
 
+    fn openai(names: WorkerNames) -> ErrorContext<'static> {
+        ErrorContext {
+            vendor: Vendor::OpenAi,
+            names,
+            request_id: None,
+        }
+    }
+
     #[test]
     fn the_envelope_has_what_clients_read() {
-        let response = Error::NoAvailableWorkers { retry_after: 1 }.render(WorkerNames::Shown);
+        let response =
+            Error::NoAvailableWorkers { retry_after: 1 }.render(openai(WorkerNames::Shown));
         assert_eq!(response.status(), 503);
         assert_eq!(
             response.headers()["x-smg-error-code"],
@@ -430,7 +435,7 @@ mod tests {
             (503, "gateway_resources_exhausted")
         );
         assert_eq!(
-            local.render(WorkerNames::Shown).headers()["retry-after"],
+            local.render(openai(WorkerNames::Shown)).headers()["retry-after"],
             "1"
         );
         let slow = Error::UpstreamTimeout {
@@ -458,7 +463,7 @@ mod tests {
             seconds: 1,
         };
         let message = |names| {
-            let body = futures_body(error.render(names).into_body());
+            let body = futures_body(error.render(openai(names)).into_body());
             body["error"]["message"].as_str().unwrap().to_owned()
         };
         assert!(message(WorkerNames::Shown).contains("gpu-7"));
