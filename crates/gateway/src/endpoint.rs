@@ -1,5 +1,7 @@
 //! The inference endpoints, one row each.
 
+use http::Method;
+
 /// An inference endpoint.
 #[derive(Debug)]
 pub(crate) struct Inference {
@@ -17,8 +19,20 @@ pub(crate) struct Inference {
     pub(crate) vendor: Vendor,
     /// What becomes of the worker's reply.
     pub(crate) reply: ReplyFormat,
+    /// The protocol that its connections are switched to (RFC 9110 §7.8); then a GET opens it.
+    pub(crate) upgrade: Option<&'static str>,
     /// The fields its prompt is made of, in the order a chat template puts them.
     pub(crate) prompt: [PromptField; 3],
+}
+
+impl Inference {
+    /// The method of its requests.
+    pub(crate) fn method(&self) -> Method {
+        match self.upgrade {
+            Option::None => Method::POST,
+            Some(_) => Method::GET,
+        }
+    }
 }
 
 /// A field of a request's body that prompts are made of.
@@ -95,7 +109,7 @@ use Vendor::{Anthropic, OpenAi, Sglang};
 
 /// Every inference endpoint that is forwarded to one worker.
 #[rustfmt::skip]
-pub(crate) const INFERENCE: [Inference; 9] = [
+pub(crate) const INFERENCE: [Inference; 10] = [
     Inference { vendor: Sglang, ..row(0, "/generate", "generate", OnlyIfAbsent, [Text, InputIds, None]) },
     row(1, "/v1/chat/completions", "chat", BadRequest, [Tools, Messages, None]),
     row(2, "/v1/completions", "completions", Unsupported, [Prompt, None, None]),
@@ -105,6 +119,7 @@ pub(crate) const INFERENCE: [Inference; 9] = [
     Inference { path: "/rerank", reply: Rerank, ..row(6, "/v1/rerank", "rerank", BadRequest, [Query, None, None]) },
     row(7, "/v1/responses", "responses", BadRequest, [Tools, Instructions, Input]),
     Inference { vendor: Anthropic, ..row(8, "/v1/messages", "messages", BadRequest, [Tools, System, Messages]) },
+    Inference { upgrade: Some("websocket"), ..row(9, "/v1/realtime", "realtime", Unsupported, [None, None, None]) },
 ];
 
 const fn row(
@@ -122,6 +137,7 @@ const fn row(
         undeclared,
         vendor: OpenAi,
         reply: Verbatim,
+        upgrade: Option::None,
         prompt,
     }
 }

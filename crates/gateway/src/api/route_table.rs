@@ -16,8 +16,19 @@ use crate::telemetry::{Metrics, RouteMetrics};
 pub(crate) enum Target {
     /// One worker, by way of the relay.
     Relay(&'static Inference),
+    /// One worker, for as long as the upgraded connection lasts.
+    Tunnel(&'static Inference),
     /// axum.
     Api,
+}
+
+impl Target {
+    fn of(row: &'static Inference) -> Self {
+        match row.upgrade {
+            None => Self::Relay(row),
+            Some(_) => Self::Tunnel(row),
+        }
+    }
 }
 
 /// A route, what serves it, and what is counted of it.
@@ -32,7 +43,7 @@ impl Entry {
     /// Whose API the route belongs to.
     pub(crate) fn vendor(&self) -> Vendor {
         match self.target {
-            Target::Relay(row) => row.vendor,
+            Target::Relay(row) | Target::Tunnel(row) => row.vendor,
             Target::Api => Vendor::OpenAi,
         }
     }
@@ -49,7 +60,7 @@ pub(crate) struct RouteTable {
 impl RouteTable {
     /// The table of the relayed routes and of those that axum serves.
     pub(crate) fn new(api: Vec<Route>, metrics: &Metrics) -> Result<Self, InsertError> {
-        let relayed = Self::relayed().zip(INFERENCE.iter().map(Target::Relay));
+        let relayed = Self::relayed().zip(INFERENCE.iter().map(Target::of));
         let api = api.into_iter().map(|route| (route, Target::Api));
         let mut table = Self {
             paths: Router::new(),
@@ -74,7 +85,7 @@ impl RouteTable {
     /// The routes of inference requests.
     pub(super) fn relayed() -> impl Iterator<Item = Route> {
         INFERENCE.iter().map(|row| Route {
-            method: Method::POST,
+            method: row.method(),
             path: row.path,
             access: Access::Inference,
         })

@@ -135,6 +135,11 @@ pub(crate) enum Error {
     /// The worker did not come up while the client waited.
     #[error("worker {worker} {why}")]
     NotUp { worker: String, why: String },
+    /// The route is for upgraded connections only.
+    #[error(
+        "this route takes WebSocket connections only: a GET over HTTP/1.1 with \"Connection: Upgrade\" and \"Upgrade: {0}\""
+    )]
+    UpgradeRequired(&'static str),
     /// A route of the field that this gateway does not have.
     #[error("{0} is not implemented")]
     NotImplemented(&'static str),
@@ -187,6 +192,7 @@ impl Error {
                 StatusCode::NOT_FOUND
             }
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::UpgradeRequired(_) => StatusCode::UPGRADE_REQUIRED,
             Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
         }
     }
@@ -239,6 +245,7 @@ impl Error {
             Self::RegistrationFailed(_) => "INTERNAL_SERVER_ERROR",
             Self::Legacy(error) => error.code(),
             Self::MethodNotAllowed { .. } => "method_not_allowed",
+            Self::UpgradeRequired(_) => "upgrade_required",
             Self::NotImplemented(_) => "not_implemented",
         }
     }
@@ -350,6 +357,12 @@ impl Error {
             Self::ContentEncoding(_) => {
                 let plain = HeaderValue::from_static("identity");
                 headers.insert(header::ACCEPT_ENCODING, plain);
+            }
+            // RFC 9110 §15.5.22.
+            Self::UpgradeRequired(protocol) => {
+                headers.insert(header::UPGRADE, HeaderValue::from_static(protocol));
+                let option = HeaderValue::from_static("Upgrade");
+                headers.insert(header::CONNECTION, option);
             }
             Self::MethodNotAllowed { allow, .. } => {
                 if let Ok(allow) = HeaderValue::try_from(allow) {

@@ -95,7 +95,7 @@ impl Endpoint {
     }
 
     /// Whether it has left the fleet.
-    pub(super) fn is_removed(&self) -> bool {
+    pub(crate) fn is_removed(&self) -> bool {
         self.removed.load(Relaxed)
     }
 

@@ -77,7 +77,7 @@ pub(super) async fn send(
     if let Err(error) = &answer {
         dispatcher.metrics.worker_error(error);
     }
-    if !matches!(outcome, Outcome::Answered(200..=399)) {
+    if !matches!(outcome, Outcome::Answered(101 | 200..=399)) {
         let worker = &in_flight.worker;
         let (request_id, principal) = (request.context.request_id, request.context.principal);
         debug!(?request_id, ?principal, worker = %worker.url(), ?outcome, "attempt failed");
@@ -114,6 +114,7 @@ async fn send_once(
             request.context.request_id,
         ),
         body: (&**request.body).into(),
+        upgrade: request.row.upgrade,
     };
     let sending = send_call(endpoint, request.context.lane, &call);
     match watch.wait(dispatcher, worker, sending).await {

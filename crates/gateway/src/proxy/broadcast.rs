@@ -84,6 +84,7 @@ async fn ask_one(
         path: &path,
         headers: head.call_headers(&parts.headers, &forwards, context.request_id),
         body: CallBody::default(),
+        upgrade: None,
     };
     let sending = worker.endpoint.client.send(context.lane, &call);
     let limit = if method == Method::GET {

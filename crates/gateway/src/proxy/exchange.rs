@@ -112,7 +112,7 @@ impl<'a> Exchange<'a> {
         let in_flight = selection.in_flight;
         let attempt = attempt::send(dispatcher, request, in_flight, &mut self.attempts).await;
         self.attempts.count += 1;
-        if matches!(attempt.outcome, Outcome::Answered(200..=399)) {
+        if matches!(attempt.outcome, Outcome::Answered(101 | 200..=399)) {
             self.attempts.set_served();
             dispatcher.set_served(request.row);
         }

@@ -1,5 +1,6 @@
-//! A body that may not fall silent.
+//! A body, or the bytes of an upgraded connection, that may not fall silent.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::reply_error::ReplyError;
@@ -88,6 +90,25 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Supervised<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.body).poll_read(cx, buffer) {
+            Poll::Ready(read) => {
+                self.idle.since = None;
+                Poll::Ready(read)
+            }
+            Poll::Pending => {
+                let why = ready!(self.idle.poll(cx));
+                Poll::Ready(Err(io::Error::other(why)))
+            }
+        }
     }
 }
 

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::HeaderMap;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use routing::Request as RoutingRequest;
+use routing::{Prompt, Request as RoutingRequest};
 use serde_json::Value;
 
 use super::body_budget::BodyBudget;
@@ -14,6 +14,7 @@ use super::body_fields::BodyFields;
 use super::dispatcher::Dispatcher;
 use super::exchange::{Exchange, Finished};
 use super::explain::Explainer;
+use super::handshake::{self, UpgradeRequest};
 use super::header_text::header_text;
 use super::queue::unknown_model;
 use super::request::{BufferedRequest, ProxyRequest, RequestContext};
@@ -21,6 +22,7 @@ use super::request_body::{self, BodyLimits, WholeBody};
 use super::request_head;
 use super::response_body::{self, ReplyBody};
 use super::translate::dialect;
+use super::tunnel::{Tunnel, TunnelLease};
 use crate::balancer::Balancer;
 use crate::config::ProxySection;
 use crate::cpu_pool::CpuPool;
@@ -114,13 +116,37 @@ impl Proxy {
         buffered: BufferedRequest,
     ) -> Result<Response<ReplyBody>, Error> {
         let outcome = self.carry(row, context, buffered).await;
-        outcome.map_err(|Failure { error, worker }| {
-            let info = worker.map(|worker| worker.endpoint.model_info.load_full());
-            let model = info.as_ref().map_or(UNKNOWN_MODEL, |info| &info.model);
-            let metrics = &self.dispatcher.metrics;
-            metrics.request_error(model, row.label, &error);
-            error
-        })
+        outcome.map_err(|failure| self.count_failure(row, failure))
+    }
+
+    /// Takes a request for a connection that is switched to the protocol of `row`.
+    pub(crate) fn receive_upgrade(
+        &self,
+        row: &'static Inference,
+        request: Request<Incoming>,
+    ) -> Result<UpgradeRequest, Error> {
+        let received = UpgradeRequest::new(request, row.upgrade.unwrap_or_default());
+        received.map_err(|error| self.count_failure(row, error.into()))
+    }
+
+    /// Opens a connection through to a worker.
+    pub(crate) async fn open_tunnel(
+        &self,
+        row: &'static Inference,
+        context: RequestContext<'_>,
+        request: UpgradeRequest,
+    ) -> Result<Response<ReplyBody>, Error> {
+        let outcome = self.switch(row, context, request).await;
+        outcome.map_err(|failure| self.count_failure(row, failure))
+    }
+
+    fn count_failure(&self, row: &Inference, failure: Failure) -> Error {
+        let Failure { error, worker } = failure;
+        let info = worker.map(|worker| worker.endpoint.model_info.load_full());
+        let model = info.as_ref().map_or(UNKNOWN_MODEL, |info| &info.model);
+        let metrics = &self.dispatcher.metrics;
+        metrics.request_error(model, row.label, &error);
+        error
     }
 
     async fn carry(
@@ -158,8 +184,7 @@ impl Proxy {
                 now: self.balancer().fleet.now(),
                 seed: fastrand::u64(..),
             },
-            target: header_text(&parts.headers, "x-smg-target-worker")
-                .filter(|_| !self.dispatcher.hide_routing),
+            target: self.target(&parts.headers),
             streaming: fields.stream,
             live,
         };
@@ -178,6 +203,59 @@ impl Proxy {
                 reply.map_err(Failure::at(&result.worker))
             }
         }
+    }
+
+    async fn switch(
+        &self,
+        row: &'static Inference,
+        context: RequestContext<'_>,
+        request: UpgradeRequest,
+    ) -> Result<Response<ReplyBody>, Failure> {
+        let UpgradeRequest { parts, client } = request;
+        let model = handshake::model(&parts.uri);
+        let client_key = self.dispatcher.client_key(&parts.headers);
+        let live = &self.dispatcher.live.get();
+        let request = ProxyRequest {
+            row,
+            context,
+            parts: &parts,
+            body: &Bytes::new(),
+            routing: &RoutingRequest {
+                model: model.as_deref(),
+                prompt: Prompt::default(),
+                routing_key: header_text(&parts.headers, "x-smg-routing-key"),
+                client_key: Some(&client_key),
+                now: self.balancer().fleet.now(),
+                seed: fastrand::u64(..),
+            },
+            target: self.target(&parts.headers),
+            streaming: true,
+            live,
+        };
+        let Finished { result, timer } = Exchange::new(&self.dispatcher, &request).run().await?;
+        let response = result.answer.map_err(Failure::at(&result.worker))?;
+        let supervision = self.dispatcher.supervision(&result.worker, live);
+        let mut reply = if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let in_flight = result.in_flight;
+            let lease = TunnelLease { in_flight, timer };
+            let tunnel = Tunnel::new(client, response, supervision, lease);
+            let tunnel = tunnel.map_err(|source| {
+                let worker = result.worker.url().to_string();
+                Failure::at(&result.worker)(Error::Upstream { worker, source })
+            })?;
+            tunnel.map(|tunnel| ReplyBody::Tunnel(Box::new(tunnel)))
+        } else {
+            response_body::relay(response, supervision, result.in_flight, timer, row.vendor)
+        };
+        if !self.dispatcher.hide_routing {
+            result.explanation.write(reply.headers_mut());
+        }
+        Ok(reply)
+    }
+
+    /// The worker that the client names, where it may.
+    fn target<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
+        header_text(headers, "x-smg-target-worker").filter(|_| !self.dispatcher.hide_routing)
     }
 
     /// What would be decided for a request with this body; nothing is sent or learnt.

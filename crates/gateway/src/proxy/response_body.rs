@@ -13,6 +13,7 @@ use super::leased::Leased;
 use super::reply_error::ReplyError;
 use super::request_timer::RequestTimer;
 use super::sse::EventStream;
+use super::tunnel::Tunnel;
 use crate::balancer::InFlight;
 use crate::endpoint::Vendor;
 use crate::upstream::ResponseBody;
@@ -29,6 +30,8 @@ pub(crate) enum ReplyBody {
     Api(axum::body::Body),
     /// Relayed from a worker.
     Relay(Box<Relay>),
+    /// None: the connection is switched to another protocol.
+    Tunnel(Box<Tunnel>),
 }
 
 impl From<Full<Bytes>> for ReplyBody {
@@ -63,6 +66,7 @@ impl ReplyBody {
             Self::Fixed(body) => body.is_end_stream(),
             Self::Api(body) => body.is_end_stream(),
             Self::Relay(relay) => relay.is_complete(),
+            Self::Tunnel(_) => true,
         }
     }
 }
@@ -82,6 +86,7 @@ impl Body for ReplyBody {
             },
             Self::Api(body) => Pin::new(body).poll_frame(cx).map_err(ReplyError::Api),
             Self::Relay(relay) => Pin::new(relay).poll_frame(cx),
+            Self::Tunnel(_) => Poll::Ready(None),
         }
     }
 
@@ -90,6 +95,7 @@ impl Body for ReplyBody {
             Self::Fixed(body) => body.is_end_stream(),
             Self::Api(body) => body.is_end_stream(),
             Self::Relay(relay) => relay.is_end_stream(),
+            Self::Tunnel(_) => true,
         }
     }
 
@@ -98,6 +104,7 @@ impl Body for ReplyBody {
             Self::Fixed(body) => body.size_hint(),
             Self::Api(body) => body.size_hint(),
             Self::Relay(relay) => relay.size_hint(),
+            Self::Tunnel(_) => SizeHint::with_exact(0),
         }
     }
 }

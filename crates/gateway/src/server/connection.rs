@@ -107,7 +107,7 @@ pub(super) async fn serve_connection(
     });
     let builder = builder();
     let stream = TokioIo::new(ClientStream::new(stream, Arc::clone(&state)));
-    let mut serving = pin!(builder.serve_connection(stream, respond));
+    let mut serving = pin!(builder.serve_connection_with_upgrades(stream, respond));
     let ended = tokio::select! {
         biased;
         ended = until_doomed(&state, serving.as_mut()) => Some(ended),

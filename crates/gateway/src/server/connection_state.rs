@@ -1,9 +1,10 @@
 //! What the watchdog of a lane sees of a client's connection.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::Context;
+use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
 
@@ -124,6 +125,23 @@ impl ConnectionState {
         } else {
             Phase::Idle
         }
+    }
+
+    /// The lane that it is on.
+    pub(super) fn lane(&self) -> &Arc<LaneStatus> {
+        &self.lane
+    }
+
+    /// Until the connection is to end.
+    pub(super) async fn doomed(&self) {
+        poll_fn(|cx| {
+            if self.is_doomed(cx) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 
     /// Whether a request has ever come.
@@ -286,7 +304,7 @@ impl InProgress {
         Self(Arc::clone(state))
     }
 
-    pub(super) fn state(&self) -> &ConnectionState {
+    pub(super) fn state(&self) -> &Arc<ConnectionState> {
         &self.0
     }
 }

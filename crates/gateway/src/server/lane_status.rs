@@ -1,10 +1,12 @@
 //! What the control thread sees of a lane, and asks of it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 /// [`LaneStatus::last_active`] of a lane that has had no request.
 const NEVER: u64 = u64::MAX;
@@ -33,6 +35,30 @@ pub(super) struct LaneStatus {
     /// Also such that have served requests.
     shed_used: AtomicBool,
     pub(super) shed_asked: Notify,
+    /// Connections, and what they have become after an upgrade.
+    pub(super) tasks: TaskTracker,
+}
+
+/// Counts a connection as open until dropped.
+#[derive(Debug)]
+pub(super) struct Open(Arc<LaneStatus>);
+
+impl Open {
+    /// For a connection that has been counted already.
+    pub(super) fn counted(lane: &Arc<LaneStatus>) -> Self {
+        Self(Arc::clone(lane))
+    }
+
+    pub(super) fn count(lane: &Arc<LaneStatus>) -> Self {
+        lane.open.fetch_add(1, Relaxed);
+        Self::counted(lane)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Default for LaneStatus {
@@ -45,6 +71,7 @@ impl Default for LaneStatus {
             shed: AtomicUsize::new(0),
             shed_used: AtomicBool::new(false),
             shed_asked: Notify::new(),
+            tasks: TaskTracker::new(),
         }
     }
 }

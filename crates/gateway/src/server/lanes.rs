@@ -16,12 +16,11 @@ use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, interval, sleep};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use super::connection::{LaneService, serve_connection};
 use super::connection_state::ClientLimits;
-use super::lane_status::{LaneStatus, Shed};
+use super::lane_status::{LaneStatus, Open, Shed};
 use super::listeners::Listeners;
 use super::service::Service;
 use super::watchdog::{LOOK_INTERVAL, Watchdog};
@@ -259,15 +258,6 @@ impl Lanes {
     }
 }
 
-/// Counts a connection as open until dropped.
-struct Open(Arc<LaneStatus>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// The clients of a lane.
 struct LaneClients {
     watchdog: Watchdog,
@@ -282,14 +272,13 @@ async fn serve(service: LaneService, clients: LaneClients, shutdown: Shutdown) {
         status,
         mut incoming,
     } = clients;
-    let connections = TaskTracker::new();
     // Each lane has its own token: connections look at it often, and lanes share nothing.
     let draining = CancellationToken::new();
     let connect = |stream| {
-        let open = Open(Arc::clone(&status));
+        let open = Open::counted(&status);
         let (service, draining) = (service.clone(), draining.clone());
         let state = watchdog.watch();
-        connections.spawn(async move {
+        status.tasks.spawn(async move {
             serve_connection(stream, service, state, draining).await;
             drop(open);
         });
@@ -312,8 +301,8 @@ async fn serve(service: LaneService, clients: LaneClients, shutdown: Shutdown) {
     }
     draining.cancel();
     watchdog.drain();
-    connections.close();
-    let mut ended = pin!(connections.wait());
+    status.tasks.close();
+    let mut ended = pin!(status.tasks.wait());
     loop {
         tokio::select! {
             () = ended.as_mut() => break,

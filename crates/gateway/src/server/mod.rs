@@ -11,6 +11,7 @@ mod request_id;
 mod request_record;
 mod response;
 mod service;
+mod tunnels;
 mod watchdog;
 mod watched_reply;
 

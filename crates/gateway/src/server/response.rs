@@ -18,36 +18,48 @@ use crate::proxy::{ReplyBody, ReplyError};
 #[derive(Debug)]
 pub(crate) struct Reply {
     body: ReplySlot,
-    record: RequestRecord,
-    in_progress: InProgress,
+    /// `None` where the request goes on after its reply, as a tunnel.
+    request: Option<OpenRequest>,
+}
+
+/// A request until its end.
+#[derive(Debug)]
+pub(super) struct OpenRequest {
+    pub(super) record: RequestRecord,
+    pub(super) in_progress: InProgress,
 }
 
 impl Reply {
     /// A reply over a protocol of this version.
-    pub(super) fn new(
-        body: ReplyBody,
-        version: Version,
-        mut record: RequestRecord,
-        in_progress: InProgress,
-    ) -> Self {
+    pub(super) fn new(body: ReplyBody, version: Version, mut request: OpenRequest) -> Self {
         if body.is_end_stream() {
-            record.end = End::Complete;
+            request.record.end = End::Complete;
         }
         let body = if version == Version::HTTP_2 {
-            ReplySlot::watched(body, in_progress.state())
+            ReplySlot::watched(body, request.in_progress.state())
         } else {
             ReplySlot::Own(body)
         };
         Self {
             body,
-            record,
-            in_progress,
+            request: Some(request),
+        }
+    }
+
+    /// A reply whose request goes on.
+    pub(super) fn switching() -> Self {
+        let body = ReplyBody::from(Full::default());
+        Self {
+            body: ReplySlot::Own(body),
+            request: None,
         }
     }
 
     /// The same for a request that was a HEAD: its body is not sent.
     pub(super) fn without_body(mut self) -> Self {
-        self.record.end = End::Complete;
+        if let Some(request) = &mut self.request {
+            request.record.end = End::Complete;
+        }
         self
     }
 }
@@ -81,14 +93,21 @@ impl Body for Reply {
     ) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
         let this = &mut *self;
         let polled = this.body.poll_frame(cx);
+        let Some(OpenRequest {
+            record,
+            in_progress,
+        }) = &mut this.request
+        else {
+            return polled;
+        };
         if matches!(this.body, ReplySlot::Own(_)) {
-            this.in_progress.state().reply_polled(polled.is_ready());
+            in_progress.state().reply_polled(polled.is_ready());
         }
         let frame = ready!(polled);
         match &frame {
-            Some(Err(_)) => this.record.end = End::Truncated,
+            Some(Err(_)) => record.end = End::Truncated,
             // hyper stops asking once the announced length is reached.
-            _ if frame.is_none() || this.body.is_complete() => this.record.end = End::Complete,
+            _ if frame.is_none() || this.body.is_complete() => record.end = End::Complete,
             _ => {}
         }
         Poll::Ready(frame)

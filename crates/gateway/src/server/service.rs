@@ -13,7 +13,8 @@ use tracing::{debug, warn};
 use super::connection_state::InProgress;
 use super::request_id::RequestIds;
 use super::request_record::RequestRecord;
-use super::response::{Reply, strip_body};
+use super::response::{OpenRequest, Reply, strip_body};
+use super::tunnels::spawn_tunnel;
 use crate::api::{self, ApiState, Caller, Cors, Entry, RouteTable, Target};
 use crate::auth::{Access, Authenticator, Principal};
 use crate::config::{ServerSection, WorkerNames};
@@ -106,13 +107,21 @@ impl Service {
                 .add_response_headers(*access, origin, response.headers_mut());
         }
         response.headers_mut().insert(REQUEST_ID, id);
+        let (mut parts, body) = response.into_parts();
+        let request = OpenRequest {
+            record,
+            in_progress,
+        };
+        if let ReplyBody::Tunnel(tunnel) = body {
+            spawn_tunnel(*tunnel, request);
+            return Response::from_parts(parts, Reply::switching());
+        }
         if self.state.shutdown.is_lame_duck() && version < Version::HTTP_2 {
             let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(header::CONNECTION, close);
+            parts.headers.insert(header::CONNECTION, close);
         }
-        let (mut parts, body) = response.into_parts();
         let body = strip_body(body, &method, version, &mut parts.headers);
-        let mut reply = Reply::new(body, version, record, in_progress);
+        let mut reply = Reply::new(body, version, request);
         if method == Method::HEAD {
             reply = reply.without_body();
         }
@@ -158,6 +167,9 @@ impl Service {
                 };
                 match entry.target {
                     Target::Relay(row) => self.relay(row, context, request, &mut record).await,
+                    Target::Tunnel(row) => {
+                        Box::pin(self.tunnel(row, context, request, &mut record)).await
+                    }
                     // Rare, so boxed: every request's future would be larger.
                     Target::Api => Ok(Box::pin(self.handle(context, request)).await),
                 }
@@ -213,6 +225,19 @@ impl Service {
         let received = self.proxy().receive(row, request).await?;
         record.admit(self.state.admission.admit().await?);
         self.proxy().forward(row, context, received).await
+    }
+
+    /// Opens a connection through to a worker.
+    async fn tunnel(
+        &self,
+        row: &'static Inference,
+        context: RequestContext<'_>,
+        request: Request<Incoming>,
+        record: &mut RequestRecord,
+    ) -> Result<Response<ReplyBody>, Error> {
+        let request = self.proxy().receive_upgrade(row, request)?;
+        record.admit(self.state.admission.admit().await?);
+        self.proxy().open_tunnel(row, context, request).await
     }
 
     /// Everything else.

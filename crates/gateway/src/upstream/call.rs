@@ -16,6 +16,8 @@ pub(crate) struct Call<'a> {
     pub(crate) path: &'a str,
     pub(crate) headers: CallHeaders<'a>,
     pub(crate) body: CallBody<'a>,
+    /// The protocol that the worker is asked to switch to.
+    pub(crate) upgrade: Option<&'a str>,
 }
 
 /// The client's header lines that pass, then those of the gateway.

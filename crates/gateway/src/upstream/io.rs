@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 /// A connected byte stream.
 #[derive(Debug)]
-pub(super) enum Io {
+pub(crate) enum Io {
     Tcp(TcpStream),
 }
 

@@ -18,4 +18,5 @@ pub(crate) use error::UpstreamError;
 pub(crate) use http1::ConnectionLimits;
 #[cfg(any(test, fuzzing))]
 pub use http1::response;
+pub(crate) use io::Io;
 pub(crate) use response_body::ResponseBody;

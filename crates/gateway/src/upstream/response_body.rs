@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::error::UpstreamError;
 use super::http1;
+use super::io::Io;
 
 /// Dropped before its end, it ends the request at the worker at once.
 #[derive(Debug)]
@@ -136,6 +137,17 @@ impl ResponseBody {
     /// What has been read ahead.
     pub(crate) fn ahead(&self) -> Option<&[u8]> {
         self.ahead.as_ref().map(|ahead| &*ahead.read)
+    }
+
+    /// The stream that the worker has switched to another protocol, after a 101, with the bytes
+    /// of it that came already.
+    ///
+    /// # Errors
+    /// When the response has come to an end already.
+    pub(crate) fn into_stream(self) -> Result<(Bytes, Io), UpstreamError> {
+        let Inner::Http1(inner) = self.inner;
+        let stream = inner.into_stream();
+        stream.ok_or(UpstreamError::Malformed("switched protocols and closed"))
     }
 
     /// What was read ahead, then how that ended.

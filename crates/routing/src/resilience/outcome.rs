@@ -78,7 +78,7 @@ impl Outcome {
         use BreakerSignal::{ConnectionFailure, Failure, Neutral, Success};
         use Retry::{Budgeted, Free, No, Once};
         let (retry, signal, suspect) = match self {
-            Self::Answered(200..=399) => (No, Success, false),
+            Self::Answered(101 | 200..=399) => (No, Success, false),
             Self::Answered(408 | 429) | Self::QueueFull => (Budgeted, Neutral, false),
             // Not implemented, not in this HTTP version, or going in circles: others will not differ.
             Self::Answered(501 | 505 | 508) => (No, Neutral, false),
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn success_is_final_and_clears_the_breaker() {
-        for status in [200, 201, 204, 302, 304] {
+        for status in [101, 200, 201, 204, 302, 304] {
             row(Outcome::Answered(status), No, Success, KEPT);
         }
     }

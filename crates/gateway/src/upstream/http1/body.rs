@@ -11,6 +11,7 @@ use super::framing::Framing;
 use super::pool::{ConnectionPool, PooledResponse};
 use crate::lane::Lane;
 use crate::upstream::error::UpstreamError;
+use crate::upstream::io::Io;
 
 /// Read to its end, it gives the connection back to the pool; dropped before, it closes
 /// it, and the worker sees the disconnect at once.
@@ -72,6 +73,12 @@ impl Body {
             _ => {}
         }
         Poll::Ready(piece)
+    }
+
+    /// The stream that the worker has switched to another protocol, with the bytes of it that
+    /// came already; `None` at the end of a body.
+    pub(in crate::upstream) fn into_stream(self) -> Option<(Bytes, Io)> {
+        self.connection.map(Connection::into_stream)
     }
 
     fn finish(&mut self) {

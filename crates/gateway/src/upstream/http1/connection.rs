@@ -97,12 +97,17 @@ impl Connection {
                 Err(error) => return truncated(error),
                 Ok(_) => self.answered = true,
             }
-            match head::parse(&mut self.buffer, &request.method) {
+            match head::parse(&mut self.buffer, &request.method, request.switch) {
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),
                 Ok(None) => {}
                 Err(why) => return Poll::Ready(Err(UpstreamError::Malformed(why))),
             }
         }
+    }
+
+    /// What carries the bytes after a switch to another protocol, and those that came already.
+    pub(super) fn into_stream(self) -> (Bytes, Io) {
+        (self.buffer.freeze(), self.stream)
     }
 
     /// The next piece of the body; `None` at its end.

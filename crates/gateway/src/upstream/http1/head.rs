@@ -20,6 +20,15 @@ pub(super) const MAX_HEAD: usize = 256 * 1024;
 pub(super) struct RequestHead {
     pub(super) bytes: Vec<u8>,
     pub(super) method: Method,
+    /// Whether it asks for another protocol.
+    pub(super) switch: Switch,
+}
+
+/// Whether 101 may be the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Switch {
+    Accepted,
+    Refused,
 }
 
 impl RequestHead {
@@ -49,10 +58,16 @@ impl RequestHead {
             bytes.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
             bytes.extend_from_slice(b"\r\n");
         }
+        if let Some(protocol) = call.upgrade {
+            for part in ["connection: Upgrade\r\nupgrade: ", protocol, "\r\n"] {
+                bytes.extend_from_slice(part.as_bytes());
+            }
+        }
         bytes.extend_from_slice(b"\r\n");
         Self {
             bytes,
             method: call.method.clone(),
+            switch: call.upgrade.map_or(Switch::Refused, |_| Switch::Accepted),
         }
     }
 }
@@ -71,12 +86,15 @@ pub(in crate::upstream) struct ResponseHead {
 pub(super) fn parse(
     buffer: &mut BytesMut,
     method: &Method,
+    switch: Switch,
 ) -> Result<Option<ResponseHead>, &'static str> {
     loop {
         let Some((status, head)) = parse_one(buffer, method)? else {
             return Ok(None);
         };
         match status.as_u16() {
+            // What follows is the other protocol's.
+            101 if switch == Switch::Accepted => return Ok(Some(head)),
             101 => return Err("switched protocols without being asked"),
             100..=199 => {} // interim: the real head follows
             _ => return Ok(Some(head)),
@@ -217,6 +235,9 @@ impl Transfer {
 
     fn framing(&self, status: StatusCode, method: &Method) -> Framing {
         let bodiless = matches!(status.as_u16(), 204 | 304) || *method == Method::HEAD;
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            return Framing::UntilClose;
+        }
         match (self.chunked, self.length) {
             _ if bodiless => Framing::Done,
             (Some(true), _) => Framing::Chunked(Chunk::Size),
@@ -250,10 +271,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::upstream::call::CallHeaders;
+    use crate::upstream::call::{CallBody, CallHeaders};
 
     fn read(text: &str) -> Result<Option<ResponseHead>, &'static str> {
-        parse(&mut BytesMut::from(text), &Method::POST)
+        parse(&mut BytesMut::from(text), &Method::POST, Switch::Refused)
     }
 
     fn whole(text: &str) -> ResponseHead {
@@ -347,6 +368,7 @@ mod tests {
                 added: [None; 3],
             },
             body: (&b"{}"[..]).into(),
+            upgrade: None,
         };
         let text = String::from_utf8(RequestHead::new(&call, &url).bytes).unwrap();
         assert_eq!(
@@ -355,10 +377,37 @@ mod tests {
         );
     }
 
+    #[test]
+    fn head_that_asks_for_another_protocol_has_both_lines_and_takes_101() {
+        let url = WorkerUrl::parse("http://w:80").unwrap();
+        let call = Call {
+            method: &Method::GET,
+            path: "/v1/realtime",
+            headers: CallHeaders {
+                client: &HeaderMap::new(),
+                forwards: &|_| true,
+                added: [None; 3],
+            },
+            body: CallBody::default(),
+            upgrade: Some("websocket"),
+        };
+        let request = RequestHead::new(&call, &url);
+        assert_eq!(
+            String::from_utf8(request.bytes).unwrap(),
+            "GET /v1/realtime HTTP/1.1\r\nhost: w:80\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n"
+        );
+        let mut answer = BytesMut::from(
+            "HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nfirst",
+        );
+        let head = parse(&mut answer, &request.method, request.switch);
+        assert_eq!(head.unwrap().unwrap().status, 101);
+        assert_eq!(&answer[..], b"first");
+    }
+
     proptest! {
         #[test]
         fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = parse(&mut BytesMut::from(&bytes[..]), &Method::GET);
+            let _ = parse(&mut BytesMut::from(&bytes[..]), &Method::GET, Switch::Accepted);
         }
     }
 }

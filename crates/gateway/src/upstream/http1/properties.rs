@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use http::{HeaderMap, Method, StatusCode};
 
 use super::framing::Framing;
-use super::head::{MAX_HEAD, ResponseHead, parse};
+use super::head::{MAX_HEAD, ResponseHead, Switch, parse};
 
 /// What was read of a response.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl Reading {
                 continue;
             }
             if framing.is_none() {
-                match parse(&mut buffer, method) {
+                match parse(&mut buffer, method, Switch::Refused) {
                     Ok(Some(head)) => framing = Some(reading.take_head(head)),
                     Ok(None) => assert!(buffer.len() < MAX_HEAD),
                     Err(_) => reading.end = End::Refused,

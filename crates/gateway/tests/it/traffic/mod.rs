@@ -8,4 +8,5 @@ mod headers;
 mod http2;
 mod limits;
 mod loops;
+mod realtime;
 mod streaming;

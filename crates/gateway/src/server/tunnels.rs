@@ -1,0 +1,24 @@
+//! Upgraded connections, which outlive the connection that HTTP knew.
+
+use std::sync::Arc;
+
+use super::lane_status::Open;
+use super::request_record::End;
+use super::response::OpenRequest;
+use crate::proxy::{Tunnel, TunnelEnd};
+
+/// Relays the bytes of a tunnel on the lane of its request, which it keeps open meanwhile. A
+/// drain waits for it, and the end of the lane ends it.
+pub(super) fn spawn_tunnel(tunnel: Tunnel, mut request: OpenRequest) {
+    let state = Arc::clone(request.in_progress.state());
+    let open = Open::count(state.lane());
+    let relaying = async move {
+        let end = tunnel.relay(request.in_progress.state().doomed()).await;
+        request.record.end = match end {
+            TunnelEnd::Client | TunnelEnd::Worker => End::Complete,
+            TunnelEnd::Broken => End::Truncated,
+        };
+        drop((request, open));
+    };
+    state.lane().tasks.spawn(relaying);
+}
