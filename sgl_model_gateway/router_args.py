@@ -203,6 +203,8 @@ class RouterArgs:
     max_client_connections: int = option(0, LIMIT, "client connections at a time, idle ones are closed for new ones; 0 means half of the file descriptors")
     max_buffered_bytes: int | None = option(None, LIMIT, "memory of all request bodies together; unset means a quarter of the memory that the process may have")
     model_matching: str = option("auto", POLICY, "requests for a model that is not served: auto lets them pass while one is served, exact never, any always")
+    engine_control: str = option("on", WORKER, "SGLang's control routes (weights, memory, pauses, adapters, profiles) for all workers: on, or off to have none")
+    engine_control_timeout_secs: int = option(600, WORKER, "longest time for a worker to carry out a call of --engine-control")
     # fmt: on
 
     @staticmethod

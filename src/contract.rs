@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use gateway::Options;
+use gateway::{Access, Options};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pythonize::pythonize;
@@ -55,6 +55,21 @@ pub(crate) fn shown<'py>(
 #[pyfunction]
 pub(crate) fn option_names() -> Vec<String> {
     names()
+}
+
+/// Every route: method, path, and the right that it needs, as the documents name it.
+#[pyfunction]
+pub(crate) fn routes() -> Vec<(String, &'static str, &'static str)> {
+    let right = |access| match access {
+        Access::Probe => "probe",
+        Access::Info => "info",
+        Access::Inference => "inference",
+        Access::Control => "control",
+        Access::Engine => "engine",
+    };
+    let routes = gateway::route_table().into_iter();
+    let row = |route: gateway::Route| (route.method.to_string(), route.path, right(route.access));
+    routes.map(row).collect()
 }
 
 /// Every option's default, as plain values.

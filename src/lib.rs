@@ -27,7 +27,9 @@ mod sgl_model_gateway_rs {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::contract::{constructor_defaults, option_choices, option_defaults, option_names};
+    use crate::contract::{
+        constructor_defaults, option_choices, option_defaults, option_names, routes,
+    };
     #[pymodule_export]
     use crate::enums::{BackendType, HistoryBackendType, PolicyType, Role};
     #[pymodule_export]

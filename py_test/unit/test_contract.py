@@ -151,6 +151,8 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "max_client_connections",
         "max_buffered_bytes",
         "model_matching",
+        "engine_control",
+        "engine_control_timeout_secs",
     ]
 
 

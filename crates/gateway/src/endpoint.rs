@@ -3,7 +3,7 @@
 use http::Method;
 
 /// An inference endpoint.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Inference {
     /// Where it stands in [`INFERENCE`].
     pub(crate) index: usize,
@@ -19,20 +19,12 @@ pub(crate) struct Inference {
     pub(crate) vendor: Vendor,
     /// What becomes of the worker's reply.
     pub(crate) reply: ReplyFormat,
-    /// The protocol that its connections are switched to (RFC 9110 §7.8); then a GET opens it.
+    /// The methods of its requests, as SGLang takes them.
+    pub(crate) methods: &'static [Method],
+    /// The protocol that its connections are switched to (RFC 9110 §7.8).
     pub(crate) upgrade: Option<&'static str>,
     /// The fields its prompt is made of, in the order a chat template puts them.
     pub(crate) prompt: [PromptField; 3],
-}
-
-impl Inference {
-    /// The method of its requests.
-    pub(crate) fn method(&self) -> Method {
-        match self.upgrade {
-            Option::None => Method::POST,
-            Some(_) => Method::GET,
-        }
-    }
 }
 
 /// A field of a request's body that prompts are made of.
@@ -65,6 +57,8 @@ pub(crate) enum Undeclared {
     Unsupported,
     /// 400 `json_parse_error`.
     BadRequest,
+    /// 415: the body is a form (RFC 7578), which passes as it is.
+    NoForm,
 }
 
 /// The vendor whose API an endpoint follows: where keys are sent, how errors read.
@@ -104,46 +98,97 @@ use PromptField::{
     Input, InputIds, Instructions, Messages, None, Prompt, Query, System, Text, Tools,
 };
 use ReplyFormat::{Rerank, Verbatim};
-use Undeclared::{BadRequest, OnlyIfAbsent, Unsupported};
+use Undeclared::{BadRequest, NoForm, OnlyIfAbsent, Unsupported};
 use Vendor::{Anthropic, OpenAi, Sglang};
 
+const POST: &[Method] = &[Method::POST];
+const POST_AND_PUT: &[Method] = &[Method::POST, Method::PUT];
+const POST_AND_GET: &[Method] = &[Method::POST, Method::GET];
+const GET: &[Method] = &[Method::GET];
+
 /// Every inference endpoint that is forwarded to one worker.
+pub(crate) const INFERENCE: [Inference; ROWS.len()] = numbered(ROWS);
+
 #[rustfmt::skip]
-pub(crate) const INFERENCE: [Inference; 10] = [
-    Inference { vendor: Sglang, ..row(0, "/generate", "generate", OnlyIfAbsent, [Text, InputIds, None]) },
-    row(1, "/v1/chat/completions", "chat", BadRequest, [Tools, Messages, None]),
-    row(2, "/v1/completions", "completions", Unsupported, [Prompt, None, None]),
-    row(3, "/v1/embeddings", "embeddings", Unsupported, [Input, None, None]),
-    row(4, "/v1/classify", "classify", Unsupported, [Input, None, None]),
-    Inference { reply: Rerank, ..row(5, "/v1/rerank", "rerank", Unsupported, [Query, None, None]) },
-    Inference { path: "/rerank", reply: Rerank, ..row(6, "/v1/rerank", "rerank", BadRequest, [Query, None, None]) },
-    row(7, "/v1/responses", "responses", BadRequest, [Tools, Instructions, Input]),
-    Inference { vendor: Anthropic, ..row(8, "/v1/messages", "messages", BadRequest, [Tools, System, Messages]) },
-    Inference { upgrade: Some("websocket"), ..row(9, "/v1/realtime", "realtime", Unsupported, [None, None, None]) },
+const ROWS: [Inference; 31] = [
+    Inference { methods: POST_AND_PUT, ..native("/generate", "generate", [Text, InputIds, None]) },
+    row("/v1/chat/completions", "chat", BadRequest, [Tools, Messages, None]),
+    row("/v1/completions", "completions", Unsupported, [Prompt, None, None]),
+    row("/v1/embeddings", "embeddings", Unsupported, [Input, None, None]),
+    row("/v1/classify", "classify", Unsupported, [Input, None, None]),
+    Inference { reply: Rerank, methods: POST_AND_PUT, ..row("/v1/rerank", "rerank", Unsupported, [Query, None, None]) },
+    Inference { path: "/rerank", reply: Rerank, ..row("/v1/rerank", "rerank", BadRequest, [Query, None, None]) },
+    row("/v1/responses", "responses", BadRequest, [Tools, Instructions, Input]),
+    Inference { vendor: Anthropic, ..row("/v1/messages", "messages", BadRequest, [Tools, System, Messages]) },
+    Inference { upgrade: Some("websocket"), methods: GET, ..row("/v1/realtime", "realtime", Unsupported, [None, None, None]) },
+    Inference { vendor: Anthropic, ..row("/v1/messages/count_tokens", "count_tokens", BadRequest, [None, None, None]) },
+    row("/v1/score", "score", Unsupported, [Query, None, None]),
+    row("/v1/decisions", "decisions", Unsupported, [Input, Messages, None]),
+    row("/v1/systemone", "systemone", Unsupported, [Input, Messages, None]),
+    row("/v1/tokenize", "tokenize", Unsupported, [None, None, None]),
+    row("/tokenize", "tokenize", Unsupported, [None, None, None]),
+    row("/v1/detokenize", "detokenize", Unsupported, [None, None, None]),
+    row("/detokenize", "detokenize", Unsupported, [None, None, None]),
+    row("/v1/audio/transcriptions", "transcriptions", NoForm, [None, None, None]),
+    Inference { methods: POST_AND_PUT, ..native("/encode", "encode", [Text, InputIds, None]) },
+    Inference { methods: POST_AND_PUT, ..native("/classify", "classify", [Text, InputIds, None]) },
+    native("/parse_function_call", "parse_function_call", [None, None, None]),
+    native("/separate_reasoning", "separate_reasoning", [None, None, None]),
+    Inference { methods: POST_AND_GET, ..native("/open_session", "open_session", [None, None, None]) },
+    Inference { methods: POST_AND_GET, ..native("/close_session", "close_session", [None, None, None]) },
+    // SageMaker and Vertex AI call containers by these names.
+    Inference { vendor: OpenAi, ..native("/invocations", "chat", [Tools, Messages, None]) },
+    native("/vertex_generate", "vertex_generate", [None, None, None]),
+    // Ollama's API.
+    native("/api/chat", "ollama_chat", [Tools, Messages, None]),
+    native("/api/generate", "ollama_generate", [System, Prompt, None]),
+    native("/api/show", "ollama_show", [None, None, None]),
+    Inference { methods: GET, ..native("/api/tags", "ollama_tags", [None, None, None]) },
 ];
 
+/// An endpoint in the style of `OpenAI`'s.
 const fn row(
-    index: usize,
     path: &'static str,
     label: &'static str,
     undeclared: Undeclared,
     prompt: [PromptField; 3],
 ) -> Inference {
     Inference {
-        index,
+        index: 0,
         path,
         worker_path: path,
         label,
         undeclared,
         vendor: OpenAi,
         reply: Verbatim,
+        methods: POST,
         upgrade: Option::None,
         prompt,
     }
 }
 
+/// An endpoint of SGLang's own, which takes a body without a content type.
+const fn native(path: &'static str, label: &'static str, prompt: [PromptField; 3]) -> Inference {
+    Inference {
+        vendor: Sglang,
+        ..row(path, label, OnlyIfAbsent, prompt)
+    }
+}
+
+/// The rows with their indices.
+const fn numbered<const N: usize>(mut rows: [Inference; N]) -> [Inference; N] {
+    let mut at = 0;
+    while at < N {
+        rows[at].index = at;
+        at += 1;
+    }
+    rows
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -156,6 +201,12 @@ mod tests {
         ] {
             assert_eq!(Vendor::of_path(path), vendor, "{path}");
         }
+    }
+
+    #[test]
+    fn every_path_has_one_row() {
+        let paths: BTreeSet<_> = INFERENCE.iter().map(|row| row.path).collect();
+        assert_eq!(paths.len(), INFERENCE.len());
     }
 
     #[test]

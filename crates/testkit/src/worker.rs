@@ -110,7 +110,9 @@ impl Worker {
                 json(200, r#"{"served_model_name":"test-model","tp_size":1}"#)
             } else if request.head.starts_with("GET /model_info ") {
                 json(200, "{}")
-            } else if request.head.starts_with("GET /v1/models ") {
+            } else if request.head.starts_with("GET /v1/models ")
+                || request.head.starts_with("GET /ready ")
+            {
                 json(404, r#"{"detail":"Not Found"}"#)
             } else {
                 script(request)
@@ -184,6 +186,7 @@ impl Worker {
             "/model_info",
             "/get_model_info",
             "/v1/models",
+            "/ready",
         ];
         let mut received = self.state.received.lock().unwrap().clone();
         received.retain(|request| !questions.contains(&request.path()));

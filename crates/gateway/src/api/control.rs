@@ -34,6 +34,7 @@ pub(super) fn routes() -> Routes {
         .get("/get_loads", Access::Control, loads)
         .get("/v1/loads", Access::Control, loads)
         .post("/flush_cache", Access::Control, flush_cache)
+        .get("/flush_cache", Access::Engine, flush_cache)
         .post("/abort_request", Access::Control, abort)
 }
 

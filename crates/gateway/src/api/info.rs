@@ -23,6 +23,9 @@ pub(super) fn routes() -> Routes {
         .get("/health", Access::Probe, "OK")
         .get("/liveness", Access::Probe, "OK")
         .get("/readiness", Access::Probe, readiness)
+        .get("/ready", Access::Probe, ready)
+        .get("/ping", Access::Probe, ping)
+        .get("/", Access::Probe, root)
         .get("/health_generate", Access::Info, health_generate)
         .get("/model_info", Access::Info, model_info)
         .get("/get_model_info", Access::Info, model_info)
@@ -48,6 +51,25 @@ async fn readiness(
     };
     let not_ready = json!({"status": "not ready", "reason": reason});
     (StatusCode::SERVICE_UNAVAILABLE, Json(not_ready))
+}
+
+/// The same, in `SGLang`'s form: a status alone.
+async fn ready(balancer: State<Arc<Balancer>>, shutdown: State<Shutdown>) -> StatusCode {
+    readiness(balancer, shutdown).await.0
+}
+
+/// `SageMaker`'s health check, which `SGLang` passes also while it is paused.
+async fn ping(State(fleet): State<Arc<Fleet>>, State(shutdown): State<Shutdown>) -> StatusCode {
+    if fleet.ready_count() > 0 && !shutdown.is_lame_duck() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}
+
+/// What `SGLang` says there; some clients look whether anything is there at all.
+async fn root() -> Json<&'static str> {
+    Json("SGLang is running")
 }
 
 /// A generation by one worker, for all clients that ask within a second.

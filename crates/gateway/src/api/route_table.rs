@@ -1,6 +1,6 @@
 //! Which route a request takes, and what is counted of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::Method;
 use matchit::{InsertError, Router};
@@ -36,7 +36,8 @@ impl Target {
 pub(crate) struct Entry {
     pub(crate) route: Route,
     pub(crate) target: Target,
-    pub(crate) metrics: Arc<RouteMetrics>,
+    /// Made with the first request.
+    metrics: OnceLock<Arc<RouteMetrics>>,
 }
 
 impl Entry {
@@ -49,30 +50,42 @@ impl Entry {
     }
 }
 
+fn routes_of(row: &'static Inference) -> impl Iterator<Item = Route> {
+    row.methods.iter().map(|method| Route {
+        method: method.clone(),
+        path: row.path,
+        access: Access::Inference,
+    })
+}
+
 /// All routes by path.
 #[derive(Debug)]
 pub(crate) struct RouteTable {
     paths: Router<Vec<Entry>>,
     /// What is counted of requests that match no route.
     other: Arc<RouteMetrics>,
+    metrics: Arc<Metrics>,
 }
 
 impl RouteTable {
     /// The table of the relayed routes and of those that axum serves.
-    pub(crate) fn new(api: Vec<Route>, metrics: &Metrics) -> Result<Self, InsertError> {
-        let relayed = Self::relayed().zip(INFERENCE.iter().map(Target::of));
+    pub(crate) fn new(api: Vec<Route>, metrics: &Arc<Metrics>) -> Result<Self, InsertError> {
+        let relayed = INFERENCE.iter().flat_map(|row| {
+            let routes = routes_of(row);
+            routes.map(|route| (route, Target::of(row)))
+        });
         let api = api.into_iter().map(|route| (route, Target::Api));
         let mut table = Self {
             paths: Router::new(),
             other: Arc::new(metrics.route("other", "other")),
+            metrics: Arc::clone(metrics),
         };
         for (route, target) in relayed.chain(api) {
-            let metrics = Arc::new(metrics.route(route.method.as_str(), route.path));
             let path = route.path;
             let entry = Entry {
                 route,
                 target,
-                metrics,
+                metrics: OnceLock::new(),
             };
             match table.paths.at_mut(path) {
                 Ok(found) => found.value.push(entry),
@@ -84,11 +97,7 @@ impl RouteTable {
 
     /// The routes of inference requests.
     pub(super) fn relayed() -> impl Iterator<Item = Route> {
-        INFERENCE.iter().map(|row| Route {
-            method: row.method(),
-            path: row.path,
-            access: Access::Inference,
-        })
+        INFERENCE.iter().flat_map(routes_of)
     }
 
     /// The route of a request; a HEAD takes the way of a GET.
@@ -124,6 +133,13 @@ impl RouteTable {
         let entries = self.paths.at(path).map(|found| found.value);
         let first = entries.ok().and_then(|entries| entries.first());
         first.map_or_else(|| Vendor::of_path(path), Entry::vendor)
+    }
+
+    /// What is counted of a route.
+    pub(crate) fn metrics<'a>(&self, entry: &'a Entry) -> &'a Arc<RouteMetrics> {
+        let Route { method, path, .. } = &entry.route;
+        let make = || Arc::new(self.metrics.route(method.as_str(), path));
+        entry.metrics.get_or_init(make)
     }
 
     /// What is counted of requests that match no route.

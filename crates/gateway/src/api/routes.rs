@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::handler::Handler;
-use axum::routing::{self, MethodRouter};
+use axum::routing::{self, MethodFilter, MethodRouter};
 use http::Method;
 
 use super::state::ApiState;
@@ -46,6 +46,28 @@ macro_rules! methods {
 
 impl Routes {
     methods!(get GET, post POST, put PUT, patch PATCH, delete DELETE);
+
+    /// A route whose method is a value.
+    pub(super) fn any<H, T>(
+        self,
+        method: &Method,
+        path: &'static str,
+        access: Access,
+        handler: H,
+    ) -> Self
+    where
+        H: Handler<T, ApiState>,
+        T: 'static,
+    {
+        let method = method.clone();
+        let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::TRACE);
+        let route = Route {
+            method,
+            path,
+            access,
+        };
+        self.route(route, routing::on(filter, handler))
+    }
 
     fn route(mut self, route: Route, handler: MethodRouter<ApiState>) -> Self {
         self.router = self.router.route(route.path, handler);

@@ -13,8 +13,9 @@ use crate::balancer::Balancer;
 use crate::cpu_pool::CpuPool;
 use crate::fleet::{Fleet, Registry};
 use crate::lane::Lane;
-use crate::proxy::{FanOut, Proxy, RequestContext};
+use crate::proxy::{FanOut, Orders, Proxy, RequestContext};
 use crate::shutdown::Shutdown;
+use crate::upstream::ControlClient;
 
 /// What all handlers share; each takes the parts it needs.
 #[derive(Clone, Debug, FromRef)]
@@ -24,6 +25,8 @@ pub(crate) struct ApiState {
     pub(crate) registry: Arc<Registry>,
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) fan_out: FanOut,
+    pub(crate) orders: Orders,
+    pub(crate) client: ControlClient,
     pub(crate) cpu_pool: CpuPool,
     pub(crate) shared: Arc<SharedAnswers>,
     pub(crate) admission: Arc<Admission>,

@@ -17,11 +17,11 @@ use crate::api::ApiState;
 use crate::balancer::{Balancer, ModelPolicies};
 use crate::config::{
     AdmissionSection, ClientSection, ConnectionSection, FleetSection, HealthSection, Live,
-    ModelMatching, Options, ProxySection, ServerSection,
+    ModelMatching, Options, ProxySection, ServerSection, seconds,
 };
 use crate::cpu_pool::CpuPool;
 use crate::fleet::{Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory};
-use crate::proxy::{Dispatcher, FanOut, HeaderRules, Proxy};
+use crate::proxy::{Dispatcher, FanOut, HeaderRules, Orders, Proxy};
 use crate::server::{Lanes, Service};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
@@ -44,18 +44,14 @@ pub(super) fn build(
     runtime: &Handle,
     machine: Machine,
 ) -> Result<Control, StartError> {
-    let Machine {
-        lanes,
-        descriptors,
-        memory,
-    } = machine;
+    let lanes = machine.lanes;
     let via = Via::new();
     let (metrics_listeners, metrics) = (listen::metrics(options)?, metrics(options)?);
     let live = Live::new(options);
     let fleet = Fleet::new(FleetSection::from(options));
     let admission_options = AdmissionSection::from(options);
     let (client, limits) = upstream(options, runtime, lanes, &via)?;
-    let clients = ClientSection::new(options, descriptors);
+    let clients = ClientSection::new(options, machine.descriptors);
     let (joining, joined) = mpsc::unbounded_channel();
     let factory = factory(options, &metrics, limits);
     let registry = Arc::new(Registry::new(Arc::clone(&fleet), factory, joining));
@@ -71,7 +67,7 @@ pub(super) fn build(
     let balancer = balancer(options, &fleet, &admission_options);
     let admission = Arc::new(Admission::new(&admission_options, &metrics));
     let cpu_pool = CpuPool::new().map_err(|e| StartError::environment("start threads", e))?;
-    let section = ProxySection::new(options, memory, lanes);
+    let section = ProxySection::new(options, machine.memory, lanes);
     let rules = HeaderRules::new(&section, &via);
     let dispatcher = Dispatcher::new(&section, rules, live.clone(), &balancer, &metrics);
     let proxy = Proxy::new(&section, dispatcher, cpu_pool.clone());
@@ -81,7 +77,9 @@ pub(super) fn build(
         balancer: Arc::clone(&balancer),
         registry,
         proxy: Arc::new(proxy),
-        fan_out: FanOut::new(Arc::clone(&fleet), client),
+        orders: Orders::new(client.clone(), seconds(options.engine_control_timeout_secs)),
+        fan_out: FanOut::new(Arc::clone(&fleet), client.clone()),
+        client,
         cpu_pool,
         shared: Arc::default(),
         admission: Arc::clone(&admission),

@@ -11,19 +11,21 @@ pub enum Access {
     Inference,
     /// The same: what shows or changes the fleet.
     Control,
+    /// The same: what shows or changes engines, whatever the method.
+    Engine,
 }
 
 impl Access {
-    /// Whether the route shows or changes the fleet.
+    /// Whether the route shows or changes the fleet or its engines.
     pub(crate) fn is_control(self) -> bool {
-        self == Self::Control
+        matches!(self, Self::Control | Self::Engine)
     }
 
     /// Whether the gateway's key is needed, when it has one.
     pub(super) fn needs_key(self) -> bool {
         match self {
             Self::Probe | Self::Info => false,
-            Self::Inference | Self::Control => true,
+            Self::Inference | Self::Control | Self::Engine => true,
         }
     }
 }

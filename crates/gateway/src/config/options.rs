@@ -47,6 +47,17 @@ pub enum ModelMatching {
     Any,
 }
 
+/// Whether clients may control engines through the gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineControl {
+    /// `SGLang`'s control routes go to the workers.
+    #[default]
+    On,
+    /// There are no such routes.
+    Off,
+}
+
 /// The least important log lines that are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -323,4 +334,9 @@ options! {
     /// Which requests a worker may get whose `model` is none that is served: `auto` is any while
     /// one model is served and none once several are, `exact` none, `any` all.
     model_matching: ModelMatching = ModelMatching::Auto;
+    /// SGLang's control routes (weights, memory, pauses, adapters, profiles) for all workers:
+    /// `on`, or `off` to have none.
+    engine_control: EngineControl = EngineControl::On;
+    /// Longest time for a worker to carry out a call of those, seconds.
+    engine_control_timeout_secs: u64 = 600;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use routing::policy::Balance;
 use routing::{BreakerRules, Params, RetryRules, Thresholds};
 
-use super::{AllowedOrigin, Options, Secret};
+use super::{AllowedOrigin, EngineControl, Options, Secret};
 
 /// No time is longer: "never" is spelt with large numbers, and sums of times must not overflow.
 const LONGEST: Duration = Duration::from_hours(24 * 365);
@@ -138,6 +138,7 @@ pub(crate) struct ServerSection {
     pub(crate) request_id_headers: Option<Vec<String>>,
     /// Whether errors name workers.
     pub(crate) worker_names: WorkerNames,
+    pub(crate) engine_control: EngineControl,
 }
 
 /// An option in seconds as a time that can be counted with.
@@ -247,6 +248,7 @@ impl From<&Options> for ServerSection {
             api_key: options.api_key.clone(),
             cors_allowed_origins: origins.filter_map(Result::ok).collect(),
             request_id_headers: options.request_id_headers.clone(),
+            engine_control: options.engine_control,
             worker_names: if options.hide_routing {
                 WorkerNames::Hidden
             } else {

@@ -85,6 +85,9 @@ pub(crate) enum Error {
     /// The request body is not a JSON object.
     #[error("{0}")]
     Json(String),
+    /// The request body is no form.
+    #[error("the body is no form: {0}; expected multipart/form-data")]
+    Form(String),
     /// The body is not declared as JSON.
     #[error("{why}")]
     ContentType { status: StatusCode, why: String },
@@ -141,7 +144,7 @@ pub(crate) enum Error {
     )]
     UpgradeRequired(&'static str),
     /// A route of the field that this gateway does not have.
-    #[error("{0} is not implemented")]
+    #[error("not implemented: {0}")]
     NotImplemented(&'static str),
 }
 
@@ -177,6 +180,7 @@ impl Error {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyIncomplete(_)
             | Self::Json(_)
+            | Self::Form(_)
             | Self::MissingModel { .. }
             | Self::WorkerId { .. }
             | Self::WorkerSpec(_)
@@ -235,6 +239,7 @@ impl Error {
                 ..
             } => "json_parse_error",
             Self::ContentType { .. } | Self::ContentEncoding(_) => "unsupported_media_type",
+            Self::Form(_) => "form_parse_error",
             Self::Unauthorized { .. } => "invalid_api_key",
             Self::CrossSite { .. } => "cross_site_request",
             Self::UnknownUrl { .. } => "unknown_url",

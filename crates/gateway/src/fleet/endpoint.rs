@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use super::model_info::ModelInfo;
 use super::spec::{WorkerConfig, WorkerSpec};
 use crate::config::WorkerUrl;
-use crate::upstream::{Client, ControlRequest};
+use crate::upstream::{Client, ControlRequest, Repeat};
 
 /// Shortest time between probes that silence asks for, milliseconds.
 const MIN_PROBE_GAP_MS: u64 = 5000;
@@ -28,6 +28,8 @@ pub(crate) struct Endpoint {
     pub(crate) config: ArcSwap<WorkerConfig>,
     /// What it reports of itself.
     pub(crate) model_info: ArcSwap<ModelInfo>,
+    /// Whose order the engine carries out now, and which ones follow.
+    pub(crate) order_turns: Arc<tokio::sync::Mutex<()>>,
     health: Mutex<Health>,
     /// Notified for a probe at once.
     pub(super) probe_now: Notify,
@@ -47,6 +49,7 @@ impl Endpoint {
             client,
             config: ArcSwap::from_pointee(spec.into()),
             model_info: ArcSwap::from_pointee(model_info),
+            order_turns: Arc::default(),
             health: Mutex::new(health),
             probe_now: Notify::new(),
             requested_probes: RequestedProbes::default(),
@@ -62,6 +65,7 @@ impl Endpoint {
             path,
             bearer: self.config.load().bearer.clone(),
             body: Bytes::new(),
+            repeat: Repeat::Once,
         }
     }
 

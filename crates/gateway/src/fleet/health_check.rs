@@ -1,6 +1,7 @@
 //! The health checks of one endpoint: waiting for it to start, then probing it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, error, warn};
 
+use super::adapters;
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::model_info::{self, Report};
@@ -47,6 +49,8 @@ pub(super) struct Prober {
     pub(super) client: ControlClient,
     /// Lines about a worker that is the gateway itself.
     pub(super) loops: LogLimit,
+    /// The worker has `/ready`, which says whether its engine is paused.
+    pub(super) has_ready: AtomicBool,
 }
 
 /// The last probe, and the one before.
@@ -96,7 +100,8 @@ impl Prober {
                 self.identify().await;
                 attempts = attempts.saturating_sub(1);
             } else if last == Probe::Passed && Instant::now() >= refresh_at {
-                self.refresh_cards().await;
+                adapters::read_adapters(&self.fleet, &self.endpoint, &self.client, &self.metrics)
+                    .await;
                 refresh_at = Instant::now() + REFRESH_CARDS;
             }
         }
@@ -185,7 +190,7 @@ impl Prober {
     /// One probe; `None` when the gateway's own machine stood in its way, which says nothing
     /// about the worker.
     async fn probe(&self) -> Option<Probe> {
-        let probe = match self.ask(&self.options.path).await {
+        let probe = match self.ask_health().await {
             Ok((status, _)) if status.is_success() => Probe::Passed,
             Ok((StatusCode::LOOP_DETECTED, _)) => {
                 if self.loops.pass().is_some() {
@@ -210,6 +215,38 @@ impl Prober {
         Some(probe)
     }
 
+    /// Asks whether the worker serves. A paused engine serves, but a check that generates
+    /// something gets no answer from it.
+    async fn ask_health(&self) -> Result<(StatusCode, Bytes), UpstreamError> {
+        let workers = self.fleet.workers_of(&self.endpoint);
+        let was_paused = workers.iter().any(|worker| worker.availability().paused);
+        if !self.has_ready.load(Relaxed) {
+            let path = if was_paused {
+                "/v1/models"
+            } else {
+                &self.options.path
+            };
+            return self.ask(path).await;
+        }
+        match self.ask("/ready").await? {
+            (StatusCode::SERVICE_UNAVAILABLE, _) => {
+                // SageMaker's check passes while the engine is paused, and only then.
+                let alive = self.ask("/ping").await?;
+                if alive.0.is_success() && !was_paused {
+                    transitions::mark_paused(&self.fleet, &self.endpoint);
+                }
+                Ok(alive)
+            }
+            (status, _) => {
+                self.has_ready.store(status.is_success(), Relaxed);
+                if was_paused {
+                    transitions::mark_running(&self.fleet, &self.endpoint);
+                }
+                self.ask(&self.options.path).await
+            }
+        }
+    }
+
     async fn identify(&self) {
         let mut answers = Vec::new();
         for paths in [
@@ -226,22 +263,9 @@ impl Prober {
         let model = report.model();
         debug!(worker = %self.endpoint.url, model, "worker reports its model");
         transitions::set_model(&self.fleet, &self.endpoint, Some(report), &self.metrics);
-    }
-
-    /// Reads which adapters the worker has: they come and go while it runs.
-    async fn refresh_cards(&self) {
-        let Some(answer) = self.first_of(&["/v1/models"]).await else {
-            return;
-        };
-        let before = self.endpoint.model_info.load_full();
-        let report = Report::new(before.report.labels.clone(), Some(&answer));
-        let names = |report: &Report| {
-            let cards = report.cards.iter();
-            cards.map(|card| card.id.clone()).collect::<Vec<_>>()
-        };
-        if names(&report) != names(&before.report) {
-            transitions::set_model(&self.fleet, &self.endpoint, Some(report), &self.metrics);
-        }
+        let ready = self.ask("/ready").await.map(|(status, _)| status);
+        let has_ready = matches!(ready, Ok(StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE));
+        self.has_ready.store(has_ready, Relaxed);
     }
 
     /// The JSON object at the first of `paths` that is not 404.

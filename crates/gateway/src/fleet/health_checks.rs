@@ -1,6 +1,7 @@
 //! The health checks of the fleet: a prober for each endpoint that joins.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tokio::sync::mpsc;
 
@@ -35,6 +36,7 @@ impl HealthChecks {
                 live: self.live.clone(),
                 client: self.client.clone(),
                 loops: LogLimit::default(),
+                has_ready: AtomicBool::default(),
             };
             tokio::spawn(prober.run());
         }

@@ -1,5 +1,6 @@
 //! The workers: which there are, what they report, and what state they are in.
 
+mod adapters;
 mod drain;
 mod endpoint;
 #[expect(clippy::module_inception, reason = "the type that the module is about")]
@@ -21,6 +22,7 @@ mod transitions;
 mod worker;
 mod worker_factory;
 
+pub(crate) use adapters::read_adapters;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use fleet::{Fleet, FleetObserver};
 pub(crate) use gauges::update_gauges;
@@ -33,7 +35,8 @@ pub(crate) use role::Role;
 pub(crate) use spec::{HealthSpec, WorkerConfig, WorkerSpec};
 pub(crate) use transitions::{
     BreakerPermit, acquire_breaker_permit, advance_timers, advance_worker, invalidate_cache,
-    record_outcome, request_probe, retry_after_secs, suspect, suspect_silent, trial_answered,
+    mark_paused, mark_running, record_outcome, request_probe, retry_after_secs, suspect,
+    suspect_silent, trial_answered,
 };
 pub(crate) use worker::Worker;
 pub(crate) use worker_factory::WorkerFactory;

@@ -100,6 +100,16 @@ impl Report {
         Self { labels, cards }
     }
 
+    /// Whether both list the same models and adapters.
+    pub(super) fn lists_as(&self, other: &Self) -> bool {
+        let names = |report: &Self| {
+            let cards = report.cards.iter();
+            let names = cards.map(|card| (card.id.clone(), card.parent.clone()));
+            names.collect::<Vec<_>>()
+        };
+        names(self) == names(other)
+    }
+
     /// The model it names, if it names one.
     pub(super) fn model(&self) -> String {
         let named = model_name(&self.labels);

@@ -19,6 +19,7 @@ use super::worker::Worker;
 use super::worker_factory::WorkerFactory;
 use super::{drain, transitions};
 use crate::config::WorkerUrl;
+use crate::telemetry::Metrics;
 
 /// Where a list of workers comes from. Each source adds and removes its own workers only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,10 @@ impl Registry {
 
     pub(crate) fn fleet(&self) -> &Arc<Fleet> {
         &self.fleet
+    }
+
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.factory.metrics
     }
 
     /// How long a worker may take to become ready.
@@ -326,7 +331,6 @@ mod tests {
     use super::super::model_info::{Report, UNKNOWN_MODEL};
     use super::*;
     use crate::config::{ConnectionSection, FleetSection, HealthSection, Options};
-    use crate::telemetry::Metrics;
     use crate::upstream::ConnectionLimits;
 
     const URL: &str = "http://w:1";

@@ -28,6 +28,8 @@ pub(crate) struct WorkerState {
     pub(super) busy_until: Option<Duration>,
     /// Such refusals in a row.
     pub(super) refusals: u32,
+    /// Its engine is paused: a request waits there until it continues.
+    pub(super) paused: bool,
     /// When it came back from being not ready, while slow start lasts.
     pub(super) recovered_at: Option<Duration>,
     /// When it joined, if the gateway was running by then.
@@ -55,7 +57,7 @@ pub(crate) struct Availability {
     pub(crate) ready: bool,
     /// It gets requests.
     pub(crate) selectable: bool,
-    /// It gets requests when no other worker may: it is ejected, busy, or suspect.
+    /// It gets requests when no other worker may: it is ejected, busy, paused, or suspect.
     pub(crate) fallback: bool,
     /// It is ready, but its breaker lets no request through.
     pub(crate) rejected: bool,
@@ -63,6 +65,8 @@ pub(crate) struct Availability {
     pub(crate) lost: bool,
     /// It counts among the workers of its model: it has been ready once, and is not draining.
     pub(crate) member: bool,
+    /// Its engine is paused.
+    pub(crate) paused: bool,
     /// Its breaker holds no failure.
     pub(super) clean: bool,
 }
@@ -81,6 +85,7 @@ impl WorkerState {
             ejected_until: None,
             busy_until: None,
             refusals: 0,
+            paused: false,
             recovered_at: None,
             joined_at,
             failed_at: None,
@@ -96,7 +101,7 @@ impl WorkerState {
         let standing = Standing {
             verdict,
             allowed: breaker.is_none_or(Breaker::allows),
-            spared: self.ejected_until.is_some() || self.busy_until.is_some(),
+            spared: self.paused || self.ejected_until.is_some() || self.busy_until.is_some(),
         };
         let is = |tier| !self.draining && standing.tier() == tier;
         Availability {
@@ -109,6 +114,7 @@ impl WorkerState {
             rejected: is(Tier::Rejected),
             lost: self.lost,
             member: was_ready && !self.draining,
+            paused: self.paused,
             clean: breaker.is_none_or(Breaker::is_clean) && self.refusals == 0,
         }
     }

@@ -129,6 +129,21 @@ pub(crate) fn record_outcome(
     busy_for
 }
 
+/// An engine has been paused. Where others can take requests it gets none; where none can, they
+/// wait in the engine, as `SGLang` has them wait.
+pub(crate) fn mark_paused(fleet: &Fleet, endpoint: &Arc<Endpoint>) {
+    for worker in fleet.workers_of(endpoint) {
+        fleet.update_state(&worker, |state| state.paused = true);
+    }
+}
+
+/// A paused engine continues.
+pub(crate) fn mark_running(fleet: &Fleet, endpoint: &Arc<Endpoint>) {
+    for worker in fleet.workers_of(endpoint) {
+        fleet.update_state(&worker, |state| state.paused = false);
+    }
+}
+
 /// The other workers of an endpoint follow its verdict.
 fn suspect_peers(fleet: &Fleet, worker: &Worker) {
     for peer in fleet.workers_of(&worker.endpoint) {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::form::FormFields;
 use crate::cpu_pool::CpuPool;
 use crate::endpoint::{INFERENCE, Inference, PromptField};
 use crate::error::Error;
@@ -49,6 +50,15 @@ impl<'a> BodyFields<'a> {
         match fields.map(|field| part(field).unwrap_or_default()) {
             [list, b"", b""] | [b"", list, b""] if is_ids(list) => Prompt::ids(list),
             parts => Prompt::text(parts),
+        }
+    }
+
+    /// What a form names.
+    pub(super) fn of_form(form: FormFields) -> Self {
+        Self {
+            model: form.model.map(Cow::Owned),
+            stream: form.stream,
+            ..Self::default()
         }
     }
 

@@ -13,15 +13,13 @@ use tokio::time::{Instant, timeout};
 
 use super::body_fields::BodyFields;
 use super::staggered::first_good;
-use super::worker_query::WorkerQuery;
+use super::worker_query::{NOT_READY_TIMEOUT, WorkerQuery};
 use crate::error::Error;
 use crate::fleet::{Fleet, Worker, suspect_silent};
 use crate::upstream::{ControlClient, ControlRequest, PrivateAnswer};
 
 /// Workers asked at once: all of nearly every fleet, so that silent ones do not add up their waits.
 pub(super) const FAN_OUT: usize = 256;
-/// Longest wait for a worker that is not ready: about that for a connection.
-const NOT_READY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a worker answered, or why it did not.
 type Answer = Result<PrivateAnswer, Error>;

@@ -11,10 +11,12 @@ mod events;
 mod exchange;
 mod explain;
 mod fan_out;
+mod form;
 mod handshake;
 mod header_text;
 mod idle_timeout;
 mod leased;
+mod orders;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 #[expect(clippy::module_inception, reason = "the type that the module is about")]
@@ -36,6 +38,7 @@ mod worker_query;
 pub(crate) use broadcast::broadcast;
 pub(crate) use dispatcher::Dispatcher;
 pub(crate) use fan_out::{FanOut, WorkerAnswer};
+pub(crate) use orders::{Order, Orders};
 pub(crate) use proxy::Proxy;
 pub(crate) use reply_error::ReplyError;
 pub(crate) use request::RequestContext;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::HeaderMap;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
 use routing::{Prompt, Request as RoutingRequest};
 use serde_json::Value;
@@ -14,6 +14,7 @@ use super::body_fields::BodyFields;
 use super::dispatcher::Dispatcher;
 use super::exchange::{Exchange, Finished};
 use super::explain::Explainer;
+use super::form::FormFields;
 use super::handshake::{self, UpgradeRequest};
 use super::header_text::header_text;
 use super::queue::unknown_model;
@@ -26,7 +27,7 @@ use super::tunnel::{Tunnel, TunnelLease};
 use crate::balancer::Balancer;
 use crate::config::ProxySection;
 use crate::cpu_pool::CpuPool;
-use crate::endpoint::Inference;
+use crate::endpoint::{Inference, Undeclared};
 use crate::error::Error;
 use crate::fleet::{UNKNOWN_MODEL, Worker};
 
@@ -168,7 +169,7 @@ impl Proxy {
         }
         request_body::check_declared(row.undeclared, &parts.headers)?;
         request_body::check_encoding(&parts.headers)?;
-        let fields = BodyFields::read_off_lane(&body, &self.cpu_pool).await?;
+        let fields = self.read_fields(row, &parts, &body).await?;
         let client_key = self.dispatcher.client_key(&parts.headers);
         let live = &self.dispatcher.live.get();
         let request = ProxyRequest {
@@ -256,6 +257,24 @@ impl Proxy {
     /// The worker that the client names, where it may.
     fn target<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
         header_text(headers, "x-smg-target-worker").filter(|_| !self.dispatcher.hide_routing)
+    }
+
+    /// The fields of a request that routing reads.
+    async fn read_fields<'a>(
+        &self,
+        row: &Inference,
+        parts: &request::Parts,
+        body: &'a Bytes,
+    ) -> Result<BodyFields<'a>, Error> {
+        match request_body::boundary(&parts.headers) {
+            Some(boundary) if row.undeclared == Undeclared::NoForm => {
+                let form = FormFields::read_off_lane(body, boundary, &self.cpu_pool).await?;
+                Ok(BodyFields::of_form(form))
+            }
+            // A GET asks without a body.
+            _ if body.is_empty() && parts.method == Method::GET => Ok(BodyFields::default()),
+            _ => BodyFields::read_off_lane(body, &self.cpu_pool).await,
+        }
     }
 
     /// What would be decided for a request with this body; nothing is sent or learnt.

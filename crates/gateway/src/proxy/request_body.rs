@@ -50,10 +50,18 @@ pub(super) fn check_length(body: &impl Body, limit: u64) -> Result<(), Error> {
 /// Refuses a body that is not declared as JSON, where the endpoint asks for that.
 pub(super) fn check_declared(rule: Undeclared, headers: &HeaderMap) -> Result<(), Error> {
     let declared = headers.get(header::CONTENT_TYPE);
-    if declares_json(headers) || (declared.is_none() && rule == Undeclared::OnlyIfAbsent) {
+    let json = declares_json(headers) && rule != Undeclared::NoForm;
+    if json || (declared.is_none() && rule == Undeclared::OnlyIfAbsent) {
+        return Ok(());
+    }
+    if rule == Undeclared::NoForm && boundary(headers).is_some() {
         return Ok(());
     }
     let (status, why) = match (rule, declared) {
+        (Undeclared::NoForm, _) => (
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "expected 'content-type: multipart/form-data' with a boundary",
+        ),
         (Undeclared::BadRequest, _) => (
             StatusCode::BAD_REQUEST,
             "Missing Content-Type: application/json header",
@@ -71,6 +79,12 @@ pub(super) fn check_declared(rule: Undeclared, headers: &HeaderMap) -> Result<()
         status,
         why: why.to_owned(),
     })
+}
+
+/// The boundary between the parts of a form (RFC 7578), if the body is declared as one.
+pub(super) fn boundary(headers: &HeaderMap) -> Option<String> {
+    let declared = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    multer::parse_boundary(declared).ok()
 }
 
 /// Refuses a body that is compressed.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Version, request};
+use http::{Method, Version, request};
 
 use crate::auth::carries_a_key;
 use crate::config::ProxySection;
@@ -109,6 +109,10 @@ impl ForwardedHead<'_> {
 
 /// Makes a client's head fit for HTTP/1.1.
 pub(super) fn prepare(parts: &mut request::Parts) {
+    if parts.method == Method::HEAD {
+        // What answers GET need not answer HEAD; hyper leaves the body out.
+        parts.method = Method::GET;
+    }
     let crumbs = parts.headers.get_all(header::COOKIE);
     if parts.version == Version::HTTP_2 && crumbs.iter().nth(1).is_some() {
         // HTTP/2 clients may split cookies; towards HTTP/1.1 they are one (RFC 9113 §8.2.3).

@@ -11,6 +11,8 @@ pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for a generation: a worker's check alone gives itself 20 s.
 const GENERATION_TIMEOUT: Duration = Duration::from_secs(25);
+/// Longest wait for a worker that is not ready: about that for a connection.
+pub(super) const NOT_READY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a worker may be silent before another one is asked beside it.
 pub(super) const STAGGER: Duration = Duration::from_secs(1);
 

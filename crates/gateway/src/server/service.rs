@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, Request, Response, Version};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use tower::ServiceExt;
 use tracing::{debug, warn};
@@ -51,11 +52,11 @@ struct Served {
 impl Service {
     pub(crate) fn new(
         options: &ServerSection,
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
         state: ApiState,
         via: Via,
     ) -> Result<Self, matchit::InsertError> {
-        let (routes, api) = api::routes().with_state(state.clone());
+        let (routes, api) = api::routes(options.engine_control).with_state(state.clone());
         Ok(Self {
             routes: RouteTable::new(routes, metrics)?,
             api,
@@ -149,15 +150,16 @@ impl Service {
             Ok(entry) => entry,
             Err(error) => {
                 let vendor = self.routes.vendor(request.uri().path());
+                let redirect = self.without_slash(request.method(), request.uri());
                 discard_in_background(request.into_body());
                 return Served {
                     record: RequestRecord::begin(self.routes.other()),
                     vendor,
-                    outcome: Err(error),
+                    outcome: redirect.ok_or(error),
                 };
             }
         };
-        let mut record = RequestRecord::begin(&entry.metrics);
+        let mut record = RequestRecord::begin(self.routes.metrics(entry));
         let outcome = match self.check(entry, &request) {
             Ok(principal) => {
                 let context = RequestContext {
@@ -188,6 +190,21 @@ impl Service {
             vendor: entry.vendor(),
             outcome,
         }
+    }
+
+    /// Sends a client that wrote a slash too many to the path without it, as SGLang's server does.
+    fn without_slash(&self, method: &Method, uri: &Uri) -> Option<Response<ReplyBody>> {
+        let path = uri.path().strip_suffix('/')?;
+        self.routes.find(method, path).ok()?;
+        let target = match uri.query() {
+            Some(query) => format!("{path}?{query}"),
+            None => path.to_owned(),
+        };
+        let target = HeaderValue::try_from(target).ok()?;
+        let mut response = Response::new(ReplyBody::from(Full::default()));
+        *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+        response.headers_mut().insert(header::LOCATION, target);
+        Some(response)
     }
 
     /// What holds for the requests of all routes.

@@ -10,6 +10,7 @@ use http::{Method, StatusCode};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Request, Url};
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -28,13 +29,25 @@ const DIED_UNSEEN: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(crate) struct ControlClient {
     client: Client,
+    /// For calls that must not be repeated: each has a connection of its own, so that none is
+    /// lost with one that died while it was kept.
+    unpooled: Client,
     resolver: Resolver,
     connect_timeout: Duration,
     /// The control thread's.
     runtime: Handle,
 }
 
-/// A call to a worker. Every call may be repeated without harm.
+/// Whether a call may be made again when its connection is lost without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// Without harm.
+    Once,
+    /// It may have been carried out.
+    Never,
+}
+
+/// A call to a worker.
 #[derive(Debug)]
 pub(crate) struct ControlRequest<'a> {
     pub(crate) method: Method,
@@ -45,6 +58,7 @@ pub(crate) struct ControlRequest<'a> {
     pub(crate) bearer: Option<HeaderValue>,
     /// JSON, or nothing.
     pub(crate) body: Bytes,
+    pub(crate) repeat: Repeat,
 }
 
 /// A whole answer to the gateway's own credentials. A client may see only what
@@ -66,20 +80,22 @@ impl ControlClient {
     ) -> reqwest::Result<Self> {
         let keepalive = options.tcp_keepalive;
         let marked = HeaderMap::from_iter([(header::VIA, via.line().clone())]);
-        let client = Client::builder()
-            .no_proxy()
-            .redirect(Policy::none())
-            .http1_only()
-            .connect_timeout(options.connect_timeout)
-            .pool_idle_timeout(options.idle_timeout)
-            .pool_max_idle_per_host(options.max_idle_per_host)
-            .tcp_keepalive(keepalive)
-            .tcp_keepalive_interval(keepalive)
-            .dns_resolver(resolver.clone())
-            .default_headers(marked)
-            .build()?;
+        let builder = || {
+            Client::builder()
+                .no_proxy()
+                .redirect(Policy::none())
+                .http1_only()
+                .connect_timeout(options.connect_timeout)
+                .pool_idle_timeout(options.idle_timeout)
+                .tcp_keepalive(keepalive)
+                .tcp_keepalive_interval(keepalive)
+                .dns_resolver(resolver.clone())
+                .default_headers(marked.clone())
+        };
+        let pooled = builder().pool_max_idle_per_host(options.max_idle_per_host);
         Ok(Self {
-            client,
+            client: pooled.build()?,
+            unpooled: builder().pool_max_idle_per_host(0).build()?,
             resolver,
             connect_timeout: options.connect_timeout,
             runtime,
@@ -92,10 +108,12 @@ impl ControlClient {
         request: ControlRequest<'_>,
     ) -> Result<PrivateAnswer, UpstreamError> {
         let (host, port) = (self.resolver.host(request.url.host()), request.url.port());
-        let (limit, send) = (
-            self.connect_timeout,
-            send_twice_at_most(self.client.clone(), request.build()?),
-        );
+        let (limit, repeat) = (self.connect_timeout, request.repeat);
+        let client = match repeat {
+            Repeat::Once => self.client.clone(),
+            Repeat::Never => self.unpooled.clone(),
+        };
+        let send = send_twice_at_most(client, request.build()?, repeat);
         let call = async move {
             if host.has_choice() {
                 // reqwest waits long for each address: the first must be one that answers.
@@ -109,6 +127,16 @@ impl ControlClient {
         let call = AbortOnDropHandle::new(self.runtime.spawn(call));
         // A call is cancelled only when the control thread ends.
         call.await.unwrap_or(Err(UpstreamError::NoResponse))
+    }
+}
+
+impl ControlClient {
+    /// Runs a task on the control thread; it goes on when what is returned is dropped.
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.runtime.spawn(task)
     }
 }
 
@@ -144,8 +172,10 @@ impl ControlRequest<'_> {
 async fn send_twice_at_most(
     client: Client,
     request: Request,
+    repeat: Repeat,
 ) -> Result<PrivateAnswer, UpstreamError> {
-    let (again, sent) = (request.try_clone(), Instant::now());
+    let again = request.try_clone().filter(|_| repeat == Repeat::Once);
+    let sent = Instant::now();
     match (execute(&client, request).await, again) {
         (Err(UpstreamError::NoResponse), Some(again)) if sent.elapsed() < DIED_UNSEEN => {
             execute(&client, again).await
@@ -268,6 +298,7 @@ mod tests {
             path: "/flush_cache?now=1",
             bearer: Some(HeaderValue::from_static("Bearer k")),
             body: Bytes::new(),
+            repeat: Repeat::Once,
         }
     }
 

@@ -13,7 +13,7 @@ mod response_body;
 pub(crate) use address::Resolver;
 pub(crate) use call::{Call, CallBody, CallHeaders, is_hop_by_hop};
 pub(crate) use client::Client;
-pub(crate) use control::{ControlClient, ControlRequest, PrivateAnswer};
+pub(crate) use control::{ControlClient, ControlRequest, PrivateAnswer, Repeat};
 pub(crate) use error::UpstreamError;
 pub(crate) use http1::ConnectionLimits;
 #[cfg(any(test, fuzzing))]

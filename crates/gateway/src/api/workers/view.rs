@@ -28,6 +28,7 @@ pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
         "runtime_type": "sglang",
         "is_healthy": availability.ready,
         "status": availability.status(),
+        "paused": availability.paused,
         "circuit_breaker": availability.circuit.as_str(),
         "load": worker.load.requests(),
         "disable_health_check": !fleet.is_probed(&worker.endpoint),

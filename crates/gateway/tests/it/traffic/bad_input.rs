@@ -109,7 +109,7 @@ async fn unknown_paths_and_wrong_methods_get_the_list_of_what_is_allowed() {
         (reply.status, reply.code().as_str()),
         (405, "method_not_allowed")
     );
-    assert_eq!(reply.header("allow"), "POST");
+    assert_eq!(reply.header("allow"), "POST, PUT");
     let reply = post(&gateway, "/v1/models", "{}").await;
     assert_eq!((reply.status, reply.header("allow")), (405, "GET, HEAD"));
     assert!(!reply.header("x-request-id").is_empty());

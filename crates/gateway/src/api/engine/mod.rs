@@ -1,0 +1,7 @@
+//! Control of the engines behind the gateway.
+
+mod answer;
+mod handler;
+mod table;
+
+pub(super) use handler::routes;
