@@ -38,6 +38,7 @@ _HELP: dict[str, tuple[str, str]] = {
     "kv_cache_tokens": ("TOKENS", "capacity of a rank's prefix cache; 0 is no cache"),
     "page_size": ("TOKENS", "size of a cache page"),
     "default_output_tokens": ("TOKENS", "length of a reply if the request sets no maximum"),
+    "weight_update_ms": ("MS", "time that a weight update takes; nothing is generated meanwhile"),
     "startup_delay_ms": ("MS", "time after start during which health and inference return 503"),
     "record_requests": ("N", "length of the request log at /sim/requests"),
     "seed": ("N", "seed of request ids and of the fault rate"),

@@ -71,6 +71,8 @@ pub struct SimOptions {
     pub page_size: u32,
     /// Tokens generated if a request sets no maximum; the finish reason is then "stop".
     pub default_output_tokens: u32,
+    /// Milliseconds that a weight update takes; nothing is generated meanwhile.
+    pub weight_update_ms: u64,
     /// Milliseconds after start during which health and inference return 503.
     pub startup_delay_ms: u64,
     /// Size of the request log of `recorded()` and `GET /sim/requests`; the oldest is dropped first.
@@ -99,6 +101,7 @@ impl Default for SimOptions {
             kv_cache_tokens: 262_144,
             page_size: 16,
             default_output_tokens: 32,
+            weight_update_ms: 0,
             startup_delay_ms: 0,
             record_requests: 0,
             seed: 0,

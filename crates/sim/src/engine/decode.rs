@@ -40,6 +40,13 @@ impl DecodeBatch {
         }
     }
 
+    /// Changes the part of a step's time that does not depend on the batch.
+    pub(super) fn set_base(&mut self, base: Duration) {
+        // Steps under way need some length.
+        let shortest = if self.len() > 0 { 1 } else { 0 };
+        self.base = base.max(Duration::from_nanos(shortest));
+    }
+
     /// Whether decode takes no time at all.
     pub(super) fn is_instant(&self) -> bool {
         self.base.is_zero() && self.per_seq.is_zero()

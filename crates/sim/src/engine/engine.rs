@@ -138,6 +138,18 @@ impl Engine {
         idle
     }
 
+    /// Empties the prefix cache, whatever runs: requests that wait compute their prompts anew.
+    pub(crate) fn drop_cache(&mut self, now: Duration) {
+        self.run_to(now);
+        self.cache.clear();
+    }
+
+    /// Makes every further decode step longer by `extra` than the options say.
+    pub(crate) fn slow_down(&mut self, now: Duration, extra: Duration) {
+        self.run_to(now);
+        self.decode.set_base(self.options.decode_step_base + extra);
+    }
+
     /// Load of the engine at `now`.
     pub fn loads(&mut self, now: Duration) -> EngineLoad {
         self.run_to(now);

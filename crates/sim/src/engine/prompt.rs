@@ -78,6 +78,16 @@ impl Prompt {
         }
     }
 
+    /// The same prompt for another variant of the model: it shares no pages with this one.
+    pub(crate) fn salted(&self, salt: &str) -> Self {
+        let salt = hash_bytes(salt.as_bytes());
+        Self {
+            pages: self.pages.iter().map(|page| mix(salt, *page)).collect(),
+            tokens: self.tokens,
+            digest: mix(salt, self.digest),
+        }
+    }
+
     /// Length in tokens.
     pub fn tokens(&self) -> u32 {
         self.tokens

@@ -7,6 +7,7 @@
 
 mod endpoints;
 mod engine;
+mod engine_control;
 mod faults;
 mod lifecycle;
 mod streams;

@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -11,6 +12,7 @@ use http::header::CONTENT_TYPE;
 use http::{StatusCode, Uri};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::info::CONTEXT_LENGTH;
 use crate::engine::{Prompt, SimRequest};
@@ -19,6 +21,9 @@ use crate::server::parse::{Prompts, Text, from_json};
 use crate::server::runtime::scheduler::AbortTarget;
 use crate::server::runtime::vocabulary;
 use crate::server::runtime::worker::{AppState, Worker};
+
+/// How long `/health_generate` waits for its token.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -68,10 +73,10 @@ pub(crate) async fn health_generate(State(worker): AppState) -> StatusCode {
     };
     let submission = worker.scheduler.submit(0, request, &worker.new_rid());
     match submission {
-        Ok(mut submission) => {
-            submission.wait().await;
-            StatusCode::OK
-        }
+        Ok(mut submission) => match timeout(HEALTH_TIMEOUT, submission.wait()).await {
+            Ok(()) => StatusCode::OK,
+            Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+        },
         Err(_) => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
@@ -158,8 +163,4 @@ fn find_response(worker: &Worker, uri: &Uri) -> Result<Bytes, ErrorResponse> {
         let message = format!("Response with id '{id}' not found.");
         ErrorResponse::new(StatusCode::NOT_FOUND, Shape::Nested, message)
     })
-}
-
-pub(crate) async fn profile() -> &'static str {
-    "Profiling is not simulated.\n"
 }

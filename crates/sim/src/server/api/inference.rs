@@ -18,6 +18,7 @@ use crate::server::http::body::{BodyFaults, Content, SimBody};
 use crate::server::http::error_response::{ErrorResponse, JSON, Shape};
 use crate::server::http::stream::TokenStream;
 use crate::server::http::wire::ConnectionControl;
+use crate::server::parse::{Conditions, from_json};
 use crate::server::runtime::request_log::increment;
 use crate::server::runtime::worker::Worker;
 
@@ -116,10 +117,15 @@ impl InferenceCall<'_> {
             let message = "Unsupported Media Type: Only 'application/json' is allowed";
             return Err(ErrorResponse::bad_request(Shape::Flat, message));
         }
+        worker.scheduler.until_running().await;
         let ParsedRequest {
-            inference,
+            mut inference,
             mut dialect,
         } = self.endpoint.parse(worker, &body)?;
+        let conditions: Conditions<'_> = from_json(&body, shape)?;
+        let adapters = conditions.adapters(&worker.options.model);
+        let adapted = inference.adapt(worker, &adapters);
+        adapted.map_err(|why| ErrorResponse::bad_request(shape, why))?;
         drop(body);
         let stream = inference.stream;
         let mut sequences = inference.start(worker, shape)?;

@@ -5,13 +5,12 @@ use axum::extract::State;
 use http::{StatusCode, Uri};
 use serde_json::{Value, json};
 
-use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::runtime::worker::{AppState, Worker, unix_seconds};
 
 /// Context length that the worker reports, in tokens; not enforced.
 pub(crate) const CONTEXT_LENGTH: u32 = 131_072;
 /// The SGLang release that the worker imitates.
-pub(crate) const VERSION: &str = "0.5.9";
+pub(crate) const VERSION: &str = "0.5.23";
 
 pub(crate) async fn server(State(worker): AppState) -> Json<Value> {
     let options = &worker.options;
@@ -47,7 +46,7 @@ pub(crate) async fn server(State(worker): AppState) -> Json<Value> {
         "status": if worker.is_ready() { "ready" } else { "starting" },
         "max_total_num_tokens": options.kv_cache_tokens,
         "max_req_input_len": CONTEXT_LENGTH - 6,
-        "weight_version": "default",
+        "weight_version": worker.weight_version(),
         "internal_states": states,
         "version": VERSION,
         "simulated": true,
@@ -60,7 +59,7 @@ pub(crate) async fn model(State(worker): AppState) -> Json<Value> {
         "tokenizer_path": worker.options.model,
         "is_generation": true,
         "preferred_sampling_params": null,
-        "weight_version": "default",
+        "weight_version": worker.weight_version(),
         "has_image_understanding": false,
         "has_audio_understanding": false,
         "model_type": "sim",
@@ -77,22 +76,26 @@ fn card(worker: &Worker) -> Value {
 }
 
 pub(crate) async fn models(State(worker): AppState) -> Json<Value> {
-    Json(json!({"object": "list", "data": [card(&worker)]}))
+    let mut cards = vec![card(&worker)];
+    let adapters = worker.adapters();
+    cards.extend(adapters.all().iter().map(|(name, path)| {
+        json!({
+            "id": name, "object": "model", "created": unix_seconds(), "owned_by": "sglang",
+            "root": path, "parent": worker.options.model, "max_model_len": null,
+        })
+    }));
+    Json(json!({"object": "list", "data": cards}))
 }
 
-/// `/v1/models/{id}`; the id is not percent-decoded.
-pub(crate) async fn model_card(
-    State(worker): AppState,
-    uri: Uri,
-) -> Result<Json<Value>, ErrorResponse> {
+/// `/v1/models/{id}`: adapters have no card here. The id is not percent-decoded.
+pub(crate) async fn model_card(State(worker): AppState, uri: Uri) -> (StatusCode, Json<Value>) {
     let id = uri.path().strip_prefix("/v1/models/").unwrap_or_default();
     if id == worker.options.model {
-        return Ok(Json(card(&worker)));
+        return (StatusCode::OK, Json(card(&worker)));
     }
-    let message = format!("The model '{id}' does not exist");
-    Err(ErrorResponse::new(
-        StatusCode::NOT_FOUND,
-        Shape::Flat,
-        message,
-    ))
+    let error = json!({
+        "message": format!("The model '{id}' does not exist"),
+        "type": "invalid_request_error", "param": "model", "code": "model_not_found",
+    });
+    (StatusCode::NOT_FOUND, Json(json!({"error": error})))
 }

@@ -3,6 +3,7 @@
 pub(crate) mod control;
 pub(crate) mod dispatch;
 pub(crate) mod endpoint;
+pub(crate) mod engine_control;
 pub(crate) mod fault_control;
 pub(crate) mod inference;
 pub(crate) mod info;

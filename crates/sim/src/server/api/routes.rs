@@ -8,6 +8,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Router};
 use http::StatusCode;
 
+use super::engine_control::ROWS;
 use super::{control, fault_control, info, loads, metrics};
 use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::runtime::worker::Worker;
@@ -20,9 +21,11 @@ pub(crate) struct NoHandler;
 pub(crate) fn router(worker: &Arc<Worker>) -> Router {
     let faults = get(fault_control::faults).post(fault_control::set_faults);
     let flush_cache = get(control::flush_cache).post(control::flush_cache);
-    let profile = get(control::profile).post(control::profile);
-    Router::new()
-        .route("/health", get(control::health))
+    let rows = Router::new();
+    let rows = ROWS
+        .iter()
+        .fold(rows, |rows, row| rows.route(row.path, row.handler()));
+    rows.route("/health", get(control::health))
         .route("/health_generate", get(control::health_generate))
         .route("/server_info", get(info::server))
         .route("/get_server_info", get(info::server))
@@ -43,8 +46,6 @@ pub(crate) fn router(worker: &Arc<Worker>) -> Router {
         .route("/v1/responses/", get(control::stored_response))
         .route("/v1/responses/{id}", get(control::stored_response))
         .route("/v1/responses/{id}/cancel", post(control::cancel_response))
-        .route("/start_profile", profile.clone())
-        .route("/stop_profile", profile)
         .route("/sim/faults", faults)
         .route("/sim/stats", get(fault_control::stats))
         .route("/sim/requests", get(fault_control::requests))

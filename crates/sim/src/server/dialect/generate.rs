@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use super::dialect::{Dialect, ParsedRequest};
 use super::events::{data, document, done};
-use crate::engine::mix;
+use crate::engine::{Prompt, mix};
 use crate::server::http::error_response::{ErrorResponse, Shape};
-use crate::server::parse::{OneOrMany, Prompts, Routing, Sampling, from_json};
+use crate::server::parse::{Conditions, OneOrMany, Prompts, Routing, Sampling, from_json};
 use crate::server::runtime::sequence::{InferenceRequest, Sequence};
 use crate::server::runtime::vocabulary;
 use crate::server::runtime::worker::Worker;
@@ -44,6 +44,7 @@ enum Frame {
 }
 
 struct Generate {
+    weight_version: String,
     is_list: bool,
     input_ids: Vec<Vec<u32>>, // only for log probabilities
     logprobs: bool,
@@ -70,6 +71,7 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
         .logprob_start_len
         .and_then(|start| start.into_vec().first().copied());
     let generate = Generate {
+        weight_version: worker.weight_version(),
         is_list: prompts.is_batch() || copies > 1,
         input_ids: if logprobs { prompts.ids() } else { Vec::new() },
         logprobs,
@@ -77,7 +79,7 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
     };
     let rank = request.routed_dp_rank.or(request.data_parallel_rank);
     let inference = InferenceRequest {
-        prompts: prompts.to_prompts(worker.options.page_size),
+        prompts: prompts_of(worker, &prompts, body)?,
         sampling,
         routing: Routing::new(request.rid, rank, request.bootstrap_room),
         stream: request.stream == Some(true),
@@ -86,6 +88,23 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
         inference,
         dialect: Box::new(generate),
     })
+}
+
+/// The prompts; that of a request in a session follows what was said before.
+fn prompts_of(
+    worker: &Worker,
+    prompts: &Prompts<'_>,
+    body: &[u8],
+) -> Result<Vec<Prompt>, ErrorResponse> {
+    let conditions: Conditions<'_> = from_json(body, Shape::Flat)?;
+    let page_size = worker.options.page_size;
+    let Some(session) = conditions.session() else {
+        return Ok(prompts.to_prompts(page_size));
+    };
+    let ids = prompts.ids().into_iter().next().unwrap_or_default();
+    let whole = worker.sessions().append(session, &ids);
+    let whole = whole.map_err(|why| ErrorResponse::bad_request(Shape::Nested, why))?;
+    Ok(vec![Prompt::from_ids(&whole, page_size)])
 }
 
 fn sampling(params: Option<&RawValue>) -> Result<Vec<Sampling>, ErrorResponse> {
@@ -111,7 +130,7 @@ impl Generate {
             "id": *sequence.rid,
             "finish_reason": if frame == Frame::Final { sequence.finish_object() } else { Value::Null },
             "prompt_tokens": sequence.prompt_tokens,
-            "weight_version": "default",
+            "weight_version": self.weight_version,
             "num_retractions": 0,
             "completion_tokens": tokens,
             "cached_tokens": sequence.cached_tokens(),

@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep_until;
 
+use super::clock::Clock;
+use super::pauses::{PauseMode, Pauses};
 use super::request_log::{Counts, increment};
 use crate::engine::{
     Engine, EngineLoad, EngineOptions, Event, EventKind, QueueFull, RequestId, SimRequest,
@@ -18,7 +20,8 @@ use crate::engine::{
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     state: Mutex<State>,
-    started: Instant,
+    clock: Clock,
+    pauses: watch::Sender<Pauses>,
     rearmed: Notify, // an event is due before the time that `run` sleeps to
     counts: Arc<Counts>,
 }
@@ -67,15 +70,16 @@ impl Scheduler {
         };
         Self {
             state: Mutex::new(state),
-            started: Instant::now(),
+            clock: Clock::new(),
+            pauses: watch::Sender::default(),
             rearmed: Notify::new(),
             counts,
         }
     }
 
-    /// Time since the worker's start, the engines' clock.
+    /// The engines' clock.
     pub(crate) fn now(&self) -> Duration {
-        self.started.elapsed()
+        self.clock.now()
     }
 
     /// The rank of the next request without one: round robin.
@@ -149,8 +153,56 @@ impl Scheduler {
         self.rearm(&mut state);
     }
 
-    /// Empties every rank's prefix cache; false, and no change, while any request runs or waits.
+    /// Generation as it stands.
+    pub(crate) fn pauses(&self) -> Pauses {
+        *self.pauses.borrow()
+    }
+
+    /// Changes the reasons to stand still.
+    pub(crate) fn set_pauses(&self, change: impl FnOnce(&mut Pauses)) {
+        self.pauses.send_modify(|pauses| {
+            change(pauses);
+            if pauses.is_running() {
+                self.clock.go_on();
+            } else {
+                self.clock.stop();
+            }
+        });
+        self.rearmed.notify_one();
+    }
+
+    /// Waits while generation is paused.
+    pub(crate) async fn until_running(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.pauses.subscribe().wait_for(Pauses::is_running).await;
+    }
+
+    /// Empties every rank's prefix cache, whatever runs.
+    pub(crate) fn drop_cache(&self) {
+        let now = self.now();
+        for rank in &mut self.lock().ranks {
+            rank.engine.drop_cache(now);
+        }
+    }
+
+    /// Makes every further decode step longer by `extra`.
+    pub(crate) fn slow_down(&self, extra: Duration) {
+        let now = self.now();
+        let mut state = self.lock();
+        for rank in &mut state.ranks {
+            rank.engine.slow_down(now, extra);
+        }
+        drop(state);
+        self.rearmed.notify_one();
+    }
+
+    /// Empties every rank's prefix cache; false, and no change, while any request runs or waits
+    /// that was not sent back to the queue.
     pub(crate) fn flush_cache(&self) -> bool {
+        if self.pauses().requested == Some(PauseMode::Retract) {
+            self.drop_cache();
+            return true;
+        }
         let now = self.now();
         let mut state = self.lock();
         let idle = |load: EngineLoad| load.running + load.waiting == 0;
@@ -178,9 +230,10 @@ impl Scheduler {
     /// Delivers progress when it is due; runs as long as the worker.
     pub(crate) async fn run(&self) {
         loop {
-            match self.deliver_due() {
+            let due = self.deliver_due().and_then(|at| self.clock.instant_of(at));
+            match due {
                 Some(at) => tokio::select! {
-                    () = sleep_until(self.started + at) => {}
+                    () = sleep_until(at) => {}
                     () = self.rearmed.notified() => {}
                 },
                 None => self.rearmed.notified().await,

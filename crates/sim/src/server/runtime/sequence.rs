@@ -54,6 +54,22 @@ pub(crate) struct Sequence {
 }
 
 impl InferenceRequest {
+    /// Applies the adapters that the request names; an error if one is not loaded.
+    pub(crate) fn adapt(
+        &mut self,
+        worker: &Worker,
+        adapters: &[Option<String>],
+    ) -> Result<(), String> {
+        for (at, prompt) in self.prompts.iter_mut().enumerate() {
+            let adapter = adapters.get(at).or(adapters.first());
+            if let Some(adapter) = adapter.and_then(Option::as_deref) {
+                worker.adapters().check(adapter)?;
+                *prompt = prompt.salted(adapter);
+            }
+        }
+        Ok(())
+    }
+
     /// Starts every sequence, or none.
     pub(crate) fn start(
         self,

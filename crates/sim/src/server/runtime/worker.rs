@@ -2,15 +2,17 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::State;
 use bytes::Bytes;
 
+use super::adapters::Adapters;
 use super::fault_injector::FaultInjector;
 use super::request_log::{Counts, RequestLog};
 use super::scheduler::Scheduler;
+use super::sessions::Sessions;
 use crate::engine::mix;
 use crate::options::SimOptions;
 use crate::server::parse::Text;
@@ -29,6 +31,9 @@ pub(crate) struct Worker {
     pub(crate) faults: FaultInjector,
     pub(crate) counts: Arc<Counts>,
     pub(crate) log: RequestLog,
+    adapters: Mutex<Adapters>,
+    sessions: Mutex<Sessions>,
+    weight_version: Mutex<String>,
     responses: Mutex<VecDeque<(String, Bytes)>>,
     ids: AtomicU64,
     identity: u64,
@@ -43,6 +48,9 @@ impl Worker {
             faults: FaultInjector::new(options.faults.clone(), options.seed),
             log: RequestLog::new(options.record_requests),
             counts,
+            adapters: Mutex::default(),
+            sessions: Mutex::default(),
+            weight_version: Mutex::new("default".to_owned()),
             responses: Mutex::default(),
             ids: AtomicU64::new(0),
             identity: mix(options.seed, u64::from(port)),
@@ -66,6 +74,33 @@ impl Worker {
     pub(crate) fn is_ready(&self) -> bool {
         let delay = Duration::from_millis(self.options.startup_delay_ms);
         delay.is_zero() || self.scheduler.now() >= delay
+    }
+
+    /// Whether it takes requests: it has started, and generation is not paused.
+    pub(crate) fn accepts_requests(&self) -> bool {
+        self.is_ready() && self.scheduler.pauses().requested.is_none()
+    }
+
+    pub(crate) fn adapters(&self) -> MutexGuard<'_, Adapters> {
+        self.adapters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The label of the weights in use.
+    pub(crate) fn weight_version(&self) -> String {
+        self.lock_weight_version().clone()
+    }
+
+    pub(crate) fn set_weight_version(&self, version: String) {
+        *self.lock_weight_version() = version;
+    }
+
+    fn lock_weight_version(&self) -> MutexGuard<'_, String> {
+        let version = self.weight_version.lock();
+        version.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores a `/v1/responses` object; the oldest is dropped beyond the limit.
