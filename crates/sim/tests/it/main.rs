@@ -10,5 +10,7 @@ mod engine;
 mod engine_control;
 mod faults;
 mod lifecycle;
+mod routes;
 mod streams;
 mod support;
+mod vendors;

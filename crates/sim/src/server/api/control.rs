@@ -159,8 +159,6 @@ fn find_response(worker: &Worker, uri: &Uri) -> Result<Bytes, ErrorResponse> {
         .strip_prefix("/v1/responses/")
         .unwrap_or_default();
     let id = id.strip_suffix("/cancel").unwrap_or(id);
-    worker.stored_response(id).ok_or_else(|| {
-        let message = format!("Response with id '{id}' not found.");
-        ErrorResponse::new(StatusCode::NOT_FOUND, Shape::Nested, message)
-    })
+    let found = worker.stored_response(id).map(|stored| stored.document);
+    found.ok_or_else(|| ErrorResponse::response_not_found(id))
 }

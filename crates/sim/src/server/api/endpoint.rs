@@ -5,7 +5,9 @@ use std::sync::Arc;
 use http::Method;
 
 use crate::server::dialect::dialect::ParsedRequest;
-use crate::server::dialect::{chat, completion, encode, generate, messages, responses};
+use crate::server::dialect::{
+    chat, completion, encode, generate, messages, ollama, responses, transcription, vertex,
+};
 use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::runtime::worker::Worker;
 
@@ -21,30 +23,50 @@ pub(crate) enum Endpoint {
     Score,
     Responses,
     Messages,
+    /// `/encode` and `/classify`.
+    Encode,
+    /// Chat as SageMaker sends it.
+    Invocations,
+    Vertex,
+    OllamaChat,
+    OllamaGenerate,
+    Transcriptions,
 }
+
+const POST: &[Method] = &[Method::POST];
+const POST_OR_PUT: &[Method] = &[Method::POST, Method::PUT];
+
+/// Their paths.
+const PATHS: &[(&str, Endpoint)] = &[
+    ("/v1/chat/completions", Endpoint::Chat),
+    ("/generate", Endpoint::Generate),
+    ("/v1/completions", Endpoint::Completions),
+    ("/v1/embeddings", Endpoint::Embeddings),
+    ("/v1/classify", Endpoint::Classify),
+    ("/v1/rerank", Endpoint::Rerank),
+    ("/v1/score", Endpoint::Score),
+    ("/v1/responses", Endpoint::Responses),
+    ("/v1/messages", Endpoint::Messages),
+    ("/encode", Endpoint::Encode),
+    ("/classify", Endpoint::Encode),
+    ("/invocations", Endpoint::Invocations),
+    ("/vertex_generate", Endpoint::Vertex),
+    ("/api/chat", Endpoint::OllamaChat),
+    ("/api/generate", Endpoint::OllamaGenerate),
+    ("/v1/audio/transcriptions", Endpoint::Transcriptions),
+];
 
 impl Endpoint {
     pub(crate) fn find(path: &str) -> Option<Self> {
-        Some(match path {
-            "/v1/chat/completions" => Self::Chat,
-            "/generate" => Self::Generate,
-            "/v1/completions" => Self::Completions,
-            "/v1/embeddings" => Self::Embeddings,
-            "/v1/classify" | "/classify" => Self::Classify,
-            "/v1/rerank" => Self::Rerank,
-            "/v1/score" => Self::Score,
-            "/v1/responses" => Self::Responses,
-            "/v1/messages" => Self::Messages,
-            _ => return None,
-        })
+        let mut paths = PATHS.iter();
+        let found = paths.find(|(known, _)| *known == path);
+        found.map(|(_, endpoint)| *endpoint)
     }
 
     /// The methods it accepts.
     pub(crate) fn methods(self) -> &'static [Method] {
-        const POST: &[Method] = &[Method::POST];
-        const POST_OR_PUT: &[Method] = &[Method::POST, Method::PUT];
         match self {
-            Self::Generate => POST_OR_PUT,
+            Self::Generate | Self::Encode | Self::Rerank => POST_OR_PUT,
             _ => POST,
         }
     }
@@ -52,7 +74,7 @@ impl Endpoint {
     /// Layout of its errors.
     pub(crate) fn shape(self) -> Shape {
         match self {
-            Self::Generate | Self::Responses => Shape::Nested,
+            Self::Generate | Self::Responses | Self::Encode | Self::Vertex => Shape::Nested,
             Self::Messages => Shape::Anthropic,
             _ => Shape::Flat,
         }
@@ -60,25 +82,45 @@ impl Endpoint {
 
     /// Whether it rejects bodies without a JSON content type.
     pub(crate) fn needs_json(self) -> bool {
-        self != Self::Generate
+        !matches!(
+            self,
+            Self::Generate
+                | Self::Encode
+                | Self::Invocations
+                | Self::Vertex
+                | Self::OllamaChat
+                | Self::OllamaGenerate
+                | Self::Transcriptions
+        )
     }
 
-    /// Parses a request body.
+    /// Whether its bodies are JSON.
+    pub(crate) fn takes_json(self) -> bool {
+        self != Self::Transcriptions
+    }
+
+    /// Parses a request body of this content type.
     pub(crate) fn parse(
         self,
         worker: &Arc<Worker>,
+        content_type: &str,
         body: &[u8],
     ) -> Result<ParsedRequest, ErrorResponse> {
         match self {
             Self::Generate => generate::parse(worker, body),
-            Self::Chat => chat::parse(worker, body),
+            Self::Chat | Self::Invocations => chat::parse(worker, body),
             Self::Completions => completion::parse(worker, body),
             Self::Embeddings => encode::parse_embeddings(worker, body),
             Self::Classify => encode::parse_classify(worker, body),
             Self::Rerank => encode::parse_rerank(worker, body),
             Self::Score => encode::parse_score(worker, body),
+            Self::Encode => encode::parse_native(worker, body),
             Self::Responses => responses::parse(worker, body),
             Self::Messages => messages::parse(worker, body),
+            Self::Vertex => vertex::parse(worker, body),
+            Self::OllamaChat => ollama::parse_chat(worker, body),
+            Self::OllamaGenerate => ollama::parse_generate(worker, body),
+            Self::Transcriptions => transcription::parse(worker, content_type, body),
         }
     }
 }

@@ -9,13 +9,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
 use bytes::Bytes;
 use http::StatusCode;
+use http::header::CONTENT_TYPE;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::engine::mix;
-use crate::server::http::error_response::{ErrorResponse, Shape};
+use crate::server::http::error_response::{ErrorResponse, JSON, Shape};
 use crate::server::parse::from_json;
 use crate::server::runtime::pauses::PauseMode;
 use crate::server::runtime::scheduler::AbortTarget;
@@ -51,6 +52,7 @@ enum Action {
     SlowDown,
     SetInternalState,
     LoadAdapter,
+    LoadAdapterFromTensors,
     UnloadAdapter,
     OpenSession,
     CloseSession,
@@ -81,6 +83,7 @@ pub(crate) const ROWS: &[Row] = &[
     row("/destroy_weights_update_group", POST, Action::Succeed("Succeeded to destroy custom process group.")),
     row("/init_weights_send_group_for_remote_instance", POST, Action::Succeed("Succeeded to initialize send group.")),
     row("/send_weights_to_remote_instance", POST, Action::Succeed("Succeeded to send weights.")),
+    row("/weights_checker", BOTH, Action::Succeed("Success.")),
     row("/update_weight_version", POST, Action::SetWeightVersion),
     row("/get_weights_by_name", BOTH, Action::GetWeights),
     row("/release_memory_occupation", BOTH, Action::ReleaseMemory),
@@ -88,6 +91,7 @@ pub(crate) const ROWS: &[Row] = &[
     row("/slow_down", BOTH, Action::SlowDown),
     row("/set_internal_state", WRITE, Action::SetInternalState),
     row("/load_lora_adapter", POST, Action::LoadAdapter),
+    row("/load_lora_adapter_from_tensors", POST, Action::LoadAdapterFromTensors),
     row("/unload_lora_adapter", POST, Action::UnloadAdapter),
     row("/open_session", BOTH, Action::OpenSession),
     row("/close_session", BOTH, Action::CloseSession),
@@ -209,6 +213,11 @@ async fn act(worker: &Arc<Worker>, action: Action, body: &[u8]) -> Answer {
             Ok(Json(vec![true; ranks]).into_response())
         }
         Action::LoadAdapter => load_adapter(worker, body),
+        Action::LoadAdapterFromTensors => {
+            let Adapter { lora_name, .. } = from_json(body, Shape::Flat)?;
+            let loaded = worker.adapters().load(&lora_name, "__tensor__");
+            Ok(adapters(worker, loaded))
+        }
         Action::UnloadAdapter => unload_adapter(worker, body),
         Action::OpenSession => open_session(worker, body),
         Action::CloseSession => {
@@ -220,8 +229,7 @@ async fn act(worker: &Arc<Worker>, action: Action, body: &[u8]) -> Answer {
 }
 
 fn json_text(text: &'static str) -> Response {
-    use http::header::CONTENT_TYPE;
-    ([(CONTENT_TYPE, "application/json")], text).into_response()
+    ([(CONTENT_TYPE, JSON)], text).into_response()
 }
 
 fn success(message: &str) -> Response {

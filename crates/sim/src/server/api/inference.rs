@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use super::endpoint::Endpoint;
 use crate::faults::Faults;
-use crate::server::dialect::dialect::ParsedRequest;
+use crate::server::dialect::dialect::{EVENTS, ParsedRequest};
 use crate::server::http::body::{BodyFaults, Content, SimBody};
 use crate::server::http::error_response::{ErrorResponse, JSON, Shape};
 use crate::server::http::stream::TokenStream;
@@ -21,8 +21,6 @@ use crate::server::http::wire::ConnectionControl;
 use crate::server::parse::{Conditions, from_json};
 use crate::server::runtime::request_log::increment;
 use crate::server::runtime::worker::Worker;
-
-const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream; charset=utf-8");
 
 type ApiResult = Result<Response<SimBody>, ErrorResponse>;
 
@@ -94,7 +92,7 @@ impl InferenceCall<'_> {
     fn refuse_in_stream(&self, code: u16, body: &[u8]) -> ApiResult {
         let (status, shape) = (StatusCode::from_u16(code), self.endpoint.shape());
         let why = "The request queue is full.";
-        if !self.endpoint.parse(self.worker, body)?.inference.stream {
+        if !self.parse(body)?.inference.stream {
             let status = status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
             return Err(ErrorResponse::new(status, shape, why));
         }
@@ -121,24 +119,35 @@ impl InferenceCall<'_> {
         let ParsedRequest {
             mut inference,
             mut dialect,
-        } = self.endpoint.parse(worker, &body)?;
-        let conditions: Conditions<'_> = from_json(&body, shape)?;
-        let adapters = conditions.adapters(&worker.options.model);
-        let adapted = inference.adapt(worker, &adapters);
-        adapted.map_err(|why| ErrorResponse::bad_request(shape, why))?;
+        } = self.parse(&body)?;
+        if self.endpoint.takes_json() {
+            let conditions: Conditions<'_> = from_json(&body, shape)?;
+            let adapters = conditions.adapters(&worker.options.model);
+            let adapted = inference.adapt(worker, &adapters);
+            adapted.map_err(|why| ErrorResponse::bad_request(shape, why))?;
+        }
         drop(body);
         let stream = inference.stream;
         let mut sequences = inference.start(worker, shape)?;
         if stream {
             increment(&worker.counts.streams);
+            let content_type = dialect.stream_type();
             let stream = TokenStream::new(sequences, dialect);
             let body = SimBody::new(Content::Stream(Box::new(stream)));
-            return Ok(response(EVENTS, body));
+            return Ok(response(content_type, body));
         }
         for sequence in &mut sequences {
             sequence.submission.wait().await;
         }
-        Ok(response(JSON, dialect.document(&sequences).into()))
+        let body = dialect.document(&sequences).into();
+        Ok(response(dialect.document_type(), body))
+    }
+
+    fn parse(&self, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
+        let content_type = self.parts.headers.get(CONTENT_TYPE);
+        let content_type = content_type.and_then(|value| value.to_str().ok());
+        let content_type = content_type.unwrap_or_default();
+        self.endpoint.parse(self.worker, content_type, body)
     }
 
     fn declares_json(&self) -> bool {

@@ -11,3 +11,4 @@ pub(crate) mod loads;
 pub(crate) mod metrics;
 pub(crate) mod ratio;
 pub(crate) mod routes;
+pub(crate) mod text_tools;

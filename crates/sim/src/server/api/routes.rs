@@ -9,7 +9,7 @@ use axum::{Extension, Router};
 use http::StatusCode;
 
 use super::engine_control::ROWS;
-use super::{control, fault_control, info, loads, metrics};
+use super::{control, fault_control, info, loads, metrics, text_tools};
 use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::runtime::worker::Worker;
 
@@ -46,6 +46,14 @@ pub(crate) fn router(worker: &Arc<Worker>) -> Router {
         .route("/v1/responses/", get(control::stored_response))
         .route("/v1/responses/{id}", get(control::stored_response))
         .route("/v1/responses/{id}/cancel", post(control::cancel_response))
+        .route("/v1/messages/count_tokens", post(text_tools::count_tokens))
+        .route(
+            "/parse_function_call",
+            post(text_tools::parse_function_call),
+        )
+        .route("/separate_reasoning", post(text_tools::separate_reasoning))
+        .route("/api/tags", get(text_tools::ollama_tags))
+        .route("/api/show", post(text_tools::ollama_show))
         .route("/sim/faults", faults)
         .route("/sim/stats", get(fault_control::stats))
         .route("/sim/requests", get(fault_control::requests))

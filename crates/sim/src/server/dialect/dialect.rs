@@ -1,13 +1,28 @@
 //! The interface of an API's dialect.
 
 use bytes::{Bytes, BytesMut};
+use http::HeaderValue;
 
+use crate::server::http::error_response::JSON;
 use crate::server::runtime::sequence::{InferenceRequest, Sequence};
+
+/// Content type of server-sent events.
+pub(crate) const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream; charset=utf-8");
 
 /// Writes the responses of one API.
 pub(crate) trait Dialect: Send + Sync {
     /// The whole response as one JSON document.
     fn document(&mut self, sequences: &[Sequence]) -> Bytes;
+
+    /// Content type of that document.
+    fn document_type(&self) -> HeaderValue {
+        JSON
+    }
+
+    /// Content type of a stream.
+    fn stream_type(&self) -> HeaderValue {
+        EVENTS
+    }
 
     /// Events before the first token.
     fn opening(&mut self, _sequences: &[Sequence], _out: &mut BytesMut) {}

@@ -26,6 +26,10 @@ struct EncodeRequest<'a> {
     #[serde(borrow)]
     input: Option<Prompts<'a>>, // embeddings, classify
     #[serde(borrow)]
+    text: Option<Prompts<'a>>, // encode
+    #[serde(borrow)]
+    input_ids: Option<Prompts<'a>>, // encode
+    #[serde(borrow)]
     query: Option<Text<'a>>, // rerank, score
     #[serde(borrow)]
     documents: Option<Vec<Text<'a>>>, // rerank
@@ -52,6 +56,9 @@ enum Kind {
         dimensions: u32,
     },
     Classify,
+    Native {
+        is_list: bool,
+    },
     Rerank {
         documents: Option<Vec<String>>,
         top_n: usize,
@@ -137,6 +144,24 @@ pub(crate) fn parse_classify(worker: &Worker, body: &[u8]) -> Result<ParsedReque
     Ok(parsed_request(worker, request, prompts, Kind::Classify))
 }
 
+/// Parses a request for `/encode`.
+pub(crate) fn parse_native(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
+    let mut request = parse(body)?;
+    let given = (request.text.take(), request.input_ids.take());
+    let ((Some(prompts), None) | (None, Some(prompts))) = given else {
+        let why = "Either text, input_ids or input_embeds should be provided.";
+        return Err(ErrorResponse::bad_request(Shape::Nested, why));
+    };
+    let is_list = prompts.is_batch();
+    let prompts = prompts.to_prompts(worker.options.page_size);
+    Ok(parsed_request(
+        worker,
+        request,
+        prompts,
+        Kind::Native { is_list },
+    ))
+}
+
 /// Parses a request for `/v1/rerank`.
 pub(crate) fn parse_rerank(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
     let mut request = parse(body)?;
@@ -215,6 +240,15 @@ fn embedding_entry(sequence: &Sequence, format: Format, dimensions: u32) -> Valu
     json!({"object": "embedding", "index": sequence.index, "embedding": value})
 }
 
+/// SGLang's own form of an embedding.
+fn native_entry(sequence: &Sequence) -> Value {
+    let meta = json!({
+        "id": *sequence.rid, "finish_reason": sequence.finish_object(),
+        "prompt_tokens": sequence.prompt_tokens, "cached_tokens": sequence.cached_tokens(),
+    });
+    json!({"embedding": embedding(sequence.seed, DIMENSIONS), "meta_info": meta})
+}
+
 fn class_entry(sequence: &Sequence) -> Value {
     let positive = vocabulary::score(sequence.seed);
     let label = if positive < 0.5 { "LABEL_0" } else { "LABEL_1" };
@@ -270,6 +304,10 @@ impl Dialect for Encode {
                     "model": model, "data": entries, "usage": usage,
                 }))
             }
+            Kind::Native { is_list: true } => {
+                document(&sequences.iter().map(native_entry).collect::<Vec<_>>())
+            }
+            Kind::Native { is_list: false } => document(&sequences.first().map(native_entry)),
             Kind::Rerank { documents, top_n } => {
                 document(&ranking(sequences, documents.as_ref(), *top_n))
             }

@@ -50,11 +50,7 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
             "messages: must not be empty",
         ));
     }
-    let system = request.system.map(|text| Message {
-        role: Text(Cow::Borrowed("system")),
-        content: Some(text),
-    });
-    let prompt = render(system.iter().chain(&request.messages));
+    let prompt = prompt_of(request.system, &request.messages);
     let rank = request.routed_dp_rank.or(request.data_parallel_rank);
     let sampling = Sampling {
         max_new_tokens: Some(request.max_tokens),
@@ -72,6 +68,30 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
         inference,
         dialect: Box::new(Messages { model }),
     })
+}
+
+#[derive(Deserialize)]
+struct CountRequest<'a> {
+    #[serde(borrow)]
+    messages: Vec<Message<'a>>,
+    #[serde(borrow, default)]
+    system: Option<Text<'a>>,
+}
+
+/// Tokens of the prompt in a request for `/v1/messages/count_tokens`.
+pub(crate) fn count_tokens(body: &[u8]) -> Result<u32, ErrorResponse> {
+    let request: CountRequest<'_> = from_json(body, Shape::Anthropic)?;
+    let prompt = prompt_of(request.system, &request.messages);
+    Ok(Prompt::from_text(&prompt, 1).tokens())
+}
+
+/// The system's message and the others.
+fn prompt_of(system: Option<Text<'_>>, messages: &[Message<'_>]) -> String {
+    let system = system.map(|text| Message {
+        role: Text(Cow::Borrowed("system")),
+        content: Some(text),
+    });
+    render(system.iter().chain(messages))
 }
 
 /// Stop reason and stop string of this API.

@@ -15,7 +15,7 @@ use crate::engine::Prompt;
 use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::parse::{Routing, Sampling, Text, from_json};
 use crate::server::runtime::sequence::{InferenceRequest, Sequence, Usage};
-use crate::server::runtime::worker::{Worker, unix_seconds};
+use crate::server::runtime::worker::{StoredResponse, Worker, unix_seconds};
 
 #[derive(Deserialize)]
 struct ResponsesRequest<'a> {
@@ -25,6 +25,10 @@ struct ResponsesRequest<'a> {
     instructions: Option<Text<'a>>,
     #[serde(borrow, default)]
     model: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    previous_response_id: Option<Text<'a>>,
+    #[serde(default)]
+    store: Option<bool>,
     #[serde(default)]
     max_output_tokens: Option<u32>,
     #[serde(default)]
@@ -58,6 +62,8 @@ struct Response {
     worker: Arc<Worker>,
     model: String,
     created: u64,
+    prompt: String,
+    stored: bool,
     text: String, // streamed so far
     next_event: u64,
 }
@@ -85,12 +91,11 @@ pub(crate) fn parse(worker: &Arc<Worker>, body: &[u8]) -> Result<ParsedRequest, 
             })
         })),
     }
+    let before = previous_prompt(worker, request.previous_response_id.as_ref())?;
+    let prompt = before + &render(&prompt);
     let rank = request.routed_dp_rank.or(request.data_parallel_rank);
     let inference = InferenceRequest {
-        prompts: vec![Prompt::from_text(
-            &render(&prompt),
-            worker.options.page_size,
-        )],
+        prompts: vec![Prompt::from_text(&prompt, worker.options.page_size)],
         sampling: vec![Sampling {
             max_new_tokens: request.max_output_tokens,
             ..Sampling::default()
@@ -102,6 +107,8 @@ pub(crate) fn parse(worker: &Arc<Worker>, body: &[u8]) -> Result<ParsedRequest, 
         worker: Arc::clone(worker),
         model: worker.model_or_own(request.model),
         created: unix_seconds(),
+        prompt,
+        stored: request.store != Some(false),
         text: String::new(),
         next_event: 0,
     };
@@ -109,6 +116,19 @@ pub(crate) fn parse(worker: &Arc<Worker>, body: &[u8]) -> Result<ParsedRequest, 
         inference,
         dialect: Box::new(response),
     })
+}
+
+/// What was said up to the response that a request goes on from.
+fn previous_prompt(worker: &Worker, id: Option<&Text<'_>>) -> Result<String, ErrorResponse> {
+    let Some(id) = id.map(Text::as_str) else {
+        return Ok(String::new());
+    };
+    if !id.starts_with("resp_") {
+        let why = format!("Invalid 'response_id': '{id}'. Expected an ID that begins with 'resp'.");
+        return Err(ErrorResponse::bad_request(Shape::Nested, why));
+    }
+    let found = worker.stored_response(id).map(|stored| stored.said);
+    found.ok_or_else(|| ErrorResponse::response_not_found(id))
 }
 
 fn id_of(sequence: &Sequence) -> String {
@@ -160,8 +180,12 @@ impl Response {
         let content = json!([part(&sequence.text(sequence.tokens()))]);
         let output = json!([message(sequence, "completed", &content)]);
         let object = self.object(sequence, status, &output);
-        self.worker
-            .store_response(id_of(sequence), document(&object));
+        if self.stored {
+            let said = format!("{}{}\n", self.prompt, sequence.text(sequence.tokens()));
+            let document = document(&object);
+            let response = StoredResponse { document, said };
+            self.worker.store_response(id_of(sequence), response);
+        }
         object
     }
 

@@ -50,6 +50,12 @@ impl ErrorResponse {
         Self::new(StatusCode::BAD_REQUEST, shape, format!("{message}"))
     }
 
+    /// 404: no response of this id is stored.
+    pub(crate) fn response_not_found(id: &str) -> Self {
+        let message = format!("Response with id '{id}' not found.");
+        Self::new(StatusCode::NOT_FOUND, Shape::Nested, message)
+    }
+
     /// 503: the queue is full.
     pub(crate) fn queue_full(shape: Shape) -> Self {
         Self::new(

@@ -2,12 +2,14 @@
 
 mod body;
 mod conditions;
+mod multipart;
 mod prompts;
 mod sampling;
 mod text;
 
 pub(crate) use body::from_json;
 pub(crate) use conditions::Conditions;
+pub(crate) use multipart::parts;
 pub(crate) use prompts::Prompts;
 pub(crate) use sampling::{OneOrMany, Routing, Sampling};
 pub(crate) use text::Text;

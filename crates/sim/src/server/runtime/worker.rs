@@ -23,6 +23,14 @@ const STORED_RESPONSES: usize = 1000;
 /// Extracts the worker in a handler of the router.
 pub(crate) type AppState = State<Arc<Worker>>;
 
+/// A `/v1/responses` object, and what a further response goes on from.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredResponse {
+    pub(crate) document: Bytes,
+    /// The conversation as the engine reads it.
+    pub(crate) said: String,
+}
+
 /// Shared state of one worker.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -34,7 +42,7 @@ pub(crate) struct Worker {
     adapters: Mutex<Adapters>,
     sessions: Mutex<Sessions>,
     weight_version: Mutex<String>,
-    responses: Mutex<VecDeque<(String, Bytes)>>,
+    responses: Mutex<VecDeque<(String, StoredResponse)>>,
     ids: AtomicU64,
     identity: u64,
 }
@@ -104,7 +112,7 @@ impl Worker {
     }
 
     /// Stores a `/v1/responses` object; the oldest is dropped beyond the limit.
-    pub(crate) fn store_response(&self, id: String, document: Bytes) {
+    pub(crate) fn store_response(&self, id: String, response: StoredResponse) {
         let mut stored = self
             .responses
             .lock()
@@ -112,10 +120,10 @@ impl Worker {
         if stored.len() == STORED_RESPONSES {
             stored.pop_front();
         }
-        stored.push_back((id, document));
+        stored.push_back((id, response));
     }
 
-    pub(crate) fn stored_response(&self, id: &str) -> Option<Bytes> {
+    pub(crate) fn stored_response(&self, id: &str) -> Option<StoredResponse> {
         let stored = self
             .responses
             .lock()
@@ -124,7 +132,7 @@ impl Worker {
             .iter()
             .rev()
             .find(|(stored_id, _)| stored_id == id)
-            .map(|(_, document)| document.clone())
+            .map(|(_, response)| response.clone())
     }
 }
 
