@@ -36,6 +36,7 @@ pub(crate) enum PromptField {
     Prompt,
     Input,
     Query,
+    Documents,
     Instructions,
     System,
     Tools,
@@ -95,7 +96,7 @@ pub(crate) enum ReplyFormat {
 }
 
 use PromptField::{
-    Input, InputIds, Instructions, Messages, None, Prompt, Query, System, Text, Tools,
+    Documents, Input, InputIds, Instructions, Messages, None, Prompt, Query, System, Text, Tools,
 };
 use ReplyFormat::{Rerank, Verbatim};
 use Undeclared::{BadRequest, NoForm, OnlyIfAbsent, Unsupported};
@@ -116,8 +117,8 @@ const ROWS: [Inference; 31] = [
     row("/v1/completions", "completions", Unsupported, [Prompt, None, None]),
     row("/v1/embeddings", "embeddings", Unsupported, [Input, None, None]),
     row("/v1/classify", "classify", Unsupported, [Input, None, None]),
-    Inference { reply: Rerank, methods: POST_AND_PUT, ..row("/v1/rerank", "rerank", Unsupported, [Query, None, None]) },
-    Inference { path: "/rerank", reply: Rerank, ..row("/v1/rerank", "rerank", BadRequest, [Query, None, None]) },
+    Inference { reply: Rerank, methods: POST_AND_PUT, ..row("/v1/rerank", "rerank", Unsupported, [Query, Documents, None]) },
+    Inference { path: "/rerank", reply: Rerank, ..row("/v1/rerank", "rerank", BadRequest, [Query, Documents, None]) },
     row("/v1/responses", "responses", BadRequest, [Tools, Instructions, Input]),
     Inference { vendor: Anthropic, ..row("/v1/messages", "messages", BadRequest, [Tools, System, Messages]) },
     Inference { upgrade: Some("websocket"), methods: GET, ..row("/v1/realtime", "realtime", Unsupported, [None, None, None]) },

@@ -6,6 +6,7 @@
 mod candidate;
 mod hash_ring;
 mod lease;
+mod medium;
 pub mod policy;
 pub mod prefix;
 mod prompt;
@@ -15,10 +16,11 @@ mod sticky;
 
 pub use candidate::{Candidate, Candidates};
 pub use lease::{Lease, Load};
+pub use medium::{Cut, MediaTokens, Medium, MediumKind};
 pub use policy::{
     Branch, CongestionFactor, Params, Pick, Policy, PolicyKind, Ranked, ReplicationDiscount,
 };
-pub use prompt::Prompt;
+pub use prompt::{Part, Pieces, Prompt};
 pub use request::{ClientKey, Request, SeededRng};
 pub use resilience::{
     Breaker, BreakerRules, BreakerSignal, Circuit, Consequence, Ejection, Health, Outcome,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::header::HeaderMap;
 use http::{Method, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
-use routing::{Prompt, Request as RoutingRequest};
+use routing::{MediaTokens, Prompt, Request as RoutingRequest};
 use serde_json::Value;
 
 use super::body_budget::BodyBudget;
@@ -179,7 +179,7 @@ impl Proxy {
             body: &body,
             routing: &RoutingRequest {
                 model: fields.model.as_deref(),
-                prompt: fields.prompt(row.prompt),
+                prompt: fields.prompt(row.prompt, MediaTokens::default()),
                 routing_key: header_text(&parts.headers, "x-smg-routing-key"),
                 client_key: Some(&client_key),
                 now: self.balancer().fleet.now(),
@@ -288,7 +288,7 @@ impl Proxy {
         let endpoint = fields.likely_endpoint();
         let request = RoutingRequest {
             model: fields.model.as_deref(),
-            prompt: fields.prompt(endpoint.prompt),
+            prompt: fields.prompt(endpoint.prompt, MediaTokens::default()),
             routing_key: header_text(headers, "x-smg-routing-key"),
             client_key: Some(&client_key),
             now: self.balancer().fleet.now(),

@@ -70,12 +70,15 @@ impl Policy for PrefixHash {
 fn hash_prefix(prompt: &Prompt<'_>, tokens: u64) -> Option<u64> {
     let mut left = usize::try_from(prompt.to_bytes(tokens)).unwrap_or(usize::MAX);
     let mut hash = Xxh3::new();
-    for part in prompt.parts() {
+    for part in prompt.pieces() {
         let taken = part.get(..left).unwrap_or(part);
         hash.update(taken);
         left -= taken.len();
+        if left == 0 {
+            break;
+        }
     }
-    (prompt.bytes() > 0).then(|| hash.digest())
+    (prompt.bytes() > 0).then(|| hash.digest() ^ prompt.namespace())
 }
 
 #[cfg(test)]

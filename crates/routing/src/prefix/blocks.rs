@@ -11,11 +11,12 @@ pub const MAX_BLOCKS: usize = 16 * 1024;
 
 /// Writes the hashes of a prompt's whole blocks to `hashes`, replacing its contents.
 ///
-/// Parts are hashed as if concatenated. A last piece shorter than a block is left out.
+/// Pieces are hashed as if concatenated. A last piece shorter than a block is left out. The first
+/// hash holds the namespace, so chains of two namespaces have no beginning in common.
 pub fn hash_blocks(prompt: &Prompt<'_>, hashes: &mut Vec<u64>) {
     hashes.clear();
     let (mut carry, mut carried) = ([0; BLOCK], 0);
-    for mut part in prompt.parts() {
+    for mut part in prompt.pieces() {
         if carried > 0 {
             let taken = part.len().min(BLOCK - carried);
             carry[carried..carried + taken].copy_from_slice(&part[..taken]);
@@ -27,17 +28,29 @@ pub fn hash_blocks(prompt: &Prompt<'_>, hashes: &mut Vec<u64>) {
         }
         let (whole, rest) = part.as_chunks::<BLOCK>();
         let room = MAX_BLOCKS.saturating_sub(hashes.len());
-        hashes.extend(whole.iter().take(room).map(|block| xxh3_64(block)));
+        hash_whole(whole.get(..room).unwrap_or(whole), hashes);
+        if hashes.len() >= MAX_BLOCKS {
+            break;
+        }
         carry[..rest.len()].copy_from_slice(rest);
         carried = rest.len();
     }
     hashes.truncate(MAX_BLOCKS);
+    if let Some(first) = hashes.first_mut() {
+        *first ^= prompt.namespace();
+    }
+}
+
+/// Apart from the loop over pieces, which would take its registers.
+#[inline(never)]
+fn hash_whole(blocks: &[[u8; BLOCK]], hashes: &mut Vec<u64>) {
+    hashes.extend(blocks.iter().map(|block| xxh3_64(block)));
 }
 
 /// The hash of a prompt shorter than a block; `None` for an empty prompt and for a longer one.
 pub fn prompt_hash(prompt: &Prompt<'_>) -> Option<u64> {
     let (mut bytes, mut length) = ([0; BLOCK], 0);
-    for part in prompt.parts() {
+    for part in prompt.pieces() {
         bytes
             .get_mut(length..length + part.len())?
             .copy_from_slice(part);
@@ -46,7 +59,7 @@ pub fn prompt_hash(prompt: &Prompt<'_>) -> Option<u64> {
     bytes
         .get(..length)
         .filter(|bytes| !bytes.is_empty())
-        .map(xxh3_64)
+        .map(|bytes| xxh3_64(bytes) ^ prompt.namespace())
 }
 
 #[cfg(test)]

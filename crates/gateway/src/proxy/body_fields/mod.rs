@@ -1,0 +1,12 @@
+//! The fields of a request's body that routing reads.
+
+mod billing_header;
+#[expect(clippy::module_inception, reason = "the type that the module is about")]
+mod body_fields;
+mod json;
+mod layout;
+mod media;
+#[cfg(test)]
+mod tests;
+
+pub(super) use body_fields::BodyFields;
