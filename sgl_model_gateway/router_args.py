@@ -205,6 +205,10 @@ class RouterArgs:
     model_matching: str = option("auto", POLICY, "requests for a model that is not served: auto lets them pass while one is served, exact never, any always")
     engine_control: str = option("on", WORKER, "SGLang's control routes (weights, memory, pauses, adapters, profiles) for all workers: on, or off to have none")
     engine_control_timeout_secs: int = option(600, WORKER, "longest time for a worker to carry out a call of --engine-control")
+    image_tokens: int = option(1024, POLICY, "tokens that an image in a prompt is taken to have")
+    video_tokens: int = option(8192, POLICY, "tokens that a video in a prompt is taken to have")
+    audio_tokens: int = option(1024, POLICY, "tokens that a recording in a prompt is taken to have")
+    strip_billing_header: bool = option(False, REQUEST, "cut Claude Code's x-anthropic-billing-header line, which differs in every request, out of system prompts; nothing else in a body ever changes")
     # fmt: on
 
     @staticmethod

@@ -153,6 +153,10 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "model_matching",
         "engine_control",
         "engine_control_timeout_secs",
+        "image_tokens",
+        "video_tokens",
+        "audio_tokens",
+        "strip_billing_header",
     ]
 
 

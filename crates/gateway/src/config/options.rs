@@ -339,4 +339,13 @@ options! {
     engine_control: EngineControl = EngineControl::On;
     /// Longest time for a worker to carry out a call of those, seconds.
     engine_control_timeout_secs: u64 = 600;
+    /// Tokens that an image in a prompt is taken to have.
+    image_tokens: u32 = 1024;
+    /// Tokens that a video in a prompt is taken to have.
+    video_tokens: u32 = 8192;
+    /// Tokens that a recording in a prompt is taken to have.
+    audio_tokens: u32 = 1024;
+    /// Cut the `x-anthropic-billing-header` line of coding agents, which differs in every request,
+    /// out of the system prompts that go to workers.
+    strip_billing_header: bool = false;
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use routing::policy::Balance;
-use routing::{BreakerRules, Params, RetryRules, Thresholds};
+use routing::{BreakerRules, MediaTokens, Params, RetryRules, Thresholds};
 
 use super::{AllowedOrigin, EngineControl, Options, Secret};
 
@@ -87,6 +87,10 @@ pub(crate) struct ProxySection {
     pub(crate) forward_overrides: bool,
     /// Clients neither see nor choose workers.
     pub(crate) hide_routing: bool,
+    /// What media in prompts weigh.
+    pub(crate) media_tokens: MediaTokens,
+    /// Workers get no billing headers of coding agents.
+    pub(crate) strip_billing_header: bool,
 }
 
 /// What the connections of clients may take.
@@ -236,6 +240,12 @@ impl ProxySection {
             has_key: options.api_key.is_some(),
             forward_overrides: options.forward_override_headers,
             hide_routing: options.hide_routing,
+            media_tokens: MediaTokens {
+                image: options.image_tokens,
+                video: options.video_tokens,
+                audio: options.audio_tokens,
+            },
+            strip_billing_header: options.strip_billing_header,
         }
     }
 }

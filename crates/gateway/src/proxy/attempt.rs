@@ -113,7 +113,7 @@ async fn send_once(
             &forwards,
             request.context.request_id,
         ),
-        body: (&**request.body).into(),
+        body: request.body,
         upgrade: request.row.upgrade,
     };
     let sending = send_call(endpoint, request.context.lane, &call);

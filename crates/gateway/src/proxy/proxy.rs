@@ -30,6 +30,7 @@ use crate::cpu_pool::CpuPool;
 use crate::endpoint::{Inference, Undeclared};
 use crate::error::Error;
 use crate::fleet::{UNKNOWN_MODEL, Worker};
+use crate::upstream::CallBody;
 
 /// Carries requests to workers.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub(crate) struct Proxy {
     pub(crate) dispatcher: Dispatcher,
     cpu_pool: CpuPool,
     body_limits: BodyLimits,
+    media_tokens: MediaTokens,
+    strip_billing_header: bool,
 }
 
 /// Why a request failed, and at which worker, if it reached one.
@@ -73,6 +76,8 @@ impl Proxy {
                 silence: options.body_timeout,
                 budget,
             },
+            media_tokens: options.media_tokens,
+            strip_billing_header: options.strip_billing_header,
         }
     }
 
@@ -176,10 +181,10 @@ impl Proxy {
             row,
             context,
             parts: &parts,
-            body: &body,
+            body: self.worker_body(row, &fields, &body),
             routing: &RoutingRequest {
                 model: fields.model.as_deref(),
-                prompt: fields.prompt(row.prompt, MediaTokens::default()),
+                prompt: fields.prompt(row.prompt, self.media_tokens),
                 routing_key: header_text(&parts.headers, "x-smg-routing-key"),
                 client_key: Some(&client_key),
                 now: self.balancer().fleet.now(),
@@ -206,6 +211,20 @@ impl Proxy {
         }
     }
 
+    /// What a worker gets of a body.
+    fn worker_body<'a>(
+        &self,
+        row: &Inference,
+        fields: &BodyFields<'a>,
+        body: &'a Bytes,
+    ) -> CallBody<'a> {
+        if self.strip_billing_header {
+            fields.without_billing_header(row.prompt).into()
+        } else {
+            (&**body).into()
+        }
+    }
+
     async fn switch(
         &self,
         row: &'static Inference,
@@ -220,7 +239,7 @@ impl Proxy {
             row,
             context,
             parts: &parts,
-            body: &Bytes::new(),
+            body: CallBody::default(),
             routing: &RoutingRequest {
                 model: model.as_deref(),
                 prompt: Prompt::default(),
@@ -288,7 +307,7 @@ impl Proxy {
         let endpoint = fields.likely_endpoint();
         let request = RoutingRequest {
             model: fields.model.as_deref(),
-            prompt: fields.prompt(endpoint.prompt, MediaTokens::default()),
+            prompt: fields.prompt(endpoint.prompt, self.media_tokens),
             routing_key: header_text(headers, "x-smg-routing-key"),
             client_key: Some(&client_key),
             now: self.balancer().fleet.now(),

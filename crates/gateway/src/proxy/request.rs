@@ -1,6 +1,5 @@
 //! A request on its way: what the server knows of it, its bytes, and how it is routed.
 
-use bytes::Bytes;
 use http::header::HeaderValue;
 use http::request;
 use routing::Request as RoutingRequest;
@@ -10,6 +9,7 @@ use crate::auth::Principal;
 use crate::config::LiveSection;
 use crate::endpoint::Inference;
 use crate::lane::Lane;
+use crate::upstream::CallBody;
 
 /// What the server knows of a request besides its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +33,8 @@ pub(super) struct ProxyRequest<'a> {
     pub(super) row: &'static Inference,
     pub(super) context: RequestContext<'a>,
     pub(super) parts: &'a request::Parts,
-    pub(super) body: &'a Bytes,
+    /// The client's body, or what the worker is to get of it.
+    pub(super) body: CallBody<'a>,
     pub(super) routing: &'a RoutingRequest<'a>,
     /// The client's `X-SMG-Target-Worker`.
     pub(super) target: Option<&'a str>,

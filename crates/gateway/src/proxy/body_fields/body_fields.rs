@@ -83,6 +83,23 @@ impl<'a> BodyFields<'a> {
             .in_namespace([adapter.as_bytes(), one, two, three])
     }
 
+    /// The body without the billing headers that these fields begin with. It is valid JSON.
+    pub(in crate::proxy) fn without_billing_header(
+        &self,
+        fields: [PromptField; 3],
+    ) -> [&'a [u8]; 3] {
+        // No endpoint has more than two fields with one: a system prompt and messages.
+        let mut cuts = fields.map(|field| self.layout.billing_header(field));
+        cuts.sort_unstable_by_key(|cut| cut.as_ref().map_or(usize::MAX, |cut| cut.start));
+        let end = self.body.len()..self.body.len();
+        let [first, second, _] = cuts.map(|cut| cut.unwrap_or(end.clone()));
+        [
+            self.raw(0..first.start),
+            self.raw(first.end..second.start),
+            self.raw(second.end..self.body.len()),
+        ]
+    }
+
     /// The endpoint whose shape the body has.
     pub(in crate::proxy) fn likely_endpoint(&self) -> &'static Inference {
         let has = |field| !self.json(field).is_empty();

@@ -19,6 +19,8 @@ pub(super) struct Layout {
     fields: [FieldPlace; PromptField::COUNT],
     /// Of all fields.
     cuts: Vec<Cut>,
+    /// Billing headers of coding agents; a field has at most one.
+    billing_headers: Vec<(PromptField, Range<usize>)>,
     /// Media in fields of their own, by kind.
     pub(super) media: Vec<Medium>,
     /// What keeps equal prompts apart in SGLang's cache, by [`CacheLabel`].
@@ -112,6 +114,13 @@ impl Layout {
             })
     }
 
+    /// The place of the billing header that a field begins with.
+    pub(super) fn billing_header(&self, field: PromptField) -> Option<Range<usize>> {
+        let mut headers = self.billing_headers.iter();
+        let found = headers.find(|(its_field, _)| *its_field == field);
+        found.map(|(_, place)| place.clone())
+    }
+
     /// A field of an unexpected type is the worker's to judge: here it counts as absent.
     /// Of a repeated field the last one counts, as in Python.
     fn read_member(&mut self, field: &Field, scanner: &mut Scanner<'_>) -> Result<(), SyntaxError> {
@@ -170,13 +179,18 @@ impl Layout {
         let value = scanner.value(&mut finder)?;
         let billing_header = finder.billing_header;
         let json = scanner.slice(value.clone());
+        let start = value.start;
         self.set_prompt(field, json, value);
+        self.billing_headers
+            .retain(|(its_field, _)| *its_field != field);
         if billing_header {
             let found = match field {
                 PromptField::Messages | PromptField::Input => billing_header::in_messages(json),
                 _ => billing_header::in_system(json),
             };
             if let Some(found) = found {
+                let place = start + found.start..start + found.end;
+                self.billing_headers.push((field, place));
                 self.omit(first, found);
             }
         }

@@ -5,6 +5,7 @@ use routing::MediaTokens;
 use routing::prefix::hash_blocks;
 
 use super::BodyFields;
+use crate::endpoint::INFERENCE;
 
 const CHAT: &str = "/v1/chat/completions";
 const CHARGES: MediaTokens = MediaTokens {
@@ -307,4 +308,92 @@ fn what_engines_ignore_changes_no_prompt() {
         seen("/v1/messages", &body([mark, mark], &billed("1a2b"))),
         one
     );
+}
+
+/// What a worker gets when billing headers are cut.
+fn stripped(path: &str, body: &str) -> String {
+    let fields = BodyFields::read(body.as_bytes()).unwrap();
+    let row = INFERENCE.iter().find(|row| row.path == path).unwrap();
+    let parts = fields.without_billing_header(row.prompt);
+    String::from_utf8(parts.concat()).unwrap()
+}
+
+const HEADER: &str = "x-anthropic-billing-header: cc_version=2.1; cch=0f3a1;";
+
+#[test]
+fn billing_header_is_cut_from_every_shape_of_a_system_prompt() {
+    let block = format!(r#"{{"type":"text","text":"{HEADER}"}}"#);
+    let user = r#"{"role":"user","content":"hi"}"#;
+    for (path, with, without) in [
+        (
+            "/v1/messages",
+            format!(r#"{{"x":1,"system":"{HEADER}\nYou","messages":[{user}]}}"#),
+            format!(r#"{{"x":1,"system":"You","messages":[{user}]}}"#),
+        ),
+        (
+            "/v1/messages",
+            format!(r#"{{"messages":[{user}],"system":[{block},{{"text":"You"}}]}}"#),
+            format!(r#"{{"messages":[{user}],"system":[{{"text":"You"}}]}}"#),
+        ),
+        (
+            "/v1/messages",
+            format!(
+                r#"{{"messages":[{{"role":"system","content":[{block}]}},{user}],"system":[{block}]}}"#
+            ),
+            format!(r#"{{"messages":[{{"role":"system","content":[]}},{user}],"system":[]}}"#),
+        ),
+        (
+            "/v1/chat/completions",
+            format!(r#"{{"messages":[{{"role":"system","content":"{HEADER}\nYou"}},{user}]}}"#),
+            format!(r#"{{"messages":[{{"role":"system","content":"You"}},{user}]}}"#),
+        ),
+        (
+            "/v1/responses",
+            format!(r#"{{"instructions":"{HEADER}\r\nYou","input":"{HEADER}"}}"#),
+            format!(r#"{{"instructions":"You","input":"{HEADER}"}}"#),
+        ),
+    ] {
+        assert_eq!(stripped(path, &with), without);
+    }
+}
+
+#[test]
+fn only_the_system_prompt_in_force_is_cut() {
+    let chat = format!(
+        r#"{{"system":"{HEADER}\nYou","messages":[{{"role":"user","content":"{HEADER}"}}]}}"#
+    );
+    assert_eq!(stripped("/v1/chat/completions", &chat), chat);
+    let twice = format!(r#"{{"system":"{HEADER}\nYou","system":"{HEADER}\nMe"}}"#);
+    let left = format!(r#"{{"system":"{HEADER}\nYou","system":"Me"}}"#);
+    assert_eq!(stripped("/v1/messages", &twice), left);
+    let replaced = format!(r#"{{"system":"{HEADER}\nYou","system":"Me"}}"#);
+    assert_eq!(stripped("/v1/messages", &replaced), replaced);
+}
+
+proptest! {
+    #[test]
+    fn body_without_its_billing_header_is_json_and_the_same_prompt(
+        hash in "[0-9a-f]{1,8}", rest in "[a-zA-Z \\\\n\"{},\\[\\]é]{0,60}",
+        as_block in any::<bool>(), in_messages in any::<bool>(), space in "[ \n]{0,2}",
+    ) {
+        let header = format!("x-anthropic-billing-header: cch={hash};");
+        let text = |text: &str| serde_json::to_string(text).unwrap();
+        let system = if as_block {
+            let block = format!(r#"{{"type":"text","text":{}}}"#, text(&rest));
+            let billed = format!(r#"{{"type":"text","text":{}}}"#, text(&header));
+            [format!("[{space}{billed}{space},{space}{block}]"), format!("[{space}{block}]")]
+        } else {
+            [text(&format!("{header}\n{rest}")), text(&rest)]
+        };
+        let body = |system: &str| if in_messages {
+            format!(r#"{{"messages":[{{"content":{system},"role":"system"}}],"model":"m"}}"#)
+        } else {
+            format!(r#"{{"model":"m","system":{system},"messages":[]}}"#)
+        };
+        let [billed, plain] = system.map(|system| body(&system));
+        let left = stripped("/v1/messages", &billed);
+        prop_assert_eq!(&left, &plain);
+        prop_assert!(serde_json::from_str::<serde_json::Value>(&left).is_ok());
+        prop_assert_eq!(seen("/v1/messages", &billed), seen("/v1/messages", &plain));
+    }
 }

@@ -1,4 +1,5 @@
 //! How a worker is chosen, and what is said of it.
 
 mod policy_branches;
+mod prompts;
 mod why_routed;
