@@ -23,6 +23,8 @@ pub(crate) struct Inference {
     pub(crate) methods: &'static [Method],
     /// The protocol that its connections are switched to (RFC 9110 §7.8).
     pub(crate) upgrade: Option<&'static str>,
+    /// What it has to do with what one worker keeps.
+    pub(crate) state: State,
     /// The fields its prompt is made of, in the order a chat template puts them.
     pub(crate) prompt: [PromptField; 3],
 }
@@ -86,6 +88,17 @@ impl Vendor {
     }
 }
 
+/// What an endpoint has to do with what one worker keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It may go on in a session.
+    None,
+    /// Responses are kept; a later one may name an earlier.
+    Responses,
+    OpensSession,
+    ClosesSession,
+}
+
 /// What becomes of the worker's reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReplyFormat {
@@ -119,7 +132,7 @@ const ROWS: [Inference; 31] = [
     row("/v1/classify", "classify", Unsupported, [Input, None, None]),
     Inference { reply: Rerank, methods: POST_AND_PUT, ..row("/v1/rerank", "rerank", Unsupported, [Query, Documents, None]) },
     Inference { path: "/rerank", reply: Rerank, ..row("/v1/rerank", "rerank", BadRequest, [Query, Documents, None]) },
-    row("/v1/responses", "responses", BadRequest, [Tools, Instructions, Input]),
+    Inference { state: State::Responses, ..row("/v1/responses", "responses", BadRequest, [Tools, Instructions, Input]) },
     Inference { vendor: Anthropic, ..row("/v1/messages", "messages", BadRequest, [Tools, System, Messages]) },
     Inference { upgrade: Some("websocket"), methods: GET, ..row("/v1/realtime", "realtime", Unsupported, [None, None, None]) },
     Inference { vendor: Anthropic, ..row("/v1/messages/count_tokens", "count_tokens", BadRequest, [None, None, None]) },
@@ -135,8 +148,8 @@ const ROWS: [Inference; 31] = [
     Inference { methods: POST_AND_PUT, ..native("/classify", "classify", [Text, InputIds, None]) },
     native("/parse_function_call", "parse_function_call", [None, None, None]),
     native("/separate_reasoning", "separate_reasoning", [None, None, None]),
-    Inference { methods: POST_AND_GET, ..native("/open_session", "open_session", [None, None, None]) },
-    Inference { methods: POST_AND_GET, ..native("/close_session", "close_session", [None, None, None]) },
+    Inference { state: State::OpensSession, methods: POST_AND_GET, ..native("/open_session", "open_session", [None, None, None]) },
+    Inference { state: State::ClosesSession, methods: POST_AND_GET, ..native("/close_session", "close_session", [None, None, None]) },
     // SageMaker and Vertex AI call containers by these names.
     Inference { vendor: OpenAi, ..native("/invocations", "chat", [Tools, Messages, None]) },
     native("/vertex_generate", "vertex_generate", [None, None, None]),
@@ -164,6 +177,7 @@ const fn row(
         reply: Verbatim,
         methods: POST,
         upgrade: Option::None,
+        state: State::None,
         prompt,
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use axum::{Extension, Json};
 use bytes::Bytes;
@@ -38,13 +38,14 @@ pub(super) fn routes() -> Routes {
         .post("/abort_request", Access::Control, abort)
 }
 
-/// Passed on to all workers, because only one of them has the response.
+/// Passed on to the worker that keeps the response, or to all, because only one of them has it.
 async fn stored_response(
     State(proxy): State<Arc<Proxy>>,
     Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Error> {
-    let found = broadcast(&proxy.dispatcher, caller.context(), request).await?;
+    let found = broadcast(&proxy.dispatcher, caller.context(), request, &id).await?;
     Ok(found.map(Body::new))
 }
 

@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
+use http::header::{self, HeaderMap};
 use http::{Method, Request, Response, request};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use routing::Outcome;
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::dispatcher::Dispatcher;
 use super::fan_out::FAN_OUT;
+use super::owners::{Kind, Owner, StateId, gone};
 use super::request::RequestContext;
 use super::request_head;
 use super::response_body::{self, ReplyBody};
@@ -21,42 +24,97 @@ use crate::error::Error;
 use crate::fleet::{Worker, suspect_silent};
 use crate::upstream::{Call, CallBody, ResponseBody};
 
+/// What is encoded in a part of a path: all but unreserved characters (RFC 3986 §2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
 /// An answer, and the share of the worker that gave it.
 type Found = (Response<ResponseBody>, InFlight);
 
-/// Sends the request, without its body, to every ready worker; the first success is the
-/// reply, otherwise the last answer.
+/// Sends a request about a stored response, without its body, to the worker that keeps it; if that
+/// is not known, to every ready worker: the first success is the reply, otherwise the last answer.
 pub(crate) async fn broadcast<B: Send>(
     dispatcher: &Dispatcher,
     context: RequestContext<'_>,
     request: Request<B>,
+    id: &str,
 ) -> Result<Response<ReplyBody>, Error> {
-    if dispatcher.balancer.fleet.ready_count() == 0 {
+    let (parts, _body) = request.into_parts();
+    let state = StateId {
+        kind: Kind::Response,
+        id: id.into(),
+    };
+    let workers = match dispatcher.owners.find(&dispatcher.balancer.fleet, &state) {
+        Owner::Known(worker) => vec![worker],
+        Owner::Gone => return Err(gone(&state)),
+        Owner::Unknown => ready_workers(dispatcher),
+    };
+    let (response, in_flight) = first_success(dispatcher, workers, context, &parts).await?;
+    let supervision = dispatcher.supervision(&in_flight.worker, &dispatcher.live.get());
+    let vendor = Vendor::default();
+    Ok(response_body::relay(
+        response,
+        supervision,
+        Some(in_flight),
+        None,
+        vendor,
+    ))
+}
+
+/// The worker that keeps a response, by asking all of them.
+pub(super) async fn locate(
+    dispatcher: &Dispatcher,
+    context: RequestContext<'_>,
+    client: &HeaderMap,
+    id: &str,
+) -> Option<Arc<Worker>> {
+    let workers = ready_workers(dispatcher);
+    if workers.len() < 2 {
+        return None;
+    }
+    let id = utf8_percent_encode(id, RESERVED);
+    let request = Request::get(format!("/v1/responses/{id}")).body(());
+    let (mut parts, ()) = request.ok()?.into_parts();
+    parts.headers = client.clone();
+    for name in [header::CONTENT_TYPE, header::CONTENT_LENGTH, header::EXPECT] {
+        parts.headers.remove(name);
+    }
+    let found = first_success(dispatcher, workers, context, &parts).await;
+    let (response, in_flight) = found.ok()?;
+    let kept = response.status().is_success();
+    kept.then(|| Arc::clone(&in_flight.worker))
+}
+
+fn ready_workers(dispatcher: &Dispatcher) -> Vec<Arc<Worker>> {
+    let workers = dispatcher.balancer.fleet.workers();
+    let ready = workers.iter().filter(|worker| worker.is_ready());
+    ready.cloned().collect()
+}
+
+/// The first success of these workers, or else the last answer.
+async fn first_success(
+    dispatcher: &Dispatcher,
+    workers: Vec<Arc<Worker>>,
+    context: RequestContext<'_>,
+    parts: &request::Parts,
+) -> Result<Found, Error> {
+    if workers.is_empty() {
         return Err(Error::NoWorkers);
     }
-    let (parts, _body) = request.into_parts();
-    let workers = dispatcher.balancer.fleet.workers();
     let mut asked: Vec<BoxFuture<'_, Option<Found>>> = Vec::new();
-    for worker in workers.iter().filter(|worker| worker.is_ready()) {
-        asked.push(Box::pin(ask_one(dispatcher, worker, context, &parts)));
+    for worker in &workers {
+        asked.push(Box::pin(ask_one(dispatcher, worker, context, parts)));
     }
     let mut answers = stream::iter(asked).buffer_unordered(FAN_OUT);
     let mut last = None;
     while let Some(answer) = answers.next().await {
-        let Some((response, in_flight)) = answer else {
-            continue;
-        };
-        let found = response.status().is_success();
-        let supervision = dispatcher.supervision(&in_flight.worker, &dispatcher.live.get());
-        let relay = response_body::relay(
-            response,
-            supervision,
-            Some(in_flight),
-            None,
-            Vendor::default(),
-        );
-        last = Some(relay);
-        if found {
+        let Some(found) = answer else { continue };
+        let success = found.0.status().is_success();
+        last = Some(found);
+        if success {
             break;
         }
     }

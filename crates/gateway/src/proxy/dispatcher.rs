@@ -11,6 +11,7 @@ use super::attempts::Attempts;
 use super::client_key::ClientHeaders;
 use super::explain::{CandidateRanking, Explainer};
 use super::idle_timeout::Supervision;
+use super::owners::Owners;
 use super::request::ProxyRequest;
 use super::request_head::HeaderRules;
 use crate::balancer::Balancer;
@@ -28,6 +29,7 @@ pub(crate) struct Dispatcher {
     pub(super) live: Live,
     pub(super) rules: HeaderRules,
     pub(super) explainer: Explainer,
+    pub(super) owners: Owners,
     /// Clients neither see nor choose workers.
     pub(super) hide_routing: bool,
     /// The endpoints that some worker has served: one that does not have them is the exception.
@@ -48,6 +50,7 @@ impl Dispatcher {
             branches: metrics.branches(balancer.policy()),
             live,
             rules,
+            owners: Owners::default(),
             hide_routing: options.hide_routing,
             served: Default::default(),
             explainer: Explainer::new(Arc::clone(balancer), options.lanes),

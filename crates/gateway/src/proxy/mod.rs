@@ -15,8 +15,10 @@ mod form;
 mod handshake;
 mod header_text;
 mod idle_timeout;
+mod kept_state;
 mod leased;
 mod orders;
+mod owners;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 #[expect(clippy::module_inception, reason = "the type that the module is about")]

@@ -17,6 +17,7 @@ use super::explain::Explainer;
 use super::form::FormFields;
 use super::handshake::{self, UpgradeRequest};
 use super::header_text::header_text;
+use super::kept_state::owner_of;
 use super::queue::unknown_model;
 use super::request::{BufferedRequest, ProxyRequest, RequestContext};
 use super::request_body::{self, BodyLimits, WholeBody};
@@ -175,6 +176,8 @@ impl Proxy {
         request_body::check_declared(row.undeclared, &parts.headers)?;
         request_body::check_encoding(&parts.headers)?;
         let fields = self.read_fields(row, &parts, &body).await?;
+        let state = fields.state(row);
+        let owner = owner_of(&self.dispatcher, context, &parts.headers, state).await?;
         let client_key = self.dispatcher.client_key(&parts.headers);
         let live = &self.dispatcher.live.get();
         let request = ProxyRequest {
@@ -190,12 +193,14 @@ impl Proxy {
                 now: self.balancer().fleet.now(),
                 seed: fastrand::u64(..),
             },
-            target: self.target(&parts.headers),
+            target: self.target(&parts.headers).or(owner.as_deref()),
             streaming: fields.stream,
             live,
         };
         let Finished { result, timer } = Exchange::new(&self.dispatcher, &request).run().await?;
-        let response = result.answer.map_err(Failure::at(&result.worker))?;
+        let mut response = result.answer.map_err(Failure::at(&result.worker))?;
+        let owners = &self.dispatcher.owners;
+        owners.learn(row.state, &mut response, &result.worker).await;
         let supervision = self.dispatcher.supervision(&result.worker, live);
         let mut reply =
             response_body::relay(response, supervision, result.in_flight, timer, row.vendor);

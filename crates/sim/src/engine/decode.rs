@@ -43,7 +43,7 @@ impl DecodeBatch {
     /// Changes the part of a step's time that does not depend on the batch.
     pub(super) fn set_base(&mut self, base: Duration) {
         // Steps under way need some length.
-        let shortest = if self.len() > 0 { 1 } else { 0 };
+        let shortest = u64::from(self.len() > 0);
         self.base = base.max(Duration::from_nanos(shortest));
     }
 

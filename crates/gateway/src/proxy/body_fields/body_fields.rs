@@ -6,13 +6,15 @@ use std::ops::Range;
 use bytes::Bytes;
 use memchr::{memchr_iter, memrchr};
 use routing::{MediaTokens, Part, Prompt};
+use serde::Deserialize;
 
 use super::json::{Scanner, Skip, SyntaxError};
-use super::layout::Layout;
+use super::layout::{Layout, StateField};
 use crate::cpu_pool::CpuPool;
-use crate::endpoint::{INFERENCE, Inference, PromptField};
+use crate::endpoint::{INFERENCE, Inference, PromptField, State};
 use crate::error::Error;
 use crate::proxy::form::FormFields;
+use crate::proxy::owners::{Kind, StateId};
 
 /// Bodies beyond this are read on the CPU pool, bytes.
 const LARGE: usize = 256 * 1024;
@@ -120,6 +122,21 @@ impl<'a> BodyFields<'a> {
             .unwrap_or(&INFERENCE[0])
     }
 
+    /// The name of what one worker keeps for this request, where `row` can name something.
+    pub(in crate::proxy) fn state(&self, row: &Inference) -> Option<StateId<'a>> {
+        self.layout.states.iter().find_map(|(field, at)| {
+            let json = self.raw(at.clone());
+            let (kind, id) = match (field, row.state) {
+                (StateField::PreviousResponse, State::Responses) => (Kind::Response, text(json)),
+                (StateField::Session, State::ClosesSession) => (Kind::Session, text(json)),
+                (StateField::SessionParams, State::None) => (Kind::Session, session_of(json)),
+                _ => return None,
+            };
+            let id = id.filter(|id| !id.is_empty())?;
+            Some(StateId { kind, id })
+        })
+    }
+
     fn raw(&self, at: Range<usize>) -> &'a [u8] {
         self.body.get(at).unwrap_or_default()
     }
@@ -162,6 +179,21 @@ fn refusal(body: &[u8], SyntaxError { what, at }: SyntaxError) -> Error {
 fn is_ids(json: &[u8]) -> bool {
     let mut inner = json.iter().skip_while(|byte| b"[ \n\r\t".contains(byte));
     json.first() == Some(&b'[') && inner.next().is_some_and(u8::is_ascii_digit)
+}
+
+/// The session that `session_params` name.
+fn session_of(json: &[u8]) -> Option<Cow<'_, str>> {
+    #[derive(Deserialize)]
+    struct Params<'a> {
+        #[serde(borrow)]
+        id: Option<Cow<'a, str>>,
+    }
+    // Of a list, as a batch has one, the first counts.
+    let json = json
+        .strip_prefix(b"[")
+        .map_or(json, <[u8]>::trim_ascii_start);
+    let mut params = serde_json::Deserializer::from_slice(json).into_iter::<Params<'_>>();
+    params.next()?.ok()?.id
 }
 
 /// The text of a JSON string.

@@ -23,6 +23,8 @@ pub(super) struct Layout {
     billing_headers: Vec<(PromptField, Range<usize>)>,
     /// Media in fields of their own, by kind.
     pub(super) media: Vec<Medium>,
+    /// Names of what one worker keeps.
+    pub(super) states: Vec<(StateField, Range<usize>)>,
     /// What keeps equal prompts apart in SGLang's cache, by [`CacheLabel`].
     pub(super) labels: [Range<usize>; CacheLabel::COUNT],
 }
@@ -46,6 +48,16 @@ impl CacheLabel {
     pub(super) const COUNT: usize = Self::ExtraKey as usize + 1;
 }
 
+/// A field that names what one worker keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StateField {
+    PreviousResponse,
+    /// Of `/close_session`.
+    Session,
+    /// An object, whose `id` is that of a session.
+    SessionParams,
+}
+
 /// A field of a body.
 enum Field {
     Model,
@@ -53,6 +65,7 @@ enum Field {
     Prompt(PromptField),
     Media(MediumKind),
     Label(CacheLabel),
+    State(StateField),
     Other,
 }
 
@@ -77,6 +90,9 @@ impl Field {
             b"lora_path" => Self::Label(CacheLabel::LoraPath),
             b"cache_salt" => Self::Label(CacheLabel::CacheSalt),
             b"extra_key" => Self::Label(CacheLabel::ExtraKey),
+            b"previous_response_id" => Self::State(StateField::PreviousResponse),
+            b"session_id" => Self::State(StateField::Session),
+            b"session_params" => Self::State(StateField::SessionParams),
             _ => Self::Other,
         }
     }
@@ -129,6 +145,7 @@ impl Layout {
             | Field::Model
             | Field::Stream
             | Field::Label(_)
+            | Field::State(_)
             | Field::Other => {
                 let value = scanner.value(&mut Skip)?;
                 self.set(field, scanner.slice(value.clone()), value);
@@ -153,6 +170,10 @@ impl Layout {
                         _ => value,
                     };
                 }
+            }
+            Field::State(field) => {
+                self.states.retain(|(known, _)| *known != field);
+                self.states.push((field, value));
             }
             Field::Media(_) | Field::Other => {}
         }
@@ -209,7 +230,7 @@ impl Layout {
         self.cuts.append(&mut cuts);
     }
 
-    /// Reads a field that holds only media. Whatever it holds, its content tells it from others.
+    /// Reads a field that holds only media. Whatever it holds, its content distinguishes it.
     fn read_media(
         &mut self,
         kind: MediumKind,

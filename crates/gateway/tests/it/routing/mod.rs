@@ -1,5 +1,6 @@
 //! How a worker is chosen, and what is said of it.
 
+mod kept_state;
 mod policy_branches;
 mod prompts;
 mod why_routed;

@@ -25,7 +25,7 @@ pub(crate) enum Endpoint {
     Messages,
     /// `/encode` and `/classify`.
     Encode,
-    /// Chat as SageMaker sends it.
+    /// Chat as `SageMaker` sends it.
     Invocations,
     Vertex,
     OllamaChat,

@@ -20,6 +20,7 @@ use crate::server::http::error_response::{ErrorResponse, JSON, Shape};
 use crate::server::parse::from_json;
 use crate::server::runtime::pauses::PauseMode;
 use crate::server::runtime::scheduler::AbortTarget;
+use crate::server::runtime::state_error::StateError;
 use crate::server::runtime::vocabulary;
 use crate::server::runtime::worker::{AppState, Worker};
 
@@ -287,7 +288,9 @@ async fn update_weights(worker: &Worker, message: &str, body: &[u8]) -> Answer {
     }
     let mut message = message.to_owned();
     if let Some(version) = update.weight_version {
-        message += &format!(" Weight version updated to {version}.");
+        message.push_str(" Weight version updated to ");
+        message.push_str(&version);
+        message.push('.');
         worker.set_weight_version(version);
     }
     if update.keep_pause == Some(true) {
@@ -364,14 +367,14 @@ fn unload_adapter(worker: &Worker, body: &[u8]) -> Answer {
 }
 
 /// The adapters that are loaded now, and why the last change failed if it did.
-fn adapters(worker: &Worker, changed: Result<(), String>) -> Response {
+fn adapters(worker: &Worker, changed: Result<(), StateError>) -> Response {
     let status = match changed {
         Ok(()) => StatusCode::OK,
         Err(_) => StatusCode::BAD_REQUEST,
     };
     let loaded: Value = json!(worker.adapters().all());
     let content = json!({
-        "success": changed.is_ok(), "error_message": changed.err(), "loaded_adapters": loaded,
+        "success": changed.is_ok(), "error_message": changed.err().map(|why| why.to_string()), "loaded_adapters": loaded,
     });
     (status, Json(content)).into_response()
 }

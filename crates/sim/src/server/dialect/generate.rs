@@ -103,7 +103,7 @@ fn prompts_of(
     };
     let ids = prompts.ids().into_iter().next().unwrap_or_default();
     let whole = worker.sessions().append(session, &ids);
-    let whole = whole.map_err(|why| ErrorResponse::bad_request(Shape::Nested, why))?;
+    let whole = whole.map_err(|why| ErrorResponse::bad_request(Shape::Nested, why.to_string()))?;
     Ok(vec![Prompt::from_ids(&whole, page_size)])
 }
 

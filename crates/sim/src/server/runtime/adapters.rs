@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::state_error::StateError;
+
 /// Paths of the loaded adapters by name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Adapters(BTreeMap<String, String>);
@@ -13,36 +15,32 @@ impl Adapters {
     }
 
     /// Loads an adapter; an error if there is one of this name.
-    pub(crate) fn load(&mut self, name: &str, path: &str) -> Result<(), String> {
+    pub(crate) fn load(&mut self, name: &str, path: &str) -> Result<(), StateError> {
         if self.0.contains_key(name) {
-            return Err(format!(
-                "Failed to load LoRA adapter {name} because it is already loaded"
-            ));
+            return Err(StateError::AlreadyLoaded(name.to_owned()));
         }
         self.0.insert(name.to_owned(), path.to_owned());
         Ok(())
     }
 
     /// Unloads an adapter; an error if there is none of this name.
-    pub(crate) fn unload(&mut self, name: &str) -> Result<(), String> {
+    pub(crate) fn unload(&mut self, name: &str) -> Result<(), StateError> {
         let unloaded = self.0.remove(name).map(|_| ());
-        unloaded.ok_or_else(|| {
-            format!(
-                "LoRA with name {name} does not exist. Loaded LoRAs: {}",
-                self.names()
-            )
+        unloaded.ok_or_else(|| StateError::NotLoaded {
+            name: name.to_owned(),
+            loaded: self.names(),
         })
     }
 
     /// An error if a request names an adapter that is not loaded.
-    pub(crate) fn check(&self, name: &str) -> Result<(), String> {
+    pub(crate) fn check(&self, name: &str) -> Result<(), StateError> {
         if self.0.contains_key(name) {
             return Ok(());
         }
-        Err(format!(
-            "Got LoRA adapter that has never been loaded: {name}\nAll loaded adapters: {}.",
-            self.names()
-        ))
+        Err(StateError::NeverLoaded {
+            name: name.to_owned(),
+            loaded: self.names(),
+        })
     }
 
     fn names(&self) -> String {

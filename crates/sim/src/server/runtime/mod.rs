@@ -9,5 +9,6 @@ pub(crate) mod request_record;
 pub(crate) mod scheduler;
 pub(crate) mod sequence;
 pub(crate) mod sessions;
+pub(crate) mod state_error;
 pub(crate) mod vocabulary;
 pub(crate) mod worker;

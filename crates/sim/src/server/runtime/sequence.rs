@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::scheduler::{End, Submission};
+use super::state_error::StateError;
 use super::vocabulary;
 use super::worker::Worker;
 use crate::engine::{Prompt, SimRequest, mix};
@@ -59,7 +60,7 @@ impl InferenceRequest {
         &mut self,
         worker: &Worker,
         adapters: &[Option<String>],
-    ) -> Result<(), String> {
+    ) -> Result<(), StateError> {
         for (at, prompt) in self.prompts.iter_mut().enumerate() {
             let adapter = adapters.get(at).or(adapters.first());
             if let Some(adapter) = adapter.and_then(Option::as_deref) {

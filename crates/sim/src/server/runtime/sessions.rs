@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::state_error::StateError;
+
 /// Token ids of each session's prompts so far, without what was generated.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions(HashMap<String, Vec<u32>>);
@@ -20,9 +22,9 @@ impl Sessions {
     }
 
     /// The whole prompt of a session's next request.
-    pub(crate) fn append(&mut self, id: &str, prompt: &[u32]) -> Result<Vec<u32>, String> {
+    pub(crate) fn append(&mut self, id: &str, prompt: &[u32]) -> Result<Vec<u32>, StateError> {
         let Some(context) = self.0.get_mut(id) else {
-            return Err(format!("Invalid request: session id {id} does not exist"));
+            return Err(StateError::NoSession(id.to_owned()));
         };
         context.extend_from_slice(prompt);
         Ok(context.clone())
