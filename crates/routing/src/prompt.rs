@@ -95,19 +95,16 @@ impl<'a> Prompt<'a> {
 
     /// The same with media before the text; those and the ones within it have so many tokens.
     #[must_use]
-    pub fn with_media(self, first: &'a [Medium], tokens: MediaTokens) -> Self {
-        Self {
-            first,
-            media_tokens: tokens,
-            ..self
-        }
-        .measured()
+    pub fn with_media(mut self, first: &'a [Medium], tokens: MediaTokens) -> Self {
+        (self.first, self.media_tokens) = (first, tokens);
+        self.measure();
+        self
     }
 
     /// The same with labels that keep equal prompts apart in an engine's cache, such as a salt. An
     /// empty label is none.
     #[must_use]
-    pub fn in_namespace(self, labels: [&[u8]; 4]) -> Self {
+    pub fn in_namespace(mut self, labels: [&[u8]; 4]) -> Self {
         if labels.iter().all(|label| label.is_empty()) {
             return self;
         }
@@ -117,8 +114,8 @@ impl<'a> Prompt<'a> {
             hash.update(&(label.len() as u64).to_le_bytes());
             hash.update(label);
         }
-        let namespace = hash.digest();
-        Self { namespace, ..self }
+        self.namespace = hash.digest();
+        self
     }
 
     /// What is mixed into the first hash of the prompt.
@@ -164,19 +161,17 @@ impl<'a> Prompt<'a> {
         of_ids.unwrap_or_else(|| tokens.saturating_mul(BYTES_PER_TEXT_TOKEN))
     }
 
-    fn measured(self) -> Self {
-        if self.first.is_empty() && self.parts.iter().all(|part| part.cuts.is_empty()) {
-            let bytes = self.parts.iter().map(|part| part.bytes.len() as u64);
-            let bytes = bytes.sum();
-            return Self { bytes, ..self };
-        }
+    fn measured(mut self) -> Self {
+        self.measure();
+        self
+    }
+
+    /// Sets the length.
+    fn measure(&mut self) {
         let text: u64 = self.parts.iter().map(Part::text_len).sum();
         let media = self.parts.iter().flat_map(Part::media).chain(self.first);
         let media: u64 = media.map(|medium| self.media_bytes(medium)).sum();
-        Self {
-            bytes: text + media,
-            ..self
-        }
+        self.bytes = text + media;
     }
 
     /// The bytes that stand for a medium.

@@ -28,6 +28,9 @@ pub fn body_fields(data: &[u8]) {
         let length: usize = prompt.pieces().map(<[u8]>::len).sum();
         assert_eq!(length as u64, prompt.bytes());
         hash_blocks(&prompt, &mut Vec::new());
+        let stripped = fields.without_billing_header(row.prompt).concat();
+        let left = BodyFields::read(&stripped);
+        assert!(left.is_ok_and(|left| left.model == fields.model));
     }
     let _ = fields.likely_endpoint();
     let Some(parsed) = parsed else {

@@ -31,7 +31,19 @@ pub(in crate::proxy) struct BodyFields<'a> {
 impl<'a> BodyFields<'a> {
     /// Reads a JSON object, as SGLang's parsers do.
     pub(in crate::proxy) fn read(body: &'a [u8]) -> Result<Self, Error> {
-        read_layout(body).map(|layout| Self::new(body, layout))
+        // Filled in place: to move it about would cost as much as to read a short body.
+        let mut fields = Self {
+            model: None,
+            stream: false,
+            body,
+            layout: Layout::default(),
+        };
+        if let Err(error) = fields.layout.fill(body) {
+            return Err(refusal(body, error));
+        }
+        fields.stream = fields.layout.stream;
+        fields.model = text(fields.raw(fields.layout.model.clone()));
+        Ok(fields)
     }
 
     fn new(body: &'a [u8], layout: Layout) -> Self {

@@ -101,22 +101,27 @@ impl Field {
 impl Layout {
     /// Reads a JSON object.
     pub(super) fn read(body: &[u8]) -> Result<Self, SyntaxError> {
+        let mut layout = Self::default();
+        layout.fill(body)?;
+        Ok(layout)
+    }
+
+    pub(super) fn fill(&mut self, body: &[u8]) -> Result<(), SyntaxError> {
         check_utf8(body)?;
-        let (mut layout, mut scanner) = (Self::default(), Scanner::new(body));
+        let mut scanner = Scanner::new(body);
         scanner.expect(b'{', "expected '{'")?;
         if !scanner.pass(b'}') {
             loop {
                 let name = scanner.key()?;
                 let name = decoded(scanner.slice(name));
-                layout.read_member(&Field::named(&name), &mut scanner)?;
+                self.read_member(&Field::named(&name), &mut scanner)?;
                 if !scanner.pass(b',') {
                     break;
                 }
             }
             scanner.expect(b'}', "expected ',' or '}'")?;
         }
-        scanner.expect_end()?;
-        Ok(layout)
+        scanner.expect_end()
     }
 
     /// The place of a field's raw JSON, and what of it is no text. The place is empty for a field
