@@ -39,6 +39,7 @@ pub(crate) enum PromptField {
     Input,
     Query,
     Documents,
+    Items,
     Instructions,
     System,
     Tools,
@@ -109,7 +110,8 @@ pub(crate) enum ReplyFormat {
 }
 
 use PromptField::{
-    Documents, Input, InputIds, Instructions, Messages, None, Prompt, Query, System, Text, Tools,
+    Documents, Input, InputIds, Instructions, Items, Messages, None, Prompt, Query, System, Text,
+    Tools,
 };
 use ReplyFormat::{Rerank, Verbatim};
 use Undeclared::{BadRequest, NoForm, OnlyIfAbsent, Unsupported};
@@ -136,7 +138,7 @@ const ROWS: [Inference; 31] = [
     Inference { vendor: Anthropic, ..row("/v1/messages", "messages", BadRequest, [Tools, System, Messages]) },
     Inference { upgrade: Some("websocket"), methods: GET, ..row("/v1/realtime", "realtime", Unsupported, [None, None, None]) },
     Inference { vendor: Anthropic, ..row("/v1/messages/count_tokens", "count_tokens", BadRequest, [None, None, None]) },
-    row("/v1/score", "score", Unsupported, [Query, None, None]),
+    row("/v1/score", "score", Unsupported, [Query, Items, None]),
     row("/v1/decisions", "decisions", Unsupported, [Input, Messages, None]),
     row("/v1/systemone", "systemone", Unsupported, [Input, Messages, None]),
     row("/v1/tokenize", "tokenize", Unsupported, [None, None, None]),

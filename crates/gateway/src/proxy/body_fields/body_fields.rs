@@ -333,6 +333,8 @@ mod tests {
     fn documents_and_batches_weigh_all_they_hold() {
         let rerank = r#"{"documents":["one","two"],"query":"which"}"#;
         assert_eq!(prompt("/v1/rerank", rerank).0, r#""which"["one","two"]"#);
+        let score = r#"{"items":["one","two"],"query":"which"}"#;
+        assert_eq!(prompt("/v1/score", score).0, r#""which"["one","two"]"#);
         let batch = r#"{"text":["one two three four","five six seven"]}"#;
         assert_eq!(prompt("/generate", batch).1, 10);
     }

@@ -11,7 +11,7 @@ use super::json::{Scanner, Visitor};
 ///
 /// Media are the strings in the places that the APIs have for them: `image_url`, `video_url`,
 /// `audio_url` (a string, or `url` in an object), `data` of `input_audio`, `data` and `url` of
-/// Anthropic's `source`, `image`, `video` and `audio` of multimodal embeddings, `file_data`.
+/// Anthropic's `source`, Ollama's `images`, `image`, `video` and `audio` of multimodal embeddings, `file_data`.
 pub(super) struct MediaFinder<'a, 'c> {
     body: &'a [u8],
     /// Where the field begins; cuts count from there.
@@ -36,6 +36,8 @@ enum Role {
     /// `image_url` and its like.
     Link(MediumKind),
     InputAudio,
+    /// Ollama's list of base64 strings.
+    Images,
     /// Anthropic's `source`.
     Source,
     /// Anthropic's `source` of a document in plain text.
@@ -103,6 +105,7 @@ impl<'a, 'c> MediaFinder<'a, 'c> {
             b"video_url" => Role::Link(MediumKind::Video),
             b"audio_url" => Role::Link(MediumKind::Audio),
             b"input_audio" => Role::InputAudio,
+            b"images" => Role::Images,
             b"source" => Role::Source,
             b"input" | b"arguments" => Role::Arguments,
             b"cache_control" => Role::CacheControl {
@@ -136,7 +139,7 @@ impl<'a, 'c> MediaFinder<'a, 'c> {
             _ if *depth != self.depth => None,
             (Role::Link(kind), b"url") => Some(*kind),
             (Role::InputAudio, b"data") => Some(MediumKind::Audio),
-            (Role::Source, b"data" | b"url") => Some(MediumKind::Image),
+            (Role::Images, b"") | (Role::Source, b"data" | b"url") => Some(MediumKind::Image),
             _ => None,
         }
     }

@@ -93,6 +93,10 @@ fn media_part(form: usize, content: &str) -> (String, u64) {
             ),
             image,
         ),
+        8 => (
+            format!(r#""role":"user","content":"?","images":["{content}"]"#),
+            image,
+        ),
         7 => (
             format!(r#""type":"audio_url","audio_url":{{"url":"{url}"}}"#),
             audio,
@@ -101,7 +105,7 @@ fn media_part(form: usize, content: &str) -> (String, u64) {
     }
 }
 
-const FORMS: usize = 9;
+const FORMS: usize = 10;
 
 /// Text, or a medium: its form, the seed of its content, its length.
 #[derive(Clone, Debug)]
