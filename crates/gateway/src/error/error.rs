@@ -327,7 +327,7 @@ impl Error {
     }
 
     /// The answer in the shape that the route's clients read.
-    fn render(&self, context: ErrorContext<'_>) -> Response<Full<Bytes>> {
+    pub(super) fn render(&self, context: ErrorContext<'_>) -> Response<Full<Bytes>> {
         let envelope = self.envelope(context);
         let (content_type, text) = match self.shape() {
             Shape::Vendor => (
@@ -410,7 +410,3 @@ fn expected_key(vendor: Vendor) -> &'static str {
         Vendor::Anthropic => "'x-api-key: <key>' or 'Authorization: Bearer <key>'",
     }
 }
-
-#[cfg(test)]
-#[path = "tests.rs"]
-mod tests;

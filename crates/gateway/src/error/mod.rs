@@ -3,6 +3,8 @@
 mod envelope;
 #[expect(clippy::module_inception, reason = "the type that the module is about")]
 mod error;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use envelope::{ErrorContext, final_event};
 pub(crate) use error::Error;

@@ -1,8 +1,12 @@
 //! Errors as clients read them.
 
-use http_body_util::BodyExt;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
 
 use super::*;
+use crate::config::WorkerNames;
+use crate::endpoint::Vendor;
+use crate::upstream::UpstreamError;
 
 fn openai(names: WorkerNames) -> ErrorContext<'static> {
     ErrorContext {
