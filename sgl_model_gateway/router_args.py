@@ -209,6 +209,7 @@ class RouterArgs:
     video_tokens: int = option(8192, POLICY, "tokens that a video in a prompt is taken to have")
     audio_tokens: int = option(1024, POLICY, "tokens that a recording in a prompt is taken to have")
     strip_billing_header: bool = option(False, REQUEST, "cut Claude Code's x-anthropic-billing-header line, which differs in every request, out of system prompts; nothing else in a body ever changes")
+    sse_keepalive_secs: int = option(0, REQUEST, "silence of a stream of events after which the gateway writes a comment into it, before the first event behind a 200 of its own; 0 writes none")
     # fmt: on
 
     @staticmethod

@@ -25,6 +25,8 @@ pub(crate) struct Inference {
     pub(crate) upgrade: Option<&'static str>,
     /// What it has to do with what one worker keeps.
     pub(crate) state: State,
+    /// The reply can be a stream of events.
+    pub(crate) streams: bool,
     /// The fields its prompt is made of, in the order a chat template puts them.
     pub(crate) prompt: [PromptField; 3],
 }
@@ -127,15 +129,15 @@ pub(crate) const INFERENCE: [Inference; ROWS.len()] = numbered(ROWS);
 
 #[rustfmt::skip]
 const ROWS: [Inference; 31] = [
-    Inference { methods: POST_AND_PUT, ..native("/generate", "generate", [Text, InputIds, None]) },
-    row("/v1/chat/completions", "chat", BadRequest, [Tools, Messages, None]),
-    row("/v1/completions", "completions", Unsupported, [Prompt, None, None]),
+    Inference { methods: POST_AND_PUT, streams: true, ..native("/generate", "generate", [Text, InputIds, None]) },
+    Inference { streams: true, ..row("/v1/chat/completions", "chat", BadRequest, [Tools, Messages, None]) },
+    Inference { streams: true, ..row("/v1/completions", "completions", Unsupported, [Prompt, None, None]) },
     row("/v1/embeddings", "embeddings", Unsupported, [Input, None, None]),
     row("/v1/classify", "classify", Unsupported, [Input, None, None]),
     Inference { reply: Rerank, methods: POST_AND_PUT, ..row("/v1/rerank", "rerank", Unsupported, [Query, Documents, None]) },
     Inference { path: "/rerank", reply: Rerank, ..row("/v1/rerank", "rerank", BadRequest, [Query, Documents, None]) },
-    Inference { state: State::Responses, ..row("/v1/responses", "responses", BadRequest, [Tools, Instructions, Input]) },
-    Inference { vendor: Anthropic, ..row("/v1/messages", "messages", BadRequest, [Tools, System, Messages]) },
+    Inference { state: State::Responses, streams: true, ..row("/v1/responses", "responses", BadRequest, [Tools, Instructions, Input]) },
+    Inference { vendor: Anthropic, streams: true, ..row("/v1/messages", "messages", BadRequest, [Tools, System, Messages]) },
     Inference { upgrade: Some("websocket"), methods: GET, ..row("/v1/realtime", "realtime", Unsupported, [None, None, None]) },
     Inference { vendor: Anthropic, ..row("/v1/messages/count_tokens", "count_tokens", BadRequest, [None, None, None]) },
     row("/v1/score", "score", Unsupported, [Query, Items, None]),
@@ -145,7 +147,7 @@ const ROWS: [Inference; 31] = [
     row("/tokenize", "tokenize", Unsupported, [None, None, None]),
     row("/v1/detokenize", "detokenize", Unsupported, [None, None, None]),
     row("/detokenize", "detokenize", Unsupported, [None, None, None]),
-    row("/v1/audio/transcriptions", "transcriptions", NoForm, [None, None, None]),
+    Inference { streams: true, ..row("/v1/audio/transcriptions", "transcriptions", NoForm, [None, None, None]) },
     Inference { methods: POST_AND_PUT, ..native("/encode", "encode", [Text, InputIds, None]) },
     Inference { methods: POST_AND_PUT, ..native("/classify", "classify", [Text, InputIds, None]) },
     native("/parse_function_call", "parse_function_call", [None, None, None]),
@@ -153,7 +155,7 @@ const ROWS: [Inference; 31] = [
     Inference { state: State::OpensSession, methods: POST_AND_GET, ..native("/open_session", "open_session", [None, None, None]) },
     Inference { state: State::ClosesSession, methods: POST_AND_GET, ..native("/close_session", "close_session", [None, None, None]) },
     // SageMaker and Vertex AI call containers by these names.
-    Inference { vendor: OpenAi, ..native("/invocations", "chat", [Tools, Messages, None]) },
+    Inference { vendor: OpenAi, streams: true, ..native("/invocations", "chat", [Tools, Messages, None]) },
     native("/vertex_generate", "vertex_generate", [None, None, None]),
     // Ollama's API.
     native("/api/chat", "ollama_chat", [Tools, Messages, None]),
@@ -180,6 +182,7 @@ const fn row(
         methods: POST,
         upgrade: Option::None,
         state: State::None,
+        streams: false,
         prompt,
     }
 }

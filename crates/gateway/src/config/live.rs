@@ -13,7 +13,7 @@ use super::options::Options;
 use super::sections::{retry_rules, seconds};
 
 /// Names of the options in [`LiveSection`].
-const LIVE: [&str; 9] = [
+const LIVE: [&str; 10] = [
     "disable_retries",
     "explain_routing",
     "health_check_timeout_secs",
@@ -23,6 +23,7 @@ const LIVE: [&str; 9] = [
     "retry_jitter_factor",
     "retry_max_backoff_ms",
     "retry_max_retries",
+    "sse_keepalive_secs",
 ];
 
 /// The options that are read for every request and every probe.
@@ -35,6 +36,8 @@ pub(crate) struct LiveSection {
     pub(crate) retry: RetryRules,
     /// Every reply says why it was routed as it was.
     pub(crate) explain_all: bool,
+    /// The silence of a stream of events that is broken by a comment.
+    pub(crate) keep_alive: Option<Duration>,
 }
 
 /// The options in force. Requests in progress keep those that they came with.
@@ -63,6 +66,8 @@ impl From<&Options> for LiveSection {
             probe_after: seconds(options.health_check_timeout_secs),
             retry: retry_rules(options),
             explain_all: options.explain_routing,
+            keep_alive: Some(seconds(options.sse_keepalive_secs))
+                .filter(|silence| !silence.is_zero()),
         }
     }
 }

@@ -348,4 +348,7 @@ options! {
     /// Cut the `x-anthropic-billing-header` line of coding agents, which differs in every request,
     /// out of the system prompts that go to workers.
     strip_billing_header: bool = false;
+    /// Silence of a stream of events after which the gateway writes a comment into it, seconds;
+    /// before the first event it answers 200 itself. 0 writes none.
+    sse_keepalive_secs: u64 = 0;
 }

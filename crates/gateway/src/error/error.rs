@@ -64,6 +64,9 @@ pub(crate) enum Error {
         status: StatusCode,
         message: String,
     },
+    /// A worker's answer to a client that has a head already.
+    #[error("{message}")]
+    WorkerRefused { status: StatusCode, message: String },
     /// None of the workers asked gave an answer.
     #[error("no worker answered")]
     NoWorkerResponse,
@@ -191,7 +194,9 @@ impl Error {
             | Self::Legacy(_) => StatusCode::BAD_REQUEST,
             Self::WorkerExists(_) | Self::WorkerLeaving(_) => StatusCode::CONFLICT,
             Self::RegistrationFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::ContentType { status, .. } | Self::WorkerOverloaded { status, .. } => *status,
+            Self::ContentType { status, .. }
+            | Self::WorkerOverloaded { status, .. }
+            | Self::WorkerRefused { status, .. } => *status,
             Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::CrossSite { .. } => StatusCode::FORBIDDEN,
@@ -231,6 +236,7 @@ impl Error {
             Self::Upstream { .. } => "call_upstream_request_failed",
             Self::RequestEndsWorkers => "request_ends_workers",
             Self::WorkerOverloaded { .. } => "worker_overloaded",
+            Self::WorkerRefused { .. } => "worker_refused",
             Self::NoWorkerResponse => "no_worker_response",
             Self::RerankResponse { .. } => "rerank_response_build_failed",
             Self::TooLarge { .. } => "payload_too_large",
@@ -268,6 +274,7 @@ impl Error {
             Self::Upstream { .. }
             | Self::RequestEndsWorkers
             | Self::WorkerOverloaded { .. }
+            | Self::WorkerRefused { .. }
             | Self::NoWorkerResponse
             | Self::RerankResponse { .. } => "backend_error",
             // Of the five types dashboards know, the one they find 429 under: there are workers,
@@ -382,6 +389,11 @@ impl Error {
             _ => {}
         }
         response
+    }
+
+    /// The same as the last event of a stream, whose head has been sent.
+    pub(crate) fn event(&self, context: ErrorContext<'_>) -> Bytes {
+        self.envelope(context).event(context.vendor)
     }
 
     /// The answer, with the error as an extension: metrics and the log read it there.

@@ -14,9 +14,10 @@ use tracing::debug;
 use super::dispatcher::Dispatcher;
 use super::fan_out::FAN_OUT;
 use super::owners::{Kind, Owner, StateId, gone};
+use super::relay::{Accounts, relay};
 use super::request::RequestContext;
 use super::request_head;
-use super::response_body::{self, ReplyBody};
+use super::response_body::ReplyBody;
 use super::worker_query::{ORDER_TIMEOUT, QUERY_TIMEOUT};
 use crate::balancer::InFlight;
 use crate::endpoint::Vendor;
@@ -54,14 +55,12 @@ pub(crate) async fn broadcast<B: Send>(
     };
     let (response, in_flight) = first_success(dispatcher, workers, context, &parts).await?;
     let supervision = dispatcher.supervision(&in_flight.worker, &dispatcher.live.get());
-    let vendor = Vendor::default();
-    Ok(response_body::relay(
-        response,
-        supervision,
-        Some(in_flight),
-        None,
-        vendor,
-    ))
+    let accounts = Accounts {
+        in_flight: Some(in_flight),
+        timer: None,
+    };
+    let reply = relay(response, supervision, accounts, Vendor::default());
+    Ok(reply.map(ReplyBody::from))
 }
 
 /// The worker that keeps a response, by asking all of them.

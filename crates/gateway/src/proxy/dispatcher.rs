@@ -15,7 +15,7 @@ use super::owners::Owners;
 use super::request::ProxyRequest;
 use super::request_head::HeaderRules;
 use crate::balancer::Balancer;
-use crate::config::{Live, LiveSection, ProxySection};
+use crate::config::{Live, LiveSection, ProxySection, WorkerNames};
 use crate::endpoint::{INFERENCE, Inference};
 use crate::fleet::Worker;
 use crate::telemetry::{BranchMetrics, Metrics};
@@ -65,6 +65,15 @@ impl Dispatcher {
         ClientHeaders {
             headers,
             shared_credentials: self.rules.credentials_are_ours,
+        }
+    }
+
+    /// Whether clients learn which worker an error is about.
+    pub(super) fn worker_names(&self) -> WorkerNames {
+        if self.hide_routing {
+            WorkerNames::Hidden
+        } else {
+            WorkerNames::Shown
         }
     }
 

@@ -4,7 +4,7 @@
 use memchr::memchr2;
 
 /// What a stream may begin with; it belongs to no line.
-const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+pub(super) const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// The lines of a piece of a stream, each without its end; the last may be unfinished.
 pub(super) struct Lines<'a>(&'a [u8]);

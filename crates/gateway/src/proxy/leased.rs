@@ -49,6 +49,16 @@ where
         leased
     }
 
+    /// Whether it is a stream of events.
+    pub(super) fn has_events(&self) -> bool {
+        self.body.has_events()
+    }
+
+    /// Whether something may be put in: between two events of a stream that goes on.
+    pub(super) fn accepts_event(&self) -> bool {
+        self.body.accepts_event()
+    }
+
     /// Whether a client that leaves now has had everything.
     pub(crate) fn is_complete(&self) -> bool {
         self.body.is_end_stream() || self.body.is_done()

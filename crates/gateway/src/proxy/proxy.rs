@@ -1,9 +1,11 @@
 //! An inference request from its whole body to its reply.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::HeaderMap;
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
 use routing::{MediaTokens, Prompt, Request as RoutingRequest};
@@ -17,16 +19,18 @@ use super::explain::Explainer;
 use super::form::FormFields;
 use super::handshake::{self, UpgradeRequest};
 use super::header_text::header_text;
+use super::keep_alive::{StreamErrors, keep_alive};
 use super::kept_state::owner_of;
 use super::queue::unknown_model;
-use super::request::{BufferedRequest, ProxyRequest, RequestContext};
-use super::request_body::{self, BodyLimits, WholeBody};
+use super::relay::{Accounts, Relay, relay};
+use super::request::{BufferedRequest, PreparedRequest, ProxyRequest, RequestContext};
+use super::request_body::{self, BodyLimits};
 use super::request_head;
-use super::response_body::{self, ReplyBody};
+use super::response_body::ReplyBody;
 use super::translate::dialect;
 use super::tunnel::{Tunnel, TunnelLease};
 use crate::balancer::Balancer;
-use crate::config::ProxySection;
+use crate::config::{LiveSection, ProxySection};
 use crate::cpu_pool::CpuPool;
 use crate::endpoint::{Inference, Undeclared};
 use crate::error::Error;
@@ -117,74 +121,126 @@ impl Proxy {
 
     /// Carries an inference request to a worker, and the worker's response back.
     pub(crate) async fn forward(
-        &self,
+        self: &Arc<Self>,
         row: &'static Inference,
         context: RequestContext<'_>,
         buffered: BufferedRequest,
     ) -> Result<Response<ReplyBody>, Error> {
-        let outcome = self.carry(row, context, buffered).await;
-        outcome.map_err(|failure| self.count_failure(row, failure))
-    }
-
-    /// Takes a request for a connection that is switched to the protocol of `row`.
-    pub(crate) fn receive_upgrade(
-        &self,
-        row: &'static Inference,
-        request: Request<Incoming>,
-    ) -> Result<UpgradeRequest, Error> {
-        let received = UpgradeRequest::new(request, row.upgrade.unwrap_or_default());
-        received.map_err(|error| self.count_failure(row, error.into()))
-    }
-
-    /// Opens a connection through to a worker.
-    pub(crate) async fn open_tunnel(
-        &self,
-        row: &'static Inference,
-        context: RequestContext<'_>,
-        request: UpgradeRequest,
-    ) -> Result<Response<ReplyBody>, Error> {
-        let outcome = self.switch(row, context, request).await;
-        outcome.map_err(|failure| self.count_failure(row, failure))
-    }
-
-    fn count_failure(&self, row: &Inference, failure: Failure) -> Error {
-        let Failure { error, worker } = failure;
-        let info = worker.map(|worker| worker.endpoint.model_info.load_full());
-        let model = info.as_ref().map_or(UNKNOWN_MODEL, |info| &info.model);
-        let metrics = &self.dispatcher.metrics;
-        metrics.request_error(model, row.label, &error);
-        error
+        let live = self.dispatcher.live.get();
+        let keep_alive = live.keep_alive.filter(|_| row.streams);
+        let prepared =
+            prepare(row, buffered, live).map_err(|error| self.count(row, error.into()))?;
+        match keep_alive {
+            None => self.carry(context, prepared).await,
+            // Rare, so boxed: every request's future would be larger.
+            Some(interval) => Box::pin(self.carry_alive(context, prepared, interval)).await,
+        }
     }
 
     async fn carry(
         &self,
-        row: &'static Inference,
         context: RequestContext<'_>,
-        buffered: BufferedRequest,
+        prepared: PreparedRequest,
+    ) -> Result<Response<ReplyBody>, Error> {
+        let outcome = self.carry_translated(context, &prepared).await;
+        outcome.map_err(|failure| self.count(prepared.row, failure))
+    }
+
+    async fn carry_translated(
+        &self,
+        context: RequestContext<'_>,
+        prepared: &PreparedRequest,
     ) -> Result<Response<ReplyBody>, Failure> {
-        let BufferedRequest { mut parts, body } = buffered;
-        // The share is held as long as the body.
-        let WholeBody {
-            bytes: body,
-            share: _share,
-        } = body;
-        let dialect = dialect(row.reply);
-        request_head::prepare(&mut parts);
-        if let Some(dialect) = dialect {
-            dialect.request(&mut parts);
+        let body = &prepared.body.bytes;
+        let fields = self
+            .read_fields(prepared.row, &prepared.parts, body)
+            .await?;
+        let (worker, reply) = self.exchange(context, prepared, &fields).await?;
+        let reply = reply.map(ReplyBody::from);
+        match dialect(prepared.row.reply) {
+            None => Ok(reply),
+            Some(dialect) => {
+                let reply = dialect.reply(body, &worker, reply).await;
+                reply.map_err(Failure::at(&worker))
+            }
         }
-        request_body::check_declared(row.undeclared, &parts.headers)?;
-        request_body::check_encoding(&parts.headers)?;
-        let fields = self.read_fields(row, &parts, &body).await?;
+    }
+
+    /// The same, with comments in the silences of a stream. The attempts outlive this call: they
+    /// go on in the body of the reply.
+    async fn carry_alive(
+        self: &Arc<Self>,
+        context: RequestContext<'_>,
+        mut prepared: PreparedRequest,
+        interval: Duration,
+    ) -> Result<Response<ReplyBody>, Error> {
+        let errors = StreamErrors {
+            vendor: prepared.row.vendor,
+            names: self.dispatcher.worker_names(),
+            request_id: context.request_id.clone(),
+        };
+        let streams = Arc::new(AtomicBool::new(false));
+        let (proxy, found) = (Arc::clone(self), Arc::clone(&streams));
+        let (lane, principal, id) = (context.lane, context.principal, context.request_id.clone());
+        let exchange = async move {
+            let context = RequestContext {
+                lane,
+                request_id: &id,
+                principal,
+            };
+            let outcome = proxy.carry_events(context, &mut prepared, &found).await;
+            outcome.map_err(|failure| proxy.count(prepared.row, failure))
+        };
+        let streams = || streams.load(Relaxed);
+        let reply = keep_alive(Box::pin(exchange), interval, streams, errors).await?;
+        Ok(reply.map(ReplyBody::KeepAlive))
+    }
+
+    /// Carries a request that may get a head of the gateway's; `streams` is set when it may.
+    async fn carry_events(
+        &self,
+        context: RequestContext<'_>,
+        prepared: &mut PreparedRequest,
+        streams: &AtomicBool,
+    ) -> Result<Response<Box<Relay>>, Failure> {
+        let body = &prepared.body.bytes;
+        let fields = self
+            .read_fields(prepared.row, &prepared.parts, body)
+            .await?;
+        if fields.stream {
+            // That head names no encoding.
+            let plain = HeaderValue::from_static("identity");
+            prepared
+                .parts
+                .headers
+                .insert(header::ACCEPT_ENCODING, plain);
+            streams.store(true, Relaxed);
+        }
+        let (_, reply) = self.exchange(context, prepared, &fields).await?;
+        Ok(reply)
+    }
+
+    /// Sends a request to workers until one of them has the last word.
+    async fn exchange(
+        &self,
+        context: RequestContext<'_>,
+        prepared: &PreparedRequest,
+        fields: &BodyFields<'_>,
+    ) -> Result<(Arc<Worker>, Response<Box<Relay>>), Failure> {
+        let PreparedRequest {
+            row,
+            parts,
+            body,
+            live,
+        } = prepared;
         let state = fields.state(row);
         let owner = owner_of(&self.dispatcher, context, &parts.headers, state).await?;
         let client_key = self.dispatcher.client_key(&parts.headers);
-        let live = &self.dispatcher.live.get();
         let request = ProxyRequest {
             row,
             context,
-            parts: &parts,
-            body: self.worker_body(row, &fields, &body),
+            parts,
+            body: self.worker_body(row, fields, &body.bytes),
             routing: &RoutingRequest {
                 model: fields.model.as_deref(),
                 prompt: fields.prompt(row.prompt, self.media_tokens),
@@ -202,18 +258,46 @@ impl Proxy {
         let owners = &self.dispatcher.owners;
         owners.learn(row.state, &mut response, &result.worker).await;
         let supervision = self.dispatcher.supervision(&result.worker, live);
-        let mut reply =
-            response_body::relay(response, supervision, result.in_flight, timer, row.vendor);
+        let accounts = Accounts {
+            in_flight: result.in_flight,
+            timer,
+        };
+        let mut reply = relay(response, supervision, accounts, row.vendor);
         if !self.dispatcher.hide_routing {
             result.explanation.write(reply.headers_mut());
         }
-        match dialect {
-            None => Ok(reply),
-            Some(dialect) => {
-                let reply = dialect.reply(&body, &result.worker, reply).await;
-                reply.map_err(Failure::at(&result.worker))
-            }
-        }
+        Ok((result.worker, reply))
+    }
+
+    /// Counts a request that got no reply of a worker.
+    fn count(&self, row: &Inference, failure: Failure) -> Error {
+        let Failure { error, worker } = failure;
+        let info = worker.map(|worker| worker.endpoint.model_info.load_full());
+        let model = info.as_ref().map_or(UNKNOWN_MODEL, |info| &info.model);
+        let metrics = &self.dispatcher.metrics;
+        metrics.request_error(model, row.label, &error);
+        error
+    }
+
+    /// Takes a request for a connection that is switched to the protocol of `row`.
+    pub(crate) fn receive_upgrade(
+        &self,
+        row: &'static Inference,
+        request: Request<Incoming>,
+    ) -> Result<UpgradeRequest, Error> {
+        let received = UpgradeRequest::new(request, row.upgrade.unwrap_or_default());
+        received.map_err(|error| self.count(row, error.into()))
+    }
+
+    /// Opens a connection through to a worker.
+    pub(crate) async fn open_tunnel(
+        &self,
+        row: &'static Inference,
+        context: RequestContext<'_>,
+        request: UpgradeRequest,
+    ) -> Result<Response<ReplyBody>, Error> {
+        let outcome = self.switch(row, context, request).await;
+        outcome.map_err(|failure| self.count(row, failure))
     }
 
     /// What a worker gets of a body.
@@ -270,7 +354,9 @@ impl Proxy {
             })?;
             tunnel.map(|tunnel| ReplyBody::Tunnel(Box::new(tunnel)))
         } else {
-            response_body::relay(response, supervision, result.in_flight, timer, row.vendor)
+            let in_flight = result.in_flight;
+            let accounts = Accounts { in_flight, timer };
+            relay(response, supervision, accounts, row.vendor).map(ReplyBody::from)
         };
         if !self.dispatcher.hide_routing {
             result.explanation.write(reply.headers_mut());
@@ -321,4 +407,25 @@ impl Proxy {
         let decided = self.explainer().dry_run(&request, endpoint.path);
         decided.map_err(|_| unknown_model(self.balancer(), request.model))
     }
+}
+
+/// Prepares the head of a request for workers, and refuses a body that cannot be read.
+fn prepare(
+    row: &'static Inference,
+    buffered: BufferedRequest,
+    live: LiveSection,
+) -> Result<PreparedRequest, Error> {
+    let BufferedRequest { mut parts, body } = buffered;
+    request_head::prepare(&mut parts);
+    if let Some(dialect) = dialect(row.reply) {
+        dialect.request(&mut parts);
+    }
+    request_body::check_declared(row.undeclared, &parts.headers)?;
+    request_body::check_encoding(&parts.headers)?;
+    Ok(PreparedRequest {
+        row,
+        parts,
+        body,
+        live,
+    })
 }

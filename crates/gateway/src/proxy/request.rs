@@ -28,6 +28,17 @@ pub(crate) struct BufferedRequest {
     pub(super) body: WholeBody,
 }
 
+/// An inference request whose head may go to a worker.
+#[derive(Debug)]
+pub(super) struct PreparedRequest {
+    pub(super) row: &'static Inference,
+    pub(super) parts: request::Parts,
+    /// Its share of the memory is held as long as the request.
+    pub(super) body: WholeBody,
+    /// The options in force when it came.
+    pub(super) live: LiveSection,
+}
+
 /// An inference request, as it goes to a worker.
 pub(super) struct ProxyRequest<'a> {
     pub(super) row: &'static Inference,

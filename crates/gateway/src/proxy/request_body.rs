@@ -35,6 +35,7 @@ pub(crate) struct BodyLimits {
 #[derive(Debug)]
 pub(crate) struct WholeBody {
     pub(crate) bytes: Bytes,
+    #[expect(dead_code, reason = "given back when the body is dropped")]
     pub(crate) share: BodyShare,
 }
 

@@ -4,22 +4,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 
-use super::idle_timeout::{Supervised, Supervision};
-use super::leased::Leased;
+use super::keep_alive::KeepAlive;
+use super::relay::Relay;
 use super::reply_error::ReplyError;
-use super::request_timer::RequestTimer;
-use super::sse::EventStream;
 use super::tunnel::Tunnel;
-use crate::balancer::InFlight;
-use crate::endpoint::Vendor;
-use crate::upstream::ResponseBody;
-
-/// A worker's body, its idle time limited, its events watched, its share of the worker held.
-type Relay = Leased<Supervised<ResponseBody>>;
 
 /// The body of a reply.
 #[derive(Debug)]
@@ -32,6 +23,8 @@ pub(crate) enum ReplyBody {
     Relay(Box<Relay>),
     /// None: the connection is switched to another protocol.
     Tunnel(Box<Tunnel>),
+    /// The same, with comments in its silences.
+    KeepAlive(Box<KeepAlive>),
 }
 
 impl From<Full<Bytes>> for ReplyBody {
@@ -40,23 +33,10 @@ impl From<Full<Bytes>> for ReplyBody {
     }
 }
 
-/// The reply that relays `response`.
-pub(super) fn relay(
-    response: Response<ResponseBody>,
-    supervision: Supervision,
-    in_flight: Option<InFlight>,
-    timer: Option<RequestTimer>,
-    vendor: Vendor,
-) -> Response<ReplyBody> {
-    let (parts, body) = response.into_parts();
-    let body = Supervised::new(body, supervision);
-    let body = if parts.status.is_success() {
-        EventStream::of(body, &parts.headers, vendor)
-    } else {
-        EventStream::opaque(body)
-    };
-    let relay = Leased::new(body, parts.status, in_flight, timer);
-    Response::from_parts(parts, ReplyBody::Relay(Box::new(relay)))
+impl From<Box<Relay>> for ReplyBody {
+    fn from(relay: Box<Relay>) -> Self {
+        Self::Relay(relay)
+    }
 }
 
 impl ReplyBody {
@@ -67,6 +47,15 @@ impl ReplyBody {
             Self::Api(body) => body.is_end_stream(),
             Self::Relay(relay) => relay.is_complete(),
             Self::Tunnel(_) => true,
+            Self::KeepAlive(relay) => relay.is_complete(),
+        }
+    }
+
+    /// The code of a failure that only the body reports, at its end.
+    pub(crate) fn failure(&self) -> Option<&'static str> {
+        match self {
+            Self::KeepAlive(relay) => relay.failure(),
+            _ => None,
         }
     }
 }
@@ -87,6 +76,7 @@ impl Body for ReplyBody {
             Self::Api(body) => Pin::new(body).poll_frame(cx).map_err(ReplyError::Api),
             Self::Relay(relay) => Pin::new(relay).poll_frame(cx),
             Self::Tunnel(_) => Poll::Ready(None),
+            Self::KeepAlive(relay) => Pin::new(relay).poll_frame(cx),
         }
     }
 
@@ -96,6 +86,7 @@ impl Body for ReplyBody {
             Self::Api(body) => body.is_end_stream(),
             Self::Relay(relay) => relay.is_end_stream(),
             Self::Tunnel(_) => true,
+            Self::KeepAlive(relay) => relay.is_end_stream(),
         }
     }
 
@@ -105,6 +96,7 @@ impl Body for ReplyBody {
             Self::Api(body) => body.size_hint(),
             Self::Relay(relay) => relay.size_hint(),
             Self::Tunnel(_) => SizeHint::with_exact(0),
+            Self::KeepAlive(relay) => relay.size_hint(),
         }
     }
 }

@@ -50,6 +50,11 @@ impl RequestRecord {
         self.permit = permit;
     }
 
+    /// The reply has said behind its head that the request failed.
+    pub(super) fn fail_with(&mut self, code: &'static str) {
+        self.code = code;
+    }
+
     /// The response head is known.
     pub(super) fn respond_with(&mut self, status: StatusCode, code: &'static str) {
         self.metrics

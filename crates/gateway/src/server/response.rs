@@ -107,7 +107,12 @@ impl Body for Reply {
         match &frame {
             Some(Err(_)) => record.end = End::Truncated,
             // hyper stops asking once the announced length is reached.
-            _ if frame.is_none() || this.body.is_complete() => record.end = End::Complete,
+            _ if frame.is_none() || this.body.is_complete() => {
+                record.end = End::Complete;
+                if let Some(code) = this.body.failure() {
+                    record.fail_with(code);
+                }
+            }
             _ => {}
         }
         Poll::Ready(frame)

@@ -241,7 +241,7 @@ impl Service {
     ) -> Result<Response<ReplyBody>, Error> {
         let received = self.proxy().receive(row, request).await?;
         record.admit(self.state.admission.admit().await?);
-        self.proxy().forward(row, context, received).await
+        self.state.proxy.forward(row, context, received).await
     }
 
     /// Opens a connection through to a worker.

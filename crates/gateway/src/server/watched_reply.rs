@@ -69,6 +69,14 @@ impl ReplySlot {
         }
     }
 
+    /// The code of a failure that only the body reports.
+    pub(super) fn failure(&self) -> Option<&'static str> {
+        match self {
+            Self::Own(body) => body.failure(),
+            Self::Watched(watched) => watched.read(ReplyBody::failure),
+        }
+    }
+
     pub(super) fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(body) => body.is_end_stream(),

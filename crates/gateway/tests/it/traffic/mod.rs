@@ -6,6 +6,7 @@ mod clients;
 mod dialects;
 mod headers;
 mod http2;
+mod keep_alive;
 mod limits;
 mod loops;
 mod realtime;
