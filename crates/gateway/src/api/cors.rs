@@ -16,13 +16,19 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, PATCH, DE
 /// What a page may send when it does not say what it wants to send.
 const USUAL_HEADERS: HeaderValue = HeaderValue::from_static("content-type, authorization");
 /// What the gateway writes on replies and a page may read.
-const EXPOSED: HeaderValue =
-    HeaderValue::from_static("x-request-id, x-smg-routed-worker-id, x-smg-error-code, retry-after");
+const EXPOSED: HeaderValue = HeaderValue::from_static(
+    "x-request-id, x-smg-error-code, retry-after, x-smg-routed-worker-id, x-smg-routed-worker, \
+     x-smg-routed-policy, x-smg-matched-tokens, x-smg-new-tokens, x-smg-queued-tokens, x-smg-tries, \
+     x-smg-runner-up",
+);
+const TRUE: HeaderValue = HeaderValue::from_static("true");
 /// What the browser knows of the page: `same-origin`, `same-site`, `cross-site`, `none`.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Which browser origins may use the gateway. Routes that show or change the fleet are open to
-/// listed origins only; for all others, no list means any origin.
+/// listed origins only; for all others, no list means any origin. Pages of listed origins may
+/// send cookies and the like, for a proxy in front; for those, `*` stands for nothing, so all is
+/// named.
 #[derive(Debug)]
 pub(crate) struct Cors {
     any: bool,
@@ -74,16 +80,17 @@ impl Cors {
         origin: &HeaderValue,
         response: &mut HeaderMap,
     ) {
-        let listed = self.listed.contains(origin);
-        if self.any && !access.is_control() {
+        let open = self.any && !access.is_control();
+        if !open || !self.listed.is_empty() {
+            response.append(header::VARY, HeaderValue::from_static("origin"));
+        }
+        if self.listed.contains(origin) {
+            response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+            response.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
+            response.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+        } else if open {
             response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, ANY);
             response.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, ANY);
-            return;
-        }
-        response.append(header::VARY, HeaderValue::from_static("origin"));
-        if listed {
-            response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-            response.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
         }
     }
 
@@ -139,11 +146,21 @@ impl Cors {
 
 /// Whether a page's origin is the address that the request was sent to.
 fn is_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
-    let authority = origin.to_str().ok().and_then(|it| it.split_once("://"));
+    let origin = origin.to_str().ok().and_then(|it| it.split_once("://"));
     let host = headers
         .get(header::HOST)
         .and_then(|host| host.to_str().ok());
-    authority.is_some_and(|(_, authority)| Some(authority) == host)
+    let (Some((scheme, authority)), Some(host)) = (origin, host) else {
+        return false;
+    };
+    // Browsers leave a default port out of the origin; clients may name it in `host`.
+    let port = match scheme {
+        "http" => ":80",
+        "https" => ":443",
+        _ => "",
+    };
+    let host = host.strip_suffix(port).unwrap_or(host);
+    authority.eq_ignore_ascii_case(host)
 }
 
 #[cfg(test)]
@@ -184,6 +201,7 @@ mod tests {
                 "authorization,x-stainless-os"
             );
             assert_eq!(answer["access-control-max-age"], "3600");
+            assert!(!answer.contains_key("access-control-allow-credentials"));
             assert_eq!(readable(&cors, Access::Control, &EVIL), None);
         }
     }
@@ -194,10 +212,27 @@ mod tests {
         for access in [Access::Inference, Access::Control] {
             let good = preflight(&cors, access, &UI);
             assert_eq!(good["access-control-allow-origin"], "https://ui");
+            assert_eq!(good["access-control-allow-credentials"], "true");
             assert_eq!(good.get_all("vary").iter().count(), 2);
             let bad = preflight(&cors, access, &EVIL);
             assert!(!bad.contains_key("access-control-allow-origin"), "{bad:?}");
             assert!(!bad.contains_key("access-control-allow-headers"), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn listed_origin_beside_any_may_send_credentials_and_others_may_not() {
+        let cors = listing(&["*", "https://ui"]);
+        let named = preflight(&cors, Access::Inference, &UI);
+        assert_eq!(named["access-control-allow-origin"], "https://ui");
+        assert_eq!(named["access-control-allow-credentials"], "true");
+        assert_ne!(named["access-control-expose-headers"], "*");
+        let other = preflight(&cors, Access::Inference, &EVIL);
+        assert_eq!(other["access-control-allow-origin"], "*");
+        assert!(!other.contains_key("access-control-allow-credentials"));
+        // A cache must not give one of them the reply of the other.
+        for answer in [named, other] {
+            assert!(answer.get_all("vary").iter().any(|vary| vary == "origin"));
         }
     }
 
@@ -225,6 +260,8 @@ mod tests {
                 &[("sec-fetch-site", "cross-site")],
                 &[("origin", "null")],
                 &[("origin", "https://gw.evil"), ("host", "gw")],
+                &[("origin", "https://gw"), ("host", "gw:80")],
+                &[("origin", "http://gw:8080"), ("host", "gw")],
             ] {
                 assert!(!check(&cors, Method::POST, lines), "{lines:?}");
                 assert!(check(&cors, Method::GET, lines), "{lines:?}");
@@ -241,6 +278,8 @@ mod tests {
             &[("origin", "https://gw"), ("sec-fetch-site", "same-origin")],
             &[("sec-fetch-site", "none")],
             &[("origin", "http://gw:30000"), ("host", "gw:30000")],
+            &[("origin", "http://gw"), ("host", "GW:80")],
+            &[("origin", "https://gw"), ("host", "gw:443")],
         ] {
             assert!(check(&cors, Method::POST, lines), "{lines:?}");
         }

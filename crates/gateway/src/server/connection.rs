@@ -29,6 +29,12 @@ use crate::lane::Lane;
 
 /// Largest head of a request, and largest piece of its body read at once, bytes.
 const READ_BUFFER: usize = 256 * 1024;
+/// The same for HTTP/2.
+const MAX_HEADER_LIST: u32 = 256 * 1024;
+/// Requests at a time over one HTTP/2 connection: a proxy in front may have no other connection.
+/// h2's limits on streams that are reset stay as they are, so a client cannot open and drop
+/// streams faster than they are served.
+const MAX_STREAMS: u32 = 5000;
 /// How often an HTTP/2 client is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long it may take to answer.
@@ -79,6 +85,8 @@ fn builder() -> Builder<TokioExecutor> {
     let http2 = &mut builder.http2();
     http2
         .timer(TokioTimer::new())
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_concurrent_streams(MAX_STREAMS)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
     builder

@@ -164,3 +164,26 @@ async fn a_worker_cannot_open_replies_to_other_origins() {
         assert_eq!(reply.header("access-control-allow-origin"), allowed);
     }
 }
+
+#[tokio::test]
+async fn pages_of_listed_origins_may_read_all_that_the_gateway_writes() {
+    let (worker, other) = (Worker::doing(ok()).await, Worker::doing(ok()).await);
+    let mut options = options(&[&worker, &other]);
+    options.cors_allowed_origins = vec!["https://ui".into()];
+    options.policy = routing::PolicyKind::CacheAware;
+    let gateway = start_with(options).await;
+    let request = generate("origin: https://ui\r\nx-smg-explain: 1\r\n");
+    let reply = raw(&gateway, &request).await;
+    assert_eq!(reply.header("access-control-allow-credentials"), "true");
+    let exposed = reply.header("access-control-expose-headers").split(',');
+    let exposed: Vec<_> = exposed.map(str::trim).collect();
+    let written = reply.headers.iter().map(|(name, _)| name.as_str());
+    let written: Vec<_> = written.filter(|name| name.starts_with("x-")).collect();
+    assert!(written.len() >= 8, "{written:?}");
+    for name in written
+        .into_iter()
+        .chain(["retry-after", "x-smg-error-code"])
+    {
+        assert!(exposed.contains(&name), "{name} is not in {exposed:?}");
+    }
+}

@@ -1,16 +1,19 @@
 //! Clients that speak HTTP/2 with prior knowledge.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::Request;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use hyper::body::Frame;
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
-use crate::support::{Running, Step, Worker, get, ok, options, start, start_with, until};
+use crate::support::{DEADLINE, Running, Step, Worker, get, ok, options, start, start_with, until};
 
 type Sender<B> = http2::SendRequest<B>;
 
@@ -71,8 +74,7 @@ async fn a_client_that_resets_amid_its_body_harms_no_other_request() {
                 .header("content-type", "application/json")
                 .body(endless)
                 .unwrap();
-            let sent =
-                tokio::time::timeout(Duration::from_millis(50), sender.send_request(request)).await;
+            let sent = timeout(Duration::from_millis(50), sender.send_request(request)).await;
             drop(sent);
             drop(sender);
         }
@@ -168,8 +170,140 @@ async fn many_requests_at_a_time_over_one_connection_are_all_answered() {
             )
         }
     });
-    for (status, body) in futures_util::future::join_all(requests).await {
+    for (status, body) in join_all(requests).await {
         assert_eq!((status.as_u16(), body.is_empty()), (200, false));
     }
     assert_eq!(gateway.in_flight().await, 0);
+}
+
+/// Begins so many streams at a time over one connection; gives their bodies, each behind its
+/// first piece.
+async fn begin_streams(gateway: &Running, count: usize) -> Vec<(Bytes, Incoming)> {
+    let sender = connect::<Full<Bytes>>(gateway).await;
+    let streams = (0..count).map(|_| {
+        let mut sender = sender.clone();
+        async move {
+            let request = Request::post("http://g/v1/chat/completions")
+                .header("content-type", "application/json")
+                .body(Full::from(r#"{"stream":true}"#))
+                .unwrap();
+            let mut body = sender.send_request(request).await.unwrap().into_body();
+            let first = body.frame().await.unwrap().unwrap();
+            (first.into_data().unwrap(), body)
+        }
+    });
+    timeout(DEADLINE, join_all(streams)).await.unwrap()
+}
+
+/// Lets the worker go on until the streams have ended; gives the rest of each.
+async fn end_streams(worker: &Worker, streams: Vec<(Bytes, Incoming)>) -> Vec<Bytes> {
+    let end = streams.into_iter().map(|(_, body)| body.collect());
+    let mut end = pin!(join_all(end));
+    loop {
+        // The last of the worker's connections may not wait yet.
+        worker.go_on();
+        let soon = timeout(Duration::from_millis(20), end.as_mut());
+        if let Ok(ended) = soon.await {
+            return ended
+                .into_iter()
+                .map(|end| end.unwrap().to_bytes())
+                .collect();
+        }
+    }
+}
+
+const STREAM_HEAD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+
+#[tokio::test]
+async fn two_thousand_streams_at_a_time_over_one_connection_are_all_served() {
+    let worker = Worker::doing(vec![
+        Step::Send(format!("{STREAM_HEAD}9\r\ndata: 1\n\n\r\n").into()),
+        Step::Wait,
+        Step::Send(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n".to_vec()),
+    ])
+    .await;
+    let gateway = start(&[&worker]).await;
+    let streams = begin_streams(&gateway, 2000).await;
+    assert!(streams.iter().all(|(first, _)| first == "data: 1\n\n"));
+    assert_eq!(gateway.in_flight().await, 2000);
+    let rests = end_streams(&worker, streams).await;
+    assert!(rests.iter().all(|rest| rest == "data: 2\n\n"));
+    until(|| async { gateway.in_flight().await == 0 }).await;
+}
+
+#[tokio::test]
+async fn header_list_as_large_as_over_http_1_passes() {
+    let worker = Worker::doing(ok()).await;
+    let gateway = start(&[&worker]).await;
+    let mut sender = connect::<Full<Bytes>>(&gateway).await;
+    let mut request = Request::post("http://g/generate")
+        .header("content-type", "application/json")
+        .body(Full::from("{}"))
+        .unwrap();
+    for part in 0..60 {
+        let name = format!("x-part-{part}")
+            .parse::<http::HeaderName>()
+            .unwrap();
+        let value = "v".repeat(1024).parse().unwrap();
+        request.headers_mut().insert(name, value);
+    }
+    let reply = sender.send_request(request).await.unwrap();
+    assert_eq!(reply.status(), 200);
+    let received = worker.received().remove(0);
+    assert_eq!(received.all("x-part-59"), ["v".repeat(1024)]);
+}
+
+#[tokio::test]
+async fn client_that_opens_streams_only_to_reset_them_loses_its_connection() {
+    let worker = Worker::doing(vec![Step::Hang]).await;
+    let gateway = start(&[&worker]).await;
+    let sender = connect::<Full<Bytes>>(&gateway).await;
+    let reset_at_once = || {
+        let mut sender = sender.clone();
+        async move {
+            let request = Request::post("http://g/generate")
+                .header("content-type", "application/json")
+                .body(Full::from("{}"))
+                .unwrap();
+            sender.ready().await?;
+            // Polled once, the request is on its way; dropped, it is reset.
+            let sent = sender.send_request(request);
+            tokio::select! {
+                biased;
+                reply = sent => reply.map(|_| ()),
+                () = tokio::task::yield_now() => Ok(()),
+            }
+        }
+    };
+    let mut refused = false;
+    for _ in 0..20_000 {
+        let resets = (0..50).map(|_| reset_at_once());
+        let outcomes = join_all(resets).await;
+        refused = outcomes.iter().any(Result::is_err);
+        if refused {
+            break;
+        }
+    }
+    assert!(refused, "a million resets harm the client");
+    all_lanes_answer(&gateway).await;
+    until(|| async { gateway.in_flight().await == 0 }).await;
+}
+
+#[tokio::test]
+async fn silent_streams_on_all_lanes_are_kept_alive() {
+    let worker = Worker::doing(vec![
+        Step::Wait,
+        Step::Send(format!("{STREAM_HEAD}9\r\ndata: 1\n\n\r\n0\r\n\r\n").into()),
+    ])
+    .await;
+    let mut options = options(&[&worker]);
+    options.sse_keepalive_secs = 1;
+    let gateway = start_with(options).await;
+    let streams = begin_streams(&gateway, 16).await;
+    let comment = ": keep-alive\n\n";
+    assert!(streams.iter().all(|(first, _)| first == comment));
+    let rests = end_streams(&worker, streams).await;
+    assert!(rests.iter().all(|rest| rest.ends_with(b"data: 1\n\n")));
+    until(|| async { gateway.in_flight().await == 0 }).await;
 }
