@@ -85,7 +85,7 @@ class Script:
 
     def about(self, path: str) -> dict[str, Any]:
         if path != "/script/stats":
-            return {"model_path": "scripted", "served_model_name": "scripted"}
+            return {"model_path": "sim-model", "served_model_name": "sim-model"}
         ports = {str(port): asdict(counts) for port, counts in self.per_port.items()}
         return {**asdict(self.total), "ports": ports}
 

@@ -16,6 +16,8 @@ pub trait ClientKey: fmt::Debug + Sync {
 pub struct Request<'a> {
     /// The `model` field of the body.
     pub model: Option<&'a str>,
+    /// The `LoRA` adapter that the body names beside its model.
+    pub adapter: Option<&'a str>,
     /// The prompt; empty for endpoints without one.
     pub prompt: Prompt<'a>,
     /// The `X-SMG-Routing-Key` header. Requests with equal keys belong together.

@@ -97,6 +97,11 @@ impl Balancer {
         Arc::clone(&pool.queue)
     }
 
+    /// Whether a worker lists an adapter of this name.
+    pub(crate) fn is_adapter(&self, name: &str) -> bool {
+        self.snapshot.load().names.is_adapter(name)
+    }
+
     /// Every model that is served, or that a worker is registered for.
     pub(crate) fn served_models(&self) -> Vec<String> {
         let snapshot = self.snapshot.load();

@@ -104,8 +104,33 @@ impl ModelNames {
         }
     }
 
-    /// What a request's `model` stands for.
-    pub(super) fn resolve<'a>(&'a self, model: Option<&str>) -> Resolved<'a> {
+    /// What a request's `model` stands for, and the adapter that it names beside.
+    pub(super) fn resolve<'a>(
+        &'a self,
+        model: Option<&str>,
+        adapter: Option<&str>,
+    ) -> Resolved<'a> {
+        let resolved = self.resolve_model(model);
+        let Some(name) = adapter.filter(|_| !self.adapters.is_empty()) else {
+            return resolved;
+        };
+        let found = self.adapters.get_key_value(name);
+        let partial = found.filter(|(_, adapter)| adapter.slots.is_some());
+        match (resolved, partial) {
+            (Resolved::Any, Some((name, _))) => Resolved::Adapter(name),
+            (Resolved::Model(model), Some((name, adapter))) if adapter.model == model => {
+                Resolved::Adapter(name)
+            }
+            _ => resolved,
+        }
+    }
+
+    /// Whether a worker lists an adapter of this name.
+    pub(super) fn is_adapter(&self, name: &str) -> bool {
+        !self.adapters.is_empty() && self.adapters.contains_key(name)
+    }
+
+    fn resolve_model<'a>(&'a self, model: Option<&str>) -> Resolved<'a> {
         if self.matching == ModelMatching::Any {
             return self.known(model).unwrap_or(Resolved::Any);
         }
@@ -202,9 +227,9 @@ mod tests {
     fn where_one_model_is_served_any_name_means_it() {
         let names = names(&["m"], &[]);
         for name in [None, Some(""), Some("m"), Some("gpt-4"), Some("m:a")] {
-            assert_eq!(names.resolve(name), Any, "{name:?}");
+            assert_eq!(names.resolve(name, None), Any, "{name:?}");
         }
-        assert_eq!(ModelNames::default().resolve(Some("m")), Any);
+        assert_eq!(ModelNames::default().resolve(Some("m"), None), Any);
     }
 
     #[test]
@@ -225,18 +250,39 @@ mod tests {
             (Some(""), Missing),
             (None, Missing),
         ] {
-            assert_eq!(names.resolve(name), resolved, "{name:?}");
+            assert_eq!(names.resolve(name, None), resolved, "{name:?}");
         }
     }
 
     #[test]
     fn adapter_that_some_workers_lack_is_named_also_where_one_model_is_served() {
         let names = names(&["m"], &[("sql", "m", Some(vec![2])), ("all", "m", None)]);
-        assert_eq!(names.resolve(Some("sql")), Resolved::Adapter("sql"));
-        assert_eq!(names.resolve(Some("m:sql")), Resolved::Adapter("sql"));
-        assert_eq!(names.resolve(Some("m:other")), Any);
-        assert_eq!(names.resolve(Some("all")), Any);
-        assert_eq!(names.resolve(Some("gpt-4")), Any);
+        assert_eq!(names.resolve(Some("sql"), None), Resolved::Adapter("sql"));
+        assert_eq!(names.resolve(Some("m:sql"), None), Resolved::Adapter("sql"));
+        assert_eq!(names.resolve(Some("m:other"), None), Any);
+        assert_eq!(names.resolve(Some("all"), None), Any);
+        assert_eq!(names.resolve(Some("gpt-4"), None), Any);
+    }
+
+    #[test]
+    fn adapter_named_beside_its_model_narrows_the_choice_to_its_holders() {
+        let partial = ("sql", "a", Some(vec![2]));
+        let one = names(&["a"], &[partial.clone(), ("all", "a", None)]);
+        assert_eq!(one.resolve(None, Some("sql")), Resolved::Adapter("sql"));
+        assert_eq!(
+            one.resolve(Some("a"), Some("sql")),
+            Resolved::Adapter("sql")
+        );
+        assert_eq!(one.resolve(Some("a"), Some("all")), Any);
+        assert_eq!(one.resolve(Some("a"), Some("none")), Any);
+        let two = names(&["a", "b"], &[partial]);
+        assert_eq!(
+            two.resolve(Some("a"), Some("sql")),
+            Resolved::Adapter("sql")
+        );
+        assert_eq!(two.resolve(Some("b"), Some("sql")), Model("b"));
+        assert_eq!(two.resolve(None, Some("sql")), Missing);
+        assert!(two.is_adapter("sql") && !two.is_adapter("a"));
     }
 
     #[test]
@@ -245,14 +291,14 @@ mod tests {
             matching: ModelMatching::Exact,
             ..names(&["m"], &[])
         };
-        assert_eq!(names.resolve(Some("m")), Any);
-        assert_eq!(names.resolve(None), Any);
-        assert_eq!(names.resolve(Some("n")), Unknown);
+        assert_eq!(names.resolve(Some("m"), None), Any);
+        assert_eq!(names.resolve(None, None), Any);
+        assert_eq!(names.resolve(Some("n"), None), Unknown);
         let empty = ModelNames {
             matching: ModelMatching::Exact,
             ..ModelNames::default()
         };
-        assert_eq!(empty.resolve(Some("n")), Any);
+        assert_eq!(empty.resolve(Some("n"), None), Any);
     }
 
     #[test]
@@ -261,24 +307,24 @@ mod tests {
             matching: ModelMatching::Any,
             ..names(&["a", "b"], &[])
         };
-        assert_eq!(names.resolve(Some("a")), Model("a"));
-        assert_eq!(names.resolve(Some("c")), Any);
-        assert_eq!(names.resolve(None), Any);
+        assert_eq!(names.resolve(Some("a"), None), Model("a"));
+        assert_eq!(names.resolve(Some("c"), None), Any);
+        assert_eq!(names.resolve(None, None), Any);
     }
 
     #[test]
     fn model_that_has_gone_is_not_answered_by_the_one_that_is_left() {
         let mut left = names(&["a"], &[]);
         left.remember(&names(&["a", "b"], &[]));
-        assert_eq!(left.resolve(Some("b")), Unknown);
-        assert_eq!(left.resolve(Some("c")), Any);
+        assert_eq!(left.resolve(Some("b"), None), Unknown);
+        assert_eq!(left.resolve(Some("c"), None), Any);
         let mut back = names(&["a", "b"], &[]);
         back.remember(&left);
         assert!(back.gone.is_empty());
         // One model after another: each is what any name means.
         let mut next = names(&["b"], &[]);
         next.remember(&names(&["a"], &[]));
-        assert_eq!(next.resolve(Some("a")), Any);
+        assert_eq!(next.resolve(Some("a"), None), Any);
     }
 
     #[test]

@@ -185,7 +185,7 @@ impl Snapshot {
     /// # Errors
     /// When it names none of several, one that is not served, or one without workers.
     pub(super) fn pool(&self, request: &Request<'_>) -> Result<&WorkerPool, SelectError> {
-        match self.names.resolve(request.model) {
+        match self.names.resolve(request.model, request.adapter) {
             Resolved::Any => Ok(&self.any_model),
             Resolved::Model(name) if self.only_model.as_deref() == Some(name) => {
                 Ok(&self.any_model)

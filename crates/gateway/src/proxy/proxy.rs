@@ -243,6 +243,7 @@ impl Proxy {
             body: self.worker_body(row, fields, &body.bytes),
             routing: &RoutingRequest {
                 model: fields.model.as_deref(),
+                adapter: fields.adapter(),
                 prompt: fields.prompt(row.prompt, self.media_tokens),
                 routing_key: header_text(&parts.headers, "x-smg-routing-key"),
                 client_key: Some(&client_key),
@@ -331,6 +332,7 @@ impl Proxy {
             body: CallBody::default(),
             routing: &RoutingRequest {
                 model: model.as_deref(),
+                adapter: None,
                 prompt: Prompt::default(),
                 routing_key: header_text(&parts.headers, "x-smg-routing-key"),
                 client_key: Some(&client_key),
@@ -376,15 +378,21 @@ impl Proxy {
         parts: &request::Parts,
         body: &'a Bytes,
     ) -> Result<BodyFields<'a>, Error> {
-        match request_body::boundary(&parts.headers) {
-            Some(boundary) if row.undeclared == Undeclared::NoForm => {
-                let form = FormFields::read_off_lane(body, boundary, &self.cpu_pool).await?;
-                Ok(BodyFields::of_form(form))
-            }
-            // A GET asks without a body.
-            _ if body.is_empty() && parts.method == Method::GET => Ok(BodyFields::default()),
-            _ => BodyFields::read_off_lane(body, &self.cpu_pool).await,
+        let mut fields = if row.undeclared == Undeclared::NoForm {
+            let boundary = request_body::boundary(&parts.headers).unwrap_or_default();
+            let form = FormFields::read_off_lane(body, boundary, &self.cpu_pool).await?;
+            BodyFields::of_form(form)
+        } else if body.is_empty() && parts.method == Method::GET {
+            // It asks without a body.
+            BodyFields::default()
+        } else {
+            BodyFields::read_off_lane(body, &self.cpu_pool).await?
+        };
+        let model = fields.model.as_deref();
+        if model.is_some_and(|model| self.balancer().is_adapter(model)) {
+            fields.set_names_adapter();
         }
+        Ok(fields)
     }
 
     /// What would be decided for a request with this body; nothing is sent or learnt.
@@ -398,6 +406,7 @@ impl Proxy {
         let endpoint = fields.likely_endpoint();
         let request = RoutingRequest {
             model: fields.model.as_deref(),
+            adapter: fields.adapter(),
             prompt: fields.prompt(endpoint.prompt, self.media_tokens),
             routing_key: header_text(headers, "x-smg-routing-key"),
             client_key: Some(&client_key),

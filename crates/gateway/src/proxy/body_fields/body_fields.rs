@@ -9,7 +9,7 @@ use routing::{MediaTokens, Part, Prompt};
 use serde::Deserialize;
 
 use super::json::{Scanner, Skip, SyntaxError};
-use super::layout::{Layout, StateField};
+use super::layout::{CacheLabel, Layout, StateField};
 use crate::cpu_pool::CpuPool;
 use crate::endpoint::{INFERENCE, Inference, PromptField, State};
 use crate::error::Error;
@@ -24,6 +24,8 @@ const LARGE: usize = 256 * 1024;
 pub(in crate::proxy) struct BodyFields<'a> {
     pub(in crate::proxy) model: Option<Cow<'a, str>>,
     pub(in crate::proxy) stream: bool,
+    /// The model's name is that of an adapter.
+    names_adapter: bool,
     body: &'a [u8],
     layout: Layout,
 }
@@ -33,6 +35,7 @@ impl<'a> BodyFields<'a> {
     pub(in crate::proxy) fn read(body: &'a [u8]) -> Result<Self, Error> {
         // Filled in place: to move it about would cost as much as to read a short body.
         let mut fields = Self {
+            names_adapter: false,
             model: None,
             stream: false,
             body,
@@ -50,6 +53,7 @@ impl<'a> BodyFields<'a> {
         Self {
             model: text(body.get(layout.model.clone()).unwrap_or_default()),
             stream: layout.stream,
+            names_adapter: false,
             body,
             layout,
         }
@@ -89,8 +93,7 @@ impl<'a> BodyFields<'a> {
             [list, b"", b""] | [b"", list, b""] if is_ids(list) => Prompt::ids(list),
             _ => Prompt::new(fields.map(|field| self.part(field))),
         };
-        let adapter = self.model.as_deref().and_then(|name| name.split_once(':'));
-        let adapter = adapter.map_or("", |(_, adapter)| adapter);
+        let adapter = self.adapter_in_model().unwrap_or_default();
         let [one, two, three] = self.layout.labels.clone().map(|at| self.raw(at));
         prompt
             .with_media(&self.layout.media, media_tokens)
@@ -112,6 +115,27 @@ impl<'a> BodyFields<'a> {
             self.raw(first.end..second.start),
             self.raw(second.end..self.body.len()),
         ]
+    }
+
+    /// The model's name turns out to be that of an adapter.
+    pub(in crate::proxy) fn set_names_adapter(&mut self) {
+        self.names_adapter = true;
+    }
+
+    /// The adapter that stands in the model's name, alone or as in `base:adapter`.
+    fn adapter_in_model(&self) -> Option<&str> {
+        let name = self.model.as_deref()?;
+        if self.names_adapter {
+            return Some(name);
+        }
+        name.split_once(':').map(|(_, adapter)| adapter)
+    }
+
+    /// The adapter that stands in a field of its own, `lora_path`; of a list, none.
+    pub(in crate::proxy) fn adapter(&self) -> Option<&'a str> {
+        let at = self.layout.label(CacheLabel::LoraPath);
+        let name = std::str::from_utf8(self.raw(at)).ok()?;
+        (!name.is_empty() && !name.starts_with(['[', '{'])).then_some(name)
     }
 
     /// The endpoint whose shape the body has.

@@ -143,6 +143,12 @@ impl Layout {
         found.map(|(_, place)| place.clone())
     }
 
+    /// The place of what keeps equal prompts apart; a string's without its quotes.
+    pub(super) fn label(&self, label: CacheLabel) -> Range<usize> {
+        let known = self.labels.get(label as usize);
+        known.cloned().unwrap_or_default()
+    }
+
     /// A field of an unexpected type is the worker's to judge: here it counts as absent.
     /// Of a repeated field the last one counts, as in Python.
     fn read_member(&mut self, field: &Field, scanner: &mut Scanner<'_>) -> Result<(), SyntaxError> {
