@@ -73,27 +73,19 @@ impl Orders {
         }
     }
 
-    /// Has these workers carry an order out; their answers come in the same sequence. An order
-    /// that has begun is carried out everywhere, also when the client leaves; none is repeated.
+    /// Has these workers carry an order out; their answers come in the same sequence. No order is
+    /// repeated. Whether it is carried out everywhere must not depend on the client's patience:
+    /// run this as a task.
     pub(crate) async fn carry_out(
         &self,
-        order: Order,
+        order: &Order,
         workers: Vec<Arc<Worker>>,
     ) -> Vec<WorkerAnswer> {
-        let begun = self.client.spawn(self.clone().run(order, workers));
-        // Cancelled only when the gateway ends.
-        begun.await.unwrap_or_default()
-    }
-
-    async fn run(self, order: Order, workers: Vec<Arc<Worker>>) -> Vec<WorkerAnswer> {
         let turns = self.line_up(workers);
-        let carried_out = turns.into_iter().map(|(worker, turn)| {
-            let (order, this) = (&order, &self);
-            async move {
-                let _turn = turn.wait().await;
-                let answer = this.call(order, &worker).await;
-                WorkerAnswer { worker, answer }
-            }
+        let carried_out = turns.into_iter().map(|(worker, turn)| async move {
+            let _turn = turn.wait().await;
+            let answer = self.call(order, &worker).await;
+            WorkerAnswer { worker, answer }
         });
         join_all(carried_out).await
     }

@@ -32,7 +32,7 @@ pub(in crate::api) fn routes() -> Routes {
                 path: path(row.path, query.0.as_deref()),
                 body: body.0,
             };
-            call(&state.0, query.0.as_deref(), order, row.effect).await
+            call(state.0, query.0.as_deref(), order, row.effect).await
         };
         routes.any(method, row.path, Access::Engine, handler)
     })
@@ -40,17 +40,24 @@ pub(in crate::api) fn routes() -> Routes {
 
 /// Has every worker, or the ones that the query names, carry a call out.
 async fn call(
-    state: &ApiState,
+    state: ApiState,
     query: Option<&str>,
     order: Order,
     effect: Effect,
 ) -> Result<Response, Error> {
-    let workers = scope(state, query)?;
+    let workers = scope(&state, query)?;
     let effect = effect_of(effect, &order);
-    let answers = state.orders.carry_out(order, workers).await;
-    for answer in &answers {
-        follow(state, answer, effect).await;
-    }
+    let client = state.client.clone();
+    // On the control thread, so that it is done, and what follows from it, when the client leaves.
+    let done = client.spawn(async move {
+        let answers = state.orders.carry_out(&order, workers).await;
+        for answer in &answers {
+            follow(&state, answer, effect).await;
+        }
+        answers
+    });
+    // Cancelled only when the gateway ends.
+    let answers = done.await.unwrap_or_default();
     Ok(match &answers[..] {
         [one] => answer::of_one(one),
         all => answer::of_all(all),

@@ -180,6 +180,20 @@ async fn orders_reach_every_worker_in_the_same_sequence_one_at_a_time() {
 }
 
 #[tokio::test]
+async fn order_whose_client_leaves_is_carried_out_and_has_its_effect() {
+    let worker = serving("m", |_| [vec![Step::Wait], agrees()].concat()).await;
+    let gateway = start(&[&worker]).await;
+    tokio::select! {
+        _ = post(&gateway, "/pause_generation", "{}") => unreachable!("the worker waits"),
+        () = until(|| async { orders(&worker).len() == 1 }) => {}
+    }
+    let paused = async || get(&gateway, "/workers").await.json()["workers"][0]["paused"].clone();
+    assert_eq!(paused().await, false);
+    worker.go_on();
+    until(|| async { paused().await == true }).await;
+}
+
+#[tokio::test]
 async fn query_narrows_an_order_to_a_model_or_a_worker() {
     let workers = [
         serving("a", |_| agrees()).await,
