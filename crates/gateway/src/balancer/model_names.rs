@@ -233,6 +233,15 @@ mod tests {
     }
 
     #[test]
+    fn each_of_three_models_is_itself() {
+        let names = names(&["a", "b", "c"], &[]);
+        for name in ["a", "b", "c"] {
+            assert_eq!(names.resolve(Some(name), None), Model(name));
+        }
+        assert_eq!(names.resolve(Some("d"), None), Unknown);
+    }
+
+    #[test]
     fn where_several_models_are_served_only_their_names_are_known() {
         let mut names = names(&["a", "org/b:8b"], &[("sql", "a", None)]);
         names.aliases.insert("/models/a".to_owned(), "a".to_owned());

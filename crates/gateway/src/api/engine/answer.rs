@@ -19,10 +19,10 @@ pub(super) fn of_one(answer: &WorkerAnswer) -> Response {
     let Ok(own) = &answer.answer else {
         return of_all(std::slice::from_ref(answer));
     };
-    match content(own) {
-        Value::Null => (own.status, "").into_response(),
-        Value::String(text) => (own.status, text).into_response(),
-        content => (own.status, Json(content)).into_response(),
+    match read(own) {
+        Content::Nothing => (own.status, "").into_response(),
+        Content::Text(text) => (own.status, text.to_owned()).into_response(),
+        Content::Json(value) => (own.status, Json(value)).into_response(),
     }
 }
 
@@ -98,16 +98,31 @@ fn content_of(answer: &WorkerAnswer) -> Value {
     answer.answer.as_ref().map_or(Value::Null, content)
 }
 
-/// What a worker said: JSON without secrets, or text; nothing of its head.
 fn content(answer: &PrivateAnswer) -> Value {
+    match read(answer) {
+        Content::Nothing => Value::Null,
+        Content::Text(text) => text.into(),
+        Content::Json(value) => value,
+    }
+}
+
+/// What a worker said, without its head.
+enum Content<'a> {
+    Nothing,
+    Text(&'a str),
+    /// Without secrets.
+    Json(Value),
+}
+
+fn read(answer: &PrivateAnswer) -> Content<'_> {
     if let Ok(mut value) = serde_json::from_slice::<Value>(&answer.body) {
         disclosure::redact(&mut value);
-        return value;
+        return Content::Json(value);
     }
     let kind = answer.headers.get(header::CONTENT_TYPE);
     let is_text = kind.is_none_or(|kind| kind.as_bytes().starts_with(b"text/plain"));
     match std::str::from_utf8(&answer.body) {
-        Ok(text) if is_text && !text.is_empty() && text.len() <= MAX_TEXT => text.into(),
-        _ => Value::Null,
+        Ok(text) if is_text && !text.is_empty() && text.len() <= MAX_TEXT => Content::Text(text),
+        _ => Content::Nothing,
     }
 }

@@ -120,6 +120,8 @@ async fn answer_of_the_only_worker_comes_as_it_is() {
             b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\nset-cookie: k\r\ncontent-length: 5\r\n\r\nbegun".to_vec(),
         )],
         "/get_weights_by_name?name=a" => json(200, "[1.5,2]"),
+        "/freeze_gc" => json(200, "null"),
+        "/configure_logging" => json(200, ""),
         _ => json(400, r#"{"message":"no"}"#),
     })
     .await;
@@ -129,6 +131,9 @@ async fn answer_of_the_only_worker_comes_as_it_is() {
     assert!(profile.all("set-cookie").is_empty());
     let weights = get(&gateway, "/get_weights_by_name?name=a&model=m").await;
     assert_eq!(weights.json(), value!([1.5, 2]));
+    for (path, body) in [("/freeze_gc", "null"), ("/configure_logging", "")] {
+        assert_eq!(post(&gateway, path, "{}").await.text(), body, "{path}");
+    }
     let refused = post(&gateway, "/slow_down", "{}").await;
     assert_eq!(
         (refused.status, refused.json()),
