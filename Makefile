@@ -1,6 +1,6 @@
 # The few verbs of this project. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo build lint test test-sglang coverage chaos fuzz bench fmt
+.PHONY: help demo build lint test test-sglang test-browser coverage chaos fuzz bench fmt
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
@@ -28,10 +28,11 @@ RUST := Cargo.toml Cargo.lock build.rs $(shell find src crates -name '*.rs' -o -
 LISTED := $(wildcard crates/routing/src/policy/*.rs crates/routing/src/policy/*/mod.rs) $(wildcard crates/gateway/src/app/sources/*.rs)
 BUILT := $(VENV)/.built
 REAL := py_test/real_sglang
+BROWSER ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 SGLANG_VENV ?= $(CURDIR)/.venv-sglang
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(BUILT) ## simulated workers, a gateway, some load, a table; DEMO_ARGS="--workers 8 --exit"
 	$(BIN)/python -m sgl_model_gateway demo $(DEMO_ARGS)
@@ -45,6 +46,9 @@ test: ## Rust tests, then Python tests; PYTEST_ARGS="-k signals"
 
 test-sglang: $(BUILT) $(SGLANG_VENV)/.installed ## the launcher with the real SGLang on this CPU; installs some 8 GB once
 	SGLANG_VENV=$(SGLANG_VENV) $(BIN)/python -m pytest $(REAL) $(PYTEST_ARGS)
+
+test-browser: $(BUILT) ## a page in Chromium (apt-get install chromium) that talks to a gateway of another origin
+	BROWSER=$(BROWSER) $(BIN)/python -m pytest py_test/browser $(PYTEST_ARGS)
 
 $(SGLANG_VENV)/.installed: $(REAL)/install.sh $(REAL)/requirements.txt $(REAL)/make_model.py
 	PYTHON=$(PYTHON) $(REAL)/install.sh $(SGLANG_VENV)
