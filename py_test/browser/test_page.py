@@ -70,7 +70,7 @@ const steps = {
   },
   async cancel() {
     const abort = new AbortController();
-    const reply = await chat({stream: true, max_tokens: 5000, ignore_eos: true}, {signal: abort.signal});
+    const reply = await chat({stream: true, max_tokens: 50000, ignore_eos: true}, {signal: abort.signal});
     const reader = reply.body.getReader();
     await reader.read();
     abort.abort();
@@ -140,10 +140,11 @@ def test_page_of_another_origin_chats_streams_reads_errors_and_cancels(
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             found = seen.get(timeout=PATIENCE)
+            # While the browser lives: its end would close the connection, too.
+            wait_for(lambda: load(door.url) == 0, "the cancelled stream frees its worker")
         finally:
             browser.kill()
             browser.wait()
-        wait_for(lambda: load(door.url) == 0, "the cancelled stream frees its worker")
     assert found == {
         "whole": [200, True, True],
         "stream": [200, True],

@@ -81,23 +81,24 @@ def test_stream_that_breaks_off_is_an_error_of_the_sdk(claude):
 
 
 def test_models_and_follow_ups_of_the_openai_sdk(sim_workers, gateway):
-    fleet = [sim_workers(1, model=name)[0] for name in ("org/one", "org/two")]
-    door = gateway([worker.url for worker in fleet])
+    fleet = [worker for name in ("org/one", "org/two") for worker in sim_workers(3, model=name)]
+    door = gateway([worker.url for worker in fleet], policy="round_robin")
     with openai.OpenAI(base_url=f"{door.url}/v1", api_key="none", max_retries=0, timeout=20) as client:
         assert client.models.retrieve("org/two").id == "org/two"
         with pytest.raises(openai.NotFoundError) as unknown:
             client.chat.completions.create(model="org/three", messages=MESSAGES)
         assert unknown.value.code == "model_not_found"
-        first = client.responses.create(model="org/two", input="Say something.", max_output_tokens=8)
-        after = client.responses.create(
-            model="org/two", input="And more.", previous_response_id=first.id, max_output_tokens=8
-        )
-        assert client.responses.retrieve(after.id).id == after.id
+        with pytest.raises(openai.BadRequestError) as unnamed:
+            client.chat.completions.create(model="", messages=MESSAGES)
+        assert unnamed.value.code == "missing_model"
+        turn = client.responses.create(model="org/two", input="Say something.", max_output_tokens=8)
+        for _ in range(7):
+            turn = client.responses.create(
+                model="org/two", input="And more.", previous_response_id=turn.id, max_output_tokens=8
+            )
+            assert client.responses.retrieve(turn.id).id == turn.id
         said = client.audio.transcriptions.create(model="org/one", file=("a.wav", b"RIFF" + bytes(2000)))
         assert said.text
-    with httpx.Client() as bare:
-        missing = bare.post(f"{door.url}/generate", json={"text": "no model is named"})
-        assert (missing.status_code, missing.json()["error"]["code"]) == (400, "missing_model")
 
 
 # --- httpx over HTTP/2
@@ -116,7 +117,7 @@ def test_many_streams_over_one_http2_connection(sim_workers, gateway):
         with ThreadPoolExecutor(60) as pool:
             assert all(pool.map(stream, range(300)))
         large = {"x-large": "v" * 60_000}
-        assert client.post("/v1/chat/completions", json=CHAT, headers=large).status_code in (200, 431)
+        assert client.post("/v1/chat/completions", json=CHAT, headers=large).status_code == 200
     wait_for(lambda: all(worker["load"] == 0 for worker in workers_of(door.url)), "nothing is left in flight")
 
 
@@ -189,8 +190,7 @@ def test_adapter_loaded_through_the_gateway_serves_at_once(sim_workers, gateway)
             reply = requests.post(f"{door.url}/v1/chat/completions", json={**CHAT, "model": name}, timeout=20)
             assert reply.status_code == 200, reply.text
         assert requests.post(f"{door.url}/unload_lora_adapter", json=adapter, timeout=20).status_code == 200
-    # Loaded at one worker only, behind the gateway's back: requests go there once it is known.
-    requests.post(f"{fleet[1].url}/load_lora_adapter", json=adapter, timeout=20)
+    # Loaded at one worker only: requests go there.
     one = f"{door.url}/load_lora_adapter?worker={fleet[0].url}"
     other = {"lora_name": "math", "lora_path": "/adapters/math"}
     assert requests.post(one, json=other, timeout=20).status_code == 200

@@ -1,7 +1,7 @@
 """Writes the routes of an installed SGLang: `.venv-sglang/bin/python py_test/real_sglang/routes.py > list.csv`.
 
-Read from the running application object, so that routes that are added at start are in it, mounts and
-`HEAD` aside. Compare with `py_test/unit/sglang_routes.csv`.
+Read from the running application object, so that included routers are in it; mounts and `HEAD` aside.
+Compare with `py_test/unit/sglang_routes.csv`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ import csv
 import sys
 from typing import Any
 
-# Mounted with `--enable-metrics`, and added when the server starts.
-ADDED = [("/metrics", "GET"), ("/v1/loads", "GET")]
+# Mounted with `--enable-metrics`.
+ADDED = [("/metrics", "GET")]
 
 
 def routes(app: Any) -> set[tuple[str, str]]:
     """Path and method of every route of a FastAPI application."""
     found = set()
     for route in app.routes:
+        # Newer releases of FastAPI keep a router that was included as one entry.
+        if (included := getattr(route, "original_router", None)) is not None:
+            found |= routes(included)
+            continue
         methods = getattr(route, "methods", None)
         if methods is None and type(route).__name__.endswith("WebSocketRoute"):
             methods = {"WEBSOCKET"}

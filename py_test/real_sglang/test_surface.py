@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -90,7 +89,37 @@ ROUTES: list[tuple[str, str, Any]] = [
     ),
     ("POST", "/api/show", {"model": "tiny"}),
     ("GET", "/api/tags", None),
-    ("POST", "/parse_function_call", {"text": "x", "tools": [], "tool_call_parser": "none"}),
+    ("POST", "/parse_function_call", {"text": "x", "tools": [], "tool_call_parser": "qwen25"}),
+    ("GET", "/model_info", None),
+    ("GET", "/get_model_info", None),
+    ("POST", "/classify", {"text": "x"}),
+    ("PUT", "/encode", {"text": "x"}),
+    ("POST", "/v1/rerank", {"query": "q", "documents": ["d"]}),
+    ("POST", "/open_session", {"capacity_of_str_len": 100, "session_id": "s"}),
+    ("POST", "/close_session", {"session_id": "s"}),
+    ("GET", "/get_weights_by_name", {"name": "model.norm.weight", "truncate_size": 2}),
+    ("GET", "/get_remote_instance_transfer_engine_info?rank=0", None),
+    ("GET", "/is_scaling_elastic_ep", None),
+    ("POST", "/set_trace_level", {"level": 0}),
+    ("POST", "/freeze_gc", None),
+    ("POST", "/start_expert_distribution_record", None),
+    ("POST", "/stop_expert_distribution_record", None),
+    ("POST", "/dump_expert_distribution_record", None),
+    ("POST", "/add_external_corpus", {}),
+    ("POST", "/remove_external_corpus", {}),
+    ("POST", "/hicache/storage-backend/clear", None),
+    ("PUT", "/hicache/storage-backend", {}),
+    ("DELETE", "/hicache/storage-backend", None),
+    ("POST", "/load_lora_adapter_from_tensors", {}),
+    ("POST", "/init_weights_update_group", {}),
+    ("POST", "/update_weights_from_tensor", {}),
+    ("POST", "/update_weights_from_distributed", {}),
+    ("POST", "/update_weights_from_ipc", {}),
+    ("POST", "/init_weights_send_group_for_remote_instance", {}),
+    ("POST", "/send_weights_to_remote_instance", {}),
+    ("POST", "/begin_weight_update", {}),
+    ("POST", "/end_weight_update", {}),
+    ("GET", "/stop_profile", None),
     ("POST", "/separate_reasoning", {"text": "<think>a</think>b", "reasoning_parser": "deepseek-r1"}),
     ("POST", "/get_weights_by_name", {"name": "model.norm.weight", "truncate_size": 4}),
     ("POST", "/weights_checker", {"action": "none"}),
@@ -113,7 +142,8 @@ ROUTES: list[tuple[str, str, Any]] = [
 ]
 
 # The gateway's own answer in place of the engine's: the status counts.
-OWN = {"/health", "/health_generate", "/", "/abort_request", "/v1/models", "/v1/models/tiny"}
+OWN = {"/health", "/health_generate", "/", "/abort_request", "/v1/models", "/v1/models/tiny", "/model_info"}
+OWN |= {"/get_model_info"}
 # Values that differ between two equal questions, anywhere in an answer.
 VOLATILE = {
     "id", "created", "created_at", "e2e_latency", "cached_tokens", "cached_tokens_details", "completed_at",
@@ -197,8 +227,9 @@ def test_route_answers_through_the_gateway_as_directly(
     if path in OWN:
         assert through[0] == direct[0]
     elif direct[0] >= 500:
-        # The engine itself cannot: any honest refusal will do.
+        # The gateway tries again, and says so in its own way if that does not help.
         assert through[0] >= 400
+        pytest.skip(f"the engine itself answers {direct[0]}")
     else:
         assert through == direct
 
@@ -215,7 +246,7 @@ def test_weights_change_from_disk_under_traffic(engine: str, door: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         rollouts = [pool.submit(roll_out, number) for number in range(4)]
         try:
-            time.sleep(1)
+            wait_for(lambda: statuses, "a first reply", 60)
             body = {"model_path": f"{VENV}/model", "weight_version": "v7"}
             assert ask(door, "POST", "/update_weights_from_disk", body)[0] == 200
             wait_for(lambda: "v7" in versions, "replies of the new weights", 60)

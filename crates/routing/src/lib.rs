@@ -13,6 +13,7 @@ mod prompt;
 mod request;
 mod resilience;
 mod sticky;
+mod text_ratio;
 
 pub use candidate::{Candidate, Candidates};
 pub use lease::{Lease, Load};
@@ -27,3 +28,4 @@ pub use resilience::{
     OutlierReason, Outliers, Probe, Retry, RetryBudget, RetryRules, Standing, Thresholds, Tier,
     Trial, Turns, Verdict, Window, is_panicking, ramp,
 };
+pub use text_ratio::{LearntRatio, TextRatio};

@@ -5,9 +5,7 @@ use std::slice;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::medium::{Cut, MediaTokens, Medium};
-
-/// Bytes of text per token, on average; the usual estimate for English and code.
-const BYTES_PER_TEXT_TOKEN: u64 = 4;
+use crate::text_ratio::TextRatio;
 
 /// A stretch of a prompt: bytes of the request's body, and what of them is no text.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,6 +56,7 @@ pub struct Prompt<'a> {
     /// What keeps equal prompts apart in an engine's cache, hashed; 0 if nothing does.
     namespace: u64,
     media_tokens: MediaTokens,
+    text_ratio: TextRatio,
     /// Length in bytes, media included.
     bytes: u64,
     /// Tokens of the text if it is token ids; 0 if it is text.
@@ -99,6 +98,20 @@ impl<'a> Prompt<'a> {
         (self.first, self.media_tokens) = (first, tokens);
         self.measure();
         self
+    }
+
+    /// The same, of a model whose tokens have so many bytes.
+    #[must_use]
+    pub fn with_text_ratio(mut self, ratio: TextRatio) -> Self {
+        self.text_ratio = ratio;
+        self
+    }
+
+    /// Bytes of text, if it is nothing but text: an engine's count of its tokens says how long they are.
+    pub fn only_text(&self) -> Option<u64> {
+        let has_media =
+            !self.first.is_empty() || self.parts.iter().any(|part| part.media().next().is_some());
+        (self.ids == 0 && !has_media).then_some(self.bytes)
     }
 
     /// The same with labels that keep equal prompts apart in an engine's cache, such as a salt. An
@@ -149,7 +162,7 @@ impl<'a> Prompt<'a> {
     /// The number of tokens in so many bytes of this prompt, estimated.
     pub fn to_tokens(&self, bytes: u64) -> u64 {
         if self.ids == 0 {
-            bytes.div_ceil(BYTES_PER_TEXT_TOKEN)
+            self.text_ratio.to_tokens(bytes)
         } else {
             bytes.saturating_mul(self.ids).div_ceil(self.id_bytes)
         }
@@ -158,7 +171,7 @@ impl<'a> Prompt<'a> {
     /// The number of bytes in so many tokens of this prompt, estimated.
     pub fn to_bytes(&self, tokens: u64) -> u64 {
         let of_ids = tokens.saturating_mul(self.id_bytes).checked_div(self.ids);
-        of_ids.unwrap_or_else(|| tokens.saturating_mul(BYTES_PER_TEXT_TOKEN))
+        of_ids.unwrap_or_else(|| self.text_ratio.to_bytes(tokens))
     }
 
     fn measured(mut self) -> Self {
@@ -174,9 +187,12 @@ impl<'a> Prompt<'a> {
         self.bytes = text + media;
     }
 
-    /// The bytes that stand for a medium.
+    /// The bytes that stand for a medium. They do not follow the learnt ratio, for equal media must
+    /// stay equal.
     fn media_bytes(&self, medium: &Medium) -> u64 {
-        self.to_bytes(u64::from(self.media_tokens.of(medium)))
+        let tokens = u64::from(self.media_tokens.of(medium));
+        let of_ids = tokens.saturating_mul(self.id_bytes).checked_div(self.ids);
+        of_ids.unwrap_or_else(|| TextRatio::USUAL.to_bytes(tokens))
     }
 }
 

@@ -4,18 +4,16 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, Guard};
-use routing::{Candidates, PolicyKind, Ranked, Request};
+use routing::{Candidates, LearntRatio, PolicyKind, Ranked, Request, TextRatio};
 
 use super::model_names::ModelNames;
 use super::model_policies::{MembersByModel, ModelMember, ModelPolicies, PolicyInstance};
 use super::select_error::SelectError;
 use super::snapshot::{AvailableWorkers, Queues, Snapshot};
+use super::text_ratios::TextRatios;
 use crate::admission::{QueueLimits, WorkerQueue};
 use crate::config::{AdmissionSection, ModelMatching};
 use crate::fleet::{Fleet, FleetObserver, UNKNOWN_MODEL, Worker};
-
-/// Bytes of text per token, as the prefix index counts.
-const BYTES_PER_TOKEN: u64 = 4;
 
 /// The policies and the snapshot from which [`select`](super::select) picks a worker.
 #[derive(Debug)]
@@ -29,6 +27,7 @@ pub(crate) struct Balancer {
     /// `None` where requests per worker are not limited.
     limits: Option<QueueLimits>,
     queues: Queues,
+    text_ratios: TextRatios,
     matching: ModelMatching,
 }
 
@@ -48,8 +47,9 @@ impl Balancer {
                 max_wait: options.queue_timeout,
             });
         let queues = Queues::default();
-        let none = AvailableWorkers::default();
-        let snapshot = Snapshot::new(&policies, &queues, &none, ModelNames::default());
+        let (none, names) = (AvailableWorkers::default(), ModelNames::default());
+        let text_ratios = TextRatios::default();
+        let snapshot = Snapshot::new(&policies, &queues, &none, names, &text_ratios);
         let balancer = Arc::new(Self {
             fleet,
             policies,
@@ -57,6 +57,7 @@ impl Balancer {
             rebuilding: Mutex::default(),
             limits,
             queues,
+            text_ratios,
             matching,
         });
         let observer: Weak<Self> = Arc::downgrade(&balancer);
@@ -95,6 +96,20 @@ impl Balancer {
         let snapshot = self.snapshot.load();
         let pool = snapshot.pool(request).unwrap_or(&snapshot.any_model);
         Arc::clone(&pool.queue)
+    }
+
+    /// How long the tokens of a model are.
+    pub(crate) fn text_ratio(&self, model: Option<&str>, adapter: Option<&str>) -> TextRatio {
+        let snapshot = self.snapshot.load();
+        let pool = snapshot.pool_of(model, adapter);
+        pool.map_or(TextRatio::USUAL, |pool| pool.text_ratio.get())
+    }
+
+    /// Where it is learnt how long the tokens of a request's model are.
+    pub(crate) fn learnt_ratio(&self, request: &Request<'_>) -> Option<Arc<LearntRatio>> {
+        let snapshot = self.snapshot.load();
+        let pool = snapshot.pool(request).ok()?;
+        Some(Arc::clone(&pool.text_ratio))
     }
 
     /// Whether a worker lists an adapter of this name.
@@ -211,14 +226,22 @@ impl Balancer {
             list.push(Arc::clone(worker));
         }
         let names = ModelNames::new(self.matching, &workers, &self.snapshot.load().names);
-        let snapshot = Snapshot::new(&self.policies, &self.queues, &available, names);
-        self.snapshot.store(Arc::new(snapshot));
+        let snapshot = Snapshot::new(
+            &self.policies,
+            &self.queues,
+            &available,
+            names,
+            &self.text_ratios,
+        );
         let slots = workers.last().map_or(0, |worker| worker.slot + 1);
         let mut capacity = vec![None; slots];
         for worker in workers.iter() {
-            let tokens = worker.endpoint.model_info.load().cache_tokens();
-            capacity[worker.slot] = tokens.map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN));
+            let info = worker.endpoint.model_info.load();
+            let pool = snapshot.pool_of(Some(&info.model), None);
+            let ratio = pool.map_or(TextRatio::USUAL, |pool| pool.text_ratio.get());
+            capacity[worker.slot] = info.cache_tokens().map(|tokens| ratio.to_bytes(tokens));
         }
+        self.snapshot.store(Arc::new(snapshot));
         self.policies.set_cache_sizes(&capacity);
         drop(one_at_a_time);
         if self.limits.is_some() {

@@ -11,6 +11,7 @@ mod select_error;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod text_ratios;
 
 pub(crate) use balancer::Balancer;
 pub(crate) use feedback::record_blame;

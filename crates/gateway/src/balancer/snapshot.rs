@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use routing::{Candidate, Request, is_panicking};
+use routing::{Candidate, LearntRatio, Request, is_panicking};
 
 use super::model_names::{ModelNames, Resolved};
 use super::model_policies::{ModelPolicies, PolicyInstance};
 use super::select_error::SelectError;
+use super::text_ratios::TextRatios;
 use crate::admission::WorkerQueue;
 use crate::fleet::{Role, Worker};
 
@@ -18,6 +19,15 @@ pub(super) struct PoolKey {
     /// `None`: requests of any model.
     model: Option<String>,
     role: Role,
+}
+
+impl PoolKey {
+    fn regular(model: Option<&str>) -> Self {
+        Self {
+            model: model.map(str::to_owned),
+            role: Role::Regular,
+        }
+    }
 }
 
 /// The queues of all pools. They outlive snapshots, for requests wait in them.
@@ -36,6 +46,8 @@ pub(super) struct WorkerPool {
     pub(super) panicking: bool,
     /// Where requests wait while the workers are at their limit.
     pub(super) queue: Arc<WorkerQueue>,
+    /// How long its tokens are.
+    pub(super) text_ratio: Arc<LearntRatio>,
 }
 
 /// Every pool.
@@ -106,6 +118,7 @@ impl WorkerPool {
             fallback: of(&self.fallback),
             panicking: self.panicking,
             queue: Arc::clone(&self.queue),
+            text_ratio: Arc::clone(&self.text_ratio),
         }
     }
 }
@@ -117,6 +130,7 @@ impl Snapshot {
         queues: &Queues,
         workers: &AvailableWorkers,
         names: ModelNames,
+        text_ratios: &TextRatios,
     ) -> Self {
         let AvailableWorkers {
             selectable,
@@ -146,10 +160,8 @@ impl Snapshot {
                 selectable,
                 fallback,
                 panicking,
-                queue: queues.of(PoolKey {
-                    model: model.map(str::to_owned),
-                    role: Role::Regular,
-                }),
+                queue: queues.of(PoolKey::regular(model)),
+                text_ratio: text_ratios.of(model),
             }
         };
         let mut workers = [&**selectable, fallback, rejected].concat();
@@ -162,6 +174,7 @@ impl Snapshot {
             })
             .collect();
         queues.retain(&models);
+        text_ratios.retain(|model| models.contains_key(model));
         let any_model = pool(None, policies.shared());
         let partial = names.partial_adapters().map(|(name, model, slots)| {
             let base = models.get(model).unwrap_or(&any_model);
@@ -185,7 +198,16 @@ impl Snapshot {
     /// # Errors
     /// When it names none of several, one that is not served, or one without workers.
     pub(super) fn pool(&self, request: &Request<'_>) -> Result<&WorkerPool, SelectError> {
-        match self.names.resolve(request.model, request.adapter) {
+        self.pool_of(request.model, request.adapter)
+    }
+
+    /// The pool of a model, or of those of its workers that have an adapter.
+    pub(super) fn pool_of(
+        &self,
+        model: Option<&str>,
+        adapter: Option<&str>,
+    ) -> Result<&WorkerPool, SelectError> {
+        match self.names.resolve(model, adapter) {
             Resolved::Any => Ok(&self.any_model),
             Resolved::Model(name) if self.only_model.as_deref() == Some(name) => {
                 Ok(&self.any_model)

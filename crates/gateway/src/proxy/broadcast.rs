@@ -58,6 +58,7 @@ pub(crate) async fn broadcast<B: Send>(
     let accounts = Accounts {
         in_flight: Some(in_flight),
         timer: None,
+        usage: None,
     };
     let reply = relay(response, supervision, accounts, Vendor::default());
     Ok(reply.map(ReplyBody::from))

@@ -12,6 +12,7 @@ use tracing::warn;
 use super::reply_error::ReplyError;
 use super::request_timer::RequestTimer;
 use super::sse::EventStream;
+use super::usage::UsageWatch;
 use crate::balancer::{FirstByte, InFlight};
 
 /// A worker's body under way. Dropping it, for whatever reason, ends the request.
@@ -24,6 +25,7 @@ pub(crate) struct Leased<B> {
     /// Given back already by a refusal that is the last answer after all.
     in_flight: Option<InFlight>,
     timer: Option<RequestTimer>,
+    usage: Option<Box<UsageWatch>>,
 }
 
 impl<B> Leased<B>
@@ -35,6 +37,7 @@ where
         status: StatusCode,
         in_flight: Option<InFlight>,
         timer: Option<RequestTimer>,
+        usage: Option<Box<UsageWatch>>,
     ) -> Self {
         let mut leased = Self {
             body,
@@ -42,6 +45,7 @@ where
             begun: false,
             in_flight,
             timer,
+            usage,
         };
         if leased.body.is_end_stream() {
             leased.finish();
@@ -81,6 +85,9 @@ where
 
     /// The reply has come to its end.
     fn finish(&mut self) {
+        if let Some(usage) = self.usage.take() {
+            usage.learn();
+        }
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.finish(Outcome::Answered(self.status.as_u16()));
         }
@@ -121,7 +128,10 @@ where
             return polled;
         }
         let frame = ready!(polled);
-        if let Some(Ok(_)) = &frame {
+        if let Some(Ok(frame)) = &frame {
+            if let (Some(usage), Some(piece)) = (&mut this.usage, frame.data_ref()) {
+                usage.pass(piece);
+            }
             if !this.begun {
                 this.begin();
             }

@@ -37,6 +37,7 @@ mod sse;
 mod staggered;
 mod translate;
 mod tunnel;
+mod usage;
 mod worker_query;
 
 pub(crate) use broadcast::broadcast;

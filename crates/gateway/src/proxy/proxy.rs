@@ -29,6 +29,7 @@ use super::request_head;
 use super::response_body::ReplyBody;
 use super::translate::dialect;
 use super::tunnel::{Tunnel, TunnelLease};
+use super::usage::UsageWatch;
 use crate::balancer::Balancer;
 use crate::config::{LiveSection, ProxySection};
 use crate::cpu_pool::CpuPool;
@@ -234,6 +235,7 @@ impl Proxy {
             live,
         } = prepared;
         let state = fields.state(row);
+        let goes_on = state.is_some();
         let owner = owner_of(&self.dispatcher, context, &parts.headers, state).await?;
         let client_key = self.dispatcher.client_key(&parts.headers);
         let request = ProxyRequest {
@@ -244,7 +246,7 @@ impl Proxy {
             routing: &RoutingRequest {
                 model: fields.model.as_deref(),
                 adapter: fields.adapter(),
-                prompt: fields.prompt(row.prompt, self.media_tokens),
+                prompt: self.prompt(fields, row),
                 routing_key: header_text(&parts.headers, "x-smg-routing-key"),
                 client_key: Some(&client_key),
                 now: self.balancer().fleet.now(),
@@ -254,6 +256,12 @@ impl Proxy {
             streaming: fields.stream,
             live,
         };
+        // What goes on is longer than what is in the body.
+        let usage = if goes_on {
+            None
+        } else {
+            UsageWatch::sample(&request, self.balancer())
+        };
         let Finished { result, timer } = Exchange::new(&self.dispatcher, &request).run().await?;
         let mut response = result.answer.map_err(Failure::at(&result.worker))?;
         let owners = &self.dispatcher.owners;
@@ -262,6 +270,7 @@ impl Proxy {
         let accounts = Accounts {
             in_flight: result.in_flight,
             timer,
+            usage,
         };
         let mut reply = relay(response, supervision, accounts, row.vendor);
         if !self.dispatcher.hide_routing {
@@ -299,6 +308,15 @@ impl Proxy {
     ) -> Result<Response<ReplyBody>, Error> {
         let outcome = self.switch(row, context, request).await;
         outcome.map_err(|failure| self.count(row, failure))
+    }
+
+    /// The prompt of a request, its tokens as long as those of its model.
+    fn prompt<'a>(&self, fields: &'a BodyFields<'_>, row: &Inference) -> Prompt<'a> {
+        let ratio = self
+            .balancer()
+            .text_ratio(fields.model.as_deref(), fields.adapter());
+        let prompt = fields.prompt(row.prompt, self.media_tokens);
+        prompt.with_text_ratio(ratio)
     }
 
     /// What a worker gets of a body.
@@ -357,7 +375,11 @@ impl Proxy {
             tunnel.map(|tunnel| ReplyBody::Tunnel(Box::new(tunnel)))
         } else {
             let in_flight = result.in_flight;
-            let accounts = Accounts { in_flight, timer };
+            let accounts = Accounts {
+                in_flight,
+                timer,
+                usage: None,
+            };
             relay(response, supervision, accounts, row.vendor).map(ReplyBody::from)
         };
         if !self.dispatcher.hide_routing {
@@ -407,7 +429,7 @@ impl Proxy {
         let request = RoutingRequest {
             model: fields.model.as_deref(),
             adapter: fields.adapter(),
-            prompt: fields.prompt(endpoint.prompt, self.media_tokens),
+            prompt: self.prompt(&fields, endpoint),
             routing_key: header_text(headers, "x-smg-routing-key"),
             client_key: Some(&client_key),
             now: self.balancer().fleet.now(),

@@ -6,6 +6,7 @@ use super::idle_timeout::{Supervised, Supervision};
 use super::leased::Leased;
 use super::request_timer::RequestTimer;
 use super::sse::EventStream;
+use super::usage::UsageWatch;
 use crate::balancer::InFlight;
 use crate::endpoint::Vendor;
 use crate::upstream::ResponseBody;
@@ -18,6 +19,8 @@ pub(super) struct Accounts {
     /// Given back already by a refusal that is the last answer after all.
     pub(super) in_flight: Option<InFlight>,
     pub(super) timer: Option<RequestTimer>,
+    /// For a sample of requests.
+    pub(super) usage: Option<Box<UsageWatch>>,
 }
 
 /// The reply that relays `response` to a client of this vendor's API.
@@ -34,6 +37,11 @@ pub(super) fn relay(
     } else {
         EventStream::opaque(body)
     };
-    let relay = Leased::new(body, parts.status, accounts.in_flight, accounts.timer);
+    let Accounts {
+        in_flight,
+        timer,
+        usage,
+    } = accounts;
+    let relay = Leased::new(body, parts.status, in_flight, timer, usage);
     Response::from_parts(parts, Box::new(relay))
 }

@@ -65,6 +65,8 @@ pub(super) const ENGINE: &[EngineRoute] = &[
     route("/add_external_corpus", POST, Nothing),
     route("/remove_external_corpus", POST, Nothing),
     route("/list_external_corpora", GET, Nothing),
+    route("/scale_elastic_ep", POST, Nothing),
+    route("/is_scaling_elastic_ep", GET, Nothing),
     route("/set_internal_state", POST_AND_PUT, Nothing),
     route("/configure_logging", GET_AND_POST, Nothing),
     route("/set_trace_level", GET_AND_POST, Nothing),

@@ -1,6 +1,8 @@
 //! What a prompt weighs, and what of a body a worker gets.
 
-use crate::support::{Running, Worker, ok, options, post, start, start_with};
+use crate::support::{
+    Client, Received, Running, Worker, json, ok, options, post, posting, start, start_with,
+};
 
 const HEADER: &str = "x-anthropic-billing-header: cc_version=2.1; cch=0f3a1;";
 
@@ -85,4 +87,26 @@ async fn media_weigh_what_the_options_say() {
         let range = tokens_of_medium..tokens_of_medium + 100;
         assert!(range.contains(&tokens), "{tokens} for {tokens_of_medium}");
     }
+}
+
+#[tokio::test]
+async fn tokens_are_as_long_as_the_worker_counts_them() {
+    let usage = |request: &Received| {
+        let text = request.body.len() / 2;
+        let head = r#"{"choices":[],"usage":{"prompt_tokens":"#;
+        json(200, &format!("{head}{text},\"completion_tokens\":1}}}}"))
+    };
+    let worker = Worker::scripted(usage).await;
+    let gateway = start(&[&worker]).await;
+    let body = format!(r#"{{"prompt":"{}"}}"#, "word ".repeat(1000));
+    // The usual estimate is 4 bytes.
+    assert!((1200..1300).contains(&tokens(&gateway, &body).await));
+    let mut client = Client::to(&gateway).await;
+    let request = posting("/v1/completions", "", &body);
+    for _ in 0..1500 {
+        client.send(&request).await;
+        assert_eq!(client.reply().await.status, 200);
+    }
+    let learnt = tokens(&gateway, &body).await;
+    assert!((2400..2600).contains(&learnt), "{learnt}");
 }
