@@ -15,21 +15,16 @@ pub(super) struct ModelNames {
     matching: ModelMatching,
     /// Every model that is served, or that a worker is registered for.
     models: BTreeSet<String>,
-    /// Other names of those models.
+    /// Other names of those models; none that two of them have.
     aliases: BTreeMap<String, String>,
-    /// Adapters, and the workers that have each, where not all workers of its model do.
-    adapters: BTreeMap<String, Adapter>,
+    /// Adapters by name, and by the model that each belongs to.
+    adapters: BTreeMap<String, BTreeMap<String, Holders>>,
     /// Models that were served beside others, and are no more: another model must not answer.
     gone: BTreeSet<String>,
 }
 
-/// A `LoRA` adapter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Adapter {
-    pub(super) model: String,
-    /// Slots of the workers that have it, ascending; `None` when all workers of the model do.
-    pub(super) slots: Option<Vec<usize>>,
-}
+/// Slots of the workers that have an adapter, ascending; `None` when all workers of its model do.
+type Holders = Option<Vec<usize>>;
 
 /// What a request's `model` stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +33,8 @@ pub(super) enum Resolved<'a> {
     Any,
     /// The workers of this model.
     Model(&'a str),
-    /// Of those workers only the ones that have the adapter of this name.
-    Adapter(&'a str),
+    /// Of those workers only the ones that have an adapter.
+    Adapter { model: &'a str, name: &'a str },
     /// It names no model, and several are served.
     Missing,
     /// No such model is served.
@@ -54,39 +49,41 @@ impl ModelNames {
             ..Self::default()
         };
         let mut servers: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-        let mut holders: BTreeMap<String, (String, Vec<usize>)> = BTreeMap::new();
+        let mut holders: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
+        // `None` for a name of two models.
+        let mut aliases: BTreeMap<String, Option<String>> = BTreeMap::new();
         for worker in workers.iter().filter(|worker| !worker.is_draining()) {
             let info = worker.endpoint.model_info.load();
-            let registered = worker.endpoint.config.load().spec.model.is_some();
-            if info.model == UNKNOWN_MODEL || !(registered || worker.availability().member) {
+            let spec = &worker.endpoint.config.load().spec;
+            let is_known = spec.model.is_some() || worker.availability().member;
+            if info.model == UNKNOWN_MODEL || !is_known {
                 continue;
             }
             let of_model = servers.entry(info.model.clone()).or_default();
             of_model.push(worker.slot);
             for adapter in info.adapters() {
-                let new = || (info.model.clone(), Vec::new());
-                let holder = holders.entry(adapter.to_owned()).or_insert_with(new);
-                holder.1.push(worker.slot);
+                let adapter = (adapter.to_owned(), info.model.clone());
+                holders.entry(adapter).or_default().push(worker.slot);
             }
-            let spec = &worker.endpoint.config.load().spec;
-            let aliases = info
-                .aliases()
-                .chain(spec.aliases.iter().map(String::as_str));
-            for alias in aliases {
-                let model = names.aliases.entry(alias.to_owned());
-                model.or_insert_with(|| info.model.clone());
+            let given = spec.aliases.iter().map(String::as_str);
+            for alias in info.aliases().chain(given) {
+                let model = aliases.entry(alias.to_owned());
+                let model = model.or_insert_with(|| Some(info.model.clone()));
+                *model = model.take().filter(|known| *known == info.model);
             }
         }
-        names.models = servers.keys().cloned().collect();
         // A model's own name is no other model's alias.
-        names
-            .aliases
-            .retain(|alias, _| !servers.contains_key(alias));
-        for (name, (model, slots)) in holders {
+        let own = |alias: &String| servers.contains_key(alias);
+        let aliases = aliases.into_iter().filter(|(alias, _)| !own(alias));
+        names.aliases = aliases
+            .filter_map(|(alias, model)| Some((alias, model?)))
+            .collect();
+        for ((name, model), slots) in holders {
             let all = servers.get(&model).is_some_and(|all| *all == slots);
-            let slots = (!all).then_some(slots);
-            names.adapters.insert(name, Adapter { model, slots });
+            let by_model = names.adapters.entry(name).or_default();
+            by_model.insert(model, (!all).then_some(slots));
         }
+        names.models = servers.into_keys().collect();
         names.remember(before);
         names
     }
@@ -111,16 +108,17 @@ impl ModelNames {
         adapter: Option<&str>,
     ) -> Resolved<'a> {
         let resolved = self.resolve_model(model);
-        let Some(name) = adapter.filter(|_| !self.adapters.is_empty()) else {
+        let found = adapter.and_then(|name| self.adapters.get_key_value(name));
+        let Some((name, by_model)) = found else {
             return resolved;
         };
-        let found = self.adapters.get_key_value(name);
-        let partial = found.filter(|(_, adapter)| adapter.slots.is_some());
-        match (resolved, partial) {
-            (Resolved::Any, Some((name, _))) => Resolved::Adapter(name),
-            (Resolved::Model(model), Some((name, adapter))) if adapter.model == model => {
-                Resolved::Adapter(name)
-            }
+        let holders = match resolved {
+            Resolved::Any => only(by_model),
+            Resolved::Model(model) => by_model.get_key_value(model),
+            _ => None,
+        };
+        match holders {
+            Some((model, Some(_))) => Resolved::Adapter { model, name },
             _ => resolved,
         }
     }
@@ -164,39 +162,56 @@ impl ModelNames {
         self.whole(name).or_else(|| {
             let mut colons = name.match_indices(':').map(|(at, _)| at);
             colons.find_map(|at| {
-                let base = self.whole(&name[..at])?;
+                let model = self.base(&name[..at])?;
                 let adapter = self.adapters.get_key_value(&name[at + 1..]);
-                let subset = adapter.filter(|(_, adapter)| adapter.slots.is_some());
-                Some(subset.map_or(base, |(name, _)| Resolved::Adapter(name)))
+                let holders = adapter.and_then(|(name, of)| Some((name, of.get(model)?)));
+                Some(match holders {
+                    Some((name, Some(_))) => Resolved::Adapter { model, name },
+                    _ => self.all_of(model),
+                })
             })
         })
     }
 
+    /// What a name stands for that is a model, another name of one, or an adapter of only one.
     fn whole<'a>(&'a self, name: &str) -> Option<Resolved<'a>> {
-        let model = |model: &'a str| {
-            if self.models.len() > 1 {
-                Resolved::Model(model)
-            } else {
-                Resolved::Any
-            }
-        };
-        if let Some(name) = self.models.get(name) {
-            return Some(model(name));
+        if let Some(model) = self.models.get(name) {
+            return Some(self.all_of(model));
         }
-        if let Some((name, adapter)) = self.adapters.get_key_value(name) {
-            return Some(match adapter.slots {
-                Some(_) => Resolved::Adapter(name),
-                None => model(&adapter.model),
+        let adapter = self.adapters.get_key_value(name);
+        if let Some((name, (model, holders))) =
+            adapter.and_then(|(name, by_model)| Some((name, only(by_model)?)))
+        {
+            return Some(match holders {
+                Some(_) => Resolved::Adapter { model, name },
+                None => self.all_of(model),
             });
         }
-        self.aliases.get(name).map(|name| model(name))
+        self.aliases.get(name).map(|model| self.all_of(model))
     }
 
-    /// The adapters that only some workers of their model have.
+    /// The model of this name.
+    fn base(&self, name: &str) -> Option<&str> {
+        let model = self.models.get(name).or_else(|| self.aliases.get(name));
+        model.map(String::as_str)
+    }
+
+    /// All workers of a model.
+    fn all_of<'a>(&self, model: &'a str) -> Resolved<'a> {
+        if self.models.len() > 1 {
+            Resolved::Model(model)
+        } else {
+            Resolved::Any
+        }
+    }
+
+    /// The adapters that only some workers of their model have: name, model and those workers.
     pub(super) fn partial_adapters(&self) -> impl Iterator<Item = (&str, &str, &[usize])> {
-        self.adapters.iter().filter_map(|(name, adapter)| {
-            let slots = adapter.slots.as_deref()?;
-            Some((&**name, &*adapter.model, slots))
+        self.adapters.iter().flat_map(|(name, by_model)| {
+            by_model.iter().filter_map(move |(model, holders)| {
+                let slots = holders.as_deref()?;
+                Some((&**name, &**model, slots))
+            })
         })
     }
 
@@ -206,21 +221,35 @@ impl ModelNames {
     }
 }
 
+/// The only entry.
+fn only(by_model: &BTreeMap<String, Holders>) -> Option<(&String, &Holders)> {
+    by_model.first_key_value().filter(|_| by_model.len() == 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::Resolved::{Any, Missing, Model, Unknown};
     use super::*;
 
+    const SQL_OF_M: Resolved<'_> = Resolved::Adapter {
+        model: "m",
+        name: "sql",
+    };
+    const SQL_OF_A: Resolved<'_> = Resolved::Adapter {
+        model: "a",
+        name: "sql",
+    };
+
     fn names(models: &[&str], adapters: &[(&str, &str, Option<Vec<usize>>)]) -> ModelNames {
-        let adapter = |(name, model, slots): &(&str, &str, Option<Vec<usize>>)| {
-            let (model, slots) = ((*model).to_owned(), slots.clone());
-            ((*name).to_owned(), Adapter { model, slots })
-        };
-        ModelNames {
+        let mut names = ModelNames {
             models: models.iter().map(|name| (*name).to_owned()).collect(),
-            adapters: adapters.iter().map(adapter).collect(),
             ..ModelNames::default()
+        };
+        for (name, model, slots) in adapters {
+            let by_model = names.adapters.entry((*name).to_owned()).or_default();
+            by_model.insert((*model).to_owned(), slots.clone());
         }
+        names
     }
 
     #[test]
@@ -266,8 +295,8 @@ mod tests {
     #[test]
     fn adapter_that_some_workers_lack_is_named_also_where_one_model_is_served() {
         let names = names(&["m"], &[("sql", "m", Some(vec![2])), ("all", "m", None)]);
-        assert_eq!(names.resolve(Some("sql"), None), Resolved::Adapter("sql"));
-        assert_eq!(names.resolve(Some("m:sql"), None), Resolved::Adapter("sql"));
+        assert_eq!(names.resolve(Some("sql"), None), SQL_OF_M);
+        assert_eq!(names.resolve(Some("m:sql"), None), SQL_OF_M);
         assert_eq!(names.resolve(Some("m:other"), None), Any);
         assert_eq!(names.resolve(Some("all"), None), Any);
         assert_eq!(names.resolve(Some("gpt-4"), None), Any);
@@ -277,21 +306,31 @@ mod tests {
     fn adapter_named_beside_its_model_narrows_the_choice_to_its_holders() {
         let partial = ("sql", "a", Some(vec![2]));
         let one = names(&["a"], &[partial.clone(), ("all", "a", None)]);
-        assert_eq!(one.resolve(None, Some("sql")), Resolved::Adapter("sql"));
-        assert_eq!(
-            one.resolve(Some("a"), Some("sql")),
-            Resolved::Adapter("sql")
-        );
+        assert_eq!(one.resolve(None, Some("sql")), SQL_OF_A);
+        assert_eq!(one.resolve(Some("a"), Some("sql")), SQL_OF_A);
         assert_eq!(one.resolve(Some("a"), Some("all")), Any);
         assert_eq!(one.resolve(Some("a"), Some("none")), Any);
         let two = names(&["a", "b"], &[partial]);
-        assert_eq!(
-            two.resolve(Some("a"), Some("sql")),
-            Resolved::Adapter("sql")
-        );
+        assert_eq!(two.resolve(Some("a"), Some("sql")), SQL_OF_A);
         assert_eq!(two.resolve(Some("b"), Some("sql")), Model("b"));
         assert_eq!(two.resolve(None, Some("sql")), Missing);
         assert!(two.is_adapter("sql") && !two.is_adapter("a"));
+    }
+
+    #[test]
+    fn adapter_of_two_models_is_that_of_the_model_that_is_named() {
+        let holders = |slot| Some(vec![slot]);
+        let two = names(
+            &["a", "b", "c"],
+            &[("sql", "a", holders(0)), ("sql", "b", None)],
+        );
+        assert_eq!(two.resolve(Some("a:sql"), None), SQL_OF_A);
+        assert_eq!(two.resolve(Some("a"), Some("sql")), SQL_OF_A);
+        assert_eq!(two.resolve(Some("b:sql"), None), Model("b"));
+        assert_eq!(two.resolve(Some("b"), Some("sql")), Model("b"));
+        assert_eq!(two.resolve(Some("c:sql"), None), Model("c"));
+        // Either could be meant.
+        assert_eq!(two.resolve(Some("sql"), None), Unknown);
     }
 
     #[test]

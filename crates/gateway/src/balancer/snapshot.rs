@@ -58,8 +58,9 @@ pub(super) struct Snapshot {
     only_model: Option<String>,
     /// Where several models are served, a pool for each.
     models: BTreeMap<String, WorkerPool>,
-    /// For each adapter that some workers of its model lack, those that have it.
-    adapters: BTreeMap<String, WorkerPool>,
+    /// For each adapter that some workers of its model lack, those that have it, by its name and
+    /// then by model.
+    adapters: BTreeMap<String, BTreeMap<String, WorkerPool>>,
     pub(super) names: ModelNames,
     /// All workers in it, by ascending slot.
     workers: Vec<Arc<Worker>>,
@@ -176,11 +177,12 @@ impl Snapshot {
         queues.retain(&models);
         text_ratios.retain(|model| models.contains_key(model));
         let any_model = pool(None, policies.shared());
-        let partial = names.partial_adapters().map(|(name, model, slots)| {
+        let mut adapters: BTreeMap<String, BTreeMap<_, _>> = BTreeMap::new();
+        for (name, model, slots) in names.partial_adapters() {
             let base = models.get(model).unwrap_or(&any_model);
-            (name.to_owned(), base.subset(slots))
-        });
-        let adapters = partial.collect();
+            let by_model = adapters.entry(name.to_owned()).or_default();
+            by_model.insert(model.to_owned(), base.subset(slots));
+        }
         let recovered = |worker: &Arc<Worker>| Some((worker.slot, worker.recovered_at()?));
         Self {
             any_model,
@@ -213,7 +215,11 @@ impl Snapshot {
                 Ok(&self.any_model)
             }
             Resolved::Model(name) => self.models.get(name).ok_or(SelectError::NoneReady),
-            Resolved::Adapter(name) => self.adapters.get(name).ok_or(SelectError::NoneReady),
+            Resolved::Adapter { model, name } => {
+                let by_model = self.adapters.get(name);
+                let pool = by_model.and_then(|by_model| by_model.get(model));
+                pool.ok_or(SelectError::NoneReady)
+            }
             Resolved::Missing => Err(SelectError::MissingModel),
             Resolved::Unknown => Err(SelectError::UnknownModel),
         }

@@ -97,6 +97,15 @@ impl Bench {
         set_model(&self.fleet, endpoint, Some(report), &self.metrics);
     }
 
+    /// A worker reports its model, and the path that it was loaded from.
+    pub(super) fn report_path(&self, slot: usize, model: &str, path: &str) {
+        let labels = [("served_model_name", model), ("model_path", path)];
+        let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let report = Report::new(BTreeMap::from(labels), None);
+        let endpoint = &self.worker(slot).endpoint;
+        set_model(&self.fleet, endpoint, Some(report), &self.metrics);
+    }
+
     /// A worker is registered for a model.
     pub(super) fn register(&self, slot: usize, model: &str) {
         let worker = self.worker(slot);

@@ -352,3 +352,13 @@ async fn adapter_that_some_workers_lack_goes_to_those_that_have_it() {
     bench.probe(2, Failed);
     assert_eq!(slots_for(&bench, Some("sql")), [0]);
 }
+
+#[tokio::test]
+async fn name_that_two_models_have_means_neither() {
+    let bench = ready(3, section());
+    bench.report_path(0, "llama", "/models/base");
+    bench.report_path(1, "qwen", "/models/base");
+    bench.report_path(2, "qwen", "/models/other");
+    assert!(slots_for(&bench, Some("/models/base")).is_empty());
+    assert_eq!(slots_for(&bench, Some("/models/other")), [1, 2]);
+}
