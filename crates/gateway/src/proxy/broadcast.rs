@@ -129,23 +129,17 @@ async fn ask_one(
 ) -> Option<Found> {
     let mut in_flight = InFlight::unrouted(&dispatcher.balancer, worker);
     let path = request_head::path(parts, parts.uri.path());
-    // What answers GET need not answer HEAD; hyper leaves the body out.
-    let method = if parts.method == Method::HEAD {
-        &Method::GET
-    } else {
-        &parts.method
-    };
     let head = dispatcher.rules.head(&worker.endpoint, &parts.headers);
     let forwards = |name: &_| head.forwards(name);
     let call = Call {
-        method,
+        method: &parts.method,
         path: &path,
         headers: head.call_headers(&parts.headers, &forwards, context.request_id),
         body: CallBody::default(),
         upgrade: None,
     };
     let sending = worker.endpoint.client.send(context.lane, &call);
-    let limit = if method == Method::GET {
+    let limit = if parts.method == Method::GET {
         QUERY_TIMEOUT
     } else {
         ORDER_TIMEOUT

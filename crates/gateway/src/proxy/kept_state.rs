@@ -16,9 +16,8 @@ pub(super) async fn owner_of(
     dispatcher: &Dispatcher,
     context: RequestContext<'_>,
     headers: &HeaderMap,
-    state: Option<StateId<'_>>,
+    state: StateId<'_>,
 ) -> Result<Option<String>, Error> {
-    let Some(state) = state else { return Ok(None) };
     let worker = match dispatcher.owners.find(&dispatcher.balancer.fleet, &state) {
         Owner::Known(worker) => worker,
         Owner::Gone => return Err(gone(&state)),

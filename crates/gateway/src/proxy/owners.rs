@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::endpoint::State;
 use crate::error::Error;
 use crate::fleet::{Fleet, Worker};
-use crate::upstream::ResponseBody;
+use crate::upstream::{ResponseBody, UpstreamError};
 
 /// Memory of all names, bytes.
 const BUDGET: usize = 16 * 1024 * 1024;
@@ -98,24 +98,34 @@ impl Owners {
         }
     }
 
-    /// Learns from a worker's reply what it keeps.
+    /// Learns from the beginning of a worker's reply what it keeps.
+    ///
+    /// # Errors
+    /// When the reply breaks off there.
     pub(super) async fn learn(
         &self,
         state: State,
         response: &mut Response<ResponseBody>,
         worker: &Worker,
-    ) {
+    ) -> Result<(), UpstreamError> {
         let kind = match state {
             State::Responses => Kind::Response,
             State::OpensSession => Kind::Session,
-            State::None | State::ClosesSession => return,
+            State::None | State::ClosesSession => return Ok(()),
         };
-        if response.status().is_success() {
-            let ahead = response.body_mut().read_ahead(MAX_AHEAD, AHEAD_TIMEOUT);
-            if let Some(id) = id_in(kind, ahead.await) {
-                self.keep(kind, &id, worker);
-            }
+        if !response.status().is_success() {
+            return Ok(());
         }
+        let body = response.body_mut();
+        // Of a stream the first event has been read: more of it must not be waited for.
+        if body.ahead().is_none() {
+            let names = |read: &[u8]| id_in(kind, read).is_some();
+            body.read_on(names, MAX_AHEAD, AHEAD_TIMEOUT).await?;
+        }
+        if let Some(id) = body.ahead().and_then(|read| id_in(kind, read)) {
+            self.keep(kind, &id, worker);
+        }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Map> {

@@ -33,10 +33,10 @@ use super::usage::UsageWatch;
 use crate::balancer::Balancer;
 use crate::config::{LiveSection, ProxySection};
 use crate::cpu_pool::CpuPool;
-use crate::endpoint::{Inference, Undeclared};
+use crate::endpoint::{Inference, State, Undeclared};
 use crate::error::Error;
 use crate::fleet::{UNKNOWN_MODEL, Worker};
-use crate::upstream::CallBody;
+use crate::upstream::{CallBody, ResponseBody};
 
 /// Carries requests to workers.
 #[derive(Debug)]
@@ -132,7 +132,10 @@ impl Proxy {
         let prepared =
             prepare(row, buffered, live).map_err(|error| self.count(row, error.into()))?;
         match keep_alive {
-            None => self.carry(context, prepared).await,
+            None => {
+                let outcome = self.carry(context, &prepared).await;
+                outcome.map_err(|failure| self.count(row, failure))
+            }
             // Rare, so boxed: every request's future would be larger.
             Some(interval) => Box::pin(self.carry_alive(context, prepared, interval)).await,
         }
@@ -141,24 +144,13 @@ impl Proxy {
     async fn carry(
         &self,
         context: RequestContext<'_>,
-        prepared: PreparedRequest,
-    ) -> Result<Response<ReplyBody>, Error> {
-        let outcome = self.carry_translated(context, &prepared).await;
-        outcome.map_err(|failure| self.count(prepared.row, failure))
-    }
-
-    async fn carry_translated(
-        &self,
-        context: RequestContext<'_>,
         prepared: &PreparedRequest,
     ) -> Result<Response<ReplyBody>, Failure> {
-        let body = &prepared.body.bytes;
-        let fields = self
-            .read_fields(prepared.row, &prepared.parts, body)
-            .await?;
+        let (row, body) = (prepared.row, &prepared.body.bytes);
+        let fields = self.read_fields(row, &prepared.parts, body).await?;
         let (worker, reply) = self.exchange(context, prepared, &fields).await?;
         let reply = reply.map(ReplyBody::from);
-        match dialect(prepared.row.reply) {
+        match dialect(row.reply) {
             None => Ok(reply),
             Some(dialect) => {
                 let reply = dialect.reply(body, &worker, reply).await;
@@ -236,7 +228,13 @@ impl Proxy {
         } = prepared;
         let state = fields.state(row);
         let goes_on = state.is_some();
-        let owner = owner_of(&self.dispatcher, context, &parts.headers, state).await?;
+        // Rare, so boxed: every request's future would be larger.
+        let owner = match state {
+            None => None,
+            Some(state) => {
+                Box::pin(owner_of(&self.dispatcher, context, &parts.headers, state)).await?
+            }
+        };
         let client_key = self.dispatcher.client_key(&parts.headers);
         let request = ProxyRequest {
             row,
@@ -264,8 +262,10 @@ impl Proxy {
         };
         let Finished { result, timer } = Exchange::new(&self.dispatcher, &request).run().await?;
         let mut response = result.answer.map_err(Failure::at(&result.worker))?;
-        let owners = &self.dispatcher.owners;
-        owners.learn(row.state, &mut response, &result.worker).await;
+        if row.state != State::None {
+            let learning = self.learn_owner(row, &mut response, &result.worker);
+            Box::pin(learning).await?;
+        }
         let supervision = self.dispatcher.supervision(&result.worker, live);
         let accounts = Accounts {
             in_flight: result.in_flight,
@@ -277,6 +277,24 @@ impl Proxy {
             result.explanation.write(reply.headers_mut());
         }
         Ok((result.worker, reply))
+    }
+
+    /// Learns what a worker keeps from now on.
+    async fn learn_owner(
+        &self,
+        row: &Inference,
+        response: &mut Response<ResponseBody>,
+        worker: &Arc<Worker>,
+    ) -> Result<(), Failure> {
+        let owners = &self.dispatcher.owners;
+        let learnt = owners.learn(row.state, response, worker).await;
+        learnt.map_err(|source| {
+            let worker_url = worker.url().to_string();
+            Failure::at(worker)(Error::Upstream {
+                worker: worker_url,
+                source,
+            })
+        })
     }
 
     /// Counts a request that got no reply of a worker.

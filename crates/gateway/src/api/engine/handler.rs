@@ -57,7 +57,7 @@ async fn call(
         answers
     });
     // Cancelled only when the gateway ends.
-    let answers = done.await.unwrap_or_default();
+    let answers = done.await.map_err(|_| Error::NoWorkerResponse)?;
     Ok(match &answers[..] {
         [one] => answer::of_one(one),
         all => answer::of_all(all),

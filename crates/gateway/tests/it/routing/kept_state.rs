@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use serde_json::{Value, json as value};
+use tokio::time::Instant;
 
 use crate::support::{
-    Received, Reply, Running, Step, Worker, get, json, options, post, posting, raw, start,
+    Client, Received, Reply, Running, Step, Worker, get, json, options, post, posting, raw, start,
     start_with, until, until_gone,
 };
 
@@ -183,4 +185,19 @@ async fn target_that_a_client_names_wins_over_the_owner() {
     let request = posting("/v1/responses", &lines, &body);
     assert_eq!(raw(&gateway, &request).await.status, 404);
     until(|| async { !other.received().is_empty() }).await;
+}
+
+#[tokio::test]
+async fn first_event_of_a_response_is_not_held_back_until_more_have_come() {
+    let event = "event: response.created\ndata: {\"response\":{\"id\":\"resp_1\"}}\n\n";
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+    let first = [head, event].concat().into_bytes();
+    let worker = Worker::doing(vec![Step::Send(first), Step::Hang]).await;
+    let gateway = start(&[&worker]).await;
+    let mut client = Client::to(&gateway).await;
+    let begun = Instant::now();
+    let request = posting("/v1/responses", "", r#"{"input":"x","stream":true}"#);
+    client.send(&request).await;
+    client.read_until("resp_1").await;
+    assert!(begun.elapsed() < Duration::from_millis(900));
 }
