@@ -7,7 +7,6 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,32 +15,18 @@ from support import launcher as launchers
 from support.client import get_json
 from support.launcher import Kind, Launcher, nothing_is_left
 from support.process import children
+from support.sglang import ENVIRONMENT, FLAGS, LOADING, ONLY_WITH_SGLANG, VENV
 from support.waiting import wait_for
 
-VENV = os.environ.get("SGLANG_VENV", "")
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parents[1]
-LOADING, ENDING = 400.0, 60.0  # seconds
-pytestmark = [
-    pytest.mark.skipif(not VENV, reason="SGLANG_VENV is not set; see `make test-sglang`"),
-    pytest.mark.timeout(2 * LOADING),
-]
-FLAGS = (
-    "--device cpu --dtype float32 --attention-backend torch_native --sampling-backend pytorch --skip-server-warmup "
-    "--disable-overlap-schedule --max-total-tokens 8192 --served-model-name tiny --router-policy round_robin"
-)
-ENVIRONMENT = {
-    "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{HERE / 'shim'}",
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-}
+ENDING = 60.0  # seconds
+pytestmark = ONLY_WITH_SGLANG
 CHATS = 50
 
 
 @pytest.fixture
 def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Launcher]]:
     """`launch("--dp-size", "2")`: a launcher in SGLang's own venv."""
-    flags = f"--model-path {VENV}/model {FLAGS}"
+    flags = f"--model-path {VENV}/model {FLAGS} --router-policy round_robin"
     kind = Kind(flags, f"{VENV}/bin/python", tuple(ENVIRONMENT.items()), LOADING)
     monkeypatch.setitem(launchers.KINDS, "real", kind)
     with ExitStack() as stack:

@@ -10,33 +10,23 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 from support.ports import free_port
+from support.sglang import ENVIRONMENT, FLAGS, LOADING, ONLY_WITH_SGLANG, VENV
 from support.waiting import wait_for
 
 from sgl_model_gateway.router import Router
 
-VENV = os.environ.get("SGLANG_VENV", "")
-HERE = Path(__file__).parent
-LOADING = 400.0  # seconds
-ENVIRONMENT = {"PYTHONPATH": str(HERE / "shim"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-pytestmark = [
-    pytest.mark.skipif(not VENV, reason="SGLANG_VENV is not set; see `make test-sglang`"),
-    pytest.mark.timeout(2 * LOADING),
-]
-FLAGS = (
-    "--device cpu --dtype float32 --attention-backend torch_native --sampling-backend pytorch --skip-server-warmup "
-    "--disable-overlap-schedule --max-total-tokens 8192 --served-model-name tiny --host 127.0.0.1"
-)
+pytestmark = ONLY_WITH_SGLANG
 GREEDY = {"temperature": 0}
 MESSAGES = [{"role": "user", "content": "What is 6 times 7?"}]
 CHAT = {"model": "tiny", "messages": MESSAGES, "max_tokens": 6, **GREEDY}
 TEXT = {"text": "The capital of France is", "sampling_params": {"max_new_tokens": 6, **GREEDY}}
 
-# Those that change state come last. Bodies that SGLang refuses count, too: the refusal is the answer.
+# Those that change state come last; records of experts end an engine of a model without any, so they are not asked.
+# Bodies that SGLang refuses count, too: the refusal is the answer.
 ROUTES: list[tuple[str, str, Any]] = [
     ("GET", "/health", None),
     ("GET", "/health_generate", None),
@@ -60,7 +50,8 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("POST", "/v1/responses/resp_none/cancel", {}),
     ("POST", "/v1/messages", CHAT),
     ("POST", "/v1/messages/count_tokens", {"model": "tiny", "messages": MESSAGES}),
-    ("POST", "/v1/score", {"model": "tiny", "query": "a", "items": ["b", "c"], "label_token_ids": [5, 6]}),
+    # One item: two are batched together or not, and the batch shows in the last digits.
+    ("POST", "/v1/score", {"model": "tiny", "query": "a", "items": ["b"], "label_token_ids": [5, 6]}),
     ("POST", "/v1/decisions", {"model": "tiny"}),
     ("POST", "/v1/systemone", {"model": "tiny"}),
     ("POST", "/v1/tokenize", {"model": "tiny", "prompt": "one two"}),
@@ -95,16 +86,13 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("POST", "/classify", {"text": "x"}),
     ("PUT", "/encode", {"text": "x"}),
     ("POST", "/v1/rerank", {"query": "q", "documents": ["d"]}),
-    ("POST", "/open_session", {"capacity_of_str_len": 100, "session_id": "s"}),
-    ("POST", "/close_session", {"session_id": "s"}),
+    ("POST", "/open_session", {"capacity_of_str_len": 100}),
+    ("POST", "/close_session", {"session_id": "none"}),
     ("GET", "/get_weights_by_name", {"name": "model.norm.weight", "truncate_size": 2}),
     ("GET", "/get_remote_instance_transfer_engine_info?rank=0", None),
     ("GET", "/is_scaling_elastic_ep", None),
     ("POST", "/set_trace_level", {"level": 0}),
     ("POST", "/freeze_gc", None),
-    ("POST", "/start_expert_distribution_record", None),
-    ("POST", "/stop_expert_distribution_record", None),
-    ("POST", "/dump_expert_distribution_record", None),
     ("POST", "/add_external_corpus", {}),
     ("POST", "/remove_external_corpus", {}),
     ("POST", "/hicache/storage-backend/clear", None),
@@ -117,8 +105,6 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("POST", "/update_weights_from_ipc", {}),
     ("POST", "/init_weights_send_group_for_remote_instance", {}),
     ("POST", "/send_weights_to_remote_instance", {}),
-    ("POST", "/begin_weight_update", {}),
-    ("POST", "/end_weight_update", {}),
     ("GET", "/stop_profile", None),
     ("POST", "/separate_reasoning", {"text": "<think>a</think>b", "reasoning_parser": "deepseek-r1"}),
     ("POST", "/get_weights_by_name", {"name": "model.norm.weight", "truncate_size": 4}),
@@ -143,7 +129,7 @@ ROUTES: list[tuple[str, str, Any]] = [
 
 # The gateway's own answer in place of the engine's: the status counts.
 OWN = {"/health", "/health_generate", "/", "/abort_request", "/v1/models", "/v1/models/tiny", "/model_info"}
-OWN |= {"/get_model_info"}
+OWN |= {"/get_model_info", "/open_session"}  # sessions get names of their own
 # Values that differ between two equal questions, anywhere in an answer.
 VOLATILE = {
     "id", "created", "created_at", "e2e_latency", "cached_tokens", "cached_tokens_details", "completed_at",
@@ -194,7 +180,8 @@ def engine() -> Iterator[str]:
         return
     port = free_port()
     command = [f"{VENV}/bin/python", "-m", "sglang.launch_server", "--model-path", f"{VENV}/model", "--port", str(port)]
-    process = subprocess.Popen([*command, *FLAGS.split()], env={**os.environ, **ENVIRONMENT})
+    command += ["--host", "127.0.0.1", *FLAGS.split()]
+    process = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT})
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: is_up(url), "SGLang serves", LOADING)
@@ -232,6 +219,15 @@ def test_route_answers_through_the_gateway_as_directly(
         pytest.skip(f"the engine itself answers {direct[0]}")
     else:
         assert through == direct
+
+
+def test_weight_update_begun_and_ended_through_the_gateway_answers_as_directly(engine: str, door: str) -> None:
+    # SGLang refuses to begin twice, so each way runs a whole update.
+    steps = ["/begin_weight_update", "/end_weight_update"]
+    direct = [ask(engine, "POST", step, {}) for step in steps]
+    through = [ask(door, "POST", step, {}) for step in steps]
+    assert [status for status, _ in direct] == [200, 200]
+    assert through == direct
 
 
 def test_weights_change_from_disk_under_traffic(engine: str, door: str) -> None:
