@@ -164,8 +164,8 @@ async fn send_call(
             .is_some_and(|read| start(read) == Start::Silent)
         {
             let complete = |read: &[u8]| matches!(start(read), Start::Event(_));
-            body.read_on(complete, MAX_EVENT_BYTES, MAX_COMMENT_WAIT)
-                .await?;
+            // Rare, so boxed: every attempt's future would be larger.
+            Box::pin(body.read_on(complete, MAX_EVENT_BYTES, MAX_COMMENT_WAIT)).await?;
         }
     }
     Ok(response)
