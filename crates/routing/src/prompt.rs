@@ -67,11 +67,13 @@ pub struct Prompt<'a> {
 
 impl<'a> Prompt<'a> {
     /// Text, in up to three parts.
+    #[inline]
     pub fn text(parts: [&'a [u8]; 3]) -> Self {
         Self::new(parts.map(Part::from))
     }
 
     /// Text and media, in up to three parts.
+    #[inline]
     pub fn new(parts: [Part<'a>; 3]) -> Self {
         Self {
             parts,
@@ -93,14 +95,18 @@ impl<'a> Prompt<'a> {
     }
 
     /// The same with media before the text; those and the ones within it have so many tokens.
+    #[inline]
     #[must_use]
     pub fn with_media(mut self, first: &'a [Medium], tokens: MediaTokens) -> Self {
         (self.first, self.media_tokens) = (first, tokens);
-        self.measure();
+        if !first.is_empty() || self.parts.iter().any(|part| !part.cuts.is_empty()) {
+            self.measure();
+        }
         self
     }
 
     /// The same, of a model whose tokens have so many bytes.
+    #[inline]
     #[must_use]
     pub fn with_text_ratio(mut self, ratio: TextRatio) -> Self {
         self.text_ratio = ratio;

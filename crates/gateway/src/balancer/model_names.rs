@@ -21,6 +21,8 @@ pub(super) struct ModelNames {
     adapters: BTreeMap<String, BTreeMap<String, Holders>>,
     /// Models that were served beside others, and are no more: another model must not answer.
     gone: BTreeSet<String>,
+    /// Whatever a request names, any worker serves it: true of most fleets.
+    any_name: bool,
 }
 
 /// Slots of the workers that have an adapter, ascending; `None` when all workers of its model do.
@@ -85,6 +87,12 @@ impl ModelNames {
         }
         names.models = servers.into_keys().collect();
         names.remember(before);
+        let lenient = match matching {
+            ModelMatching::Any => true,
+            ModelMatching::Exact => names.models.is_empty() && names.gone.is_empty(),
+            ModelMatching::Auto => names.gone.is_empty(),
+        };
+        names.any_name = lenient && names.models.len() < 2 && names.adapters.is_empty();
         names
     }
 
@@ -107,6 +115,9 @@ impl ModelNames {
         model: Option<&str>,
         adapter: Option<&str>,
     ) -> Resolved<'a> {
+        if self.any_name {
+            return Resolved::Any;
+        }
         let resolved = self.resolve_model(model);
         let found = adapter.and_then(|name| self.adapters.get_key_value(name));
         let Some((name, by_model)) = found else {

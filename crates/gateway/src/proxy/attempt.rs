@@ -32,7 +32,7 @@ const MAX_COMMENT_WAIT: Duration = Duration::from_secs(1);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A response, or why there is none.
-type Answer = Result<Response<ResponseBody>, Error>;
+type Answer = Result<Box<Response<ResponseBody>>, Error>;
 
 /// How one attempt ended.
 pub(super) struct Attempt {
@@ -153,7 +153,7 @@ async fn send_call(
     endpoint: &Endpoint,
     lane: Lane,
     call: &Call<'_>,
-) -> Result<Response<ResponseBody>, UpstreamError> {
+) -> Result<Box<Response<ResponseBody>>, UpstreamError> {
     let mut response = endpoint.client.send(lane, call).await?;
     if response.status() == StatusCode::OK && is_event_stream(response.headers()) {
         let body = response.body_mut();
@@ -172,7 +172,10 @@ async fn send_call(
 }
 
 /// What a response says of the attempt, and what the client would get.
-async fn read_answer(mut response: Response<ResponseBody>, worker: &Worker) -> (Outcome, Answer) {
+async fn read_answer(
+    mut response: Box<Response<ResponseBody>>,
+    worker: &Worker,
+) -> (Outcome, Answer) {
     let ahead = response.body().ahead();
     let first = ahead.map(|ahead| match start(ahead) {
         Start::Event(event) => event,

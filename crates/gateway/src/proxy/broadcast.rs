@@ -33,7 +33,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 /// An answer, and the share of the worker that gave it.
-type Found = (Response<ResponseBody>, InFlight);
+type Found = (Box<Response<ResponseBody>>, InFlight);
 
 /// Sends a request about a stored response, without its body, to the worker that keeps it; if that
 /// is not known, to every ready worker: the first success is the reply, otherwise the last answer.
@@ -60,7 +60,7 @@ pub(crate) async fn broadcast<B: Send>(
         timer: None,
         usage: None,
     };
-    let reply = relay(response, supervision, accounts, Vendor::default());
+    let reply = relay(*response, supervision, accounts, Vendor::default());
     Ok(reply.map(ReplyBody::from))
 }
 

@@ -58,17 +58,15 @@ impl<'a> Exchange<'a> {
         loop {
             let ranking = dispatcher.ranking(request);
             let selected = queue::select_or_wait(dispatcher, request, &mut self.attempts).await;
-            let selection = match (selected, last.take()) {
-                (Ok(selection), before) => {
-                    last = before;
-                    selection
-                }
-                (Err(error), None) => return Err(error),
-                // Without another worker, a refusal stands.
-                (Err(_), Some(result)) if self.attempts.is_refused_by_all() => return Ok(result),
-                (Err(_), Some(result)) => {
-                    // Every worker left has failed already: later, perhaps.
-                    if !dispatcher.back_off(request, &mut self.attempts).await {
+            let selection = match selected {
+                Ok(selection) => selection,
+                Err(error) => {
+                    let result = last.ok_or(error)?;
+                    // Without another worker, a refusal stands. Otherwise every worker left has
+                    // failed already: later, perhaps.
+                    if self.attempts.is_refused_by_all()
+                        || !dispatcher.back_off(request, &mut self.attempts).await
+                    {
                         return Ok(result);
                     }
                     last = Some(result);
@@ -78,8 +76,7 @@ impl<'a> Exchange<'a> {
             if last.is_some() {
                 dispatcher.metrics.retry(request.row.label);
             }
-            let outcome = self.attempt(selection, ranking).await;
-            let (result, outcome) = outcome;
+            let (result, outcome) = self.attempt(selection, ranking).await;
             if result.in_flight.is_some() {
                 // A worker's refusal says more to a client than that another one was
                 // unreachable; but not more than a response that broke off.

@@ -272,7 +272,7 @@ impl Proxy {
             timer,
             usage,
         };
-        let mut reply = relay(response, supervision, accounts, row.vendor);
+        let mut reply = relay(*response, supervision, accounts, row.vendor);
         if !self.dispatcher.hide_routing {
             result.explanation.write(reply.headers_mut());
         }
@@ -385,7 +385,7 @@ impl Proxy {
         let mut reply = if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let in_flight = result.in_flight;
             let lease = TunnelLease { in_flight, timer };
-            let tunnel = Tunnel::new(client, response, supervision, lease);
+            let tunnel = Tunnel::new(client, *response, supervision, lease);
             let tunnel = tunnel.map_err(|source| {
                 let worker = result.worker.url().to_string();
                 Failure::at(&result.worker)(Error::Upstream { worker, source })
@@ -398,7 +398,7 @@ impl Proxy {
                 timer,
                 usage: None,
             };
-            relay(response, supervision, accounts, row.vendor).map(ReplyBody::from)
+            relay(*response, supervision, accounts, row.vendor).map(ReplyBody::from)
         };
         if !self.dispatcher.hide_routing {
             result.explanation.write(reply.headers_mut());

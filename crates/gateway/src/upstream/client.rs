@@ -39,7 +39,7 @@ impl Client {
         &self,
         lane: Lane,
         call: &Call<'_>,
-    ) -> Result<Response<ResponseBody>, UpstreamError> {
+    ) -> Result<Box<Response<ResponseBody>>, UpstreamError> {
         let Transport::Http1(pool) = &self.transport;
         let mut exchange = pool.send(lane, call).await?;
         let headers = std::mem::take(&mut exchange.head.headers);
@@ -47,7 +47,8 @@ impl Client {
         let mut response = Response::new(ResponseBody::http1(Body::new(pool, lane, exchange)));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
-        Ok(response)
+        // On its way to the client it is moved often.
+        Ok(Box::new(response))
     }
 
     /// Closes connections that have been idle for too long.

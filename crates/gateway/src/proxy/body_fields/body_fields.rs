@@ -93,11 +93,14 @@ impl<'a> BodyFields<'a> {
             [list, b"", b""] | [b"", list, b""] if is_ids(list) => Prompt::ids(list),
             _ => Prompt::new(fields.map(|field| self.part(field))),
         };
-        let adapter = self.adapter_in_model().unwrap_or_default();
-        let [one, two, three] = self.layout.labels.clone().map(|at| self.raw(at));
-        prompt
-            .with_media(&self.layout.media, media_tokens)
-            .in_namespace([adapter.as_bytes(), one, two, three])
+        let prompt = prompt.with_media(self.layout.media(), media_tokens);
+        let (adapter, labels) = (self.adapter_in_model(), self.layout.labels());
+        if adapter.is_none() && labels.is_none() {
+            return prompt;
+        }
+        let adapter = adapter.unwrap_or_default().as_bytes();
+        let [one, two, three] = labels.unwrap_or_default().map(|at| self.raw(at));
+        prompt.in_namespace([adapter, one, two, three])
     }
 
     /// The body without the billing headers that these fields begin with. It is valid JSON.
@@ -160,7 +163,7 @@ impl<'a> BodyFields<'a> {
 
     /// The name of what one worker keeps for this request, where `row` can name something.
     pub(in crate::proxy) fn state(&self, row: &Inference) -> Option<StateId<'a>> {
-        self.layout.states.iter().find_map(|(field, at)| {
+        self.layout.states().iter().find_map(|(field, at)| {
             let json = self.raw(at.clone());
             let (kind, id) = match (field, row.state) {
                 (StateField::PreviousResponse, State::Responses) => (Kind::Response, text(json)),

@@ -16,24 +16,33 @@ pub(super) struct Layout {
     /// The raw JSON of the field `model`.
     pub(super) model: Range<usize>,
     pub(super) stream: bool,
-    fields: [FieldPlace; PromptField::COUNT],
-    /// Of all fields.
-    cuts: Vec<Cut>,
+    /// The raw JSON of each field.
+    fields: [Range<usize>; PromptField::COUNT],
+    /// Most bodies have nothing of it, and a layout is moved about.
+    rare: Option<Box<Rare>>,
+}
+
+/// What few bodies have.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Rare {
+    /// What of a field is no text; a field has one entry at most.
+    cuts: Vec<(PromptField, Vec<Cut>)>,
     /// Billing headers of coding agents; a field has at most one.
     billing_headers: Vec<(PromptField, Range<usize>)>,
     /// Media in fields of their own, by kind.
-    pub(super) media: Vec<Medium>,
+    media: Vec<Medium>,
     /// Names of what one worker keeps.
-    pub(super) states: Vec<(StateField, Range<usize>)>,
+    states: Vec<(StateField, Range<usize>)>,
     /// What keeps equal prompts apart in SGLang's cache, by [`CacheLabel`].
-    pub(super) labels: [Range<usize>; CacheLabel::COUNT],
+    labels: [Range<usize>; CacheLabel::COUNT],
 }
 
-/// Where the raw JSON of a field is, and which cuts are in it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct FieldPlace {
-    json: Range<usize>,
-    cuts: Range<usize>,
+impl Rare {
+    /// Forgets what an earlier value of a field had.
+    fn forget(&mut self, field: PromptField) {
+        self.cuts.retain(|(known, _)| *known != field);
+        self.billing_headers.retain(|(known, _)| *known != field);
+    }
 }
 
 /// A field that keeps equal prompts apart in SGLang's cache.
@@ -128,25 +137,44 @@ impl Layout {
     /// The place of a field's raw JSON, and what of it is no text. The place is empty for a field
     /// that is absent or null.
     pub(super) fn field(&self, field: PromptField) -> (Range<usize>, &[Cut]) {
-        self.fields
-            .get(field as usize)
-            .map_or((0..0, &[]), |place| {
-                let cuts = self.cuts.get(place.cuts.clone());
-                (place.json.clone(), cuts.unwrap_or_default())
-            })
+        let json = self.fields.get(field as usize).cloned();
+        let mut cuts = self.rare.iter().flat_map(|rare| &rare.cuts);
+        let found = cuts.find(|(its_field, _)| *its_field == field);
+        let cuts = found.map_or(&[][..], |(_, cuts)| cuts);
+        (json.unwrap_or_default(), cuts)
     }
 
     /// The place of the billing header that a field begins with.
     pub(super) fn billing_header(&self, field: PromptField) -> Option<Range<usize>> {
-        let mut headers = self.billing_headers.iter();
+        let mut headers = self.rare.iter().flat_map(|rare| &rare.billing_headers);
         let found = headers.find(|(its_field, _)| *its_field == field);
         found.map(|(_, place)| place.clone())
     }
 
     /// The place of what keeps equal prompts apart; a string's without its quotes.
     pub(super) fn label(&self, label: CacheLabel) -> Range<usize> {
-        let known = self.labels.get(label as usize);
+        let labels = self.rare.as_ref().map(|rare| &rare.labels);
+        let known = labels.and_then(|labels| labels.get(label as usize));
         known.cloned().unwrap_or_default()
+    }
+
+    /// The places of all that keeps equal prompts apart; `None` where nothing does.
+    pub(super) fn labels(&self) -> Option<[Range<usize>; CacheLabel::COUNT]> {
+        self.rare.as_ref().map(|rare| rare.labels.clone())
+    }
+
+    /// Media in fields of their own, by kind.
+    pub(super) fn media(&self) -> &[Medium] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.media)
+    }
+
+    /// Names of what one worker keeps.
+    pub(super) fn states(&self) -> &[(StateField, Range<usize>)] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.states)
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
     }
 
     /// A field of an unexpected type is the worker's to judge: here it counts as absent.
@@ -174,7 +202,7 @@ impl Layout {
             Field::Stream => self.stream = matches!(json, b"true" | b"1"),
             Field::Prompt(field) => self.set_prompt(field, json, value),
             Field::Label(label) => {
-                if let Some(known) = self.labels.get_mut(label as usize) {
+                if let Some(known) = self.rare().labels.get_mut(label as usize) {
                     *known = match json {
                         b"null" => 0..0,
                         // Without quotes, for an empty string is no label.
@@ -184,8 +212,9 @@ impl Layout {
                 }
             }
             Field::State(field) => {
-                self.states.retain(|(known, _)| *known != field);
-                self.states.push((field, value));
+                let states = &mut self.rare().states;
+                states.retain(|(known, _)| *known != field);
+                states.push((field, value));
             }
             Field::Media(_) | Field::Other => {}
         }
@@ -194,10 +223,10 @@ impl Layout {
     /// A field without cuts.
     fn set_prompt(&mut self, field: PromptField, json: &[u8], value: Range<usize>) {
         if let Some(known) = self.fields.get_mut(field as usize) {
-            *known = FieldPlace {
-                json: if json == b"null" { 0..0 } else { value },
-                cuts: 0..0,
-            };
+            *known = if json == b"null" { 0..0 } else { value };
+        }
+        if let Some(rare) = &mut self.rare {
+            rare.forget(field);
         }
     }
 
@@ -207,15 +236,13 @@ impl Layout {
         field: PromptField,
         scanner: &mut Scanner<'_>,
     ) -> Result<(), SyntaxError> {
-        let first = self.cuts.len();
-        let mut finder = MediaFinder::new(scanner, &mut self.cuts);
+        let mut cuts = Vec::new();
+        let mut finder = MediaFinder::new(scanner, &mut cuts);
         let value = scanner.value(&mut finder)?;
         let billing_header = finder.billing_header;
         let json = scanner.slice(value.clone());
         let start = value.start;
         self.set_prompt(field, json, value);
-        self.billing_headers
-            .retain(|(its_field, _)| *its_field != field);
         if billing_header {
             let found = match field {
                 PromptField::Messages | PromptField::Input => billing_header::in_messages(json),
@@ -223,23 +250,14 @@ impl Layout {
             };
             if let Some(found) = found {
                 let place = start + found.start..start + found.end;
-                self.billing_headers.push((field, place));
-                self.omit(first, found);
+                self.rare().billing_headers.push((field, place));
+                omit(&mut cuts, found);
             }
         }
-        if let Some(place) = self.fields.get_mut(field as usize) {
-            place.cuts = first..self.cuts.len();
+        if !cuts.is_empty() {
+            self.rare().cuts.push((field, cuts));
         }
         Ok(())
-    }
-
-    /// Leaves `omitted` out, and cuts from `first` on that are within it.
-    fn omit(&mut self, first: usize, omitted: Range<usize>) {
-        let mut cuts = self.cuts.split_off(first);
-        cuts.retain(|cut| !omitted.contains(&cut.range().start));
-        let at = cuts.partition_point(|cut| cut.range().start < omitted.start);
-        cuts.insert(at, Cut::omitted(omitted));
-        self.cuts.append(&mut cuts);
     }
 
     /// Reads a field that holds only media. Whatever it holds, its content distinguishes it.
@@ -248,18 +266,26 @@ impl Layout {
         kind: MediumKind,
         scanner: &mut Scanner<'_>,
     ) -> Result<(), SyntaxError> {
-        self.media.retain(|medium| medium.kind() != kind);
-        let known = self.media.len();
-        let mut list = MediaList::new(scanner, kind, &mut self.media);
+        let media = &mut self.rare().media;
+        media.retain(|medium| medium.kind() != kind);
+        let known = media.len();
+        let mut list = MediaList::new(scanner, kind, media);
         let value = scanner.value(&mut list)?;
         let json = scanner.slice(value);
         let is_empty = matches!(json, b"null" | b"[]" | b"{}" | b"\"\"");
-        if self.media.len() == known && !is_empty {
-            self.media.push(Medium::new(kind, json));
+        if media.len() == known && !is_empty {
+            media.push(Medium::new(kind, json));
         }
-        self.media.sort_by_key(Medium::kind);
+        media.sort_by_key(Medium::kind);
         Ok(())
     }
+}
+
+/// Leaves `omitted` out, and the cuts that are within it.
+fn omit(cuts: &mut Vec<Cut>, omitted: Range<usize>) {
+    cuts.retain(|cut| !omitted.contains(&cut.range().start));
+    let at = cuts.partition_point(|cut| cut.range().start < omitted.start);
+    cuts.insert(at, Cut::omitted(omitted));
 }
 
 /// A member's name without escapes.

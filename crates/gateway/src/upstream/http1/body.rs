@@ -19,7 +19,7 @@ use crate::upstream::io::Io;
 pub(in crate::upstream) struct Body {
     pool: Arc<ConnectionPool>,
     lane: Lane,
-    connection: Option<Connection>,
+    connection: Option<Box<Connection>>,
     framing: Framing,
     keep_alive: bool,
 }
@@ -78,7 +78,7 @@ impl Body {
     /// The stream that the worker has switched to another protocol, with the bytes of it that
     /// came already; `None` at the end of a body.
     pub(in crate::upstream) fn into_stream(self) -> Option<(Bytes, Io)> {
-        self.connection.map(Connection::into_stream)
+        self.connection.map(|connection| connection.into_stream())
     }
 
     fn finish(&mut self) {

@@ -78,7 +78,7 @@ pub(in crate::upstream) struct ConnectionPool {
 
 #[derive(Debug)]
 struct Idle {
-    connection: Connection,
+    connection: Box<Connection>,
     since: Instant,
 }
 
@@ -86,7 +86,8 @@ struct Idle {
 #[derive(Debug)]
 pub(in crate::upstream) struct PooledResponse {
     pub(in crate::upstream) head: ResponseHead,
-    pub(super) connection: Connection,
+    /// On the heap for as long as it lives: it is handed on several times per call.
+    pub(super) connection: Box<Connection>,
 }
 
 impl ConnectionPool {
@@ -131,7 +132,7 @@ impl ConnectionPool {
     }
 
     /// Keeps a connection whose response has been read to its end.
-    pub(super) fn keep(&self, lane: Lane, connection: Connection) {
+    pub(super) fn keep(&self, lane: Lane, connection: Box<Connection>) {
         let Some(mut idle) = self.idle(lane) else {
             return;
         };
@@ -157,7 +158,7 @@ impl ConnectionPool {
         }
     }
 
-    fn take(&self, lane: Lane) -> Option<Connection> {
+    fn take(&self, lane: Lane) -> Option<Box<Connection>> {
         loop {
             let idle = self.idle(lane)?.pop()?;
             if idle.connection.is_quiet() {
@@ -166,13 +167,13 @@ impl ConnectionPool {
         }
     }
 
-    async fn open(&self) -> Result<Connection, UpstreamError> {
+    async fn open(&self) -> Result<Box<Connection>, UpstreamError> {
         let limit = self.limits.connect_timeout;
         let (stream, peer) = connect(&self.host, self.url.port(), limit).await?;
         self.limits
             .prepare(&stream)
             .map_err(UpstreamError::connect)?;
-        Ok(Connection::new(Io::Tcp(stream), peer))
+        Ok(Box::new(Connection::new(Io::Tcp(stream), peer)))
     }
 
     fn idle(&self, lane: Lane) -> Option<MutexGuard<'_, Vec<Idle>>> {
