@@ -213,8 +213,7 @@ def test_an_option_that_is_not_built_is_refused_by_name() -> None:
 
 
 def test_a_refusal_names_the_flag_where_it_is_called_differently() -> None:
-    tried = {"prefill_urls": [("http://a", 1)], "decode_urls": ["http://a"], "server_cert_path": "c"}
-    tried |= {"server_key_path": "k"}
+    tried = {"server_cert_path": "c", "server_key_path": "k"}
     for owner in fields(RouterArgs):
         if owner.name in tried:
             flag = flag_of(owner).spelling(owner).replace("_", "-")
@@ -233,8 +232,9 @@ def test_strings_and_members_both_do() -> None:
 
 def test_prefill_urls_may_be_tuples_or_lists() -> None:
     for pair in (("http://a", 1), ["http://a", None]):
-        with pytest.raises(ValueError, match="'prefill_urls' .* needs prefill/decode routing"):
-            Router(WORKERS, prefill_urls=[pair])
+        assert Router(WORKERS, prefill_urls=[pair]).prefill_urls == [list(pair)]
+    with pytest.raises(ValueError, match="'prefill_urls': http://a - must be a port from 1 up, or none"):
+        Router(WORKERS, prefill_urls=[("http://a", 0)])
 
 
 def test_every_option_reads_as_an_attribute() -> None:

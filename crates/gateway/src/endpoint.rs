@@ -25,6 +25,8 @@ pub(crate) struct Inference {
     pub(crate) upgrade: Option<&'static str>,
     /// What it has to do with what one worker keeps.
     pub(crate) state: State,
+    /// Which workers answer it.
+    pub(crate) servers: Servers,
     /// The reply can be a stream of events.
     pub(crate) streams: bool,
     /// The fields its prompt is made of, in the order a chat template puts them.
@@ -91,6 +93,18 @@ impl Vendor {
     }
 }
 
+/// Which workers of a model answer an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Servers {
+    /// Regular workers alone.
+    #[default]
+    Regular,
+    /// Regular workers, or a prefill worker and a decode worker together.
+    Generating,
+    /// Any worker, whatever its role: nothing is scheduled there.
+    Any,
+}
+
 /// What an endpoint has to do with what one worker keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -116,6 +130,7 @@ use PromptField::{
     Tools,
 };
 use ReplyFormat::{Rerank, Verbatim};
+use Servers::{Any, Generating};
 use Undeclared::{BadRequest, NoForm, OnlyIfAbsent, Unsupported};
 use Vendor::{Anthropic, OpenAi, Sglang};
 
@@ -129,39 +144,39 @@ pub(crate) const INFERENCE: [Inference; ROWS.len()] = numbered(ROWS);
 
 #[rustfmt::skip]
 const ROWS: [Inference; 31] = [
-    Inference { methods: POST_AND_PUT, streams: true, ..native("/generate", "generate", [Text, InputIds, None]) },
-    Inference { streams: true, ..row("/v1/chat/completions", "chat", BadRequest, [Tools, Messages, None]) },
-    Inference { streams: true, ..row("/v1/completions", "completions", Unsupported, [Prompt, None, None]) },
+    Inference { servers: Generating, methods: POST_AND_PUT, streams: true, ..native("/generate", "generate", [Text, InputIds, None]) },
+    Inference { servers: Generating, streams: true, ..row("/v1/chat/completions", "chat", BadRequest, [Tools, Messages, None]) },
+    Inference { servers: Generating, streams: true, ..row("/v1/completions", "completions", Unsupported, [Prompt, None, None]) },
     row("/v1/embeddings", "embeddings", Unsupported, [Input, None, None]),
     row("/v1/classify", "classify", Unsupported, [Input, None, None]),
     Inference { reply: Rerank, methods: POST_AND_PUT, ..row("/v1/rerank", "rerank", Unsupported, [Query, Documents, None]) },
     Inference { path: "/rerank", reply: Rerank, ..row("/v1/rerank", "rerank", BadRequest, [Query, Documents, None]) },
-    Inference { state: State::Responses, streams: true, ..row("/v1/responses", "responses", BadRequest, [Tools, Instructions, Input]) },
-    Inference { vendor: Anthropic, streams: true, ..row("/v1/messages", "messages", BadRequest, [Tools, System, Messages]) },
+    Inference { servers: Generating, state: State::Responses, streams: true, ..row("/v1/responses", "responses", BadRequest, [Tools, Instructions, Input]) },
+    Inference { servers: Generating, vendor: Anthropic, streams: true, ..row("/v1/messages", "messages", BadRequest, [Tools, System, Messages]) },
     Inference { upgrade: Some("websocket"), methods: GET, ..row("/v1/realtime", "realtime", Unsupported, [None, None, None]) },
-    Inference { vendor: Anthropic, ..row("/v1/messages/count_tokens", "count_tokens", BadRequest, [None, None, None]) },
+    Inference { servers: Any, vendor: Anthropic, ..row("/v1/messages/count_tokens", "count_tokens", BadRequest, [None, None, None]) },
     row("/v1/score", "score", Unsupported, [Query, Items, None]),
     row("/v1/decisions", "decisions", Unsupported, [Input, Messages, None]),
     row("/v1/systemone", "systemone", Unsupported, [Input, Messages, None]),
-    row("/v1/tokenize", "tokenize", Unsupported, [None, None, None]),
-    row("/tokenize", "tokenize", Unsupported, [None, None, None]),
-    row("/v1/detokenize", "detokenize", Unsupported, [None, None, None]),
-    row("/detokenize", "detokenize", Unsupported, [None, None, None]),
+    Inference { servers: Any, ..row("/v1/tokenize", "tokenize", Unsupported, [None, None, None]) },
+    Inference { servers: Any, ..row("/tokenize", "tokenize", Unsupported, [None, None, None]) },
+    Inference { servers: Any, ..row("/v1/detokenize", "detokenize", Unsupported, [None, None, None]) },
+    Inference { servers: Any, ..row("/detokenize", "detokenize", Unsupported, [None, None, None]) },
     Inference { streams: true, ..row("/v1/audio/transcriptions", "transcriptions", NoForm, [None, None, None]) },
     Inference { methods: POST_AND_PUT, ..native("/encode", "encode", [Text, InputIds, None]) },
     Inference { methods: POST_AND_PUT, ..native("/classify", "classify", [Text, InputIds, None]) },
-    native("/parse_function_call", "parse_function_call", [None, None, None]),
-    native("/separate_reasoning", "separate_reasoning", [None, None, None]),
+    Inference { servers: Any, ..native("/parse_function_call", "parse_function_call", [None, None, None]) },
+    Inference { servers: Any, ..native("/separate_reasoning", "separate_reasoning", [None, None, None]) },
     Inference { state: State::OpensSession, methods: POST_AND_GET, ..native("/open_session", "open_session", [None, None, None]) },
     Inference { state: State::ClosesSession, methods: POST_AND_GET, ..native("/close_session", "close_session", [None, None, None]) },
     // SageMaker and Vertex AI call containers by these names.
-    Inference { vendor: OpenAi, streams: true, ..native("/invocations", "chat", [Tools, Messages, None]) },
+    Inference { servers: Generating, vendor: OpenAi, streams: true, ..native("/invocations", "chat", [Tools, Messages, None]) },
     native("/vertex_generate", "vertex_generate", [None, None, None]),
     // Ollama's API.
     native("/api/chat", "ollama_chat", [Tools, Messages, None]),
     native("/api/generate", "ollama_generate", [System, Prompt, None]),
-    native("/api/show", "ollama_show", [None, None, None]),
-    Inference { methods: GET, ..native("/api/tags", "ollama_tags", [None, None, None]) },
+    Inference { servers: Any, ..native("/api/show", "ollama_show", [None, None, None]) },
+    Inference { servers: Any, methods: GET, ..native("/api/tags", "ollama_tags", [None, None, None]) },
 ];
 
 /// An endpoint in the style of `OpenAI`'s.
@@ -182,6 +197,7 @@ const fn row(
         methods: POST,
         upgrade: Option::None,
         state: State::None,
+        servers: Servers::Regular,
         streams: false,
         prompt,
     }

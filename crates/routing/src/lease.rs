@@ -50,7 +50,9 @@ impl Load {
         self.queued_tokens.fetch_add(uncached_tokens, Relaxed);
         Lease {
             load: Arc::clone(self),
+            waits: true,
             queued: Some(uncached_tokens),
+            until: Until::FirstByte,
         }
     }
 }
@@ -60,15 +62,41 @@ impl Load {
 #[must_use = "a dropped lease no longer counts"]
 pub struct Lease {
     load: Arc<Load>,
-    /// Prompt tokens still to be prefilled; `None` after the first byte.
+    /// The first byte has not come.
+    waits: bool,
+    /// Prompt tokens that count.
     queued: Option<u64>,
+    until: Until,
+}
+
+/// How long the prompt tokens of a lease count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// They are prefilled then.
+    FirstByte,
+    /// They occupy a decode worker's memory.
+    Dropped,
 }
 
 impl Lease {
     /// Records that the response has begun: the prompt is prefilled, the request now decodes.
     pub fn first_byte(&mut self) {
-        if let Some(tokens) = self.queued.take() {
+        if std::mem::take(&mut self.waits) {
             self.load.waiting.fetch_sub(1, Relaxed);
+        }
+        if self.until == Until::FirstByte {
+            self.release_tokens();
+        }
+    }
+
+    /// The same at a decode worker: the tokens of the prompt count until the request has ended.
+    pub fn holding_tokens(mut self) -> Self {
+        self.until = Until::Dropped;
+        self
+    }
+
+    fn release_tokens(&mut self) {
+        if let Some(tokens) = self.queued.take() {
             self.load.queued_tokens.fetch_sub(tokens, Relaxed);
         }
     }
@@ -77,6 +105,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.first_byte();
+        self.release_tokens();
         self.load.requests.fetch_sub(1, Relaxed);
     }
 }
@@ -103,6 +132,16 @@ mod tests {
         drop(second);
         assert_eq!(counts(&load), (1, 1, 0));
         drop(first);
+        assert_eq!(counts(&load), (0, 0, 0));
+    }
+
+    #[test]
+    fn prompt_at_a_decode_worker_counts_until_the_request_has_ended() {
+        let load = Arc::new(Load::default());
+        let mut lease = load.lease(100).holding_tokens();
+        lease.first_byte();
+        assert_eq!(counts(&load), (1, 1, 100));
+        drop(lease);
         assert_eq!(counts(&load), (0, 0, 0));
     }
 

@@ -25,7 +25,7 @@ pub use prompt::{Part, Pieces, Prompt};
 pub use request::{ClientKey, Request, SeededRng};
 pub use resilience::{
     Breaker, BreakerRules, BreakerSignal, Circuit, Consequence, Ejection, Health, Outcome,
-    OutlierReason, Outliers, Probe, Retry, RetryBudget, RetryRules, Standing, Thresholds, Tier,
-    Trial, Turns, Verdict, Window, is_panicking, ramp,
+    OutlierReason, Outliers, PairFault, Probe, Retry, RetryBudget, RetryRules, Standing,
+    Thresholds, Tier, Trial, Turns, Verdict, Window, is_panicking, ramp,
 };
 pub use text_ratio::{LearntRatio, TextRatio};

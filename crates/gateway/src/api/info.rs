@@ -14,7 +14,7 @@ use super::state::SharedAnswers;
 use crate::auth::Access;
 use crate::balancer::Balancer;
 use crate::error::Error;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Role};
 use crate::proxy::{FanOut, WorkerQuery};
 use crate::shutdown::Shutdown;
 
@@ -38,19 +38,29 @@ async fn readiness(
     State(balancer): State<Arc<Balancer>>,
     State(shutdown): State<Shutdown>,
 ) -> (StatusCode, Json<Value>) {
-    let healthy = balancer.available_workers();
-    let reason = match (shutdown.is_lame_duck(), healthy) {
-        (true, _) => "draining",
-        (false, 0) => "insufficient healthy workers",
+    let [regular, prefill, decode] = Role::ALL.map(|role| balancer.available_workers(role));
+    let not_ready = |reason, missing: Option<Role>| {
+        let mut not_ready = json!({"status": "not ready", "reason": reason});
+        if let Some(role) = missing {
+            not_ready["missing_role"] = role.as_str().into();
+        }
+        (StatusCode::SERVICE_UNAVAILABLE, Json(not_ready))
+    };
+    let insufficient = "insufficient healthy workers";
+    match (regular, prefill, decode) {
+        _ if shutdown.is_lame_duck() => not_ready("draining", None),
+        (0, 0, 0) => not_ready(insufficient, None),
+        // A pair takes one of each.
+        (0, 0, _) => not_ready(insufficient, Some(Role::Prefill)),
+        (0, _, 0) => not_ready(insufficient, Some(Role::Decode)),
         _ => {
+            let healthy = regular + prefill + decode;
             let total = balancer.fleet.workers().len();
             let ready =
                 json!({"status": "ready", "healthy_workers": healthy, "total_workers": total});
-            return (StatusCode::OK, Json(ready));
+            (StatusCode::OK, Json(ready))
         }
-    };
-    let not_ready = json!({"status": "not ready", "reason": reason});
-    (StatusCode::SERVICE_UNAVAILABLE, Json(not_ready))
+    }
 }
 
 /// The same, in `SGLang`'s form: a status alone.

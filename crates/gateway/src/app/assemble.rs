@@ -14,14 +14,14 @@ use super::maintenance::Maintenance;
 use super::sources;
 use crate::admission::Admission;
 use crate::api::ApiState;
-use crate::balancer::{Balancer, ModelPolicies};
+use crate::balancer::{Balancer, RoleKinds, RolePolicies};
 use crate::config::{
     AdmissionSection, ClientSection, ConnectionSection, FleetSection, HealthSection, Live,
     ModelMatching, Options, ProxySection, ServerSection, seconds,
 };
 use crate::cpu_pool::CpuPool;
 use crate::fleet::{Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory};
-use crate::proxy::{Dispatcher, FanOut, HeaderRules, Orders, Proxy};
+use crate::proxy::{Dispatcher, FanOut, Orders, Proxy, WorkerCalls};
 use crate::server::{Lanes, Service};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
@@ -68,8 +68,8 @@ pub(super) fn build(
     let admission = Arc::new(Admission::new(&admission_options, &metrics));
     let cpu_pool = CpuPool::new().map_err(|e| StartError::environment("start threads", e))?;
     let section = ProxySection::new(options, machine.memory, lanes);
-    let rules = HeaderRules::new(&section, &via);
-    let dispatcher = Dispatcher::new(&section, rules, live.clone(), &balancer, &metrics);
+    let calls = WorkerCalls::new(&section, &via, client.clone());
+    let dispatcher = Dispatcher::new(&section, calls, live.clone(), &balancer, &metrics);
     let proxy = Proxy::new(&section, dispatcher, cpu_pool.clone());
     let shutdown = Shutdown::default();
     let state = ApiState {
@@ -106,7 +106,9 @@ pub(super) fn build(
 
 fn balancer(options: &Options, fleet: &Arc<Fleet>, admission: &AdmissionSection) -> Arc<Balancer> {
     let params = Params::from(options);
-    let policies = ModelPolicies::new(options.policy, move |kind| kind.build(&params));
+    let (prefill, decode) = (options.prefill_policy, options.decode_policy);
+    let kinds = RoleKinds::new(options.policy, prefill, decode);
+    let policies = RolePolicies::new(kinds, move |kind| kind.build(&params));
     let matching = ModelMatching::from(options);
     Balancer::new(Arc::clone(fleet), policies, admission, matching)
 }

@@ -70,7 +70,7 @@ impl Gateway {
             Sharing::Shared => "gateway started",
         };
         let stopped = control.spawn(runtime, port)?;
-        let workers = options.worker_urls.len();
+        let workers = fleet.workers().len();
         let policy = options.policy.as_str();
         info!(%addr, metrics = ?metrics_addr, policy, workers, lanes, "{what}");
         info!("limits in force: {limits}");

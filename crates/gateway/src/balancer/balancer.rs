@@ -7,19 +7,20 @@ use arc_swap::{ArcSwap, Guard};
 use routing::{Candidates, LearntRatio, PolicyKind, Ranked, Request, TextRatio};
 
 use super::model_names::ModelNames;
-use super::model_policies::{MembersByModel, ModelMember, ModelPolicies, PolicyInstance};
+use super::model_policies::{MembersByModel, ModelMember, PolicyInstance};
+use super::role_policies::RolePolicies;
 use super::select_error::SelectError;
 use super::snapshot::{AvailableWorkers, Queues, Snapshot};
 use super::text_ratios::TextRatios;
 use crate::admission::{QueueLimits, WorkerQueue};
 use crate::config::{AdmissionSection, ModelMatching};
-use crate::fleet::{Fleet, FleetObserver, UNKNOWN_MODEL, Worker};
+use crate::fleet::{Fleet, FleetObserver, Role, UNKNOWN_MODEL, Worker};
 
 /// The policies and the snapshot from which [`select`](super::select) picks a worker.
 #[derive(Debug)]
 pub(crate) struct Balancer {
     pub(crate) fleet: Arc<Fleet>,
-    policies: ModelPolicies,
+    policies: RolePolicies,
     /// Rebuilt when an availability changes, read without a lock.
     snapshot: ArcSwap<Snapshot>,
     /// Held while the snapshot is rebuilt: an older view must not win.
@@ -35,7 +36,7 @@ impl Balancer {
     /// A balancer for the workers of `fleet`.
     pub(crate) fn new(
         fleet: Arc<Fleet>,
-        policies: ModelPolicies,
+        policies: RolePolicies,
         options: &AdmissionSection,
         matching: ModelMatching,
     ) -> Arc<Self> {
@@ -68,7 +69,7 @@ impl Balancer {
 
     /// The policy of the models that no label decides about.
     pub(crate) fn policy(&self) -> PolicyKind {
-        self.policies.kind()
+        self.policies.of(Role::Regular).kind()
     }
 
     /// Routing keys that policies remember, where any remembers some.
@@ -94,22 +95,28 @@ impl Balancer {
     /// Where a request waits while its workers are at their limit.
     pub(crate) fn queue_of(&self, request: &Request<'_>) -> Arc<WorkerQueue> {
         let snapshot = self.snapshot.load();
-        let pool = snapshot.pool(request).unwrap_or(&snapshot.any_model);
+        let pool = snapshot.some_pool(request.model, request.adapter);
+        let pool = pool.unwrap_or(&snapshot.of(Role::Regular).any_model);
         Arc::clone(&pool.queue)
     }
 
     /// How long the tokens of a model are.
     pub(crate) fn text_ratio(&self, model: Option<&str>, adapter: Option<&str>) -> TextRatio {
         let snapshot = self.snapshot.load();
-        let pool = snapshot.pool_of(model, adapter);
+        let pool = snapshot.some_pool(model, adapter);
         pool.map_or(TextRatio::USUAL, |pool| pool.text_ratio.get())
     }
 
     /// Where it is learnt how long the tokens of a request's model are.
     pub(crate) fn learnt_ratio(&self, request: &Request<'_>) -> Option<Arc<LearntRatio>> {
         let snapshot = self.snapshot.load();
-        let pool = snapshot.pool(request).ok()?;
+        let pool = snapshot.some_pool(request.model, request.adapter).ok()?;
         Some(Arc::clone(&pool.text_ratio))
+    }
+
+    /// Whether some worker takes part in pairs.
+    pub(crate) fn has_pairs(&self) -> bool {
+        self.snapshot.load().has_pairs
     }
 
     /// Whether a worker lists an adapter of this name.
@@ -123,10 +130,11 @@ impl Balancer {
         snapshot.names.models().iter().cloned().collect()
     }
 
-    /// How many workers a request might be given to.
-    pub(crate) fn available_workers(&self) -> usize {
+    /// How many workers of a role a request might be given to.
+    pub(crate) fn available_workers(&self, role: Role) -> usize {
         let snapshot = self.snapshot.load();
-        snapshot.any_model.selectable.len() + snapshot.any_model.fallback.len()
+        let pool = &snapshot.of(role).any_model;
+        pool.selectable.len() + pool.fallback.len()
     }
 
     /// A request at a worker has ended.
@@ -148,7 +156,7 @@ impl Balancer {
         use_ranked: impl FnOnce(PolicyKind, &[Ranked<'_>]) -> T,
     ) -> Result<T, SelectError> {
         let snapshot = self.snapshot.load();
-        let pool = match snapshot.pool(request) {
+        let pool = match snapshot.prompt_pool(request) {
             Err(SelectError::NoneReady) => return Ok(use_ranked(self.policy(), &[])),
             pool => pool?,
         };
@@ -176,8 +184,8 @@ impl Balancer {
 
     /// The policies at work.
     #[cfg(test)]
-    pub(super) fn policies(&self) -> &ModelPolicies {
-        &self.policies
+    pub(super) fn policies(&self) -> &super::model_policies::ModelPolicies {
+        self.policies.of(Role::Regular)
     }
 
     fn rebuild_membership(&self) {
@@ -186,6 +194,14 @@ impl Balancer {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let workers = self.fleet.workers();
+        for role in Role::ALL {
+            let in_role = workers.iter().filter(|worker| worker.role() == role);
+            self.set_members(role, &in_role.collect::<Vec<_>>());
+        }
+    }
+
+    /// Sets the members of the policies of a role.
+    fn set_members(&self, role: Role, workers: &[&Arc<Worker>]) {
         let mut members = MembersByModel::new();
         // A worker counts once it has been ready, and until it drains.
         for worker in workers.iter().filter(|worker| worker.availability().member) {
@@ -201,7 +217,7 @@ impl Balancer {
             members.remove(UNKNOWN_MODEL);
         }
         let all: Vec<_> = workers.iter().map(|worker| worker.candidate()).collect();
-        self.policies.set_members(&all, &members);
+        self.policies.of(role).set_members(&all, &members);
     }
 
     fn rebuild_snapshot(&self) {
@@ -237,7 +253,7 @@ impl Balancer {
         let mut capacity = vec![None; slots];
         for worker in workers.iter() {
             let info = worker.endpoint.model_info.load();
-            let pool = snapshot.pool_of(Some(&info.model), None);
+            let pool = snapshot.pool_of(info.role, Some(&info.model), None);
             let ratio = pool.map_or(TextRatio::USUAL, |pool| pool.text_ratio.get());
             capacity[worker.slot] = info.cache_tokens().map(|tokens| ratio.to_bytes(tokens));
         }

@@ -6,16 +6,20 @@ mod feedback;
 mod in_flight;
 mod model_names;
 mod model_policies;
+mod pair;
 mod placement;
+mod role_policies;
 mod select_error;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 mod text_ratios;
+mod view;
 
 pub(crate) use balancer::Balancer;
 pub(crate) use feedback::record_blame;
 pub(crate) use in_flight::{FirstByte, InFlight};
-pub(crate) use model_policies::ModelPolicies;
-pub(crate) use placement::{Constraints, Selection, select};
+pub(crate) use placement::{Constraints, select};
+pub(crate) use role_policies::{RoleKinds, RolePolicies};
 pub(crate) use select_error::SelectError;
+pub(crate) use view::Selection;

@@ -53,6 +53,8 @@ enum Assignment {
 
 #[derive(Debug)]
 struct Active {
+    /// Workers, ready or not.
+    workers: usize,
     shared: PolicyInstance,
     models: BTreeMap<String, Model>,
 }
@@ -86,7 +88,11 @@ impl ModelPolicies {
         Self {
             kind,
             factory: Box::new(factory),
-            active: Mutex::new(Active { shared, models }),
+            active: Mutex::new(Active {
+                workers: 0,
+                shared,
+                models,
+            }),
         }
     }
 
@@ -99,6 +105,9 @@ impl ModelPolicies {
     /// drops those of models that are no longer served.
     pub(super) fn set_members(&self, all: &[Candidate], members: &MembersByModel) {
         let mut active = self.active();
+        if mem::replace(&mut active.workers, all.len()) == 0 && all.is_empty() {
+            return;
+        }
         self.assign_kinds(&mut active, members);
         self.assign(&mut active, members.len());
         active.shared.policy.set_members(all);
@@ -159,7 +168,7 @@ impl ModelPolicies {
     /// Gives every model its instance. State is kept: when a second model joins, the first takes
     /// the shared instance along; when only one is left, its own becomes the shared one.
     fn assign(&self, active: &mut Active, served: usize) {
-        let Active { shared, models } = active;
+        let Active { shared, models, .. } = active;
         for model in models.values_mut() {
             let shares = served == 1 && model.kind == self.kind;
             model.assignment = match (mem::take(&mut model.assignment), shares) {

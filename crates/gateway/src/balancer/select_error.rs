@@ -13,6 +13,8 @@ pub(crate) enum SelectError {
     Raced,
     /// Several models are served, and the request names none.
     MissingModel,
+    /// The model has prefill and decode workers alone, which do not answer this.
+    OnlyPairs,
     /// The model that the request names is not served.
     UnknownModel,
 }

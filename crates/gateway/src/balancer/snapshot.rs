@@ -7,10 +7,12 @@ use std::time::Duration;
 use routing::{Candidate, LearntRatio, Request, is_panicking};
 
 use super::model_names::{ModelNames, Resolved};
-use super::model_policies::{ModelPolicies, PolicyInstance};
+use super::model_policies::PolicyInstance;
+use super::role_policies::RolePolicies;
 use super::select_error::SelectError;
 use super::text_ratios::TextRatios;
 use crate::admission::WorkerQueue;
+use crate::config::WorkerUrl;
 use crate::fleet::{Role, Worker};
 
 /// Which requests a pool is for.
@@ -22,10 +24,14 @@ pub(super) struct PoolKey {
 }
 
 impl PoolKey {
-    fn regular(model: Option<&str>) -> Self {
+    /// The key of a pool's queue. Both roles of pairs share one: a request waits for both workers.
+    fn of_queue(model: Option<&str>, role: Role) -> Self {
         Self {
             model: model.map(str::to_owned),
-            role: Role::Regular,
+            role: match role {
+                Role::Regular => Role::Regular,
+                Role::Prefill | Role::Decode => Role::Decode,
+            },
         }
     }
 }
@@ -50,9 +56,10 @@ pub(super) struct WorkerPool {
     pub(super) text_ratio: Arc<LearntRatio>,
 }
 
-/// Every pool.
+/// The pools of one role.
 #[derive(Debug)]
-pub(super) struct Snapshot {
+pub(super) struct RolePools {
+    /// For requests of any model.
     pub(super) any_model: WorkerPool,
     /// The model of all workers that have been ready, where that is one.
     only_model: Option<String>,
@@ -61,6 +68,17 @@ pub(super) struct Snapshot {
     /// For each adapter that some workers of its model lack, those that have it, by its name and
     /// then by model.
     adapters: BTreeMap<String, BTreeMap<String, WorkerPool>>,
+}
+
+/// Every pool.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    roles: [RolePools; Role::ALL.len()],
+    /// Some worker takes part in pairs.
+    pub(super) has_pairs: bool,
+    /// The transfer groups of workers by slot: a pair stays within one. Workers without one pair
+    /// with each other.
+    groups: BTreeMap<usize, String>,
     pub(super) names: ModelNames,
     /// All workers in it, by ascending slot.
     workers: Vec<Arc<Worker>>,
@@ -84,10 +102,10 @@ impl Queues {
     }
 
     /// Forgets the queues of models that are no longer served and have no waiters.
-    fn retain(&self, models: &BTreeMap<String, WorkerPool>) {
+    fn retain(&self, serves: impl Fn(&str) -> bool) {
         self.lock().retain(|key, queue| {
-            let model = key.model.as_ref();
-            model.is_none_or(|model| models.contains_key(model)) || queue.waiting() > 0
+            let model = key.model.as_deref();
+            model.is_none_or(&serves) || queue.waiting() > 0
         });
     }
 
@@ -107,6 +125,16 @@ impl Queues {
 }
 
 impl WorkerPool {
+    /// Whether it has no worker for a request.
+    pub(super) fn is_empty(&self) -> bool {
+        self.selectable.is_empty() && self.fallback.is_empty()
+    }
+
+    /// Its workers that take requests.
+    pub(super) fn count(&self) -> usize {
+        self.selectable.len() + self.fallback.len()
+    }
+
     /// The part of it that these workers are, by ascending slot. Requests wait in the same queue.
     fn subset(&self, slots: &[usize]) -> Self {
         let of = |candidates: &[Candidate]| {
@@ -124,49 +152,10 @@ impl WorkerPool {
     }
 }
 
-impl Snapshot {
-    /// Of these workers, by ascending slot.
-    pub(super) fn new(
-        policies: &ModelPolicies,
-        queues: &Queues,
-        workers: &AvailableWorkers,
-        names: ModelNames,
-        text_ratios: &TextRatios,
-    ) -> Self {
-        let AvailableWorkers {
-            selectable,
-            fallback,
-            rejected,
-        } = workers;
-        let pool = |model: Option<&str>, instance| {
-            let of = |workers: &[Arc<Worker>]| {
-                let serves = |worker: &&Arc<Worker>| {
-                    let served = worker.endpoint.model_info.load();
-                    model.is_none_or(|model| served.model == model)
-                };
-                let workers = workers.iter().filter(serves);
-                workers.map(|worker| worker.candidate()).collect()
-            };
-            let (selectable, mut fallback): (Vec<_>, Vec<_>) = (of(selectable), of(fallback));
-            let rejected: Vec<_> = of(rejected);
-            // Envoy's panic mode: a fault that so many share is hardly each worker's own.
-            let passing = selectable.len() + fallback.len();
-            let panicking = is_panicking(rejected.len(), passing);
-            if panicking {
-                fallback.extend(rejected);
-                fallback.sort_by_key(|candidate: &Candidate| candidate.slot);
-            }
-            WorkerPool {
-                instance,
-                selectable,
-                fallback,
-                panicking,
-                queue: queues.of(PoolKey::regular(model)),
-                text_ratio: text_ratios.of(model),
-            }
-        };
-        let mut workers = [&**selectable, fallback, rejected].concat();
-        workers.sort_by_key(|worker| worker.slot);
+impl RolePools {
+    fn new(parts: &Parts<'_>, role: Role, names: &ModelNames) -> Self {
+        let policies = parts.policies.of(role);
+        let pool = |model: Option<&str>, instance| parts.pool(role, model, instance);
         let by_model = policies.by_model().into_iter();
         let models: BTreeMap<_, _> = by_model
             .map(|(model, instance)| {
@@ -174,8 +163,6 @@ impl Snapshot {
                 (model, pool)
             })
             .collect();
-        queues.retain(&models);
-        text_ratios.retain(|model| models.contains_key(model));
         let any_model = pool(None, policies.shared());
         let mut adapters: BTreeMap<String, BTreeMap<_, _>> = BTreeMap::new();
         for (name, model, slots) in names.partial_adapters() {
@@ -183,33 +170,17 @@ impl Snapshot {
             let by_model = adapters.entry(name.to_owned()).or_default();
             by_model.insert(model.to_owned(), base.subset(slots));
         }
-        let recovered = |worker: &Arc<Worker>| Some((worker.slot, worker.recovered_at()?));
         Self {
             any_model,
             only_model: policies.only_model(),
             models,
             adapters,
-            names,
-            warming_up: selectable.iter().filter_map(recovered).collect(),
-            workers,
         }
     }
 
-    /// The pool for a request, by the model that it names.
-    ///
-    /// # Errors
-    /// When it names none of several, one that is not served, or one without workers.
-    pub(super) fn pool(&self, request: &Request<'_>) -> Result<&WorkerPool, SelectError> {
-        self.pool_of(request.model, request.adapter)
-    }
-
-    /// The pool of a model, or of those of its workers that have an adapter.
-    pub(super) fn pool_of(
-        &self,
-        model: Option<&str>,
-        adapter: Option<&str>,
-    ) -> Result<&WorkerPool, SelectError> {
-        match self.names.resolve(model, adapter) {
+    /// The pool that a request's names stand for.
+    fn pool(&self, resolved: Resolved<'_>) -> Result<&WorkerPool, SelectError> {
+        match resolved {
             Resolved::Any => Ok(&self.any_model),
             Resolved::Model(name) if self.only_model.as_deref() == Some(name) => {
                 Ok(&self.any_model)
@@ -225,6 +196,146 @@ impl Snapshot {
         }
     }
 
+    fn serves(&self, model: &str) -> bool {
+        self.models.contains_key(model)
+    }
+}
+
+/// What pools are made of.
+struct Parts<'a> {
+    policies: &'a RolePolicies,
+    queues: &'a Queues,
+    workers: &'a AvailableWorkers,
+    text_ratios: &'a TextRatios,
+}
+
+impl Parts<'_> {
+    fn pool(&self, role: Role, model: Option<&str>, instance: PolicyInstance) -> WorkerPool {
+        let of = |workers: &[Arc<Worker>]| {
+            let serves = |worker: &&Arc<Worker>| {
+                let served = worker.endpoint.model_info.load();
+                served.role == role && model.is_none_or(|model| served.model == model)
+            };
+            let workers = workers.iter().filter(serves);
+            workers.map(|worker| worker.candidate()).collect()
+        };
+        let AvailableWorkers {
+            selectable,
+            fallback,
+            rejected,
+        } = self.workers;
+        let (selectable, mut fallback): (Vec<_>, Vec<_>) = (of(selectable), of(fallback));
+        let rejected: Vec<_> = of(rejected);
+        // Envoy's panic mode: a fault that so many share is hardly each worker's own.
+        let passing = selectable.len() + fallback.len();
+        let panicking = is_panicking(rejected.len(), passing);
+        if panicking {
+            fallback.extend(rejected);
+            fallback.sort_by_key(|candidate: &Candidate| candidate.slot);
+        }
+        WorkerPool {
+            instance,
+            selectable,
+            fallback,
+            panicking,
+            queue: self.queues.of(PoolKey::of_queue(model, role)),
+            text_ratio: self.text_ratios.of(model),
+        }
+    }
+}
+
+impl Snapshot {
+    /// Of these workers, by ascending slot.
+    pub(super) fn new(
+        policies: &RolePolicies,
+        queues: &Queues,
+        workers: &AvailableWorkers,
+        names: ModelNames,
+        text_ratios: &TextRatios,
+    ) -> Self {
+        let parts = Parts {
+            policies,
+            queues,
+            workers,
+            text_ratios,
+        };
+        let roles = Role::ALL.map(|role| RolePools::new(&parts, role, &names));
+        let serves = |model: &str| roles.iter().any(|pools| pools.serves(model));
+        queues.retain(serves);
+        text_ratios.retain(serves);
+        let AvailableWorkers {
+            selectable,
+            fallback,
+            rejected,
+        } = workers;
+        let mut all = [&**selectable, fallback, rejected].concat();
+        all.sort_by_key(|worker| worker.slot);
+        let recovered = |worker: &Arc<Worker>| Some((worker.slot, worker.recovered_at()?));
+        Self {
+            roles,
+            has_pairs: all.iter().any(|worker| worker.role() != Role::Regular),
+            groups: all.iter().filter_map(transfer_group).collect(),
+            names,
+            warming_up: selectable.iter().filter_map(recovered).collect(),
+            workers: all,
+        }
+    }
+
+    /// The pools of a role.
+    pub(super) fn of(&self, role: Role) -> &RolePools {
+        let [regular, prefill, decode] = &self.roles;
+        match role {
+            Role::Regular => regular,
+            Role::Prefill => prefill,
+            Role::Decode => decode,
+        }
+    }
+
+    /// The pool of a role for a request, by the model that it names.
+    ///
+    /// # Errors
+    /// When it names none of several, one that is not served, or one without workers of the role.
+    pub(super) fn pool(
+        &self,
+        role: Role,
+        request: &Request<'_>,
+    ) -> Result<&WorkerPool, SelectError> {
+        self.pool_of(role, request.model, request.adapter)
+    }
+
+    /// The pool of a role for a model, or for those of its workers that have an adapter.
+    pub(super) fn pool_of(
+        &self,
+        role: Role,
+        model: Option<&str>,
+        adapter: Option<&str>,
+    ) -> Result<&WorkerPool, SelectError> {
+        self.of(role).pool(self.names.resolve(model, adapter))
+    }
+
+    /// The pool of a model, of whichever role has one: the first one with workers.
+    pub(super) fn some_pool(
+        &self,
+        model: Option<&str>,
+        adapter: Option<&str>,
+    ) -> Result<&WorkerPool, SelectError> {
+        let regular = self.pool_of(Role::Regular, model, adapter);
+        if !self.has_pairs || regular.is_ok_and(|pool| !pool.is_empty()) {
+            return regular;
+        }
+        let decode = self.pool_of(Role::Decode, model, adapter);
+        decode.or(regular)
+    }
+
+    /// The pool whose policy weighs the prompts of a model.
+    pub(super) fn prompt_pool(&self, request: &Request<'_>) -> Result<&WorkerPool, SelectError> {
+        let regular = self.pool(Role::Regular, request);
+        if !self.has_pairs || regular.is_ok_and(|pool| !pool.is_empty()) {
+            return regular;
+        }
+        self.pool(Role::Prefill, request).or(regular)
+    }
+
     /// The worker in a slot.
     pub(super) fn worker(&self, slot: usize) -> Option<&Arc<Worker>> {
         let in_place = self.workers.get(slot).filter(|found| found.slot == slot);
@@ -236,14 +347,51 @@ impl Snapshot {
         })
     }
 
+    /// Whether some workers must not be paired with some others.
+    pub(super) fn has_groups(&self) -> bool {
+        !self.groups.is_empty()
+    }
+
+    /// The transfer group of the worker in a slot.
+    pub(super) fn group(&self, slot: usize) -> Option<&str> {
+        self.groups.get(&slot).map(String::as_str)
+    }
+
+    /// The worker that a client names by index, URL or id.
+    pub(super) fn find(&self, target: &str) -> Option<(Role, Candidate)> {
+        let index = target.parse().ok();
+        let url = index.is_none().then(|| WorkerUrl::parse(target).ok());
+        let url = url.flatten();
+        let named = |candidate: &&Candidate| {
+            let worker = self.worker(candidate.slot);
+            index == Some(candidate.slot)
+                || worker.is_some_and(|worker| {
+                    url.as_ref() == Some(worker.url()) || worker.has_id(target)
+                })
+        };
+        Role::ALL.into_iter().find_map(|role| {
+            let pool = &self.of(role).any_model;
+            let mut known = pool.selectable.iter().chain(&pool.fallback);
+            Some((role, known.find(named)?.clone()))
+        })
+    }
+
     /// A request at a worker has ended: wakes the requests that may take its place.
     pub(super) fn wake_for(&self, worker: &Worker) {
-        self.any_model.queue.slot_freed();
-        if !self.models.is_empty() {
-            let served = worker.endpoint.model_info.load();
-            if let Some(pool) = self.models.get(&served.model) {
-                pool.queue.slot_freed();
-            }
+        let served = worker.endpoint.model_info.load();
+        let pools = self.of(served.role);
+        pools.any_model.queue.slot_freed();
+        if let Some(pool) = pools.models.get(&served.model) {
+            pool.queue.slot_freed();
         }
     }
+}
+
+/// The label that keeps both workers of a pair together, as in one rack.
+const TRANSFER_GROUP: &str = "transfer_group";
+
+fn transfer_group(worker: &Arc<Worker>) -> Option<(usize, String)> {
+    let config = worker.endpoint.config.load();
+    let group = config.spec.labels.get(TRANSFER_GROUP)?;
+    Some((worker.slot, group.clone()))
 }

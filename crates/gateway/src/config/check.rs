@@ -69,7 +69,16 @@ fn check_ranges(options: &Options) -> Result<(), ConfigError> {
 }
 
 fn check_workers(options: &Options) -> Result<(), ConfigError> {
-    for url in &options.worker_urls {
+    let prefill = options.prefill_urls.iter().flatten();
+    for (url, port) in prefill.clone() {
+        if *port == Some(0) {
+            let why = "must be a port from 1 up, or none";
+            return Err(ConfigError::invalid("prefill_urls", url, why));
+        }
+    }
+    let decode = options.decode_urls.iter().flatten();
+    let pairs = prefill.map(|(url, _)| url).chain(decode);
+    for url in options.worker_urls.iter().chain(pairs) {
         WorkerUrl::parse(url).map_err(|why| ConfigError::worker_url(url, why))?;
     }
     Ok(())

@@ -61,8 +61,7 @@ features! {
             decode_selector
             bootstrap_port_annotation
         ];
-    PrefillDecode: "prefill/decode routing",
-        options: [pd_disaggregation prefill_urls decode_urls prefill_policy decode_policy];
+    Encode: "encode-only workers", instead: "SGLang's language servers find them by themselves";
     Tokenizers: "tokenizers",
         options: [
             model_path

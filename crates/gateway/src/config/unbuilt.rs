@@ -47,8 +47,6 @@ fn typed(option: &'static str, options: &Options) -> &'static str {
 /// The flag of an option, where it is called differently.
 fn flag(option: &str) -> &'static str {
     match option {
-        "prefill_urls" => " (--prefill)",
-        "decode_urls" => " (--decode)",
         "server_cert_path" => " (--tls-cert-path)",
         "server_key_path" => " (--tls-key-path)",
         _ => "",
@@ -119,7 +117,7 @@ mod tests {
     #[test]
     fn option_that_asks_for_nothing_is_accepted() {
         for options in [
-            json!({"prefill_urls": []}),
+            json!({"ca_cert_paths": []}),
             json!({"history_backend": "none"}),
         ] {
             refuse(&serde_json::from_value(options).unwrap()).unwrap();

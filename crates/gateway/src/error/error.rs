@@ -37,6 +37,21 @@ pub(crate) enum Error {
     /// The model that the request names is not served.
     #[error("model {model:?} is not served here; served: {served}")]
     ModelNotFound { model: String, served: String },
+    /// Workers in pairs do not answer this endpoint.
+    #[error("{0} needs regular workers, and this model has prefill and decode workers alone")]
+    OnlyPairs(&'static str),
+    /// A pair of workers gives one answer to a prompt.
+    #[error(
+        "n = {0}: prefill and decode workers give one answer to a prompt; send as many requests, or use regular workers"
+    )]
+    PairSamples(u64),
+    /// A worker of a pair failed after the head of its response.
+    #[error("worker {worker}: {message}")]
+    PairFailed {
+        worker: String,
+        status: StatusCode,
+        message: String,
+    },
     /// The worker that kept it has left, or has lost it.
     #[error("{what} {id:?} not found: the worker that kept it is gone")]
     StateNotFound { what: &'static str, id: String },
@@ -187,6 +202,7 @@ impl Error {
             Self::BodyIncomplete(_)
             | Self::Json(_)
             | Self::Form(_)
+            | Self::PairSamples(_)
             | Self::MissingModel { .. }
             | Self::WorkerId { .. }
             | Self::WorkerSpec(_)
@@ -196,7 +212,8 @@ impl Error {
             Self::RegistrationFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::ContentType { status, .. }
             | Self::WorkerOverloaded { status, .. }
-            | Self::WorkerRefused { status, .. } => *status,
+            | Self::WorkerRefused { status, .. }
+            | Self::PairFailed { status, .. } => *status,
             Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::CrossSite { .. } => StatusCode::FORBIDDEN,
@@ -206,7 +223,7 @@ impl Error {
             | Self::WorkerNotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::UpgradeRequired(_) => StatusCode::UPGRADE_REQUIRED,
-            Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::NotImplemented(_) | Self::OnlyPairs(_) => StatusCode::NOT_IMPLEMENTED,
         }
     }
 
@@ -237,6 +254,8 @@ impl Error {
             Self::RequestEndsWorkers => "request_ends_workers",
             Self::WorkerOverloaded { .. } => "worker_overloaded",
             Self::WorkerRefused { .. } => "worker_refused",
+            Self::PairFailed { .. } => "pair_failed",
+            Self::PairSamples(_) => "unsupported_n",
             Self::NoWorkerResponse => "no_worker_response",
             Self::RerankResponse { .. } => "rerank_response_build_failed",
             Self::TooLarge { .. } => "payload_too_large",
@@ -263,6 +282,7 @@ impl Error {
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::UpgradeRequired(_) => "upgrade_required",
             Self::NotImplemented(_) => "not_implemented",
+            Self::OnlyPairs(_) => "not_implemented_for_pairs",
         }
     }
 
@@ -275,6 +295,7 @@ impl Error {
             | Self::RequestEndsWorkers
             | Self::WorkerOverloaded { .. }
             | Self::WorkerRefused { .. }
+            | Self::PairFailed { .. }
             | Self::NoWorkerResponse
             | Self::RerankResponse { .. } => "backend_error",
             // Of the five types dashboards know, the one they find 429 under: there are workers,

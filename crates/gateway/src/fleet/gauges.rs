@@ -42,7 +42,7 @@ pub(crate) fn update_gauges(fleet: &Fleet, metrics: &Metrics) {
         let info = worker.endpoint.model_info.load();
         gauges
             .pool_size
-            .with_label_values(&[worker.role.as_str(), "http", &info.model])
+            .with_label_values(&[worker.role().as_str(), "http", &info.model])
             .inc();
     }
     gauges

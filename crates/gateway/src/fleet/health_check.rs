@@ -100,6 +100,7 @@ impl Prober {
                 self.identify().await;
                 attempts = attempts.saturating_sub(1);
             } else if last == Probe::Passed && Instant::now() >= refresh_at {
+                self.read_role().await;
                 adapters::read_adapters(&self.fleet, &self.endpoint, &self.client, &self.metrics)
                     .await;
                 refresh_at = Instant::now() + REFRESH_CARDS;
@@ -266,6 +267,20 @@ impl Prober {
         let ready = self.ask("/ready").await.map(|(status, _)| status);
         let has_ready = matches!(ready, Ok(StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE));
         self.has_ready.store(has_ready, Relaxed);
+    }
+
+    /// Reads the role of an engine in pairs again: it can be switched while it runs.
+    async fn read_role(&self) {
+        let before = self.endpoint.model_info.load_full();
+        if before.report.role().is_none() {
+            return;
+        }
+        let answer = self.first_of(&["/model_info", "/get_model_info"]).await;
+        let role = answer.and_then(|answer| model_info::role_in(&answer));
+        if let Some(role) = role.filter(|role| *role != before.role) {
+            let report = before.report.clone().in_role(role);
+            transitions::set_model(&self.fleet, &self.endpoint, Some(report), &self.metrics);
+        }
     }
 
     /// The JSON object at the first of `paths` that is not 404.

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::model_card::ModelCard;
+use super::role::Role;
 use crate::telemetry::ModelMetrics;
 pub(crate) use crate::telemetry::UNKNOWN_MODEL;
 
 /// Fields of `/server_info` and `/model_info` that are kept as labels.
-const LABELS: [&str; 20] = [
+const LABELS: [&str; 21] = [
     "model_id",
     "model_path",
     "served_model_name",
@@ -19,7 +20,8 @@ const LABELS: [&str; 20] = [
     "dp_size",
     "pp_size",
     "load_balance_method",
-    "disaggregation_mode",
+    MODE,
+    BOOTSTRAP_PORT,
     "version",
     "is_embedding",
     "is_generation",
@@ -32,6 +34,14 @@ const LABELS: [&str; 20] = [
     "has_audio_understanding",
     "model_type",
 ];
+
+/// The role of an engine: `null`, `prefill` or `decode`.
+const MODE: &str = "disaggregation_mode";
+/// Where a prefill engine has its registry of rooms; a decode engine reports a port that it does
+/// not use.
+const BOOTSTRAP_PORT: &str = "disaggregation_bootstrap_port";
+/// That port where nothing else is known: SGLang's default.
+const DEFAULT_BOOTSTRAP_PORT: u16 = 8998;
 
 /// The labels that name the model, the best one first.
 const NAMES: [&str; 3] = ["served_model_name", "model_id", "model_path"];
@@ -51,6 +61,8 @@ pub(crate) struct Report {
 pub(crate) struct ModelInfo {
     /// The model it serves; [`UNKNOWN_MODEL`] until it reports one.
     pub(crate) model: String,
+    /// Its part in prefill/decode pairs: the one it reports, or else the one it is registered with.
+    pub(crate) role: Role,
     /// Everything it reports.
     pub(crate) report: Report,
     /// Handles for its model.
@@ -82,6 +94,13 @@ impl ModelInfo {
         adapters.map(|card| &*card.id)
     }
 
+    /// Where decode workers find it, unless it is registered with a port.
+    pub(crate) fn bootstrap_port(&self) -> u16 {
+        let reported = self.report.labels.get(BOOTSTRAP_PORT);
+        let port = reported.and_then(|port| port.parse().ok());
+        port.unwrap_or(DEFAULT_BOOTSTRAP_PORT)
+    }
+
     /// Whether it has reported, and its model is known.
     pub(crate) fn is_complete(&self) -> bool {
         self.is_known() && self.report != Report::default()
@@ -110,6 +129,18 @@ impl Report {
         names(self) == names(other)
     }
 
+    /// The same of an engine that has another role now.
+    pub(crate) fn in_role(mut self, role: Role) -> Self {
+        self.labels
+            .insert(MODE.to_owned(), role.as_str().to_owned());
+        self
+    }
+
+    /// Its part in pairs, if it has one.
+    pub(super) fn role(&self) -> Option<Role> {
+        Role::of_mode(self.labels.get(MODE)?)
+    }
+
     /// The model it names, if it names one.
     pub(super) fn model(&self) -> String {
         let named = model_name(&self.labels);
@@ -121,7 +152,8 @@ impl Report {
     }
 }
 
-/// The labels in what a worker reports; later answers add to earlier ones.
+/// The labels in what a worker reports; later answers add to earlier ones. Of the role the last
+/// answer counts: `/server_info` has that of the start, `/model_info` the present one.
 pub(super) fn labels(answers: &[Map<String, Value>]) -> Labels {
     let mut labels = BTreeMap::new();
     for answer in answers {
@@ -131,10 +163,20 @@ pub(super) fn labels(answers: &[Map<String, Value>]) -> Labels {
                 Some(value @ (Value::Number(_) | Value::Bool(_))) => value.to_string(),
                 _ => continue,
             };
-            labels.entry(name.to_owned()).or_insert(text);
+            let known = labels.entry(name.to_owned());
+            if name == MODE {
+                known.insert_entry(text);
+            } else {
+                known.or_insert(text);
+            }
         }
     }
     labels
+}
+
+/// The role that an answer to `/model_info` names.
+pub(super) fn role_in(answer: &Map<String, Value>) -> Option<Role> {
+    Role::of_mode(answer.get(MODE)?.as_str()?)
 }
 
 /// The model a worker serves, by its labels.

@@ -6,13 +6,32 @@ pub(crate) enum Role {
     /// Prefill and decode both.
     #[default]
     Regular,
+    /// It computes prompts, and gives what it computed to a decode worker.
+    Prefill,
+    /// It generates, from what a prefill worker gives it.
+    Decode,
 }
 
 impl Role {
+    pub(crate) const ALL: [Self; 3] = [Self::Regular, Self::Prefill, Self::Decode];
+
     /// The name that `worker_type` and metric labels use.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Regular => "regular",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
         }
+    }
+
+    /// The role of this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.as_str() == name)
+    }
+
+    /// The role of an engine that reports this `disaggregation_mode`; `None` for one outside of
+    /// pairs, which reports `null`.
+    pub(super) fn of_mode(mode: &str) -> Option<Self> {
+        Self::named(mode).filter(|role| *role != Self::Regular)
     }
 }

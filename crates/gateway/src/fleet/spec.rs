@@ -6,6 +6,7 @@ use http::HeaderValue;
 use routing::PolicyKind;
 use serde_json::{Map, Value};
 
+use super::role::Role;
 use crate::config::{Secret, WorkerUrl};
 
 /// A worker as it is registered.
@@ -14,6 +15,10 @@ pub(crate) struct WorkerSpec {
     pub(crate) url: WorkerUrl,
     /// Sent to the worker.
     pub(crate) key: Option<Secret>,
+    /// Its part in prefill/decode pairs, unless it reports one.
+    pub(crate) role: Option<Role>,
+    /// Where decode workers ask this prefill worker for what it computed.
+    pub(crate) bootstrap_port: Option<u16>,
     /// The model it serves; beats the one it reports.
     pub(crate) model: Option<String>,
     /// Other names that requests may call that model.
@@ -42,6 +47,8 @@ impl WorkerSpec {
         Self {
             url,
             key: None,
+            role: None,
+            bootstrap_port: None,
             model: None,
             aliases: Vec::new(),
             policy: None,

@@ -262,6 +262,9 @@ pub(crate) fn set_model(
     let report = reported.unwrap_or_else(|| before.report.clone());
     let registered = config.spec.model.clone();
     let model = registered.unwrap_or_else(|| report.model());
+    // An engine in a pair takes no other part: it refuses requests that are not meant for it.
+    let role = report.role().or(config.spec.role).unwrap_or_default();
+    let moved = before.role != role;
     let renamed = before.model != model;
     let metrics = if renamed {
         metrics.model(&model)
@@ -270,12 +273,16 @@ pub(crate) fn set_model(
     };
     endpoint.model_info.store(Arc::new(ModelInfo {
         model,
+        role,
         report,
         metrics,
     }));
     drop(one_at_a_time);
+    if moved {
+        info!(worker = %endpoint.url, from = before.role.as_str(), to = role.as_str(), "worker has another role");
+    }
     // A changed registration may ask for another policy.
-    if renamed || registered_anew {
+    if renamed || moved || registered_anew {
         fleet.membership_changed();
     } else {
         fleet.availability_changed();

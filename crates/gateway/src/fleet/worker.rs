@@ -23,7 +23,6 @@ pub(crate) struct Worker {
     pub(crate) endpoint: Arc<Endpoint>,
     /// Its place in the fleet's list, from registration to removal.
     pub(crate) slot: usize,
-    pub(crate) role: Role,
     pub(crate) id: Uuid,
     /// The id, for `x-smg-routed-worker-id`.
     pub(crate) id_header: HeaderValue,
@@ -63,7 +62,6 @@ impl Worker {
         Self {
             endpoint: new.endpoint,
             slot: new.slot.number,
-            role: Role::Regular,
             id,
             id_header: id_header.unwrap_or(HeaderValue::from_static("unknown")),
             load: Arc::default(),
@@ -83,6 +81,11 @@ impl Worker {
     /// Where it is reached.
     pub(crate) fn url(&self) -> &WorkerUrl {
         &self.endpoint.url
+    }
+
+    /// Its part in prefill/decode pairs.
+    pub(crate) fn role(&self) -> Role {
+        self.endpoint.model_info.load().role
     }
 
     /// Whether `id` is its id.

@@ -60,6 +60,7 @@ impl WorkerFactory {
         let info = ModelInfo {
             metrics: self.metrics.model(&model),
             report: Report::default(),
+            role: spec.role.unwrap_or_default(),
             model,
         };
         let client = Client::new(url.clone(), Arc::clone(&self.limits));

@@ -1,44 +1,31 @@
 //! One attempt at one worker.
 
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use http::{Response, StatusCode};
 use routing::Outcome;
-use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::attempts::Attempts;
 use super::dispatcher::Dispatcher;
-use super::events::{Start, start};
 use super::explain::Explanation;
-use super::refusal::{read_refusal, refusal_in};
+use super::pair::Coupling;
 use super::request::ProxyRequest;
 use super::request_head;
-use super::sse::is_event_stream;
+use super::worker_call::{Answer, Watch, no_answer, read_answer, send_call};
 use crate::balancer::InFlight;
-use crate::error::Error;
-use crate::fleet::{Endpoint, Worker, request_probe};
-use crate::lane::Lane;
-use crate::upstream::{Call, ResponseBody, UpstreamError};
-
-/// Most of a stream's first event that is waited for, bytes.
-const MAX_EVENT_BYTES: usize = 16 * 1024;
-/// How long comments before the first event are held back: a client that waits for signs of life
-/// gets them late, but gets them.
-const MAX_COMMENT_WAIT: Duration = Duration::from_secs(1);
-/// How often a silent worker is looked at.
-const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// A response, or why there is none.
-type Answer = Result<Box<Response<ResponseBody>>, Error>;
+use crate::fleet::Worker;
+use crate::upstream::Call;
 
 /// How one attempt ended.
 pub(super) struct Attempt {
     pub(super) outcome: Outcome,
     pub(super) answer: Answer,
+    /// The worker that the outcome is held against.
+    pub(super) worker: Arc<Worker>,
+    /// The share of the worker that answered.
     pub(super) in_flight: InFlight,
+    /// The other worker of a pair, while the answer is relayed.
+    pub(super) coupling: Option<Box<Coupling>>,
 }
 
 /// How the attempt ended whose answer the client gets.
@@ -47,15 +34,8 @@ pub(super) struct AttemptResult {
     pub(super) worker: Arc<Worker>,
     /// `None` when another attempt followed.
     pub(super) in_flight: Option<InFlight>,
+    pub(super) coupling: Option<Box<Coupling>>,
     pub(super) explanation: Explanation,
-}
-
-/// When a worker that is silent is doubted, and when it is given up.
-#[derive(Clone, Copy)]
-struct Watch {
-    begun: Instant,
-    deadline: Instant,
-    probe_after: Duration,
 }
 
 /// Sends a request to one worker. A failure is recorded here; a success is recorded when its
@@ -66,13 +46,7 @@ pub(super) async fn send(
     mut in_flight: InFlight,
     attempts: &mut Attempts,
 ) -> Attempt {
-    let begun = Instant::now();
-    let deadline = begun + request.live.request_timeout;
-    let watch = Watch {
-        begun,
-        deadline: *attempts.deadline.get_or_insert(deadline),
-        probe_after: request.live.probe_after,
-    };
+    let watch = Watch::begin(request, attempts);
     let (outcome, answer) = send_once(dispatcher, request, &in_flight.worker, watch).await;
     if let Err(error) = &answer {
         dispatcher.metrics.worker_error(error);
@@ -83,7 +57,7 @@ pub(super) async fn send(
         debug!(?request_id, ?principal, worker = %worker.url(), ?outcome, "attempt failed");
         // What was left of a request's time may have been too little for any worker.
         let hurried = outcome == Outcome::TimedOut
-            && begun.elapsed() < request.live.request_timeout / 2
+            && watch.begun.elapsed() < request.live.request_timeout / 2
             && !worker.is_lost();
         let verdict = if hurried { Outcome::Abandoned } else { outcome };
         attempts.finish(&mut in_flight, verdict);
@@ -91,7 +65,9 @@ pub(super) async fn send(
     Attempt {
         outcome,
         answer,
+        worker: Arc::clone(&in_flight.worker),
         in_flight,
+        coupling: None,
     }
 }
 
@@ -117,7 +93,10 @@ async fn send_once(
         upgrade: request.row.upgrade,
     };
     let sending = send_call(endpoint, request.context.lane, &call);
-    match watch.wait(dispatcher, worker, sending).await {
+    match watch
+        .wait(&dispatcher.balancer.fleet, worker, sending)
+        .await
+    {
         Some(Ok(response)) => {
             let status = response.status().as_u16();
             dispatcher.metrics.upstream_response(status);
@@ -132,87 +111,7 @@ async fn send_once(
             }
             (outcome, answer)
         }
-        Some(Err(source)) => {
-            if let Some(lacking) = source.local_fault() {
-                dispatcher.metrics.local_fault(lacking, &source);
-            }
-            let (worker, outcome) = (worker.url().to_string(), source.outcome());
-            (outcome, Err(Error::Upstream { worker, source }))
-        }
-        None => {
-            let (worker, seconds) = (worker.url().to_string(), watch.begun.elapsed().as_secs());
-            let error = Error::UpstreamTimeout { worker, seconds };
-            (Outcome::TimedOut, Err(error))
-        }
-    }
-}
-
-/// Sends a call and waits for what the client gets first: the head of the response, and of a
-/// stream of events the first of them, which may be a refusal.
-async fn send_call(
-    endpoint: &Endpoint,
-    lane: Lane,
-    call: &Call<'_>,
-) -> Result<Box<Response<ResponseBody>>, UpstreamError> {
-    let mut response = endpoint.client.send(lane, call).await?;
-    if response.status() == StatusCode::OK && is_event_stream(response.headers()) {
-        let body = response.body_mut();
-        let begun = |read: &[u8]| start(read) != Start::Unfinished;
-        body.read_until(begun, MAX_EVENT_BYTES).await?;
-        if body
-            .ahead()
-            .is_some_and(|read| start(read) == Start::Silent)
-        {
-            let complete = |read: &[u8]| matches!(start(read), Start::Event(_));
-            // Rare, so boxed: every attempt's future would be larger.
-            Box::pin(body.read_on(complete, MAX_EVENT_BYTES, MAX_COMMENT_WAIT)).await?;
-        }
-    }
-    Ok(response)
-}
-
-/// What a response says of the attempt, and what the client would get.
-async fn read_answer(
-    mut response: Box<Response<ResponseBody>>,
-    worker: &Worker,
-) -> (Outcome, Answer) {
-    let ahead = response.body().ahead();
-    let first = ahead.map(|ahead| match start(ahead) {
-        Start::Event(event) => event,
-        Start::Unfinished | Start::Silent => ahead,
-    });
-    if let Some(refusal) = first.and_then(refusal_in) {
-        let error = Error::WorkerOverloaded {
-            worker: worker.url().to_string(),
-            status: refusal.status,
-            message: refusal.message,
-        };
-        return (Outcome::QueueFull, Err(error));
-    }
-    let outcome = read_refusal(&mut response).await;
-    (outcome, Ok(response))
-}
-
-impl Watch {
-    /// Waits for a response head: to the deadline, or until the worker turns out to be
-    /// unreachable. A long silence has the worker probed.
-    async fn wait<T>(
-        self,
-        dispatcher: &Dispatcher,
-        worker: &Worker,
-        sending: impl Future<Output = T>,
-    ) -> Option<T> {
-        let mut sending = pin!(sending);
-        let mut check = self.begun + self.probe_after;
-        loop {
-            if let Ok(sent) = timeout_at(check.min(self.deadline), sending.as_mut()).await {
-                return Some(sent);
-            }
-            if check >= self.deadline || worker.is_lost() {
-                return None;
-            }
-            request_probe(&dispatcher.balancer.fleet, &worker.endpoint);
-            check += CHECK_INTERVAL;
-        }
+        Some(Err(source)) => no_answer(dispatcher, worker, source),
+        None => watch.timed_out(worker),
     }
 }

@@ -57,6 +57,7 @@ pub(crate) async fn broadcast<B: Send>(
     let supervision = dispatcher.supervision(&in_flight.worker, &dispatcher.live.get());
     let accounts = Accounts {
         in_flight: Some(in_flight),
+        coupling: None,
         timer: None,
         usage: None,
     };

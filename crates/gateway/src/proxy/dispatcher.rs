@@ -12,6 +12,7 @@ use super::client_key::ClientHeaders;
 use super::explain::{CandidateRanking, Explainer};
 use super::idle_timeout::Supervision;
 use super::owners::Owners;
+use super::pair::{Aborts, Rooms};
 use super::request::ProxyRequest;
 use super::request_head::HeaderRules;
 use crate::balancer::Balancer;
@@ -19,6 +20,8 @@ use crate::config::{Live, LiveSection, ProxySection, WorkerNames};
 use crate::endpoint::{INFERENCE, Inference};
 use crate::fleet::Worker;
 use crate::telemetry::{BranchMetrics, Metrics};
+use crate::upstream::ControlClient;
+use crate::via::Via;
 
 /// The settings and the state that all exchanges share. Decides on retries and pauses.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub(crate) struct Dispatcher {
     pub(super) rules: HeaderRules,
     pub(super) explainer: Explainer,
     pub(super) owners: Owners,
+    pub(super) aborts: Aborts,
+    pub(super) rooms: Rooms,
     /// Clients neither see nor choose workers.
     pub(super) hide_routing: bool,
     /// The endpoints that some worker has served: one that does not have them is the exception.
@@ -37,20 +42,40 @@ pub(crate) struct Dispatcher {
     budget: Mutex<RetryBudget>,
 }
 
+/// How workers are called, and how calls are ended.
+#[derive(Debug)]
+pub(crate) struct WorkerCalls {
+    rules: HeaderRules,
+    aborts: Aborts,
+}
+
+impl WorkerCalls {
+    /// Calls marked with `via`; `client` ends those that are no longer wanted.
+    pub(crate) fn new(options: &ProxySection, via: &Via, client: ControlClient) -> Self {
+        Self {
+            rules: HeaderRules::new(options, via),
+            aborts: Aborts::new(client),
+        }
+    }
+}
+
 impl Dispatcher {
     pub(crate) fn new(
         options: &ProxySection,
-        rules: HeaderRules,
+        calls: WorkerCalls,
         live: Live,
         balancer: &Arc<Balancer>,
         metrics: &Arc<Metrics>,
     ) -> Self {
+        let WorkerCalls { rules, aborts } = calls;
         let (ratio, floor) = (options.retry_budget_ratio, options.retry_budget_floor);
         Self {
             branches: metrics.branches(balancer.policy()),
             live,
             rules,
             owners: Owners::default(),
+            aborts,
+            rooms: Rooms::default(),
             hide_routing: options.hide_routing,
             served: Default::default(),
             explainer: Explainer::new(Arc::clone(balancer), options.lanes),

@@ -1,13 +1,12 @@
 //! One request's way: attempt after attempt, until a worker answers or trying on makes no sense.
 
-use std::sync::Arc;
-
 use routing::Outcome;
 
 use super::attempt::{self, AttemptResult};
 use super::attempts::Attempts;
 use super::dispatcher::Dispatcher;
 use super::explain::CandidateRanking;
+use super::pair::{self, PairInFlight};
 use super::queue;
 use super::request::ProxyRequest;
 use super::request_timer::RequestTimer;
@@ -106,8 +105,19 @@ impl<'a> Exchange<'a> {
             dispatcher
                 .explainer
                 .explain(request, &selection, ranking, self.attempts.count);
-        let in_flight = selection.in_flight;
-        let attempt = attempt::send(dispatcher, request, in_flight, &mut self.attempts).await;
+        let attempt = match selection.prefill {
+            None => {
+                attempt::send(dispatcher, request, selection.in_flight, &mut self.attempts).await
+            }
+            Some(prefill) => {
+                let pair = PairInFlight {
+                    prefill: prefill.in_flight,
+                    decode: selection.in_flight,
+                };
+                // Rare, so boxed: every attempt's future would be larger.
+                Box::pin(pair::send(dispatcher, request, pair, &mut self.attempts)).await
+            }
+        };
         self.attempts.count += 1;
         if matches!(attempt.outcome, Outcome::Answered(101 | 200..=399)) {
             self.attempts.set_served();
@@ -120,10 +130,11 @@ impl<'a> Exchange<'a> {
         };
         let result = AttemptResult {
             answer,
-            worker: Arc::clone(&attempt.in_flight.worker),
+            worker: attempt.worker,
             explanation,
             // The share of one worker is given back before another is asked for.
             in_flight: Some(attempt.in_flight).filter(|_| !again),
+            coupling: attempt.coupling,
         };
         (result, attempt.outcome)
     }

@@ -12,11 +12,11 @@ use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Limited};
-use serde_json::Value;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tracing::{debug, warn};
 
 use super::events::BYTE_ORDER_MARK;
+use super::refusal::message_in;
 use super::relay::Relay;
 use super::reply_error::ReplyError;
 use super::sse::is_event_stream;
@@ -178,20 +178,6 @@ async fn refusal(response: Response<Box<Relay>>) -> String {
     message.unwrap_or_else(|| format!("the worker answered {}", parts.status))
 }
 
-/// What a worker's answer says, in every form that SGLang has for it.
-fn message_in(body: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(body).ok()?.trim();
-    let json: Value = serde_json::from_str(text).unwrap_or_default();
-    let found = [
-        &json["error"]["message"],
-        &json["message"],
-        &json["detail"],
-        &json["error"],
-    ];
-    let message = found.into_iter().find_map(Value::as_str).unwrap_or(text);
-    (!message.is_empty()).then(|| message.to_owned())
-}
-
 impl KeepAlive {
     /// Whether a client that leaves now has had everything.
     pub(crate) fn is_complete(&self) -> bool {
@@ -312,6 +298,7 @@ impl fmt::Debug for KeepAlive {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
     use std::future::pending;
 
     use futures_util::FutureExt;

@@ -96,12 +96,17 @@ where
     /// The reply has broken off.
     fn fail(&mut self) {
         let in_flight = self.in_flight.as_mut();
+        let mut outcome = Outcome::Truncated;
         if let Some(error) = self.body.failure() {
+            if matches!(error, ReplyError::PrefillFailed { .. }) {
+                // This worker waited in vain.
+                outcome = Outcome::Abandoned;
+            }
             let worker = in_flight.as_ref().map(|it| it.worker.url().as_str());
             warn!(worker, %error, "reply cut short");
         }
         if let Some(in_flight) = in_flight {
-            in_flight.finish(Outcome::Truncated);
+            in_flight.finish(outcome);
         }
         if let Some(timer) = &self.timer {
             timer.truncated();

@@ -20,6 +20,7 @@ mod kept_state;
 mod leased;
 mod orders;
 mod owners;
+mod pair;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 #[expect(clippy::module_inception, reason = "the type that the module is about")]
@@ -38,17 +39,17 @@ mod staggered;
 mod translate;
 mod tunnel;
 mod usage;
+mod worker_call;
 mod worker_query;
 
 pub(crate) use broadcast::broadcast;
-pub(crate) use dispatcher::Dispatcher;
+pub(crate) use dispatcher::{Dispatcher, WorkerCalls};
 pub(crate) use fan_out::{FanOut, WorkerAnswer};
 pub(crate) use orders::{Order, Orders};
 pub(crate) use proxy::Proxy;
 pub(crate) use reply_error::ReplyError;
 pub(crate) use request::RequestContext;
 pub(crate) use request_body::{declares_json, discard_in_background, read as read_body};
-pub(crate) use request_head::HeaderRules;
 pub(crate) use response_body::ReplyBody;
 pub(crate) use tunnel::{Tunnel, TunnelEnd};
 pub(crate) use worker_query::WorkerQuery;

@@ -12,7 +12,7 @@ use routing::{MediaTokens, Prompt, Request as RoutingRequest};
 use serde_json::Value;
 
 use super::body_budget::BodyBudget;
-use super::body_fields::BodyFields;
+use super::body_fields::{BodyFields, PairSource};
 use super::dispatcher::Dispatcher;
 use super::exchange::{Exchange, Finished};
 use super::explain::Explainer;
@@ -25,15 +25,14 @@ use super::queue::unknown_model;
 use super::relay::{Accounts, Relay, relay};
 use super::request::{BufferedRequest, PreparedRequest, ProxyRequest, RequestContext};
 use super::request_body::{self, BodyLimits};
-use super::request_head;
 use super::response_body::ReplyBody;
 use super::translate::dialect;
 use super::tunnel::{Tunnel, TunnelLease};
 use super::usage::UsageWatch;
 use crate::balancer::Balancer;
-use crate::config::{LiveSection, ProxySection};
+use crate::config::ProxySection;
 use crate::cpu_pool::CpuPool;
-use crate::endpoint::{Inference, State, Undeclared};
+use crate::endpoint::{Inference, Servers, State, Undeclared};
 use crate::error::Error;
 use crate::fleet::{UNKNOWN_MODEL, Worker};
 use crate::upstream::{CallBody, ResponseBody};
@@ -129,8 +128,8 @@ impl Proxy {
     ) -> Result<Response<ReplyBody>, Error> {
         let live = self.dispatcher.live.get();
         let keep_alive = live.keep_alive.filter(|_| row.streams);
-        let prepared =
-            prepare(row, buffered, live).map_err(|error| self.count(row, error.into()))?;
+        let prepared = PreparedRequest::new(row, buffered, live)
+            .map_err(|error| self.count(row, error.into()))?;
         match keep_alive {
             None => {
                 let outcome = self.carry(context, &prepared).await;
@@ -235,12 +234,19 @@ impl Proxy {
                 Box::pin(owner_of(&self.dispatcher, context, &parts.headers, state)).await?
             }
         };
+        let pairs = row.servers == Servers::Generating && self.balancer().has_pairs();
+        // Rare, so boxed: every request's future would be larger.
+        let pair = match pairs.then(|| self.pair_source(row, fields, &body.bytes)) {
+            None => None,
+            Some(reading) => Box::pin(reading).await,
+        };
         let client_key = self.dispatcher.client_key(&parts.headers);
         let request = ProxyRequest {
             row,
             context,
             parts,
             body: self.worker_body(row, fields, &body.bytes),
+            pair: pair.as_deref(),
             routing: &RoutingRequest {
                 model: fields.model.as_deref(),
                 adapter: fields.adapter(),
@@ -255,11 +261,7 @@ impl Proxy {
             live,
         };
         // What goes on is longer than what is in the body.
-        let usage = if goes_on {
-            None
-        } else {
-            UsageWatch::sample(&request, self.balancer())
-        };
+        let usage = (!goes_on).then(|| UsageWatch::sample(&request, self.balancer()));
         let Finished { result, timer } = Exchange::new(&self.dispatcher, &request).run().await?;
         let mut response = result.answer.map_err(Failure::at(&result.worker))?;
         if row.state != State::None {
@@ -269,8 +271,9 @@ impl Proxy {
         let supervision = self.dispatcher.supervision(&result.worker, live);
         let accounts = Accounts {
             in_flight: result.in_flight,
+            coupling: result.coupling,
             timer,
-            usage,
+            usage: usage.flatten(),
         };
         let mut reply = relay(*response, supervision, accounts, row.vendor);
         if !self.dispatcher.hide_routing {
@@ -351,6 +354,22 @@ impl Proxy {
         }
     }
 
+    /// What a pair of workers needs of a body.
+    async fn pair_source(
+        &self,
+        row: &Inference,
+        fields: &BodyFields<'_>,
+        body: &Bytes,
+    ) -> Option<Box<PairSource>> {
+        let source = if self.strip_billing_header {
+            &fields.without_billing_header(row.prompt).concat().into()
+        } else {
+            body
+        };
+        let read = PairSource::read_off_lane(source, &self.cpu_pool).await;
+        read.map(Box::new)
+    }
+
     async fn switch(
         &self,
         row: &'static Inference,
@@ -366,6 +385,7 @@ impl Proxy {
             context,
             parts: &parts,
             body: CallBody::default(),
+            pair: None,
             routing: &RoutingRequest {
                 model: model.as_deref(),
                 adapter: None,
@@ -395,6 +415,7 @@ impl Proxy {
             let in_flight = result.in_flight;
             let accounts = Accounts {
                 in_flight,
+                coupling: None,
                 timer,
                 usage: None,
             };
@@ -456,25 +477,4 @@ impl Proxy {
         let decided = self.explainer().dry_run(&request, endpoint.path);
         decided.map_err(|_| unknown_model(self.balancer(), request.model))
     }
-}
-
-/// Prepares the head of a request for workers, and refuses a body that cannot be read.
-fn prepare(
-    row: &'static Inference,
-    buffered: BufferedRequest,
-    live: LiveSection,
-) -> Result<PreparedRequest, Error> {
-    let BufferedRequest { mut parts, body } = buffered;
-    request_head::prepare(&mut parts);
-    if let Some(dialect) = dialect(row.reply) {
-        dialect.request(&mut parts);
-    }
-    request_body::check_declared(row.undeclared, &parts.headers)?;
-    request_body::check_encoding(&parts.headers)?;
-    Ok(PreparedRequest {
-        row,
-        parts,
-        body,
-        live,
-    })
 }

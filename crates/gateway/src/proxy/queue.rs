@@ -24,6 +24,7 @@ pub(super) async fn select_or_wait(
     let constraints = Constraints {
         target: request.target,
         tried: &attempts.tried,
+        servers: request.row.servers,
     };
     let restricted = request.target.is_some() || !attempts.tried.is_empty();
     let limits = balancer.limits();
@@ -43,6 +44,7 @@ pub(super) async fn select_or_wait(
             Err(SelectError::MissingModel | SelectError::UnknownModel) => {
                 return Err(unknown_model(balancer, request.routing.model));
             }
+            Err(SelectError::OnlyPairs) => return Err(Error::OnlyPairs(request.row.path)),
         },
     };
     let none_available = || Error::NoAvailableWorkers {

@@ -42,10 +42,19 @@ pub(super) async fn read_refusal(response: &mut Response<ResponseBody>) -> Outco
     }
 }
 
-/// The refusal in an event that is the first of its stream, if it is one. SGLang sends the head of a stream
+/// The refusal for lack of capacity in an event that is the first of its stream, if it is one.
+pub(super) fn refusal_in(event: &[u8]) -> Option<RefusedInStream> {
+    let overloaded = [
+        StatusCode::SERVICE_UNAVAILABLE,
+        StatusCode::TOO_MANY_REQUESTS,
+    ];
+    failure_in(event).filter(|failure| overloaded.contains(&failure.status))
+}
+
+/// The failure in an event that is the first of its stream, if it is one. SGLang sends the head of a stream
 /// before it finds its queue full: its chat server writes `{"error": {"code": 503}}` then,
 /// `/generate` an abort with a status code. Anthropic's errors have a type instead of a code.
-pub(super) fn refusal_in(event: &[u8]) -> Option<RefusedInStream> {
+pub(super) fn failure_in(event: &[u8]) -> Option<RefusedInStream> {
     // Nearly every first event is neither, and is not parsed.
     let holds = |word: &[u8]| memmem::find(event, word).is_some();
     if !holds(b"\"error\"") && !holds(b"\"abort\"") {
@@ -64,17 +73,29 @@ pub(super) fn refusal_in(event: &[u8]) -> Option<RefusedInStream> {
     let status = status.or_else(|| match data["error"]["type"].as_str()? {
         "overloaded_error" => Some(503),
         "rate_limit_error" => Some(429),
+        "invalid_request_error" => Some(400),
+        "api_error" => Some(500),
         _ => None,
     })?;
     let status = StatusCode::from_u16(u16::try_from(status).ok()?).ok()?;
-    let overloaded = [
-        StatusCode::SERVICE_UNAVAILABLE,
-        StatusCode::TOO_MANY_REQUESTS,
-    ];
-    overloaded.contains(&status).then(|| RefusedInStream {
+    Some(RefusedInStream {
         status,
         message: message.as_str().unwrap_or_default().to_owned(),
     })
+}
+
+/// What a worker's answer says, in every form that SGLang has for it.
+pub(super) fn message_in(body: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(body).ok()?.trim();
+    let json: Value = serde_json::from_str(text).unwrap_or_default();
+    let found = [
+        &json["error"]["message"],
+        &json["message"],
+        &json["detail"],
+        &json["error"],
+    ];
+    let message = found.into_iter().find_map(Value::as_str).unwrap_or(text);
+    (!message.is_empty()).then(|| message.to_owned())
 }
 
 /// Whether a worker's 503 says that it has too much to do, as SGLang's "The request queue is

@@ -4,6 +4,7 @@ use http::Response;
 
 use super::idle_timeout::{Supervised, Supervision};
 use super::leased::Leased;
+use super::pair::{Coupled, Coupling};
 use super::request_timer::RequestTimer;
 use super::sse::EventStream;
 use super::usage::UsageWatch;
@@ -12,12 +13,14 @@ use crate::endpoint::Vendor;
 use crate::upstream::ResponseBody;
 
 /// A worker's body, its idle time limited, its events watched, its share of the worker held.
-pub(super) type Relay = Leased<Supervised<ResponseBody>>;
+pub(super) type Relay = Leased<Coupled<Supervised<ResponseBody>>>;
 
 /// What is held and measured until a reply has ended.
 pub(super) struct Accounts {
     /// Given back already by a refusal that is the last answer after all.
     pub(super) in_flight: Option<InFlight>,
+    /// The other worker of a pair.
+    pub(super) coupling: Option<Box<Coupling>>,
     pub(super) timer: Option<RequestTimer>,
     /// For a sample of requests.
     pub(super) usage: Option<Box<UsageWatch>>,
@@ -31,17 +34,18 @@ pub(super) fn relay(
     vendor: Vendor,
 ) -> Response<Box<Relay>> {
     let (parts, body) = response.into_parts();
-    let body = Supervised::new(body, supervision);
+    let Accounts {
+        in_flight,
+        coupling,
+        timer,
+        usage,
+    } = accounts;
+    let body = Coupled::new(Supervised::new(body, supervision), coupling);
     let body = if parts.status.is_success() {
         EventStream::of(body, &parts.headers, vendor)
     } else {
         EventStream::opaque(body)
     };
-    let Accounts {
-        in_flight,
-        timer,
-        usage,
-    } = accounts;
     let relay = Leased::new(body, parts.status, in_flight, timer, usage);
     Response::from_parts(parts, Box::new(relay))
 }

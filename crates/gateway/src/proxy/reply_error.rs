@@ -21,6 +21,9 @@ pub(crate) enum ReplyError {
     /// The worker's process is gone, as its probes show.
     #[error("worker was lost amid the body")]
     WorkerLost,
+    /// The prefill worker of the pair failed before it was done.
+    #[error("prefill worker {worker} failed amid the body")]
+    PrefillFailed { worker: String },
     /// The worker fell silent amid the body.
     #[error("worker sent nothing for {} s amid the body", .0.as_secs())]
     Idle(Duration),

@@ -71,6 +71,11 @@ impl ForwardedHead<'_> {
             || self.named.contains(name))
     }
 
+    /// The same for a worker of a pair: what steers an engine there is the gateway's alone.
+    pub(super) fn forwards_to_pair(&self, name: &HeaderName) -> bool {
+        self.forwards(name) && !name.as_str().starts_with("x-override-")
+    }
+
     /// Whether the worker gets a key of the client's: then a refusal of it is the client's.
     pub(super) fn shows_clients_key(&self, client: &HeaderMap) -> bool {
         let mut names = client.keys();

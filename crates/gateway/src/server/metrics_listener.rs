@@ -142,7 +142,7 @@ mod tests {
     use tokio::time::{Instant, timeout};
 
     use super::*;
-    use crate::balancer::ModelPolicies;
+    use crate::balancer::RolePolicies;
     use crate::config::{AdmissionSection, FleetSection, ModelMatching, Options};
     use crate::fleet::Fleet;
 
@@ -153,8 +153,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let metrics = Arc::new(Metrics::new(None).unwrap());
-        let policies =
-            ModelPolicies::new(PolicyKind::Random, |kind| kind.build(&Params::default()));
+        let policies = RolePolicies::new(PolicyKind::Random, |kind| kind.build(&Params::default()));
         let options = &Options::default();
         let section = AdmissionSection::from(options);
         let fleet = Fleet::new(FleetSection::from(options));

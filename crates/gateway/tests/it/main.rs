@@ -4,6 +4,7 @@
 
 mod api;
 mod lifecycle;
+mod pairs;
 mod resilience;
 mod routing;
 mod support;

@@ -5,7 +5,7 @@ use routing::PolicyKind;
 use serde_json::{Map, Value};
 
 use crate::config::{Feature, Secret, WorkerUrl};
-use crate::fleet::{Labels, RegistrationError, UNKNOWN_MODEL, WorkerSpec, model_name};
+use crate::fleet::{Labels, RegistrationError, Role, UNKNOWN_MODEL, WorkerSpec, model_name};
 
 /// The fields of a request's body.
 pub(super) type Fields = Map<String, Value>;
@@ -216,11 +216,13 @@ fn card_id(models: &Value) -> Option<&str> {
 fn read_extra(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<(), RegistrationError> {
     match name {
         "worker_type" => match text(name, value)? {
-            "regular" => {}
-            "prefill" | "decode" | "encode" => {
-                return Err(unbuilt(name, Feature::PrefillDecode));
+            "encode" => return Err(unbuilt(name, Feature::Encode)),
+            role => {
+                let role = Role::named(role);
+                let role = role.ok_or_else(|| invalid(name, "must be regular, prefill or decode"));
+                spec.role =
+                    Some(role?).filter(|role| *role != Role::Regular || spec.role.is_some());
             }
-            _ => return Err(invalid(name, "must be regular")),
         },
         "connection_mode" => match text(name, value)?.to_ascii_lowercase().as_str() {
             "http" => {}
@@ -240,8 +242,8 @@ fn read_extra(name: &str, value: &Value, spec: &mut WorkerSpec) -> Result<(), Re
             spec.extra.insert(name.to_owned(), value.clone());
         }
         "bootstrap_port" => {
-            whole(name, value, u16::MAX.into())?;
-            spec.extra.insert(name.to_owned(), value.clone());
+            let port = at_least_one(name, value, u16::MAX.into())?;
+            spec.bootstrap_port = u16::try_from(port).ok();
         }
         "cost" => {
             let cost = value.as_f64().filter(|cost| *cost >= 0.0);
@@ -325,7 +327,8 @@ mod tests {
     #[test]
     fn a_bad_field_is_named() {
         for (fields, named) in [
-            (r#""worker_type":"prefill""#, "worker_type"),
+            (r#""worker_type":"encode""#, "worker_type"),
+            (r#""bootstrap_port":0"#, "bootstrap_port"),
             (r#""worker_type":"odd""#, "worker_type"),
             (r#""connection_mode":"grpc""#, "connection_mode"),
             (r#""connection_mode":"zmq""#, "connection_mode"),

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
-use crate::fleet::{Fleet, HealthSpec, UNKNOWN_MODEL, Worker};
+use crate::fleet::{Fleet, HealthSpec, Role, UNKNOWN_MODEL, Worker};
 
 /// A worker in the union of the shapes that 0.3.2 and its successors give; never its key.
 pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
@@ -23,7 +23,7 @@ pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
         "models": model.unwrap_or(json!([])),
         "priority": 50,
         "cost": 1.0,
-        "worker_type": "regular",
+        "worker_type": info.role.as_str(),
         "connection_mode": "http",
         "runtime_type": "sglang",
         "is_healthy": availability.ready,
@@ -36,6 +36,10 @@ pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
     }) else {
         return Value::Null;
     };
+    let reported = (info.role == Role::Prefill).then(|| info.bootstrap_port());
+    if let Some(port) = spec.bootstrap_port.or(reported) {
+        view.insert("bootstrap_port".to_owned(), port.into());
+    }
     // What was said of it wins over what is assumed.
     view.extend(spec.extra.clone());
     let health = health(&spec.health);

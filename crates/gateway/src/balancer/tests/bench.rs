@@ -6,7 +6,7 @@ use std::sync::Arc;
 use routing::{PolicyKind, Probe};
 use serde_json::json;
 
-use super::super::{Balancer, ModelPolicies};
+use super::super::{Balancer, RolePolicies};
 use crate::config::{
     AdmissionSection, ConnectionSection, FleetSection, HealthSection, ModelMatching, Options,
     WorkerUrl,
@@ -31,7 +31,7 @@ fn spec(name: &str) -> WorkerSpec {
 
 impl Bench {
     /// A fleet of so many configured workers, none of which is ready.
-    pub(super) fn new(count: usize, policies: ModelPolicies, options: FleetSection) -> Self {
+    pub(super) fn new(count: usize, policies: RolePolicies, options: FleetSection) -> Self {
         let metrics = Arc::new(Metrics::new(None).unwrap());
         let defaults = Options {
             health_failure_threshold: 1,

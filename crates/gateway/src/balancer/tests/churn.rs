@@ -13,7 +13,7 @@ use routing::Probe::Passed;
 
 /// One ready worker, called `w0`, that serves the model `stays`.
 fn bench_of_one(options: FleetSection) -> Bench {
-    let policies = ModelPolicies::new(PolicyKind::CacheAware, |kind| {
+    let policies = RolePolicies::new(PolicyKind::CacheAware, |kind| {
         kind.build(&Params {
             index_bytes: 1 << 18,
             ..Params::default()
@@ -47,6 +47,7 @@ fn ask(bench: &Bench, text: &str) -> Selection {
     let constraints = Constraints {
         target: Some("1"),
         tried: &[],
+        ..Constraints::default()
     };
     select(&bench.balancer, &request, constraints).unwrap()
 }

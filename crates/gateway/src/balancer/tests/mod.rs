@@ -35,13 +35,13 @@ impl Policy for Heard {
 }
 
 /// Policies that record which members they are given.
-fn recording(heard: &Heard) -> ModelPolicies {
+fn recording(heard: &Heard) -> RolePolicies {
     let heard = heard.clone();
-    ModelPolicies::new(PolicyKind::Random, move |_| Box::new(heard.clone()))
+    RolePolicies::new(PolicyKind::Random, move |_| Box::new(heard.clone()))
 }
 
-fn round_robin() -> ModelPolicies {
-    ModelPolicies::new(PolicyKind::RoundRobin, |kind| {
+fn round_robin() -> RolePolicies {
+    RolePolicies::new(PolicyKind::RoundRobin, |kind| {
         kind.build(&Params::default())
     })
 }
@@ -182,6 +182,7 @@ async fn suspect_gets_requests_only_when_no_other_worker_may() {
     let constraints = Constraints {
         target: None,
         tried: &tried,
+        ..Constraints::default()
     };
     let selection = select(&bench.balancer, &Request::default(), constraints).unwrap();
     assert_eq!(selection.in_flight.worker.slot, suspect);
@@ -198,6 +199,7 @@ async fn abandoned_trial_lets_the_next_one_begin() {
         let only = Constraints {
             target: Some("0"),
             tried: &[],
+            ..Constraints::default()
         };
         let selection = select(&bench.balancer, &Request::default(), only);
         selection.map(|selection| selection.in_flight)
@@ -228,7 +230,11 @@ fn break_worker(bench: &Bench, slot: usize) {
 #[tokio::test]
 async fn open_breakers_are_a_last_resort_once_half_of_the_pool_has_one() {
     let bench = ready(4, section());
-    let available = |bench: &Bench| bench.balancer.available_workers();
+    let available = |bench: &Bench| {
+        bench
+            .balancer
+            .available_workers(crate::fleet::Role::Regular)
+    };
     break_worker(&bench, 0);
     assert_eq!(available(&bench), 3);
     break_worker(&bench, 1);
@@ -255,6 +261,7 @@ async fn removed_worker_is_no_candidate_and_the_others_keep_their_slots() {
     let constraints = Constraints {
         target: Some("2"),
         tried: &[],
+        ..Constraints::default()
     };
     let selection = select(&bench.balancer, &Request::default(), constraints).unwrap();
     assert_eq!(selection.in_flight.worker.slot, 2);

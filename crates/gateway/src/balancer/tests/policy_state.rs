@@ -11,7 +11,7 @@ use routing::Probe::{Failed, Passed};
 const TEXT: [u8; 4096] = [b'p'; 4096];
 
 fn bench_of(count: usize, kind: PolicyKind) -> Bench {
-    let policies = ModelPolicies::new(kind, |kind| kind.build(&Params::default()));
+    let policies = RolePolicies::new(kind, |kind| kind.build(&Params::default()));
     Bench::new(count, policies, section())
 }
 

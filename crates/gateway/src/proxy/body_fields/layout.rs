@@ -289,7 +289,7 @@ fn omit(cuts: &mut Vec<Cut>, omitted: Range<usize>) {
 }
 
 /// A member's name without escapes.
-fn decoded(name: &[u8]) -> Cow<'_, [u8]> {
+pub(super) fn decoded(name: &[u8]) -> Cow<'_, [u8]> {
     if !name.contains(&b'\\') {
         return Cow::Borrowed(name);
     }

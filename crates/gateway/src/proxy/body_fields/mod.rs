@@ -6,7 +6,9 @@ mod body_fields;
 mod json;
 mod layout;
 mod media;
+mod pair_source;
 #[cfg(test)]
 mod tests;
 
 pub(super) use body_fields::BodyFields;
+pub(super) use pair_source::PairSource;

@@ -35,7 +35,9 @@ pub(crate) async fn start(workers: &[&Worker]) -> Running {
 
 /// Starts a gateway and waits until its workers are ready.
 pub(crate) async fn start_with(options: Options) -> Running {
-    let count = options.worker_urls.len();
+    let pairs = options.prefill_urls.as_ref().map_or(0, Vec::len)
+        + options.decode_urls.as_ref().map_or(0, Vec::len);
+    let count = options.worker_urls.len() + pairs;
     let running = Running {
         gateway: Gateway::start(&options).unwrap(),
     };

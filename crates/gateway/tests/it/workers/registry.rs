@@ -206,7 +206,7 @@ async fn a_bad_registration_is_refused_with_the_field_named() {
             "gRPC workers are not supported yet",
         ),
         (
-            value!({"url": "a:1", "worker_type": "decode"}),
+            value!({"url": "a:1", "worker_type": "encode"}),
             "worker_type",
         ),
         (

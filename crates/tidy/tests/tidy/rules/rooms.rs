@@ -30,7 +30,7 @@ const ARROWS: &[Room] = &[
     room("api", &["admission", "cpu_pool", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "upstream"]),
     room("proxy", &["admission", "auth", "cpu_pool", "balancer", "config", "endpoint", "error", "fleet", "lane", "telemetry", "upstream", "via"]),
     room("auth", &["config", "endpoint", "error"]),
-    room("balancer", &["admission", "config", "fleet", "telemetry", "upstream"]),
+    room("balancer", &["admission", "config", "endpoint", "fleet", "telemetry", "upstream"]),
     room("admission", &["config", "error", "telemetry"]),
     room("fleet", &["config", "lane", "telemetry", "upstream"]),
     room("telemetry", &["config", "endpoint", "error"]),

@@ -1,0 +1,203 @@
+//! The workers of one role, as one request sees them, and acquiring a share of one.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use routing::{Branch, Candidate, Candidates, PolicyKind, Request, ramp};
+
+use super::balancer::Balancer;
+use super::in_flight::{InFlight, PromptLoad};
+use super::select_error::SelectError;
+use super::snapshot::{Snapshot, WorkerPool};
+use crate::fleet::{BreakerPermit, Role, Worker, acquire_breaker_permit};
+
+/// A routing decision.
+#[derive(Debug)]
+pub(crate) struct Selection {
+    pub(crate) in_flight: InFlight,
+    /// The policy that chose.
+    pub(crate) policy: PolicyKind,
+    /// Prompt tokens believed to be cached at the worker.
+    pub(crate) matched_tokens: u64,
+    /// Which way the choice came about, where there are several.
+    pub(crate) branch: Option<Branch>,
+    /// Prompt tokens that waited there before.
+    pub(crate) queued_before: u64,
+    /// Requests in flight there before.
+    pub(crate) requests_before: usize,
+    /// The prefill worker of a pair, where the worker decodes.
+    pub(crate) prefill: Option<Box<Selection>>,
+}
+
+/// The worker that a client names, whatever its model; or none.
+pub(super) type Target = Option<(Role, Candidate)>;
+
+/// What the client leaves to the policy.
+enum Choice<'a> {
+    /// Everything.
+    Free,
+    /// The client names the worker.
+    Only(&'a Candidate),
+    /// The client names a worker that there is not.
+    Nothing,
+}
+
+/// The fleet, as one request sees it.
+pub(super) struct View<'a> {
+    pub(super) balancer: &'a Arc<Balancer>,
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) role: Role,
+    pub(super) pool: &'a WorkerPool,
+    pub(super) request: &'a Request<'a>,
+    pub(super) target: Option<&'a Target>,
+}
+
+impl<'a> View<'a> {
+    /// Selects one of these, and counts the request there.
+    pub(super) fn select(&self, mut from: Cow<'_, [Candidate]>) -> Result<Selection, SelectError> {
+        loop {
+            let candidates = Candidates::new(&from).ok_or(SelectError::Raced)?;
+            let instance = &self.pool.instance;
+            let pick = instance.policy.pick(candidates, self.request);
+            let (slot, matched_tokens) = (pick.candidate.slot, pick.matched_tokens);
+            let worker = self.snapshot.worker(slot).ok_or(SelectError::NoneReady)?;
+            let queued_before = worker.load.queued_tokens();
+            let requests_before = worker.load.requests();
+            if let Some(in_flight) = self.acquire(worker, matched_tokens) {
+                return Ok(Selection {
+                    in_flight,
+                    policy: instance.kind,
+                    matched_tokens,
+                    branch: match self.targeted() {
+                        Choice::Free => pick.branch,
+                        Choice::Only(_) | Choice::Nothing => Some(Branch::TargetWorkerHit),
+                    },
+                    queued_before,
+                    requests_before,
+                    prefill: None,
+                });
+            }
+            // Another request took the worker's last share.
+            from.to_mut().retain(|candidate| candidate.slot != slot);
+        }
+    }
+
+    /// Its workers that might be chosen.
+    pub(super) fn available(&self) -> impl Iterator<Item = &'a Candidate> {
+        self.pool.selectable.iter().chain(&self.pool.fallback)
+    }
+
+    /// The worker that the client names, if it is for this role, or if there is none of the name.
+    fn targeted(&self) -> Choice<'a> {
+        match self.target {
+            Some(None) => Choice::Nothing,
+            Some(Some((role, candidate))) if *role == self.role => Choice::Only(candidate),
+            None | Some(Some(_)) => Choice::Free,
+        }
+    }
+
+    /// The candidates that have not been tried and are eligible; nothing is copied unless something
+    /// narrows the choice.
+    pub(super) fn candidates(
+        &self,
+        tried: &[usize],
+        eligible: Option<&dyn Fn(&Candidate) -> bool>,
+    ) -> Result<Cow<'a, [Candidate]>, SelectError> {
+        let pool = self.pool;
+        let untried = |candidate: &Candidate| {
+            !tried.contains(&candidate.slot) && eligible.is_none_or(|eligible| eligible(candidate))
+        };
+        let choice = self.targeted();
+        let mut from = match choice {
+            Choice::Free => Cow::Borrowed(&*pool.selectable),
+            Choice::Only(candidate) => Cow::Owned(vec![candidate.clone()]),
+            Choice::Nothing => Cow::Borrowed(&[][..]),
+        };
+        if !tried.is_empty() || eligible.is_some() {
+            from.to_mut().retain(untried);
+        }
+        if from.is_empty() && matches!(choice, Choice::Free) {
+            from = Cow::Borrowed(&pool.fallback);
+            from.to_mut().retain(untried);
+        }
+        if from.is_empty() {
+            return Err(if tried.is_empty() {
+                SelectError::NoneReady
+            } else {
+                SelectError::Exhausted
+            });
+        }
+        if let Some(limits) = self.balancer.limits() {
+            let full = |candidate: &Candidate| candidate.load.requests() >= limits.per_worker;
+            if from.iter().any(full) {
+                from.to_mut().retain(|candidate| !full(candidate));
+                if from.is_empty() {
+                    return Err(SelectError::AtCapacity);
+                }
+            }
+        }
+        // A sticky policy would give the keys of a worker that is left out to others.
+        let sticky = pool.instance.kind.is_sticky();
+        if !self.snapshot.warming_up.is_empty() && from.len() > 1 && !sticky {
+            self.thin_warming_up(from.to_mut());
+        }
+        Ok(from)
+    }
+
+    /// Leaves out the workers in slow start whose turn it is not, unless none would be left.
+    fn thin_warming_up(&self, from: &mut Vec<Candidate>) {
+        let fleet = &self.balancer.fleet;
+        let (now, slow_start) = (fleet.now(), fleet.slow_start());
+        let candidates = from.len();
+        let has_turn = |candidate: &Candidate| {
+            let mut warming_up = self.snapshot.warming_up.iter();
+            let found = warming_up.find(|(slot, _)| *slot == candidate.slot);
+            let worker = self.snapshot.worker(candidate.slot);
+            found.zip(worker).is_none_or(|((_, since), worker)| {
+                let ramp = ramp(now.saturating_sub(*since), slow_start);
+                worker.turns.earn(ramp, candidates)
+            })
+        };
+        let kept: Vec<bool> = from.iter().map(has_turn).collect();
+        if kept.contains(&true) {
+            let mut kept = kept.into_iter();
+            from.retain(|_| kept.next().unwrap_or(true));
+        }
+    }
+
+    /// A share of this worker, unless its limit or its half-open breaker forbids it.
+    fn acquire(&self, worker: &Arc<Worker>, matched_tokens: u64) -> Option<InFlight> {
+        let tokens = self.request.prompt.tokens();
+        let uncached = tokens.saturating_sub(matched_tokens);
+        let lease = match self.balancer.limits() {
+            None => worker.load.lease(uncached),
+            Some(limits) => worker.load.lease_below(limits.per_worker, uncached)?,
+        };
+        let lease = if self.role == Role::Decode {
+            lease.holding_tokens()
+        } else {
+            lease
+        };
+        if worker.is_draining() {
+            // The snapshot was out of date; the lease is given back.
+            return None;
+        }
+        let trial = if worker.is_clean() {
+            None
+        } else {
+            match acquire_breaker_permit(&self.balancer.fleet, worker) {
+                BreakerPermit::Closed => None,
+                BreakerPermit::HalfOpen(trial) => Some(trial),
+                // Not on trial: its success says little while so many fail.
+                BreakerPermit::Rejected if self.pool.panicking => None,
+                BreakerPermit::Rejected => return None,
+            }
+        };
+        let mut warming_up = self.snapshot.warming_up.iter();
+        if warming_up.any(|(slot, _)| *slot == worker.slot) {
+            worker.turns.spend();
+        }
+        let prompt = PromptLoad { tokens, lease };
+        Some(InFlight::new(self.balancer, worker, prompt, trial))
+    }
+}

@@ -1,0 +1,271 @@
+//! What a prefill/decode pair needs of a body: where fields are spliced in, what must not pass, how
+//! many prompts and samples it asks for.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::json::{Scanner, Skip, SyntaxError};
+use super::layout::decoded;
+use crate::cpu_pool::CpuPool;
+
+/// Bodies beyond this are read on the CPU pool, bytes.
+const LARGE: usize = 256 * 1024;
+
+/// A body that goes to both workers of a pair, each time with fields of the gateway's at its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::proxy) struct PairSource {
+    /// The client's object without its closing brace and without the fields that would steer
+    /// engines. Another field may follow as it stands.
+    pub(in crate::proxy) open: Bytes,
+    /// The request ids that the client gives.
+    pub(in crate::proxy) rids: Vec<String>,
+    /// Prompts of a batch; 1 for a request that is no list.
+    pub(in crate::proxy) prompts: usize,
+    /// Answers to each prompt.
+    pub(in crate::proxy) samples: u64,
+}
+
+/// What is found in one pass.
+#[derive(Default)]
+struct Found {
+    /// The members that must not pass, each with the comma behind it.
+    cuts: Vec<Range<usize>>,
+    /// The last member stays, so a comma follows it.
+    ends_in_member: bool,
+    end: usize,
+    rid: Range<usize>,
+    samples: Range<usize>,
+    sampling: Range<usize>,
+    /// Lists of prompts are in one of these.
+    prompts: [Range<usize>; 3],
+}
+
+impl PairSource {
+    /// Reads a body that has been found to be a JSON object.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub(super) fn read(body: &Bytes) -> Result<Self, SyntaxError> {
+        let found = Found::read(body)?;
+        let raw = |range: &Range<usize>| body.get(range.clone()).unwrap_or_default();
+        Ok(Self {
+            rids: names(raw(&found.rid)),
+            prompts: found
+                .prompts
+                .iter()
+                .map(|list| prompts(raw(list)))
+                .max()
+                .unwrap_or(1),
+            samples: samples(raw(&found.samples), raw(&found.sampling)),
+            open: found.open(body),
+        })
+    }
+
+    /// The same; a large body is read on the CPU pool, for it would hold up every stream of the
+    /// lane. `None` for a body that is no JSON object.
+    pub(in crate::proxy) async fn read_off_lane(body: &Bytes, pool: &CpuPool) -> Option<Self> {
+        if body.len() <= LARGE {
+            return Self::read(body).ok();
+        }
+        let shared = body.clone();
+        let read = pool.run(move || Self::read(&shared)).await;
+        read.unwrap_or_else(|| Self::read(body)).ok()
+    }
+}
+
+impl Found {
+    fn read(body: &[u8]) -> Result<Self, SyntaxError> {
+        let mut found = Self::default();
+        let mut scanner = Scanner::new(body);
+        scanner.expect(b'{', "expected '{'")?;
+        if !scanner.pass(b'}') {
+            loop {
+                found.read_member(&mut scanner)?;
+                if !scanner.pass(b',') {
+                    break;
+                }
+                if !found.ends_in_member
+                    && let Some(cut) = found.cuts.last_mut()
+                {
+                    cut.end = scanner.at();
+                }
+            }
+            scanner.expect(b'}', "expected ',' or '}'")?;
+        }
+        found.end = scanner.at() - 1;
+        Ok(found)
+    }
+
+    /// Of a repeated field the last one counts, as in Python.
+    fn read_member(&mut self, scanner: &mut Scanner<'_>) -> Result<(), SyntaxError> {
+        scanner.peek();
+        let start = scanner.at();
+        let name = scanner.key()?;
+        let name = decoded(scanner.slice(name));
+        let value = scanner.value(&mut Skip)?;
+        self.ends_in_member = !steers(&name);
+        if !self.ends_in_member {
+            self.cuts.push(start..value.end);
+            return Ok(());
+        }
+        let [text, input_ids, prompt] = &mut self.prompts;
+        let field = match &*name {
+            b"rid" => &mut self.rid,
+            b"n" => &mut self.samples,
+            b"sampling_params" => &mut self.sampling,
+            b"text" => text,
+            b"input_ids" => input_ids,
+            b"prompt" => prompt,
+            _ => return Ok(()),
+        };
+        *field = value;
+        Ok(())
+    }
+
+    fn open(&self, body: &Bytes) -> Bytes {
+        if self.cuts.is_empty() && !self.ends_in_member {
+            return body.slice(..self.end);
+        }
+        let mut open = Vec::with_capacity(self.end + 1);
+        let mut at = 0;
+        for cut in &self.cuts {
+            open.extend_from_slice(body.get(at..cut.start).unwrap_or_default());
+            at = cut.end;
+        }
+        open.extend_from_slice(body.get(at..self.end).unwrap_or_default());
+        if self.ends_in_member {
+            open.push(b',');
+        }
+        open.into()
+    }
+}
+
+/// Whether a field steers an engine's part in a pair: which prefill worker it asks, in which room,
+/// on which rank.
+fn steers(name: &[u8]) -> bool {
+    name.starts_with(b"bootstrap_")
+        || matches!(
+            name,
+            b"routed_dp_rank" | b"data_parallel_rank" | b"disagg_prefill_dp_rank"
+        )
+}
+
+/// The string, or the strings of a list.
+fn names(json: &[u8]) -> Vec<String> {
+    match serde_json::from_slice(json) {
+        Ok(Value::String(name)) => vec![name],
+        Ok(Value::Array(names)) => {
+            let names = names.iter().filter_map(Value::as_str);
+            names.map(str::to_owned).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// How many prompts a field holds: the elements of a list of strings or of lists.
+fn prompts(json: &[u8]) -> usize {
+    let mut scanner = Scanner::new(json);
+    if !scanner.pass(b'[') || !matches!(scanner.peek(), Some(b'"' | b'[')) {
+        return 1;
+    }
+    let mut count = 0;
+    while scanner.value(&mut Skip).is_ok() {
+        count += 1;
+        if !scanner.pass(b',') {
+            break;
+        }
+    }
+    count.max(1)
+}
+
+/// Answers to each prompt, by OpenAI's `n` or by SGLang's sampling parameters, one or a list.
+fn samples(own: &[u8], sampling: &[u8]) -> u64 {
+    let of = |value: &Value| value["n"].as_u64().unwrap_or(1);
+    let sampling = match serde_json::from_slice(sampling) {
+        Ok(Value::Array(list)) => list.iter().map(of).max().unwrap_or(1),
+        Ok(value) => of(&value),
+        Err(_) => 1,
+    };
+    let own = serde_json::from_slice(own).ok();
+    own.as_ref()
+        .and_then(Value::as_u64)
+        .unwrap_or(1)
+        .max(sampling)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &str) -> PairSource {
+        PairSource::read(&Bytes::copy_from_slice(body.as_bytes())).unwrap()
+    }
+
+    /// What a body becomes with a field of the gateway's.
+    fn spliced(body: &str) -> String {
+        let open = read(body).open;
+        format!("{}\"ours\":1}}", std::str::from_utf8(&open).unwrap())
+    }
+
+    #[test]
+    fn field_of_the_gateway_stands_behind_the_clients() {
+        assert_eq!(
+            spliced(r#"{"a":[1,{"b":2}]} "#),
+            r#"{"a":[1,{"b":2}],"ours":1}"#
+        );
+        assert_eq!(spliced("{ }"), r#"{ "ours":1}"#);
+        assert_eq!(spliced("{\"a\":1\n}"), "{\"a\":1\n,\"ours\":1}");
+    }
+
+    #[test]
+    fn steering_fields_of_the_client_do_not_pass() {
+        for body in [
+            r#"{"bootstrap_room":[7],"text":"x"}"#,
+            r#"{"text":"x","bootstrap_room":7}"#,
+            r#"{"bootstrap_host":"evil","text":"x","bootstrap_port":1, "routed_dp_rank":0}"#,
+            r#"{"text":"x","bootstrap\u005froom":7,"disagg_prefill_dp_rank":1}"#,
+            r#"{"data_parallel_rank":0,"text":"x","bootstrap_anything":{"a":"}"}}"#,
+        ] {
+            let spliced: Value = serde_json::from_str(&spliced(body)).unwrap();
+            assert_eq!(
+                spliced,
+                serde_json::json!({"text": "x", "ours": 1}),
+                "{body}"
+            );
+        }
+        assert_eq!(spliced(r#"{"bootstrap_room":7}"#), r#"{"ours":1}"#);
+    }
+
+    #[test]
+    fn prompts_and_samples_are_counted_in_every_form() {
+        for (body, prompts, samples) in [
+            (r#"{"text":"a"}"#, 1, 1),
+            (r#"{"text":["a","b,]"],"sampling_params":{"n":2}}"#, 2, 2),
+            (r#"{"input_ids":[1,2,3]}"#, 1, 1),
+            (r#"{"input_ids":[[1],[2,3],[]]}"#, 3, 1),
+            (r#"{"prompt":["a"],"n":4}"#, 1, 4),
+            (r#"{"prompt":[],"n":null}"#, 1, 1),
+            (
+                r#"{"text":["a","b"],"sampling_params":[{"n":1},{"n":3}]}"#,
+                2,
+                3,
+            ),
+        ] {
+            let source = read(body);
+            assert_eq!(
+                (source.prompts, source.samples),
+                (prompts, samples),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn request_ids_of_the_client_are_known() {
+        assert_eq!(read(r#"{"rid":"a\u0062"}"#).rids, ["ab"]);
+        assert_eq!(read(r#"{"rid":["a","b"]}"#).rids, ["a", "b"]);
+        assert!(read(r#"{"rid":null}"#).rids.is_empty());
+    }
+}

@@ -1,0 +1,88 @@
+//! Ending requests at engines at once. An engine notices a closed connection late: within four
+//! seconds where nothing has been sent yet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+use serde_json::json;
+use tokio::time::{sleep, timeout};
+use tracing::debug;
+
+use crate::fleet::Endpoint;
+use crate::upstream::{ControlClient, ControlRequest};
+
+/// Longest wait for an engine to take an abort.
+const LIMIT: Duration = Duration::from_secs(5);
+/// An engine does not know a request that has just been sent: the abort is repeated after this.
+const AGAIN_AFTER: Duration = Duration::from_millis(200);
+
+/// Has engines end requests (`POST /abort_request`).
+#[derive(Clone, Debug)]
+pub(crate) struct Aborts {
+    client: ControlClient,
+}
+
+/// A request at an engine, which ends when this is dropped before the request has ended.
+#[derive(Debug)]
+pub(super) struct LegGuard {
+    aborts: Aborts,
+    endpoint: Arc<Endpoint>,
+    rids: Arc<Vec<String>>,
+    ended: bool,
+}
+
+impl Aborts {
+    pub(crate) fn new(client: ControlClient) -> Self {
+        Self { client }
+    }
+
+    /// A guard for a request with these ids.
+    pub(super) fn guard(&self, endpoint: &Arc<Endpoint>, rids: &Arc<Vec<String>>) -> LegGuard {
+        LegGuard {
+            aborts: self.clone(),
+            endpoint: Arc::clone(endpoint),
+            rids: Arc::clone(rids),
+            ended: false,
+        }
+    }
+
+    async fn abort(&self, endpoint: &Endpoint, rid: &str) {
+        let body = Bytes::from(json!({"rid": rid}).to_string());
+        let request = ControlRequest {
+            body,
+            ..endpoint.question(&Method::POST, "/abort_request")
+        };
+        if let Ok(Err(error)) = timeout(LIMIT, self.client.send(request)).await {
+            debug!(worker = %endpoint.url, %error, "abort was not taken");
+        }
+    }
+}
+
+impl LegGuard {
+    /// The request has ended by itself.
+    pub(super) fn set_ended(&mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for LegGuard {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let (aborts, endpoint) = (self.aborts.clone(), Arc::clone(&self.endpoint));
+        let rids = Arc::clone(&self.rids);
+        self.aborts.client.spawn(async move {
+            for again in [true, false] {
+                for rid in rids.iter() {
+                    aborts.abort(&endpoint, rid).await;
+                }
+                if again {
+                    sleep(AGAIN_AFTER).await;
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,95 @@
+//! The other leg of a pair while the decode worker's answer is relayed.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http_body::{Body, Frame, SizeHint};
+
+use super::aborts::LegGuard;
+use super::prefill::PrefillLeg;
+use crate::proxy::reply_error::ReplyError;
+
+/// The prefill leg that goes on beside a reply, and what ends the decode leg when the reply is
+/// dropped.
+pub(crate) struct Coupling {
+    /// `None` once it has ended well.
+    pub(super) prefill: Option<PrefillLeg>,
+    pub(super) decode: LegGuard,
+}
+
+impl std::fmt::Debug for Coupling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Coupling").finish_non_exhaustive()
+    }
+}
+
+impl Coupling {
+    /// The failure of the prefill leg, if it has failed.
+    fn poll_failure(&mut self, cx: &mut Context<'_>) -> Option<ReplyError> {
+        let leg = self.prefill.as_mut()?;
+        match leg.poll_unpin(cx) {
+            Poll::Pending => None,
+            Poll::Ready(Ok(())) => {
+                self.prefill = None;
+                None
+            }
+            Poll::Ready(Err(mut failure)) => {
+                self.prefill = None;
+                failure.in_flight.finish(failure.outcome);
+                let worker = failure.in_flight.worker.url().to_string();
+                Some(ReplyError::PrefillFailed { worker })
+            }
+        }
+    }
+}
+
+/// A body that ends with an error when the other leg fails.
+#[derive(Debug)]
+pub(crate) struct Coupled<B> {
+    body: B,
+    /// `None` for a body of one worker alone.
+    coupling: Option<Box<Coupling>>,
+}
+
+impl<B> Coupled<B> {
+    pub(in crate::proxy) fn new(body: B, coupling: Option<Box<Coupling>>) -> Self {
+        Self { body, coupling }
+    }
+}
+
+impl<B> Body for Coupled<B>
+where
+    B: Body<Data = Bytes, Error = ReplyError> + Unpin,
+{
+    type Data = Bytes;
+    type Error = ReplyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
+        let this = &mut *self;
+        if let Some(coupling) = &mut this.coupling
+            && let Some(error) = coupling.poll_failure(cx)
+        {
+            this.coupling = None;
+            return Poll::Ready(Some(Err(error)));
+        }
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        let ended = matches!(polled, Poll::Ready(None)) || this.body.is_end_stream();
+        if ended && let Some(coupling) = &mut this.coupling {
+            coupling.decode.set_ended();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

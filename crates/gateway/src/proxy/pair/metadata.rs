@@ -1,0 +1,60 @@
+//! What both engines of a pair are given beside the client's request.
+
+use std::io::Write;
+
+use bytes::Bytes;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::rooms::Rooms;
+use crate::fleet::Worker;
+use crate::proxy::body_fields::PairSource;
+
+/// The fields of one attempt: where decode finds prefill, and by which ids it can be ended.
+#[derive(Debug)]
+pub(super) struct Metadata {
+    /// The end of the body, its closing brace included.
+    pub(super) tail: Bytes,
+    /// The request's ids at both engines.
+    pub(super) rids: Vec<String>,
+}
+
+impl Metadata {
+    /// For an attempt with this prefill worker. Scalars serve a batch, too: engines count rooms and
+    /// ids on (`managers/io_struct.py`).
+    pub(super) fn new(source: &PairSource, prefill: &Worker, rooms: &Rooms) -> Self {
+        let endpoint = &prefill.endpoint;
+        let port = endpoint.config.load().spec.bootstrap_port;
+        let port = port.unwrap_or_else(|| endpoint.model_info.load().bootstrap_port());
+        let room = rooms.reserve(source.prompts);
+        let host = Value::from(endpoint.url.host());
+        let mut tail = Vec::with_capacity(160);
+        // Writing to memory does not fail.
+        let _ = write!(
+            tail,
+            r#""bootstrap_host":{host},"bootstrap_port":{port},"bootstrap_room":{room}"#
+        );
+        let rids = if source.rids.is_empty() {
+            let rid = Uuid::new_v4().simple();
+            let _ = write!(tail, r#","rid":"{rid}""#);
+            counted(&rid.to_string(), source.prompts)
+        } else if let [rid] = &*source.rids {
+            counted(rid, source.prompts)
+        } else {
+            source.rids.clone()
+        };
+        tail.push(b'}');
+        Self {
+            tail: tail.into(),
+            rids,
+        }
+    }
+}
+
+/// The ids that an engine makes of one for a batch.
+fn counted(rid: &str, prompts: usize) -> Vec<String> {
+    if prompts < 2 {
+        return vec![rid.to_owned()];
+    }
+    (0..prompts).map(|at| format!("{rid}_{at}")).collect()
+}

@@ -1,0 +1,13 @@
+//! One request at a prefill worker and a decode worker: two legs that end together.
+
+mod aborts;
+mod coupling;
+mod metadata;
+mod prefill;
+mod rooms;
+mod send;
+
+pub(super) use aborts::Aborts;
+pub(crate) use coupling::{Coupled, Coupling};
+pub(super) use rooms::Rooms;
+pub(super) use send::{PairInFlight, send};

@@ -1,0 +1,160 @@
+//! The prefill leg: sent beside the decode leg, read to its end, and heard of only when it fails.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Response};
+use http_body_util::BodyExt;
+use routing::Outcome;
+
+use super::aborts::LegGuard;
+use crate::balancer::{FirstByte, InFlight};
+use crate::error::Error;
+use crate::fleet::{Fleet, Worker};
+use crate::lane::Lane;
+use crate::proxy::events::{Start, start};
+use crate::proxy::refusal::failure_in;
+use crate::proxy::worker_call::{Answer, Watch, read_answer, send_call};
+use crate::upstream::{Call, CallHeaders, ResponseBody, UpstreamError};
+
+/// A prefill leg under way. Dropping it ends the request at its worker.
+pub(super) type PrefillLeg = BoxFuture<'static, Result<(), PrefillFailure>>;
+
+/// Why a prefill leg failed.
+#[derive(Debug)]
+pub(super) struct PrefillFailure {
+    pub(super) outcome: Outcome,
+    pub(super) answer: Answer,
+    pub(super) in_flight: InFlight,
+}
+
+/// All that a prefill leg needs: it may outlive the attempt, in the body of the reply.
+pub(super) struct PrefillCall {
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) lane: Lane,
+    pub(super) method: Method,
+    pub(super) path: String,
+    /// The lines that go to the worker, the gateway's included.
+    pub(super) headers: HeaderMap,
+    pub(super) body: [Bytes; 2],
+    pub(super) watch: Watch,
+    pub(super) in_flight: InFlight,
+    pub(super) guard: LegGuard,
+}
+
+impl PrefillCall {
+    /// Sends it and reads the whole answer.
+    pub(super) fn run(self) -> PrefillLeg {
+        Box::pin(async move {
+            let Self {
+                mut in_flight,
+                mut guard,
+                ..
+            } = self;
+            let worker = Arc::clone(&in_flight.worker);
+            let [open, tail] = &self.body;
+            let call = Call {
+                method: &self.method,
+                path: &self.path,
+                headers: CallHeaders {
+                    client: &self.headers,
+                    forwards: &|_| true,
+                    added: [None; 3],
+                },
+                body: [&**open, tail, b""].into(),
+                upgrade: None,
+            };
+            let sending = send_call(&worker.endpoint, self.lane, &call);
+            let sent = self.watch.wait(&self.fleet, &worker, sending).await;
+            let failed = match sent {
+                None => Some(self.watch.timed_out(&worker)),
+                Some(Err(source)) => Some(no_answer(&worker, source)),
+                Some(Ok(response)) => {
+                    in_flight.first_byte(FirstByte::OfWhole);
+                    read_whole(response, &worker, self.watch, &self.fleet).await
+                }
+            };
+            match failed {
+                None => {
+                    guard.set_ended();
+                    in_flight.finish(Outcome::Answered(200));
+                    Ok(())
+                }
+                Some((outcome, answer)) => {
+                    if answer.is_ok() {
+                        // It has said so itself.
+                        guard.set_ended();
+                    }
+                    Err(PrefillFailure {
+                        outcome,
+                        answer,
+                        in_flight,
+                    })
+                }
+            }
+        })
+    }
+}
+
+/// Reads an answer to its end; what went wrong, if something did.
+async fn read_whole(
+    response: Box<Response<ResponseBody>>,
+    worker: &Worker,
+    watch: Watch,
+    fleet: &Fleet,
+) -> Option<(Outcome, Answer)> {
+    let (outcome, answer) = read_answer(response, worker).await;
+    let mut response = match (answer, outcome) {
+        (Ok(response), Outcome::Answered(200..=299)) => response,
+        (answer, outcome) => return Some((outcome, answer)),
+    };
+    if let Some(failure) = first_failure(&response) {
+        let status = failure.0;
+        return Some((Outcome::Answered(status), Ok(response)));
+    }
+    let body = response.body_mut();
+    let reading = async {
+        while let Some(frame) = body.frame().await {
+            frame?;
+        }
+        Ok(())
+    };
+    match watch.wait(fleet, worker, reading).await {
+        Some(Ok(())) => None,
+        Some(Err(source)) => Some(no_answer(worker, source)),
+        None => Some(watch.timed_out(worker)),
+    }
+}
+
+/// The failure in the first event of a stream: its status and message.
+pub(super) fn first_failure(response: &Response<ResponseBody>) -> Option<(u16, String)> {
+    let ahead = response.body().ahead()?;
+    let event = match start(ahead) {
+        Start::Event(event) => event,
+        Start::Unfinished | Start::Silent => return None,
+    };
+    let failure = failure_in(event)?;
+    Some((failure.status.as_u16(), failure.message))
+}
+
+fn no_answer(worker: &Worker, source: UpstreamError) -> (Outcome, Answer) {
+    // The client has received nothing of this leg.
+    let outcome = match source.outcome() {
+        Outcome::Truncated => Outcome::NoResponse,
+        outcome => outcome,
+    };
+    let worker = worker.url().to_string();
+    (outcome, Err(Error::Upstream { worker, source }))
+}
+
+/// The lines of a client's head that pass to a leg, with the gateway's own.
+pub(super) fn owned_lines(headers: CallHeaders<'_>) -> HeaderMap {
+    let mut lines = HeaderMap::with_capacity(headers.client.len() + 3);
+    for (name, value) in headers.iter() {
+        lines.append(name, HeaderValue::clone(value));
+    }
+    lines.remove(header::ACCEPT_ENCODING);
+    lines
+}

@@ -1,0 +1,333 @@
+//! One attempt at one pair.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, Response, StatusCode};
+use routing::{Outcome, PairFault};
+use tracing::debug;
+
+use super::aborts::LegGuard;
+use super::coupling::Coupling;
+use super::metadata::Metadata;
+use super::prefill::{PrefillCall, PrefillFailure, PrefillLeg, first_failure, owned_lines};
+use crate::balancer::{InFlight, record_blame};
+use crate::error::Error;
+use crate::fleet::Worker;
+use crate::proxy::attempt::Attempt;
+use crate::proxy::attempts::Attempts;
+use crate::proxy::dispatcher::Dispatcher;
+use crate::proxy::refusal::message_in;
+use crate::proxy::request::ProxyRequest;
+use crate::proxy::request_head;
+use crate::proxy::worker_call::{Answer, Watch, no_answer, read_answer, send_call};
+use crate::upstream::{Call, ResponseBody};
+
+/// A request's shares of both workers of a pair.
+#[derive(Debug)]
+pub(in crate::proxy) struct PairInFlight {
+    pub(in crate::proxy) prefill: InFlight,
+    pub(in crate::proxy) decode: InFlight,
+}
+
+/// How the decode leg ended, before any of it reached the client.
+struct DecodeEnd {
+    outcome: Outcome,
+    answer: Answer,
+    fault: PairFault,
+}
+
+/// Sends a request to both workers at once. The decode worker's answer is the client's. When either
+/// leg fails the other one is ended, and the first failure counts: the second is its echo.
+pub(in crate::proxy) async fn send(
+    dispatcher: &Dispatcher,
+    request: &ProxyRequest<'_>,
+    pair: PairInFlight,
+    attempts: &mut Attempts,
+) -> Attempt {
+    let source = match request.pair {
+        Some(source) if source.samples > 1 => {
+            let error = Error::PairSamples(source.samples);
+            return refused(pair.decode, Outcome::Answered(400), error);
+        }
+        Some(source) => source,
+        // The workers have become a pair since the request was looked at.
+        None => {
+            let error = Error::NoAvailableWorkers { retry_after: 1 };
+            return refused(pair.decode, Outcome::Local, error);
+        }
+    };
+    let PairInFlight { prefill, decode } = pair;
+    let watch = Watch::begin(request, attempts);
+    let metadata = Metadata::new(source, &prefill.worker, &dispatcher.rooms);
+    let rids = Arc::new(metadata.rids);
+    let guard = |worker: &Worker| dispatcher.aborts.guard(&worker.endpoint, &rids);
+    let decode_guard = guard(&decode.worker);
+    let body = [&*source.open, &*metadata.tail];
+    let call = PrefillCall {
+        fleet: Arc::clone(&dispatcher.balancer.fleet),
+        lane: request.context.lane,
+        method: request.parts.method.clone(),
+        path: request_head::path(request.parts, request.row.worker_path).into_owned(),
+        headers: prefill_lines(dispatcher, request, &prefill.worker),
+        body: [source.open.clone(), metadata.tail.clone()],
+        watch,
+        guard: guard(&prefill.worker),
+        in_flight: prefill,
+    };
+    let workers = PairWorkers {
+        prefill: Arc::clone(&call.in_flight.worker),
+        decode: Arc::clone(&decode.worker),
+    };
+    let mut leg = Some(call.run());
+    let ended = {
+        let decoding = send_decode(dispatcher, request, &decode.worker, body, watch);
+        couple(decoding, &mut leg).await
+    };
+    match ended {
+        Ok(end) => {
+            let legs = Legs {
+                prefill: leg,
+                decode,
+                guard: decode_guard,
+                workers,
+            };
+            legs.decode_ended(dispatcher, end, attempts)
+        }
+        Err(failure) => prefill_failed(dispatcher, failure, &workers, attempts),
+    }
+}
+
+/// The workers of a pair.
+struct PairWorkers {
+    prefill: Arc<Worker>,
+    decode: Arc<Worker>,
+}
+
+/// What is left of both legs.
+struct Legs {
+    /// `None` once it has ended well.
+    prefill: Option<PrefillLeg>,
+    decode: InFlight,
+    guard: LegGuard,
+    workers: PairWorkers,
+}
+
+fn refused(in_flight: InFlight, outcome: Outcome, error: Error) -> Attempt {
+    Attempt {
+        outcome,
+        answer: Err(error),
+        worker: Arc::clone(&in_flight.worker),
+        in_flight,
+        coupling: None,
+    }
+}
+
+/// Waits for the decode leg's answer, or for the prefill leg to fail.
+async fn couple(
+    decoding: impl Future<Output = DecodeEnd>,
+    leg: &mut Option<PrefillLeg>,
+) -> Result<DecodeEnd, PrefillFailure> {
+    let mut decoding = std::pin::pin!(decoding);
+    if let Some(prefill) = leg {
+        tokio::select! {
+            biased;
+            ended = prefill => {
+                *leg = None;
+                ended?;
+            }
+            end = &mut decoding => return Ok(end),
+        }
+    }
+    Ok(decoding.await)
+}
+
+/// The prefill leg has failed, and the decode leg has been dropped.
+fn prefill_failed(
+    dispatcher: &Dispatcher,
+    failure: PrefillFailure,
+    workers: &PairWorkers,
+    attempts: &mut Attempts,
+) -> Attempt {
+    let PrefillFailure {
+        outcome,
+        answer,
+        mut in_flight,
+    } = failure;
+    let fault = answer
+        .as_ref()
+        .map_or(PairFault::Reporter, |it| fault_in(it));
+    note(dispatcher, &in_flight, outcome, &answer);
+    let verdict = verdict(fault, outcome);
+    attempts.finish(&mut in_flight, verdict);
+    let mut blamed = &workers.prefill;
+    if fault == PairFault::Partner {
+        // It was called, and did not come.
+        blamed = &workers.decode;
+        record_blame(&dispatcher.balancer.fleet, blamed, outcome);
+    }
+    Attempt {
+        outcome,
+        answer: answer.and_then(|response| as_answer(response, &workers.prefill)),
+        worker: Arc::clone(blamed),
+        in_flight,
+        coupling: None,
+    }
+}
+
+/// What an outcome says of the worker that reports it.
+fn verdict(fault: PairFault, outcome: Outcome) -> Outcome {
+    match fault {
+        PairFault::Reporter => outcome,
+        PairFault::Partner | PairFault::Neither => Outcome::Abandoned,
+    }
+}
+
+impl Legs {
+    /// The decode leg has answered, or failed.
+    fn decode_ended(
+        self,
+        dispatcher: &Dispatcher,
+        end: DecodeEnd,
+        attempts: &mut Attempts,
+    ) -> Attempt {
+        let Self {
+            prefill,
+            decode: mut in_flight,
+            mut guard,
+            workers,
+        } = self;
+        let DecodeEnd {
+            outcome,
+            answer,
+            fault,
+        } = end;
+        if matches!(outcome, Outcome::Answered(200..=399)) {
+            return Attempt {
+                outcome,
+                answer,
+                worker: workers.decode,
+                in_flight,
+                coupling: Some(Box::new(Coupling {
+                    prefill,
+                    decode: guard,
+                })),
+            };
+        }
+        if answer.is_ok() {
+            guard.set_ended();
+        }
+        note(dispatcher, &in_flight, outcome, &answer);
+        let fault = match fault {
+            // A prefill worker that has done its part is not to blame.
+            PairFault::Partner if prefill.is_none() => PairFault::Reporter,
+            fault => fault,
+        };
+        // Ends the prefill leg.
+        drop(prefill);
+        attempts.finish(&mut in_flight, verdict(fault, outcome));
+        let mut blamed = workers.decode;
+        let answer = answer.and_then(|response| as_answer(response, &blamed));
+        if fault == PairFault::Partner {
+            blamed = workers.prefill;
+            record_blame(&dispatcher.balancer.fleet, &blamed, outcome);
+        }
+        Attempt {
+            outcome,
+            answer,
+            worker: blamed,
+            in_flight,
+            coupling: None,
+        }
+    }
+}
+
+fn note(dispatcher: &Dispatcher, in_flight: &InFlight, outcome: Outcome, answer: &Answer) {
+    if let Err(error) = answer {
+        dispatcher.metrics.worker_error(error);
+    }
+    let (worker, role) = (in_flight.worker.url(), in_flight.worker.role());
+    debug!(%worker, ?role, ?outcome, "leg of a pair failed");
+}
+
+/// A failure that came as the first event of a stream has a status, for nothing has been sent; what
+/// the client did wrong passes as it is.
+fn as_answer(response: Box<Response<ResponseBody>>, worker: &Worker) -> Answer {
+    match first_failure(&response) {
+        Some((status @ 500.., message)) => {
+            let worker = worker.url().to_string();
+            Err(Error::PairFailed {
+                worker,
+                status: StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY),
+                message,
+            })
+        }
+        _ => Ok(response),
+    }
+}
+
+/// Whose fault a refusal is, by its message.
+fn fault_in(response: &Response<ResponseBody>) -> PairFault {
+    let message = first_failure(response).map(|(_, message)| message);
+    let ahead = || response.body().ahead().and_then(message_in);
+    let message = message.or_else(ahead).unwrap_or_default();
+    PairFault::of_message(&message)
+}
+
+async fn send_decode(
+    dispatcher: &Dispatcher,
+    request: &ProxyRequest<'_>,
+    worker: &Arc<Worker>,
+    body: [&[u8]; 2],
+    watch: Watch,
+) -> DecodeEnd {
+    let path = request_head::path(request.parts, request.row.worker_path);
+    let head = dispatcher
+        .rules
+        .head(&worker.endpoint, &request.parts.headers);
+    let forwards = |name: &_| head.forwards_to_pair(name);
+    let [open, tail] = body;
+    let call = Call {
+        method: &request.parts.method,
+        path: &path,
+        headers: head.call_headers(
+            &request.parts.headers,
+            &forwards,
+            request.context.request_id,
+        ),
+        body: [open, tail, b""].into(),
+        upgrade: None,
+    };
+    let sending = send_call(&worker.endpoint, request.context.lane, &call);
+    let fleet = &dispatcher.balancer.fleet;
+    let (outcome, answer) = match watch.wait(fleet, worker, sending).await {
+        Some(Ok(response)) => read_answer(response, worker).await,
+        Some(Err(source)) => no_answer(dispatcher, worker, source),
+        None => watch.timed_out(worker),
+    };
+    let Ok(response) = &answer else {
+        let fault = PairFault::Reporter;
+        return DecodeEnd {
+            outcome,
+            answer,
+            fault,
+        };
+    };
+    let first = first_failure(response).map(|(status, _)| Outcome::Answered(status));
+    DecodeEnd {
+        fault: fault_in(response),
+        outcome: first.unwrap_or(outcome),
+        answer,
+    }
+}
+
+/// The head of the prefill leg.
+fn prefill_lines(
+    dispatcher: &Dispatcher,
+    request: &ProxyRequest<'_>,
+    worker: &Worker,
+) -> HeaderMap {
+    let client = &request.parts.headers;
+    let head = dispatcher.rules.head(&worker.endpoint, client);
+    let forwards = |name: &_| head.forwards_to_pair(name);
+    owned_lines(head.call_headers(client, &forwards, request.context.request_id))
+}

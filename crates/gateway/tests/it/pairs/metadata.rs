@@ -1,0 +1,114 @@
+//! What both workers of a pair are given.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::stage::{asked, body, doing, pair_options};
+use crate::support::{Worker, ok, post, posting, raw, start_with};
+
+async fn pair() -> (Worker, Worker) {
+    (doing(ok()).await, doing(ok()).await)
+}
+
+#[tokio::test]
+async fn both_legs_get_the_same_room_and_the_clients_bytes_before_it() {
+    let (prefill, decode) = pair().await;
+    let gateway = start_with(pair_options(&[&prefill], &[&decode])).await;
+    let sent = r#"{"text":"a \u00e9", "x":1.0e2,"stream":false}"#;
+    for path in [
+        "/generate",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/messages",
+    ] {
+        assert_eq!(post(&gateway, path, sent).await.status, 200, "{path}");
+    }
+    let (at_prefill, at_decode) = (asked(&prefill), asked(&decode));
+    let mut rooms = BTreeSet::new();
+    for (one, other) in at_prefill.iter().zip(&at_decode) {
+        assert_eq!(one.path(), other.path());
+        assert_eq!(one.body, other.body);
+        assert!(one.body.starts_with(&sent.as_bytes()[..sent.len() - 1]));
+        let body = body(one);
+        assert_eq!(body["bootstrap_host"], "127.0.0.1");
+        assert_eq!(body["bootstrap_port"], 8997);
+        let room = body["bootstrap_room"].as_i64().unwrap();
+        assert!(room > 0 && rooms.insert(room));
+        assert_eq!(body["rid"].as_str().unwrap().len(), 32);
+    }
+    assert_eq!((rooms.len(), at_decode.len()), (4, 4));
+    assert_eq!(gateway.in_flight().await, 0);
+}
+
+#[tokio::test]
+async fn fields_and_headers_that_steer_engines_do_not_pass_from_clients() {
+    let (prefill, decode) = pair().await;
+    let mut options = pair_options(&[&prefill], &[&decode]);
+    options.forward_override_headers = true;
+    let gateway = start_with(options).await;
+    let sent =
+        r#"{"bootstrap_room":[1,2],"text":"x","bootstrap\u005fhost":"evil","routed_dp_rank":9}"#;
+    let lines = "x-override-bootstrap-room: 99\r\nx-override-rid: mine\r\nx-other: 1\r\n";
+    let reply = raw(&gateway, &posting("/generate", lines, sent)).await;
+    assert_eq!(reply.status, 200);
+    for worker in [&prefill, &decode] {
+        let request = &asked(worker)[0];
+        assert!(!request.head.contains("x-override"), "{}", request.head);
+        assert_eq!(request.all("x-other"), ["1"]);
+        let text = String::from_utf8(request.body.clone()).unwrap();
+        assert_eq!(text.matches("bootstrap").count(), 3, "{text}");
+        let body = body(request);
+        assert_eq!(body["bootstrap_host"], "127.0.0.1");
+        assert!(body["bootstrap_room"].is_u64() && body.get("routed_dp_rank").is_none());
+    }
+}
+
+#[tokio::test]
+async fn clients_request_id_stays() {
+    let (prefill, decode) = pair().await;
+    let gateway = start_with(pair_options(&[&prefill], &[&decode])).await;
+    post(&gateway, "/generate", r#"{"text":"x","rid":"mine"}"#).await;
+    assert_eq!(body(&asked(&decode)[0])["rid"], "mine");
+}
+
+#[tokio::test]
+async fn several_answers_to_a_prompt_are_refused_before_any_worker_is_asked() {
+    let (prefill, decode) = pair().await;
+    let gateway = start_with(pair_options(&[&prefill], &[&decode])).await;
+    for (path, sent) in [
+        ("/v1/chat/completions", json!({"messages": [], "n": 2})),
+        (
+            "/generate",
+            json!({"text": "x", "sampling_params": {"n": 3}}),
+        ),
+    ] {
+        let reply = post(&gateway, path, &sent.to_string()).await;
+        assert_eq!(
+            (reply.status, reply.code()),
+            (400, "unsupported_n".to_owned())
+        );
+    }
+    assert!(asked(&prefill).is_empty() && asked(&decode).is_empty());
+    assert_eq!(gateway.in_flight().await, 0);
+}
+
+#[tokio::test]
+async fn each_worker_gets_its_own_key() {
+    let (prefill, decode) = pair().await;
+    let gateway = start_with(pair_options(&[], &[])).await;
+    for (worker, role, key) in [(&prefill, "prefill", "pk"), (&decode, "decode", "dk")] {
+        let spec =
+            json!({"url": worker.url(), "worker_type": role, "api_key": key, "bootstrap_port": 9});
+        crate::support::add(&gateway, &spec).await;
+    }
+    gateway.has_ready(2).await;
+    assert_eq!(
+        post(&gateway, "/generate", r#"{"text":"x"}"#).await.status,
+        200
+    );
+    assert_eq!(asked(&prefill)[0].all("authorization"), ["Bearer pk"]);
+    assert_eq!(asked(&decode)[0].all("authorization"), ["Bearer dk"]);
+    let sent: Value = body(&asked(&decode)[0]);
+    assert_eq!(sent["bootstrap_port"], 9);
+}

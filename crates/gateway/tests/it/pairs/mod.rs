@@ -1,0 +1,6 @@
+//! Prefill/decode pairs: one request at two workers.
+
+mod failures;
+mod metadata;
+mod roles;
+mod stage;

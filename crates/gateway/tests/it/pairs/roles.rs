@@ -1,0 +1,138 @@
+//! Which workers take which requests, as roles come and go.
+
+use serde_json::json;
+
+use super::stage::{asked, doing, pair_options};
+use crate::support::{add, bare, get, ok, options, post, posting, raw, start_with, until};
+
+const GENERATE: (&str, &str) = ("/generate", r#"{"text":"x"}"#);
+
+#[tokio::test]
+async fn request_waits_for_neither_role_while_one_is_missing() {
+    let (prefill, decode) = (doing(ok()).await, doing(ok()).await);
+    let gateway = start_with(pair_options(&[], &[])).await;
+    let missing = || async { get(&gateway, "/readiness").await.json()["missing_role"].clone() };
+    add(
+        &gateway,
+        &json!({"url": decode.url(), "worker_type": "decode"}),
+    )
+    .await;
+    until(|| async { missing().await == "prefill" }).await;
+    let reply = post(&gateway, GENERATE.0, GENERATE.1).await;
+    assert_eq!(reply.status, 503);
+    assert!(!reply.header("retry-after").is_empty());
+    assert!(asked(&decode).is_empty());
+    let id = add(
+        &gateway,
+        &json!({"url": prefill.url(), "worker_type": "prefill"}),
+    )
+    .await;
+    gateway.has_ready(2).await;
+    assert_eq!(post(&gateway, GENERATE.0, GENERATE.1).await.status, 200);
+    let shown = get(&gateway, &format!("/workers/{id}")).await.json();
+    assert_eq!(
+        (
+            shown["worker_type"].clone(),
+            shown["bootstrap_port"].clone()
+        ),
+        (json!("prefill"), json!(8998))
+    );
+    bare(&gateway, &format!("DELETE /workers/{id}")).await;
+    until(|| async { missing().await == "prefill" }).await;
+}
+
+#[tokio::test]
+async fn endpoints_that_pairs_lack_are_refused_by_name_and_tools_go_to_any_worker() {
+    let (prefill, decode) = (doing(ok()).await, doing(ok()).await);
+    let gateway = start_with(pair_options(&[&prefill], &[&decode])).await;
+    for path in [
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/score",
+        "/v1/classify",
+        "/encode",
+    ] {
+        let reply = post(&gateway, path, r#"{"input":"x"}"#).await;
+        assert_eq!(
+            (reply.status, reply.code()),
+            (501, "not_implemented_for_pairs".to_owned()),
+            "{path}"
+        );
+        assert!(reply.text().contains(path));
+    }
+    assert!(asked(&prefill).is_empty() && asked(&decode).is_empty());
+    assert_eq!(
+        post(&gateway, "/v1/tokenize", r#"{"prompt":"x"}"#)
+            .await
+            .status,
+        200
+    );
+    assert_eq!(asked(&decode).len(), 1);
+    assert!(!String::from_utf8_lossy(&asked(&decode)[0].body).contains("bootstrap"));
+}
+
+#[tokio::test]
+async fn regular_workers_and_pairs_serve_beside_each_other() {
+    let (prefill, decode, regular) = (doing(ok()).await, doing(ok()).await, doing(ok()).await);
+    let mut options = pair_options(&[&prefill], &[&decode]);
+    options.worker_urls = vec![regular.url()];
+    let gateway = start_with(options).await;
+    for _ in 0..60 {
+        assert_eq!(post(&gateway, GENERATE.0, GENERATE.1).await.status, 200);
+    }
+    assert_eq!(asked(&prefill).len(), asked(&decode).len());
+    assert!(asked(&decode).len() >= 20, "{}", asked(&decode).len());
+    assert!(asked(&regular).len() >= 8, "{}", asked(&regular).len());
+    for request in asked(&regular) {
+        assert_eq!(request.body, GENERATE.1.as_bytes());
+    }
+    assert_eq!(
+        post(&gateway, "/v1/embeddings", r#"{"input":"x"}"#)
+            .await
+            .status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn pair_stays_within_its_transfer_group() {
+    let (one, two) = (doing(ok()).await, doing(ok()).await);
+    let (three, four) = (doing(ok()).await, doing(ok()).await);
+    let gateway = start_with(options(&[])).await;
+    for (worker, role, group) in [
+        (&one, "prefill", "a"),
+        (&two, "prefill", "b"),
+        (&three, "decode", "a"),
+        (&four, "decode", "a"),
+    ] {
+        let spec =
+            json!({"url": worker.url(), "worker_type": role, "labels": {"transfer_group": group}});
+        add(&gateway, &spec).await;
+    }
+    gateway.has_ready(4).await;
+    for _ in 0..8 {
+        assert_eq!(post(&gateway, GENERATE.0, GENERATE.1).await.status, 200);
+    }
+    assert_eq!((asked(&one).len(), asked(&two).len()), (8, 0));
+    assert_eq!(asked(&three).len() + asked(&four).len(), 8);
+}
+
+#[tokio::test]
+async fn client_may_name_either_worker_of_a_pair() {
+    let decode = [doing(ok()).await, doing(ok()).await];
+    let prefill = [doing(ok()).await, doing(ok()).await];
+    let gateway = start_with(pair_options(
+        &[&prefill[0], &prefill[1]],
+        &[&decode[0], &decode[1]],
+    ))
+    .await;
+    for (worker, others) in [(&prefill[1], &decode), (&decode[0], &prefill)] {
+        let line = format!("x-smg-target-worker: {}\r\n", worker.url());
+        for _ in 0..4 {
+            let request = posting(GENERATE.0, &line, GENERATE.1);
+            assert_eq!(raw(&gateway, &request).await.status, 200);
+        }
+        assert!(asked(worker).len() >= 4);
+        assert!(others.iter().all(|other| !asked(other).is_empty()));
+    }
+}
