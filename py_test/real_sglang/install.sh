@@ -2,6 +2,10 @@
 # install.sh DIR: a venv in which the real SGLang serves on a CPU, and a tiny random model in DIR/model.
 # Several GB where pip's torch is the CUDA build, which runs on a CPU as well.
 set -euo pipefail
+# Prefill/decode pairs move their cache with Mooncake, which needs two libraries of Debian.
+if command -v apt-get > /dev/null && ! ldconfig -p | grep -q librdmacm.so.1; then
+    apt-get install --yes --quiet libibverbs1 librdmacm1
+fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=$1
 "${PYTHON:-python3}" -m venv "$venv"

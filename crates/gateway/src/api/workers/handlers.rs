@@ -17,7 +17,7 @@ use crate::auth::Access;
 use crate::config::{Secret, WorkerUrl};
 use crate::error::Error;
 use crate::fleet::{
-    Fleet, Labels, PendingRegistration, RegistrationError, Registry, StartupError, Worker,
+    Fleet, Labels, PendingRegistration, RegistrationError, Registry, Role, StartupError, Worker,
     WorkerSpec,
 };
 use crate::shutdown::Shutdown;
@@ -57,11 +57,16 @@ async fn list(State(fleet): State<Arc<Fleet>>, RawQuery(query): RawQuery) -> Jso
         let wanted = model.as_ref();
         wanted.is_none_or(|model| worker.endpoint.model_info.load().model == *model)
     };
-    let workers = all.iter().filter(of_model);
-    let workers: Vec<_> = workers.map(|worker| describe(&fleet, worker)).collect();
-    let total = workers.len();
-    let stats = json!({"prefill_count": 0, "decode_count": 0, "regular_count": total});
-    Json(json!({"workers": workers, "total": total, "stats": stats}))
+    let workers: Vec<_> = all.iter().filter(of_model).collect();
+    let count = |role| workers.iter().filter(|worker| worker.role() == role).count();
+    let stats = json!({
+        "prefill_count": count(Role::Prefill),
+        "decode_count": count(Role::Decode),
+        "regular_count": count(Role::Regular),
+    });
+    let described = workers.iter().map(|worker| describe(&fleet, worker));
+    let described: Vec<_> = described.collect();
+    Json(json!({"workers": described, "total": workers.len(), "stats": stats}))
 }
 
 /// One worker.

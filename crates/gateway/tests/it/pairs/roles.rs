@@ -37,6 +37,9 @@ async fn request_waits_for_neither_role_while_one_is_missing() {
         ),
         (json!("prefill"), json!(8998))
     );
+    let stats = get(&gateway, "/workers").await.json()["stats"].clone();
+    let counts = json!({"prefill_count": 1, "decode_count": 1, "regular_count": 0});
+    assert_eq!(stats, counts);
     bare(&gateway, &format!("DELETE /workers/{id}")).await;
     until(|| async { missing().await == "prefill" }).await;
 }
