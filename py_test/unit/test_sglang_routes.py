@@ -17,7 +17,6 @@ from sgl_model_gateway import sgl_model_gateway_rs as extension
 LIST = Path(__file__).with_name("sglang_routes.csv")
 # What the gateway answers, by name, with what to do instead.
 NOT_CARRIED = {
-    ("POST", "/pd_role_switch"),
     ("GET", "/metrics"),
     ("GET", "/docs"),
     ("GET", "/docs/oauth2-redirect"),

@@ -6,16 +6,11 @@ use crate::error::Error;
 
 pub(super) fn routes() -> Routes {
     Routes::default()
-        .post("/pd_role_switch", Access::Engine, pd_role_switch)
         .get("/metrics", Access::Info, metrics)
         .get("/docs", Access::Info, documents)
         .get("/docs/oauth2-redirect", Access::Info, documents)
         .get("/redoc", Access::Info, documents)
         .get("/openapi.json", Access::Info, documents)
-}
-
-async fn pd_role_switch() -> Error {
-    Error::NotImplemented("switching roles through the gateway; ask the worker itself")
 }
 
 async fn metrics() -> Error {

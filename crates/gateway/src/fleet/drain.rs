@@ -22,8 +22,35 @@ pub(crate) fn start_drain(fleet: &Fleet, worker: &Worker) -> bool {
     newly
 }
 
-/// Waits for the end of what a draining worker has, though not for ever; then removes it.
-pub(crate) async fn finish_drain(fleet: &Fleet, worker: &Arc<Worker>) {
+/// A worker that gets nothing new until this is dropped. It stays in the fleet.
+#[derive(Debug)]
+pub(crate) struct Withheld {
+    fleet: Arc<Fleet>,
+    worker: Arc<Worker>,
+}
+
+impl Withheld {
+    /// Withholds new requests from a worker, and waits for the end of what it has, though not for
+    /// ever.
+    pub(crate) async fn begin(fleet: &Arc<Fleet>, worker: &Arc<Worker>) -> Self {
+        fleet.update_state(worker, |state| state.withheld = true);
+        let withheld = Self {
+            fleet: Arc::clone(fleet),
+            worker: Arc::clone(worker),
+        };
+        wait_idle(fleet, worker).await;
+        withheld
+    }
+}
+
+impl Drop for Withheld {
+    fn drop(&mut self) {
+        self.fleet
+            .update_state(&self.worker, |state| state.withheld = false);
+    }
+}
+
+async fn wait_idle(fleet: &Fleet, worker: &Worker) {
     let done = async {
         while worker.load.requests() > 0 {
             // Also without a notification: the last one may have been missed.
@@ -31,6 +58,11 @@ pub(crate) async fn finish_drain(fleet: &Fleet, worker: &Arc<Worker>) {
         }
     };
     let _ = timeout(fleet.options.drain_timeout, done).await;
+}
+
+/// Waits for the end of what a draining worker has, though not for ever; then removes it.
+pub(crate) async fn finish_drain(fleet: &Fleet, worker: &Arc<Worker>) {
+    wait_idle(fleet, worker).await;
     let in_flight = worker.load.requests();
     worker.endpoint.mark_removed();
     fleet.remove(worker);

@@ -278,8 +278,7 @@ impl Prober {
         let answer = self.first_of(&["/model_info", "/get_model_info"]).await;
         let role = answer.and_then(|answer| model_info::role_in(&answer));
         if let Some(role) = role.filter(|role| *role != before.role) {
-            let report = before.report.clone().in_role(role);
-            transitions::set_model(&self.fleet, &self.endpoint, Some(report), &self.metrics);
+            transitions::set_role(&self.fleet, &self.endpoint, role, &self.metrics);
         }
     }
 

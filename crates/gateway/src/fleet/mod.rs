@@ -23,6 +23,7 @@ mod worker;
 mod worker_factory;
 
 pub(crate) use adapters::read_adapters;
+pub(crate) use drain::Withheld;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use fleet::{Fleet, FleetObserver};
 pub(crate) use gauges::update_gauges;
@@ -35,7 +36,7 @@ pub(crate) use role::Role;
 pub(crate) use spec::{HealthSpec, WorkerConfig, WorkerSpec};
 pub(crate) use transitions::{
     BreakerPermit, acquire_breaker_permit, advance_timers, advance_worker, invalidate_cache,
-    mark_paused, mark_running, record_outcome, request_probe, retry_after_secs, suspect,
+    mark_paused, mark_running, record_outcome, request_probe, retry_after_secs, set_role, suspect,
     suspect_silent, trial_answered,
 };
 pub(crate) use worker::Worker;

@@ -22,6 +22,8 @@ pub(crate) struct WorkerState {
     pub(super) breaker: Option<Breaker>,
     /// It finishes what it has and gets nothing new.
     pub(super) draining: bool,
+    /// It gets nothing new for a while, and stays in the fleet.
+    pub(super) withheld: bool,
     /// An outlier among its peers is ejected until then.
     pub(super) ejected_until: Option<Duration>,
     /// It refused a request for lack of capacity: until then other workers are preferred.
@@ -53,6 +55,8 @@ pub(crate) struct Availability {
     pub(crate) verdict: Verdict,
     pub(crate) circuit: Circuit,
     pub(crate) draining: bool,
+    /// It gets nothing new for a while.
+    pub(crate) withheld: bool,
     /// It is not draining, and its verdict is ready or suspect.
     pub(crate) ready: bool,
     /// It gets requests.
@@ -82,6 +86,7 @@ impl WorkerState {
             lost: false,
             breaker,
             draining: false,
+            withheld: false,
             ejected_until: None,
             busy_until: None,
             refusals: 0,
@@ -103,11 +108,12 @@ impl WorkerState {
             allowed: breaker.is_none_or(Breaker::allows),
             spared: self.paused || self.ejected_until.is_some() || self.busy_until.is_some(),
         };
-        let is = |tier| !self.draining && standing.tier() == tier;
+        let is = |tier| !self.draining && !self.withheld && standing.tier() == tier;
         Availability {
             verdict,
             circuit: breaker.map_or(Circuit::Closed, Breaker::circuit),
             draining: self.draining,
+            withheld: self.withheld,
             ready,
             selectable: is(Tier::Selectable),
             fallback: is(Tier::Fallback),
@@ -162,6 +168,8 @@ impl Availability {
     pub(crate) fn status(self) -> &'static str {
         if self.draining {
             "draining"
+        } else if self.withheld {
+            "withheld"
         } else {
             self.verdict.as_str()
         }

@@ -14,6 +14,7 @@ use tracing::info;
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::model_info::{ModelInfo, Report};
+use super::role::Role;
 use super::worker::Worker;
 use crate::telemetry::Metrics;
 
@@ -286,6 +287,15 @@ pub(crate) fn set_model(
         fleet.membership_changed();
     } else {
         fleet.availability_changed();
+    }
+}
+
+/// An engine has taken another role: nothing that routing learnt of it holds.
+pub(crate) fn set_role(fleet: &Fleet, endpoint: &Arc<Endpoint>, role: Role, metrics: &Metrics) {
+    let report = endpoint.model_info.load().report.clone().in_role(role);
+    set_model(fleet, endpoint, Some(report), metrics);
+    for worker in fleet.workers_of(endpoint) {
+        invalidate_cache(fleet, &worker);
     }
 }
 

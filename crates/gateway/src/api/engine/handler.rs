@@ -20,7 +20,7 @@ use crate::proxy::{Order, WorkerAnswer};
 /// Query parameters that name workers; all others go to them.
 const SCOPE: [&str; 2] = ["model", "worker"];
 
-pub(in crate::api) fn routes() -> Routes {
+pub(super) fn routes() -> Routes {
     let rows = ENGINE.iter().flat_map(|row| {
         let methods = row.methods.iter();
         methods.map(move |method| (method, row))
@@ -65,7 +65,7 @@ async fn call(
 }
 
 /// The workers that a query names; all that are not leaving if it names none.
-fn scope(state: &ApiState, query: Option<&str>) -> Result<Vec<Arc<Worker>>, Error> {
+pub(super) fn scope(state: &ApiState, query: Option<&str>) -> Result<Vec<Arc<Worker>>, Error> {
     let (model, named) = (parameter(query, "model"), parameter(query, "worker"));
     let workers = state.fleet.workers();
     let mut workers: Vec<_> = workers.iter().filter(|it| !it.is_draining()).collect();

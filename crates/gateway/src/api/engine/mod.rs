@@ -2,6 +2,12 @@
 
 mod answer;
 mod handler;
+mod role_switch;
 mod table;
 
-pub(super) use handler::routes;
+use super::routes::Routes;
+
+/// The routes of engines.
+pub(super) fn routes() -> Routes {
+    handler::routes().merge(role_switch::routes())
+}

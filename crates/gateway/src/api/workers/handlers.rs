@@ -58,7 +58,12 @@ async fn list(State(fleet): State<Arc<Fleet>>, RawQuery(query): RawQuery) -> Jso
         wanted.is_none_or(|model| worker.endpoint.model_info.load().model == *model)
     };
     let workers: Vec<_> = all.iter().filter(of_model).collect();
-    let count = |role| workers.iter().filter(|worker| worker.role() == role).count();
+    let count = |role| {
+        workers
+            .iter()
+            .filter(|worker| worker.role() == role)
+            .count()
+    };
     let stats = json!({
         "prefill_count": count(Role::Prefill),
         "decode_count": count(Role::Decode),

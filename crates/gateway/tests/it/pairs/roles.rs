@@ -1,9 +1,13 @@
 //! Which workers take which requests, as roles come and go.
 
-use serde_json::json;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::stage::{asked, doing, pair_options};
-use crate::support::{add, bare, get, ok, options, post, posting, raw, start_with, until};
+use serde_json::json as value;
+
+use super::stage::{asked, doing, engine, pair_options};
+use crate::support::{
+    Client, Step, add, bare, get, json, ok, options, post, posting, raw, send, start_with, until,
+};
 
 const GENERATE: (&str, &str) = ("/generate", r#"{"text":"x"}"#);
 
@@ -14,7 +18,7 @@ async fn request_waits_for_neither_role_while_one_is_missing() {
     let missing = || async { get(&gateway, "/readiness").await.json()["missing_role"].clone() };
     add(
         &gateway,
-        &json!({"url": decode.url(), "worker_type": "decode"}),
+        &value!({"url": decode.url(), "worker_type": "decode"}),
     )
     .await;
     until(|| async { missing().await == "prefill" }).await;
@@ -24,7 +28,7 @@ async fn request_waits_for_neither_role_while_one_is_missing() {
     assert!(asked(&decode).is_empty());
     let id = add(
         &gateway,
-        &json!({"url": prefill.url(), "worker_type": "prefill"}),
+        &value!({"url": prefill.url(), "worker_type": "prefill"}),
     )
     .await;
     gateway.has_ready(2).await;
@@ -35,10 +39,10 @@ async fn request_waits_for_neither_role_while_one_is_missing() {
             shown["worker_type"].clone(),
             shown["bootstrap_port"].clone()
         ),
-        (json!("prefill"), json!(8998))
+        (value!("prefill"), value!(8998))
     );
     let stats = get(&gateway, "/workers").await.json()["stats"].clone();
-    let counts = json!({"prefill_count": 1, "decode_count": 1, "regular_count": 0});
+    let counts = value!({"prefill_count": 1, "decode_count": 1, "regular_count": 0});
     assert_eq!(stats, counts);
     bare(&gateway, &format!("DELETE /workers/{id}")).await;
     until(|| async { missing().await == "prefill" }).await;
@@ -109,7 +113,7 @@ async fn pair_stays_within_its_transfer_group() {
         (&four, "decode", "a"),
     ] {
         let spec =
-            json!({"url": worker.url(), "worker_type": role, "labels": {"transfer_group": group}});
+            value!({"url": worker.url(), "worker_type": role, "labels": {"transfer_group": group}});
         add(&gateway, &spec).await;
     }
     gateway.has_ready(4).await;
@@ -138,4 +142,85 @@ async fn client_may_name_either_worker_of_a_pair() {
         assert!(asked(worker).len() >= 4);
         assert!(others.iter().all(|other| !asked(other).is_empty()));
     }
+}
+
+#[tokio::test]
+async fn role_is_switched_once_the_worker_has_nothing_left_and_others_serve_meanwhile() {
+    let busy = AtomicUsize::new(0);
+    let stays = doing(ok()).await;
+    let switches = engine(move |request| match request.path() {
+        "/pd_role_switch" if busy.fetch_add(1, Ordering::SeqCst) == 0 => {
+            json(400, r#"{"message":"instance is not idle"}"#)
+        }
+        "/pd_role_switch" => json(200, r#"{"success":true}"#),
+        _ => vec![Step::Wait, ok().remove(0)],
+    })
+    .await;
+    let decode = doing(ok()).await;
+    let gateway = start_with(pair_options(&[&stays, &switches], &[&decode])).await;
+    let line = format!("x-smg-target-worker: {}\r\n", switches.url());
+    let mut client = Client::to(&gateway).await;
+    client.send(&posting(GENERATE.0, &line, GENERATE.1)).await;
+    until(|| async { asked(&switches).len() == 1 }).await;
+    let path = format!("POST /pd_role_switch?worker={}", switches.url());
+    let role = value!({"new_role": "decode"});
+    let switching = send(&gateway, &path, &role);
+    let others = async {
+        // Nothing new goes there while it waits for its last request.
+        let workers = || async { get(&gateway, "/workers").await.text() };
+        until(|| async { workers().await.contains("\"withheld\"") }).await;
+        for _ in 0..6 {
+            assert_eq!(post(&gateway, GENERATE.0, GENERATE.1).await.status, 200);
+        }
+        assert_eq!(asked(&switches).len(), 1);
+        switches.go_on();
+    };
+    let (reply, ()) = tokio::join!(switching, others);
+    assert_eq!(
+        (reply.status, reply.json()),
+        (200, value!({"success": true}))
+    );
+    assert_eq!(client.reply().await.status, 200);
+    let stats = get(&gateway, "/workers").await.json()["stats"].clone();
+    assert_eq!(
+        (&stats["prefill_count"], &stats["decode_count"]),
+        (&value!(1), &value!(2))
+    );
+    let before = asked(&stays).len();
+    let line = format!("x-smg-target-worker: {}\r\n", switches.url());
+    let mut client = Client::to(&gateway).await;
+    client.send(&posting(GENERATE.0, &line, GENERATE.1)).await;
+    until(|| async { asked(&stays).len() == before + 1 }).await;
+    switches.go_on();
+    until(|| async {
+        switches.go_on();
+        gateway.in_flight().await == 0
+    })
+    .await;
+    let unnamed = send(
+        &gateway,
+        "POST /pd_role_switch",
+        &value!({"new_role": "decode"}),
+    )
+    .await;
+    assert_eq!(unnamed.status, 400);
+    assert!(unnamed.text().contains("?worker="));
+}
+
+#[tokio::test]
+async fn worker_whose_engine_refuses_keeps_its_role_and_its_requests() {
+    let prefill = engine(|request| match request.path() {
+        "/pd_role_switch" => json(400, r#"{"message":"not enabled"}"#),
+        _ => ok(),
+    })
+    .await;
+    let decode = doing(ok()).await;
+    let gateway = start_with(pair_options(&[&prefill], &[&decode])).await;
+    let path = format!("POST /pd_role_switch?worker={}", prefill.url());
+    let reply = send(&gateway, &path, &value!({"new_role": "decode"})).await;
+    assert_eq!(
+        (reply.status, &reply.json()["message"]),
+        (400, &value!("not enabled"))
+    );
+    assert_eq!(post(&gateway, GENERATE.0, GENERATE.1).await.status, 200);
 }

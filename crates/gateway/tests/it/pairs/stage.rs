@@ -37,10 +37,13 @@ pub(super) fn pair_options(prefill: &[&Worker], decode: &[&Worker]) -> Options {
     }
 }
 
+/// Paths that are no inference.
+const CONTROL: [&str; 2] = ["/abort_request", "/pd_role_switch"];
+
 /// The inference requests that a worker got.
 pub(super) fn asked(worker: &Worker) -> Vec<Received> {
     let mut received = worker.received();
-    received.retain(|request| request.path() != "/abort_request");
+    received.retain(|request| !CONTROL.contains(&request.path()));
     received
 }
 
