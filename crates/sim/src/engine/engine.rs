@@ -150,6 +150,12 @@ impl Engine {
         self.decode.set_base(self.options.decode_step_base + extra);
     }
 
+    /// Computes the prompts of further requests at another speed; 0 = instantly.
+    pub(crate) fn set_prefill_speed(&mut self, now: Duration, tokens_per_sec: f64) {
+        self.run_to(now);
+        self.options.prefill_tokens_per_sec = tokens_per_sec;
+    }
+
     /// Load of the engine at `now`.
     pub fn loads(&mut self, now: Duration) -> EngineLoad {
         self.run_to(now);
