@@ -291,11 +291,11 @@ impl Engine {
         });
     }
 
-    /// Tokens of whole cached pages. The last token is always computed: it yields the first output.
+    /// Tokens of whole cached pages.
     fn cached_tokens(&self, request: &SimRequest) -> u32 {
         let page_size = self.options.page_size.max(1);
         let pages = request.prompt.pages();
-        let usable = (request.prompt.tokens().saturating_sub(1) / page_size) as usize;
+        let usable = (request.prompt.reusable_tokens() / page_size) as usize;
         self.cache.matched(&pages[..usable.min(pages.len())]) as u32 * page_size
     }
 

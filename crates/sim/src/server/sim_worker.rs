@@ -65,7 +65,8 @@ impl SimWorker {
                     () = shared.disaggregation.until_crashed() => report_crash(&shared),
                 }
             });
-            drop(runtime); // closes every connection
+            // Closes every connection, and waits for no look-up of a host.
+            runtime.shutdown_background();
             drop(mark_stopped);
         })?;
         Ok(Self {

@@ -121,6 +121,30 @@ async fn decode_reports_the_cached_tokens_of_prefill() {
 }
 
 #[tokio::test]
+async fn prompt_log_probabilities_leave_the_cache_unused() {
+    let worker = started();
+    let text = "x".repeat(4 * 16 * 3);
+    let starts = [
+        (None, 0),
+        (None, 32),
+        (Some(0), 0),
+        (Some(20), 16),
+        (Some(-1), 32),
+    ];
+    for (from, cached) in starts {
+        let rest = match from {
+            Some(from) => format!(r#""return_logprob":true,"logprob_start_len":{from}"#),
+            None => r#""stream":false"#.to_owned(),
+        };
+        let reply = post(&worker, "/generate", &generate(&text, &rest)).await;
+        assert_eq!(reply.json()["meta_info"]["cached_tokens"], cached, "{rest}");
+    }
+    let echo = format!(r#"{{"prompt":"{text}","echo":true,"logprobs":1}}"#);
+    let usage = post(&worker, "/v1/completions", &echo).await.json()["usage"].clone();
+    assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 0);
+}
+
+#[tokio::test]
 async fn prompt_log_probabilities_are_prefills_only() {
     let pair = Pair::start();
     let rest = r#""return_logprob":true,"logprob_start_len":0,"#;
@@ -294,6 +318,40 @@ async fn header_overrides_take_the_place_of_fields() {
     let refused = testkit::raw(pair.decode.addr(), &completion).await;
     assert_eq!(refused.status, 400);
     assert!(refused.text().contains("without bootstrap room id"));
+}
+
+#[tokio::test]
+async fn a_request_id_in_the_headers_is_numbered_for_lists() {
+    let pair = Pair::with(|options| options.enable_request_header_overrides = true);
+    let body = format!(r#"{{"text":["a","b"],{}}}"#, pair.fields("7"));
+    let bytes = posting("/generate", "x-override-rid: mine\r\n", &body);
+    let mut client = testkit::Client::to(pair.decode.addr()).await;
+    client.send(&bytes).await;
+    for (rid, left) in [("mine", 2), ("mine_1", 0)] {
+        let queue = "decode_transfer_queue_reqs";
+        pair.until_queued(&pair.decode, queue, 2).await;
+        let abort = format!(r#"{{"rid":"{rid}"}}"#);
+        post(&pair.decode, "/abort_request", &abort).await;
+        pair.until_queued(&pair.decode, queue, left).await;
+    }
+    assert_eq!(client.reply().await.status, 500);
+}
+
+#[tokio::test]
+async fn a_paused_prefill_worker_holds_its_legs_unseen() {
+    let pair = Pair::start();
+    let pause = r#"{"mode":"in_place"}"#;
+    post(&pair.prefill, "/pause_generation", pause).await;
+    let body = generate("a", &pair.fields("7"));
+    let mut prefill = waiting(&pair.prefill, "/generate", &body).await;
+    let mut decode = waiting(&pair.decode, "/generate", &body).await;
+    pair.until_queued(&pair.decode, "decode_transfer_queue_reqs", 1)
+        .await;
+    pair.until_queued(&pair.prefill, "prefill_bootstrap_queue_reqs", 0)
+        .await;
+    post(&pair.prefill, "/continue_generation", "{}").await;
+    assert_eq!(prefill.reply().await.status, 200);
+    assert_eq!(decode.reply().await.status, 200);
 }
 
 #[tokio::test]

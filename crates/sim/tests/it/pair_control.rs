@@ -135,6 +135,21 @@ async fn a_running_stream_that_lost_its_client_ends_at_once() {
 }
 
 #[tokio::test]
+async fn a_client_without_stream_that_left_while_decoding_is_noticed_later() {
+    let pair = Pair::with(|options| {
+        options.disconnect_check_s = 0.4;
+        options.decode_step_base_ms = 3_600_000.0;
+    });
+    let body = generate("a", &pair.fields("7"));
+    let begin = Instant::now();
+    let client = waiting(&pair.decode, "/generate", &body).await;
+    assert_eq!(post(&pair.prefill, "/generate", &body).await.status, 200);
+    drop(client);
+    until(&pair.decode, |stats| stats.aborted == 1).await;
+    assert!(begin.elapsed().as_secs_f64() >= 0.4);
+}
+
+#[tokio::test]
 async fn loads_show_the_legs_and_the_tokens_held_for_them() {
     let pair = Pair::start();
     let text = "x".repeat(40);

@@ -354,3 +354,24 @@ async fn fields_that_kill_sglang_stop_the_worker() {
         assert_eq!(lenient.crash_reason(), None);
     }
 }
+
+#[tokio::test]
+async fn a_room_too_large_kills_prefill_and_decode_loses_it() {
+    let pair = Pair::with(|options| {
+        options.lost_connection_s = 0.0;
+        options.enable_request_header_overrides = true;
+    });
+    let body = generate("a", &pair.fields("9223372036854775808"));
+    let mut decode = waiting(&pair.decode, "/generate", &body).await;
+    pair.until_queued(&pair.decode, "decode_transfer_queue_reqs", 1)
+        .await;
+    // A header kills as the body does.
+    let line = "x-override-bootstrap-room: 9223372036854775808\r\n";
+    let killer = testkit::posting("/generate", line, &generate("a", &pair.fields("7")));
+    let mut prefill = testkit::Client::to(pair.prefill.addr()).await;
+    prefill.send(&killer).await;
+    assert!(prefill.try_reply().await.is_none());
+    assert!(pair.prefill.crash_reason().is_some());
+    let lost = decode.reply().await;
+    assert_refused(&lost, 500, "Lost connection with prefill instance");
+}

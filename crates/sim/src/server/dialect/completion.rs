@@ -68,9 +68,14 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
         stop: request.stop,
     };
     let rank = request.routed_dp_rank.or(request.data_parallel_rank);
+    let mut prompts = request.prompt.to_prompts(worker.options.page_size);
+    if request.echo == Some(true) && request.logprobs.is_some() {
+        // A cache has no log probabilities.
+        prompts = prompts.into_iter().map(|it| it.fresh_from(0)).collect();
+    }
     let inference = InferenceRequest {
         is_list: request.prompt.is_batch(),
-        prompts: request.prompt.to_prompts(worker.options.page_size),
+        prompts,
         sampling: vec![sampling],
         routing: Routing::new(request.rid, rank),
         stream: request.stream == Some(true),

@@ -80,9 +80,10 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
         }),
     };
     let rank = request.routed_dp_rank.or(request.data_parallel_rank);
+    let fresh_from = generate.logprobs.as_ref().and_then(Logprobs::fresh_from);
     let inference = InferenceRequest {
         is_list: prompts.is_batch(),
-        prompts: prompts_of(worker, &prompts, body)?,
+        prompts: computed_from(fresh_from, prompts_of(worker, &prompts, body)?),
         sampling,
         routing: Routing::new(request.rid, rank),
         stream: request.stream == Some(true),
@@ -91,6 +92,14 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
         inference,
         dialect: Box::new(generate),
     })
+}
+
+/// Prompts whose log probabilities from a token on need their computation.
+fn computed_from(token: Option<u32>, prompts: Vec<Prompt>) -> Vec<Prompt> {
+    match token {
+        Some(token) => prompts.into_iter().map(|it| it.fresh_from(token)).collect(),
+        None => prompts,
+    }
 }
 
 /// The value for all prompts; in a list, that of the first.

@@ -46,6 +46,11 @@ impl Place {
 }
 
 impl Logprobs {
+    /// The prompt token from which on a cache has no log probabilities; none = the last.
+    pub(super) fn fresh_from(&self) -> Option<u32> {
+        u32::try_from(self.from).ok()
+    }
+
     /// Adds those of a sequence's prompt and of its first `tokens` tokens.
     pub(super) fn add(&self, sequence: &Sequence, tokens: u32, meta: &mut Value) {
         let ids = self.token_ids.get(sequence.prompt_index);

@@ -32,7 +32,10 @@ impl LegJob {
             rank: Some(self.leg.about().rank),
             computed,
         };
-        self.request.start_prompt(&self.worker, &start, self.shape)
+        let mut sequences = Vec::with_capacity(self.copies);
+        self.request
+            .start_prompt(&self.worker, &start, self.shape, &mut sequences)?;
+        Ok(sequences)
     }
 
     /// The sequences, the first of which holds the leg.

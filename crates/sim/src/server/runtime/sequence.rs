@@ -121,21 +121,23 @@ impl InferenceRequest {
                 rank: self.routing.rank,
                 computed: None,
             };
-            sequences.extend(self.start_prompt(worker, &start, shape)?);
+            self.start_prompt(worker, &start, shape, &mut sequences)?;
         }
         Ok(sequences)
     }
 
-    /// Starts the sequences of one prompt, or none.
+    /// Starts the sequences of one prompt.
     pub(crate) fn start_prompt(
         &self,
         worker: &Worker,
         start: &PromptStart,
         shape: Shape,
-    ) -> Result<Vec<Sequence>, ErrorResponse> {
-        let copies = 0..start.copies;
-        let one = |copy| self.start_one(worker, start, copy, shape);
-        copies.map(one).collect()
+        sequences: &mut Vec<Sequence>,
+    ) -> Result<(), ErrorResponse> {
+        for copy in 0..start.copies {
+            sequences.push(self.start_one(worker, start, copy, shape)?);
+        }
+        Ok(())
     }
 
     fn start_one(
