@@ -89,8 +89,8 @@ async fn prefill_ignores_stop_strings_and_maximum() {
 
 #[tokio::test]
 async fn the_first_frame_waits_for_the_partner_and_the_transfer() {
-    let pair = Pair::with(|options| options.kv_transfer_ms_per_1k_tokens = 100_000.0);
-    // Two tokens take 200 ms.
+    let pair = Pair::with(|options| options.kv_transfer_ms_per_1k_tokens = 200_000.0);
+    // Two tokens take 400 ms.
     let body = generate(
         "12345678",
         &format!(r#""stream":true,{}"#, pair.fields("7")),
@@ -105,7 +105,7 @@ async fn the_first_frame_waits_for_the_partner_and_the_transfer() {
         .await;
     assert_eq!(prefill.reply().await.status, 200);
     assert!(!decode.chunk().await.unwrap().unwrap().is_empty());
-    assert!(begin.elapsed().as_millis() >= 200);
+    assert!(begin.elapsed().as_millis() >= 400);
 }
 
 #[tokio::test]
@@ -310,6 +310,16 @@ async fn header_overrides_take_the_place_of_fields() {
         let id = decode["meta_info"]["id"].as_str().or(decode["id"].as_str());
         assert_eq!(id, Some("mine"), "{path}");
     }
+    let message = posting(
+        "/v1/messages",
+        &lines("10"),
+        &chat("a", r#","max_tokens":3"#),
+    );
+    let (prefill, decode) = tokio::join!(
+        testkit::raw(pair.prefill.addr(), &message),
+        testkit::raw(pair.decode.addr(), &message)
+    );
+    assert_eq!((prefill.status, decode.status), (200, 200));
     let completion = posting(
         "/v1/completions",
         &lines("9"),

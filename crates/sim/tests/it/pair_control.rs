@@ -9,6 +9,8 @@ use crate::support::{chat, get, post, start, until};
 
 const PREFILL_WAITS: &str = "prefill_bootstrap_queue_reqs";
 const DECODE_WAITS: &str = "decode_transfer_queue_reqs";
+/// Seconds between two looks for clients.
+const LOOK: f64 = 0.8;
 
 async fn abort(worker: &SimWorker, rid: &str) {
     let body = format!(r#"{{"rid":"{rid}"}}"#);
@@ -75,7 +77,7 @@ async fn a_client_that_left_is_noticed_at_the_next_look() {
         ("/generate", generate("a", "#")),
         ("/v1/chat/completions", chat("a", r#","stream":true,#"#)),
     ] {
-        let pair = Pair::with(|options| options.disconnect_check_s = 0.4);
+        let pair = Pair::with(|options| options.disconnect_check_s = LOOK);
         let body = |room| body.replace('#', &pair.fields(room));
         let begin = Instant::now();
         let client = waiting(&pair.decode, path, &body("7")).await;
@@ -85,7 +87,7 @@ async fn a_client_that_left_is_noticed_at_the_next_look() {
         // Not yet noticed.
         assert_eq!(post(&pair.prefill, path, &body("8")).await.status, 200);
         pair.until_queued(&pair.decode, DECODE_WAITS, 0).await;
-        assert!(begin.elapsed().as_secs_f64() >= 0.4, "{path}");
+        assert!(begin.elapsed().as_secs_f64() >= LOOK, "{path}");
         let later = post(&pair.prefill, path, &body("7")).await.text();
         assert!(later.contains("from another rank"), "{later}");
     }
@@ -93,7 +95,7 @@ async fn a_client_that_left_is_noticed_at_the_next_look() {
 
 #[tokio::test]
 async fn a_prefill_client_that_left_serves_its_partner_until_noticed() {
-    let pair = Pair::with(|options| options.disconnect_check_s = 0.4);
+    let pair = Pair::with(|options| options.disconnect_check_s = LOOK);
     let body = generate("a", &pair.fields("7"));
     let client = waiting(&pair.prefill, "/generate", &body).await;
     pair.until_queued(&pair.prefill, PREFILL_WAITS, 1).await;
@@ -137,7 +139,7 @@ async fn a_running_stream_that_lost_its_client_ends_at_once() {
 #[tokio::test]
 async fn a_client_without_stream_that_left_while_decoding_is_noticed_later() {
     let pair = Pair::with(|options| {
-        options.disconnect_check_s = 0.4;
+        options.disconnect_check_s = LOOK;
         options.decode_step_base_ms = 3_600_000.0;
     });
     let body = generate("a", &pair.fields("7"));
@@ -146,7 +148,7 @@ async fn a_client_without_stream_that_left_while_decoding_is_noticed_later() {
     assert_eq!(post(&pair.prefill, "/generate", &body).await.status, 200);
     drop(client);
     until(&pair.decode, |stats| stats.aborted == 1).await;
-    assert!(begin.elapsed().as_secs_f64() >= 0.4);
+    assert!(begin.elapsed().as_secs_f64() >= LOOK);
 }
 
 #[tokio::test]

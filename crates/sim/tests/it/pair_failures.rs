@@ -1,6 +1,6 @@
 //! Pairs of which one leg is missing, refused, aborted or dead.
 
-use sim::{Role, SimOptions};
+use sim::{Role, SimOptions, SimWorker};
 use testkit::{DEADLINE, Reply};
 use tokio::time::{Instant, timeout};
 
@@ -8,9 +8,7 @@ use crate::pair::{Pair, Replies, fields, generate, options, waiting};
 use crate::support::{chat, events, post, start};
 
 /// A time-out for legs without a partner.
-const SHORT: f64 = 0.3;
-/// One that is not reached.
-const LONG: f64 = 60.0;
+const SHORT: f64 = 0.5;
 
 fn impatient() -> Pair {
     Pair::with(|options| {
@@ -47,47 +45,90 @@ fn assert_refused_in_stream(reply: &Reply, code: u16, message: &str) {
     assert!(text.unwrap().contains(message), "{event}");
 }
 
-#[tokio::test]
-async fn a_prefill_leg_without_partner_times_out_in_every_shape() {
-    let pair = impatient();
-    let (begin, why) = (
-        "Prefill bootstrap failed",
-        "timed out after 0.3s in KVPoll.Bootstrapping",
+/// Three requests without a partner: plain, and streams of two routes.
+async fn assert_times_out(pair: &Pair, worker: &SimWorker, begin: &str, why: &str) {
+    let stream = |room| format!(r#""stream":true,{}"#, pair.fields(room));
+    let (plain, native) = (
+        generate("a", &pair.fields("7")),
+        generate("a", &stream("8")),
     );
+    let openai = chat("a", &format!(",{}", stream("9")));
     let started = Instant::now();
-    let plain = post(
-        &pair.prefill,
-        "/generate",
-        &generate("a", &pair.fields("7")),
-    )
-    .await;
+    let (plain, native, openai) = tokio::join!(
+        post(worker, "/generate", &plain),
+        post(worker, "/generate", &native),
+        post(worker, "/v1/chat/completions", &openai)
+    );
     assert!(started.elapsed().as_secs_f64() >= SHORT);
     assert_refused(&plain, 500, begin);
     assert_refused(&plain, 500, why);
     assert_eq!(plain.json()["object"], "error");
-    let stream = format!(r#""stream":true,{}"#, pair.fields("8"));
-    let reply = post(&pair.prefill, "/generate", &generate("a", &stream)).await;
-    assert_refused_in_stream(&reply, 500, why);
-    let body = chat("a", &format!(",{stream}"));
-    let reply = post(&pair.prefill, "/v1/chat/completions", &body).await;
-    assert_refused_in_stream(&reply, 500, why);
+    assert_refused_in_stream(&native, 500, why);
+    assert_refused_in_stream(&openai, 500, why);
     pair.assert_works().await;
+}
+
+#[tokio::test]
+async fn a_prefill_leg_without_partner_times_out_in_every_shape() {
+    let pair = impatient();
+    let why = "timed out after 0.5s in KVPoll.Bootstrapping";
+    assert_times_out(&pair, &pair.prefill, "Prefill bootstrap failed", why).await;
 }
 
 #[tokio::test]
 async fn a_decode_leg_without_partner_times_out_in_every_shape() {
     let pair = impatient();
-    let why = "timed out after 0.3s in KVPoll.WaitingForInput";
-    let plain = post(&pair.decode, "/generate", &generate("a", &pair.fields("7"))).await;
-    assert_refused(&plain, 500, "Decode transfer failed");
-    assert_refused(&plain, 500, why);
-    let stream = format!(r#""stream":true,{}"#, pair.fields("8"));
-    let reply = post(&pair.decode, "/generate", &generate("a", &stream)).await;
-    assert_refused_in_stream(&reply, 500, why);
-    let body = chat("a", &format!(",{stream}"));
-    let reply = post(&pair.decode, "/v1/chat/completions", &body).await;
-    assert_refused_in_stream(&reply, 500, why);
-    pair.assert_works().await;
+    let why = "timed out after 0.5s in KVPoll.WaitingForInput";
+    assert_times_out(&pair, &pair.decode, "Decode transfer failed", why).await;
+}
+
+#[tokio::test]
+async fn legs_in_different_rooms_do_not_meet() {
+    let pair = impatient();
+    let (one, other) = (
+        generate("a", &pair.fields("7")),
+        generate("a", &pair.fields("8")),
+    );
+    let (prefill, decode) = tokio::join!(
+        post(&pair.prefill, "/generate", &one),
+        post(&pair.decode, "/generate", &other)
+    );
+    assert_refused(&prefill, 500, "KVPoll.Bootstrapping");
+    assert_refused(&decode, 500, "KVPoll.WaitingForInput");
+    // Prefill needs no host, but a partner.
+    let hostless = generate("a", r#""bootstrap_room":9"#);
+    let alone = post(&pair.prefill, "/generate", &hostless).await;
+    assert_refused(&alone, 500, "KVPoll.Bootstrapping");
+}
+
+#[tokio::test]
+async fn a_request_without_port_goes_to_the_decode_workers_own() {
+    let prefill = start(options(Role::Prefill));
+    let decode = start(SimOptions {
+        disaggregation_bootstrap_port: prefill.bootstrap_port().unwrap(),
+        ..options(Role::Decode)
+    });
+    let pair = Pair { prefill, decode };
+    let portless = r#""bootstrap_host":"127.0.0.1","bootstrap_port":null,"bootstrap_room":7"#;
+    let replies = pair.both("/generate", &generate("a", portless)).await;
+    assert_eq!((replies.prefill.status, replies.decode.status), (200, 200));
+}
+
+#[tokio::test]
+async fn a_refused_decode_leg_leaves_prefill_waiting() {
+    let prefill = start(SimOptions {
+        bootstrap_timeout_s: SHORT,
+        ..options(Role::Prefill)
+    });
+    let decode = start(SimOptions {
+        context_length: Some(1),
+        ..options(Role::Decode)
+    });
+    let pair = Pair { prefill, decode };
+    let body = generate("12345678", &pair.fields("7"));
+    let Replies { prefill, decode } = pair.both("/generate", &body).await;
+    assert_refused(&decode, 400, "longer than the model's context length");
+    assert_refused(&prefill, 500, "KVPoll.Bootstrapping");
 }
 
 #[tokio::test]
@@ -110,13 +151,14 @@ async fn a_dead_bootstrap_server_fails_the_handshake() {
     let unknown = r#""bootstrap_host":"no.such.invalid","bootstrap_port":1,"bootstrap_room":8"#;
     // Another server on the port is as good as none.
     let other = fields(pair.decode.addr().port(), "9");
-    for target in [dead.as_str(), unknown, &other] {
+    let fails = async |target: &str| {
         let begin = Instant::now();
         let reply = post(&pair.decode, "/generate", &generate("a", target)).await;
         assert_refused(&reply, 500, "Decode handshake failed");
         assert_refused(&reply, 500, "Aborted by AbortReq.");
         assert!(begin.elapsed().as_secs_f64() >= SHORT, "{target}");
-    }
+    };
+    tokio::join!(fails(&dead), fails(unknown), fails(&other));
 }
 
 #[tokio::test]
@@ -271,6 +313,7 @@ async fn room_zero_hangs_decode_and_a_negative_room_is_corrupt() {
 #[tokio::test]
 async fn several_samples_hang_decode() {
     let pair = impatient();
+    let mut clients = Vec::new();
     let rest = |room| pair.fields(room);
     let bodies = [
         (
@@ -286,10 +329,13 @@ async fn several_samples_hang_decode() {
         ),
     ];
     for (path, body) in bodies {
-        let mut decode = waiting(&pair.decode, path, &body).await;
+        clients.push(waiting(&pair.decode, path, &body).await);
         assert_eq!(post(&pair.prefill, path, &body).await.status, 200);
-        assert!(hangs(&mut decode).await, "{path}");
     }
+    let [chat, native] = &mut clients[..] else {
+        unreachable!("two requests")
+    };
+    assert_eq!(tokio::join!(hangs(chat), hangs(native)), (true, true));
 }
 
 #[tokio::test]
@@ -304,10 +350,9 @@ async fn a_room_twice_in_a_list_hangs_decode() {
 #[tokio::test]
 async fn a_room_in_two_live_pairs_gives_one_the_text_of_the_other() {
     let pair = Pair::with(|options| {
-        options.waiting_timeout_s = SHORT;
-        options.bootstrap_timeout_s = LONG;
+        options.waiting_timeout_s = SHORT * 2.0;
         // Long enough for the second pair to come.
-        options.kv_transfer_ms_per_1k_tokens = 200_000.0;
+        options.kv_transfer_ms_per_1k_tokens = 500_000.0;
     });
     let one = generate("one", &pair.fields("7"));
     let two = generate("two", &pair.fields("7"));
