@@ -28,8 +28,18 @@ _HELP: dict[str, tuple[str, str]] = {
     "model": ("NAME", "name of the served model"),
     "api_key": ("KEY", "key that every request except health and metrics must carry"),
     "dp_size": ("N", "data-parallel ranks: independent engines behind one port"),
-    "role": ("ROLE", "role in prefill/decode disaggregation: null, prefill or decode"),
-    "bootstrap_port": ("PORT", "bootstrap port that the worker reports; nothing listens on it"),
+    "disaggregation_mode": ("ROLE", "role in prefill/decode disaggregation at start: null, prefill or decode"),
+    "disaggregation_bootstrap_port": ("PORT", "port of a prefill worker's bootstrap server; 0 takes a free one"),
+    "bootstrap_timeout_s": ("SECS", "time that a prefill worker waits for a request's decode worker"),
+    "waiting_timeout_s": ("SECS", "time that a decode worker waits for a request's KV cache"),
+    "handshake_timeout_s": ("SECS", "time after which a decode worker gives up a bootstrap server"),
+    "lost_connection_s": ("SECS", "time after which a decode worker notices that its prefill worker is gone"),
+    "disconnect_check_s": ("SECS", "time between two looks for clients that left, in either role"),
+    "kv_transfer_ms_per_1k_tokens": ("MS", "time that the KV cache of 1000 prompt tokens takes to the decode worker"),
+    "enable_pd_role_switch": ("", "accept POST /pd_role_switch"),
+    "enable_request_header_overrides": ("", "obey x-override-rid and x-override-bootstrap-host, -port and -room"),
+    "crash_on_bad_bootstrap": ("", "stop, as SGLang does, at bootstrap fields that kill its scheduler"),
+    "context_length": ("TOKENS", "longest prompt, and the length reported; by default any prompt is accepted"),
     "prefill_tokens_per_sec": ("TOKENS", "prompt tokens computed per second and rank; 0 is instant"),
     "decode_step_base_ms": ("MS", "time of a decode step, whatever the batch; 0 is instant"),
     "decode_step_per_seq_ms": ("MS", "time that each sequence of the batch adds to a decode step; 0 is instant"),
@@ -99,7 +109,8 @@ def add_flags(parser: argparse._ActionsContainer, leave_out: Set[str] = frozense
         if name in leave_out:
             continue
         metavar, text = _HELP.get(f"{group}.{name}".removeprefix("."), ("", " "))
-        settings: dict[str, Any] = {"action": "store_true"}
+        switch = argparse.BooleanOptionalAction if default is True else "store_true"
+        settings: dict[str, Any] = {"action": switch}
         if not isinstance(default, bool):
             kind = (str if name in _TEXT else int) if default is None else type(default)
             settings = {"type": kind, "metavar": metavar or kind.__name__.upper()}
@@ -126,7 +137,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
         prog: the command as users type it.
 
     Raises:
-        SystemExit: 2 for wrong options, 1 when the port is in use.
+        SystemExit: 2 for wrong options, 1 when a port is in use, or when a request killed the worker.
     """
     parser = create_parser(prog)
     args = parser.parse_args(argv)
@@ -141,7 +152,11 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     except RuntimeError as error:
         sys.exit(f"error: {error}")
     print(f"simulated worker listening on {worker.url}", flush=True)
+    if worker.bootstrap_port is not None:
+        print(f"bootstrap server listening on port {worker.bootstrap_port}", flush=True)
     worker.wait()
+    if worker.failure:
+        sys.exit(f"error: {worker.failure}")
 
 
 if __name__ == "__main__":

@@ -210,6 +210,14 @@ impl<S: Server> Running<S> {
         outcome.and(restored)
     }
 
+    /// The reason why the last server stopped, if that was not requested.
+    pub(crate) fn failure(&self, py: Python<'_>) -> Option<String> {
+        py.detach(|| {
+            let slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            slot.as_ref()?.with(None, Server::failure)
+        })
+    }
+
     /// The server, if one is running.
     pub(crate) fn current(&self, py: Python<'_>) -> Option<Arc<Run<S>>> {
         py.detach(|| {

@@ -31,6 +31,10 @@ impl Server for Worker {
     fn wait(&self, timeout: Duration) -> bool {
         self.0.wait(timeout)
     }
+
+    fn failure(&self) -> Option<String> {
+        self.0.crash_reason().map(str::to_owned)
+    }
 }
 
 /// A simulated SGLang worker. Takes the options of `sim_option_defaults()` as keywords.
@@ -106,6 +110,19 @@ impl SimWorker {
     #[getter]
     fn url(&self, py: Python<'_>) -> PyResult<String> {
         Ok(url(self.running.require(py)?.addr))
+    }
+
+    /// The port of its bootstrap server; `None` unless it is a prefill worker.
+    #[getter]
+    fn bootstrap_port(&self, py: Python<'_>) -> PyResult<Option<u16>> {
+        let run = self.running.require(py)?;
+        Ok(run.with(None, |worker| worker.0.bootstrap_port()))
+    }
+
+    /// Why it stopped by itself; `None` unless a request killed it.
+    #[getter]
+    fn failure(&self, py: Python<'_>) -> Option<String> {
+        self.running.failure(py)
     }
 
     fn __enter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {

@@ -148,8 +148,15 @@ def test_every_option_of_the_simulated_worker_has_a_flag() -> None:
 def test_every_option_of_the_simulated_worker_has_a_line_of_help() -> None:
     names = {f"{group}.{name}".removeprefix(".") for group, name, _, _ in sim_worker._table()}
     assert set(sim_worker._HELP) == names
-    switches = {f"{group}.{name}" for group, name, _, default in sim_worker._table() if isinstance(default, bool)}
+    options = {f"{group}.{name}".removeprefix("."): default for group, name, _, default in sim_worker._table()}
+    switches = {name for name, default in options.items() if isinstance(default, bool)}
     assert {name for name, (unit, _) in sim_worker._HELP.items() if not unit} == switches
+
+
+def test_a_switch_that_is_on_by_default_can_be_turned_off() -> None:
+    parse = sim_worker.create_parser().parse_args
+    argv = [[], ["--no-crash-on-bad-bootstrap"], ["--crash-on-bad-bootstrap"]]
+    assert [sim_worker.options(parse(it))["crash_on_bad_bootstrap"] for it in argv] == [True, False, True]
 
 
 def test_options_that_are_off_by_default_have_the_right_type() -> None:

@@ -17,7 +17,11 @@ ServerArguments: TypeAlias = "Any"
 """SGLang's `ServerArgs` of any release, or `SimServerArgs`. Fields differ, so none is named by a type."""
 
 # Options of the simulated worker that the launcher sets, or that make no sense behind a plain gateway.
-_OWN = {"host", "port", "model", "api_key", "dp_size", "role", "bootstrap_port"}
+_OWN = {
+    *("host", "port", "model", "api_key", "dp_size", "disaggregation_mode", "disaggregation_bootstrap_port"),
+    *("bootstrap_timeout_s", "waiting_timeout_s", "handshake_timeout_s", "lost_connection_s", "disconnect_check_s"),
+    *("kv_transfer_ms_per_1k_tokens", "enable_pd_role_switch", "crash_on_bad_bootstrap"),
+}
 
 
 class Engine(Protocol):

@@ -11,6 +11,9 @@ use crate::faults::Faults;
 /// Queue limit when `max_queued_requests` is 0: a bound above any real load.
 const UNBOUNDED_QUEUE: usize = 1 << 16;
 const LONGEST_STEP_MS: f64 = 3_600_000.0;
+/// Context length that is reported if none is set.
+const CONTEXT_LENGTH: u32 = 131_072;
+const LONGEST_WAIT_S: f64 = 3_600.0;
 
 /// The worker's role in prefill/decode disaggregation (`disaggregation_mode`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,10 +22,9 @@ pub enum Role {
     /// Runs prefill and decode.
     #[default]
     Null,
-    /// Runs prefill only: every response is one token, generated at the end of prefill.
+    /// Runs prefill only: every response is one token, sent once the decode worker has the KV cache.
     Prefill,
-    /// Runs decode only: prompts take no time. It does not wait for its prefill partner, which is
-    /// another process.
+    /// Runs decode only: it waits for the KV cache of the prefill worker that a request names.
     Decode,
 }
 
@@ -51,10 +53,31 @@ pub struct SimOptions {
     pub api_key: Option<String>,
     /// Number of data-parallel ranks: independent engines behind one port.
     pub dp_size: u32,
-    /// Role in prefill/decode disaggregation.
-    pub role: Role,
-    /// Bootstrap port that the worker reports; nothing listens on it.
-    pub bootstrap_port: u16,
+    /// Role in prefill/decode disaggregation at start.
+    pub disaggregation_mode: Role,
+    /// Port of a prefill worker's bootstrap server; 0 = any free port. A decode worker asks there
+    /// if a request names no port.
+    pub disaggregation_bootstrap_port: u16,
+    /// Seconds that a prefill worker waits for a request's decode worker.
+    pub bootstrap_timeout_s: f64,
+    /// Seconds that a decode worker waits for a request's KV cache.
+    pub waiting_timeout_s: f64,
+    /// Seconds after which a decode worker gives up a bootstrap server that does not respond.
+    pub handshake_timeout_s: f64,
+    /// Seconds after which a decode worker notices that its prefill worker is gone.
+    pub lost_connection_s: f64,
+    /// Seconds between two looks for clients that left, in either role.
+    pub disconnect_check_s: f64,
+    /// Milliseconds that the KV cache of 1000 prompt tokens takes to the decode worker.
+    pub kv_transfer_ms_per_1k_tokens: f64,
+    /// Accept `POST /pd_role_switch`.
+    pub enable_pd_role_switch: bool,
+    /// Obey the request headers `x-override-rid` and `x-override-bootstrap-host`, `-port`, `-room`.
+    pub enable_request_header_overrides: bool,
+    /// Stop, as SGLang does, at bootstrap fields that kill its scheduler; otherwise they are 400.
+    pub crash_on_bad_bootstrap: bool,
+    /// Longest prompt in tokens, and the length reported; unset = any prompt is accepted.
+    pub context_length: Option<u32>,
     /// Prompt tokens computed per second and rank; 0 = instant.
     pub prefill_tokens_per_sec: f64,
     /// Milliseconds of a decode step, independent of the batch; 0 here and below = instant.
@@ -91,8 +114,18 @@ impl Default for SimOptions {
             model: "sim-model".to_owned(),
             api_key: None,
             dp_size: 1,
-            role: Role::Null,
-            bootstrap_port: 8998,
+            disaggregation_mode: Role::Null,
+            disaggregation_bootstrap_port: 8998,
+            bootstrap_timeout_s: 300.0,
+            waiting_timeout_s: 300.0,
+            handshake_timeout_s: 14.0,
+            lost_connection_s: 6.4,
+            disconnect_check_s: 4.0,
+            kv_transfer_ms_per_1k_tokens: 0.0,
+            enable_pd_role_switch: false,
+            enable_request_header_overrides: false,
+            crash_on_bad_bootstrap: true,
+            context_length: None,
             prefill_tokens_per_sec: 0.0,
             decode_step_base_ms: 0.0,
             decode_step_per_seq_ms: 0.0,
@@ -113,22 +146,9 @@ impl Default for SimOptions {
 impl SimOptions {
     /// Checks every rule; the first broken one is the error.
     pub fn check(&self) -> Result<(), SimError> {
-        let speeds = [
-            ("prefill_tokens_per_sec", self.prefill_tokens_per_sec, 1e12),
-            (
-                "decode_step_base_ms",
-                self.decode_step_base_ms,
-                LONGEST_STEP_MS,
-            ),
-            (
-                "decode_step_per_seq_ms",
-                self.decode_step_per_seq_ms,
-                LONGEST_STEP_MS,
-            ),
-        ];
-        for (field, value, most) in speeds {
+        for (field, value, most) in self.durations() {
             if !(0.0..=most).contains(&value) {
-                let why = "must be 0 or more (steps: at most an hour)";
+                let why = "must be 0 or more (steps and waits: at most an hour)";
                 return Err(SimError::option(field, value, why));
             }
         }
@@ -153,15 +173,43 @@ impl SimOptions {
         self.faults.check()
     }
 
+    /// The context length that the worker reports.
+    pub(crate) fn reported_context_length(&self) -> u32 {
+        self.context_length.unwrap_or(CONTEXT_LENGTH)
+    }
+
+    /// Speeds and times with their maximum.
+    fn durations(&self) -> [(&'static str, f64, f64); 9] {
+        let (steps, waits) = (LONGEST_STEP_MS, LONGEST_WAIT_S);
+        [
+            ("prefill_tokens_per_sec", self.prefill_tokens_per_sec, 1e12),
+            ("decode_step_base_ms", self.decode_step_base_ms, steps),
+            ("decode_step_per_seq_ms", self.decode_step_per_seq_ms, steps),
+            ("bootstrap_timeout_s", self.bootstrap_timeout_s, waits),
+            ("waiting_timeout_s", self.waiting_timeout_s, waits),
+            ("handshake_timeout_s", self.handshake_timeout_s, waits),
+            ("lost_connection_s", self.lost_connection_s, waits),
+            ("disconnect_check_s", self.disconnect_check_s, waits),
+            (
+                "kv_transfer_ms_per_1k_tokens",
+                self.kv_transfer_ms_per_1k_tokens,
+                steps,
+            ),
+        ]
+    }
+
+    /// Prompt tokens per second in this role: a decode worker gets its prompts computed.
+    pub(crate) fn prefill_speed(&self, role: Role) -> f64 {
+        match role {
+            Role::Decode => 0.0,
+            Role::Null | Role::Prefill => self.prefill_tokens_per_sec,
+        }
+    }
+
     /// Options of the engine of one rank.
     pub(crate) fn engine(&self) -> EngineOptions {
-        let prefills = self.role != Role::Decode;
         EngineOptions {
-            prefill_tokens_per_sec: if prefills {
-                self.prefill_tokens_per_sec
-            } else {
-                0.0
-            },
+            prefill_tokens_per_sec: self.prefill_speed(self.disaggregation_mode),
             decode_step_base: millis(self.decode_step_base_ms),
             decode_step_per_seq: millis(self.decode_step_per_seq_ms),
             max_running_requests: self.max_running_requests,
@@ -210,6 +258,11 @@ mod tests {
             ..SimOptions::default()
         };
         assert!(why(step).contains("decode_step_base_ms"));
+        let wait = SimOptions {
+            waiting_timeout_s: -1.0,
+            ..SimOptions::default()
+        };
+        assert!(why(wait).contains("waiting_timeout_s"));
     }
 
     #[test]

@@ -150,6 +150,12 @@ impl Engine {
         self.decode.set_base(self.options.decode_step_base + extra);
     }
 
+    /// Computes the prompts of further requests at another speed; 0 = instantly.
+    pub(crate) fn set_prefill_speed(&mut self, now: Duration, tokens_per_sec: f64) {
+        self.run_to(now);
+        self.options.prefill_tokens_per_sec = tokens_per_sec;
+    }
+
     /// Load of the engine at `now`.
     pub fn loads(&mut self, now: Duration) -> EngineLoad {
         self.run_to(now);
@@ -285,11 +291,11 @@ impl Engine {
         });
     }
 
-    /// Tokens of whole cached pages. The last token is always computed: it yields the first output.
+    /// Tokens of whole cached pages.
     fn cached_tokens(&self, request: &SimRequest) -> u32 {
         let page_size = self.options.page_size.max(1);
         let pages = request.prompt.pages();
-        let usable = (request.prompt.tokens().saturating_sub(1) / page_size) as usize;
+        let usable = (request.prompt.reusable_tokens() / page_size) as usize;
         self.cache.matched(&pages[..usable.min(pages.len())]) as u32 * page_size
     }
 

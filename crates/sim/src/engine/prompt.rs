@@ -19,6 +19,7 @@ pub struct Prompt {
     pages: Vec<u64>,
     tokens: u32,
     digest: u64,
+    fresh_from: Option<u32>,
 }
 
 /// A piece of a prompt before it is chained.
@@ -59,6 +60,7 @@ impl Prompt {
             pages,
             tokens,
             digest,
+            fresh_from: None,
         }
     }
 
@@ -75,6 +77,7 @@ impl Prompt {
             pages: full,
             tokens,
             digest: mix(chain, u64::from(tokens)),
+            fresh_from: None,
         }
     }
 
@@ -85,7 +88,21 @@ impl Prompt {
             pages: self.pages.iter().map(|page| mix(salt, *page)).collect(),
             tokens: self.tokens,
             digest: mix(salt, self.digest),
+            fresh_from: self.fresh_from,
         }
+    }
+
+    /// The same prompt, of which the tokens from this one on are computed whatever the cache has.
+    pub(crate) fn fresh_from(mut self, token: u32) -> Self {
+        self.fresh_from = Some(token);
+        self
+    }
+
+    /// The tokens that may come from a cache. The last one yields the first output.
+    pub(super) fn reusable_tokens(&self) -> u32 {
+        let all_but_last = self.tokens.saturating_sub(1);
+        self.fresh_from
+            .map_or(all_but_last, |token| token.min(all_but_last))
     }
 
     /// Length in tokens.

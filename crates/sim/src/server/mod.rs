@@ -2,6 +2,7 @@
 
 mod api;
 mod dialect;
+mod disaggregation;
 mod http;
 mod parse;
 mod runtime;

@@ -1,5 +1,6 @@
 //! A running worker: its thread, its address and the interface for tests.
 
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -8,6 +9,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
+use super::disaggregation::state::bootstrap_listener;
+use super::http::bind::bind;
 use super::http::listener;
 use super::runtime::request_log::{Recorded, SimStats};
 use super::runtime::worker::Worker;
@@ -36,7 +39,9 @@ impl SimWorker {
     /// Starts a worker; it is listening when this returns.
     pub fn start(options: SimOptions) -> Result<Self, SimError> {
         options.check()?;
-        let listener = listener::bind(&options.host, options.port)?;
+        let listener = bind(&options.host, options.port)?;
+        let role = options.disaggregation_mode;
+        let bootstrap = bootstrap_listener(&options, role)?;
         let addr = listener.local_addr()?;
         let worker = Arc::new(Worker::new(options, addr.port()));
         let lifecycle = Arc::new(Lifecycle::default());
@@ -46,6 +51,7 @@ impl SimWorker {
         let (shared, ending) = (Arc::clone(&worker), Arc::clone(&lifecycle));
         let listener = {
             let _inside = runtime.enter();
+            worker.disaggregation.set_role(role, bootstrap)?;
             TcpListener::from_std(listener)?
         };
         let thread = std::thread::Builder::new().name(format!("sim-{}", addr.port()));
@@ -56,9 +62,11 @@ impl SimWorker {
                     () = listener::accept(Arc::clone(&shared), listener) => {}
                     () = shared.scheduler.run() => {}
                     () = ending.stop.notified() => {}
+                    () = shared.disaggregation.until_crashed() => report_crash(&shared),
                 }
             });
-            drop(runtime); // closes every connection
+            // Closes every connection, and waits for no look-up of a host.
+            runtime.shutdown_background();
             drop(mark_stopped);
         })?;
         Ok(Self {
@@ -77,6 +85,16 @@ impl SimWorker {
     /// `http://` and the address.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
+    }
+
+    /// The port of its bootstrap server; `None` unless it is a prefill worker.
+    pub fn bootstrap_port(&self) -> Option<u16> {
+        self.worker.disaggregation.bootstrap_port()
+    }
+
+    /// Why it stopped by itself; `None` unless a request killed it.
+    pub fn crash_reason(&self) -> Option<&'static str> {
+        self.worker.disaggregation.crash_reason()
     }
 
     /// Stops listening and closes every connection; returns at once.
@@ -125,6 +143,12 @@ impl SimWorker {
         self.worker.faults.set(faults);
         Ok(())
     }
+}
+
+/// Says why the worker stops. A pipe that nothing reads does not matter.
+fn report_crash(worker: &Worker) {
+    let why = worker.disaggregation.crash_reason().unwrap_or_default();
+    let _ = writeln!(io::stderr(), "simulated worker crashed: {why}");
 }
 
 /// Marks the thread as stopped, even if it panics.

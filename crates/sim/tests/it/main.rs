@@ -5,11 +5,15 @@
     reason = "helpers of tests may fail the test"
 )]
 
+mod disaggregation;
 mod endpoints;
 mod engine;
 mod engine_control;
 mod faults;
 mod lifecycle;
+mod pair;
+mod pair_control;
+mod pair_failures;
 mod routes;
 mod streams;
 mod support;

@@ -6,8 +6,8 @@ use testkit::{raw, request};
 use crate::support::start;
 
 /// Paths and methods, read from SGLang's application object. Not played: documentation, corpora,
-/// hierarchical caches, transfers between instances, `/pd_role_switch`, `/v1/decisions`,
-/// `/v1/systemone` and `/v1/realtime`.
+/// hierarchical caches, transfers between instances, `/v1/decisions`, `/v1/systemone` and
+/// `/v1/realtime`.
 #[rustfmt::skip]
 const ROUTES: &[(&str, &str)] = &[
     ("/", "GET"),
@@ -43,6 +43,7 @@ const ROUTES: &[(&str, &str)] = &[
     ("/open_session", "GET POST"),
     ("/parse_function_call", "POST"),
     ("/pause_generation", "POST"),
+    ("/pd_role_switch", "POST"),
     ("/ping", "GET"),
     ("/ready", "GET"),
     ("/release_memory_occupation", "GET POST"),

@@ -14,7 +14,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::info::CONTEXT_LENGTH;
 use crate::engine::{Prompt, SimRequest};
 use crate::server::http::error_response::{ErrorResponse, JSON, Shape};
 use crate::server::parse::{Prompts, Text, from_json};
@@ -82,7 +81,7 @@ pub(crate) async fn health_generate(State(worker): AppState) -> StatusCode {
 }
 
 pub(crate) async fn flush_cache(State(worker): AppState) -> (StatusCode, &'static str) {
-    if !worker.scheduler.flush_cache() {
+    if !worker.disaggregation.legs.is_idle() || !worker.scheduler.flush_cache() {
         let message = "Flush cache failed: there are running or waiting requests.\n";
         return (StatusCode::BAD_REQUEST, message);
     }
@@ -97,7 +96,7 @@ pub(crate) async fn abort_request(
 ) -> Result<(), ErrorResponse> {
     let request: AbortRequest<'_> = from_json(&body, Shape::Flat)?;
     let rid = request.rid.unwrap_or_default();
-    worker.scheduler.abort(if request.abort_all == Some(true) {
+    worker.abort(if request.abort_all == Some(true) {
         AbortTarget::All
     } else {
         AbortTarget::Rid(rid.as_str())
@@ -105,11 +104,14 @@ pub(crate) async fn abort_request(
     Ok(())
 }
 
-pub(crate) async fn tokenize(body: Bytes) -> Result<Json<Value>, ErrorResponse> {
+pub(crate) async fn tokenize(
+    State(worker): AppState,
+    body: Bytes,
+) -> Result<Json<Value>, ErrorResponse> {
     let TokenizeRequest { prompt } = from_json(&body, Shape::Flat)?;
     let mut ids = prompt.ids();
     let counts: Vec<usize> = ids.iter().map(Vec::len).collect();
-    let max = CONTEXT_LENGTH;
+    let max = worker.options.reported_context_length();
     if prompt.is_batch() {
         return Ok(Json(
             json!({"tokens": ids, "count": counts, "max_model_len": max}),

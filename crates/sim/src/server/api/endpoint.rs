@@ -94,6 +94,16 @@ impl Endpoint {
         )
     }
 
+    /// Whether it passes the bootstrap fields of its bodies on to the engine.
+    pub(crate) fn carries_bootstrap(self) -> bool {
+        self.takes_json() && !matches!(self, Self::Score | Self::OllamaChat | Self::OllamaGenerate)
+    }
+
+    /// Whether headers may replace its fields.
+    pub(crate) fn takes_overrides(self) -> bool {
+        matches!(self, Self::Generate | Self::Chat | Self::Messages)
+    }
+
     /// Whether its bodies are JSON.
     pub(crate) fn takes_json(self) -> bool {
         self != Self::Transcriptions

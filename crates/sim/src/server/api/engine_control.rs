@@ -248,7 +248,7 @@ fn pause(worker: &Worker, body: &[u8]) -> Answer {
         .scheduler
         .set_pauses(|pauses| pauses.requested = Some(mode));
     if mode == PauseMode::Abort {
-        worker.scheduler.abort(AbortTarget::All);
+        worker.abort(AbortTarget::All);
     }
     Ok(state_of_generation("paused"))
 }
@@ -279,7 +279,7 @@ impl Drop for Update<'_> {
 async fn update_weights(worker: &Worker, message: &str, body: &[u8]) -> Answer {
     let update: WeightUpdate = from_json(body, Shape::Flat)?;
     if update.abort_all_requests == Some(true) {
-        worker.scheduler.abort(AbortTarget::All);
+        worker.abort(AbortTarget::All);
     }
     let under_way = Update::begin(worker);
     sleep(Duration::from_millis(worker.options.weight_update_ms)).await;
@@ -307,7 +307,7 @@ async fn update_weights(worker: &Worker, message: &str, body: &[u8]) -> Answer {
 fn set_weight_version(worker: &Worker, body: &[u8]) -> Answer {
     let wanted: WeightVersion = from_json(body, Shape::Flat)?;
     if wanted.abort_all_requests == Some(true) {
-        worker.scheduler.abort(AbortTarget::All);
+        worker.abort(AbortTarget::All);
     }
     let message = format!("Weight version updated to {}", wanted.new_version);
     let content = json!({"success": true, "message": message, "new_version": wanted.new_version});

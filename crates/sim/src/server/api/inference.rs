@@ -8,18 +8,22 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, SET_COOKIE};
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode};
-use serde_json::json;
 use tokio::time::sleep;
 
 use super::endpoint::Endpoint;
+use super::leg::LegCall;
+use super::overrides::Overrides;
+use super::stream_refusal;
 use crate::faults::Faults;
-use crate::server::dialect::dialect::{EVENTS, ParsedRequest};
+use crate::options::Role;
+use crate::server::dialect::dialect::ParsedRequest;
 use crate::server::http::body::{BodyFaults, Content, SimBody};
 use crate::server::http::error_response::{ErrorResponse, JSON, Shape};
 use crate::server::http::stream::TokenStream;
 use crate::server::http::wire::ConnectionControl;
-use crate::server::parse::{Conditions, from_json};
+use crate::server::parse::{BootstrapFields, Conditions, OneOrMany, from_json};
 use crate::server::runtime::request_log::increment;
+use crate::server::runtime::sequence::InferenceRequest;
 use crate::server::runtime::worker::Worker;
 
 type ApiResult = Result<Response<SimBody>, ErrorResponse>;
@@ -83,7 +87,7 @@ impl InferenceCall<'_> {
         }
         if faults.huge_body_bytes > 0 {
             let body = SimBody::new(Content::filler(faults.huge_body_bytes));
-            return Ok(response(JSON, body));
+            return Ok(body.respond(JSON));
         }
         self.respond_normally(body).await
     }
@@ -96,13 +100,12 @@ impl InferenceCall<'_> {
             let status = status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
             return Err(ErrorResponse::new(status, shape, why));
         }
-        let event = match self.endpoint {
-            Endpoint::Generate => json!({"text": "", "meta_info": {"finish_reason":
-                {"type": "abort", "message": why, "status_code": code}}}),
-            _ => json!({"error": {"message": why, "code": code}}),
-        };
-        let events = Bytes::from(format!("data: {event}\n\ndata: [DONE]\n\n"));
-        Ok(response(EVENTS, events.into()))
+        let status = status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        let error = ErrorResponse::new(status, shape, why);
+        Ok(SimBody::events(stream_refusal::events(
+            self.endpoint,
+            &error,
+        )))
     }
 
     async fn respond_normally(&self, body: Bytes) -> ApiResult {
@@ -115,32 +118,96 @@ impl InferenceCall<'_> {
             let message = "Unsupported Media Type: Only 'application/json' is allowed";
             return Err(ErrorResponse::bad_request(Shape::Flat, message));
         }
+        let overrides = self.overrides()?;
         worker.scheduler.until_running().await;
-        let ParsedRequest {
-            mut inference,
-            mut dialect,
-        } = self.parse(&body)?;
+        let mut parsed = self.parse(&body)?;
         if self.endpoint.takes_json() {
             let conditions: Conditions<'_> = from_json(&body, shape)?;
             let adapters = conditions.adapters(&worker.options.model);
-            let adapted = inference.adapt(worker, &adapters);
+            let adapted = parsed.inference.adapt(worker, &adapters);
             adapted.map_err(|why| ErrorResponse::bad_request(shape, why))?;
         }
+        if let Some(rid) = overrides.as_ref().and_then(|headers| headers.rid.clone()) {
+            parsed.inference.routing.rids = Some(OneOrMany::One(rid));
+        }
+        if let Some(refusal) = self.too_long(&parsed.inference) {
+            return refusal;
+        }
+        if worker.disaggregation.role() != Role::Null {
+            let fields = self.bootstrap_fields(&body, overrides.as_ref())?;
+            let call = LegCall {
+                worker: Arc::clone(worker),
+                endpoint: self.endpoint,
+                fields,
+            };
+            // Boxed, so that a regular worker does not carry the large future.
+            return Box::pin(call.respond(parsed)).await;
+        }
         drop(body);
+        self.generate(parsed).await
+    }
+
+    async fn generate(&self, parsed: ParsedRequest) -> ApiResult {
+        let ParsedRequest {
+            inference,
+            mut dialect,
+        } = parsed;
         let stream = inference.stream;
-        let mut sequences = inference.start(worker, shape)?;
+        let mut sequences = inference.start(self.worker, self.endpoint.shape())?;
         if stream {
-            increment(&worker.counts.streams);
+            increment(&self.worker.counts.streams);
             let content_type = dialect.stream_type();
             let stream = TokenStream::new(sequences, dialect);
             let body = SimBody::new(Content::Stream(Box::new(stream)));
-            return Ok(response(content_type, body));
+            return Ok(body.respond(content_type));
         }
         for sequence in &mut sequences {
             sequence.submission.wait().await;
         }
-        let body = dialect.document(&sequences).into();
-        Ok(response(dialect.document_type(), body))
+        let body = SimBody::from(dialect.document(&sequences));
+        Ok(body.respond(dialect.document_type()))
+    }
+
+    /// The headers that replace fields, if the worker obeys them.
+    fn overrides(&self) -> Result<Option<Overrides>, ErrorResponse> {
+        let obeys = self.worker.options.enable_request_header_overrides;
+        if !obeys || !self.endpoint.takes_overrides() {
+            return Ok(None);
+        }
+        let read = Overrides::read(&self.parts.headers);
+        let invalid = |error| ErrorResponse::bad_request(self.endpoint.shape(), error);
+        read.map(Some).map_err(invalid)
+    }
+
+    fn bootstrap_fields(
+        &self,
+        body: &[u8],
+        overrides: Option<&Overrides>,
+    ) -> Result<BootstrapFields, ErrorResponse> {
+        let mut fields = BootstrapFields::default();
+        if self.endpoint.carries_bootstrap() {
+            fields = from_json(body, self.endpoint.shape())?;
+        }
+        if let Some(overrides) = overrides {
+            overrides.replace(&mut fields);
+        }
+        Ok(fields)
+    }
+
+    /// The refusal of a prompt that is too long, if there is one.
+    fn too_long(&self, inference: &InferenceRequest) -> Option<ApiResult> {
+        let limit = self.worker.options.context_length?;
+        let length = inference.too_long(limit)?;
+        let why = format!(
+            "The input ({length} tokens) is longer than the model's context length ({limit} tokens)."
+        );
+        let error = ErrorResponse::bad_request(self.endpoint.shape(), why);
+        let in_stream = inference.stream && self.endpoint == Endpoint::Generate;
+        Some(if in_stream {
+            Ok(SimBody::events(stream_refusal::invalid_generate(&error)))
+        } else {
+            Err(error)
+        })
     }
 
     fn parse(&self, body: &[u8]) -> Result<ParsedRequest, ErrorResponse> {
@@ -163,12 +230,6 @@ impl InferenceCall<'_> {
                 .is_some_and(|start| start.eq_ignore_ascii_case(JSON.as_bytes()))
         })
     }
-}
-
-fn response(content_type: HeaderValue, body: SimBody) -> Response<SimBody> {
-    let mut response = Response::new(body);
-    response.headers_mut().insert(CONTENT_TYPE, content_type);
-    response
 }
 
 /// Bytes sent instead of a response by the faults below HTTP.

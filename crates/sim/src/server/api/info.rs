@@ -5,17 +5,18 @@ use axum::extract::State;
 use http::{StatusCode, Uri};
 use serde_json::{Value, json};
 
+use crate::options::Role;
 use crate::server::runtime::worker::{AppState, Worker, unix_seconds};
 
-/// Context length that the worker reports, in tokens; not enforced.
-pub(crate) const CONTEXT_LENGTH: u32 = 131_072;
 /// The SGLang release that the worker imitates.
 pub(crate) const VERSION: &str = "0.5.23";
 
 pub(crate) async fn server(State(worker): AppState) -> Json<Value> {
     let options = &worker.options;
+    let length = options.reported_context_length();
+    let own_port = options.disaggregation_bootstrap_port;
+    let bootstrap_port = worker.disaggregation.bootstrap_port().unwrap_or(own_port);
     let states: Vec<Value> = worker
-        .scheduler
         .loads()
         .iter()
         .map(|load| {
@@ -34,23 +35,31 @@ pub(crate) async fn server(State(worker): AppState) -> Json<Value> {
         "dp_size": options.dp_size,
         "pp_size": 1,
         "is_embedding": false,
-        "context_length": CONTEXT_LENGTH,
+        "context_length": length,
         "page_size": options.page_size,
-        "load_balance_method": "round_robin",
-        "disaggregation_mode": options.role.as_str(),
-        "disaggregation_bootstrap_port": options.bootstrap_port,
+        "load_balance_method": load_balance_method(options.disaggregation_mode),
+        "disaggregation_mode": options.disaggregation_mode.as_str(),
+        "disaggregation_bootstrap_port": bootstrap_port,
+        "enable_pd_role_switch": options.enable_pd_role_switch,
         "max_running_requests": options.max_running_requests,
         "max_queued_requests": options.max_queued_requests,
         "max_total_tokens": options.kv_cache_tokens,
         "random_seed": options.seed,
         "status": if worker.is_ready() { "ready" } else { "starting" },
         "max_total_num_tokens": options.kv_cache_tokens,
-        "max_req_input_len": CONTEXT_LENGTH - 6,
+        "max_req_input_len": length.saturating_sub(6),
         "weight_version": worker.weight_version(),
         "internal_states": states,
         "version": VERSION,
         "simulated": true,
     }))
+}
+
+fn load_balance_method(role: Role) -> &'static str {
+    match role {
+        Role::Prefill => "follow_bootstrap_room",
+        Role::Null | Role::Decode => "round_robin",
+    }
 }
 
 pub(crate) async fn model(State(worker): AppState) -> Json<Value> {
@@ -64,6 +73,7 @@ pub(crate) async fn model(State(worker): AppState) -> Json<Value> {
         "has_audio_understanding": false,
         "model_type": "sim",
         "architectures": ["SimForCausalLM"],
+        "disaggregation_mode": worker.disaggregation.role().as_str(),
     }))
 }
 
@@ -71,7 +81,7 @@ fn card(worker: &Worker) -> Value {
     let model = &worker.options.model;
     json!({
         "id": model, "object": "model", "created": unix_seconds(), "owned_by": "sglang",
-        "root": model, "parent": null, "max_model_len": CONTEXT_LENGTH,
+        "root": model, "parent": null, "max_model_len": worker.options.reported_context_length(),
     })
 }
 

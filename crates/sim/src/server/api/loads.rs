@@ -12,7 +12,7 @@ use super::{info, metrics};
 use crate::engine::EngineLoad;
 use crate::options::SimOptions;
 use crate::server::http::error_response::{ErrorResponse, Shape};
-use crate::server::runtime::worker::AppState;
+use crate::server::runtime::worker::{AppState, Worker};
 
 fn timestamp() -> f64 {
     SystemTime::now()
@@ -23,7 +23,7 @@ fn timestamp() -> f64 {
 /// `/get_load`: one object per rank.
 pub(crate) async fn get_load(State(worker): AppState) -> Json<Value> {
     let now = timestamp();
-    let loads = worker.scheduler.loads();
+    let loads = worker.loads();
     let object = |(rank, load): (usize, &EngineLoad)| {
         json!({
             "dp_rank": rank, "num_reqs": load.running + load.waiting,
@@ -71,11 +71,12 @@ pub(crate) async fn loads(
             .any(|name| name == section || name == "all")
     };
     let now = timestamp();
-    let mut loads: Vec<(usize, EngineLoad)> =
-        worker.scheduler.loads().into_iter().enumerate().collect();
+    let mut loads: Vec<(usize, EngineLoad)> = worker.loads().into_iter().enumerate().collect();
     loads.retain(|(rank, _)| only.is_none_or(|only| only == *rank));
     let object = |(rank, load): &(usize, EngineLoad)| {
-        trimmed(rank_object(&worker.options, *rank, load, now), &included)
+        let mut object = rank_object(&worker.options, *rank, load, now);
+        object["disaggregation"] = disaggregation(&worker, *rank as u32);
+        trimmed(object, &included)
     };
     let ranks: Vec<Value> = loads.iter().map(object).collect();
     let document = json!({
@@ -121,14 +122,21 @@ fn rank_object(options: &SimOptions, rank: usize, load: &EngineLoad, now: f64) -
             "weight_gb": 0.0, "kv_cache_gb": 0.0, "graph_gb": 0.0,
             "token_capacity": options.kv_cache_tokens,
         },
-        "disaggregation": {
-            "mode": options.role.as_str(),
-            "prefill_prealloc_queue_reqs": 0, "prefill_inflight_queue_reqs": 0,
-            "decode_prealloc_queue_reqs": 0, "decode_transfer_queue_reqs": 0,
-            "decode_retracted_queue_reqs": 0,
-            "kv_transfer_speed_gb_s": 0.0, "kv_transfer_latency_ms": 0.0,
-        },
         "queues": {"waiting": load.waiting, "grammar": 0, "paused": 0, "retracted": 0},
+    })
+}
+
+/// The role now, and the legs outside the engine.
+fn disaggregation(worker: &Worker, rank: u32) -> Value {
+    let legs = worker.disaggregation.legs.load(rank);
+    json!({
+        "mode": worker.disaggregation.role().as_str(),
+        "prefill_bootstrap_queue_reqs": legs.prefill_bootstrap,
+        "prefill_inflight_queue_reqs": legs.prefill_inflight,
+        "decode_prealloc_queue_reqs": legs.decode_prealloc,
+        "decode_transfer_queue_reqs": legs.decode_transfer,
+        "decode_retracted_queue_reqs": 0,
+        "kv_transfer_speed_gb_s": 0.0, "kv_transfer_latency_ms": 0.0,
     })
 }
 

@@ -82,7 +82,7 @@ pub(crate) async fn metrics(State(worker): AppState) -> String {
 pub(crate) fn page(worker: &Worker) -> String {
     let escaped = worker.options.model.replace('\\', "\\\\");
     let model = escaped.replace('"', "\\\"");
-    let loads = worker.scheduler.loads();
+    let loads = worker.loads();
     let ranks = loads.iter().map(|load| metrics_of(load, &worker.options));
     let ranks: Vec<[Metric; 10]> = ranks.collect();
     let mut page = String::new();

@@ -9,7 +9,7 @@ use axum::{Extension, Router};
 use http::StatusCode;
 
 use super::engine_control::ROWS;
-use super::{control, fault_control, info, loads, metrics, text_tools};
+use super::{control, fault_control, info, loads, metrics, role_switch, text_tools};
 use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::runtime::worker::Worker;
 
@@ -38,6 +38,7 @@ pub(crate) fn router(worker: &Arc<Worker>) -> Router {
         .route("/v1/loads", get(loads::loads))
         .route("/metrics", get(metrics::metrics))
         .route("/flush_cache", flush_cache)
+        .route("/pd_role_switch", post(role_switch::switch_role))
         .route("/abort_request", post(control::abort_request))
         .route("/tokenize", post(control::tokenize))
         .route("/v1/tokenize", post(control::tokenize))

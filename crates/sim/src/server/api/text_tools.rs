@@ -6,7 +6,6 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::info::CONTEXT_LENGTH;
 use crate::server::dialect::{messages, timestamp};
 use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::parse::from_json;
@@ -92,14 +91,18 @@ pub(crate) async fn ollama_tags(State(worker): AppState) -> Json<Value> {
     }]}))
 }
 
-pub(crate) async fn ollama_show(body: Bytes) -> Result<Json<Value>, ErrorResponse> {
+pub(crate) async fn ollama_show(
+    State(worker): AppState,
+    body: Bytes,
+) -> Result<Json<Value>, ErrorResponse> {
     let Show { model } = from_json(&body, Shape::Flat)?;
     let family = family(&model);
     let context = format!("{family}.context_length");
+    let length = worker.options.reported_context_length();
     Ok(Json(json!({
         "license": "",
-        "modelfile": format!("FROM {model}\nPARAMETER num_ctx {CONTEXT_LENGTH}\n"),
-        "parameters": format!("num_ctx {CONTEXT_LENGTH}"),
+        "modelfile": format!("FROM {model}\nPARAMETER num_ctx {length}\n"),
+        "parameters": format!("num_ctx {length}"),
         "template": "",
         "modified_at": timestamp::now(),
         "details": {
@@ -107,7 +110,7 @@ pub(crate) async fn ollama_show(body: Bytes) -> Result<Json<Value>, ErrorRespons
             "parameter_size": "unknown", "quantization_level": "",
         },
         "model_info": {
-            "general.architecture": family, "general.name": model, context: CONTEXT_LENGTH,
+            "general.architecture": family, "general.name": model, context: length,
         },
         "capabilities": ["completion"],
     })))

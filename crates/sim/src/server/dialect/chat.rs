@@ -3,7 +3,6 @@
 use std::fmt::Write;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -40,8 +39,6 @@ struct ChatRequest<'a> {
     logprobs: Option<bool>,
     #[serde(default)]
     rid: Option<OneOrMany<String>>,
-    #[serde(default)]
-    bootstrap_room: Option<IgnoredAny>,
     #[serde(default)]
     data_parallel_rank: Option<u32>,
     #[serde(default)]
@@ -95,12 +92,13 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
     };
     let rank = request.routed_dp_rank.or(request.data_parallel_rank);
     let inference = InferenceRequest {
+        is_list: false,
         prompts: vec![Prompt::from_text(
             &render(&request.messages),
             worker.options.page_size,
         )],
         sampling: vec![sampling],
-        routing: Routing::new(request.rid, rank, request.bootstrap_room),
+        routing: Routing::new(request.rid, rank),
         stream: request.stream == Some(true),
     };
     let chat = Chat {

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::dialect::{Dialect, ParsedRequest};
 use super::events::{data, document, done};
 use super::openai::{StreamOptions, usage_object, wants_usage};
+use crate::engine::mix;
 use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::parse::{OneOrMany, Prompts, Routing, Sampling, Text, from_json};
 use crate::server::runtime::sequence::{InferenceRequest, Sequence};
@@ -44,8 +44,6 @@ struct CompletionRequest<'a> {
     #[serde(default)]
     rid: Option<OneOrMany<String>>,
     #[serde(default)]
-    bootstrap_room: Option<IgnoredAny>,
-    #[serde(default)]
     data_parallel_rank: Option<u32>,
     #[serde(default)]
     routed_dp_rank: Option<u32>,
@@ -54,7 +52,8 @@ struct CompletionRequest<'a> {
 struct Completion {
     model: String,
     created: u64,
-    echo: Vec<String>, // the prompts to repeat, if requested
+    echo: Vec<String>,       // the prompts to repeat, if requested
+    echo_ids: Vec<Vec<u32>>, // and their tokens, if log probabilities are, too
     logprobs: bool,
     usage: bool,
 }
@@ -69,10 +68,16 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
         stop: request.stop,
     };
     let rank = request.routed_dp_rank.or(request.data_parallel_rank);
+    let mut prompts = request.prompt.to_prompts(worker.options.page_size);
+    if request.echo == Some(true) && request.logprobs.is_some() {
+        // A cache has no log probabilities.
+        prompts = prompts.into_iter().map(|it| it.fresh_from(0)).collect();
+    }
     let inference = InferenceRequest {
-        prompts: request.prompt.to_prompts(worker.options.page_size),
+        is_list: request.prompt.is_batch(),
+        prompts,
         sampling: vec![sampling],
-        routing: Routing::new(request.rid, rank, request.bootstrap_room),
+        routing: Routing::new(request.rid, rank),
         stream: request.stream == Some(true),
     };
     let echo = request.echo == Some(true);
@@ -81,6 +86,11 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
         created: unix_seconds(),
         echo: if echo {
             request.prompt.texts()
+        } else {
+            Vec::new()
+        },
+        echo_ids: if echo && request.logprobs.is_some() {
+            request.prompt.ids()
         } else {
             Vec::new()
         },
@@ -100,18 +110,31 @@ impl Completion {
             .map_or("", String::as_str)
     }
 
+    /// Of an echoed prompt, if the range begins with it, and of tokens.
     fn logprobs(&self, sequence: &Sequence, range: Range<u32>) -> Option<Value> {
-        let tokens = |one: fn(u64, u32) -> Value| -> Vec<Value> {
-            range.clone().map(|at| one(sequence.seed, at)).collect()
-        };
-        self.logprobs.then(|| {
-            json!({
-                "tokens": tokens(|seed, at| vocabulary::word(seed, at).into()),
-                "token_logprobs": tokens(|seed, at| vocabulary::logprob(seed, at).into()),
-                "top_logprobs": tokens(|_, _| Value::Null),
-                "text_offset": tokens(|_, _| (-1).into()),
-            })
-        })
+        if !self.logprobs {
+            return None;
+        }
+        let seed = sequence.seed;
+        let mut tokens: Vec<String> = Vec::new();
+        let mut logprobs: Vec<Option<f64>> = Vec::new();
+        let echoed = self.echo_ids.get(sequence.prompt_index);
+        // A prompt computed by another worker has no log probabilities here.
+        let echoed = echoed.filter(|_| range.start == 0 && !sequence.is_computed_elsewhere());
+        for (at, id) in (0_u32..).zip(echoed.into_iter().flatten()) {
+            tokens.push(vocabulary::detokenize(&[*id]));
+            let logprob = vocabulary::logprob(mix(seed, u64::from(*id)), at);
+            logprobs.push((at > 0).then_some(logprob));
+        }
+        for at in range {
+            tokens.push(vocabulary::word(seed, at).to_owned());
+            logprobs.push(Some(vocabulary::logprob(seed, at)));
+        }
+        let count = tokens.len();
+        Some(json!({
+            "tokens": tokens, "token_logprobs": logprobs,
+            "top_logprobs": vec![Value::Null; count], "text_offset": vec![-1; count],
+        }))
     }
 
     fn object(&self, sequences: &[Sequence], choices: &[Value], usage: Option<&Value>) -> Value {

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::base64;
@@ -43,7 +42,6 @@ struct EncodeRequest<'a> {
     dimensions: Option<u32>,
     #[serde(borrow)]
     model: Option<Text<'a>>,
-    bootstrap_room: Option<IgnoredAny>,
     data_parallel_rank: Option<u32>,
     routed_dp_rank: Option<u32>,
 }
@@ -96,12 +94,13 @@ fn parsed_request(
 ) -> ParsedRequest {
     let rank = request.routed_dp_rank.or(request.data_parallel_rank);
     let inference = InferenceRequest {
+        is_list: prompts.len() > 1,
         prompts,
         sampling: vec![Sampling {
             max_new_tokens: Some(0),
             ..Sampling::default()
         }],
-        routing: Routing::new(None, rank, request.bootstrap_room),
+        routing: Routing::new(None, rank),
         stream: false,
     };
     let model = worker.model_or_own(request.model);

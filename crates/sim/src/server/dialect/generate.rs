@@ -2,13 +2,13 @@
 
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::dialect::{Dialect, ParsedRequest};
 use super::events::{data, document, done};
-use crate::engine::{Prompt, mix};
+use super::generate_logprobs::Logprobs;
+use crate::engine::Prompt;
 use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::parse::{Conditions, OneOrMany, Prompts, Routing, Sampling, from_json};
 use crate::server::runtime::sequence::{InferenceRequest, Sequence};
@@ -30,8 +30,10 @@ struct GenerateRequest<'a> {
     stream: Option<bool>,
     return_logprob: Option<OneOrMany<bool>>,
     logprob_start_len: Option<OneOrMany<i64>>,
+    top_logprobs_num: Option<OneOrMany<u32>>,
+    #[serde(borrow)]
+    token_ids_logprob: Option<Prompts<'a>>,
     rid: Option<OneOrMany<String>>,
-    bootstrap_room: Option<IgnoredAny>,
     data_parallel_rank: Option<u32>,
     routed_dp_rank: Option<u32>,
 }
@@ -46,9 +48,7 @@ enum Frame {
 struct Generate {
     weight_version: String,
     is_list: bool,
-    input_ids: Vec<Vec<u32>>, // only for log probabilities
-    logprobs: bool,
-    logprobs_from: i64,
+    logprobs: Option<Logprobs>,
 }
 
 /// Parses a request.
@@ -67,27 +67,44 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
     let logprobs = request
         .return_logprob
         .is_some_and(|wanted| wanted.into_vec().contains(&true));
-    let start = request
-        .logprob_start_len
-        .and_then(|start| start.into_vec().first().copied());
     let generate = Generate {
         weight_version: worker.weight_version(),
         is_list: prompts.is_batch() || copies > 1,
-        input_ids: if logprobs { prompts.ids() } else { Vec::new() },
-        logprobs,
-        logprobs_from: start.unwrap_or(-1),
+        logprobs: logprobs.then(|| Logprobs {
+            prompts: prompts.ids(),
+            from: first(request.logprob_start_len).unwrap_or(-1),
+            top: first(request.top_logprobs_num).unwrap_or(0),
+            token_ids: request
+                .token_ids_logprob
+                .map_or(Vec::new(), |ids| ids.ids()),
+        }),
     };
     let rank = request.routed_dp_rank.or(request.data_parallel_rank);
+    let fresh_from = generate.logprobs.as_ref().and_then(Logprobs::fresh_from);
     let inference = InferenceRequest {
-        prompts: prompts_of(worker, &prompts, body)?,
+        is_list: prompts.is_batch(),
+        prompts: computed_from(fresh_from, prompts_of(worker, &prompts, body)?),
         sampling,
-        routing: Routing::new(request.rid, rank, request.bootstrap_room),
+        routing: Routing::new(request.rid, rank),
         stream: request.stream == Some(true),
     };
     Ok(ParsedRequest {
         inference,
         dialect: Box::new(generate),
     })
+}
+
+/// Prompts whose log probabilities from a token on need their computation.
+fn computed_from(token: Option<u32>, prompts: Vec<Prompt>) -> Vec<Prompt> {
+    match token {
+        Some(token) => prompts.into_iter().map(|it| it.fresh_from(token)).collect(),
+        None => prompts,
+    }
+}
+
+/// The value for all prompts; in a list, that of the first.
+fn first<T>(field: Option<OneOrMany<T>>) -> Option<T> {
+    field?.into_vec().into_iter().next()
 }
 
 /// The prompts; that of a request in a session follows what was said before.
@@ -147,37 +164,13 @@ impl Generate {
         if sequence.routed {
             meta["dp_rank"] = sequence.submission.rank.into();
         }
-        if self.logprobs {
-            self.add_logprobs(sequence, tokens, &mut meta);
+        if let Some(logprobs) = &self.logprobs {
+            logprobs.add(sequence, tokens, &mut meta);
         }
         let ids: Vec<u32> = (0..tokens)
             .map(|at| vocabulary::token_id(sequence.seed, at))
             .collect();
         json!({"text": sequence.text(tokens), "output_ids": ids, "meta_info": meta})
-    }
-
-    fn add_logprobs(&self, sequence: &Sequence, tokens: u32, meta: &mut Value) {
-        let prompt = self
-            .input_ids
-            .get(sequence.prompt_index)
-            .map_or(&[][..], Vec::as_slice);
-        let last = prompt.len().saturating_sub(1);
-        let first = usize::try_from(self.logprobs_from).map_or(last, |from| from.min(last));
-        let logprob = |at: usize, id: &u32| {
-            (at > first).then(|| vocabulary::logprob(mix(sequence.seed, u64::from(*id)), at as u32))
-        };
-        let input = prompt.iter().enumerate().skip(first);
-        meta["input_token_logprobs"] = input
-            .map(|(at, id)| json!([logprob(at, id), id, null]))
-            .collect();
-        let output = |at| {
-            json!([
-                vocabulary::logprob(sequence.seed, at),
-                vocabulary::token_id(sequence.seed, at),
-                null
-            ])
-        };
-        meta["output_token_logprobs"] = (0..tokens).map(output).collect();
     }
 
     fn frame(&self, sequence: &Sequence, tokens: u32, frame: Frame, out: &mut BytesMut) {

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::chat::{Message, render};
@@ -29,8 +28,6 @@ struct MessagesRequest<'a> {
     stop_sequences: Option<Vec<String>>,
     #[serde(default)]
     stream: Option<bool>,
-    #[serde(default)]
-    bootstrap_room: Option<IgnoredAny>,
     #[serde(default)]
     data_parallel_rank: Option<u32>,
     #[serde(default)]
@@ -58,9 +55,10 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
         ..Sampling::default()
     };
     let inference = InferenceRequest {
+        is_list: false,
         prompts: vec![Prompt::from_text(&prompt, worker.options.page_size)],
         sampling: vec![sampling],
-        routing: Routing::new(None, rank, request.bootstrap_room),
+        routing: Routing::new(None, rank),
         stream: request.stream == Some(true),
     };
     let model = worker.model_or_own(request.model);

@@ -8,6 +8,7 @@ pub(crate) mod dialect;
 pub(crate) mod encode;
 mod events;
 pub(crate) mod generate;
+mod generate_logprobs;
 pub(crate) mod messages;
 pub(crate) mod ollama;
 mod openai;

@@ -97,6 +97,7 @@ fn inference(
 ) -> InferenceRequest {
     let Options { num_predict, stop } = options.unwrap_or_default();
     InferenceRequest {
+        is_list: false,
         prompts,
         sampling: vec![Sampling {
             max_new_tokens: Some(num_predict.unwrap_or(DEFAULT_PREDICT)),

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::chat::{Message, render};
@@ -33,8 +32,6 @@ struct ResponsesRequest<'a> {
     max_output_tokens: Option<u32>,
     #[serde(default)]
     stream: Option<bool>,
-    #[serde(default)]
-    bootstrap_room: Option<IgnoredAny>,
     #[serde(default)]
     data_parallel_rank: Option<u32>,
     #[serde(default)]
@@ -95,12 +92,13 @@ pub(crate) fn parse(worker: &Arc<Worker>, body: &[u8]) -> Result<ParsedRequest, 
     let prompt = before + &render(&prompt);
     let rank = request.routed_dp_rank.or(request.data_parallel_rank);
     let inference = InferenceRequest {
+        is_list: false,
         prompts: vec![Prompt::from_text(&prompt, worker.options.page_size)],
         sampling: vec![Sampling {
             max_new_tokens: request.max_output_tokens,
             ..Sampling::default()
         }],
-        routing: Routing::new(None, rank, request.bootstrap_room),
+        routing: Routing::new(None, rank),
         stream: request.stream == Some(true),
     };
     let response = Response {

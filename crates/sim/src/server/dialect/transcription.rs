@@ -57,6 +57,7 @@ pub(crate) fn parse(
         .map(|piece| piece.iter().map(|byte| u32::from(*byte)).sum())
         .collect();
     let inference = InferenceRequest {
+        is_list: false,
         prompts: vec![Prompt::from_ids(&ids, worker.options.page_size)],
         sampling: vec![Sampling {
             max_new_tokens: Some(0),

@@ -32,6 +32,7 @@ pub(crate) fn parse(worker: &Worker, body: &[u8]) -> Result<ParsedRequest, Error
     let request: VertexRequest = from_json(body, Shape::Flat)?;
     let Some(first) = request.instances.first() else {
         let inference = InferenceRequest {
+            is_list: false,
             prompts: Vec::new(),
             sampling: Vec::new(),
             routing: Routing::default(),

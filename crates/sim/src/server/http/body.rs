@@ -1,5 +1,6 @@
 //! Response bodies: whole, streamed or huge, with the faults that break them.
 
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,12 +8,15 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 
 use super::stream::TokenStream;
 use super::wire::ConnectionControl;
 use crate::faults::Faults;
+use crate::server::dialect::dialect::EVENTS;
 use crate::server::runtime::request_record::RequestRecord;
 
 const FILLER: Bytes = Bytes::from_static(&[b'x'; 64 * 1024]);
@@ -26,6 +30,8 @@ pub(crate) enum Content {
     Whole(Option<Bytes>),
     /// Events, sent as tokens are generated.
     Stream(Box<TokenStream>),
+    /// What another content will be, once that is known.
+    Deferred(Deferred),
     /// The body of a response from the router.
     Axum(axum::body::Body),
     /// A JSON object of a given size in bytes.
@@ -45,6 +51,10 @@ impl Content {
         match self {
             Self::Whole(bytes) => Poll::Ready(bytes.take()),
             Self::Stream(stream) => stream.poll_event(cx),
+            Self::Deferred(deferred) => {
+                *self = ready!(deferred.0.as_mut().poll(cx));
+                self.poll_chunk(cx)
+            }
             Self::Axum(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame?.ok()?.into_data().ok()),
@@ -59,10 +69,25 @@ impl Content {
     fn remaining(&self) -> Option<u64> {
         match self {
             Self::Whole(bytes) => Some(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Stream(_) => None,
+            Self::Stream(_) | Self::Deferred(_) => None,
             Self::Axum(body) => body.size_hint().exact(),
             Self::Filler { size, sent } => Some(size - sent),
         }
+    }
+}
+
+/// Content that is waited for.
+pub(crate) struct Deferred(Pin<Box<dyn Future<Output = Content> + Send>>);
+
+impl Deferred {
+    pub(crate) fn new(content: impl Future<Output = Content> + Send + 'static) -> Self {
+        Self(Box::pin(content))
+    }
+}
+
+impl fmt::Debug for Deferred {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_struct("Deferred").finish_non_exhaustive()
     }
 }
 
@@ -153,8 +178,20 @@ impl SimBody {
         }
     }
 
+    /// The events of a stream that are known already.
+    pub(crate) fn events(events: Bytes) -> Response<Self> {
+        Self::from(events).respond(EVENTS)
+    }
+
+    /// A response of this content type.
+    pub(crate) fn respond(self, content_type: HeaderValue) -> Response<Self> {
+        let mut response = Response::new(self);
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
+        response
+    }
+
     pub(crate) fn is_stream(&self) -> bool {
-        matches!(self.content, Content::Stream(_))
+        matches!(self.content, Content::Stream(_) | Content::Deferred(_))
     }
 
     pub(crate) fn set_faults(&mut self, mut faults: BodyFaults) {

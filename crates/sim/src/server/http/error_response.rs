@@ -45,9 +45,26 @@ impl ErrorResponse {
         }
     }
 
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// 400.
     pub(crate) fn bad_request(shape: Shape, message: impl Display) -> Self {
         Self::new(StatusCode::BAD_REQUEST, shape, format!("{message}"))
+    }
+
+    /// 500.
+    pub(crate) fn internal(shape: Shape, message: impl Display) -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            shape,
+            format!("{message}"),
+        )
     }
 
     /// 404: no response of this id is stored.
@@ -78,7 +95,8 @@ impl ErrorResponse {
         response
     }
 
-    fn body(&self) -> Value {
+    /// The body as JSON.
+    pub(crate) fn body(&self) -> Value {
         let reason = self.status.canonical_reason().unwrap_or("Error");
         let message = &self.message;
         match self.shape {

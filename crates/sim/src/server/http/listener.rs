@@ -1,52 +1,22 @@
 //! Accepting connections and serving them.
 
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
-use std::{io, net};
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
 use super::wire::{ConnectionControl, Wire};
-use crate::error::SimError;
 use crate::server::api::dispatch::Dispatcher;
 use crate::server::runtime::request_log::{decrement, increment};
 use crate::server::runtime::worker::Worker;
 
-const BACKLOG: i32 = 4096;
 /// Delay before a failed accept (no file descriptors left, for example) is retried.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(10);
-
-/// A listening socket for `host:port`.
-pub(crate) fn bind(host: &str, port: u16) -> Result<net::TcpListener, SimError> {
-    let failed = |source| SimError::Bind {
-        address: format!("{host}:{port}"),
-        source,
-    };
-    let addresses = (host, port).to_socket_addrs().map_err(failed)?;
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match bind_one(address) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => last = error,
-        }
-    }
-    Err(failed(last))
-}
-
-fn bind_one(address: SocketAddr) -> io::Result<net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
-}
 
 /// Accepts until dropped.
 pub(crate) async fn accept(worker: Arc<Worker>, listener: TcpListener) {

@@ -1,5 +1,6 @@
 //! Connections, requests and responses.
 
+pub(crate) mod bind;
 pub(crate) mod body;
 pub(crate) mod error_response;
 pub(crate) mod exchange;

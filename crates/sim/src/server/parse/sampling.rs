@@ -1,7 +1,6 @@
 //! Sampling parameters, ranks and request ids.
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 /// A value, or a list with one value per prompt.
 #[derive(Clone, Debug, Deserialize)]
@@ -35,19 +34,10 @@ pub(crate) struct Sampling {
 pub(crate) struct Routing {
     pub(crate) rids: Option<OneOrMany<String>>,
     pub(crate) rank: Option<u32>,
-    pub(crate) has_bootstrap_room: bool,
 }
 
 impl Routing {
-    pub(crate) fn new(
-        rids: Option<OneOrMany<String>>,
-        rank: Option<u32>,
-        bootstrap_room: Option<IgnoredAny>,
-    ) -> Self {
-        Self {
-            rids,
-            rank,
-            has_bootstrap_room: bootstrap_room.is_some(),
-        }
+    pub(crate) fn new(rids: Option<OneOrMany<String>>, rank: Option<u32>) -> Self {
+        Self { rids, rank }
     }
 }

@@ -196,6 +196,14 @@ impl Scheduler {
         self.rearmed.notify_one();
     }
 
+    /// Computes the prompts of further requests at another speed; 0 = instantly.
+    pub(crate) fn set_prefill_speed(&self, tokens_per_sec: f64) {
+        let now = self.now();
+        for rank in &mut self.lock().ranks {
+            rank.engine.set_prefill_speed(now, tokens_per_sec);
+        }
+    }
+
     /// Empties every rank's prefix cache; false, and no change, while any request runs or waits
     /// that was not sent back to the queue.
     pub(crate) fn flush_cache(&self) -> bool {

@@ -11,6 +11,8 @@ use super::vocabulary;
 use super::worker::Worker;
 use crate::engine::{Prompt, SimRequest, mix};
 use crate::options::Role;
+use crate::server::disaggregation::legs::Leg;
+use crate::server::disaggregation::protocol::KvCache;
 use crate::server::http::error_response::{ErrorResponse, Shape};
 use crate::server::parse::{OneOrMany, Routing, Sampling};
 
@@ -23,6 +25,7 @@ const EOS_ID: u32 = 2;
 #[derive(Debug)]
 pub(crate) struct InferenceRequest {
     pub(crate) prompts: Vec<Prompt>,
+    pub(crate) is_list: bool,           // of prompts; it may have one
     pub(crate) sampling: Vec<Sampling>, // one for all prompts, or one for each
     pub(crate) routing: Routing,
     pub(crate) stream: bool,
@@ -52,6 +55,8 @@ pub(crate) struct Sequence {
     pub(crate) started: Duration,
     limit: u32,
     stop: Stop,
+    cached_elsewhere: Option<u32>, // cached tokens at the worker that computed the prompt
+    leg: Option<Leg>,
 }
 
 impl InferenceRequest {
@@ -71,19 +76,11 @@ impl InferenceRequest {
         Ok(())
     }
 
-    /// Starts every sequence, or none.
-    pub(crate) fn start(
-        self,
-        worker: &Worker,
-        shape: Shape,
-    ) -> Result<Vec<Sequence>, ErrorResponse> {
-        let options = &worker.options;
-        if options.role != Role::Null && !self.routing.has_bootstrap_room {
-            let message = "Disaggregated request received without bootstrap room id";
-            return Err(ErrorResponse::bad_request(shape, message));
-        }
-        if let Some(rank) = self.routing.rank.filter(|rank| *rank >= options.dp_size) {
-            let message = format!("data_parallel_rank {rank} is not below {}", options.dp_size);
+    /// Checks the request; gives the number of sequences per prompt.
+    pub(crate) fn check(&self, worker: &Worker, shape: Shape) -> Result<usize, ErrorResponse> {
+        let ranks = worker.options.dp_size;
+        if let Some(rank) = self.routing.rank.filter(|rank| *rank >= ranks) {
+            let message = format!("data_parallel_rank {rank} is not below {ranks}");
             return Err(ErrorResponse::bad_request(shape, message));
         }
         let copies = self.sampling.iter().filter_map(|s| s.n).max().unwrap_or(1) as usize;
@@ -100,39 +97,67 @@ impl InferenceRequest {
                 "sampling_params must be one or one per prompt",
             ));
         }
-        let mut sequences = Vec::with_capacity(total);
-        for (prompt_index, prompt) in self.prompts.iter().enumerate() {
-            for copy in 0..copies {
-                let position = Position {
-                    index: sequences.len(),
-                    prompt_index,
-                    copy,
-                    total,
-                };
-                sequences.push(self.start_one(worker, prompt, &position, shape)?);
-            }
+        Ok(copies)
+    }
+
+    /// The length of a prompt that `context_length` forbids.
+    pub(crate) fn too_long(&self, limit: u32) -> Option<u32> {
+        let mut lengths = self.prompts.iter().map(Prompt::tokens);
+        lengths.find(|length| *length > limit)
+    }
+
+    /// Starts every sequence, or none.
+    pub(crate) fn start(
+        self,
+        worker: &Worker,
+        shape: Shape,
+    ) -> Result<Vec<Sequence>, ErrorResponse> {
+        let copies = self.check(worker, shape)?;
+        let mut sequences = Vec::with_capacity(copies * self.prompts.len());
+        for prompt_index in 0..self.prompts.len() {
+            let start = PromptStart {
+                prompt_index,
+                copies,
+                rank: self.routing.rank,
+                computed: None,
+            };
+            self.start_prompt(worker, &start, shape, &mut sequences)?;
         }
         Ok(sequences)
+    }
+
+    /// Starts the sequences of one prompt.
+    pub(crate) fn start_prompt(
+        &self,
+        worker: &Worker,
+        start: &PromptStart,
+        shape: Shape,
+        sequences: &mut Vec<Sequence>,
+    ) -> Result<(), ErrorResponse> {
+        for copy in 0..start.copies {
+            sequences.push(self.start_one(worker, start, copy, shape)?);
+        }
+        Ok(())
     }
 
     fn start_one(
         &self,
         worker: &Worker,
-        prompt: &Prompt,
-        position: &Position,
+        start: &PromptStart,
+        copy: usize,
         shape: Shape,
     ) -> Result<Sequence, ErrorResponse> {
-        let seed = mix(prompt.digest(), position.copy as u64);
+        let prompt = &self.prompts[start.prompt_index];
+        let digest = start.computed.map_or(prompt.digest(), |kv| kv.digest);
+        let seed = mix(digest, copy as u64);
         let sampling = self
             .sampling
-            .get(position.prompt_index)
+            .get(start.prompt_index)
             .or(self.sampling.first());
         let (limit, stop) = plan(sampling, seed, worker);
-        let rid = self.rid(worker, position);
-        let rank = self
-            .routing
-            .rank
-            .unwrap_or_else(|| worker.scheduler.next_rank());
+        let index = start.prompt_index * start.copies + copy;
+        let rid = self.rid(worker, start, index);
+        let rank = start.rank.unwrap_or_else(|| worker.scheduler.next_rank());
         let started = worker.scheduler.now();
         let prompt_tokens = prompt.tokens();
         let request = SimRequest {
@@ -144,22 +169,41 @@ impl InferenceRequest {
         Ok(Sequence {
             submission: submission.map_err(|_| ErrorResponse::queue_full(shape))?,
             rid,
-            index: position.index,
-            prompt_index: position.prompt_index,
+            index,
+            prompt_index: start.prompt_index,
             prompt_tokens,
             seed,
             routed: self.routing.rank.is_some(),
             started,
             limit,
             stop,
+            cached_elsewhere: start.computed.map(|kv| kv.cached_tokens),
+            leg: None,
         })
     }
 
-    fn rid(&self, worker: &Worker, position: &Position) -> Arc<str> {
+    /// Gives each prompt its request id.
+    pub(crate) fn name_prompts(&mut self, worker: &Worker) -> Vec<Arc<str>> {
+        let count = self.prompts.len();
+        let given = self.routing.rids.take();
+        let rid = |at: usize| match &given {
+            Some(OneOrMany::One(rid)) if count == 1 => rid.clone(),
+            Some(OneOrMany::One(rid)) => format!("{rid}_{at}"),
+            Some(OneOrMany::Many(rids)) if at < rids.len() => rids[at].clone(),
+            _ => worker.new_rid().to_string(),
+        };
+        let rids: Vec<String> = (0..count).map(rid).collect();
+        let names = rids.iter().map(|rid| rid.as_str().into()).collect();
+        self.routing.rids = Some(OneOrMany::Many(rids));
+        names
+    }
+
+    fn rid(&self, worker: &Worker, start: &PromptStart, index: usize) -> Arc<str> {
+        let total = start.copies * self.prompts.len();
         match &self.routing.rids {
-            Some(OneOrMany::One(rid)) if position.total == 1 => rid.as_str().into(),
-            Some(OneOrMany::One(rid)) => format!("{rid}_{}", position.index).into(),
-            Some(OneOrMany::Many(rids)) => match rids.get(position.prompt_index) {
+            Some(OneOrMany::One(rid)) if total == 1 => rid.as_str().into(),
+            Some(OneOrMany::One(rid)) => format!("{rid}_{index}").into(),
+            Some(OneOrMany::Many(rids)) => match rids.get(start.prompt_index) {
                 Some(rid) => rid.as_str().into(),
                 None => worker.new_rid(),
             },
@@ -168,21 +212,25 @@ impl InferenceRequest {
     }
 }
 
-/// Position of a sequence within its request.
-struct Position {
-    index: usize,
-    prompt_index: usize,
-    copy: usize,
-    total: usize,
+/// How one prompt of a request starts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PromptStart {
+    pub(crate) prompt_index: usize,
+    /// Sequences to start.
+    pub(crate) copies: usize,
+    /// The rank; none = the next one.
+    pub(crate) rank: Option<u32>,
+    /// The prompt's KV cache, if another worker computed it.
+    pub(crate) computed: Option<KvCache>,
 }
 
 /// Number of tokens to generate, and the reason to stop there.
 fn plan(sampling: Option<&Sampling>, seed: u64, worker: &Worker) -> (u32, Stop) {
     let max_new_tokens = sampling.and_then(|sampling| sampling.max_new_tokens);
     let ignore_eos = sampling.and_then(|sampling| sampling.ignore_eos) == Some(true);
-    let mut limit = max_new_tokens.unwrap_or(worker.options.default_output_tokens);
-    if worker.options.role == Role::Prefill {
-        limit = limit.min(1);
+    let limit = max_new_tokens.unwrap_or(worker.options.default_output_tokens);
+    if worker.disaggregation.role() == Role::Prefill {
+        return (1, Stop::Length); // stop strings and a maximum of 0 do not count
     }
     if let Some(stops) = sampling.and_then(|sampling| sampling.stop.clone())
         && let Some((tokens, stop)) = first_stop(&stops.into_vec(), seed, limit)
@@ -214,9 +262,25 @@ impl Sequence {
         self.submission.progress.tokens
     }
 
-    /// Prompt tokens found in the cache.
+    /// Prompt tokens found in the cache of the worker that computed the prompt.
     pub(crate) fn cached_tokens(&self) -> u32 {
-        self.submission.progress.cached_tokens
+        self.cached_elsewhere
+            .unwrap_or(self.submission.progress.cached_tokens)
+    }
+
+    /// Whether an abort ended the sequence.
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.submission.progress.end == Some(End::Aborted)
+    }
+
+    /// Keeps a leg alive as long as the sequence.
+    pub(crate) fn set_leg(&mut self, leg: Leg) {
+        self.leg = Some(leg);
+    }
+
+    /// Whether the prompt was computed by another worker.
+    pub(crate) fn is_computed_elsewhere(&self) -> bool {
+        self.cached_elsewhere.is_some()
     }
 
     /// Whether the sequence has ended.

@@ -11,10 +11,11 @@ use bytes::Bytes;
 use super::adapters::Adapters;
 use super::fault_injector::FaultInjector;
 use super::request_log::{Counts, RequestLog};
-use super::scheduler::Scheduler;
+use super::scheduler::{AbortTarget, Scheduler};
 use super::sessions::Sessions;
-use crate::engine::mix;
-use crate::options::SimOptions;
+use crate::engine::{EngineLoad, mix};
+use crate::options::{Role, SimOptions};
+use crate::server::disaggregation::state::Disaggregation;
 use crate::server::parse::Text;
 
 /// `/v1/responses` objects stored for `GET /v1/responses/{id}`.
@@ -39,6 +40,7 @@ pub(crate) struct Worker {
     pub(crate) faults: FaultInjector,
     pub(crate) counts: Arc<Counts>,
     pub(crate) log: RequestLog,
+    pub(crate) disaggregation: Disaggregation,
     adapters: Mutex<Adapters>,
     sessions: Mutex<Sessions>,
     weight_version: Mutex<String>,
@@ -56,6 +58,7 @@ impl Worker {
             faults: FaultInjector::new(options.faults.clone(), options.seed),
             log: RequestLog::new(options.record_requests),
             counts,
+            disaggregation: Disaggregation::new(options.disaggregation_mode),
             adapters: Mutex::default(),
             sessions: Mutex::default(),
             weight_version: Mutex::new("default".to_owned()),
@@ -87,6 +90,34 @@ impl Worker {
     /// Whether it takes requests: it has started, and generation is not paused.
     pub(crate) fn accepts_requests(&self) -> bool {
         self.is_ready() && self.scheduler.pauses().requested.is_none()
+    }
+
+    /// Ends sequences, and legs that wait for their partners.
+    pub(crate) fn abort(&self, target: AbortTarget<'_>) {
+        self.scheduler.abort(target);
+        self.disaggregation.legs.abort(match target {
+            AbortTarget::All => None,
+            AbortTarget::Rid(rid) => Some(rid),
+        });
+    }
+
+    /// Whether no request runs or waits.
+    pub(crate) fn is_idle(&self) -> bool {
+        let idle = |load: &EngineLoad| load.running + load.waiting == 0;
+        self.disaggregation.legs.is_idle() && self.scheduler.loads().iter().all(idle)
+    }
+
+    /// The load of each rank. Legs that wait for their partners count as waiting requests.
+    pub(crate) fn loads(&self) -> Vec<EngineLoad> {
+        let mut loads = self.scheduler.loads();
+        if self.disaggregation.role() != Role::Null {
+            for (rank, load) in (0..).zip(&mut loads) {
+                let legs = self.disaggregation.legs.load(rank);
+                load.waiting += legs.waiting();
+                load.used_tokens += legs.held_tokens;
+            }
+        }
+        loads
     }
 
     pub(crate) fn adapters(&self) -> MutexGuard<'_, Adapters> {
