@@ -62,6 +62,7 @@ pub(super) fn build(
         options: Arc::new(HealthSection::from(options)),
         live: live.clone(),
         client: client.clone(),
+        registry: Arc::clone(&registry),
         joined,
     };
     let balancer = balancer(options, &fleet, &admission_options);

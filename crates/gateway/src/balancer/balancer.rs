@@ -114,9 +114,10 @@ impl Balancer {
         Some(Arc::clone(&pool.text_ratio))
     }
 
-    /// Whether some worker takes part in pairs.
-    pub(crate) fn has_pairs(&self) -> bool {
-        self.snapshot.load().has_pairs
+    /// Whether some worker takes requests with fields of the gateway's only: it is in a pair, or a
+    /// rank.
+    pub(crate) fn adds_fields(&self) -> bool {
+        self.snapshot.load().adds_fields
     }
 
     /// Whether a worker lists an adapter of this name.

@@ -13,11 +13,11 @@ pub(super) fn count(worker: &Worker, signal: BreakerSignal) {
     let stats = worker.outlier_stats.as_ref();
     match signal {
         BreakerSignal::Success => {
-            worker.metrics.successes.inc();
+            worker.metrics().successes.inc();
             stats.inspect(|stats| stats.record_success());
         }
         BreakerSignal::Failure | BreakerSignal::ConnectionFailure => {
-            worker.metrics.failures.inc();
+            worker.metrics().failures.inc();
             stats.inspect(|stats| stats.record_failure());
         }
         BreakerSignal::Neutral => {}

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::balancer::Balancer;
 use super::feedback;
-use crate::fleet::{Worker, trial_answered};
+use crate::fleet::{Role, Worker, trial_answered};
 
 /// What a request costs a worker besides its prompt, in tokens: so that tiny prompts do not
 /// inflate the latency per token.
@@ -51,7 +51,9 @@ impl InFlight {
         prompt: PromptLoad,
         trial: Option<Trial>,
     ) -> Self {
+        // A decode worker's first byte is late when its partner is.
         let compared = worker.outlier_stats.as_ref();
+        let compared = compared.filter(|_| worker.role() != Role::Decode);
         Self {
             worker: Arc::clone(worker),
             balancer: Arc::clone(balancer),

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use routing::{Candidate, Request};
 
 use super::select_error::SelectError;
-use super::snapshot::{Snapshot, WorkerPool};
-use super::view::{Selection, Target, View};
+use super::snapshot::{Snapshot, Target, WorkerPool};
+use super::view::{Selection, View};
 use crate::endpoint::Servers;
 use crate::fleet::Role;
 
@@ -87,7 +87,7 @@ fn route_to<'a>(
     snapshot: &'a Snapshot,
     request: &Request<'_>,
     servers: Servers,
-    target: Option<&(Role, Candidate)>,
+    target: Option<&(Role, Vec<Candidate>)>,
 ) -> Result<Route<'a>, SelectError> {
     let pool = |role| {
         let pool = snapshot.pool(role, request);

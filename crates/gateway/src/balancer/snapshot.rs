@@ -56,6 +56,9 @@ pub(super) struct WorkerPool {
     pub(super) text_ratio: Arc<LearntRatio>,
 }
 
+/// The worker that a client names, whatever its model, with all ranks of a URL; or none.
+pub(super) type Target = Option<(Role, Vec<Candidate>)>;
+
 /// The pools of one role.
 #[derive(Debug)]
 pub(super) struct RolePools {
@@ -76,6 +79,8 @@ pub(super) struct Snapshot {
     roles: [RolePools; Role::ALL.len()],
     /// Some worker takes part in pairs.
     pub(super) has_pairs: bool,
+    /// Some worker takes part in pairs, or is a data-parallel rank.
+    pub(super) adds_fields: bool,
     /// The transfer groups of workers by slot: a pair stays within one. Workers without one pair
     /// with each other.
     groups: BTreeMap<usize, String>,
@@ -271,9 +276,11 @@ impl Snapshot {
         let mut all = [&**selectable, fallback, rejected].concat();
         all.sort_by_key(|worker| worker.slot);
         let recovered = |worker: &Arc<Worker>| Some((worker.slot, worker.recovered_at()?));
+        let has_pairs = all.iter().any(|worker| worker.role() != Role::Regular);
         Self {
             roles,
-            has_pairs: all.iter().any(|worker| worker.role() != Role::Regular),
+            has_pairs,
+            adds_fields: has_pairs || all.iter().any(|worker| worker.rank().is_some()),
             groups: all.iter().filter_map(transfer_group).collect(),
             names,
             warming_up: selectable.iter().filter_map(recovered).collect(),
@@ -357,22 +364,25 @@ impl Snapshot {
         self.groups.get(&slot).map(String::as_str)
     }
 
-    /// The worker that a client names by index, URL or id.
-    pub(super) fn find(&self, target: &str) -> Option<(Role, Candidate)> {
+    /// The worker that a client names by index, URL, name or id; of a URL all ranks.
+    pub(super) fn find(&self, target: &str) -> Target {
         let index = target.parse().ok();
         let url = index.is_none().then(|| WorkerUrl::parse(target).ok());
         let url = url.flatten();
         let named = |candidate: &&Candidate| {
             let worker = self.worker(candidate.slot);
             index == Some(candidate.slot)
+                || *candidate.url == *target
                 || worker.is_some_and(|worker| {
                     url.as_ref() == Some(worker.url()) || worker.has_id(target)
                 })
         };
         Role::ALL.into_iter().find_map(|role| {
             let pool = &self.of(role).any_model;
-            let mut known = pool.selectable.iter().chain(&pool.fallback);
-            Some((role, known.find(named)?.clone()))
+            let known = pool.selectable.iter().chain(&pool.fallback);
+            let mut found: Vec<_> = known.filter(named).cloned().collect();
+            found.sort_by_key(|candidate| candidate.slot);
+            (!found.is_empty()).then_some((role, found))
         })
     }
 

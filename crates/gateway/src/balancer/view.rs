@@ -8,7 +8,7 @@ use routing::{Branch, Candidate, Candidates, PolicyKind, Request, ramp};
 use super::balancer::Balancer;
 use super::in_flight::{InFlight, PromptLoad};
 use super::select_error::SelectError;
-use super::snapshot::{Snapshot, WorkerPool};
+use super::snapshot::{Snapshot, Target, WorkerPool};
 use crate::fleet::{BreakerPermit, Role, Worker, acquire_breaker_permit};
 
 /// A routing decision.
@@ -29,15 +29,12 @@ pub(crate) struct Selection {
     pub(crate) prefill: Option<Box<Selection>>,
 }
 
-/// The worker that a client names, whatever its model; or none.
-pub(super) type Target = Option<(Role, Candidate)>;
-
 /// What the client leaves to the policy.
 enum Choice<'a> {
     /// Everything.
     Free,
     /// The client names the worker.
-    Only(&'a Candidate),
+    Only(&'a [Candidate]),
     /// The client names a worker that there is not.
     Nothing,
 }
@@ -91,7 +88,7 @@ impl<'a> View<'a> {
     fn targeted(&self) -> Choice<'a> {
         match self.target {
             Some(None) => Choice::Nothing,
-            Some(Some((role, candidate))) if *role == self.role => Choice::Only(candidate),
+            Some(Some((role, candidates))) if *role == self.role => Choice::Only(candidates),
             None | Some(Some(_)) => Choice::Free,
         }
     }
@@ -110,7 +107,7 @@ impl<'a> View<'a> {
         let choice = self.targeted();
         let mut from = match choice {
             Choice::Free => Cow::Borrowed(&*pool.selectable),
-            Choice::Only(candidate) => Cow::Owned(vec![candidate.clone()]),
+            Choice::Only(candidates) => Cow::Borrowed(candidates),
             Choice::Nothing => Cow::Borrowed(&[][..]),
         };
         if !tried.is_empty() || eligible.is_some() {

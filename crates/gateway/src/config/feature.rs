@@ -48,8 +48,8 @@ features! {
             cache_aware_prefill_backlog_hop_factor
             cache_aware_prefill_backlog_hop_scale
         ];
-    DataParallel: "data-parallel routing",
-        options: [dp_aware],
+    DataParallel: "a choice of ranks per worker",
+        instead: "--dp-aware routes to the ranks of every worker that reports some",
         fields: [dp_aware dp_base_url dp_rank dp_size];
     Discovery: "service discovery",
         options: [

@@ -51,6 +51,8 @@ pub(crate) struct FleetSection {
     pub(crate) breaker: Option<BreakerRules>,
     /// Clients need a key, so workers usually do, too.
     pub(crate) clients_need_key: bool,
+    /// Every data-parallel rank of a worker is a worker of its own.
+    pub(crate) ranks_apart: bool,
 }
 
 /// Limits on what clients may have in progress, and the queue in front of them.
@@ -208,6 +210,7 @@ impl From<&Options> for FleetSection {
             max_ejected: ejection.then_some(options.outlier_max_ejected_ratio),
             breaker: (!options.disable_circuit_breaker).then(breaker),
             clients_need_key: options.api_key.is_some(),
+            ranks_apart: options.dp_aware,
         }
     }
 }

@@ -64,7 +64,11 @@ async fn wait_idle(fleet: &Fleet, worker: &Worker) {
 pub(crate) async fn finish_drain(fleet: &Fleet, worker: &Arc<Worker>) {
     wait_idle(fleet, worker).await;
     let in_flight = worker.load.requests();
-    worker.endpoint.mark_removed();
+    // The last rank takes the endpoint along.
+    let ranks = fleet.workers_of(&worker.endpoint);
+    if ranks.iter().all(|rank| rank.is_draining()) {
+        worker.endpoint.mark_removed();
+    }
     fleet.remove(worker);
     info!(worker = %worker.url(), in_flight, "worker removed");
 }

@@ -1,6 +1,6 @@
 //! Where a worker is reached: its URL, its connections, its health, and what it says of itself.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub(crate) struct Endpoint {
     pub(crate) model_info: ArcSwap<ModelInfo>,
     /// Whose order the engine carries out now, and which ones follow.
     pub(crate) order_turns: Arc<tokio::sync::Mutex<()>>,
+    /// Data-parallel ranks that requests are routed to; 1 where its engine distributes them.
+    ranks: AtomicUsize,
     health: Mutex<Health>,
     /// Notified for a probe at once.
     pub(super) probe_now: Notify,
@@ -50,6 +52,7 @@ impl Endpoint {
             config: ArcSwap::from_pointee(spec.into()),
             model_info: ArcSwap::from_pointee(model_info),
             order_turns: Arc::default(),
+            ranks: AtomicUsize::new(1),
             health: Mutex::new(health),
             probe_now: Notify::new(),
             requested_probes: RequestedProbes::default(),
@@ -67,6 +70,15 @@ impl Endpoint {
             body: Bytes::new(),
             repeat: Repeat::Once,
         }
+    }
+
+    /// Data-parallel ranks that requests are routed to.
+    pub(crate) fn ranks(&self) -> usize {
+        self.ranks.load(Relaxed)
+    }
+
+    pub(super) fn set_ranks(&self, ranks: usize) {
+        self.ranks.store(ranks, Relaxed);
     }
 
     /// What its probes say.

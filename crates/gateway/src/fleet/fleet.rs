@@ -156,9 +156,11 @@ impl Fleet {
         });
         slots.give_back(worker.slot());
         let url = worker.url().as_str();
-        let at_url = before.iter().filter(|other| other.url().as_str() == url);
+        let at_url = before
+            .iter()
+            .filter(|other| other.url().as_str() == url && other.rank() == worker.rank());
         if at_url.count() < 2 {
-            worker.metrics.forget();
+            worker.metrics().forget();
         }
         // Not before: a worker that joins at the same URL counts on series of its own.
         drop(slots);
@@ -182,7 +184,7 @@ impl Fleet {
         if before.circuit != after.circuit {
             let (from, to) = (before.circuit.as_str(), after.circuit.as_str());
             if !worker.endpoint.is_removed() {
-                worker.metrics.transition(from, to);
+                worker.metrics().transition(from, to);
             }
             if after.circuit == Circuit::Open {
                 warn!(worker = %worker.url(), from, to, "circuit breaker opened");

@@ -20,7 +20,8 @@ pub(crate) fn update_gauges(fleet: &Fleet, metrics: &Metrics) {
     }
     let mut active = 0;
     for worker in fleet.workers().iter() {
-        let url = worker.url().as_str();
+        let name = worker.name();
+        let url = &*name;
         let requests = i64::try_from(worker.load.requests()).unwrap_or(i64::MAX);
         active += requests;
         gauges

@@ -15,6 +15,7 @@ use super::adapters;
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::model_info::{self, Report};
+use super::registry::Registry;
 use super::spec::HealthSpec;
 use super::transitions;
 use crate::config::{HealthSection, Live, seconds};
@@ -47,6 +48,7 @@ pub(super) struct Prober {
     pub(super) options: Arc<HealthSection>,
     pub(super) live: Live,
     pub(super) client: ControlClient,
+    pub(super) registry: Arc<Registry>,
     /// Lines about a worker that is the gateway itself.
     pub(super) loops: LogLimit,
     /// The worker has `/ready`, which says whether its engine is paused.
@@ -264,6 +266,7 @@ impl Prober {
         let model = report.model();
         debug!(worker = %self.endpoint.url, model, "worker reports its model");
         transitions::set_model(&self.fleet, &self.endpoint, Some(report), &self.metrics);
+        self.registry.follow_ranks(&self.endpoint);
         let ready = self.ask("/ready").await.map(|(status, _)| status);
         let has_ready = matches!(ready, Ok(StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE));
         self.has_ready.store(has_ready, Relaxed);

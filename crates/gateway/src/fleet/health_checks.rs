@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::health_check::Prober;
+use super::registry::Registry;
 use crate::config::{HealthSection, Live};
 use crate::telemetry::{LogLimit, Metrics};
 use crate::upstream::ControlClient;
@@ -20,6 +21,7 @@ pub(crate) struct HealthChecks {
     pub(crate) options: Arc<HealthSection>,
     pub(crate) live: Live,
     pub(crate) client: ControlClient,
+    pub(crate) registry: Arc<Registry>,
     /// Endpoints that have joined the fleet.
     pub(crate) joined: mpsc::UnboundedReceiver<Arc<Endpoint>>,
 }
@@ -35,6 +37,7 @@ impl HealthChecks {
                 options: Arc::clone(&self.options),
                 live: self.live.clone(),
                 client: self.client.clone(),
+                registry: Arc::clone(&self.registry),
                 loops: LogLimit::default(),
                 has_ready: AtomicBool::default(),
             };

@@ -43,6 +43,9 @@ const BOOTSTRAP_PORT: &str = "disaggregation_bootstrap_port";
 /// That port where nothing else is known: SGLang's default.
 const DEFAULT_BOOTSTRAP_PORT: u16 = 8998;
 
+/// Most ranks that an endpoint is believed to have.
+const MAX_RANKS: usize = 1024;
+
 /// The labels that name the model, the best one first.
 const NAMES: [&str; 3] = ["served_model_name", "model_id", "model_path"];
 
@@ -99,6 +102,22 @@ impl ModelInfo {
         let reported = self.report.labels.get(BOOTSTRAP_PORT);
         let port = reported.and_then(|port| port.parse().ok());
         port.unwrap_or(DEFAULT_BOOTSTRAP_PORT)
+    }
+
+    /// Its data-parallel ranks.
+    pub(super) fn ranks(&self) -> usize {
+        let reported = self.report.labels.get("dp_size");
+        let ranks = reported.and_then(|ranks| ranks.parse().ok());
+        ranks.unwrap_or(1).clamp(1, MAX_RANKS)
+    }
+
+    /// Whether it takes a rank by its present name, `routed_dp_rank`, for certain: releases that have
+    /// `/ready` do, and report their version.
+    pub(crate) fn takes_routed_rank(&self) -> bool {
+        let version = self.report.labels.get("version");
+        let numbers = version.map(|version| version.split('.').map_while(|it| it.parse().ok()));
+        let numbers: Vec<u32> = numbers.into_iter().flatten().collect();
+        numbers >= vec![0, 5, 10]
     }
 
     /// Whether it has reported, and its model is known.

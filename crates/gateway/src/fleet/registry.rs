@@ -282,9 +282,40 @@ impl Registry {
         self.start_removal(worker, &mut self.entries());
     }
 
+    /// An endpoint has reported how many data-parallel ranks it has: each is a worker of its own,
+    /// where requests are routed to ranks.
+    pub(super) fn follow_ranks(&self, endpoint: &Arc<Endpoint>) {
+        let _one_at_a_time = self.entries();
+        let ranks = self.factory.ranks_of(endpoint);
+        let mut workers = self.fleet.workers_of(endpoint);
+        workers.retain(|worker| !worker.is_draining());
+        let (Some(first), false) = (workers.first(), ranks == endpoint.ranks()) else {
+            return;
+        };
+        endpoint.set_ranks(ranks);
+        first.set_rank_metrics(|name| self.factory.metrics.of_worker(name));
+        let joined_at = first.joined_at_runtime().then(|| self.fleet.now());
+        for rank in workers.len()..ranks {
+            let build = |slot| self.factory.build_rank(endpoint, slot, rank, joined_at);
+            self.fleet.add(build);
+        }
+        for surplus in workers.iter().skip(ranks) {
+            self.drain(surplus);
+        }
+        info!(worker = %endpoint.url, ranks, "worker has data-parallel ranks");
+        self.fleet.membership_changed();
+    }
+
+    /// Removes a worker, with all ranks of its endpoint.
     fn start_removal(&self, worker: &Arc<Worker>, entries: &mut Entries) {
-        entries.waiters.remove(&worker.id);
-        entries.sources.remove(&worker.id);
+        for worker in self.fleet.workers_of(&worker.endpoint) {
+            entries.waiters.remove(&worker.id);
+            entries.sources.remove(&worker.id);
+            self.drain(&worker);
+        }
+    }
+
+    fn drain(&self, worker: &Arc<Worker>) {
         if drain::start_drain(&self.fleet, worker) {
             self.factory.metrics.deregistered("removed");
             let (fleet, worker) = (Arc::clone(&self.fleet), Arc::clone(worker));
@@ -390,9 +421,9 @@ mod tests {
                 both.wait();
                 bench.join()
             });
-            next.metrics.successes.inc();
+            next.metrics().successes.inc();
             let counted = bench.metrics.of_worker(URL).successes.get();
-            assert_eq!(counted, next.metrics.successes.get());
+            assert_eq!(counted, next.metrics().successes.get());
             worker = next;
         }
     }

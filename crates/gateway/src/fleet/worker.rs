@@ -1,7 +1,8 @@
 //! One routable worker.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -26,9 +27,13 @@ pub(crate) struct Worker {
     pub(crate) id: Uuid,
     /// The id, for `x-smg-routed-worker-id`.
     pub(crate) id_header: HeaderValue,
+    /// Its number among the data-parallel ranks of its endpoint; 0 where there is one.
+    rank: usize,
     /// Requests in flight.
     pub(crate) load: Arc<Load>,
-    pub(crate) metrics: WorkerMetrics,
+    metrics: WorkerMetrics,
+    /// The same under the name of a rank, once it is known to be one.
+    rank_metrics: OnceLock<WorkerMetrics>,
     /// `None` where workers are not compared with their peers.
     pub(crate) outlier_stats: Option<OutlierStats>,
     /// Its turns while it is in slow start.
@@ -50,6 +55,7 @@ pub(crate) struct Worker {
 pub(crate) struct NewWorker {
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) slot: Slot,
+    pub(crate) rank: usize,
     pub(crate) state: WorkerState,
     pub(crate) metrics: WorkerMetrics,
     pub(crate) outlier_stats: Option<OutlierStats>,
@@ -64,8 +70,10 @@ impl Worker {
             slot: new.slot.number,
             id,
             id_header: id_header.unwrap_or(HeaderValue::from_static("unknown")),
+            rank: new.rank,
             load: Arc::default(),
             metrics: new.metrics,
+            rank_metrics: OnceLock::new(),
             outlier_stats: new.outlier_stats,
             turns: Turns::default(),
             request_done: Notify::new(),
@@ -81,6 +89,31 @@ impl Worker {
     /// Where it is reached.
     pub(crate) fn url(&self) -> &WorkerUrl {
         &self.endpoint.url
+    }
+
+    /// The data-parallel rank that its requests go to; `None` where the endpoint has one.
+    pub(crate) fn rank(&self) -> Option<usize> {
+        (self.endpoint.ranks() > 1).then_some(self.rank)
+    }
+
+    /// Its name: the URL, and behind `@` the rank, where the endpoint has several.
+    pub(crate) fn name(&self) -> Cow<'_, str> {
+        let url = self.url().as_str();
+        self.rank()
+            .map_or(url.into(), |rank| format!("{url}@{rank}").into())
+    }
+
+    /// Its counters.
+    pub(crate) fn metrics(&self) -> &WorkerMetrics {
+        self.rank_metrics.get().unwrap_or(&self.metrics)
+    }
+
+    /// Counts under the name of a rank from now on.
+    pub(super) fn set_rank_metrics(&self, of: impl FnOnce(&str) -> WorkerMetrics) {
+        if self.rank().is_some() {
+            self.metrics.forget();
+            self.rank_metrics.get_or_init(|| of(&self.name()));
+        }
     }
 
     /// Its part in prefill/decode pairs.
@@ -148,7 +181,7 @@ impl Worker {
         Candidate {
             slot: self.slot,
             generation: self.generation(),
-            url: self.url().as_str().into(),
+            url: (*self.name()).into(),
             load: Arc::clone(&self.load),
         }
     }
@@ -182,6 +215,11 @@ impl Worker {
         self.lost.store(after.lost, Relaxed);
         self.draining.store(after.draining, SeqCst);
         (before, after, result)
+    }
+
+    /// The copies of its availability, before anything else knows of it.
+    pub(super) fn adopt_state(&self) {
+        self.update_state(|_| ());
     }
 
     fn state(&self) -> MutexGuard<'_, WorkerState> {

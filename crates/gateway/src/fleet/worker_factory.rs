@@ -27,6 +27,8 @@ pub(crate) struct WorkerFactory {
     compares_workers: bool,
     pub(super) startup_timeout: Duration,
     clients_need_key: bool,
+    /// Requests are routed to ranks.
+    ranks_apart: bool,
 }
 
 impl WorkerFactory {
@@ -44,6 +46,7 @@ impl WorkerFactory {
             compares_workers: fleet.max_ejected.is_some(),
             startup_timeout: health.startup_timeout,
             clients_need_key: fleet.clients_need_key,
+            ranks_apart: fleet.ranks_apart,
         }
     }
 
@@ -68,10 +71,41 @@ impl WorkerFactory {
         Arc::new(Worker::new(NewWorker {
             endpoint: Endpoint::new(spec, client, info, health),
             slot,
+            rank: 0,
             state: WorkerState::new(Verdict::Pending, breaker, joined_at),
             metrics: self.metrics.of_worker(url.as_str()),
             outlier_stats: self.compares_workers.then(OutlierStats::default),
         }))
+    }
+
+    /// The data-parallel ranks of an endpoint that requests are routed to.
+    pub(super) fn ranks_of(&self, endpoint: &Endpoint) -> usize {
+        if self.ranks_apart {
+            endpoint.model_info.load().ranks()
+        } else {
+            1
+        }
+    }
+
+    /// A further data-parallel rank of an endpoint: a load, a breaker and figures of its own.
+    pub(super) fn build_rank(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        slot: Slot,
+        rank: usize,
+        joined_at: Option<Duration>,
+    ) -> Arc<Worker> {
+        let breaker = self.breaker.map(Breaker::new);
+        let worker = Worker::new(NewWorker {
+            endpoint: Arc::clone(endpoint),
+            slot,
+            rank,
+            state: WorkerState::new(endpoint.verdict(), breaker, joined_at),
+            metrics: self.metrics.of_worker(&format!("{}@{rank}", endpoint.url)),
+            outlier_stats: self.compares_workers.then(OutlierStats::default),
+        });
+        worker.adopt_state();
+        Arc::new(worker)
     }
 
     /// The thresholds of a worker's probes.

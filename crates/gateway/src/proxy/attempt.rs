@@ -9,6 +9,7 @@ use super::attempts::Attempts;
 use super::dispatcher::Dispatcher;
 use super::explain::Explanation;
 use super::pair::Coupling;
+use super::rank_fields::write_rank;
 use super::request::ProxyRequest;
 use super::request_head;
 use super::worker_call::{Answer, Watch, no_answer, read_answer, send_call};
@@ -81,6 +82,11 @@ async fn send_once(
     let path = request_head::path(request.parts, request.row.worker_path);
     let head = dispatcher.rules.head(endpoint, &request.parts.headers);
     let forwards = |name: &_| head.forwards(name);
+    let rank = rank_tail(request, worker);
+    let body = match (&rank, request.open_body) {
+        (Some(tail), Some(open)) => [&*open.open, tail, b""].into(),
+        _ => request.body,
+    };
     let call = Call {
         method: &request.parts.method,
         path: &path,
@@ -89,7 +95,7 @@ async fn send_once(
             &forwards,
             request.context.request_id,
         ),
-        body: request.body,
+        body,
         upgrade: request.row.upgrade,
     };
     let sending = send_call(endpoint, request.context.lane, &call);
@@ -114,4 +120,13 @@ async fn send_once(
         Some(Err(source)) => no_answer(dispatcher, worker, source),
         None => watch.timed_out(worker),
     }
+}
+
+/// The end of a body that goes to a data-parallel rank.
+fn rank_tail(request: &ProxyRequest<'_>, worker: &Worker) -> Option<Vec<u8>> {
+    worker.rank().filter(|_| request.open_body.is_some())?;
+    let mut tail = Vec::with_capacity(64);
+    write_rank(&mut tail, worker);
+    tail.push(b'}');
+    Some(tail)
 }

@@ -21,11 +21,13 @@ mod leased;
 mod orders;
 mod owners;
 mod pair;
+mod prepared_request;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 #[expect(clippy::module_inception, reason = "the type that the module is about")]
 mod proxy;
 mod queue;
+mod rank_fields;
 mod refusal;
 mod relay;
 mod reply_error;

@@ -12,7 +12,7 @@ use routing::{MediaTokens, Prompt, Request as RoutingRequest};
 use serde_json::Value;
 
 use super::body_budget::BodyBudget;
-use super::body_fields::{BodyFields, PairSource};
+use super::body_fields::{BodyFields, OpenBody};
 use super::dispatcher::Dispatcher;
 use super::exchange::{Exchange, Finished};
 use super::explain::Explainer;
@@ -21,9 +21,10 @@ use super::handshake::{self, UpgradeRequest};
 use super::header_text::header_text;
 use super::keep_alive::{StreamErrors, keep_alive};
 use super::kept_state::owner_of;
+use super::prepared_request::PreparedRequest;
 use super::queue::unknown_model;
 use super::relay::{Accounts, Relay, relay};
-use super::request::{BufferedRequest, PreparedRequest, ProxyRequest, RequestContext};
+use super::request::{BufferedRequest, ProxyRequest, RequestContext};
 use super::request_body::{self, BodyLimits};
 use super::response_body::ReplyBody;
 use super::translate::dialect;
@@ -234,9 +235,9 @@ impl Proxy {
                 Box::pin(owner_of(&self.dispatcher, context, &parts.headers, state)).await?
             }
         };
-        let pairs = row.servers == Servers::Generating && self.balancer().has_pairs();
+        let needed = row.servers == Servers::Generating && self.balancer().adds_fields();
         // Rare, so boxed: every request's future would be larger.
-        let pair = match pairs.then(|| self.pair_source(row, fields, &body.bytes)) {
+        let open_body = match needed.then(|| self.open_body(row, fields, &body.bytes)) {
             None => None,
             Some(reading) => Box::pin(reading).await,
         };
@@ -246,7 +247,7 @@ impl Proxy {
             context,
             parts,
             body: self.worker_body(row, fields, &body.bytes),
-            pair: pair.as_deref(),
+            open_body: open_body.as_deref(),
             routing: &RoutingRequest {
                 model: fields.model.as_deref(),
                 adapter: fields.adapter(),
@@ -354,19 +355,19 @@ impl Proxy {
         }
     }
 
-    /// What a pair of workers needs of a body.
-    async fn pair_source(
+    /// A body that fields of the gateway's are added to.
+    async fn open_body(
         &self,
         row: &Inference,
         fields: &BodyFields<'_>,
         body: &Bytes,
-    ) -> Option<Box<PairSource>> {
+    ) -> Option<Box<OpenBody>> {
         let source = if self.strip_billing_header {
             &fields.without_billing_header(row.prompt).concat().into()
         } else {
             body
         };
-        let read = PairSource::read_off_lane(source, &self.cpu_pool).await;
+        let read = OpenBody::read_off_lane(source, &self.cpu_pool).await;
         read.map(Box::new)
     }
 
@@ -385,7 +386,7 @@ impl Proxy {
             context,
             parts: &parts,
             body: CallBody::default(),
-            pair: None,
+            open_body: None,
             routing: &RoutingRequest {
                 model: model.as_deref(),
                 adapter: None,

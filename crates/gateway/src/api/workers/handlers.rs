@@ -57,7 +57,9 @@ async fn list(State(fleet): State<Arc<Fleet>>, RawQuery(query): RawQuery) -> Jso
         let wanted = model.as_ref();
         wanted.is_none_or(|model| worker.endpoint.model_info.load().model == *model)
     };
-    let workers: Vec<_> = all.iter().filter(of_model).collect();
+    // Ranks are listed under the first one of their worker.
+    let listed = all.iter().filter(|it| it.rank().unwrap_or_default() == 0);
+    let workers: Vec<_> = listed.filter(of_model).collect();
     let count = |role| {
         workers
             .iter()
@@ -172,7 +174,10 @@ impl IntoResponse for PlainText {
 
 async fn list_urls(State(fleet): State<Arc<Fleet>>) -> Json<Value> {
     let workers = fleet.workers();
-    let urls: Vec<_> = workers.iter().map(|worker| worker.url().as_str()).collect();
+    let listed = workers
+        .iter()
+        .filter(|it| it.rank().unwrap_or_default() == 0);
+    let urls: Vec<_> = listed.map(|worker| worker.url().as_str()).collect();
     Json(json!({"urls": urls}))
 }
 

@@ -1,6 +1,7 @@
 //! A worker as clients are shown it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
@@ -14,6 +15,11 @@ pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
     let spec = &config.spec;
     let known = Some(&info.model).filter(|model| *model != UNKNOWN_MODEL);
     let model = known.map(|model| json!([{"id": model}]));
+    let ranks = ranks(fleet, worker);
+    let load: usize = match &ranks[..] {
+        [] => worker.load.requests(),
+        ranks => ranks.iter().map(|rank| rank.load.requests()).sum(),
+    };
     let labels: BTreeMap<_, _> = info.report.labels.iter().chain(&spec.labels).collect();
     let Value::Object(mut view) = json!({
         "id": worker.id.to_string(),
@@ -30,12 +36,17 @@ pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
         "status": availability.status(),
         "paused": availability.paused,
         "circuit_breaker": availability.circuit.as_str(),
-        "load": worker.load.requests(),
+        "load": load,
         "disable_health_check": !fleet.is_probed(&worker.endpoint),
         "labels": labels,
     }) else {
         return Value::Null;
     };
+    if !ranks.is_empty() {
+        let ranks: Vec<_> = ranks.iter().map(|rank| describe_rank(rank)).collect();
+        view.insert("dp_size".to_owned(), ranks.len().into());
+        view.insert("ranks".to_owned(), ranks.into());
+    }
     let reported = (info.role == Role::Prefill).then(|| info.bootstrap_port());
     if let Some(port) = spec.bootstrap_port.or(reported) {
         view.insert("bootstrap_port".to_owned(), port.into());
@@ -46,6 +57,16 @@ pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
     if !health.is_empty() {
         view.insert("health".to_owned(), Value::Object(health));
     }
+    let metadata = metadata(&view, &labels);
+    view.insert("metadata".to_owned(), metadata);
+    if let Some(job) = job(fleet, worker) {
+        view.insert("job_status".to_owned(), job);
+    }
+    Value::Object(view)
+}
+
+/// Labels, and what is shown beside them, as text: the form of 0.3.2.
+fn metadata(view: &Map<String, Value>, labels: &BTreeMap<&String, &String>) -> Value {
     let text = |value: &Value| {
         value
             .as_str()
@@ -61,11 +82,27 @@ pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
             .iter()
             .map(|(name, value)| (name.as_str(), (*value).clone())),
     );
-    view.insert("metadata".to_owned(), json!(metadata));
-    if let Some(job) = job(fleet, worker) {
-        view.insert("job_status".to_owned(), job);
+    json!(metadata)
+}
+
+/// The data-parallel ranks that are listed under the first one of them.
+fn ranks(fleet: &Fleet, worker: &Worker) -> Vec<Arc<Worker>> {
+    if worker.rank() != Some(0) {
+        return Vec::new();
     }
-    Value::Object(view)
+    let workers = fleet.workers();
+    let of = |rank: &&Arc<Worker>| Arc::ptr_eq(&rank.endpoint, &worker.endpoint);
+    workers.iter().filter(of).cloned().collect()
+}
+
+fn describe_rank(rank: &Worker) -> Value {
+    json!({
+        "dp_rank": rank.rank(),
+        "id": rank.id.to_string(),
+        "index": rank.slot,
+        "load": rank.load.requests(),
+        "circuit_breaker": rank.availability().circuit.as_str(),
+    })
 }
 
 fn health(spec: &HealthSpec) -> Map<String, Value> {

@@ -71,7 +71,7 @@ async fn ten_thousand_workers_that_join_and_leave_leave_nothing_behind() {
         let second = ask(&bench, &text);
         assert!(second.matched_tokens > 0);
         assert_eq!(worker.load.requests(), 2);
-        worker.metrics.successes.inc();
+        worker.metrics().successes.inc();
         start_drain(&bench.fleet, &worker);
         // One request outlives its worker.
         drop(second);

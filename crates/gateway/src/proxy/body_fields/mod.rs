@@ -6,9 +6,9 @@ mod body_fields;
 mod json;
 mod layout;
 mod media;
-mod pair_source;
+mod open_body;
 #[cfg(test)]
 mod tests;
 
 pub(super) use body_fields::BodyFields;
-pub(super) use pair_source::PairSource;
+pub(super) use open_body::OpenBody;

@@ -8,25 +8,36 @@ use uuid::Uuid;
 
 use super::rooms::Rooms;
 use crate::fleet::Worker;
-use crate::proxy::body_fields::PairSource;
+use crate::proxy::body_fields::OpenBody;
+use crate::proxy::rank_fields::write_rank;
 
 /// The fields of one attempt: where decode finds prefill, and by which ids it can be ended.
 #[derive(Debug)]
 pub(super) struct Metadata {
-    /// The end of the body, its closing brace included.
-    pub(super) tail: Bytes,
+    /// The ends of both bodies, their closing braces included.
+    pub(super) prefill_tail: Bytes,
+    pub(super) decode_tail: Bytes,
     /// The request's ids at both engines.
     pub(super) rids: Vec<String>,
 }
 
 impl Metadata {
-    /// For an attempt with this prefill worker. Scalars serve a batch, too: engines count rooms and
-    /// ids on (`managers/io_struct.py`).
-    pub(super) fn new(source: &PairSource, prefill: &Worker, rooms: &Rooms) -> Self {
+    /// For an attempt with these workers. Scalars serve a batch, too: engines count rooms and ids on
+    /// (`managers/io_struct.py`).
+    pub(super) fn new(source: &OpenBody, prefill: &Worker, decode: &Worker, rooms: &Rooms) -> Self {
         let endpoint = &prefill.endpoint;
         let port = endpoint.config.load().spec.bootstrap_port;
         let port = port.unwrap_or_else(|| endpoint.model_info.load().bootstrap_port());
-        let room = rooms.reserve(source.prompts);
+        let ranks = prefill.rank().map(|rank| (rank, endpoint.ranks()));
+        let room = match ranks {
+            None => rooms.reserve(source.prompts),
+            // A prefill engine derives the rank from the room, unless another one is named.
+            Some((rank, of)) => {
+                let first = rooms.reserve(source.prompts + of);
+                let (rank, of) = (rank as u64, of as u64);
+                first + (rank + of - first % of) % of
+            }
+        };
         let host = Value::from(endpoint.url.host());
         let mut tail = Vec::with_capacity(160);
         // Writing to memory does not fail.
@@ -43,9 +54,18 @@ impl Metadata {
         } else {
             source.rids.clone()
         };
-        tail.push(b'}');
+        if let Some((rank, _)) = ranks {
+            let _ = write!(tail, r#","disagg_prefill_dp_rank":{rank}"#);
+        }
+        let of_leg = |worker| {
+            let mut tail = tail.clone();
+            write_rank(&mut tail, worker);
+            tail.push(b'}');
+            Bytes::from(tail)
+        };
         Self {
-            tail: tail.into(),
+            prefill_tail: of_leg(prefill),
+            decode_tail: of_leg(decode),
             rids,
         }
     }

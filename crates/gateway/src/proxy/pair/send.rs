@@ -44,7 +44,7 @@ pub(in crate::proxy) async fn send(
     pair: PairInFlight,
     attempts: &mut Attempts,
 ) -> Attempt {
-    let source = match request.pair {
+    let source = match request.open_body {
         Some(source) if source.samples > 1 => {
             let error = Error::PairSamples(source.samples);
             return refused(pair.decode, Outcome::Answered(400), error);
@@ -58,18 +58,18 @@ pub(in crate::proxy) async fn send(
     };
     let PairInFlight { prefill, decode } = pair;
     let watch = Watch::begin(request, attempts);
-    let metadata = Metadata::new(source, &prefill.worker, &dispatcher.rooms);
+    let metadata = Metadata::new(source, &prefill.worker, &decode.worker, &dispatcher.rooms);
     let rids = Arc::new(metadata.rids);
     let guard = |worker: &Worker| dispatcher.aborts.guard(&worker.endpoint, &rids);
     let decode_guard = guard(&decode.worker);
-    let body = [&*source.open, &*metadata.tail];
+    let body = [&*source.open, &*metadata.decode_tail];
     let call = PrefillCall {
         fleet: Arc::clone(&dispatcher.balancer.fleet),
         lane: request.context.lane,
         method: request.parts.method.clone(),
         path: request_head::path(request.parts, request.row.worker_path).into_owned(),
         headers: prefill_lines(dispatcher, request, &prefill.worker),
-        body: [source.open.clone(), metadata.tail.clone()],
+        body: [source.open.clone(), metadata.prefill_tail],
         watch,
         guard: guard(&prefill.worker),
         in_flight: prefill,

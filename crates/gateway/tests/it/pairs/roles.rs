@@ -181,9 +181,9 @@ async fn role_is_switched_once_the_worker_has_nothing_left_and_others_serve_mean
         (200, value!({"success": true}))
     );
     assert_eq!(client.reply().await.status, 200);
-    let stats = get(&gateway, "/workers").await.json()["stats"].clone();
+    let counts = get(&gateway, "/workers").await.json()["stats"].clone();
     assert_eq!(
-        (&stats["prefill_count"], &stats["decode_count"]),
+        (&counts["prefill_count"], &counts["decode_count"]),
         (&value!(1), &value!(2))
     );
     let before = asked(&stays).len();

@@ -2,6 +2,7 @@
 
 mod models;
 mod policies;
+mod ranks;
 mod registry;
 mod turns;
 mod waits;

@@ -1,5 +1,5 @@
-//! What a prefill/decode pair needs of a body: where fields are spliced in, what must not pass, how
-//! many prompts and samples it asks for.
+//! A body that fields of the gateway's are added to, for workers in pairs and for data-parallel
+//! ranks: where they stand, what of the client's must not pass, how many prompts and samples there are.
 
 use std::ops::Range;
 
@@ -13,9 +13,9 @@ use crate::cpu_pool::CpuPool;
 /// Bodies beyond this are read on the CPU pool, bytes.
 const LARGE: usize = 256 * 1024;
 
-/// A body that goes to both workers of a pair, each time with fields of the gateway's at its end.
+/// A client's body, open for fields of the gateway's at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::proxy) struct PairSource {
+pub(in crate::proxy) struct OpenBody {
     /// The client's object without its closing brace and without the fields that would steer
     /// engines. Another field may follow as it stands.
     pub(in crate::proxy) open: Bytes,
@@ -42,7 +42,7 @@ struct Found {
     prompts: [Range<usize>; 3],
 }
 
-impl PairSource {
+impl OpenBody {
     /// Reads a body that has been found to be a JSON object.
     ///
     /// # Errors
@@ -199,8 +199,8 @@ fn samples(own: &[u8], sampling: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    fn read(body: &str) -> PairSource {
-        PairSource::read(&Bytes::copy_from_slice(body.as_bytes())).unwrap()
+    fn read(body: &str) -> OpenBody {
+        OpenBody::read(&Bytes::copy_from_slice(body.as_bytes())).unwrap()
     }
 
     /// What a body becomes with a field of the gateway's.
