@@ -28,6 +28,7 @@ MESSAGES = [{"role": "user", "content": "What is 6 times 7?"}]
 CHAT = {"model": "tiny", "messages": MESSAGES, "max_tokens": 6, **GREEDY}
 SAMPLING = {"max_new_tokens": 6, **GREEDY}
 LONG = "x " * 9000
+LOGPROBS = {"return_logprob": True, "logprob_start_len": 0, "sampling_params": SAMPLING}
 
 # Each is asked whole and as a stream.
 REQUESTS: list[tuple[str, Any]] = [
@@ -41,6 +42,14 @@ REQUESTS: list[tuple[str, Any]] = [
     ("/v1/completions", {"model": "tiny", "prompt": ["Once upon", "a time"], "max_tokens": 6, **GREEDY}),
     ("/v1/completions", {"model": "tiny", "prompt": "Once upon", "max_tokens": 6, "logprobs": 2, **GREEDY}),
     ("/v1/messages", {"model": "tiny", "messages": MESSAGES, "max_tokens": 6, **GREEDY}),
+    # Only the prefill worker has these of the prompt.
+    ("/generate", {"text": "Of the prompt", **LOGPROBS}),
+    ("/generate", {"text": ["Of the", "prompts"], **LOGPROBS, "top_logprobs_num": 2}),
+    ("/generate", {"text": "Some tokens", **LOGPROBS, "token_ids_logprob": [1, 5]}),
+    (
+        "/v1/completions",
+        {"model": "tiny", "prompt": "Once upon", "echo": True, "logprobs": 2, "max_tokens": 4, **GREEDY},
+    ),
     ("/generate", {"text": LONG, "sampling_params": SAMPLING}),
     ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": LONG}]}),
     ("/generate", {"text": "x", "sampling_params": {"max_new_tokens": -8}}),
@@ -147,6 +156,8 @@ def steady(value: Any) -> Any:
     """A value without what differs between two equal requests."""
     if isinstance(value, dict):
         return {k: steady(v) for k, v in value.items() if k not in VOLATILE and not k.endswith(("_ts", "_latency"))}
+    if isinstance(value, float):
+        return round(value, 3)  # the sums of a batch depend on what is computed together
     return [steady(inner) for inner in value] if isinstance(value, list) else value
 
 

@@ -69,7 +69,7 @@ pub(super) fn build(
     let admission = Arc::new(Admission::new(&admission_options, &metrics));
     let cpu_pool = CpuPool::new().map_err(|e| StartError::environment("start threads", e))?;
     let section = ProxySection::new(options, machine.memory, lanes);
-    let calls = WorkerCalls::new(&section, &via, client.clone());
+    let calls = WorkerCalls::new(&section, &via, client.clone(), &cpu_pool);
     let dispatcher = Dispatcher::new(&section, calls, live.clone(), &balancer, &metrics);
     let proxy = Proxy::new(&section, dispatcher, cpu_pool.clone());
     let shutdown = Shutdown::default();

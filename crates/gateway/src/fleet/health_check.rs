@@ -28,8 +28,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const RECHECK_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between probes of a worker that is not ready.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// How long a worker that has started may take to report its model before it gets requests.
-const IDENTIFY_FIRST: Duration = Duration::from_secs(1);
+/// How long a worker that has started may take to report its model and its role before it gets
+/// requests: an engine in a pair refuses those that are for a regular one.
+const IDENTIFY_FIRST: Duration = Duration::from_secs(3);
 /// Attempts to read a worker's model info, where probes are off.
 const IDENTIFY_ATTEMPTS: u32 = 3;
 /// Shortest time between looks at a worker's list of models.

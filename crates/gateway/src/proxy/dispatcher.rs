@@ -17,6 +17,7 @@ use super::request::ProxyRequest;
 use super::request_head::HeaderRules;
 use crate::balancer::Balancer;
 use crate::config::{Live, LiveSection, ProxySection, WorkerNames};
+use crate::cpu_pool::CpuPool;
 use crate::endpoint::{INFERENCE, Inference};
 use crate::fleet::Worker;
 use crate::telemetry::{BranchMetrics, Metrics};
@@ -35,6 +36,7 @@ pub(crate) struct Dispatcher {
     pub(super) owners: Owners,
     pub(super) aborts: Aborts,
     pub(super) rooms: Rooms,
+    pub(super) cpu_pool: CpuPool,
     /// Clients neither see nor choose workers.
     pub(super) hide_routing: bool,
     /// The endpoints that some worker has served: one that does not have them is the exception.
@@ -47,12 +49,19 @@ pub(crate) struct Dispatcher {
 pub(crate) struct WorkerCalls {
     rules: HeaderRules,
     aborts: Aborts,
+    cpu_pool: CpuPool,
 }
 
 impl WorkerCalls {
     /// Calls marked with `via`; `client` ends those that are no longer wanted.
-    pub(crate) fn new(options: &ProxySection, via: &Via, client: ControlClient) -> Self {
+    pub(crate) fn new(
+        options: &ProxySection,
+        via: &Via,
+        client: ControlClient,
+        cpu_pool: &CpuPool,
+    ) -> Self {
         Self {
+            cpu_pool: cpu_pool.clone(),
             rules: HeaderRules::new(options, via),
             aborts: Aborts::new(client),
         }
@@ -67,7 +76,11 @@ impl Dispatcher {
         balancer: &Arc<Balancer>,
         metrics: &Arc<Metrics>,
     ) -> Self {
-        let WorkerCalls { rules, aborts } = calls;
+        let WorkerCalls {
+            rules,
+            aborts,
+            cpu_pool,
+        } = calls;
         let (ratio, floor) = (options.retry_budget_ratio, options.retry_budget_floor);
         Self {
             branches: metrics.branches(balancer.policy()),
@@ -76,6 +89,7 @@ impl Dispatcher {
             owners: Owners::default(),
             aborts,
             rooms: Rooms::default(),
+            cpu_pool,
             hide_routing: options.hide_routing,
             served: Default::default(),
             explainer: Explainer::new(Arc::clone(balancer), options.lanes),

@@ -24,6 +24,9 @@ pub(crate) enum ReplyError {
     /// The prefill worker of the pair failed before it was done.
     #[error("prefill worker {worker} failed amid the body")]
     PrefillFailed { worker: String },
+    /// The answer is too large to be merged with the prefill worker's.
+    #[error("the answer is too large to be merged with that of the prefill worker")]
+    NotMerged,
     /// The worker fell silent amid the body.
     #[error("worker sent nothing for {} s amid the body", .0.as_secs())]
     Idle(Duration),

@@ -4,6 +4,7 @@ mod billing_header;
 #[expect(clippy::module_inception, reason = "the type that the module is about")]
 mod body_fields;
 mod json;
+mod json_parts;
 mod layout;
 mod media;
 mod open_body;
@@ -11,4 +12,5 @@ mod open_body;
 mod tests;
 
 pub(super) use body_fields::BodyFields;
+pub(super) use json_parts::{elements, member};
 pub(super) use open_body::OpenBody;

@@ -25,6 +25,10 @@ pub(in crate::proxy) struct OpenBody {
     pub(in crate::proxy) prompts: usize,
     /// Answers to each prompt.
     pub(in crate::proxy) samples: u64,
+    /// It asks `/generate` for log probabilities of its prompt.
+    pub(in crate::proxy) prompt_logprobs: bool,
+    /// It asks `/v1/completions` for its prompt with log probabilities.
+    pub(in crate::proxy) echoed_logprobs: bool,
 }
 
 /// What is found in one pass.
@@ -38,8 +42,19 @@ struct Found {
     rid: Range<usize>,
     samples: Range<usize>,
     sampling: Range<usize>,
+    logprobs: LogprobFields,
     /// Lists of prompts are in one of these.
     prompts: [Range<usize>; 3],
+}
+
+/// The fields that ask for log probabilities.
+#[derive(Default)]
+struct LogprobFields {
+    return_logprob: Range<usize>,
+    start: Range<usize>,
+    token_ids: Range<usize>,
+    echo: Range<usize>,
+    logprobs: Range<usize>,
 }
 
 impl OpenBody {
@@ -59,6 +74,8 @@ impl OpenBody {
                 .max()
                 .unwrap_or(1),
             samples: samples(raw(&found.samples), raw(&found.sampling)),
+            prompt_logprobs: found.logprobs.of_prompt(body),
+            echoed_logprobs: found.logprobs.echoed(body),
             open: found.open(body),
         })
     }
@@ -118,6 +135,11 @@ impl Found {
             b"text" => text,
             b"input_ids" => input_ids,
             b"prompt" => prompt,
+            b"return_logprob" => &mut self.logprobs.return_logprob,
+            b"logprob_start_len" => &mut self.logprobs.start,
+            b"token_ids_logprob" => &mut self.logprobs.token_ids,
+            b"echo" => &mut self.logprobs.echo,
+            b"logprobs" => &mut self.logprobs.logprobs,
             _ => return Ok(()),
         };
         *field = value;
@@ -139,6 +161,31 @@ impl Found {
             open.push(b',');
         }
         open.into()
+    }
+}
+
+impl LogprobFields {
+    /// A start of -1, the default, means none of the prompt.
+    fn of_prompt(&self, body: &[u8]) -> bool {
+        let asked = any(body, &self.return_logprob, |value| *value == true);
+        let start = any(body, &self.start, |value| {
+            value.as_i64().is_some_and(|start| start >= 0)
+        });
+        asked && (start || any(body, &self.token_ids, |value| !value.is_null()))
+    }
+
+    fn echoed(&self, body: &[u8]) -> bool {
+        any(body, &self.echo, |value| *value == true)
+            && any(body, &self.logprobs, |value| !value.is_null())
+    }
+}
+
+/// Whether a value, or one of a list, is so.
+fn any(body: &[u8], at: &Range<usize>, is: impl Fn(&Value) -> bool) -> bool {
+    match serde_json::from_slice(body.get(at.clone()).unwrap_or_default()) {
+        Ok(Value::Array(list)) => list.iter().any(is),
+        Ok(value) => is(&value),
+        Err(_) => false,
     }
 }
 
@@ -259,6 +306,41 @@ mod tests {
                 (prompts, samples),
                 "{body}"
             );
+        }
+    }
+
+    #[test]
+    fn log_probabilities_of_the_prompt_are_asked_for_in_several_ways() {
+        for (body, of_prompt, echoed) in [
+            (
+                r#"{"return_logprob":true,"logprob_start_len":0}"#,
+                true,
+                false,
+            ),
+            (
+                r#"{"return_logprob":[false,true],"logprob_start_len":[-1,2]}"#,
+                true,
+                false,
+            ),
+            (
+                r#"{"return_logprob":true,"token_ids_logprob":[1,2]}"#,
+                true,
+                false,
+            ),
+            (r#"{"return_logprob":true}"#, false, false),
+            (
+                r#"{"return_logprob":true,"logprob_start_len":-1}"#,
+                false,
+                false,
+            ),
+            (r#"{"logprob_start_len":0}"#, false, false),
+            (r#"{"echo":true,"logprobs":1}"#, false, true),
+            (r#"{"echo":true,"logprobs":null}"#, false, false),
+            (r#"{"logprobs":1}"#, false, false),
+        ] {
+            let source = read(body);
+            let found = (source.prompt_logprobs, source.echoed_logprobs);
+            assert_eq!(found, (of_prompt, echoed), "{body}");
         }
     }
 

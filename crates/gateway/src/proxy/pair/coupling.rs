@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use http_body::{Body, Frame, SizeHint};
 
 use super::aborts::LegGuard;
+use super::merging::Merging;
 use super::prefill::PrefillLeg;
 use crate::proxy::reply_error::ReplyError;
 
@@ -17,6 +18,8 @@ pub(crate) struct Coupling {
     /// `None` once it has ended well.
     pub(super) prefill: Option<PrefillLeg>,
     pub(super) decode: LegGuard,
+    /// Puts a part of the prefill worker's answer into the reply, where the client asks for it.
+    pub(super) merging: Option<Merging>,
 }
 
 impl std::fmt::Debug for Coupling {
@@ -31,7 +34,7 @@ impl Coupling {
         let leg = self.prefill.as_mut()?;
         match leg.poll_unpin(cx) {
             Poll::Pending => None,
-            Poll::Ready(Ok(())) => {
+            Poll::Ready(Ok(_)) => {
                 self.prefill = None;
                 None
             }
@@ -57,6 +60,10 @@ impl<B> Coupled<B> {
     pub(in crate::proxy) fn new(body: B, coupling: Option<Box<Coupling>>) -> Self {
         Self { body, coupling }
     }
+
+    fn merging(&self) -> Option<&Merging> {
+        self.coupling.as_ref()?.merging.as_ref()
+    }
 }
 
 impl<B> Body for Coupled<B>
@@ -77,7 +84,11 @@ where
             this.coupling = None;
             return Poll::Ready(Some(Err(error)));
         }
-        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        let merging = this.coupling.as_mut().and_then(|it| it.merging.as_mut());
+        let polled = match merging {
+            Some(merging) => merging.poll(cx, &mut this.body),
+            None => Pin::new(&mut this.body).poll_frame(cx),
+        };
         let ended = matches!(polled, Poll::Ready(None)) || this.body.is_end_stream();
         if ended && let Some(coupling) = &mut this.coupling {
             coupling.decode.set_ended();
@@ -86,10 +97,16 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match self.merging() {
+            Some(merging) => merging.is_done(),
+            None => self.body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match self.merging() {
+            Some(_) => SizeHint::default(),
+            None => self.body.size_hint(),
+        }
     }
 }

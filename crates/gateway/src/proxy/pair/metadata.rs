@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::prefill::Keep;
 use super::rooms::Rooms;
 use crate::fleet::Worker;
 use crate::proxy::body_fields::OpenBody;
@@ -24,7 +25,13 @@ pub(super) struct Metadata {
 impl Metadata {
     /// For an attempt with these workers. Scalars serve a batch, too: engines count rooms and ids on
     /// (`managers/io_struct.py`).
-    pub(super) fn new(source: &OpenBody, prefill: &Worker, decode: &Worker, rooms: &Rooms) -> Self {
+    pub(super) fn new(
+        source: &OpenBody,
+        prefill: &Worker,
+        decode: &Worker,
+        rooms: &Rooms,
+        keep: Keep,
+    ) -> Self {
         let endpoint = &prefill.endpoint;
         let port = endpoint.config.load().spec.bootstrap_port;
         let port = port.unwrap_or_else(|| endpoint.model_info.load().bootstrap_port());
@@ -57,15 +64,20 @@ impl Metadata {
         if let Some((rank, _)) = ranks {
             let _ = write!(tail, r#","disagg_prefill_dp_rank":{rank}"#);
         }
-        let of_leg = |worker| {
+        let of_leg = |worker, last: &str| {
             let mut tail = tail.clone();
             write_rank(&mut tail, worker);
-            tail.push(b'}');
+            tail.extend_from_slice(last.as_bytes());
             Bytes::from(tail)
         };
+        // What is kept of the prefill worker's answer must come whole.
+        let last = match keep {
+            Keep::Answer => r#","stream":false}"#,
+            Keep::Nothing => "}",
+        };
         Self {
-            prefill_tail: of_leg(prefill),
-            decode_tail: of_leg(decode),
+            prefill_tail: of_leg(prefill, last),
+            decode_tail: of_leg(decode, "}"),
             rids,
         }
     }

@@ -2,6 +2,8 @@
 
 mod aborts;
 mod coupling;
+mod merge;
+mod merging;
 mod metadata;
 mod prefill;
 mod rooms;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Response};
@@ -19,8 +19,12 @@ use crate::proxy::refusal::failure_in;
 use crate::proxy::worker_call::{Answer, Watch, read_answer, send_call};
 use crate::upstream::{Call, CallHeaders, ResponseBody, UpstreamError};
 
-/// A prefill leg under way. Dropping it ends the request at its worker.
-pub(super) type PrefillLeg = BoxFuture<'static, Result<(), PrefillFailure>>;
+/// Most of an answer that is kept, bytes.
+const MAX_KEPT: usize = 64 * 1024 * 1024;
+
+/// A prefill leg under way, with its answer, where that is kept. Dropping it ends the request at its
+/// worker.
+pub(super) type PrefillLeg = BoxFuture<'static, Result<Bytes, PrefillFailure>>;
 
 /// Why a prefill leg failed.
 #[derive(Debug)]
@@ -39,9 +43,17 @@ pub(super) struct PrefillCall {
     /// The lines that go to the worker, the gateway's included.
     pub(super) headers: HeaderMap,
     pub(super) body: [Bytes; 2],
+    pub(super) keep: Keep,
     pub(super) watch: Watch,
     pub(super) in_flight: InFlight,
     pub(super) guard: LegGuard,
+}
+
+/// Whether a prefill worker's answer is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    Nothing,
+    Answer,
 }
 
 impl PrefillCall {
@@ -68,21 +80,27 @@ impl PrefillCall {
             };
             let sending = send_call(&worker.endpoint, self.lane, &call);
             let sent = self.watch.wait(&self.fleet, &worker, sending).await;
-            let failed = match sent {
-                None => Some(self.watch.timed_out(&worker)),
-                Some(Err(source)) => Some(no_answer(&worker, source)),
+            let read = match sent {
+                None => Err(self.watch.timed_out(&worker)),
+                Some(Err(source)) => Err(no_answer(&worker, source)),
                 Some(Ok(response)) => {
                     in_flight.first_byte(FirstByte::OfWhole);
-                    read_whole(response, &worker, self.watch, &self.fleet).await
+                    let reading = Reading {
+                        worker: &worker,
+                        fleet: &self.fleet,
+                        watch: self.watch,
+                        keep: self.keep,
+                    };
+                    reading.read(response).await
                 }
             };
-            match failed {
-                None => {
+            match read {
+                Ok(kept) => {
                     guard.set_ended();
                     in_flight.finish(Outcome::Answered(200));
-                    Ok(())
+                    Ok(kept)
                 }
-                Some((outcome, answer)) => {
+                Err((outcome, answer)) => {
                     if answer.is_ok() {
                         // It has said so itself.
                         guard.set_ended();
@@ -98,33 +116,47 @@ impl PrefillCall {
     }
 }
 
-/// Reads an answer to its end; what went wrong, if something did.
-async fn read_whole(
-    response: Box<Response<ResponseBody>>,
-    worker: &Worker,
+/// How an answer is read.
+struct Reading<'a> {
+    worker: &'a Worker,
+    fleet: &'a Fleet,
     watch: Watch,
-    fleet: &Fleet,
-) -> Option<(Outcome, Answer)> {
-    let (outcome, answer) = read_answer(response, worker).await;
-    let mut response = match (answer, outcome) {
-        (Ok(response), Outcome::Answered(200..=299)) => response,
-        (answer, outcome) => return Some((outcome, answer)),
-    };
-    if let Some(failure) = first_failure(&response) {
-        let status = failure.0;
-        return Some((Outcome::Answered(status), Ok(response)));
-    }
-    let body = response.body_mut();
-    let reading = async {
-        while let Some(frame) = body.frame().await {
-            frame?;
+    keep: Keep,
+}
+
+impl Reading<'_> {
+    /// Reads an answer to its end.
+    ///
+    /// # Errors
+    /// A refusal, and an answer that breaks off.
+    async fn read(
+        &self,
+        response: Box<Response<ResponseBody>>,
+    ) -> Result<Bytes, (Outcome, Answer)> {
+        let worker = self.worker;
+        let mut response = match read_answer(response, worker).await {
+            (Outcome::Answered(200..=299), Ok(response)) => response,
+            failed => return Err(failed),
+        };
+        if let Some((status, _)) = first_failure(&response) {
+            return Err((Outcome::Answered(status), Ok(response)));
         }
-        Ok(())
-    };
-    match watch.wait(fleet, worker, reading).await {
-        Some(Ok(())) => None,
-        Some(Err(source)) => Some(no_answer(worker, source)),
-        None => Some(watch.timed_out(worker)),
+        let body = response.body_mut();
+        let reading = async {
+            let mut kept = BytesMut::new();
+            while let Some(frame) = body.frame().await {
+                let piece = frame?.into_data().unwrap_or_default();
+                if self.keep == Keep::Answer && kept.len() + piece.len() <= MAX_KEPT {
+                    kept.extend_from_slice(&piece);
+                }
+            }
+            Ok(kept.freeze())
+        };
+        match self.watch.wait(self.fleet, worker, reading).await {
+            Some(Ok(kept)) => Ok(kept),
+            Some(Err(source)) => Err(no_answer(worker, source)),
+            None => Err(self.watch.timed_out(worker)),
+        }
     }
 }
 

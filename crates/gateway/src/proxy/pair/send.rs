@@ -1,15 +1,19 @@
 //! One attempt at one pair.
 
+use std::pin::pin;
 use std::sync::Arc;
 
-use http::{HeaderMap, Response, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode, header};
 use routing::{Outcome, PairFault};
 use tracing::debug;
 
 use super::aborts::LegGuard;
 use super::coupling::Coupling;
+use super::merge::PrefillPart;
+use super::merging::Merging;
 use super::metadata::Metadata;
-use super::prefill::{PrefillCall, PrefillFailure, PrefillLeg, first_failure, owned_lines};
+use super::prefill::{Keep, PrefillCall, PrefillFailure, PrefillLeg, first_failure, owned_lines};
 use crate::balancer::{InFlight, record_blame};
 use crate::error::Error;
 use crate::fleet::Worker;
@@ -19,6 +23,7 @@ use crate::proxy::dispatcher::Dispatcher;
 use crate::proxy::refusal::message_in;
 use crate::proxy::request::ProxyRequest;
 use crate::proxy::request_head;
+use crate::proxy::sse::is_event_stream;
 use crate::proxy::worker_call::{Answer, Watch, no_answer, read_answer, send_call};
 use crate::upstream::{Call, ResponseBody};
 
@@ -58,7 +63,10 @@ pub(in crate::proxy) async fn send(
     };
     let PairInFlight { prefill, decode } = pair;
     let watch = Watch::begin(request, attempts);
-    let metadata = Metadata::new(source, &prefill.worker, &decode.worker, &dispatcher.rooms);
+    let part = PrefillPart::of(source, request.row.label);
+    let keep = part.map_or(Keep::Nothing, |_| Keep::Answer);
+    let (from, to) = (&prefill.worker, &decode.worker);
+    let metadata = Metadata::new(source, from, to, &dispatcher.rooms, keep);
     let rids = Arc::new(metadata.rids);
     let guard = |worker: &Worker| dispatcher.aborts.guard(&worker.endpoint, &rids);
     let decode_guard = guard(&decode.worker);
@@ -70,6 +78,7 @@ pub(in crate::proxy) async fn send(
         path: request_head::path(request.parts, request.row.worker_path).into_owned(),
         headers: prefill_lines(dispatcher, request, &prefill.worker),
         body: [source.open.clone(), metadata.prefill_tail],
+        keep,
         watch,
         guard: guard(&prefill.worker),
         in_flight: prefill,
@@ -81,11 +90,12 @@ pub(in crate::proxy) async fn send(
     let mut leg = Some(call.run());
     let ended = {
         let decoding = send_decode(dispatcher, request, &decode.worker, body, watch);
-        couple(decoding, &mut leg).await
+        couple(decoding, &mut leg, part).await
     };
     match ended {
-        Ok(end) => {
+        Ok((end, kept)) => {
             let legs = Legs {
+                merging: merging(dispatcher, part, kept, &end),
                 prefill: leg,
                 decode,
                 guard: decode_guard,
@@ -109,7 +119,24 @@ struct Legs {
     prefill: Option<PrefillLeg>,
     decode: InFlight,
     guard: LegGuard,
+    merging: Option<Merging>,
     workers: PairWorkers,
+}
+
+/// What puts the prefill worker's part into a good answer of the decode worker's.
+fn merging(
+    dispatcher: &Dispatcher,
+    part: Option<PrefillPart>,
+    prefill: Bytes,
+    end: &DecodeEnd,
+) -> Option<Merging> {
+    let response = end.answer.as_ref().ok()?;
+    let part = part.filter(|_| response.status().is_success())?;
+    Some(if is_event_stream(response.headers()) {
+        Merging::events(part, prefill)
+    } else {
+        Merging::whole(part, prefill, &dispatcher.cpu_pool)
+    })
 }
 
 fn refused(in_flight: InFlight, outcome: Outcome, error: Error) -> Attempt {
@@ -126,19 +153,27 @@ fn refused(in_flight: InFlight, outcome: Outcome, error: Error) -> Attempt {
 async fn couple(
     decoding: impl Future<Output = DecodeEnd>,
     leg: &mut Option<PrefillLeg>,
-) -> Result<DecodeEnd, PrefillFailure> {
-    let mut decoding = std::pin::pin!(decoding);
-    if let Some(prefill) = leg {
-        tokio::select! {
-            biased;
-            ended = prefill => {
-                *leg = None;
-                ended?;
+    part: Option<PrefillPart>,
+) -> Result<(DecodeEnd, Bytes), PrefillFailure> {
+    let mut decoding = pin!(decoding);
+    let Some(mut prefill) = leg.take() else {
+        return Ok((decoding.await, Bytes::new()));
+    };
+    tokio::select! {
+        biased;
+        ended = &mut prefill => {
+            let kept = ended?;
+            Ok((decoding.await, kept))
+        }
+        end = &mut decoding => {
+            if part.is_some() && matches!(end.outcome, Outcome::Answered(200..=399)) {
+                // A part of its answer belongs into this one.
+                return Ok((end, prefill.await?));
             }
-            end = &mut decoding => return Ok(end),
+            *leg = Some(prefill);
+            Ok((end, Bytes::new()))
         }
     }
-    Ok(decoding.await)
 }
 
 /// The prefill leg has failed, and the decode leg has been dropped.
@@ -194,6 +229,7 @@ impl Legs {
             prefill,
             decode: mut in_flight,
             mut guard,
+            merging,
             workers,
         } = self;
         let DecodeEnd {
@@ -204,12 +240,13 @@ impl Legs {
         if matches!(outcome, Outcome::Answered(200..=399)) {
             return Attempt {
                 outcome,
-                answer,
+                answer: answer.map(|response| unmeasured(response, merging.as_ref())),
                 worker: workers.decode,
                 in_flight,
                 coupling: Some(Box::new(Coupling {
                     prefill,
                     decode: guard,
+                    merging,
                 })),
             };
         }
@@ -239,6 +276,17 @@ impl Legs {
             coupling: None,
         }
     }
+}
+
+/// The answer without its length, where that changes.
+fn unmeasured(
+    mut response: Box<Response<ResponseBody>>,
+    merging: Option<&Merging>,
+) -> Box<Response<ResponseBody>> {
+    if merging.is_some() {
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    response
 }
 
 fn note(dispatcher: &Dispatcher, in_flight: &InFlight, outcome: Outcome, answer: &Answer) {

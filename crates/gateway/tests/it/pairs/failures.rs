@@ -92,7 +92,10 @@ async fn failure_of_either_leg_is_the_answer_at_once_and_ends_the_other() {
     for leg in [Leg::Prefill, Leg::Decode] {
         for (name, steps, status, blamed) in faults() {
             let case = format!("{leg:?} {name}");
-            let (faulty, waiting) = (doing(steps).await, doing(vec![Step::Hang]).await);
+            // The other leg has got the request by then.
+            let mut later = vec![Step::Pause(Duration::from_millis(30))];
+            later.extend(steps);
+            let (faulty, waiting) = (doing(later).await, doing(vec![Step::Hang]).await);
             let (prefill, decode) = match leg {
                 Leg::Prefill => (&faulty, &waiting),
                 Leg::Decode => (&waiting, &faulty),
@@ -237,7 +240,13 @@ async fn client_that_leaves_ends_both_legs() {
 async fn failed_pair_is_tried_again_with_another_worker_in_place_of_the_faulty_one() {
     for leg in [Leg::Prefill, Leg::Decode] {
         let faulty = doing(json(500, r#"{"message":"boom"}"#)).await;
-        let (good, partner) = (doing(ok()).await, doing(ok()).await);
+        // A decode worker does not answer before the prefill worker.
+        let mut later = vec![Step::Pause(Duration::from_millis(50))];
+        later.extend(ok());
+        let (good, partner) = match leg {
+            Leg::Prefill => (doing(ok()).await, doing(later).await),
+            Leg::Decode => (doing(later).await, doing(ok()).await),
+        };
         let mut options = match leg {
             Leg::Prefill => pair_options(&[&faulty, &good], &[&partner]),
             Leg::Decode => pair_options(&[&partner], &[&faulty, &good]),

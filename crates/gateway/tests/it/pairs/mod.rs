@@ -1,6 +1,7 @@
 //! Prefill/decode pairs: one request at two workers.
 
 mod failures;
+mod logprobs;
 mod metadata;
 mod roles;
 mod stage;

@@ -1,0 +1,145 @@
+//! A decode worker's body that gets a part of the prefill worker's answer on its way.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http_body::{Body, Frame};
+use memchr::memmem;
+
+use super::merge::PrefillPart;
+use crate::cpu_pool::CpuPool;
+use crate::proxy::reply_error::ReplyError;
+
+/// An answer larger than this is not merged but refused, bytes.
+const MAX_ANSWER: usize = 256 * 1024 * 1024;
+/// The end of an event, as SGLang writes it.
+const EVENT_END: &[u8] = b"\n\n";
+
+/// Puts the prefill worker's part into an answer: event by event, or into the whole.
+pub(super) struct Merging {
+    part: PrefillPart,
+    prefill: Bytes,
+    /// What has come and not been given out.
+    held: BytesMut,
+    form: Form,
+}
+
+/// How an answer comes.
+enum Form {
+    Events,
+    Whole(CpuPool),
+    /// The whole has come, and is merged on the CPU pool.
+    Merged(BoxFuture<'static, Option<Vec<u8>>>),
+    Done,
+}
+
+impl std::fmt::Debug for Merging {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Merging").finish_non_exhaustive()
+    }
+}
+
+impl Merging {
+    /// For a stream of events.
+    pub(super) fn events(part: PrefillPart, prefill: Bytes) -> Self {
+        Self {
+            part,
+            prefill,
+            held: BytesMut::new(),
+            form: Form::Events,
+        }
+    }
+
+    /// For an answer that is merged as a whole.
+    pub(super) fn whole(part: PrefillPart, prefill: Bytes, pool: &CpuPool) -> Self {
+        Self {
+            form: Form::Whole(pool.clone()),
+            ..Self::events(part, prefill)
+        }
+    }
+
+    /// Whether nothing is left.
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.form, Form::Done)
+    }
+
+    /// The next piece of the merged answer.
+    pub(super) fn poll<B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut B,
+    ) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>>
+    where
+        B: Body<Data = Bytes, Error = ReplyError> + Unpin,
+    {
+        loop {
+            match &mut self.form {
+                Form::Done => return Poll::Ready(None),
+                Form::Merged(merged) => {
+                    let merged = ready!(merged.poll_unpin(cx));
+                    self.form = Form::Done;
+                    let merged = merged.map(|merged| Frame::data(merged.into()));
+                    return Poll::Ready(Some(merged.ok_or(ReplyError::NotMerged)));
+                }
+                Form::Events => {
+                    if let Some(events) = self.whole_events() {
+                        return Poll::Ready(Some(Ok(Frame::data(events))));
+                    }
+                }
+                Form::Whole(_) => {}
+            }
+            match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+                Some(Ok(frame)) => self.hold(frame)?,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => {
+                    if let Some(rest) = self.end() {
+                        return Poll::Ready(Some(Ok(Frame::data(rest))));
+                    }
+                }
+            }
+        }
+    }
+
+    fn hold(&mut self, frame: Frame<Bytes>) -> Result<(), ReplyError> {
+        let piece = frame.into_data().unwrap_or_default();
+        if self.held.len() + piece.len() > MAX_ANSWER {
+            return Err(ReplyError::NotMerged);
+        }
+        self.held.extend_from_slice(&piece);
+        Ok(())
+    }
+
+    /// The body has ended: the whole is merged now, and a stream may have left an unfinished event.
+    fn end(&mut self) -> Option<Bytes> {
+        let held = self.held.split().freeze();
+        match std::mem::replace(&mut self.form, Form::Done) {
+            Form::Whole(pool) => {
+                let (part, prefill) = (self.part, self.prefill.clone());
+                let merge = async move { pool.run(move || part.merge(&prefill, &held)).await };
+                self.form = Form::Merged(merge.boxed());
+                None
+            }
+            _ => Some(held).filter(|held| !held.is_empty()),
+        }
+    }
+
+    /// The events that have come whole, merged.
+    fn whole_events(&mut self) -> Option<Bytes> {
+        let end = memmem::rfind(&self.held, EVENT_END)? + EVENT_END.len();
+        let events = self.held.split_to(end);
+        let mut merged = Vec::with_capacity(events.len() + self.prefill.len());
+        for line in events.split_inclusive(|byte| *byte == b'\n') {
+            match line.strip_prefix(b"data: ") {
+                Some(data) => {
+                    merged.extend_from_slice(b"data: ");
+                    merged.extend(self.part.merge(&self.prefill, data));
+                }
+                None => merged.extend_from_slice(line),
+            }
+        }
+        Some(merged.into())
+    }
+}
