@@ -16,6 +16,7 @@ use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::model_info::{self, Report};
 use super::registry::Registry;
+use super::role::Role;
 use super::spec::HealthSpec;
 use super::transitions;
 use crate::config::{HealthSection, Live, seconds};
@@ -252,13 +253,13 @@ impl Prober {
     }
 
     async fn identify(&self) {
-        let mut answers = Vec::new();
-        for paths in [
-            ["/server_info", "/get_server_info"],
-            ["/model_info", "/get_model_info"],
-        ] {
-            answers.extend(self.first_of(&paths).await);
+        // This one asks no scheduler, so it has its answer at once also from a busy engine.
+        let model_info = self.first_of(&["/model_info", "/get_model_info"]).await;
+        if let Some(role) = model_info.as_ref().and_then(model_info::role_in) {
+            self.learn_role(role);
         }
+        let server_info = self.first_of(&["/server_info", "/get_server_info"]).await;
+        let answers: Vec<_> = server_info.into_iter().chain(model_info).collect();
         let cards = self.first_of(&["/v1/models"]).await;
         if answers.is_empty() && cards.is_none() {
             return;
@@ -271,6 +272,15 @@ impl Prober {
         let ready = self.ask("/ready").await.map(|(status, _)| status);
         let has_ready = matches!(ready, Ok(StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE));
         self.has_ready.store(has_ready, Relaxed);
+    }
+
+    /// Learns the role of a worker of which nothing else is known yet.
+    fn learn_role(&self, role: Role) {
+        let before = self.endpoint.model_info.load_full();
+        if before.report == Report::default() && before.role != role {
+            let report = Report::default().in_role(role);
+            transitions::set_model(&self.fleet, &self.endpoint, Some(report), &self.metrics);
+        }
     }
 
     /// Reads the role of an engine in pairs again: it can be switched while it runs.

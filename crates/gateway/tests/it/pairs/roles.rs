@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json as value;
 
-use super::stage::{asked, doing, engine, pair_options};
+use super::stage::{asked, body, doing, engine, pair_options};
 use crate::support::{
-    Client, Step, add, bare, get, json, ok, options, post, posting, raw, send, start_with, until,
+    Client, Step, Worker, add, bare, get, json, ok, options, post, posting, raw, send, start_with,
+    until,
 };
 
 const GENERATE: (&str, &str) = ("/generate", r#"{"text":"x"}"#);
@@ -223,4 +224,23 @@ async fn worker_whose_engine_refuses_keeps_its_role_and_its_requests() {
         (400, &value!("not enabled"))
     );
     assert_eq!(post(&gateway, GENERATE.0, GENERATE.1).await.status, 200);
+}
+
+#[tokio::test]
+async fn engine_whose_scheduler_is_slow_to_report_gets_no_request_outside_of_its_role() {
+    let slow = |role: &'static str| {
+        Worker::listening(0, move |request| match request.path() {
+            "/health" => json(200, ""),
+            "/model_info" => json(200, &value!({"disaggregation_mode": role}).to_string()),
+            "/server_info" => vec![Step::Hang],
+            _ => ok(),
+        })
+    };
+    let (prefill, decode) = (slow("prefill").await, slow("decode").await);
+    let gateway = start_with(options(&[&prefill, &decode])).await;
+    assert_eq!(post(&gateway, GENERATE.0, GENERATE.1).await.status, 200);
+    for worker in [&prefill, &decode] {
+        let sent = asked(worker).pop().unwrap();
+        assert!(body(&sent)["bootstrap_room"].is_u64());
+    }
 }
