@@ -17,7 +17,7 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, PATCH, DE
 const USUAL_HEADERS: HeaderValue = HeaderValue::from_static("content-type, authorization");
 /// What the gateway writes on replies and a page may read.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
-    "x-request-id, x-smg-error-code, retry-after, x-smg-routed-worker-id, x-smg-routed-worker, \
+    "x-request-id, x-smg-error-code, retry-after, x-smg-routed-worker-id, x-smg-routed-prefill-id, x-smg-routed-worker, \
      x-smg-routed-policy, x-smg-matched-tokens, x-smg-new-tokens, x-smg-queued-tokens, x-smg-tries, \
      x-smg-runner-up",
 );

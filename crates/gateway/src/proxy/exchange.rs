@@ -97,8 +97,10 @@ impl<'a> Exchange<'a> {
         ranking: Option<CandidateRanking>,
     ) -> (AttemptResult, Outcome) {
         let (dispatcher, request) = (self.dispatcher, self.request);
-        if let Some(branch) = selection.branch {
-            dispatcher.branches.count(selection.policy, branch);
+        for chosen in selection.prefill.as_deref().into_iter().chain([&selection]) {
+            if let Some(branch) = chosen.branch {
+                dispatcher.branches.count(chosen.policy, branch);
+            }
         }
         self.set_model(&selection);
         let explanation =

@@ -15,6 +15,7 @@ use crate::proxy::request::ProxyRequest;
 /// Asks for the headers below on the reply.
 const ASKED: &str = "x-smg-explain";
 const WORKER_ID: HeaderName = HeaderName::from_static("x-smg-routed-worker-id");
+const PREFILL_ID: HeaderName = HeaderName::from_static("x-smg-routed-prefill-id");
 const WORKER: HeaderName = HeaderName::from_static("x-smg-routed-worker");
 const POLICY: HeaderName = HeaderName::from_static("x-smg-routed-policy");
 const MATCHED: HeaderName = HeaderName::from_static("x-smg-matched-tokens");
@@ -27,6 +28,8 @@ const RUNNER_UP: HeaderName = HeaderName::from_static("x-smg-runner-up");
 #[derive(Debug)]
 pub(in crate::proxy) struct Explanation {
     worker_id: HeaderValue,
+    /// The prefill worker of a pair.
+    prefill_id: Option<HeaderValue>,
     /// Only when asked for.
     details: Option<Box<Details>>,
 }
@@ -58,6 +61,9 @@ impl Explanation {
     /// Writes itself onto a reply's head.
     pub(in crate::proxy) fn write(self, headers: &mut HeaderMap) {
         headers.insert(WORKER_ID, self.worker_id);
+        if let Some(prefill_id) = self.prefill_id {
+            headers.insert(PREFILL_ID, prefill_id);
+        }
         let Some(details) = self.details else { return };
         let mut number = |name, number: u64| headers.insert(name, number.into());
         number(MATCHED, details.matched);
@@ -115,16 +121,18 @@ impl Explainer {
         attempts: u32,
     ) -> Explanation {
         let (routing, worker) = (request.routing, &selection.in_flight.worker);
+        // Of a pair, the choice of the prefill worker weighed the prompt.
+        let weighed = selection.prefill.as_deref().unwrap_or(selection);
         let decision = Decision {
             at: routing.now,
             request_id: request.context.request_id.clone(),
             endpoint: request.row.label,
             worker: worker.id,
-            policy: selection.policy.as_str(),
+            policy: weighed.policy.as_str(),
             prompt_tokens: routing.prompt.tokens(),
-            matched_tokens: selection.matched_tokens,
-            queued_tokens: selection.queued_before,
-            requests: selection.requests_before,
+            matched_tokens: weighed.matched_tokens,
+            queued_tokens: weighed.queued_before,
+            requests: weighed.requests_before,
             attempts,
         };
         let details = ranking.map(|ranking| {
@@ -145,7 +153,9 @@ impl Explainer {
             })
         });
         self.decisions.record(request.context.lane, decision);
+        let prefill = selection.prefill.as_ref();
         Explanation {
+            prefill_id: prefill.map(|it| it.in_flight.worker.id_header.clone()),
             worker_id: worker.id_header.clone(),
             details,
         }

@@ -2,15 +2,20 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::timeout;
 
 use super::aborts::LegGuard;
 use super::merging::Merging;
 use super::prefill::PrefillLeg;
 use crate::proxy::reply_error::ReplyError;
+
+/// How long a prefill leg may outlive the reply.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// The prefill leg that goes on beside a reply, and what ends the decode leg when the reply is
 /// dropped.
@@ -29,6 +34,14 @@ impl std::fmt::Debug for Coupling {
 }
 
 impl Coupling {
+    /// The decode worker has everything, so the prefill worker is about to answer: its leg is not
+    /// ended for that.
+    fn let_prefill_end(&mut self) {
+        if let Some(leg) = self.prefill.take() {
+            tokio::spawn(timeout(LINGER, leg));
+        }
+    }
+
     /// The failure of the prefill leg, if it has failed.
     fn poll_failure(&mut self, cx: &mut Context<'_>) -> Option<ReplyError> {
         let leg = self.prefill.as_mut()?;
@@ -92,6 +105,7 @@ where
         let ended = matches!(polled, Poll::Ready(None)) || this.body.is_end_stream();
         if ended && let Some(coupling) = &mut this.coupling {
             coupling.decode.set_ended();
+            coupling.let_prefill_end();
         }
         polled
     }

@@ -189,6 +189,21 @@ async fn decode_is_relayed_while_prefill_is_still_busy() {
 }
 
 #[tokio::test]
+async fn prefill_that_answers_after_the_reply_is_not_ended_for_that() {
+    let prefill = doing(vec![Step::Wait, ok().remove(0)]).await;
+    let decode = doing(ok()).await;
+    let gateway = start_with(touchy(&[&prefill], &[&decode])).await;
+    let reply = post(&gateway, ASK.0, ASK.1).await;
+    assert_eq!(reply.status, 200);
+    assert!(!reply.header("x-smg-routed-prefill-id").is_empty());
+    until(|| async { gateway.in_flight().await == 1 }).await;
+    prefill.go_on();
+    until(|| async { gateway.in_flight().await == 0 }).await;
+    assert!(aborted(&prefill).is_empty() && aborted(&decode).is_empty());
+    assert_eq!(prefill.disconnects(), 0);
+}
+
+#[tokio::test]
 async fn prefill_that_fails_behind_the_first_token_ends_the_stream_with_an_error_and_no_done() {
     let prefill = doing(vec![head_of(100), Step::Wait, Step::Reset]).await;
     let decode = doing(vec![events(&[r#"{"text":"a"}"#]), Step::Hang]).await;
