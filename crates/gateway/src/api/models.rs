@@ -44,7 +44,7 @@ async fn show(
 }
 
 fn cards(fleet: &Fleet) -> Result<Cards, Error> {
-    let workers = fleet.workers();
+    let workers = fleet.servers();
     let mut cards = Cards::new();
     for worker in workers.iter().filter(|worker| worker.is_ready()) {
         add_cards_of(worker, &mut cards);

@@ -116,20 +116,24 @@ pub(super) fn select(
 ) -> Result<Selection, SelectError> {
     let snapshot = prefill.snapshot;
     let group = |candidate: &Candidate| snapshot.group(candidate.slot);
-    let untried = |it: &&Candidate| !tried.contains(&it.slot);
+    // Before a share of a prefill worker is taken: to give it back would wake the queue for nothing.
+    let mut decode_from = decode.candidates(tried, None)?;
     let grouped = snapshot.has_groups();
     let partners: BTreeSet<_> = if grouped {
-        decode.available().filter(untried).map(group).collect()
+        decode_from.iter().map(group).collect()
     } else {
         BTreeSet::new()
     };
     let has_partner = |candidate: &Candidate| partners.contains(&group(candidate));
     let eligible: Option<&dyn Fn(&Candidate) -> bool> = grouped.then_some(&has_partner);
     let chosen = prefill.select(prefill.candidates(tried, eligible)?)?;
-    let own = snapshot.group(chosen.in_flight.worker.slot);
-    let same = |candidate: &Candidate| group(candidate) == own;
-    let eligible: Option<&dyn Fn(&Candidate) -> bool> = grouped.then_some(&same);
-    let mut pair = decode.select(decode.candidates(tried, eligible)?)?;
+    if grouped {
+        let own = snapshot.group(chosen.in_flight.worker.slot);
+        decode_from
+            .to_mut()
+            .retain(|candidate| group(candidate) == own);
+    }
+    let mut pair = decode.select(decode_from)?;
     pair.prefill = Some(Box::new(chosen));
     Ok(pair)
 }

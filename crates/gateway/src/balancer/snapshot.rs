@@ -389,10 +389,15 @@ impl Snapshot {
     /// A request at a worker has ended: wakes the requests that may take its place.
     pub(super) fn wake_for(&self, worker: &Worker) {
         let served = worker.endpoint.model_info.load();
-        let pools = self.of(served.role);
-        pools.any_model.queue.slot_freed();
-        if let Some(pool) = pools.models.get(&served.model) {
-            pool.queue.slot_freed();
+        // Where a model has regular workers and pairs, its requests wait for either in one queue.
+        for pools in [self.of(Role::Regular), self.of(Role::Decode)] {
+            pools.any_model.queue.slot_freed();
+            if let Some(pool) = pools.models.get(&served.model) {
+                pool.queue.slot_freed();
+            }
+            if !self.has_pairs {
+                break;
+            }
         }
     }
 }

@@ -79,11 +79,6 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Its workers that might be chosen.
-    pub(super) fn available(&self) -> impl Iterator<Item = &'a Candidate> {
-        self.pool.selectable.iter().chain(&self.pool.fallback)
-    }
-
     /// The worker that the client names, if it is for this role, or if there is none of the name.
     fn targeted(&self) -> Choice<'a> {
         match self.target {

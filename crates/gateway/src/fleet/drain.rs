@@ -22,31 +22,36 @@ pub(crate) fn start_drain(fleet: &Fleet, worker: &Worker) -> bool {
     newly
 }
 
-/// A worker that gets nothing new until this is dropped. It stays in the fleet.
+/// A worker, with all its ranks, that gets nothing new until this is dropped. It stays in the fleet.
 #[derive(Debug)]
 pub(crate) struct Withheld {
     fleet: Arc<Fleet>,
-    worker: Arc<Worker>,
+    ranks: Vec<Arc<Worker>>,
 }
 
 impl Withheld {
     /// Withholds new requests from a worker, and waits for the end of what it has, though not for
     /// ever.
     pub(crate) async fn begin(fleet: &Arc<Fleet>, worker: &Arc<Worker>) -> Self {
-        fleet.update_state(worker, |state| state.withheld = true);
         let withheld = Self {
             fleet: Arc::clone(fleet),
-            worker: Arc::clone(worker),
+            ranks: fleet.workers_of(&worker.endpoint),
         };
-        wait_idle(fleet, worker).await;
+        for rank in &withheld.ranks {
+            fleet.update_state(rank, |state| state.withheld += 1);
+        }
+        for rank in &withheld.ranks {
+            wait_idle(fleet, rank).await;
+        }
         withheld
     }
 }
 
 impl Drop for Withheld {
     fn drop(&mut self) {
-        self.fleet
-            .update_state(&self.worker, |state| state.withheld = false);
+        for rank in &self.ranks {
+            self.fleet.update_state(rank, |state| state.withheld -= 1);
+        }
     }
 }
 
@@ -66,9 +71,12 @@ pub(crate) async fn finish_drain(fleet: &Fleet, worker: &Arc<Worker>) {
     let in_flight = worker.load.requests();
     // The last rank takes the endpoint along.
     let ranks = fleet.workers_of(&worker.endpoint);
-    if ranks.iter().all(|rank| rank.is_draining()) {
+    if ranks.iter().all(|rank| rank.id == worker.id) {
         worker.endpoint.mark_removed();
     }
     fleet.remove(worker);
+    if fleet.workers_of(&worker.endpoint).is_empty() {
+        worker.endpoint.mark_removed();
+    }
     info!(worker = %worker.url(), in_flight, "worker removed");
 }

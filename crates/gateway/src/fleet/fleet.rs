@@ -94,7 +94,9 @@ impl Fleet {
         let url = WorkerUrl::parse(url).ok()?;
         let workers = self.workers();
         let named = workers.iter().filter(|worker| *worker.url() == url);
-        named.min_by_key(|worker| worker.is_draining()).cloned()
+        named
+            .min_by_key(|worker| (worker.is_draining(), !worker.is_first_rank()))
+            .cloned()
     }
 
     /// The routable workers of an endpoint.
@@ -102,6 +104,13 @@ impl Fleet {
         let workers = self.workers();
         let of = |worker: &&Arc<Worker>| Arc::ptr_eq(&worker.endpoint, endpoint);
         workers.iter().filter(of).cloned().collect()
+    }
+
+    /// Every worker, with one rank of each: what is asked of servers is asked once.
+    pub(crate) fn servers(&self) -> Vec<Arc<Worker>> {
+        let workers = self.workers();
+        let first = workers.iter().filter(|worker| worker.is_first_rank());
+        first.cloned().collect()
     }
 
     /// How many workers are ready.
@@ -158,7 +167,7 @@ impl Fleet {
         let url = worker.url().as_str();
         let at_url = before
             .iter()
-            .filter(|other| other.url().as_str() == url && other.rank() == worker.rank());
+            .filter(|other| other.url().as_str() == url && other.has_rank_of(worker));
         if at_url.count() < 2 {
             worker.metrics().forget();
         }

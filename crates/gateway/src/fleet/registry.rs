@@ -289,17 +289,19 @@ impl Registry {
         let ranks = self.factory.ranks_of(endpoint);
         let mut workers = self.fleet.workers_of(endpoint);
         workers.retain(|worker| !worker.is_draining());
-        let (Some(first), false) = (workers.first(), ranks == endpoint.ranks()) else {
+        let first = workers.iter().find(|worker| worker.is_first_rank());
+        let (Some(first), false) = (first, ranks == endpoint.ranks()) else {
             return;
         };
+        let known = endpoint.ranks();
         endpoint.set_ranks(ranks);
         first.set_rank_metrics(|name| self.factory.metrics.of_worker(name));
         let joined_at = first.joined_at_runtime().then(|| self.fleet.now());
-        for rank in workers.len()..ranks {
+        for rank in known..ranks {
             let build = |slot| self.factory.build_rank(endpoint, slot, rank, joined_at);
             self.fleet.add(build);
         }
-        for surplus in workers.iter().skip(ranks) {
+        for surplus in workers.iter().filter(|worker| !worker.is_below(ranks)) {
             self.drain(surplus);
         }
         info!(worker = %endpoint.url, ranks, "worker has data-parallel ranks");

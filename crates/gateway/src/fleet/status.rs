@@ -22,8 +22,8 @@ pub(crate) struct WorkerState {
     pub(super) breaker: Option<Breaker>,
     /// It finishes what it has and gets nothing new.
     pub(super) draining: bool,
-    /// It gets nothing new for a while, and stays in the fleet.
-    pub(super) withheld: bool,
+    /// How many want it to get nothing new for a while; it stays in the fleet.
+    pub(super) withheld: usize,
     /// An outlier among its peers is ejected until then.
     pub(super) ejected_until: Option<Duration>,
     /// It refused a request for lack of capacity: until then other workers are preferred.
@@ -86,7 +86,7 @@ impl WorkerState {
             lost: false,
             breaker,
             draining: false,
-            withheld: false,
+            withheld: 0,
             ejected_until: None,
             busy_until: None,
             refusals: 0,
@@ -108,12 +108,12 @@ impl WorkerState {
             allowed: breaker.is_none_or(Breaker::allows),
             spared: self.paused || self.ejected_until.is_some() || self.busy_until.is_some(),
         };
-        let is = |tier| !self.draining && !self.withheld && standing.tier() == tier;
+        let is = |tier| !self.draining && self.withheld == 0 && standing.tier() == tier;
         Availability {
             verdict,
             circuit: breaker.map_or(Circuit::Closed, Breaker::circuit),
             draining: self.draining,
-            withheld: self.withheld,
+            withheld: self.withheld > 0,
             ready,
             selectable: is(Tier::Selectable),
             fallback: is(Tier::Fallback),

@@ -96,6 +96,21 @@ impl Worker {
         (self.endpoint.ranks() > 1).then_some(self.rank)
     }
 
+    /// Whether it stands for its endpoint: the first rank, or the only one.
+    pub(crate) fn is_first_rank(&self) -> bool {
+        self.rank == 0
+    }
+
+    /// Whether it is one of the first so many ranks.
+    pub(super) fn is_below(&self, ranks: usize) -> bool {
+        self.rank < ranks
+    }
+
+    /// Whether both are ranks of the same number.
+    pub(super) fn has_rank_of(&self, other: &Self) -> bool {
+        self.rank == other.rank
+    }
+
     /// Its name: the URL, and behind `@` the rank, where the endpoint has several.
     pub(crate) fn name(&self) -> Cow<'_, str> {
         let url = self.url().as_str();

@@ -81,7 +81,14 @@ async fn send_once(
     let endpoint = &worker.endpoint;
     let path = request_head::path(request.parts, request.row.worker_path);
     let head = dispatcher.rules.head(endpoint, &request.parts.headers);
-    let forwards = |name: &_| head.forwards(name);
+    let is_rank = worker.rank().is_some();
+    let forwards = |name: &_| {
+        if is_rank {
+            head.forwards_unsteered(name)
+        } else {
+            head.forwards(name)
+        }
+    };
     let rank = rank_tail(request, worker);
     let body = match (&rank, request.open_body) {
         (Some(tail), Some(open)) => [&*open.open, tail, b""].into(),

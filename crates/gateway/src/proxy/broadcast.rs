@@ -90,7 +90,7 @@ pub(super) async fn locate(
 }
 
 fn ready_workers(dispatcher: &Dispatcher) -> Vec<Arc<Worker>> {
-    let workers = dispatcher.balancer.fleet.workers();
+    let workers = dispatcher.balancer.fleet.servers();
     let ready = workers.iter().filter(|worker| worker.is_ready());
     ready.cloned().collect()
 }

@@ -68,7 +68,7 @@ impl FanOut {
     /// Every worker's answer, in configuration order. A worker that is not ready is only asked
     /// to do things (POST), not to show them.
     pub(crate) async fn ask_all(&self, question: &WorkerQuery) -> Vec<WorkerAnswer> {
-        let workers = self.fleet.workers();
+        let workers = self.fleet.servers();
         let mut asked: Vec<BoxFuture<'_, (usize, Answer)>> = Vec::new();
         for (at, worker) in workers.iter().enumerate() {
             asked.push(Box::pin(async move {
@@ -100,9 +100,9 @@ impl FanOut {
     pub(crate) async fn abort(&self, body: Bytes) -> Answer {
         BodyFields::read(&body)?;
         let question = &WorkerQuery::abort(body);
-        let workers = self.fleet.workers();
+        let workers = self.fleet.servers();
         let mut asked: Vec<BoxFuture<'_, Answer>> = Vec::new();
-        for worker in workers.iter() {
+        for worker in &workers {
             if worker.is_ready() || worker.load.requests() > 0 {
                 let limit = longest_wait(worker, question);
                 asked.push(Box::pin(self.ask(worker, question, limit)));
@@ -114,7 +114,7 @@ impl FanOut {
 
     /// The ready workers from the one whose turn it is; those that get no requests now come last.
     fn ready_workers(&self, turn: usize) -> Vec<Arc<Worker>> {
-        let mut ready = Vec::clone(&self.fleet.workers());
+        let mut ready = self.fleet.servers();
         ready.retain(|worker| worker.is_ready());
         let first = turn.checked_rem(ready.len()).unwrap_or(0);
         ready.rotate_left(first);

@@ -71,9 +71,11 @@ impl ForwardedHead<'_> {
             || self.named.contains(name))
     }
 
-    /// The same for a worker of a pair: what steers an engine there is the gateway's alone.
-    pub(super) fn forwards_to_pair(&self, name: &HeaderName) -> bool {
-        self.forwards(name) && !name.as_str().starts_with("x-override-")
+    /// The same for a worker of a pair, or a rank: what steers an engine there is the gateway's
+    /// alone.
+    pub(super) fn forwards_unsteered(&self, name: &HeaderName) -> bool {
+        let steers = name.as_str().starts_with("x-override-") || name == "x-data-parallel-rank";
+        self.forwards(name) && !steers
     }
 
     /// Whether the worker gets a key of the client's: then a refusal of it is the client's.

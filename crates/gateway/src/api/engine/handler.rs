@@ -67,7 +67,7 @@ async fn call(
 /// The workers that a query names; all that are not leaving if it names none.
 pub(super) fn scope(state: &ApiState, query: Option<&str>) -> Result<Vec<Arc<Worker>>, Error> {
     let (model, named) = (parameter(query, "model"), parameter(query, "worker"));
-    let workers = state.fleet.workers();
+    let workers = state.fleet.servers();
     let mut workers: Vec<_> = workers.iter().filter(|it| !it.is_draining()).collect();
     if workers.is_empty() {
         return Err(Error::NoWorkers);

@@ -58,7 +58,7 @@ async fn list(State(fleet): State<Arc<Fleet>>, RawQuery(query): RawQuery) -> Jso
         wanted.is_none_or(|model| worker.endpoint.model_info.load().model == *model)
     };
     // Ranks are listed under the first one of their worker.
-    let listed = all.iter().filter(|it| it.rank().unwrap_or_default() == 0);
+    let listed = all.iter().filter(|it| it.is_first_rank());
     let workers: Vec<_> = listed.filter(of_model).collect();
     let count = |role| {
         workers
@@ -174,9 +174,7 @@ impl IntoResponse for PlainText {
 
 async fn list_urls(State(fleet): State<Arc<Fleet>>) -> Json<Value> {
     let workers = fleet.workers();
-    let listed = workers
-        .iter()
-        .filter(|it| it.rank().unwrap_or_default() == 0);
+    let listed = workers.iter().filter(|it| it.is_first_rank());
     let urls: Vec<_> = listed.map(|worker| worker.url().as_str()).collect();
     Json(json!({"urls": urls}))
 }

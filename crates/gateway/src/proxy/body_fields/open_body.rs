@@ -19,6 +19,8 @@ pub(in crate::proxy) struct OpenBody {
     /// The client's object without its closing brace and without the fields that would steer
     /// engines. Another field may follow as it stands.
     pub(in crate::proxy) open: Bytes,
+    /// The same without `stream`, where the prefill worker's answer is wanted: that comes whole.
+    pub(in crate::proxy) unstreamed: Option<Bytes>,
     /// The request ids that the client gives.
     pub(in crate::proxy) rids: Vec<String>,
     /// Prompts of a batch; 1 for a request that is no list.
@@ -63,7 +65,7 @@ impl OpenBody {
     /// # Errors
     /// When it is none.
     pub(super) fn read(body: &Bytes) -> Result<Self, SyntaxError> {
-        let found = Found::read(body)?;
+        let found = Found::read(body, steers)?;
         let raw = |range: &Range<usize>| body.get(range.clone()).unwrap_or_default();
         Ok(Self {
             rids: names(raw(&found.rid)),
@@ -76,6 +78,7 @@ impl OpenBody {
             samples: samples(raw(&found.samples), raw(&found.sampling)),
             prompt_logprobs: found.logprobs.of_prompt(body),
             echoed_logprobs: found.logprobs.echoed(body),
+            unstreamed: found.unstreamed(body)?,
             open: found.open(body),
         })
     }
@@ -93,13 +96,14 @@ impl OpenBody {
 }
 
 impl Found {
-    fn read(body: &[u8]) -> Result<Self, SyntaxError> {
+    /// Reads an object, less the members whose names are `cut`.
+    fn read(body: &[u8], cut: fn(&[u8]) -> bool) -> Result<Self, SyntaxError> {
         let mut found = Self::default();
         let mut scanner = Scanner::new(body);
         scanner.expect(b'{', "expected '{'")?;
         if !scanner.pass(b'}') {
             loop {
-                found.read_member(&mut scanner)?;
+                found.read_member(&mut scanner, cut)?;
                 if !scanner.pass(b',') {
                     break;
                 }
@@ -116,13 +120,17 @@ impl Found {
     }
 
     /// Of a repeated field the last one counts, as in Python.
-    fn read_member(&mut self, scanner: &mut Scanner<'_>) -> Result<(), SyntaxError> {
+    fn read_member(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        cut: fn(&[u8]) -> bool,
+    ) -> Result<(), SyntaxError> {
         scanner.peek();
         let start = scanner.at();
         let name = scanner.key()?;
         let name = decoded(scanner.slice(name));
         let value = scanner.value(&mut Skip)?;
-        self.ends_in_member = !steers(&name);
+        self.ends_in_member = !cut(&name);
         if !self.ends_in_member {
             self.cuts.push(start..value.end);
             return Ok(());
@@ -144,6 +152,14 @@ impl Found {
         };
         *field = value;
         Ok(())
+    }
+
+    fn unstreamed(&self, body: &Bytes) -> Result<Option<Bytes>, SyntaxError> {
+        if !self.logprobs.of_prompt(body) && !self.logprobs.echoed(body) {
+            return Ok(None);
+        }
+        let found = Self::read(body, |name| steers(name) || name == b"stream")?;
+        Ok(Some(found.open(body)))
     }
 
     fn open(&self, body: &Bytes) -> Bytes {
@@ -195,7 +211,10 @@ fn steers(name: &[u8]) -> bool {
     name.starts_with(b"bootstrap_")
         || matches!(
             name,
-            b"routed_dp_rank" | b"data_parallel_rank" | b"disagg_prefill_dp_rank"
+            b"routed_dp_rank"
+                | b"data_parallel_rank"
+                | b"disagg_prefill_dp_rank"
+                | b"decode_tp_size"
         )
 }
 
@@ -229,17 +248,21 @@ fn prompts(json: &[u8]) -> usize {
 
 /// Answers to each prompt, by OpenAI's `n` or by SGLang's sampling parameters, one or a list.
 fn samples(own: &[u8], sampling: &[u8]) -> u64 {
-    let of = |value: &Value| value["n"].as_u64().unwrap_or(1);
     let sampling = match serde_json::from_slice(sampling) {
-        Ok(Value::Array(list)) => list.iter().map(of).max().unwrap_or(1),
-        Ok(value) => of(&value),
+        Ok(Value::Array(list)) => list.iter().map(|it| count(&it["n"])).max().unwrap_or(1),
+        Ok(value) => count(&value["n"]),
         Err(_) => 1,
     };
     let own = serde_json::from_slice(own).ok();
-    own.as_ref()
-        .and_then(Value::as_u64)
-        .unwrap_or(1)
-        .max(sampling)
+    own.as_ref().map_or(1, count).max(sampling)
+}
+
+/// A number as engines read it: they also take `2.0` and `"2"`, which count as several.
+fn count(value: &Value) -> u64 {
+    let text = value.as_str().and_then(|text| text.trim().parse().ok());
+    let number: Option<f64> = value.as_f64().or(text);
+    let several = number.is_some_and(|number| number > 1.0);
+    value.as_u64().unwrap_or(if several { 2 } else { 1 })
 }
 
 #[cfg(test)]
@@ -294,6 +317,9 @@ mod tests {
             (r#"{"input_ids":[[1],[2,3],[]]}"#, 3, 1),
             (r#"{"prompt":["a"],"n":4}"#, 1, 4),
             (r#"{"prompt":[],"n":null}"#, 1, 1),
+            (r#"{"prompt":"a","n":"2"}"#, 1, 2),
+            (r#"{"prompt":"a","n":2.0}"#, 1, 2),
+            (r#"{"text":"a","sampling_params":{"n":3e0}}"#, 1, 2),
             (
                 r#"{"text":["a","b"],"sampling_params":[{"n":1},{"n":3}]}"#,
                 2,

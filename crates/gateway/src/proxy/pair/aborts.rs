@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use http::Method;
 use serde_json::json;
 use tokio::time::{sleep, timeout};
@@ -13,8 +14,10 @@ use tracing::debug;
 use crate::fleet::Endpoint;
 use crate::upstream::{ControlClient, ControlRequest};
 
-/// Longest wait for an engine to take an abort.
-const LIMIT: Duration = Duration::from_secs(5);
+/// Longest time for all aborts of a request.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Aborts under way at a time, of a batch.
+const AT_A_TIME: usize = 8;
 /// An engine does not know a request that has just been sent: the abort is repeated after this.
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
@@ -54,7 +57,7 @@ impl Aborts {
             body,
             ..endpoint.question(&Method::POST, "/abort_request")
         };
-        if let Ok(Err(error)) = timeout(LIMIT, self.client.send(request)).await {
+        if let Err(error) = self.client.send(request).await {
             debug!(worker = %endpoint.url, %error, "abort was not taken");
         }
     }
@@ -74,15 +77,21 @@ impl Drop for LegGuard {
         }
         let (aborts, endpoint) = (self.aborts.clone(), Arc::clone(&self.endpoint));
         let rids = Arc::clone(&self.rids);
-        self.aborts.client.spawn(async move {
+        let abort_all = async move {
             for again in [true, false] {
-                for rid in rids.iter() {
-                    aborts.abort(&endpoint, rid).await;
-                }
+                let all = rids.iter().cloned().map(|rid| {
+                    let (aborts, endpoint) = (aborts.clone(), Arc::clone(&endpoint));
+                    async move { aborts.abort(&endpoint, &rid).await }
+                });
+                stream::iter(all)
+                    .buffer_unordered(AT_A_TIME)
+                    .collect::<()>()
+                    .await;
                 if again {
                     sleep(AGAIN_AFTER).await;
                 }
             }
-        });
+        };
+        self.aborts.client.spawn(timeout(LIMIT, abort_all));
     }
 }

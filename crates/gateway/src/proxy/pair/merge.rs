@@ -1,6 +1,7 @@
 //! What of a prefill worker's answer belongs into the decode worker's: log probabilities of the
 //! prompt, which decode workers do not have. Everything else stays byte for byte.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::proxy::body_fields::{OpenBody, elements, member};
@@ -39,11 +40,17 @@ impl PrefillPart {
     }
 
     /// The decode worker's answer, or one event's data of it, with the prefill worker's part. It
-    /// stays as it is where either is not what this endpoint gives.
-    pub(super) fn merge(self, prefill: &[u8], decode: &[u8]) -> Vec<u8> {
+    /// stays as it is where either is not what this endpoint gives. An echoed prompt comes once, in
+    /// the first event of its choice; `echoed` are those that have had theirs.
+    pub(super) fn merge(
+        self,
+        prefill: &[u8],
+        decode: &[u8],
+        echoed: &mut BTreeSet<usize>,
+    ) -> Vec<u8> {
         let splices = match self {
             Self::Generate => generate(prefill, decode),
-            Self::Echo => echo(prefill, decode),
+            Self::Echo => echo(prefill, decode, echoed),
         };
         let mut merged = Vec::with_capacity(decode.len() + prefill.len());
         let mut at = 0;
@@ -135,13 +142,17 @@ fn index(event: &Part<'_>) -> usize {
     index.unwrap_or_default()
 }
 
-fn echo(prefill: &[u8], decode: &[u8]) -> Option<Vec<Splice>> {
+fn echo(prefill: &[u8], decode: &[u8], echoed: &mut BTreeSet<usize>) -> Option<Vec<Splice>> {
     let (prefill, decode) = (Part::whole(prefill), Part::whole(decode));
     let of_prompts = prefill.member("choices")?.elements()?;
     let mut splices = Vec::new();
-    for (at, choice) in decode.member("choices")?.elements()?.iter().enumerate() {
+    for choice in &decode.member("choices")?.elements()? {
+        let at = index(choice);
         let from = of_prompts.get(at)?.member("logprobs")?;
         let to = choice.member("logprobs")?;
+        if !echoed.insert(at) {
+            continue;
+        }
         for name in PER_TOKEN {
             let (Some(from), Some(to)) = (from.member(name), to.member(name)) else {
                 continue;
@@ -164,7 +175,12 @@ mod tests {
     use super::*;
 
     fn merge(part: PrefillPart, prefill: &str, decode: &str) -> String {
-        String::from_utf8(part.merge(prefill.as_bytes(), decode.as_bytes())).unwrap()
+        let merged = part.merge(
+            prefill.as_bytes(),
+            decode.as_bytes(),
+            &mut BTreeSet::default(),
+        );
+        String::from_utf8(merged).unwrap()
     }
 
     #[test]
@@ -194,6 +210,22 @@ mod tests {
         let decode = r#"{"choices":[{"text":"PQab","logprobs":{"tokens":["a","b"],"token_logprobs":[-2,-3]}}]}"#;
         let merged = r#"{"choices":[{"text":"PQab","logprobs":{"tokens":["P","Q","a","b"],"token_logprobs":[null,-1,-2,-3]}}]}"#;
         assert_eq!(merge(Echo, prefill, decode), merged);
+    }
+
+    #[test]
+    fn echoed_prompt_comes_once_and_to_its_own_choice() {
+        let choice = |index, token: &str| {
+            format!(r#"{{"choices":[{{"index":{index},"logprobs":{{"tokens":{token}}}}}]}}"#)
+        };
+        let prefill = r#"{"choices":[{"index":0,"logprobs":{"tokens":["P","a"]}},{"index":1,"logprobs":{"tokens":["Q","b"]}}]}"#;
+        let mut echoed = BTreeSet::default();
+        let mut merge = |event: String| {
+            let merged = Echo.merge(prefill.as_bytes(), event.as_bytes(), &mut echoed);
+            String::from_utf8(merged).unwrap()
+        };
+        assert_eq!(merge(choice(1, r#"["b"]"#)), choice(1, r#"["Q","b"]"#));
+        assert_eq!(merge(choice(0, r#"["a"]"#)), choice(0, r#"["P","a"]"#));
+        assert_eq!(merge(choice(1, r#"["c"]"#)), choice(1, r#"["c"]"#));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A decode worker's body that gets a part of the prefill worker's answer on its way.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -24,6 +25,8 @@ pub(super) struct Merging {
     prefill: Bytes,
     /// What has come and not been given out.
     held: BytesMut,
+    /// Choices whose prompt has been echoed.
+    echoed: BTreeSet<usize>,
     form: Form,
 }
 
@@ -49,6 +52,7 @@ impl Merging {
             part,
             prefill,
             held: BytesMut::new(),
+            echoed: BTreeSet::new(),
             form: Form::Events,
         }
     }
@@ -118,7 +122,12 @@ impl Merging {
         match std::mem::replace(&mut self.form, Form::Done) {
             Form::Whole(pool) => {
                 let (part, prefill) = (self.part, self.prefill.clone());
-                let merge = async move { pool.run(move || part.merge(&prefill, &held)).await };
+                let merge = async move {
+                    {
+                        let merge = move || part.merge(&prefill, &held, &mut BTreeSet::new());
+                        pool.run(merge).await
+                    }
+                };
                 self.form = Form::Merged(merge.boxed());
                 None
             }
@@ -135,7 +144,8 @@ impl Merging {
             match line.strip_prefix(b"data: ") {
                 Some(data) => {
                     merged.extend_from_slice(b"data: ");
-                    merged.extend(self.part.merge(&self.prefill, data));
+                    let data = self.part.merge(&self.prefill, data, &mut self.echoed);
+                    merged.extend(data);
                 }
                 None => merged.extend_from_slice(line),
             }

@@ -1,6 +1,7 @@
 //! What both engines of a pair are given beside the client's request.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -11,6 +12,12 @@ use super::rooms::Rooms;
 use crate::fleet::Worker;
 use crate::proxy::body_fields::OpenBody;
 use crate::proxy::rank_fields::write_rank;
+
+/// The workers of a pair.
+pub(super) struct PairWorkers {
+    pub(super) prefill: Arc<Worker>,
+    pub(super) decode: Arc<Worker>,
+}
 
 /// The fields of one attempt: where decode finds prefill, and by which ids it can be ended.
 #[derive(Debug)]
@@ -27,11 +34,12 @@ impl Metadata {
     /// (`managers/io_struct.py`).
     pub(super) fn new(
         source: &OpenBody,
-        prefill: &Worker,
-        decode: &Worker,
+        workers: &PairWorkers,
         rooms: &Rooms,
         keep: Keep,
+        attempts: u32,
     ) -> Self {
+        let PairWorkers { prefill, decode } = workers;
         let endpoint = &prefill.endpoint;
         let port = endpoint.config.load().spec.bootstrap_port;
         let port = port.unwrap_or_else(|| endpoint.model_info.load().bootstrap_port());
@@ -52,7 +60,8 @@ impl Metadata {
             tail,
             r#""bootstrap_host":{host},"bootstrap_port":{port},"bootstrap_room":{room}"#
         );
-        let rids = if source.rids.is_empty() {
+        // Another attempt would meet what is left of the one before under the client's id.
+        let rids = if source.rids.is_empty() || attempts > 0 {
             let rid = Uuid::new_v4().simple();
             let _ = write!(tail, r#","rid":"{rid}""#);
             counted(&rid.to_string(), source.prompts)
@@ -64,7 +73,7 @@ impl Metadata {
         if let Some((rank, _)) = ranks {
             let _ = write!(tail, r#","disagg_prefill_dp_rank":{rank}"#);
         }
-        let of_leg = |worker, last: &str| {
+        let of_leg = |worker: &Worker, last: &str| {
             let mut tail = tail.clone();
             write_rank(&mut tail, worker);
             tail.extend_from_slice(last.as_bytes());

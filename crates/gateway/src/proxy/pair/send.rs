@@ -12,7 +12,7 @@ use super::aborts::LegGuard;
 use super::coupling::Coupling;
 use super::merge::PrefillPart;
 use super::merging::Merging;
-use super::metadata::Metadata;
+use super::metadata::{Metadata, PairWorkers};
 use super::prefill::{Keep, PrefillCall, PrefillFailure, PrefillLeg, first_failure, owned_lines};
 use crate::balancer::{InFlight, record_blame};
 use crate::error::Error;
@@ -65,27 +65,28 @@ pub(in crate::proxy) async fn send(
     let watch = Watch::begin(request, attempts);
     let part = PrefillPart::of(source, request.row.label);
     let keep = part.map_or(Keep::Nothing, |_| Keep::Answer);
-    let (from, to) = (&prefill.worker, &decode.worker);
-    let metadata = Metadata::new(source, from, to, &dispatcher.rooms, keep);
+    let workers = PairWorkers {
+        prefill: Arc::clone(&prefill.worker),
+        decode: Arc::clone(&decode.worker),
+    };
+    let metadata = Metadata::new(source, &workers, &dispatcher.rooms, keep, attempts.count);
     let rids = Arc::new(metadata.rids);
     let guard = |worker: &Worker| dispatcher.aborts.guard(&worker.endpoint, &rids);
     let decode_guard = guard(&decode.worker);
     let body = [&*source.open, &*metadata.decode_tail];
+    let prefill_open = source.unstreamed.as_ref().filter(|_| part.is_some());
+    let prefill_open = prefill_open.unwrap_or(&source.open);
     let call = PrefillCall {
         fleet: Arc::clone(&dispatcher.balancer.fleet),
         lane: request.context.lane,
         method: request.parts.method.clone(),
         path: request_head::path(request.parts, request.row.worker_path).into_owned(),
         headers: prefill_lines(dispatcher, request, &prefill.worker),
-        body: [source.open.clone(), metadata.prefill_tail],
+        body: [prefill_open.clone(), metadata.prefill_tail],
         keep,
         watch,
         guard: guard(&prefill.worker),
         in_flight: prefill,
-    };
-    let workers = PairWorkers {
-        prefill: Arc::clone(&call.in_flight.worker),
-        decode: Arc::clone(&decode.worker),
     };
     let mut leg = Some(call.run());
     let ended = {
@@ -105,12 +106,6 @@ pub(in crate::proxy) async fn send(
         }
         Err(failure) => prefill_failed(dispatcher, failure, &workers, attempts),
     }
-}
-
-/// The workers of a pair.
-struct PairWorkers {
-    prefill: Arc<Worker>,
-    decode: Arc<Worker>,
 }
 
 /// What is left of both legs.
@@ -192,7 +187,13 @@ fn prefill_failed(
         .as_ref()
         .map_or(PairFault::Reporter, |it| fault_in(it));
     note(dispatcher, &in_flight, outcome, &answer);
-    let verdict = verdict(fault, outcome);
+    // Both may have waited for each other.
+    let both_silent = outcome == Outcome::TimedOut && !in_flight.worker.is_lost();
+    let verdict = if both_silent {
+        Outcome::Abandoned
+    } else {
+        verdict(fault, outcome)
+    };
     attempts.finish(&mut in_flight, verdict);
     let mut blamed = &workers.prefill;
     if fault == PairFault::Partner {
@@ -257,6 +258,8 @@ impl Legs {
         let fault = match fault {
             // A prefill worker that has done its part is not to blame.
             PairFault::Partner if prefill.is_none() => PairFault::Reporter,
+            // Both may have waited for each other.
+            _ if outcome == Outcome::TimedOut && prefill.is_some() => PairFault::Neither,
             fault => fault,
         };
         // Ends the prefill leg.
@@ -332,7 +335,7 @@ async fn send_decode(
     let head = dispatcher
         .rules
         .head(&worker.endpoint, &request.parts.headers);
-    let forwards = |name: &_| head.forwards_to_pair(name);
+    let forwards = |name: &_| head.forwards_unsteered(name);
     let [open, tail] = body;
     let call = Call {
         method: &request.parts.method,
@@ -376,6 +379,6 @@ fn prefill_lines(
 ) -> HeaderMap {
     let client = &request.parts.headers;
     let head = dispatcher.rules.head(&worker.endpoint, client);
-    let forwards = |name: &_| head.forwards_to_pair(name);
+    let forwards = |name: &_| head.forwards_unsteered(name);
     owned_lines(head.call_headers(client, &forwards, request.context.request_id))
 }

@@ -72,6 +72,8 @@ async fn every_event_has_the_prompts_log_probabilities_though_cut_anywhere() {
     assert_eq!(reply.text(), events.concat() + "data: [DONE]\n\n");
     assert!(reply.whole);
     // The prefill worker is asked for a whole answer.
+    let to_prefill = String::from_utf8(asked(&prefill)[0].body.clone()).unwrap();
+    assert_eq!(to_prefill.matches("stream").count(), 1);
     assert_eq!(body(&asked(&prefill)[0])["stream"], false);
     assert_eq!(body(&asked(&decode)[0])["stream"], true);
 }

@@ -49,12 +49,13 @@ async fn fields_and_headers_that_steer_engines_do_not_pass_from_clients() {
     let gateway = start_with(options).await;
     let sent =
         r#"{"bootstrap_room":[1,2],"text":"x","bootstrap\u005fhost":"evil","routed_dp_rank":9}"#;
-    let lines = "x-override-bootstrap-room: 99\r\nx-override-rid: mine\r\nx-other: 1\r\n";
+    let lines = "x-override-bootstrap-room: 99\r\nx-override-rid: mine\r\nx-data-parallel-rank: 3\r\nx-other: 1\r\n";
     let reply = raw(&gateway, &posting("/generate", lines, sent)).await;
     assert_eq!(reply.status, 200);
     for worker in [&prefill, &decode] {
         let request = &asked(worker)[0];
         assert!(!request.head.contains("x-override"), "{}", request.head);
+        assert!(request.all("x-data-parallel-rank").is_empty());
         assert_eq!(request.all("x-other"), ["1"]);
         let text = String::from_utf8(request.body.clone()).unwrap();
         assert_eq!(text.matches("bootstrap").count(), 3, "{text}");

@@ -244,3 +244,30 @@ async fn engine_whose_scheduler_is_slow_to_report_gets_no_request_outside_of_its
         assert!(body(&sent)["bootstrap_room"].is_u64());
     }
 }
+
+#[tokio::test]
+async fn request_that_waits_for_a_decode_worker_leaves_its_lane_to_others() {
+    let prefill = [doing(ok()).await, doing(ok()).await];
+    let decode = doing(vec![Step::Wait, ok().remove(0)]).await;
+    let mut options = pair_options(&[&prefill[0], &prefill[1]], &[&decode]);
+    (options.max_requests_per_worker, options.queue_size) = (1, 16);
+    let gateway = start_with(options).await;
+    let ask = || post(&gateway, GENERATE.0, GENERATE.1);
+    let others = async {
+        until(|| async { asked(&decode).len() == 1 }).await;
+        // Every lane answers while requests wait.
+        for _ in 0..8 {
+            assert_eq!(get(&gateway, "/workers").await.status, 200);
+        }
+        assert_eq!(asked(&decode).len(), 1);
+        until(|| async {
+            decode.go_on();
+            asked(&decode).len() == 5 && gateway.in_flight().await == 0
+        })
+        .await;
+    };
+    let (one, two, three, four, five, ()) = tokio::join!(ask(), ask(), ask(), ask(), ask(), others);
+    for reply in [one, two, three, four, five] {
+        assert_eq!(reply.status, 200);
+    }
+}

@@ -1,6 +1,8 @@
 //! Data-parallel ranks: each is routed to on its own, under one worker.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gateway::Options;
 use serde_json::{Value, json as value};
@@ -185,6 +187,74 @@ async fn client_may_name_a_rank_or_all_ranks_of_a_worker() {
         BTreeMap::from([("1".to_owned(), 6)])
     );
     assert_eq!(ranks_of(&asked(&one)).len(), 2);
+}
+
+#[tokio::test]
+async fn control_calls_reach_a_worker_of_several_ranks_once() {
+    let worker = ranked(3).await;
+    let gateway = start_with(by_rank(&[])).await;
+    crate::support::add(&gateway, &value!({"url": worker.url()})).await;
+    gateway.has_ready(3).await;
+    post(&gateway, "/flush_cache", "").await;
+    post(&gateway, "/pause_generation", "{}").await;
+    let paths: Vec<_> = worker
+        .received()
+        .iter()
+        .map(|it| it.path().to_owned())
+        .collect();
+    assert_eq!(paths, ["/flush_cache", "/pause_generation"]);
+}
+
+#[tokio::test]
+async fn restarted_worker_with_fewer_or_more_ranks_has_those() {
+    let ranks = Arc::new(AtomicUsize::new(3));
+    let (reported, health) = (Arc::clone(&ranks), Arc::new(AtomicUsize::new(200)));
+    let state = Arc::clone(&health);
+    let first = ranked(1).await;
+    let worker = Worker::listening(0, move |request| match request.path() {
+        "/health" => json(state.load(Ordering::SeqCst) as u16, ""),
+        "/server_info" => json(200, &info(reported.load(Ordering::SeqCst)).to_string()),
+        "/model_info" => json(200, "{}"),
+        "/v1/models" | "/ready" => json(404, "{}"),
+        _ => ok(),
+    })
+    .await;
+    let mut options = by_rank(&[]);
+    (
+        options.health_check_interval_secs,
+        options.health_failure_threshold,
+    ) = (1, 1);
+    let gateway = start_with(options).await;
+    // A slot before that of the first rank is free later.
+    let id = crate::support::add(&gateway, &value!({"url": first.url()})).await;
+    gateway.has_ready(1).await;
+    crate::support::add(&gateway, &value!({"url": worker.url()})).await;
+    gateway.has_ready(4).await;
+    bare(&gateway, &format!("DELETE /workers/{id}")).await;
+    gateway.has_ready(3).await;
+    for next in [4, 2, 1, 3] {
+        health.store(503, Ordering::SeqCst);
+        until(|| async { get(&gateway, "/readiness").await.status == 503 }).await;
+        ranks.store(next, Ordering::SeqCst);
+        health.store(200, Ordering::SeqCst);
+        gateway.has_ready(next).await;
+        let shown = get(&gateway, "/workers").await.json()["workers"].clone();
+        assert_eq!(shown.as_array().map(Vec::len), Some(1));
+        let numbers: Vec<_> = shown[0]["ranks"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|it| it["dp_rank"].as_u64().unwrap())
+            .collect();
+        let mut sorted = numbers.clone();
+        sorted.sort_unstable();
+        let expected: Vec<u64> = if next > 1 {
+            (0..next as u64).collect()
+        } else {
+            vec![]
+        };
+        assert_eq!(sorted, expected);
+    }
 }
 
 #[tokio::test]
