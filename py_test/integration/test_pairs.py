@@ -45,7 +45,9 @@ def asks(text: str) -> list[tuple[str, Any]]:
 SERVED = [
     *asks("once"),
     (GENERATE, {"text": ["once", "upon a time"], "sampling_params": SAMPLING}),
+    (GENERATE, {"text": ["once"], "sampling_params": SAMPLING}),
     (GENERATE, {"input_ids": [1, 5, 7, 9], "sampling_params": SAMPLING}),
+    (GENERATE, {"input_ids": [[1, 5], [7]], "rid": ["x", "y"], "sampling_params": SAMPLING}),
     (CHAT, {"model": "m", "messages": [{"role": "user", "content": "é"}], "max_tokens": 6, "logprobs": True}),
     (COMPLETIONS, {"model": "m", "prompt": ["once", "upon a time"], "max_tokens": 6}),
 ]
