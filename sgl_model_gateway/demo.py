@@ -10,23 +10,25 @@ import time
 from contextlib import ExitStack
 from typing import Any, NoReturn
 
-from ._demo.load import MODEL, Progress, call, send, served_by, table
+from ._demo.load import KINDS, MODEL, PAIR_KINDS, Progress, Server, call, send, served_by, table
 from ._launcher.engines import SimServerArgs
-from ._launcher.plan import worker_url
+from ._launcher.fleet import DECODE, PREFILL, REGULAR, Group, members
 from ._launcher.process import Process
 from ._options.help import Parser, program
-from .launch_server import cleanup_processes, find_available_ports, launch_server_process
+from .launch_server import cleanup_processes, launch_server_process
 from .router import Router
+from .router_args import RouterArgs
 from .sgl_model_gateway_rs import SimWorker
 
 # A small model on a small GPU, roughly.
-_WORKER = {
+_WORKER: dict[str, Any] = {
     "model": MODEL,
     "prefill_tokens_per_sec": 20_000.0,
     "decode_step_base_ms": 8.0,
     "decode_step_per_seq_ms": 0.2,
     "record_requests": 10_000,
 }
+_TRANSFER_MS = 4.0  # per 1000 tokens of a prompt, between the workers of a pair
 _PORT = 30000
 _FIRST_WORKER_PORT = 31000
 _PATIENCE = 30.0
@@ -54,6 +56,7 @@ _DESCRIPTION = "Simulated workers, a gateway in front of them, some load, and a 
 _EXAMPLES = """\
   %(prog)s
   %(prog)s --workers 8 --requests 400 --exit
+  %(prog)s --pd                 # half of the workers compute prompts, the others generate
   %(prog)s --processes          # a process per worker, as in production
 """
 
@@ -66,11 +69,14 @@ def _parse(argv: list[str] | None, prog: str | None) -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=int, default=4, metavar="N", help="simulated workers to start")
     parser.add_argument("--requests", type=int, default=96, metavar="N", help="requests to send")
+    parser.add_argument("--pd", action="store_true", help="start prefill and decode workers, half of each")
     parser.add_argument("--processes", action="store_true", help="run every worker in a process of its own")
     parser.add_argument("--exit", action="store_true", help="end after the load instead of keeping the fleet up")
     args = parser.parse_args(argv)
     if args.workers < 1 or args.requests < 1:
         parser.error("--workers and --requests must be at least 1")
+    if args.pd and args.workers < 2:
+        parser.error("--pd needs at least 2 workers, one of each role")
     return args
 
 
@@ -98,41 +104,68 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
 
 def _run(args: argparse.Namespace, stack: ExitStack) -> None:
     started = time.monotonic()
-    workers = (_worker_processes if args.processes else _workers_here)(args.workers, stack)
+    fleet = _roles(args)
+    workers = (_worker_processes if args.processes else _workers_here)(fleet, stack)
     gateway = stack.enter_context(_gateway(workers))
     _wait_until_ready(gateway.url, args.workers)
-    print(
-        f"{args.workers} simulated workers behind {gateway.url}, up in {time.monotonic() - started:.2f} s", flush=True
-    )
+    what = " and ".join(f"{count} {role}".replace(f" {REGULAR}", "") for role, count in fleet.items())
+    print(f"{what} simulated workers behind {gateway.url}, up in {time.monotonic() - started:.2f} s", flush=True)
 
     started = time.monotonic()
-    results = send(gateway.url, args.requests, Progress(args.requests))
+    kinds = PAIR_KINDS if args.pd else KINDS
+    results = send(gateway.url, args.requests, Progress(args.requests), kinds)
     print(f"{len(results)} requests in {time.monotonic() - started:.2f} s\n")
-    print(table(results, served_by(workers), workers), flush=True)
+    print(table(results, served_by(workers), kinds), flush=True)
     if not args.exit:
         print(_WHAT_NOW.format(url=gateway.url, model=MODEL), flush=True)
         gateway.wait()
 
 
-def _workers_here(count: int, stack: ExitStack) -> list[str]:
-    return [stack.enter_context(SimWorker(**_WORKER)).url for _ in range(count)]
+def _roles(args: argparse.Namespace) -> dict[str, int]:
+    """How many workers of each role to start."""
+    half = args.workers // 2
+    return {PREFILL: half, DECODE: args.workers - half} if args.pd else {REGULAR: args.workers}
 
 
-def _worker_processes(count: int, stack: ExitStack) -> list[str]:
+def _workers_here(fleet: dict[str, int], stack: ExitStack) -> list[Server]:
+    found = []
+    for role, count in fleet.items():
+        for _ in range(count):
+            worker = stack.enter_context(SimWorker(**_WORKER, **_role_options(role), disaggregation_bootstrap_port=0))
+            found.append(Server(worker.url, _shown(role), worker.bootstrap_port))
+    return found
+
+
+def _role_options(role: str) -> dict[str, Any]:
+    mode = "null" if role == REGULAR else role
+    return {"disaggregation_mode": mode, "kv_transfer_ms_per_1k_tokens": _TRANSFER_MS}
+
+
+def _shown(role: str) -> str:
+    return "" if role == REGULAR else role
+
+
+def _worker_processes(fleet: dict[str, int], stack: ExitStack) -> list[Server]:
     """As `launch_server --engine sim` starts them: they die with the demo, however it dies."""
-    options = {name: value for name, value in _WORKER.items() if name != "model"}
-    servers = SimServerArgs(model_path=MODEL, options=options)
+    groups = []
+    for role, count in fleet.items():
+        options = {name: value for name, value in (_WORKER | _role_options(role)).items() if name != "model"}
+        mode = options.pop("disaggregation_mode")
+        groups.append(Group(role, count, SimServerArgs(MODEL, options=options, disaggregation_mode=mode)))
     processes: list[Process] = []
     stack.callback(cleanup_processes, processes)
-    ports = find_available_ports(_FIRST_WORKER_PORT, count, host=servers.host)
-    processes += (launch_server_process(servers, port, rank) for rank, port in enumerate(ports))
-    return [worker_url(servers.host, port) for port in ports]
+    started = members(groups, RouterArgs(port=_PORT), _FIRST_WORKER_PORT)
+    processes += (launch_server_process(one.server_args, one.port, one.rank) for one in started)
+    return [Server(one.url, _shown(one.role), one.bootstrap_port) for one in started]
 
 
-def _gateway(workers: list[str]) -> Router:
+def _gateway(workers: list[Server]) -> Router:
     """On the usual port if it is free, else on any."""
     options: dict[str, Any] = {
-        "worker_urls": workers,
+        "worker_urls": [worker.url for worker in workers if not worker.role],
+        "prefill_urls": [(worker.url, worker.bootstrap_port) for worker in workers if worker.role == PREFILL],
+        "decode_urls": [worker.url for worker in workers if worker.role == DECODE],
+        "pd_disaggregation": any(worker.role for worker in workers),
         "host": "127.0.0.1",
         "policy": "round_robin",
         "log_level": "warn",

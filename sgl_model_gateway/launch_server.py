@@ -1,6 +1,7 @@
 """`python -m sgl_model_gateway.launch_server`: SGLang servers and the gateway in front of them, in one command.
 
-One server process per data-parallel replica, supervised. The parts are in `_launcher/`.
+One server process per data-parallel replica, or per prefill and decode worker, supervised. The parts are in
+`_launcher/`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ._launcher import process as mp
 from ._launcher.command_line import parse
 from ._launcher.console import Console
 from ._launcher.engines import ServerArguments, SimServerArgs
+from ._launcher.fleet import Group
 from ._launcher.plan import find_available_ports, replica, worker_url
 from ._launcher.run import run
 from ._launcher.signals import StopSignals
@@ -104,12 +106,13 @@ def run_server(server_args: ServerArguments, dp_rank: int) -> None:
 
     Args:
         server_args: SGLang's `ServerArgs`, or `SimServerArgs` for a simulated worker.
-        dp_rank: the replica's rank, from 0; exported as `SGLANG_DP_RANK`.
+        dp_rank: the replica's rank, from 0; exported as `SGLANG_DP_RANK`, but not in pairs, where each server is alone.
     """
     if os.getpgrp() != os.getpid():
         os.setpgrp()
     _set_title("sglang::server")
-    os.environ["SGLANG_DP_RANK"] = str(dp_rank)
+    if getattr(server_args, "disaggregation_mode", None) in (None, "null"):
+        os.environ["SGLANG_DP_RANK"] = str(dp_rank)
     if isinstance(server_args, SimServerArgs):
         server_args.serve()
         return
@@ -183,8 +186,8 @@ def main(argv: list[str] | None = None) -> None:
     stop.install()
     try:
         setup_logger(console, as_json=console.as_json)
-        args, server_args = _parse(words)
-        sys.exit(run(args, server_args, stop, console, launch_server_process))
+        args, groups = _parse(words)
+        sys.exit(run(args, groups, stop, console, launch_server_process))
     except ValueError as error:
         console.fail(str(error))
         sys.exit(2)
@@ -194,5 +197,5 @@ def main(argv: list[str] | None = None) -> None:
         stop.restore()
 
 
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, ServerArguments]:
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[Group]]:
     return parse(argv, program(__name__), CustomHelpFormatter)

@@ -58,10 +58,10 @@ def test_a_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(exit_.value.code).startswith("error: only 0 of 1 workers")
 
 
-@pytest.mark.parametrize("flag", ["--workers=0", "--requests=0"])
-def test_senseless_numbers_are_usage_errors(flag: str) -> None:
+@pytest.mark.parametrize("flags", [["--workers=0"], ["--requests=0"], ["--pd", "--workers=1"]])
+def test_senseless_numbers_are_usage_errors(flags: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        demo.main([flag])
+        demo.main(flags)
     assert exit_.value.code == 2
 
 
@@ -86,6 +86,26 @@ def test_the_demo_shows_where_requests_went(run: Any, flags: list[str]) -> None:
     assert lines[-1].split()[:4] == ["all", "4", "4", "4"]
     rows = [line.split() for line in lines if line.startswith("http://")]
     assert [sum(map(int, row[1:4])) for row in rows] == [6, 6]
+
+
+@pytest.mark.parametrize("flags", [[], ["--processes"]], ids=["threads", "processes"])
+def test_the_demo_of_pairs_shows_which_two_workers_had_each_request(run: Any, flags: list[str]) -> None:
+    child = run("-m", "sgl_model_gateway", "demo", "--pd", "--requests", "12", "--exit", *flags)
+    lines, code = child.lines_until_end()
+    assert code == 0, lines
+    assert any(line.startswith("2 prefill and 2 decode simulated workers behind http://") for line in lines)
+    _, *counts, tokens_in, tokens_out, _, _ = lines[-1].split()
+    assert counts == ["4", "4", "4"]
+    rows = [line.split() for line in lines if line.startswith("http://")]
+    assert [row[1] for row in rows] == ["prefill", "prefill", "decode", "decode"]
+    served = [sum(map(int, row[2:5])) for row in rows]
+    assert sum(served[:2]) == sum(served[2:]) == 12 and min(served) > 0
+    assert [row[6] for row in rows[:2]] == [row[5] for row in rows[2:]] == ["-", "-"]
+
+    def total(column: int, of: list[list[str]]) -> str:
+        return f"{sum(int(row[column].replace(',', '')) for row in of):,}"
+
+    assert (total(5, rows[:2]), total(6, rows[2:])) == (tokens_in, tokens_out)
 
 
 def test_the_demo_keeps_serving_until_interrupted(run: Any) -> None:

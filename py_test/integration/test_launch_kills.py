@@ -23,8 +23,10 @@ def one_round(number: int) -> None:
     chance = random.Random(number)
     victim, phase = SIGNALS[number % 4], PHASES[number % 3]
     stubborn = {"STUB_STUBBORN": "1"} if number % 5 == 0 else {}
+    # Every other dozen, which has all signals and phases, starts a pair.
+    fleet = "--router-prefill-workers 1 --router-decode-workers 1" if number // 12 % 2 else "--dp-size 2"
     launcher = Launcher(
-        *("--dp-size", "2", "--router-worker-stop-timeout-secs", "1"),
+        *(*fleet.split(), "--router-worker-stop-timeout-secs", "1"),
         engine="sglang" if number % 2 else "sim",
         environment=stubborn,
     )
@@ -41,7 +43,8 @@ def one_round(number: int) -> None:
             time.sleep(chance.uniform(0.0, 0.1))
         code = launcher.end(victim, LIMIT)
         check_code(launcher, code, first, victim)
-        nothing_is_left(launcher, [launcher.base_port, launcher.base_port + 100], LIMIT)
+        ports = [launcher.base_port, launcher.base_port + 100, launcher.bootstrap_port]
+        nothing_is_left(launcher, ports, LIMIT)
     except BaseException as error:
         raise AssertionError(f"round {number}, {victim.name} during {phase}:\n{launcher.text()}") from error
     finally:

@@ -192,7 +192,7 @@ def test_restarts_can_be_turned_off(launch: Any) -> None:
     [
         (["--router-dp-worker-base-port", "65500", "--dp-size", "2"], "only 1 from 65500 to 65535"),
         (["--router-dp-worker-base-port", "65536"], "expected 1..65535"),
-        (["--router-pd-disaggregation"], "--router-pd-disaggregation: the workers started here are not"),
+        (["--router-pd-disaggregation"], "give --router-prefill-workers and --router-decode-workers"),
         (["--router-service-discovery", "--router-selector", "a=b"], "--router-service-discovery"),
         (["--worker-urls", "http://a:1"], "--worker-urls"),
         (["--dp-size", "0"], "--dp-size: 0 is not a number of workers"),

@@ -245,6 +245,16 @@ def test_a_prefill_stream_that_breaks_off_before_decodes_first_piece(pair: Pair,
     assert other.hung_up.wait(1.0)
 
 
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_refusal_in_prefills_stream_is_the_clients_event_at_once(pair: Pair, merge: bool) -> None:
+    refusal = {"error": {"message": "too long: é", "code": 400}}
+    other = fail(pair, "prefill", streams(refusal, b"[DONE]"), streams_then_hangs())
+    response = pair.call("POST", GENERATE, {"text": "a", "stream": True, "return_logprob": merge})
+    events = [event.removeprefix("data: ") for event in response.read().decode().split("\n\n")]
+    assert (response.status, json.loads(events[0]), events[1:]) == (200, refusal, ["[DONE]", ""])
+    assert other.hung_up.wait(1.0)
+
+
 @pytest.mark.parametrize("leg", ["prefill", "decode"])
 def test_a_stream_that_breaks_off_amid_the_answer_ends_with_an_error_event(pair: Pair, leg: str) -> None:
     go = threading.Event()

@@ -87,6 +87,24 @@ def test_an_engine_that_crashes_comes_back_and_a_killed_launcher_leaves_nothing(
     nothing_is_left(launcher, ports(launcher))
 
 
+def test_a_pair_answers_as_one_engine_does_and_comes_back_after_a_crash(launch: Any) -> None:
+    transfer = "--disaggregation-transfer-backend mooncake_tcp --disaggregation-decode-retraction-backup cpu_tensor"
+    launcher = launch("--router-prefill-workers", "1", "--router-decode-workers", "1", *transfer.split())
+    url = launcher.url()
+    pair = [(chat(url, number, stream=False), chat(url, number, stream=True)) for number in range(4)]
+    states = get_json(f"{url}/workers")["workers"]
+    assert [state["worker_type"] for state in states] == ["prefill", "decode"]
+    assert [state["labels"]["disaggregation_mode"] for state in states] == ["prefill", "decode"]
+    os.kill(launcher.worker_pid(0), signal.SIGKILL)
+    launcher.wait_for_line("prefill worker 0 ready at", occurrence=2)
+    assert (chat(url, 0, stream=False), chat(url, 0, stream=True)) == pair[0]
+    assert launcher.end(signal.SIGTERM, ENDING) == 128 + signal.SIGTERM
+    nothing_is_left(launcher, ports(launcher))
+    alone = launch("--dp-size", "1").url()
+    direct = [chat(alone, number, stream=False) for number in range(4)]
+    assert len(set(direct)) > 1 and pair == [(answer, answer) for answer in direct]
+
+
 def test_an_engine_that_does_not_load_ends_everything(launch: Any) -> None:
     launcher = launch("--model-path", f"{VENV}/no-such-model", "--dp-size", "2")
     assert launcher.wait(LOADING) not in (0, 2)

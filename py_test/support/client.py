@@ -9,7 +9,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,10 +25,13 @@ def get_json(url: str) -> Any:
         return json.load(response)
 
 
-def call(url: str, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+def call(
+    url: str, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+) -> tuple[int, Any]:
     """Status and JSON of one call, whatever the status."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url + path, data, {"content-type": JSON_TYPE}, method=method)
+    sent = {"content-type": JSON_TYPE} | dict(headers or {})
+    request = urllib.request.Request(url + path, data, sent, method=method)
     try:
         with urllib.request.urlopen(request, timeout=DEADLINE) as response:
             status, text = response.status, response.read()

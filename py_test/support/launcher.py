@@ -41,9 +41,11 @@ class Launcher(Process):
     def __init__(self, *flags: str, engine: str = "sim", environment: dict[str, str] | None = None) -> None:
         self.mark = uuid.uuid4().hex
         self.base_port = free_base()
+        self.bootstrap_port = self.base_port + 50
         kind = KINDS[engine]
         common = [*kind.flags.split(), "--host", "127.0.0.1", "--port", "0"]
         common += ["--router-prometheus-port", "0", "--router-dp-worker-base-port", str(self.base_port)]
+        common += ["--disaggregation-bootstrap-port", str(self.bootstrap_port)]
         common += ["--router-shutdown-grace-period-secs", "5", "--router-worker-stop-timeout-secs", "5"]
         # Titles are not to be written over the environment, where the mark is.
         variables = {_MARK: self.mark, "SPT_NOENV": "1"} | dict(kind.environment) | (environment or {})

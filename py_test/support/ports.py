@@ -19,11 +19,16 @@ def free_port() -> int:
 
 
 def free_base(count: int = 3) -> int:
-    """A port from which `count` blocks of a hundred are free, below the range that clients' sockets use."""
+    """A port from which `count` blocks of a hundred are free, below the range that clients' sockets use.
+
+    Of a block the ports that tests use are looked at: a worker's, its NCCL port, and five for bootstrap servers.
+    """
     with _given:
         for _ in range(200):
             base = _numbers.randrange(10000, 28000)
-            if all(is_free(base + 100 * block + offset) for block in range(count) for offset in (0, 10)):
+            if all(
+                is_free(base + 100 * block + offset) for block in range(count) for offset in (0, 10, *range(50, 55))
+            ):
                 return base
     raise AssertionError("no free ports")
 

@@ -32,7 +32,10 @@ from sgl_model_gateway.router_args import RouterArgs
 # What a block that is not run needs, said in a comment above it.
 MISSING = ("a GPU", "a cluster", "the network")
 # Flags of programs that are not ours.
-FOREIGN = {"--log-json", "--no-deps", "--wheel-dir", "--features", "--base-gpu-id", "--gpu-id-step", "--version"}
+FOREIGN = {
+    *("--log-json", "--no-deps", "--wheel-dir", "--features", "--version"),
+    *("--base-gpu-id", "--gpu-id-step", "--disaggregation-transfer-backend"),
+}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
 ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]

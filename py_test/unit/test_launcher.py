@@ -134,7 +134,9 @@ def test_sglangs_flags_and_ours_live_in_one_parser(stub: None) -> None:
     argv = (
         "--model-path m --dp 2 --api-key k --router-eviction-interval 7 --router-policy random --router-log-level warn"
     )
-    args, servers = launch_server._parse(argv.split())
+    args, (group,) = launch_server._parse(argv.split())
+    servers = group.server_args
+    assert (group.role, group.count) == ("regular", 2)
     assert (servers.model_path, servers.dp_size, servers.api_key) == ("m", 2, "k")
     assert (args.router_dp_worker_base_port, args.router_eviction_interval_secs) == (31000, 7)
     router = launch_server.RouterArgs.from_cli_args(args, use_router_prefix=True)
@@ -193,6 +195,10 @@ def test_plugins_are_loaded_where_there_are_any(stub: None, monkeypatch: pytest.
         (["--engine", "sim", "--router-dp-worker-base-port", "70000"], "expected 1..65535"),
         (["--engine", "sim", "--router-worker-stop-timeout-secs", "-1"], "expected 0 or more"),
         (["--engine", "sim", "--tp-size", "2"], "unrecognized arguments: --tp-size 2"),
+        (["--engine", "sim", "--router-prefill-workers", "1"], "give --router-decode-workers, too"),
+        (["--engine", "sim", "--router-decode-workers", "1"], "give --router-prefill-workers, too"),
+        ("--engine sim --router-prefill-workers 1 --router-decode-workers 0".split(), "decode-workers: expected 1 or"),
+        ("--engine sim --router-prefill-workers -1 --router-decode-workers 1".split(), "prefill-workers: expected 1"),
     ],
 )
 def test_bad_flags_are_usage_errors(flags: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,7 +207,8 @@ def test_bad_flags_are_usage_errors(flags: list[str], problem: str, capsys: pyte
 
 
 def test_simulated_servers_take_the_simulators_options() -> None:
-    args, servers = launch_server._parse("--engine sim --dp-size 3 --page-size 4 --fault-count 2".split())
+    _, (group,) = launch_server._parse("--engine sim --dp-size 3 --page-size 4 --fault-count 2".split())
+    servers = group.server_args
     assert isinstance(servers, SimServerArgs) and servers.dp_size == 3
     assert servers.options["page_size"] == 4 and servers.options["faults"]["count"] == 2
     assert not {"host", "port", "dp_size", "model"} & servers.options.keys()
@@ -213,6 +220,7 @@ def test_a_simulated_server_ends_on_sigterm(monkeypatch: pytest.MonkeyPatch) -> 
     handlers: dict[int, Any] = {}
     monkeypatch.setattr(engines.signal, "signal", handlers.__setitem__)
     monkeypatch.setattr(engines, "SimWorker", worker := Mock())
+    worker.return_value.failure = None
     SimServerArgs(port=free_base(), options={"page_size": 4}).serve()
     assert worker.call_args.kwargs["page_size"] == 4
     handlers[signal.SIGTERM](signal.SIGTERM, None)

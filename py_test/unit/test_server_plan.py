@@ -55,11 +55,11 @@ def test_a_busy_port_and_those_to_avoid_are_passed_over() -> None:
 
 def test_replicas_whose_nccl_port_cannot_be_set_keep_within_a_hundred() -> None:
     old = SimpleNamespace(tp_size=1, dp_size=8)
-    spacing = port_spacing(old)
+    spacing = port_spacing(old, 8)
     ports = find_available_ports(free_base(), 8, spacing=spacing)
     assert ports[-1] - ports[0] < 100 and len(set(ports)) == 8
-    assert port_spacing(SimpleNamespace(tp_size=1, dp_size=500)) == 1
-    assert port_spacing(SimpleNamespace(tp_size=1, dp_size=8, nccl_port=None)) == SPACING
+    assert port_spacing(old, 500) == 1
+    assert port_spacing(SimpleNamespace(tp_size=1, nccl_port=None), 8) == SPACING
 
 
 @pytest.mark.parametrize(("base", "count"), [(65500, 2), (65535, 2), (65536, 1), (0, 1), (-5, 1)])
@@ -91,13 +91,13 @@ def test_sglangs_own_check_counts_in_both_of_its_homes(monkeypatch: pytest.Monke
 
 def test_no_worker_gets_a_port_that_is_spoken_for() -> None:
     servers = SimpleNamespace(nccl_port=5, disaggregation_bootstrap_port=8998, dist_init_addr="host:7", grpc_port=None)
-    assert taken_ports(servers, RouterArgs(port=1, prometheus_port=2)) == {1, 2, 5, 7, 8998}
+    assert taken_ports(servers, RouterArgs(port=1, prometheus_port=2), 1) == {1, 2, 5, 7, 8998}
     # An unset metrics port means 29000.
-    assert taken_ports(SimpleNamespace(), RouterArgs(port=0)) == {29000}
-    assert taken_ports(SimpleNamespace(), RouterArgs(port=0, prometheus_port=0)) == frozenset()
+    assert taken_ports(SimpleNamespace(), RouterArgs(port=0), 1) == {29000}
+    assert taken_ports(SimpleNamespace(), RouterArgs(port=0, prometheus_port=0), 1) == frozenset()
     # Every replica's, not only the first one's.
-    servers = SimpleNamespace(dp_size=2, nccl_port=5, grpc_port=50, dist_init_addr="host:900")
-    assert taken_ports(servers, RouterArgs(port=1, prometheus_port=0)) == {1, 5, 6, 50, 51, 900, 1000}
+    servers = SimpleNamespace(nccl_port=5, grpc_port=50, dist_init_addr="host:900")
+    assert taken_ports(servers, RouterArgs(port=1, prometheus_port=0), 2) == {1, 5, 6, 50, 51, 900, 1000}
 
 
 # --- URLs
@@ -122,11 +122,14 @@ def test_a_worker_url_is_one_that_the_gateway_can_reach(host: str | None, url: s
 
 
 def test_the_gateway_takes_over_urls_and_key() -> None:
-    args = RouterArgs()
-    adapt_router_args(SimpleNamespace(host="::", api_key="k"), args, [5, 6])
-    assert args.worker_urls == ["http://[::1]:5", "http://[::1]:6"] and args.api_key == "k"
-    adapt_router_args(SimpleNamespace(host="::", api_key="k"), args := RouterArgs(api_key="k"), [])
-    assert args.api_key == "k"
+    args, servers = RouterArgs(), SimpleNamespace(host="::", api_key="k")
+    adapt_router_args(servers, args, regular=["http://a"], prefill=[], decode=[])
+    assert (args.worker_urls, args.pd_disaggregation, args.api_key) == (["http://a"], False, "k")
+    adapt_router_args(
+        servers, args := RouterArgs(api_key="k"), regular=[], prefill=[("http://p", 7)], decode=["http://d"]
+    )
+    assert (args.worker_urls, args.pd_disaggregation, args.api_key) == ([], True, "k")
+    assert (args.prefill_urls, args.decode_urls) == ([("http://p", 7)], ["http://d"])
 
 
 # --- replicas
@@ -227,6 +230,28 @@ def test_on_cpus_replicas_share_the_numa_nodes_there_are(monkeypatch: pytest.Mon
 def test_a_flag_that_cannot_work_is_refused_by_name(flag: str, servers: dict[str, Any], router: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{flag}: "):
         refuse(SimpleNamespace(**servers), RouterArgs(**router))
+
+
+@pytest.mark.parametrize(
+    ("flag", "servers", "router"),
+    [
+        ("--dp-size", {"dp_size": 2}, {}),
+        ("--dp-size", {"dp_size": 0}, {}),
+        ("--router-mini-lb", {}, {"mini_lb": True}),
+        ("--router-prefill", {}, {"prefill_urls": [("http://a", None)]}),
+        ("--encoder-only", {"encoder_only": True}, {}),
+        ("--dist-init-addr", {"dist_init_addr": "a:65400"}, {}),
+    ],
+)
+def test_a_flag_that_cannot_work_with_pairs_is_refused(flag: str, servers: Any, router: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{flag}: "):
+        refuse(SimpleNamespace(**servers), RouterArgs(**router), 3)
+
+
+def test_pairs_are_refused_without_their_numbers_only() -> None:
+    refuse(SimpleNamespace(dp_size=1, disaggregation_mode="decode"), RouterArgs(pd_disaggregation=True), 2)
+    with pytest.raises(ValueError, match="give --router-prefill-workers and --router-decode-workers$"):
+        refuse(SimpleNamespace(), RouterArgs(pd_disaggregation=True))
 
 
 def test_options_that_work_are_not_refused() -> None:

@@ -15,10 +15,20 @@ from urllib.parse import urlsplit
 
 MODEL = "sim-model"
 KINDS = ("chat stream", "generate", "embeddings")
+PAIR_KINDS = ("chat stream", "generate", "completions")  # pairs serve no embeddings
 _CLIENTS = 8
 _TIMEOUT = 60.0
 _SYSTEM = "You are a helpful assistant that answers in short, complete sentences. " * 8
 _QUESTIONS = ("What is a gateway?", "Why is the sky blue?", "How do trains stay on rails?", "Where is Weimar?")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A worker of the demo: its role is empty, or prefill or decode; prefill ones have a bootstrap port."""
+
+    url: str
+    role: str = ""
+    bootstrap_port: int | None = None
 
 
 @dataclass
@@ -55,7 +65,7 @@ def _chat_stream(base: str, request_id: str, question: str) -> Result:
         if first is None and any(choice["delta"].get("content") for choice in event["choices"]):
             first = time.monotonic() - started
         usage = event.get("usage") or usage
-    return Result(KINDS[0], request_id, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), first)
+    return Result("chat stream", request_id, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), first)
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
@@ -68,21 +78,35 @@ def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
 def _generate(base: str, request_id: str, question: str) -> Result:
     body = {"text": _SYSTEM + question, "sampling_params": {"max_new_tokens": 24}}
     meta = json.load(call(base, "POST", "/generate", body, request_id))["meta_info"]
-    return Result(KINDS[1], request_id, meta["prompt_tokens"], meta["completion_tokens"], None)
+    return Result("generate", request_id, meta["prompt_tokens"], meta["completion_tokens"], None)
 
 
 def _embeddings(base: str, request_id: str, question: str) -> Result:
     body = {"model": MODEL, "input": [question, _SYSTEM]}
     usage = json.load(call(base, "POST", "/v1/embeddings", body, request_id))["usage"]
-    return Result(KINDS[2], request_id, usage["prompt_tokens"], 0, None)
+    return Result("embeddings", request_id, usage["prompt_tokens"], 0, None)
 
 
-def send(base: str, count: int, progress: Callable[[int], None]) -> list[Result]:
-    """Sends `count` requests of mixed kinds; `progress` is called with the number done."""
-    senders = (_chat_stream, _generate, _embeddings)
+def _completion(base: str, request_id: str, question: str) -> Result:
+    body = {"model": MODEL, "prompt": _SYSTEM + question, "max_tokens": 32}
+    usage = json.load(call(base, "POST", "/v1/completions", body, request_id))["usage"]
+    return Result("completions", request_id, usage["prompt_tokens"], usage["completion_tokens"], None)
+
+
+_SENDERS = {
+    "chat stream": _chat_stream,
+    "generate": _generate,
+    "embeddings": _embeddings,
+    "completions": _completion,
+}
+
+
+def send(base: str, count: int, progress: Callable[[int], None], kinds: tuple[str, ...] = KINDS) -> list[Result]:
+    """Sends `count` requests of `kinds` in turn; `progress` is called with the number done."""
 
     def one(number: int) -> Result:
-        return senders[number % len(senders)](base, f"demo-{number}", f"{_QUESTIONS[number % 4]} ({number})")
+        sender = _SENDERS[kinds[number % len(kinds)]]
+        return sender(base, f"demo-{number}", f"{_QUESTIONS[number % 4]} ({number})")
 
     results: list[Result] = []
     with ThreadPoolExecutor(_CLIENTS) as clients:
@@ -110,31 +134,35 @@ class Progress:
             print(f"{done}/{self._total} requests answered", flush=True)
 
 
-def served_by(workers: list[str]) -> dict[str, str]:
-    """Which worker got which request, from the workers' own records."""
-    homes = {}
+def served_by(workers: list[Server]) -> dict[Server, set[str]]:
+    """The ids of the requests that each worker got, from the workers' own records."""
+    found: dict[Server, set[str]] = {worker: set() for worker in workers}
     for worker in workers:
-        for record in json.load(call(worker, "GET", "/sim/requests")):
-            for name, value in record["headers"]:
-                if name == "x-request-id":
-                    homes[value] = worker
-    return homes
+        for record in json.load(call(worker.url, "GET", "/sim/requests")):
+            found[worker] |= {value for name, value in record["headers"] if name == "x-request-id"}
+    return found
 
 
-def table(results: list[Result], homes: dict[str, str], workers: list[str]) -> str:
-    """What went where: a row per worker and one for all."""
-    rows: list[tuple[str, ...]] = [("worker", *KINDS, "tokens in", "tokens out", "first token p50")]
-    for worker in workers:
-        rows.append((worker, *_row([result for result in results if homes.get(result.request_id) == worker])))
-    rows.append(("all", *_row(results)))
+def table(results: list[Result], served: dict[Server, set[str]], kinds: tuple[str, ...] = KINDS) -> str:
+    """What went where: a row per worker and one for all.
+
+    In pairs two workers have a request: the one has its prompt, the other its output.
+    """
+    rows: list[tuple[str, ...]] = [("worker", *kinds, "tokens in", "tokens out", "first token p50")]
+    for worker, ids in served.items():
+        row = _row([result for result in results if result.request_id in ids], kinds)
+        hidden = {"prefill": (-2, -1), "decode": (-3,)}.get(worker.role, ())
+        cells = ["-" if at - len(row) in hidden else cell for at, cell in enumerate(row)]
+        rows.append((f"{worker.url} {worker.role}".rstrip(), *cells))
+    rows.append(("all", *_row(results, kinds)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     rule = "-" * len(lines[0])
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
-def _row(results: list[Result]) -> tuple[str, ...]:
-    counts = (str(sum(result.kind == kind for result in results)) for kind in KINDS)
+def _row(results: list[Result], kinds: tuple[str, ...]) -> tuple[str, ...]:
+    counts = (str(sum(result.kind == kind for result in results)) for kind in kinds)
     tokens = (f"{sum(values):,}" for values in ([r.tokens_in for r in results], [r.tokens_out for r in results]))
     first = [result.first_token for result in results if result.first_token is not None]
     return (*counts, *tokens, f"{statistics.median(first) * 1000:.0f} ms" if first else "-")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -16,12 +17,8 @@ from ..sgl_model_gateway_rs import SimWorker
 ServerArguments: TypeAlias = "Any"
 """SGLang's `ServerArgs` of any release, or `SimServerArgs`. Fields differ, so none is named by a type."""
 
-# Options of the simulated worker that the launcher sets, or that make no sense behind a plain gateway.
-_OWN = {
-    *("host", "port", "model", "api_key", "dp_size", "disaggregation_mode", "disaggregation_bootstrap_port"),
-    *("bootstrap_timeout_s", "waiting_timeout_s", "handshake_timeout_s", "lost_connection_s", "disconnect_check_s"),
-    *("kv_transfer_ms_per_1k_tokens", "enable_pd_role_switch", "crash_on_bad_bootstrap"),
-}
+# Options of the simulated worker that the launcher sets, or has flags of its own for.
+_OWN = {"host", "port", "model", "api_key", "dp_size", "disaggregation_mode", "disaggregation_bootstrap_port"}
 
 
 class Engine(Protocol):
@@ -47,14 +44,30 @@ class SimServerArgs:
     dp_size: int = 1
     api_key: str | None = field(default=None, repr=False)
     options: dict[str, Any] = field(default_factory=dict)
+    disaggregation_mode: str = "null"
+    disaggregation_bootstrap_port: int = 8998
 
     def serve(self) -> None:
-        """Runs one simulated worker until SIGINT, SIGTERM or SIGQUIT."""
-        worker = SimWorker(host=self.host, port=self.port, model=self.model_path, api_key=self.api_key, **self.options)
+        """Runs one simulated worker until SIGINT, SIGTERM or SIGQUIT.
+
+        Raises:
+            SystemExit: 1 when a request killed the worker.
+        """
+        worker = SimWorker(
+            host=self.host,
+            port=self.port,
+            model=self.model_path,
+            api_key=self.api_key,
+            disaggregation_mode=self.disaggregation_mode,
+            disaggregation_bootstrap_port=self.disaggregation_bootstrap_port,
+            **self.options,
+        )
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
             signal.signal(number, lambda *_: worker.stop())
         worker.start_background()
         worker.wait()
+        if worker.failure:
+            sys.exit(f"error: {worker.failure}")
 
 
 class SimEngine:
@@ -80,12 +93,21 @@ class SimEngine:
             help="workers to start",
         )
         group.add_argument("--api-key", metavar="KEY", help="key demanded from clients")
+        group.add_argument(
+            "--disaggregation-bootstrap-port",
+            type=int,
+            default=defaults.disaggregation_bootstrap_port,
+            metavar="PORT",
+            help="first port tried for the bootstrap server of a worker in pairs",
+        )
         sim_worker.add_flags(group, leave_out=_OWN)
 
     def from_cli_args(self, args: argparse.Namespace) -> SimServerArgs:
         """The server arguments in parsed flags."""
         return SimServerArgs(
-            args.model_path, args.host, args.port, args.dp_size, args.api_key, sim_worker.options(args)
+            *(args.model_path, args.host, args.port, args.dp_size, args.api_key, sim_worker.options(args)),
+            disaggregation_mode=getattr(args, "disaggregation_mode", "null"),
+            disaggregation_bootstrap_port=args.disaggregation_bootstrap_port,
         )
 
     def read_config(self, parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:

@@ -28,6 +28,9 @@ NCCL_OFFSET = 10
 _EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 # Ports a server binds besides its own, when they are set: one apart per replica.
 _SIDE_PORTS = ("grpc_port", "engine_info_bootstrap_port")
+BASE_PORT_FLAG = "--router-dp-worker-base-port"
+BOOTSTRAP_FLAG = "--disaggregation-bootstrap-port"
+COUNT_FLAGS = ("--router-prefill-workers", "--router-decode-workers")
 
 
 def is_port_available(port: int, host: str = "") -> bool:
@@ -66,11 +69,17 @@ def _sglang_agrees(port: int) -> bool:
 
 
 def find_available_ports(
-    base_port: int, count: int, *, avoid: frozenset[int] = frozenset(), host: str = "", spacing: int = SPACING
+    base_port: int,
+    count: int,
+    *,
+    avoid: frozenset[int] = frozenset(),
+    host: str = "",
+    spacing: int = SPACING,
+    flag: str = BASE_PORT_FLAG,
 ) -> list[int]:
     """`count` free ports from `base_port` on, at least `spacing` apart, none of them in `avoid`.
 
-    Raises `RuntimeError` when there are not that many below 65536.
+    Raises `RuntimeError`, which names `flag`, when there are not that many below 65536.
     """
     ports: list[int] = []
     port = base_port
@@ -84,26 +93,31 @@ def find_available_ports(
     if len(ports) < count:
         raise RuntimeError(
             f"{count} free ports are needed for the workers, {spacing} apart, and there are only {len(ports)} from "
-            f"{base_port} to {HIGHEST_PORT}; choose another --router-dp-worker-base-port"
+            f"{base_port} to {HIGHEST_PORT}; choose another {flag}"
         )
     return ports
 
 
-def port_spacing(server_args: ServerArguments) -> int:
-    """The distance between the ports of two replicas.
+def port_spacing(server_args: ServerArguments, count: int) -> int:
+    """The distance between the ports of two of `count` replicas.
 
     Releases whose NCCL port cannot be set (0.4.6) take any from 100 to 1000 above their own: there all replicas keep
     within a hundred.
     """
     chosen_by_server = hasattr(server_args, "tp_size") and not hasattr(server_args, "nccl_port")
-    return max(1, (SPACING - 1) // server_args.dp_size) if chosen_by_server else SPACING
+    return max(1, (SPACING - 1) // count) if chosen_by_server else SPACING
 
 
-def taken_ports(server_args: ServerArguments, router_args: RouterArgs) -> frozenset[int]:
-    """Ports that no worker may get: the gateway's, its metrics', and those set for the servers."""
+def taken_ports(server_args: ServerArguments, router_args: RouterArgs, count: int) -> frozenset[int]:
+    """Ports that none of `count` workers may get: the gateway's, its metrics', and those set for the servers."""
+    bootstrap = getattr(server_args, "disaggregation_bootstrap_port", None)
+    return reserved_ports(server_args, router_args, count) | ({bootstrap} if bootstrap else set())
+
+
+def reserved_ports(server_args: ServerArguments, router_args: RouterArgs, count: int) -> frozenset[int]:
+    """`taken_ports` without the bootstrap port."""
     metrics = DEFAULT_METRICS_PORT if router_args.prometheus_port is None else router_args.prometheus_port
-    ports = [router_args.port, metrics, getattr(server_args, "disaggregation_bootstrap_port", None)]
-    count = getattr(server_args, "dp_size", 1)
+    ports = [router_args.port, metrics]
     for name in ("nccl_port", *_SIDE_PORTS):
         if first := getattr(server_args, name, None):
             ports += range(first, first + count)
@@ -138,7 +152,16 @@ def replica(server_args: ServerArguments, port: int, rank: int) -> ServerArgumen
     changes: dict[str, Any] = {"port": port, "base_gpu_id": _base_gpu_id(server_args, rank), "dp_size": 1}
     if str(getattr(server_args, "host", "")).startswith("["):  # servers want it bare
         changes["host"] = _bare(server_args.host)
-    changes |= _side_ports(server_args, port, rank)
+    return _changed(server_args, changes | _side_ports(server_args, port, rank))
+
+
+def with_bootstrap_port(server_args: ServerArguments, port: int) -> ServerArguments:
+    """A copy of the server arguments of a worker of a pair."""
+    return _changed(server_args, {"disaggregation_bootstrap_port": port})
+
+
+def _changed(server_args: ServerArguments, changes: dict[str, Any]) -> ServerArguments:
+    """A copy with other values of those fields that it has."""
     changes = {name: value for name, value in changes.items() if hasattr(server_args, name)}
     if hasattr(server_args, "replace_resolved"):  # a sealed record: assignment is refused
         return server_args.replace_resolved("sgl_model_gateway.launch_server_process", **changes)
@@ -171,19 +194,41 @@ def _side_ports(server_args: ServerArguments, port: int, rank: int) -> dict[str,
     return changes
 
 
-def adapt_router_args(server_args: ServerArguments, router_args: RouterArgs, ports: list[int]) -> None:
-    """Points the gateway at the workers: URLs, and the servers' API key when it has none of its own."""
-    router_args.worker_urls = [worker_url(getattr(server_args, "host", None), port) for port in ports]
+def adapt_router_args(
+    server_args: ServerArguments,
+    router_args: RouterArgs,
+    *,
+    regular: list[str],
+    prefill: list[tuple[str, int | None]],
+    decode: list[str],
+) -> None:
+    """Points the gateway at the workers: URLs, roles, and the servers' API key when it has none of its own.
+
+    Args:
+        server_args: those of any worker.
+        router_args: the gateway's options, changed in place.
+        regular: URLs of workers that serve whole requests.
+        prefill: URL and bootstrap port of every prefill worker.
+        decode: URLs of decode workers.
+    """
+    router_args.worker_urls, router_args.prefill_urls, router_args.decode_urls = regular, prefill, decode
+    router_args.pd_disaggregation = bool(prefill or decode)
     router_args.api_key = router_args.api_key or getattr(server_args, "api_key", None)
 
 
-def refuse(server_args: ServerArguments, router_args: RouterArgs) -> None:
+def refuse(server_args: ServerArguments, router_args: RouterArgs, count: int | None = None) -> None:
     """Checks that the options can work together.
+
+    Args:
+        server_args: the servers' options, of any role.
+        router_args: the gateway's options.
+        count: number of workers in pairs, both roles together; `None` means that the workers are no pairs.
 
     Raises:
         ValueError: they cannot; the message names the flag, the reason, and what to do instead.
     """
-    for flag, asked, why in (*_router_refusals(router_args), *_server_refusals(server_args)):
+    refusals = (*_router_refusals(router_args, count), *_server_refusals(server_args, count))
+    for flag, asked, why in refusals:
         if asked:
             raise ValueError(f"{flag}: {why}")
     ours, theirs = router_args.api_key, getattr(server_args, "api_key", None)
@@ -194,50 +239,57 @@ def refuse(server_args: ServerArguments, router_args: RouterArgs) -> None:
         )
 
 
-def _router_refusals(args: RouterArgs) -> list[tuple[str, object, str]]:
+def _router_refusals(args: RouterArgs, count: int | None) -> list[tuple[str, object, str]]:
     launch = "start the servers yourself and put `sgl-model-gateway launch` in front of them"
-    pairs = f"the workers started here are not prefill/decode pairs; {launch}"
+    mini = "the launcher runs the gateway and not the balancer for debugging"
+    pairs = f"how many workers of each role to start is not known; give {' and '.join(COUNT_FLAGS)}"
     found = f"the workers started here would not be used; {launch}"
+    ours = f"the gateway gets the workers started here; {launch}"
     return [
-        ("--router-mini-lb", args.mini_lb, pairs),
-        ("--router-pd-disaggregation", args.pd_disaggregation, pairs),
-        ("--router-prefill", args.prefill_urls, pairs),
-        ("--router-decode", args.decode_urls, pairs),
-        ("--router-test-external-dp-routing", args.test_external_dp_routing, pairs),
+        ("--router-mini-lb", args.mini_lb, f"{mini}; {launch}"),
+        ("--router-pd-disaggregation", args.pd_disaggregation and count is None, pairs),
+        ("--router-prefill", args.prefill_urls, f"{ours}, or give {COUNT_FLAGS[0]}"),
+        ("--router-decode", args.decode_urls, f"{ours}, or give {COUNT_FLAGS[1]}"),
+        ("--router-test-external-dp-routing", args.test_external_dp_routing, f"{mini}; {launch}"),
         ("--router-service-discovery", args.service_discovery, found),
-        ("--worker-urls", args.worker_urls, f"the gateway gets the workers started here; {launch}"),
+        ("--worker-urls", args.worker_urls, ours),
     ]
 
 
-def _server_refusals(args: ServerArguments) -> list[tuple[str, object, str]]:
+def _server_refusals(args: ServerArguments, pairs: int | None) -> list[tuple[str, object, str]]:
     def get(name: str, default: Any = None) -> Any:
         return getattr(args, name, default)
 
     grpc = "the gateway does not speak gRPC to its workers yet; leave it out, they serve HTTP"
     tls = "the gateway does not speak https to its workers yet; leave it out and end TLS in front of the gateway"
-    role = "this launcher starts whole workers; start prefill and decode servers yourself"
+    counts = " and ".join(COUNT_FLAGS)
+    whole = "this launcher starts whole workers; start encoders yourself"
     dp_size = get("dp_size", 1)
+    number = f"{dp_size} is not a number of workers; at least 1"
+    if pairs:
+        number = f"replicas are no pairs; {counts} say how many workers there are, leave --dp-size out"
+    count, role = pairs or dp_size, f"the launcher gives the roles; give {counts} instead"
     deaf = _why_deaf(get("host"))
-    far = f"expected host:port, the port at most {HIGHEST_PORT} for the last of {dp_size} workers, {SPACING} apart"
+    far = f"expected host:port, the port at most {HIGHEST_PORT} for the last of {count} workers, {SPACING} apart"
     return [
-        ("--dp-size", dp_size < 1, f"{dp_size} is not a number of workers; at least 1"),
+        ("--dp-size", dp_size != 1 if pairs else dp_size < 1, number),
         ("--grpc-mode", get("grpc_mode"), grpc),
         ("--smg-grpc-mode", get("smg_grpc_mode"), grpc),
         ("--ssl-certfile", get("ssl_certfile"), tls),
         ("--ssl-keyfile", get("ssl_keyfile"), tls),
-        ("--disaggregation-mode", get("disaggregation_mode") not in (None, "null"), role),
-        ("--encoder-only", get("encoder_only"), role),
+        ("--disaggregation-mode", not pairs and get("disaggregation_mode") not in (None, "null"), role),
+        ("--encoder-only", get("encoder_only"), whole),
         ("--node-rank", get("node_rank", 0), "only node 0 serves requests; run sglang.launch_server on this one"),
-        ("--dist-init-addr", not _is_rendezvous(get("dist_init_addr"), dp_size), far),
+        ("--dist-init-addr", not _is_rendezvous(get("dist_init_addr"), count), far),
         ("--host", deaf, deaf),
     ]
 
 
-def _is_rendezvous(address: str | None, dp_size: int) -> bool:
+def _is_rendezvous(address: str | None, count: int) -> bool:
     if address is None:
         return True
     host, _, port = address.rpartition(":")
-    return bool(host) and port.isdecimal() and 0 < int(port) and _rendezvous(address, dp_size - 1) <= HIGHEST_PORT
+    return bool(host) and port.isdecimal() and 0 < int(port) and _rendezvous(address, count - 1) <= HIGHEST_PORT
 
 
 def _why_deaf(host: str | None) -> str:

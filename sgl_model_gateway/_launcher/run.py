@@ -1,4 +1,4 @@
-"""The launcher's course: ports, the gateway, one worker per replica, and the supervisor over all of them."""
+"""The launcher's course: ports, the gateway, the workers, and the supervisor over all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from ..router_args import RouterArgs
 from .console import Console
 from .engines import ServerArguments
-from .plan import adapt_router_args, find_available_ports, port_spacing, refuse, taken_ports
+from .fleet import REGULAR, Group, members, point_gateway
+from .plan import refuse
 from .process import Process
 from .signals import StopSignals
 from .supervisor import Limits, Supervisor, Worker
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def run(
     args: argparse.Namespace,
-    server_args: ServerArguments,
+    groups: list[Group],
     stop: StopSignals,
     console: Console,
     start: Callable[[ServerArguments, int, int], Process],
@@ -30,10 +31,10 @@ def run(
 
     Args:
         args: the parsed flags.
-        server_args: the server arguments among them.
+        groups: the workers that they ask for.
         stop: the stop signals, installed.
         console: where lines go.
-        start: starts one replica, given the server arguments, its port and its rank.
+        start: starts one worker, given the server arguments, its port and its rank.
 
     Returns:
         The exit code.
@@ -43,20 +44,21 @@ def run(
         RuntimeError: no free ports, or the gateway cannot listen.
     """
     router_args = RouterArgs.from_cli_args(args, use_router_prefix=True)
-    refuse(server_args, router_args)
+    pairs = sum(group.count for group in groups) if groups[0].role != REGULAR else None
+    for group in groups:
+        refuse(group.server_args, router_args, pairs)
     stop.defer()
-    ports = find_available_ports(
-        args.router_dp_worker_base_port,
-        server_args.dp_size,
-        avoid=taken_ports(server_args, router_args),
-        host=server_args.host or "",
-        spacing=port_spacing(server_args),
-    )
-    adapt_router_args(server_args, router_args, ports)
+    fleet = members(groups, router_args, args.router_dp_worker_base_port)
+    point_gateway(router_args, fleet)
     gateway = _gateway(router_args)
     workers = [
-        Worker(rank, url, partial(start, server_args, port, rank))
-        for rank, (url, port) in enumerate(zip(router_args.worker_urls, ports, strict=True))
+        Worker(
+            member.rank,
+            member.url,
+            partial(start, member.server_args, member.port, member.rank),
+            "" if member.role == REGULAR else member.role,
+        )
+        for member in fleet
     ]
     limits = Limits(
         startup=router_args.worker_startup_timeout_secs,

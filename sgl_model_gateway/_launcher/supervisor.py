@@ -62,12 +62,18 @@ class Worker:
     rank: int
     url: str
     launch: Callable[[], Process]
+    role: str = ""  # prefill or decode in pairs
     process: Process | None = None
     state: State = State.GONE
     since: float = 0.0  # when that state began
     crashes: int = 0  # in a row
     was_ready: bool = False
     pause: float = 0.0  # seconds to rest
+
+    @property
+    def name(self) -> str:
+        """Role and rank, as log lines have them."""
+        return f"{self.role} worker {self.rank}".lstrip()
 
 
 @dataclass
@@ -150,8 +156,9 @@ class Supervisor:
             raise WorkerFailed("the gateway has ended by itself", 1)
         if any(worker.state is State.LOADING for worker in self.workers):
             self._look_for_ready(now)
-        if all(worker.state is State.GONE for worker in self.workers):
-            raise WorkerFailed("no worker is left", 1)
+        for role in {worker.role: None for worker in self.workers}:
+            if all(worker.state is State.GONE for worker in self.workers if worker.role == role):
+                raise WorkerFailed(" ".join(filter(None, ("no", role, "worker is left"))), 1)
         self._all_ready = all(worker.state in (State.READY, State.GONE) for worker in self.workers)
         self._show(now)
 
@@ -159,7 +166,7 @@ class Supervisor:
         assert worker.process is not None
         code = worker.process.exitcode
         if code is None and worker.state is State.LOADING and now - worker.since > self.limits.startup:
-            logger.error(f"worker {worker.rank} is not ready after {self.limits.startup:.0f} s, stopping it")
+            logger.error(f"{worker.name} is not ready after {self.limits.startup:.0f} s, stopping it")
             signal_group(_pid(worker.process), signal.SIGKILL)
             worker.process.join(_FORCED_DRAIN)
             code = worker.process.exitcode
@@ -170,7 +177,7 @@ class Supervisor:
             self._died(worker, process, code, now)
 
     def _died(self, worker: Worker, process: Process, code: int, now: float) -> None:
-        how = f"worker {worker.rank} ({worker.url}, pid {process.pid}) {_ending(code)}"
+        how = f"{worker.name} ({worker.url}, pid {process.pid}) {_ending(code)}"
         self.gateway.suspect(worker.url)
         if not worker.was_ready:
             taken = "" if _is_free(worker.url) else f"; another process listens at {worker.url}"
@@ -191,7 +198,7 @@ class Supervisor:
                 worker.was_ready = True
                 count = sum(one.state is State.READY for one in self.workers)
                 logger.info(
-                    f"worker {worker.rank} ready at {worker.url} after {seconds:.1f} s ({count} of {len(self.workers)})"
+                    f"{worker.name} ready at {worker.url} after {seconds:.1f} s ({count} of {len(self.workers)})"
                 )
 
     def _ready_urls(self) -> set[str]:
@@ -222,11 +229,11 @@ class Supervisor:
 
     def _launch(self, worker: Worker) -> None:
         worker.process = worker.launch()
-        worker.process.sink = lambda line: self._console.line(f"[worker {worker.rank}] {line}")
+        worker.process.sink = lambda line: self._console.line(f"[{worker.name}] {line}")
         worker.state, worker.since = State.LOADING, time.monotonic()
         assert self._watchdog is not None
         self._watchdog.watch(_pid(worker.process))
-        logger.info(f"worker {worker.rank} started at {worker.url}, pid {worker.process.pid}")
+        logger.info(f"{worker.name} started at {worker.url}, pid {worker.process.pid}")
 
     def _relaunch(self, worker: Worker, now: float) -> None:
         """Restarts a worker. A failure (no memory, no process id) must not end the workers that run."""
@@ -234,7 +241,7 @@ class Supervisor:
             self._launch(worker)
         except (OSError, RuntimeError) as error:
             worker.since, worker.pause = now, _LONGEST_PAUSE
-            logger.error(f"worker {worker.rank} cannot be started: {error}; next try in {worker.pause:.0f} s")
+            logger.error(f"{worker.name} cannot be started: {error}; next try in {worker.pause:.0f} s")
 
     def _bury(self, process: Process) -> None:
         """Ends the processes that a dead worker has left."""

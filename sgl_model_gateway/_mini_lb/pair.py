@@ -31,6 +31,11 @@ class LegFailed(Exception):
     content_type: str = "application/json"
 
 
+@dataclass(eq=False)
+class RefusedInStream(LegFailed):
+    """The prefill server began a stream with 200 and said in an event that it fails."""
+
+
 @dataclass
 class Answer:
     """A leg's complete answer."""
@@ -109,7 +114,8 @@ class PairStream:
     """The decode server's stream, with the prefill server's logprobs put in when they were asked for.
 
     `start` returns once the first piece is there, until when failures can still become a status. `pieces` is for
-    the response's body; a later failure becomes an error event, the way SGLang reports its own.
+    the response's body; a later failure becomes an error event, the way SGLang reports its own. So does a refusal in
+    the prefill server's stream, for which a single server has no other status either.
     """
 
     def __init__(self, prefill: ClientResponse, decode: ClientResponse, merge: bool) -> None:
@@ -117,6 +123,7 @@ class PairStream:
         self._merge = merge
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED_CHUNKS)
         self._first: bytes | None = None
+        self._refused: RefusedInStream | None = None
         self._prefill: asyncio.Task[_Prompts] = asyncio.ensure_future(self._read_prefill())
         self._decode: asyncio.Task[None] = asyncio.ensure_future(self._read_decode())
 
@@ -128,6 +135,8 @@ class PairStream:
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 _raise_failure(self._prefill, self._decode)
             self._first = await self._next()
+        except RefusedInStream as refused:
+            self._refused = refused
         except BaseException:
             self.close()
             raise
@@ -135,6 +144,8 @@ class PairStream:
     async def pieces(self) -> AsyncIterator[bytes]:
         """The rest of the answer. However it ends, both legs are closed."""
         try:
+            if self._refused:
+                raise self._refused
             events = b""
             prompts: _Prompts = self._prefill.result() if self._merge else {}
             piece = self._first
@@ -149,6 +160,8 @@ class PairStream:
                 yield _with_prompt(events, prompts)
         except LegFailed as failed:
             yield b"data: " + _one_line(failed.body) + b"\n\n"
+            if isinstance(failed, RefusedInStream):
+                yield b"data: [DONE]\n\n"
         finally:
             self.close()
 
@@ -188,10 +201,9 @@ class PairStream:
         rest = b""
         try:
             async for chunk in response.content.iter_chunked(AIOHTTP_STREAM_READ_CHUNK_SIZE):
-                if self._merge:
-                    *events, rest = (rest + chunk).split(b"\n\n")
-                    for event in events:
-                        _note_prompt(event, prompts)
+                *events, rest = (rest + chunk).split(b"\n\n")
+                for event in events:
+                    _note_prompt(event, prompts)
         except (OSError, asyncio.TimeoutError, _client_error()) as error:
             raise _transport("prefill", str(response.url), error) from error
         return prompts
@@ -220,7 +232,10 @@ def _event(event: bytes) -> dict[str, Any] | None:
 
 
 def _note_prompt(event: bytes, prompts: _Prompts) -> None:
+    """Keeps a prompt's event. Raises `RefusedInStream` for an event that is an error."""
     value = _event(event)
+    if value and value.get("error"):
+        raise RefusedInStream("prefill", 502, json.dumps(value, ensure_ascii=False).encode())
     if value and isinstance(value.get("meta_info"), dict):
         prompts.setdefault(value.get("index"), value)
 

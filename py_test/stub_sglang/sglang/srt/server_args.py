@@ -26,6 +26,11 @@ class ServerArgs:
     smg_grpc_mode: bool = False
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+    disable_radix_cache: bool = False
+
+    def __post_init__(self) -> None:
+        # Depends on the role, as in SGLang.
+        self.disable_radix_cache = self.disable_radix_cache or self.disaggregation_mode == "decode"
 
     @staticmethod
     def add_cli_args(parser: argparse.ArgumentParser) -> None:

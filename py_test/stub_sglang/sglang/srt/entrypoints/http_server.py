@@ -1,6 +1,6 @@
 """The server. Environment variables make it misbehave:
 
-STUB_RECORD=DIR      write its server arguments to DIR/RANK.json
+STUB_RECORD=DIR      write its server arguments to DIR/RANK.json, in pairs to DIR/ROLE-PORT.json
 STUB_GATE=FILE       load until FILE exists
 STUB_CRASH=RANK:CODE this rank ends with this code while loading
 STUB_STUBBORN=1      ignore SIGTERM, and have another child outside the group
@@ -24,12 +24,18 @@ _CHILD = [sys.executable, "-I", "-S", "-c", _SLEEPER]
 
 
 def launch_server(server_args: ServerArgs) -> None:
-    rank = os.environ["SGLANG_DP_RANK"]
+    role = f"{server_args.disaggregation_mode}-{server_args.port}"
+    rank = os.environ.get("SGLANG_DP_RANK", role)
     _record(server_args, rank)
     # Engines have processes of their own, in their group.
     children = [subprocess.Popen(_CHILD)]
     worker = SimWorker(
-        host=server_args.host, port=server_args.port, model=server_args.model_path, api_key=server_args.api_key
+        host=server_args.host,
+        port=server_args.port,
+        model=server_args.model_path,
+        api_key=server_args.api_key,
+        disaggregation_mode=server_args.disaggregation_mode,
+        disaggregation_bootstrap_port=server_args.disaggregation_bootstrap_port,
     )
     if os.environ.get("STUB_STUBBORN"):
         children.append(subprocess.Popen(_CHILD, start_new_session=True))
