@@ -11,9 +11,21 @@ use crate::fleet::Worker;
 use crate::proxy::body_fields::OpenBody;
 use crate::proxy::rank_fields::write_rank;
 
+/// Which ids the request has at the engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ids {
+    /// The client's, where it gives some.
+    Clients,
+    /// New ones. An engine that still has the attempt before refuses its ids, and an abort of that
+    /// one would end this one, too.
+    Fresh,
+}
+
 /// The fields of one attempt: where decode finds prefill, and by which ids it can be ended.
 #[derive(Debug)]
 pub(super) struct Metadata {
+    /// The client's fields, in two parts.
+    pub(super) open: [Bytes; 2],
     /// The ends of both bodies, their closing braces included.
     pub(super) prefill_tail: Bytes,
     pub(super) decode_tail: Bytes,
@@ -24,16 +36,22 @@ pub(super) struct Metadata {
 impl Metadata {
     /// For an attempt with these workers. Scalars serve a batch, too: engines count rooms and ids on
     /// (`managers/io_struct.py`).
-    pub(super) fn new(source: &OpenBody, prefill: &Worker, decode: &Worker, rooms: &Rooms) -> Self {
+    pub(super) fn new(
+        source: &OpenBody,
+        [prefill, decode]: [&Worker; 2],
+        rooms: &Rooms,
+        ids: Ids,
+    ) -> Self {
+        let prompts = source.listed.unwrap_or(1);
         let endpoint = &prefill.endpoint;
         let port = endpoint.config.load().spec.bootstrap_port;
         let port = port.unwrap_or_else(|| endpoint.model_info.load().bootstrap_port());
         let ranks = prefill.rank().map(|rank| (rank, endpoint.ranks()));
         let room = match ranks {
-            None => rooms.reserve(source.prompts),
+            None => rooms.reserve(prompts),
             // A prefill engine derives the rank from the room, unless another one is named.
             Some((rank, of)) => {
-                let first = rooms.reserve(source.prompts + of);
+                let first = rooms.reserve(prompts + of);
                 let (rank, of) = (rank as u64, of as u64);
                 first + (rank + of - first % of) % of
             }
@@ -45,14 +63,17 @@ impl Metadata {
             tail,
             r#""bootstrap_host":{host},"bootstrap_port":{port},"bootstrap_room":{room}"#
         );
-        let rids = if source.rids.is_empty() {
-            let rid = Uuid::new_v4().simple();
-            let _ = write!(tail, r#","rid":"{rid}""#);
-            counted(&rid.to_string(), source.prompts)
-        } else if let [rid] = &*source.rids {
-            counted(rid, source.prompts)
-        } else {
-            source.rids.clone()
+        let (rids, open) = match &*source.rids {
+            [] => (
+                write_rid(&mut tail, source),
+                [source.open.clone(), Bytes::new()],
+            ),
+            _ if ids == Ids::Fresh => (write_rid(&mut tail, source), source.without_rids()),
+            [rid] => (
+                counted(rid, source.listed),
+                [source.open.clone(), Bytes::new()],
+            ),
+            rids => (rids.to_vec(), [source.open.clone(), Bytes::new()]),
         };
         if let Some((rank, _)) = ranks {
             let _ = write!(tail, r#","disagg_prefill_dp_rank":{rank}"#);
@@ -64,6 +85,7 @@ impl Metadata {
             Bytes::from(tail)
         };
         Self {
+            open,
             prefill_tail: of_leg(prefill),
             decode_tail: of_leg(decode),
             rids,
@@ -71,10 +93,17 @@ impl Metadata {
     }
 }
 
-/// The ids that an engine makes of one for a batch.
-fn counted(rid: &str, prompts: usize) -> Vec<String> {
-    if prompts < 2 {
-        return vec![rid.to_owned()];
+/// Adds an id of the gateway's; the ids that engines make of it.
+fn write_rid(tail: &mut Vec<u8>, source: &OpenBody) -> Vec<String> {
+    let rid = Uuid::new_v4().simple();
+    let _ = write!(tail, r#","rid":"{rid}""#);
+    counted(&rid.to_string(), source.listed)
+}
+
+/// The ids that an engine makes of one: it counts where prompts are listed, even if there is one.
+fn counted(rid: &str, listed: Option<usize>) -> Vec<String> {
+    match listed {
+        None => vec![rid.to_owned()],
+        Some(prompts) => (0..prompts).map(|at| format!("{rid}_{at}")).collect(),
     }
-    (0..prompts).map(|at| format!("{rid}_{at}")).collect()
 }

@@ -8,7 +8,7 @@ use tracing::debug;
 
 use super::aborts::LegGuard;
 use super::coupling::Coupling;
-use super::metadata::Metadata;
+use super::metadata::{Ids, Metadata};
 use super::prefill::{PrefillCall, PrefillFailure, PrefillLeg, first_failure, owned_lines};
 use crate::balancer::{InFlight, record_blame};
 use crate::error::Error;
@@ -58,18 +58,25 @@ pub(in crate::proxy) async fn send(
     };
     let PairInFlight { prefill, decode } = pair;
     let watch = Watch::begin(request, attempts);
-    let metadata = Metadata::new(source, &prefill.worker, &decode.worker, &dispatcher.rooms);
+    let ids = if attempts.count == 0 {
+        Ids::Clients
+    } else {
+        Ids::Fresh
+    };
+    let pair = [&*prefill.worker, &*decode.worker];
+    let metadata = Metadata::new(source, pair, &dispatcher.rooms, ids);
+    let [start, end] = &metadata.open;
     let rids = Arc::new(metadata.rids);
     let guard = |worker: &Worker| dispatcher.aborts.guard(&worker.endpoint, &rids);
     let decode_guard = guard(&decode.worker);
-    let body = [&*source.open, &*metadata.decode_tail];
+    let body = [&**start, &**end, &*metadata.decode_tail];
     let call = PrefillCall {
         fleet: Arc::clone(&dispatcher.balancer.fleet),
         lane: request.context.lane,
         method: request.parts.method.clone(),
         path: request_head::path(request.parts, request.row.worker_path).into_owned(),
         headers: prefill_lines(dispatcher, request, &prefill.worker),
-        body: [source.open.clone(), metadata.prefill_tail],
+        body: [start.clone(), end.clone(), metadata.prefill_tail],
         watch,
         guard: guard(&prefill.worker),
         in_flight: prefill,
@@ -277,7 +284,7 @@ async fn send_decode(
     dispatcher: &Dispatcher,
     request: &ProxyRequest<'_>,
     worker: &Arc<Worker>,
-    body: [&[u8]; 2],
+    body: [&[u8]; 3],
     watch: Watch,
 ) -> DecodeEnd {
     let path = request_head::path(request.parts, request.row.worker_path);
@@ -285,7 +292,6 @@ async fn send_decode(
         .rules
         .head(&worker.endpoint, &request.parts.headers);
     let forwards = |name: &_| head.forwards_to_pair(name);
-    let [open, tail] = body;
     let call = Call {
         method: &request.parts.method,
         path: &path,
@@ -294,7 +300,7 @@ async fn send_decode(
             &forwards,
             request.context.request_id,
         ),
-        body: [open, tail, b""].into(),
+        body: body.into(),
         upgrade: None,
     };
     let sending = send_call(&worker.endpoint, request.context.lane, &call);
