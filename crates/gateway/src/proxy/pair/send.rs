@@ -20,7 +20,7 @@ use crate::proxy::refusal::message_in;
 use crate::proxy::request::ProxyRequest;
 use crate::proxy::request_head;
 use crate::proxy::worker_call::{Answer, Watch, no_answer, read_answer, send_call};
-use crate::upstream::{Call, ResponseBody};
+use crate::upstream::{Call, ResponseBody, UpstreamError};
 
 /// A request's shares of both workers of a pair.
 #[derive(Debug)]
@@ -306,6 +306,10 @@ async fn send_decode(
     let sending = send_call(&worker.endpoint, request.context.lane, &call);
     let fleet = &dispatcher.balancer.fleet;
     let (outcome, answer) = match watch.wait(fleet, worker, sending).await {
+        // Nothing that a client can read has come: another pair may answer.
+        Some(Ok(response)) if response.body().broke_ahead() => {
+            no_answer(dispatcher, worker, UpstreamError::NoResponse)
+        }
         Some(Ok(response)) => read_answer(response, worker).await,
         Some(Err(source)) => no_answer(dispatcher, worker, source),
         None => watch.timed_out(worker),
