@@ -62,7 +62,7 @@ coverage: $(BUILT) ## which lines of Python the unit and integration tests run
 	$(BIN)/python -m coverage report --skip-covered
 
 chaos: $(BUILT) ## faults drawn from a seed against real processes; SEED=7 FAULTS=1000 (about 15 a second)
-	SEED=$(SEED) FAULTS=$(FAULTS) $(BIN)/python -m pytest py_test/e2e/faults/test_chaos.py -s
+	SEED=$(SEED) FAULTS=$(FAULTS) $(BIN)/python -m pytest py_test/e2e/faults/test_chaos.py py_test/e2e/faults/test_chaos_pairs.py -s
 
 fuzz: ## a minute of every fuzz target by cargo-fuzz, or mutations of their corpus where it is not installed; FUZZ_SECS=600
 	@if cargo +nightly fuzz --version >/dev/null 2>&1; then \

@@ -18,6 +18,9 @@ from .sgl_model_gateway_rs import FleetTrace, fleet_option_defaults, fleet_polic
 # The numeric options of the simulated fleet. `speed`, `seed` and `changes` have flags of their own.
 _OPTIONS = {
     "workers": "workers",
+    "prefill": "prefill workers of a fleet of pairs, in place of --workers; 0: no pairs",
+    "decode": "decode workers of a fleet of pairs",
+    "transfer_ms_per_1k_tokens": "milliseconds that the KV cache of 1000 prompt tokens takes to its decode worker",
     "prefill_tps": "prompt tokens a worker computes per second",
     "kv_tokens": "prompt tokens a worker's prefix cache holds",
     "block_tokens": "tokens per block of the trace",
@@ -36,14 +39,18 @@ Replays a trace under several policies, in virtual time, and compares them.
 
 The trace is in Mooncake's format, a JSON object per line: timestamp (ms), input_length, output_length (tokens) and
 hash_ids, one per block of 512 prompt tokens. The policies are the gateway's own; each knows only what it routed and
-which requests have shown their first byte. Every worker is one prefill server with an LRU prefix cache.
+which requests have shown their first byte. Every worker is one prefill server with an LRU prefix cache. With --prefill
+and --decode the fleet is one of prefill/decode pairs; policies are then named prefill+decode.
 """
 _EXAMPLES = """\
   %(prog)s --trace trace.jsonl --workers 8
   %(prog)s --trace trace.jsonl --policy cache_aware,round_robin --speed 1,2 --plot plot.html
+  %(prog)s --trace trace.jsonl --prefill 2 --decode 3 --policy cache_aware+least_load,round_robin
   %(prog)s --trace trace.jsonl --fault 10000:60000:3:slow=20 --knowledge rules
 """
 _Item = TypeVar("_Item")
+# The gateway's own for pairs, and what they are compared with.
+_PAIRS = ("cache_aware+least_load", "round_robin+round_robin", "power_of_two+power_of_two")
 _REFERENCES = ("charge_", "sized_")
 _CHOICES = ", ".join(f"{name}K" for name in _REFERENCES)
 _EVENTS = ("leave", "join", "flush")
@@ -273,12 +280,14 @@ def _read(parser: argparse.ArgumentParser, args: argparse.Namespace) -> FleetTra
         parser.error(f"{args.trace}: {error}")
 
 
-def _chosen(parser: argparse.ArgumentParser, given: list[str]) -> list[str]:
+def _chosen(parser: argparse.ArgumentParser, given: list[str], *, pairs: bool) -> list[str]:
     known = fleet_policies()
-    names = dict.fromkeys(name for word in given for name in (known if word == "all" else [word]))
+    everything = _PAIRS if pairs else known
+    names = dict.fromkeys(name for word in given for name in (everything if word == "all" else [word]))
     if not names:
         parser.error(f"--policy: choose from {', '.join(known)}, {_CHOICES}, or all")
-    for name in names:
+    parts = [part for name in names for part in (name.split("+", 1) if pairs else [name])]
+    for name in parts:
         if name not in known and not name.startswith(_REFERENCES):
             hint = did_you_mean(name, known)
             parser.error(f"unknown policy '{name}' (choose from {', '.join(known)}, {_CHOICES}, or all){hint}")
@@ -297,7 +306,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     """
     parser = create_parser(prog)
     args = parser.parse_args(argv)
-    policies = _chosen(parser, args.policy)
+    policies = _chosen(parser, args.policy, pairs=args.prefill > 0)
     if not args.speed or not args.seed:
         parser.error("--speed and --seed need a value each")
     write = _plotter(parser, args.plot)
@@ -343,13 +352,13 @@ def _as_json(args: argparse.Namespace, trace: FleetTrace, runs: list[Run], optio
 
 def _as_text(args: argparse.Namespace, trace: FleetTrace, runs: list[Run]) -> str:
     order = "" if trace.was_sorted else ", sorted by time"
-    head = f"{args.trace.name}: {len(trace)} requests over {trace.span_secs:.0f} s{order}; {args.workers} workers"
+    fleet = f"{args.prefill} prefill and {args.decode} decode workers" if args.prefill else f"{args.workers} workers"
+    head = f"{args.trace.name}: {len(trace)} requests over {trace.span_secs:.0f} s{order}; {fleet}"
     parts = [head]
     for run in runs:
         busiest = max(report["busy"] for report in run["policies"])
-        parts.append(
-            f"\nspeed {run['speed']:g} (prefill up to {busiest:.0%} busy; TTFT in ms)\n{table(run['policies'])}"
-        )
+        shown = table(run["policies"], pairs=args.prefill > 0)
+        parts.append(f"\nspeed {run['speed']:g} (prefill up to {busiest:.0%} busy; TTFT in ms)\n{shown}")
     return "\n".join(parts)
 
 

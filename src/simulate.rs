@@ -8,7 +8,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use pythonize::pythonize;
 use serde_json::{Map, Value};
-use sim::fleet::{self, CandidatePolicy, FleetOptions, TraceError};
+use sim::fleet::{
+    self, CandidatePolicy, FleetOptions, PairPolicies, Report, TraceError, UnknownPolicy,
+};
 
 use crate::{convert, errors};
 
@@ -69,7 +71,35 @@ pub(crate) fn fleet_option_defaults(py: Python<'_>) -> PyResult<Bound<'_, PyAny>
     Ok(pythonize(py, &FleetOptions::default())?)
 }
 
-/// Replays a trace under one policy. `progress` is called with the number of requests that have
+/// What is replayed.
+enum Replay {
+    Workers(CandidatePolicy),
+    Pairs(PairPolicies),
+}
+
+impl Replay {
+    fn named(policy: &str, options: &FleetOptions) -> Result<Self, UnknownPolicy> {
+        if options.has_pairs() {
+            PairPolicies::named(policy).map(Self::Pairs)
+        } else {
+            CandidatePolicy::named(policy).map(Self::Workers)
+        }
+    }
+
+    fn run(
+        &self,
+        trace: &fleet::Trace,
+        options: &FleetOptions,
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Option<Report> {
+        match self {
+            Self::Workers(policy) => fleet::simulate(trace, options, policy, progress),
+            Self::Pairs(policies) => fleet::simulate_pairs(trace, options, policies, progress),
+        }
+    }
+}
+
+/// Replays a trace under one policy, `prefill+decode` for pairs. `progress` is called with the number of requests that have
 /// arrived.
 #[pyfunction]
 #[pyo3(signature = (trace, policy, progress = None, **options))]
@@ -83,7 +113,7 @@ pub(crate) fn simulate_fleet<'py>(
     let wrong = |error: &dyn std::error::Error| PyValueError::new_err(error.to_string());
     let options = fleet_options(py, options)?;
     options.check().map_err(|error| wrong(&error))?;
-    let candidate = CandidatePolicy::named(policy).map_err(|error| wrong(&error))?;
+    let replay = Replay::named(policy, &options).map_err(|error| wrong(&error))?;
     let progress = progress.map(|progress| progress.clone().unbind());
     let mut raised = None;
     let mut tell = |arrived: usize| {
@@ -100,7 +130,7 @@ pub(crate) fn simulate_fleet<'py>(
         }
         ControlFlow::Continue(())
     };
-    let report = py.detach(|| fleet::simulate(&trace.0, &options, &candidate, &mut tell));
+    let report = py.detach(|| replay.run(&trace.0, &options, &mut tell));
     if let Some(error) = raised {
         return Err(error);
     }

@@ -158,7 +158,6 @@ def test_both_say_what_one_worker_says(pair: Fleet, alone: SimWorker, path: str,
 
 
 LOGPROBS = {"return_logprob": True, "logprob_start_len": 0, "sampling_params": SAMPLING}
-TWICE = "the prefill worker gets `stream` twice, the client's and the gateway's, which a simulated worker refuses"
 
 
 @pytest.mark.parametrize("text", ["once", ["once", "upon"]])
@@ -168,7 +167,7 @@ TWICE = "the prefill worker gets `stream` twice, the client's and the gateway's,
         ("mini-lb", {}),
         ("mini-lb", {"stream": True}),
         ("gateway", {}),
-        pytest.param("gateway", {"stream": True}, marks=pytest.mark.xfail(reason=TWICE, strict=True)),
+        ("gateway", {"stream": True}),
     ],
 )
 def test_log_probabilities_of_the_prompt_are_the_prefill_workers(

@@ -76,6 +76,20 @@ def test_prefixes_are_found_again(trace: Path, capsys: pytest.CaptureFixture[str
     assert aware["ttft_mean_ms"] < by_turns["ttft_mean_ms"]
 
 
+def test_pairs_have_a_policy_for_each_role_and_times_to_the_last_token(
+    trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = ("--trace", trace, "--prefill", 2, "--decode", 3)
+    reports = as_json(capsys, *fleet)["runs"][0]["policies"]
+    assert reports[0]["policy"] == "cache_aware+least_load" and len(reports) == 3
+    assert all(0 < report["ttft_mean_ms"] < report["e2e_mean_ms"] and report["output_tps"] > 0 for report in reports)
+    simulate.main([*map(str, fleet), "--policy", "round_robin+random"])
+    said = capsys.readouterr().out
+    assert "2 prefill and 3 decode workers" in said and "tokens/s" in said
+    assert "unknown policy 'fastest'" in refused(capsys, *fleet, "--policy", "cache_aware+fastest")
+    assert "decode" in refused(capsys, "--trace", trace, "--prefill", 2)
+
+
 def test_every_policy_of_the_gateway_takes_part(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reports = as_json(capsys, "--trace", trace, "--speed", 20)["runs"][0]["policies"]
     assert [report["policy"] for report in reports] == fleet_policies()

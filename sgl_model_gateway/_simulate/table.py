@@ -30,6 +30,12 @@ _COLUMNS: tuple[_Column, ...] = (
     ("rejected", "rejected", _plain(0), min),
     ("us/decision", "decision_mean_us", _plain(2), None),
 )
+# Shown for pairs, where the last token is another worker's than the first.
+_ENDS: tuple[_Column, ...] = (
+    ("e2e mean", "e2e_mean_ms", _plain(0), min),
+    ("e2e p99", "e2e_p99_ms", _plain(0), min),
+    ("tokens/s", "output_tps", _plain(0), max),
+)
 # Shown only when something happened to workers.
 _CHURN: tuple[_Column, ...] = (
     ("rerouted", "rerouted", _plain(0), None),
@@ -39,10 +45,10 @@ _CHURN: tuple[_Column, ...] = (
 )
 
 
-def table(reports: list[Report]) -> str:
+def table(reports: list[Report], *, pairs: bool = False) -> str:
     """The reports as aligned text."""
     churned = any(report[field] for report in reports for _, field, _, _ in _CHURN)
-    columns = _COLUMNS + (_CHURN if churned else ())
+    columns = _COLUMNS + (_ENDS if pairs else ()) + (_CHURN if churned else ())
     cells = [["policy", *(report["policy"] for report in reports)]]
     for title, field, write, best in columns:
         cells.append([f"{title} ", *_marked([report[field] for report in reports], write, best)])

@@ -148,9 +148,14 @@ class Chaos:
                 reply = await client.ask(body)
                 self.asking.discard(request)
                 self.asked += 1
-                if not reply.ok:
+                if reply.ok:
+                    self.answered(body, reply)
+                else:
                     self.odd.append(Asked(reply, began, time.monotonic()))
                 await asyncio.sleep(0.01)
+
+    def answered(self, body: dict[str, Any], reply: Reply) -> None:
+        """A request was answered with a whole 200."""
 
     async def earlier_ones_end(self) -> None:
         """Until no request is under way that was so before: what a worker did is held against it at a request's end."""
@@ -170,17 +175,16 @@ class Chaos:
             await self.back(self.fleet)
             await getattr(self, fault.kind)()
         else:
-            await self.a_worker_to_spare()
-            slot = next(slot % FLEET for slot in range(fault.slot, 2 * FLEET) if slot % FLEET not in self.ill)
+            await until(lambda: self.to_spare(), "a worker to spare", 60)
+            spare = self.to_spare()
+            slot = next(slot % FLEET for slot in range(fault.slot, 2 * FLEET) if slot % FLEET in spare)
             self.ill.add(slot)
             self.tasks.append(asyncio.create_task(self.fall_ill(slot, fault)))
         self.done[fault.kind] += 1
 
-    async def a_worker_to_spare(self) -> None:
-        deadline = time.monotonic() + 60
-        while len(self.ill) >= FLEET - LEFT_ALONE:
-            assert time.monotonic() < deadline, f"no worker came back: {self.door.workers()}"
-            await asyncio.sleep(0.01)
+    def to_spare(self) -> set[int]:
+        """The slots of workers that may fall ill now."""
+        return {*range(FLEET)} - self.ill if len(self.ill) < FLEET - LEFT_ALONE else set()
 
     async def fall_ill(self, slot: int, fault: Fault) -> None:
         what: Callable[[Worker, float], Awaitable[None]] = getattr(self, fault.kind)

@@ -134,6 +134,11 @@ impl ResponseBody {
         Ok(())
     }
 
+    /// Whether it broke off while it was read ahead.
+    pub(crate) fn broke_ahead(&self) -> bool {
+        self.ahead.as_ref().is_some_and(|it| it.broken.is_some())
+    }
+
     /// What has been read ahead.
     pub(crate) fn ahead(&self) -> Option<&[u8]> {
         self.ahead.as_ref().map(|ahead| &*ahead.read)

@@ -95,6 +95,31 @@ impl CandidatePolicy {
     }
 }
 
+/// The policies of both roles, as `prefill+decode`.
+#[derive(Clone, Debug)]
+pub struct PairPolicies {
+    name: String,
+    pub(super) prefill: CandidatePolicy,
+    pub(super) decode: CandidatePolicy,
+}
+
+impl PairPolicies {
+    /// The two policies that are named so; one name is for both roles.
+    pub fn named(name: &str) -> Result<Self, UnknownPolicy> {
+        let (prefill, decode) = name.split_once('+').unwrap_or((name, name));
+        Ok(Self {
+            name: name.to_owned(),
+            prefill: CandidatePolicy::named(prefill)?,
+            decode: CandidatePolicy::named(decode)?,
+        })
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 /// The factor after the prefix; `None` inside: it follows the load.
 #[expect(
     clippy::option_option,

@@ -9,6 +9,10 @@
 //! Workers may be dead, slow, gray, fast-failing or flapping for a while. Requests are then routed by
 //! the gateway's own rules about failing workers, or by an oracle.
 //!
+//! A fleet of pairs has prefill and decode workers. A policy of each role chooses at a request's
+//! arrival, as in the gateway. The prompt is computed at the one worker, and after a time for the
+//! transfer of its KV cache the request decodes at the other.
+//!
 //! The model omits the network, retries of rejected requests, slow start, tokenizers (the policy sees a block
 //! of the trace as 64 bytes), and reuse of generated tokens.
 
@@ -17,6 +21,7 @@ mod faults;
 mod guards;
 mod options;
 mod oracle_policy;
+mod pairs;
 mod report;
 mod run;
 mod simulate;
@@ -25,9 +30,9 @@ mod tests;
 mod trace;
 mod worker;
 
-pub use candidate_policy::{CandidatePolicy, UnknownPolicy};
+pub use candidate_policy::{CandidatePolicy, PairPolicies, UnknownPolicy};
 pub use faults::{FaultKind, Knowledge, WorkerFault};
 pub use options::{Change, ChangeKind, FleetOptions};
 pub use report::Report;
-pub use simulate::simulate;
+pub use simulate::{simulate, simulate_pairs};
 pub use trace::{LineError, Trace, TraceError};

@@ -37,6 +37,12 @@ pub enum ChangeKind {
 pub struct FleetOptions {
     /// Number of workers.
     pub workers: usize,
+    /// Prefill workers of a fleet of pairs, in place of `workers`; 0 = no pairs.
+    pub prefill: usize,
+    /// Decode workers of a fleet of pairs.
+    pub decode: usize,
+    /// Milliseconds that the KV cache of 1000 prompt tokens takes to its decode worker.
+    pub transfer_ms_per_1k_tokens: f64,
     /// Arrival rate as a multiple of the recorded rate.
     pub speed: f64,
     /// Prefill speed of a worker, in prompt tokens per second.
@@ -77,6 +83,9 @@ impl Default for FleetOptions {
     fn default() -> Self {
         Self {
             workers: 8,
+            prefill: 0,
+            decode: 0,
+            transfer_ms_per_1k_tokens: 1.0,
             speed: 1.0,
             prefill_tps: 160_000.0,
             kv_tokens: 4000 * 512,
@@ -126,6 +135,13 @@ impl FleetOptions {
                 SHARE,
             ),
             ("output_scale", self.output_scale, 0.0, 1e6, AMOUNT),
+            (
+                "transfer_ms_per_1k_tokens",
+                self.transfer_ms_per_1k_tokens,
+                0.0,
+                1e6,
+                AMOUNT,
+            ),
             ("ttft_slo_ms", self.ttft_slo_ms, 0.0, 1e12, AMOUNT),
         ];
         for (field, value, least, most, why) in numbers {
@@ -144,6 +160,7 @@ impl FleetOptions {
                 return Err(SimError::option(field, value, COUNT));
             }
         }
+        self.check_pairs()?;
         for change in &self.changes {
             self.check_change(change)?;
         }
@@ -161,6 +178,25 @@ impl FleetOptions {
     pub(super) fn index_text(&self) -> Option<u64> {
         let blocks = self.index_tokens.div_ceil(self.block_tokens.into());
         (self.index_tokens > 0).then_some(blocks.saturating_mul(BLOCK as u64))
+    }
+
+    /// Whether there are pairs.
+    pub fn has_pairs(&self) -> bool {
+        self.prefill > 0
+    }
+
+    fn check_pairs(&self) -> Result<(), SimError> {
+        for (field, value) in [("prefill", self.prefill), ("decode", self.decode)] {
+            if value > 65_535 || (value > 0) != self.has_pairs() {
+                let why = "must be 0 for both roles, or for neither, and of sane size";
+                return Err(SimError::option(field, value, why));
+            }
+        }
+        if self.has_pairs() && !(self.changes.is_empty() && self.faults.is_empty()) {
+            let why = "must be 0 where there are changes or faults: pairs have none";
+            return Err(SimError::option("prefill", self.prefill, why));
+        }
+        Ok(())
     }
 
     fn check_change(&self, change: &Change) -> Result<(), SimError> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::options::FleetOptions;
+use super::trace::Trace;
 
 /// Intervals of the distribution in a report.
 const POINTS: usize = 200;
@@ -40,6 +41,12 @@ pub struct Report {
     pub ttft_p99_ms: f64,
     /// Maximum.
     pub ttft_max_ms: f64,
+    /// Mean time to last token of the requests that had one.
+    pub e2e_mean_ms: f64,
+    /// 99th percentile.
+    pub e2e_p99_ms: f64,
+    /// Output tokens per second, up to the last token.
+    pub output_tps: f64,
     /// Share of all requests with a first token within `ttft_slo_ms`.
     pub goodput: f64,
     /// Largest prefill work of a worker, divided by the mean.
@@ -75,6 +82,10 @@ pub(super) struct RunTotals {
     /// Times to first token, in seconds.
     pub(super) ttft: Vec<f64>,
     pub(super) last_token_at: f64,
+    /// Times to last token, in seconds.
+    pub(super) e2e: Vec<f64>,
+    output_tokens: f64,
+    ended_at: f64,
     pub(super) rejected: usize,
     pub(super) rerouted: usize,
     pub(super) cut: usize,
@@ -94,6 +105,20 @@ impl RunTotals {
         self.slowest_decision = self.slowest_decision.max(took);
     }
 
+    /// A request has its last token.
+    pub(super) fn finished(
+        &mut self,
+        trace: &Trace,
+        options: &FleetOptions,
+        request: usize,
+        now: f64,
+    ) {
+        self.e2e
+            .push(now - trace.at_ms(request) / 1000.0 / options.speed);
+        self.output_tokens += f64::from(trace.output(request)) * options.output_scale;
+        self.ended_at = now;
+    }
+
     /// The report, given the prefill work of each worker.
     pub(super) fn report(
         mut self,
@@ -103,6 +128,7 @@ impl RunTotals {
         options: &FleetOptions,
     ) -> Report {
         self.ttft.sort_by(f64::total_cmp);
+        self.e2e.sort_by(f64::total_cmp);
         let ms = |share: f64| quantile(&self.ttft, share) * 1000.0;
         let prompts: u64 = work.iter().map(|work| work.prompt_tokens).sum();
         let cached: u64 = work.iter().map(|work| work.cached_tokens).sum();
@@ -125,6 +151,9 @@ impl RunTotals {
             ttft_p90_ms: ms(0.9),
             ttft_p99_ms: ms(0.99),
             ttft_max_ms: ms(1.0),
+            e2e_mean_ms: ratio(self.e2e.iter().sum(), self.e2e.len() as f64) * 1000.0,
+            e2e_p99_ms: quantile(&self.e2e, 0.99) * 1000.0,
+            output_tps: ratio(self.output_tokens, self.ended_at),
             goodput: ratio(self.ttft.partition_point(in_time) as f64, requests as f64),
             imbalance: ratio(most.unwrap_or(0) as f64 * work.len() as f64, computed),
             busy: ratio(computed / options.prefill_tps, worker_time),

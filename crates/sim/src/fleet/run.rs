@@ -159,6 +159,7 @@ impl<'t> Fleet<'t> {
                 }
             }
             Some(Step::Finished(request)) => {
+                self.totals.finished(self.trace, self.options, request, now);
                 self.leases[request] = None;
                 self.end_attempt(request, Outcome::Answered(200), now);
             }
@@ -195,7 +196,9 @@ impl<'t> Fleet<'t> {
 
     /// The policy's choice among all members, or among those in these slots.
     fn choose(&mut self, request: usize, now: f64, slots: Option<&[usize]>) -> Option<Chosen> {
-        self.write_prompt(request);
+        let block_tokens = self.options.block_tokens;
+        self.trace
+            .write_prompt(request, block_tokens, &mut self.prompt);
         self.decisions += 1;
         let asked = Request {
             model: Some("sim"),
@@ -231,21 +234,6 @@ impl<'t> Fleet<'t> {
             uncached,
             lease,
         })
-    }
-
-    /// Writes a block of the index for each block of the trace. Tokens beyond the trace's blocks
-    /// become text that no other request shares.
-    fn write_prompt(&mut self, request: usize) {
-        self.prompt.clear();
-        for id in self.trace.ids(request) {
-            self.prompt
-                .extend_from_slice([id.to_le_bytes(); BLOCK / 8].as_flattened());
-        }
-        let tokens = self.trace.tokens(request, self.options.block_tokens);
-        let bytes = tokens * BLOCK as u64 / u64::from(self.options.block_tokens);
-        let own = (!(request as u64)).to_le_bytes();
-        let missing = (bytes as usize).saturating_sub(self.prompt.len());
-        self.prompt.extend(own.iter().cycle().take(missing));
     }
 
     fn change(&mut self, now: f64) {
@@ -476,7 +464,7 @@ impl<'t> Fleet<'t> {
     clippy::disallowed_methods,
     reason = "measures this machine, affects no result but the timing"
 )]
-fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+pub(super) fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let started = Instant::now();
     let done = work();
     (done, started.elapsed())

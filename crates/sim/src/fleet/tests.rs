@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use super::pairs::Pairs;
 use super::run::Fleet;
 use super::*;
 
@@ -383,4 +384,84 @@ fn faults_of_unknown_workers_and_impossible_sizes_are_refused_by_name() {
     ] {
         assert!(error.contains(field), "{error}");
     }
+}
+
+fn pairs(prefill: usize, decode: usize) -> FleetOptions {
+    FleetOptions {
+        prefill,
+        decode,
+        ..FleetOptions::default()
+    }
+}
+
+fn run_pairs(trace: &Trace, options: &FleetOptions, policies: &str) -> Report {
+    let go_on = &mut |_| ControlFlow::Continue(());
+    let policies = PairPolicies::named(policies).unwrap();
+    simulate_pairs(trace, options, &policies, go_on).unwrap()
+}
+
+#[test]
+fn first_token_of_a_pair_comes_after_prefill_and_transfer_and_the_last_after_decode() {
+    let options = FleetOptions {
+        transfer_ms_per_1k_tokens: 10.0,
+        decode_ms: 2.0,
+        ..pairs(1, 1)
+    };
+    let report = run_pairs(&trace(1, 1), &options, "round_robin+least_load");
+    // 512 tokens at 160 per ms, 10 ms for each 1000 of them, and 19 further tokens.
+    let first = 3.2 + 5.12;
+    assert!((report.ttft_max_ms - first).abs() < 1e-9, "{report:?}");
+    assert!(
+        (report.e2e_mean_ms - (first + 38.0)).abs() < 1e-9,
+        "{report:?}"
+    );
+    let per_second = 20.0 / (first + 38.0) * 1000.0;
+    assert!((report.output_tps - per_second).abs() < 1e-6, "{report:?}");
+}
+
+#[test]
+fn loads_of_pairs_hold_tokens_to_the_end_and_are_zero_then() {
+    let (trace, options) = (
+        trace(200, 13),
+        FleetOptions {
+            decode_ms: 1.0,
+            ..pairs(2, 3)
+        },
+    );
+    let policies = PairPolicies::named("cache_aware+least_load").unwrap();
+    let mut fleet = Pairs::new(&trace, &options, &policies);
+    fleet.route(0, 0.0);
+    assert_eq!(fleet.in_flight(), (2, 2 * 16));
+    // Prefill and transfer are over, decode is not.
+    fleet.run_until(0.01);
+    assert_eq!(fleet.in_flight(), (1, 16));
+    for request in 1..trace.len() {
+        let now = trace.at_ms(request) / 1000.0;
+        fleet.run_until(now);
+        fleet.route(request, now);
+    }
+    fleet.run_until(f64::MAX);
+    assert_eq!(fleet.in_flight(), (0, 0));
+}
+
+#[test]
+fn each_role_of_a_pair_follows_its_own_policy() {
+    let (trace, options) = (trace(400, 13), pairs(2, 3));
+    let hits = |policies| run_pairs(&trace, &options, policies).hit_ratio;
+    let (aware, robin) = (
+        hits("cache_aware+round_robin"),
+        hits("round_robin+cache_aware"),
+    );
+    assert!(aware > robin + 0.04, "{aware} {robin}");
+    assert!((hits("round_robin") - robin).abs() < 1e-12);
+    assert!(PairPolicies::named("round_robin+fastest").is_err());
+}
+
+#[test]
+fn pairs_need_workers_of_both_roles_and_have_no_faults() {
+    assert!(pairs(2, 0).check().is_err() && pairs(0, 2).check().is_err());
+    let mut options = pairs(1, 1);
+    options.check().unwrap();
+    options.changes = vec![change(1.0, 0, ChangeKind::Leave)];
+    assert!(options.check().is_err());
 }

@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 use std::path::Path;
 
+use routing::prefix::BLOCK;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -172,6 +173,20 @@ impl Trace {
     /// Ids of the blocks.
     pub(super) fn ids(&self, request: usize) -> &[u64] {
         &self.ids[self.rows[request].blocks.clone()]
+    }
+
+    /// Writes a block of a policy's index for each block of the trace. Tokens beyond the trace's
+    /// blocks become text that no other request shares.
+    pub(super) fn write_prompt(&self, request: usize, block_tokens: u32, to: &mut Vec<u8>) {
+        to.clear();
+        for id in self.ids(request) {
+            to.extend_from_slice([id.to_le_bytes(); BLOCK / 8].as_flattened());
+        }
+        let tokens = self.tokens(request, block_tokens);
+        let bytes = tokens * BLOCK as u64 / u64::from(block_tokens);
+        let own = (!(request as u64)).to_le_bytes();
+        let missing = (bytes as usize).saturating_sub(to.len());
+        to.extend(own.iter().cycle().take(missing));
     }
 
     /// Pages of the blocks, as a prefix cache has them.

@@ -393,3 +393,22 @@ async fn the_bootstrap_server_answers_health() {
     let info = get(&pair.prefill, "/server_info").await.json();
     assert_eq!(info["disaggregation_bootstrap_port"], port);
 }
+
+#[tokio::test]
+async fn a_list_of_one_prompt_has_a_counted_request_id() {
+    let (pair, alone) = (Pair::start(), started());
+    for (text, id) in [(r#""a""#, "mine"), (r#"["a"]"#, "mine_0")] {
+        let fields = pair.fields("7");
+        let body = format!(r#"{{"text":{text},"rid":"mine",{fields}}}"#);
+        let both = pair.both("/generate", &body).await;
+        let replies = [
+            both.prefill,
+            both.decode,
+            post(&alone, "/generate", &body).await,
+        ];
+        for reply in replies.map(|reply| reply.json()) {
+            let first = reply.get(0).unwrap_or(&reply);
+            assert_eq!(first["meta_info"]["id"], id, "{reply}");
+        }
+    }
+}

@@ -20,11 +20,13 @@ pub(in crate::proxy) struct OpenBody {
     /// engines. Another field may follow as it stands.
     pub(in crate::proxy) open: Bytes,
     /// The same without `stream`, where the prefill worker's answer is wanted: that comes whole.
-    pub(in crate::proxy) unstreamed: Option<Bytes>,
+    pub(in crate::proxy) unstreamed: Option<Box<Self>>,
     /// The request ids that the client gives.
     pub(in crate::proxy) rids: Vec<String>,
-    /// Prompts of a batch; 1 for a request that is no list.
-    pub(in crate::proxy) prompts: usize,
+    /// Where in `open` they stand, with the comma behind them.
+    rid: Range<usize>,
+    /// Prompts of a list, which may be one; `None` for a request that is no list.
+    pub(in crate::proxy) listed: Option<usize>,
     /// Answers to each prompt.
     pub(in crate::proxy) samples: u64,
     /// It asks `/generate` for log probabilities of its prompt.
@@ -42,6 +44,8 @@ struct Found {
     ends_in_member: bool,
     end: usize,
     rid: Range<usize>,
+    /// From the member that holds it to the next one, if there is one.
+    rid_member: Range<usize>,
     samples: Range<usize>,
     sampling: Range<usize>,
     logprobs: LogprobFields,
@@ -65,22 +69,35 @@ impl OpenBody {
     /// # Errors
     /// When it is none.
     pub(super) fn read(body: &Bytes) -> Result<Self, SyntaxError> {
-        let found = Found::read(body, steers)?;
+        let mut read = Self::read_less(body, steers)?;
+        if read.prompt_logprobs || read.echoed_logprobs {
+            let unstreamed = Self::read_less(body, |name| steers(name) || name == b"stream")?;
+            read.unstreamed = Some(Box::new(unstreamed));
+        }
+        Ok(read)
+    }
+
+    /// The same less the members whose names are `cut`.
+    fn read_less(body: &Bytes, cut: fn(&[u8]) -> bool) -> Result<Self, SyntaxError> {
+        let found = Found::read(body, cut)?;
         let raw = |range: &Range<usize>| body.get(range.clone()).unwrap_or_default();
+        let open = found.open(body);
         Ok(Self {
             rids: names(raw(&found.rid)),
-            prompts: found
-                .prompts
-                .iter()
-                .map(|list| prompts(raw(list)))
-                .max()
-                .unwrap_or(1),
+            rid: found.rid_in(&open),
+            listed: found.prompts.iter().find_map(|list| prompts(raw(list))),
             samples: samples(raw(&found.samples), raw(&found.sampling)),
             prompt_logprobs: found.logprobs.of_prompt(body),
             echoed_logprobs: found.logprobs.echoed(body),
-            unstreamed: found.unstreamed(body)?,
-            open: found.open(body),
+            unstreamed: None,
+            open,
         })
+    }
+
+    /// `open` in two parts, between which the client's request ids are left out.
+    pub(in crate::proxy) fn without_rids(&self) -> [Bytes; 2] {
+        let Range { start, end } = self.rid.clone();
+        [self.open.slice(..start), self.open.slice(end..)]
     }
 
     /// The same; a large body is read on the CPU pool, for it would hold up every stream of the
@@ -127,6 +144,7 @@ impl Found {
     ) -> Result<(), SyntaxError> {
         scanner.peek();
         let start = scanner.at();
+        self.rid_member.end = self.rid_member.end.min(start);
         let name = scanner.key()?;
         let name = decoded(scanner.slice(name));
         let value = scanner.value(&mut Skip)?;
@@ -137,7 +155,10 @@ impl Found {
         }
         let [text, input_ids, prompt] = &mut self.prompts;
         let field = match &*name {
-            b"rid" => &mut self.rid,
+            b"rid" => {
+                self.rid_member = start..usize::MAX;
+                &mut self.rid
+            }
             b"n" => &mut self.samples,
             b"sampling_params" => &mut self.sampling,
             b"text" => text,
@@ -152,14 +173,6 @@ impl Found {
         };
         *field = value;
         Ok(())
-    }
-
-    fn unstreamed(&self, body: &Bytes) -> Result<Option<Bytes>, SyntaxError> {
-        if !self.logprobs.of_prompt(body) && !self.logprobs.echoed(body) {
-            return Ok(None);
-        }
-        let found = Self::read(body, |name| steers(name) || name == b"stream")?;
-        Ok(Some(found.open(body)))
     }
 
     fn open(&self, body: &Bytes) -> Bytes {
@@ -177,6 +190,14 @@ impl Found {
             open.push(b',');
         }
         open.into()
+    }
+
+    /// Where the client's request ids stand in what `open` gives.
+    fn rid_in(&self, open: &[u8]) -> Range<usize> {
+        let Range { start, end } = self.rid_member;
+        let before = self.cuts.iter().filter(|cut| cut.end <= start);
+        let shift: usize = before.map(ExactSizeIterator::len).sum();
+        start - shift..(end - shift).min(open.len())
     }
 }
 
@@ -230,11 +251,11 @@ fn names(json: &[u8]) -> Vec<String> {
     }
 }
 
-/// How many prompts a field holds: the elements of a list of strings or of lists.
-fn prompts(json: &[u8]) -> usize {
+/// How many prompts a field holds, if it is a list of strings or of lists.
+fn prompts(json: &[u8]) -> Option<usize> {
     let mut scanner = Scanner::new(json);
     if !scanner.pass(b'[') || !matches!(scanner.peek(), Some(b'"' | b'[')) {
-        return 1;
+        return None;
     }
     let mut count = 0;
     while scanner.value(&mut Skip).is_ok() {
@@ -243,7 +264,7 @@ fn prompts(json: &[u8]) -> usize {
             break;
         }
     }
-    count.max(1)
+    Some(count)
 }
 
 /// Answers to each prompt, by OpenAI's `n` or by SGLang's sampling parameters, one or a list.
@@ -311,24 +332,28 @@ mod tests {
     #[test]
     fn prompts_and_samples_are_counted_in_every_form() {
         for (body, prompts, samples) in [
-            (r#"{"text":"a"}"#, 1, 1),
-            (r#"{"text":["a","b,]"],"sampling_params":{"n":2}}"#, 2, 2),
-            (r#"{"input_ids":[1,2,3]}"#, 1, 1),
-            (r#"{"input_ids":[[1],[2,3],[]]}"#, 3, 1),
-            (r#"{"prompt":["a"],"n":4}"#, 1, 4),
-            (r#"{"prompt":[],"n":null}"#, 1, 1),
-            (r#"{"prompt":"a","n":"2"}"#, 1, 2),
-            (r#"{"prompt":"a","n":2.0}"#, 1, 2),
-            (r#"{"text":"a","sampling_params":{"n":3e0}}"#, 1, 2),
+            (r#"{"text":"a"}"#, None, 1),
+            (
+                r#"{"text":["a","b,]"],"sampling_params":{"n":2}}"#,
+                Some(2),
+                2,
+            ),
+            (r#"{"input_ids":[1,2,3]}"#, None, 1),
+            (r#"{"input_ids":[[1],[2,3],[]]}"#, Some(3), 1),
+            (r#"{"prompt":["a"],"n":4}"#, Some(1), 4),
+            (r#"{"prompt":[],"n":null}"#, None, 1),
+            (r#"{"prompt":"a","n":"2"}"#, None, 2),
+            (r#"{"prompt":"a","n":2.0}"#, None, 2),
+            (r#"{"text":"a","sampling_params":{"n":3e0}}"#, None, 2),
             (
                 r#"{"text":["a","b"],"sampling_params":[{"n":1},{"n":3}]}"#,
-                2,
+                Some(2),
                 3,
             ),
         ] {
             let source = read(body);
             assert_eq!(
-                (source.prompts, source.samples),
+                (source.listed, source.samples),
                 (prompts, samples),
                 "{body}"
             );
@@ -375,5 +400,22 @@ mod tests {
         assert_eq!(read(r#"{"rid":"a\u0062"}"#).rids, ["ab"]);
         assert_eq!(read(r#"{"rid":["a","b"]}"#).rids, ["a", "b"]);
         assert!(read(r#"{"rid":null}"#).rids.is_empty());
+    }
+
+    #[test]
+    fn request_ids_of_the_client_can_be_left_out() {
+        for body in [
+            r#"{"rid":"a","text":"x"}"#,
+            r#"{"text":"x" , "rid":["a","b"] }"#,
+            r#"{"bootstrap_room":7, "rid":"a", "text":"x"}"#,
+            r#"{"routed_dp_rank":0,"text":"x","rid":"a","bootstrap_room":7}"#,
+            r#"{"text":"x"}"#,
+        ] {
+            let [start, end] = read(body).without_rids();
+            let text = [&*start, &end, br#""ours":1}"#].concat();
+            let spliced: Value = serde_json::from_slice(&text).unwrap();
+            let expected = serde_json::json!({"text": "x", "ours": 1});
+            assert_eq!(spliced, expected, "{body}");
+        }
     }
 }

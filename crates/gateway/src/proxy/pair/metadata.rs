@@ -19,9 +19,33 @@ pub(super) struct PairWorkers {
     pub(super) decode: Arc<Worker>,
 }
 
+/// Which ids the request has at the engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ids {
+    /// The client's, where it gives some.
+    Clients,
+    /// New ones. An engine that still has the attempt before refuses its ids, and an abort of that
+    /// one would end this one, too.
+    Fresh,
+}
+
+impl Ids {
+    /// After so many attempts.
+    pub(super) fn of_attempt(attempts: u32) -> Self {
+        if attempts == 0 {
+            Self::Clients
+        } else {
+            Self::Fresh
+        }
+    }
+}
+
 /// The fields of one attempt: where decode finds prefill, and by which ids it can be ended.
 #[derive(Debug)]
 pub(super) struct Metadata {
+    /// The client's fields, in two parts each.
+    pub(super) prefill_open: [Bytes; 2],
+    pub(super) decode_open: [Bytes; 2],
     /// The ends of both bodies, their closing braces included.
     pub(super) prefill_tail: Bytes,
     pub(super) decode_tail: Bytes,
@@ -36,19 +60,20 @@ impl Metadata {
         source: &OpenBody,
         workers: &PairWorkers,
         rooms: &Rooms,
+        ids: Ids,
         keep: Keep,
-        attempts: u32,
     ) -> Self {
         let PairWorkers { prefill, decode } = workers;
+        let prompts = source.listed.unwrap_or(1);
         let endpoint = &prefill.endpoint;
         let port = endpoint.config.load().spec.bootstrap_port;
         let port = port.unwrap_or_else(|| endpoint.model_info.load().bootstrap_port());
         let ranks = prefill.rank().map(|rank| (rank, endpoint.ranks()));
         let room = match ranks {
-            None => rooms.reserve(source.prompts),
+            None => rooms.reserve(prompts),
             // A prefill engine derives the rank from the room, unless another one is named.
             Some((rank, of)) => {
-                let first = rooms.reserve(source.prompts + of);
+                let first = rooms.reserve(prompts + of);
                 let (rank, of) = (rank as u64, of as u64);
                 first + (rank + of - first % of) % of
             }
@@ -60,15 +85,11 @@ impl Metadata {
             tail,
             r#""bootstrap_host":{host},"bootstrap_port":{port},"bootstrap_room":{room}"#
         );
-        // Another attempt would meet what is left of the one before under the client's id.
-        let rids = if source.rids.is_empty() || attempts > 0 {
-            let rid = Uuid::new_v4().simple();
-            let _ = write!(tail, r#","rid":"{rid}""#);
-            counted(&rid.to_string(), source.prompts)
-        } else if let [rid] = &*source.rids {
-            counted(rid, source.prompts)
-        } else {
-            source.rids.clone()
+        let fresh = source.rids.is_empty() || ids == Ids::Fresh;
+        let rids = match &*source.rids {
+            _ if fresh => write_rid(&mut tail, source),
+            [rid] => counted(rid, source.listed),
+            rids => rids.to_vec(),
         };
         if let Some((rank, _)) = ranks {
             let _ = write!(tail, r#","disagg_prefill_dp_rank":{rank}"#);
@@ -79,12 +100,19 @@ impl Metadata {
             tail.extend_from_slice(last.as_bytes());
             Bytes::from(tail)
         };
+        let kept = keep == Keep::Answer;
+        let open = |other: Option<&OpenBody>| match other.unwrap_or(source) {
+            it if fresh => it.without_rids(),
+            it => [it.open.clone(), Bytes::new()],
+        };
         // What is kept of the prefill worker's answer must come whole.
         let last = match keep {
             Keep::Answer => r#","stream":false}"#,
             Keep::Nothing => "}",
         };
         Self {
+            prefill_open: open(source.unstreamed.as_deref().filter(|_| kept)),
+            decode_open: open(None),
             prefill_tail: of_leg(prefill, last),
             decode_tail: of_leg(decode, "}"),
             rids,
@@ -92,10 +120,17 @@ impl Metadata {
     }
 }
 
-/// The ids that an engine makes of one for a batch.
-fn counted(rid: &str, prompts: usize) -> Vec<String> {
-    if prompts < 2 {
-        return vec![rid.to_owned()];
+/// Adds an id of the gateway's; the ids that engines make of it.
+fn write_rid(tail: &mut Vec<u8>, source: &OpenBody) -> Vec<String> {
+    let rid = Uuid::new_v4().simple();
+    let _ = write!(tail, r#","rid":"{rid}""#);
+    counted(&rid.to_string(), source.listed)
+}
+
+/// The ids that an engine makes of one: it counts where prompts are listed, even if there is one.
+fn counted(rid: &str, listed: Option<usize>) -> Vec<String> {
+    match listed {
+        None => vec![rid.to_owned()],
+        Some(prompts) => (0..prompts).map(|at| format!("{rid}_{at}")).collect(),
     }
-    (0..prompts).map(|at| format!("{rid}_{at}")).collect()
 }

@@ -42,7 +42,7 @@ pub(super) struct PrefillCall {
     pub(super) path: String,
     /// The lines that go to the worker, the gateway's included.
     pub(super) headers: HeaderMap,
-    pub(super) body: [Bytes; 2],
+    pub(super) body: [Bytes; 3],
     pub(super) keep: Keep,
     pub(super) watch: Watch,
     pub(super) in_flight: InFlight,
@@ -66,7 +66,6 @@ impl PrefillCall {
                 ..
             } = self;
             let worker = Arc::clone(&in_flight.worker);
-            let [open, tail] = &self.body;
             let call = Call {
                 method: &self.method,
                 path: &self.path,
@@ -75,7 +74,7 @@ impl PrefillCall {
                     forwards: &|_| true,
                     added: [None; 3],
                 },
-                body: [&**open, tail, b""].into(),
+                body: self.body.each_ref().map(|part| &**part).into(),
                 upgrade: None,
             };
             let sending = send_call(&worker.endpoint, self.lane, &call);

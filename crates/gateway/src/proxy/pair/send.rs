@@ -12,7 +12,7 @@ use super::aborts::LegGuard;
 use super::coupling::Coupling;
 use super::merge::PrefillPart;
 use super::merging::Merging;
-use super::metadata::{Metadata, PairWorkers};
+use super::metadata::{Ids, Metadata, PairWorkers};
 use super::prefill::{Keep, PrefillCall, PrefillFailure, PrefillLeg, first_failure, owned_lines};
 use crate::balancer::{InFlight, record_blame};
 use crate::error::Error;
@@ -25,7 +25,7 @@ use crate::proxy::request::ProxyRequest;
 use crate::proxy::request_head;
 use crate::proxy::sse::is_event_stream;
 use crate::proxy::worker_call::{Answer, Watch, no_answer, read_answer, send_call};
-use crate::upstream::{Call, ResponseBody};
+use crate::upstream::{Call, ResponseBody, UpstreamError};
 
 /// A request's shares of both workers of a pair.
 #[derive(Debug)]
@@ -65,24 +65,25 @@ pub(in crate::proxy) async fn send(
     let watch = Watch::begin(request, attempts);
     let part = PrefillPart::of(source, request.row.label);
     let keep = part.map_or(Keep::Nothing, |_| Keep::Answer);
+    let ids = Ids::of_attempt(attempts.count);
     let workers = PairWorkers {
         prefill: Arc::clone(&prefill.worker),
         decode: Arc::clone(&decode.worker),
     };
-    let metadata = Metadata::new(source, &workers, &dispatcher.rooms, keep, attempts.count);
+    let metadata = Metadata::new(source, &workers, &dispatcher.rooms, ids, keep);
     let rids = Arc::new(metadata.rids);
     let guard = |worker: &Worker| dispatcher.aborts.guard(&worker.endpoint, &rids);
     let decode_guard = guard(&decode.worker);
-    let body = [&*source.open, &*metadata.decode_tail];
-    let prefill_open = source.unstreamed.as_ref().filter(|_| part.is_some());
-    let prefill_open = prefill_open.unwrap_or(&source.open);
+    let [start, end] = &metadata.decode_open;
+    let body = [&**start, &**end, &*metadata.decode_tail];
+    let [prefill_start, prefill_end] = metadata.prefill_open;
     let call = PrefillCall {
         fleet: Arc::clone(&dispatcher.balancer.fleet),
         lane: request.context.lane,
         method: request.parts.method.clone(),
         path: request_head::path(request.parts, request.row.worker_path).into_owned(),
         headers: prefill_lines(dispatcher, request, &prefill.worker),
-        body: [prefill_open.clone(), metadata.prefill_tail],
+        body: [prefill_start, prefill_end, metadata.prefill_tail],
         keep,
         watch,
         guard: guard(&prefill.worker),
@@ -328,7 +329,7 @@ async fn send_decode(
     dispatcher: &Dispatcher,
     request: &ProxyRequest<'_>,
     worker: &Arc<Worker>,
-    body: [&[u8]; 2],
+    body: [&[u8]; 3],
     watch: Watch,
 ) -> DecodeEnd {
     let path = request_head::path(request.parts, request.row.worker_path);
@@ -336,7 +337,6 @@ async fn send_decode(
         .rules
         .head(&worker.endpoint, &request.parts.headers);
     let forwards = |name: &_| head.forwards_unsteered(name);
-    let [open, tail] = body;
     let call = Call {
         method: &request.parts.method,
         path: &path,
@@ -345,12 +345,16 @@ async fn send_decode(
             &forwards,
             request.context.request_id,
         ),
-        body: [open, tail, b""].into(),
+        body: body.into(),
         upgrade: None,
     };
     let sending = send_call(&worker.endpoint, request.context.lane, &call);
     let fleet = &dispatcher.balancer.fleet;
     let (outcome, answer) = match watch.wait(fleet, worker, sending).await {
+        // Nothing that a client can read has come: another pair may answer.
+        Some(Ok(response)) if response.body().broke_ahead() => {
+            no_answer(dispatcher, worker, UpstreamError::NoResponse)
+        }
         Some(Ok(response)) => read_answer(response, worker).await,
         Some(Err(source)) => no_answer(dispatcher, worker, source),
         None => watch.timed_out(worker),

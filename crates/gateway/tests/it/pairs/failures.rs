@@ -67,6 +67,17 @@ fn faults() -> Vec<(&'static str, Vec<Step>, u16, bool)> {
             true,
         ),
         (
+            "cut in its first event",
+            vec![
+                text(
+                    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n9\r\ndata: {\"t",
+                ),
+                Step::Close,
+            ],
+            502,
+            true,
+        ),
+        (
             "error frame",
             vec![
                 events(&[r#"{"error":{"message":"boom","code":500}}"#, "[DONE]"]),

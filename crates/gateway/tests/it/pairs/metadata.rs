@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::stage::{asked, body, doing, pair_options};
-use crate::support::{Worker, ok, post, posting, raw, start_with};
+use super::stage::{aborted, asked, body, doing, pair_options};
+use crate::support::{
+    Client, Step, Worker, json as answering, ok, post, posting, raw, start_with, until,
+};
 
 async fn pair() -> (Worker, Worker) {
     (doing(ok()).await, doing(ok()).await)
@@ -71,6 +73,41 @@ async fn clients_request_id_stays() {
     let gateway = start_with(pair_options(&[&prefill], &[&decode])).await;
     post(&gateway, "/generate", r#"{"text":"x","rid":"mine"}"#).await;
     assert_eq!(body(&asked(&decode)[0])["rid"], "mine");
+}
+
+#[tokio::test]
+async fn attempts_behind_the_first_have_other_ids_than_the_client_gives() {
+    let (faulty, good) = (doing(answering(500, "{}")).await, doing(ok()).await);
+    let decode = doing(ok()).await;
+    let mut options = pair_options(&[&faulty, &good], &[&decode]);
+    options.retry_initial_backoff_ms = 1;
+    let gateway = start_with(options).await;
+    let sent = r#"{"rid":"mine","text":"x"}"#;
+    while asked(&faulty).is_empty() {
+        assert_eq!(post(&gateway, "/generate", sent).await.status, 200);
+    }
+    let again = asked(&good).pop().unwrap();
+    let text = String::from_utf8(again.body.clone()).unwrap();
+    assert_eq!(text.matches("\"rid\"").count(), 1, "{text}");
+    let rid = body(&again)["rid"].clone();
+    assert_eq!(rid.as_str().unwrap().len(), 32, "{text}");
+    assert_eq!(body(&asked(&decode).pop().unwrap())["rid"], rid);
+}
+
+#[tokio::test]
+async fn list_of_one_prompt_is_ended_by_the_id_that_engines_count() {
+    let (prefill, decode) = (doing(ok()).await, doing(vec![Step::Hang]).await);
+    let gateway = start_with(pair_options(&[&prefill], &[&decode])).await;
+    for sent in [r#"{"text":["x"],"rid":"mine"}"#, r#"{"prompt":["x"]}"#] {
+        let before = asked(&decode).len();
+        let mut client = Client::to(&gateway).await;
+        client.send(&posting("/generate", "", sent)).await;
+        until(|| async { asked(&decode).len() > before }).await;
+        drop(client);
+        let rid = body(&asked(&decode).pop().unwrap())["rid"].clone();
+        let id = format!("{}_0", rid.as_str().unwrap());
+        until(|| async { aborted(&decode).contains(&id) }).await;
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Prefill/decode pairs: one request at two workers.
 
+mod chaos;
 mod failures;
 mod logprobs;
 mod metadata;

@@ -184,10 +184,11 @@ impl InferenceRequest {
 
     /// Gives each prompt its request id.
     pub(crate) fn name_prompts(&mut self, worker: &Worker) -> Vec<Arc<str>> {
-        let count = self.prompts.len();
+        let (count, is_list) = (self.prompts.len(), self.is_list);
         let given = self.routing.rids.take();
         let rid = |at: usize| match &given {
-            Some(OneOrMany::One(rid)) if count == 1 => rid.clone(),
+            // A list of one prompt is a list, too.
+            Some(OneOrMany::One(rid)) if !is_list => rid.clone(),
             Some(OneOrMany::One(rid)) => format!("{rid}_{at}"),
             Some(OneOrMany::Many(rids)) if at < rids.len() => rids[at].clone(),
             _ => worker.new_rid().to_string(),
@@ -201,7 +202,7 @@ impl InferenceRequest {
     fn rid(&self, worker: &Worker, start: &PromptStart, index: usize) -> Arc<str> {
         let total = start.copies * self.prompts.len();
         match &self.routing.rids {
-            Some(OneOrMany::One(rid)) if total == 1 => rid.as_str().into(),
+            Some(OneOrMany::One(rid)) if total == 1 && !self.is_list => rid.as_str().into(),
             Some(OneOrMany::One(rid)) => format!("{rid}_{index}").into(),
             Some(OneOrMany::Many(rids)) => match rids.get(start.prompt_index) {
                 Some(rid) => rid.as_str().into(),
