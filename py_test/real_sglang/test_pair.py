@@ -178,48 +178,36 @@ def test_client_that_leaves_ends_both_legs(pair: Pair) -> None:
     assert time.monotonic() - left < 2
 
 
-def test_killed_decode_worker_is_an_error_at_once_and_frees_prefill(pair: Pair) -> None:
-    body = {"text": "Long", "sampling_params": {"max_new_tokens": 1900, "ignore_eos": True}}
+def asked_while_killing(pair: Pair, victim: Engine, path: str, body: Any) -> None:
+    """A worker of the pair is killed while decode has the request; the client reads of it within two seconds."""
     killed = 0.0
 
     def kill() -> None:
         nonlocal killed
-        wait_for(lambda: pair.decode.running() > 0, "decode runs", 10.0)
+        wait_for(lambda: pair.decode.running() > 0, "decode has the request", 10.0)
         killed = time.monotonic()
-        pair.decode.kill()
+        victim.kill()
 
     thread = threading.Thread(target=kill)
     thread.start()
-    code, _ = ask(pair.url, "/generate", body)
+    code, _ = ask(pair.url, path, body)
     ended = time.monotonic()
     thread.join()
     assert code in (502, 503)
     assert ended - killed < 2
-    wait_for(lambda: pair.prefill.running() == 0, "prefill is free", 2.0)
-    pair.decode.start()
-    pair.decode.wait()
+    other = pair.decode if victim is pair.prefill else pair.prefill
+    wait_for(lambda: other.running() == 0, "the other engine is free", 2.0)
+    victim.start()
+    victim.wait()
     wait_for(lambda: ask(pair.url, *REQUESTS[0])[0] == 200, "the pair serves again", 60.0)
+
+
+def test_killed_decode_worker_is_an_error_at_once_and_frees_prefill(pair: Pair) -> None:
+    body = {"text": "Long", "sampling_params": {"max_new_tokens": 1900, "ignore_eos": True}}
+    asked_while_killing(pair, pair.decode, "/generate", body)
 
 
 def test_killed_prefill_worker_is_an_error_at_once_and_frees_decode(pair: Pair) -> None:
     # A paused engine holds what it is sent.
     ask(pair.prefill.url, "/pause_generation", {"mode": "in_place"})
-    killed = 0.0
-
-    def kill() -> None:
-        nonlocal killed
-        wait_for(lambda: pair.decode.running() > 0, "decode waits", 10.0)
-        killed = time.monotonic()
-        pair.prefill.kill()
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    code, _ = ask(pair.url, *REQUESTS[0])
-    ended = time.monotonic()
-    thread.join()
-    assert code in (502, 503)
-    assert ended - killed < 2
-    wait_for(lambda: pair.decode.running() == 0, "decode is free", 2.0)
-    pair.prefill.start()
-    pair.prefill.wait()
-    wait_for(lambda: ask(pair.url, *REQUESTS[0])[0] == 200, "the pair serves again", 60.0)
+    asked_while_killing(pair, pair.prefill, *REQUESTS[0])

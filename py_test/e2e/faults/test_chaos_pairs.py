@@ -11,15 +11,15 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from support.client import Client, Reply, generate, get_json
+from support.client import Reply, get_json
 from support.ports import free_port
 from support.waiting import wait_for
 from support.workers import Worker
 
-from .test_chaos import FAULTS, FLAGS, FLEET, LARGER_THAN_BUFFERS, SEED, Asked, Chaos, check, schedule
+from .test_chaos import FAULTS, FLAGS, FLEET, LARGER_THAN_BUFFERS, SEED, Chaos, check, schedule
 
 PREFILL = 2
 SLOW = {"decode_step_base_ms": 3, "disconnect_check_s": 600, "bootstrap_timeout_s": 600, "waiting_timeout_s": 600}
@@ -27,6 +27,8 @@ SLOW = {"decode_step_base_ms": 3, "disconnect_check_s": 600, "bootstrap_timeout_
 
 @dataclass
 class PairChaos(Chaos):
+    # Two pairs are enough to know.
+    poisoned: ClassVar[range] = range(2, 5)
     texts: dict[str, str] = field(default_factory=dict)
     """The longest answer to each prompt; the text follows from the prompt."""
 
@@ -52,20 +54,6 @@ class PairChaos(Chaos):
     async def refuse_credentials(self, worker: Worker, size: float) -> None:
         """A pair's 401 is the client's answer."""
         await self.server_errors(worker, size)
-
-    async def poison(self) -> None:
-        """Two pairs are enough to know."""
-        before = [worker.stats()["faulted"] for worker in self.fleet]
-        for worker in self.fleet:
-            worker.set_faults(only_text="poison", close_before_headers=True)
-        async with Client(self.door.url) as client:
-            reply = await client.ask(generate(text="poison"))
-        hit = [worker.stats()["faulted"] > count for worker, count in zip(self.fleet, before, strict=True)]
-        for worker in self.fleet:
-            worker.set_faults()
-        assert Asked(reply, 0, 0).took_for_deadly(), reply
-        assert 2 <= sum(hit) <= 4, hit
-        await self.back(self.fleet)
 
 
 def legs(worker: Worker) -> Iterator[int]:

@@ -124,7 +124,7 @@ async fn send_once(
             }
             (outcome, answer)
         }
-        Some(Err(source)) => no_answer(dispatcher, worker, source),
+        Some(Err(source)) => no_answer(&dispatcher.metrics, worker, source),
         None => watch.timed_out(worker),
     }
 }

@@ -8,7 +8,6 @@ use routing::Outcome;
 use tokio::time::{Instant, timeout_at};
 
 use super::attempts::Attempts;
-use super::dispatcher::Dispatcher;
 use super::events::{Start, start};
 use super::refusal::{read_refusal, refusal_in};
 use super::request::ProxyRequest;
@@ -16,6 +15,7 @@ use super::sse::is_event_stream;
 use crate::error::Error;
 use crate::fleet::{Endpoint, Fleet, Worker, request_probe};
 use crate::lane::Lane;
+use crate::telemetry::Metrics;
 use crate::upstream::{Call, ResponseBody, UpstreamError};
 
 /// Most of a stream's first event that is waited for, bytes.
@@ -39,12 +39,12 @@ pub(super) struct Watch {
 
 /// What a call that failed says of the attempt.
 pub(super) fn no_answer(
-    dispatcher: &Dispatcher,
+    metrics: &Metrics,
     worker: &Worker,
     source: UpstreamError,
 ) -> (Outcome, Answer) {
     if let Some(lacking) = source.local_fault() {
-        dispatcher.metrics.local_fault(lacking, &source);
+        metrics.local_fault(lacking, &source);
     }
     let (worker, outcome) = (worker.url().to_string(), source.outcome());
     (outcome, Err(Error::Upstream { worker, source }))

@@ -21,18 +21,13 @@ pub fn simulate(
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Option<Report> {
     let mut fleet = Fleet::new(trace, options, candidate.build(options));
-    for request in 0..trace.len() {
-        if request % TICK == 0 && progress(request).is_break() {
-            return None;
-        }
-        let now = trace.at_ms(request) / 1000.0 / options.speed;
+    replay(trace, options, progress, |now, request| {
         fleet.run_until(now);
-        fleet.route(request, now);
-    }
-    fleet.run_until(f64::MAX);
-    progress(trace.len())
-        .is_continue()
-        .then(|| fleet.report(candidate.name()))
+        if let Some(request) = request {
+            fleet.route(request, now);
+        }
+    })?;
+    Some(fleet.report(candidate.name()))
 }
 
 /// The same over prefill and decode workers.
@@ -43,16 +38,30 @@ pub fn simulate_pairs(
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Option<Report> {
     let mut fleet = Pairs::new(trace, options, policies);
+    replay(trace, options, progress, |now, request| {
+        fleet.run_until(now);
+        if let Some(request) = request {
+            fleet.route(request, now);
+        }
+    })?;
+    Some(fleet.report(policies.name()))
+}
+
+/// Calls `advance` with the time of each request and the request, then once with the end of time;
+/// `None` when `progress` stops the run.
+fn replay(
+    trace: &Trace,
+    options: &FleetOptions,
+    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    mut advance: impl FnMut(f64, Option<usize>),
+) -> Option<()> {
     for request in 0..trace.len() {
         if request % TICK == 0 && progress(request).is_break() {
             return None;
         }
         let now = trace.at_ms(request) / 1000.0 / options.speed;
-        fleet.run_until(now);
-        fleet.route(request, now);
+        advance(now, Some(request));
     }
-    fleet.run_until(f64::MAX);
-    progress(trace.len())
-        .is_continue()
-        .then(|| fleet.report(policies.name()))
+    advance(f64::MAX, None);
+    progress(trace.len()).is_continue().then_some(())
 }

@@ -6,12 +6,10 @@ use std::ops::Range;
 use bytes::Bytes;
 use serde_json::Value;
 
+use super::body_fields::LARGE;
 use super::json::{Scanner, Skip, SyntaxError};
 use super::layout::decoded;
 use crate::cpu_pool::CpuPool;
-
-/// Bodies beyond this are read on the CPU pool, bytes.
-const LARGE: usize = 256 * 1024;
 
 /// A client's body, open for fields of the gateway's at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,12 +11,12 @@ use routing::Outcome;
 
 use super::aborts::LegGuard;
 use crate::balancer::{FirstByte, InFlight};
-use crate::error::Error;
 use crate::fleet::{Fleet, Worker};
 use crate::lane::Lane;
 use crate::proxy::events::{Start, start};
 use crate::proxy::refusal::failure_in;
-use crate::proxy::worker_call::{Answer, Watch, read_answer, send_call};
+use crate::proxy::worker_call::{Answer, Watch, no_answer, read_answer, send_call};
+use crate::telemetry::Metrics;
 use crate::upstream::{Call, CallHeaders, ResponseBody, UpstreamError};
 
 /// Most of an answer that is kept, bytes.
@@ -37,6 +37,7 @@ pub(super) struct PrefillFailure {
 /// All that a prefill leg needs: it may outlive the attempt, in the body of the reply.
 pub(super) struct PrefillCall {
     pub(super) fleet: Arc<Fleet>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) lane: Lane,
     pub(super) method: Method,
     pub(super) path: String,
@@ -81,12 +82,13 @@ impl PrefillCall {
             let sent = self.watch.wait(&self.fleet, &worker, sending).await;
             let read = match sent {
                 None => Err(self.watch.timed_out(&worker)),
-                Some(Err(source)) => Err(no_answer(&worker, source)),
+                Some(Err(source)) => Err(failed(&self.metrics, &worker, source)),
                 Some(Ok(response)) => {
                     in_flight.first_byte(FirstByte::OfWhole);
                     let reading = Reading {
                         worker: &worker,
                         fleet: &self.fleet,
+                        metrics: &self.metrics,
                         watch: self.watch,
                         keep: self.keep,
                     };
@@ -119,6 +121,7 @@ impl PrefillCall {
 struct Reading<'a> {
     worker: &'a Worker,
     fleet: &'a Fleet,
+    metrics: &'a Metrics,
     watch: Watch,
     keep: Keep,
 }
@@ -153,7 +156,7 @@ impl Reading<'_> {
         };
         match self.watch.wait(self.fleet, worker, reading).await {
             Some(Ok(kept)) => Ok(kept),
-            Some(Err(source)) => Err(no_answer(worker, source)),
+            Some(Err(source)) => Err(failed(self.metrics, worker, source)),
             None => Err(self.watch.timed_out(worker)),
         }
     }
@@ -170,14 +173,13 @@ pub(super) fn first_failure(response: &Response<ResponseBody>) -> Option<(u16, S
     Some((failure.status.as_u16(), failure.message))
 }
 
-fn no_answer(worker: &Worker, source: UpstreamError) -> (Outcome, Answer) {
-    // The client has received nothing of this leg.
-    let outcome = match source.outcome() {
-        Outcome::Truncated => Outcome::NoResponse,
-        outcome => outcome,
-    };
-    let worker = worker.url().to_string();
-    (outcome, Err(Error::Upstream { worker, source }))
+/// What a failed call says of the leg.
+fn failed(metrics: &Metrics, worker: &Worker, source: UpstreamError) -> (Outcome, Answer) {
+    match no_answer(metrics, worker, source) {
+        // The client has received nothing of this leg.
+        (Outcome::Truncated, answer) => (Outcome::NoResponse, answer),
+        failed => failed,
+    }
 }
 
 /// The lines of a client's head that pass to a leg, with the gateway's own.

@@ -79,6 +79,7 @@ pub(in crate::proxy) async fn send(
     let [prefill_start, prefill_end] = metadata.prefill_open;
     let call = PrefillCall {
         fleet: Arc::clone(&dispatcher.balancer.fleet),
+        metrics: Arc::clone(&dispatcher.metrics),
         lane: request.context.lane,
         method: request.parts.method.clone(),
         path: request_head::path(request.parts, request.row.worker_path).into_owned(),
@@ -353,10 +354,10 @@ async fn send_decode(
     let (outcome, answer) = match watch.wait(fleet, worker, sending).await {
         // Nothing that a client can read has come: another pair may answer.
         Some(Ok(response)) if response.body().broke_ahead() => {
-            no_answer(dispatcher, worker, UpstreamError::NoResponse)
+            no_answer(&dispatcher.metrics, worker, UpstreamError::NoResponse)
         }
         Some(Ok(response)) => read_answer(response, worker).await,
-        Some(Err(source)) => no_answer(dispatcher, worker, source),
+        Some(Err(source)) => no_answer(&dispatcher.metrics, worker, source),
         None => watch.timed_out(worker),
     };
     let Ok(response) = &answer else {
