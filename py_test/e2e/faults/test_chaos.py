@@ -38,6 +38,8 @@ PROMPTS = 200
 LONGEST_FAULT_MS = 500
 RSS_SLACK = 12 << 20
 LARGER_THAN_BUFFERS = 8 << 20
+REFUSALS = {401, 403, 429, 500, 502, 503, 504}
+"""What the gateway and the faults answer."""
 FLAGS = [
     *["--health-check-interval-secs", "1", "--health-check-timeout-secs", "2", "--health-success-threshold", "1"],
     # A frozen worker is given up within seconds, and a client that reads nothing, too.
@@ -351,7 +353,8 @@ def excused(asked: Asked, chaos: Chaos) -> bool:
     return (
         asked.was_begun()
         or (short and lacking and asked.reply.status == 503)
-        or (dark and asked.reply.status in (502, 503) and asked.reply.whole)
+        # It has used up attempts in the dark; the last one may have met the next fault.
+        or (dark and asked.reply.status in REFUSALS and asked.reply.whole)
         or (cuts >= 2 and asked.took_for_deadly())
     )
 
