@@ -78,10 +78,14 @@ def ask(url: str, path: str, body: Any) -> Answer:
             return Answer(error.code, dict(error.headers), error.read().decode())
 
 
+def whole(answer: Answer) -> tuple[int, str]:
+    return answer.status, answer.text
+
+
 def said(answer: Answer, path: str) -> Any:
     """Status, type and content of an answer, without what differs between two equal requests."""
     kind = answer.headers["content-type"].partition(";")[0]
-    return kind, outcome((answer.status, answer.text), cumulative=path == GENERATE)
+    return kind, outcome(whole(answer), cumulative=path == GENERATE)
 
 
 class Fleet:
@@ -225,12 +229,23 @@ def test_a_body_that_is_no_json_object_is_400_in_the_words_of_each(pair: Fleet, 
     assert json.loads(gateway.text)["error"]["code"] == "json_parse_error"
 
 
-def test_several_answers_to_a_prompt_are_refused_by_the_gateway_alone(stack: ExitStack, start: Any) -> None:
+def test_several_answers_to_a_prompt_are_given_by_the_gateway_alone(stack: ExitStack, start: Any) -> None:
     fleet = Fleet(stack, [start("prefill")], [start("decode")], "--request-timeout-secs", "1")
     mini, gateway = fleet.ask(GENERATE, {"text": "x", "sampling_params": SAMPLING | {"n": 2}})
-    assert (gateway.status, json.loads(gateway.text)["error"]["code"]) == (400, "unsupported_n")
+    one = json.loads(ask(fleet.gateway.url, GENERATE, {"text": "x", "sampling_params": SAMPLING}).text)
+    assert [answer["text"] for answer in json.loads(gateway.text)] == [one["text"]] * 2
     # The balancer hands it on, and engines in pairs do not answer it.
     assert mini.status == 504
+
+
+@pytest.mark.parametrize(("path", "body"), asks("once"))
+def test_the_stream_of_several_answers_has_each_of_them(pair: Fleet, path: str, body: Any) -> None:
+    gateway = pair.gateway.url
+    expected = outcome(whole(ask(gateway, path, body | {"stream": True})), cumulative=path == GENERATE)
+    counted = {"sampling_params": SAMPLING | {"n": 3}} if path == GENERATE else {"n": 3}
+    several = outcome(whole(ask(gateway, path, body | counted | {"stream": True})), cumulative=path == GENERATE)
+    text = expected[1][0]
+    assert several == (200, {at: text for at in range(3)}, [], True)
 
 
 # --- dead workers

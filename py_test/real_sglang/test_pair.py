@@ -43,6 +43,11 @@ REQUESTS: list[tuple[str, Any]] = [
     ("/v1/completions", {"model": "tiny", "prompt": ["Once upon", "a time"], "max_tokens": 6, **GREEDY}),
     ("/v1/completions", {"model": "tiny", "prompt": "Once upon", "max_tokens": 6, "logprobs": 2, **GREEDY}),
     ("/v1/messages", {"model": "tiny", "messages": MESSAGES, "max_tokens": 6, **GREEDY}),
+    # A pair is asked for each of them.
+    ("/generate", {"text": "Twice", "sampling_params": {**SAMPLING, "n": 2}}),
+    ("/generate", {"text": ["Two", "prompts"], "sampling_params": {**SAMPLING, "n": 2}}),
+    ("/v1/chat/completions", {**CHAT, "n": 3}),
+    ("/v1/completions", {"model": "tiny", "prompt": ["Once", "a time"], "n": 2, "max_tokens": 6, **GREEDY}),
     # Only the prefill worker has these of the prompt.
     ("/generate", {"text": "Of the prompt", **LOGPROBS}),
     ("/generate", {"text": ["Of the", "prompts"], **LOGPROBS, "top_logprobs_num": 2}),

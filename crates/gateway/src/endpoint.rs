@@ -29,6 +29,8 @@ pub(crate) struct Inference {
     pub(crate) servers: Servers,
     /// The reply can be a stream of events.
     pub(crate) streams: bool,
+    /// Where a request counts the answers to its prompt.
+    pub(crate) samples: Samples,
     /// The fields its prompt is made of, in the order a chat template puts them.
     pub(crate) prompt: [PromptField; 3],
 }
@@ -105,6 +107,17 @@ pub(crate) enum Servers {
     Any,
 }
 
+/// The field that counts the answers to a prompt (`managers/io_struct.py`, `openai/protocol.py`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Samples {
+    /// None: there is one answer.
+    One,
+    /// `n`.
+    N,
+    /// `n` of `sampling_params`.
+    SamplingParams,
+}
+
 /// What an endpoint has to do with what one worker keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -130,6 +143,7 @@ use PromptField::{
     Tools,
 };
 use ReplyFormat::{Rerank, Verbatim};
+use Samples::{N, SamplingParams};
 use Servers::{Any, Generating};
 use Undeclared::{BadRequest, NoForm, OnlyIfAbsent, Unsupported};
 use Vendor::{Anthropic, OpenAi, Sglang};
@@ -144,9 +158,9 @@ pub(crate) const INFERENCE: [Inference; ROWS.len()] = numbered(ROWS);
 
 #[rustfmt::skip]
 const ROWS: [Inference; 31] = [
-    Inference { servers: Generating, methods: POST_AND_PUT, streams: true, ..native("/generate", "generate", [Text, InputIds, None]) },
-    Inference { servers: Generating, streams: true, ..row("/v1/chat/completions", "chat", BadRequest, [Tools, Messages, None]) },
-    Inference { servers: Generating, streams: true, ..row("/v1/completions", "completions", Unsupported, [Prompt, None, None]) },
+    Inference { servers: Generating, methods: POST_AND_PUT, streams: true, samples: SamplingParams, ..native("/generate", "generate", [Text, InputIds, None]) },
+    Inference { servers: Generating, streams: true, samples: N, ..row("/v1/chat/completions", "chat", BadRequest, [Tools, Messages, None]) },
+    Inference { servers: Generating, streams: true, samples: N, ..row("/v1/completions", "completions", Unsupported, [Prompt, None, None]) },
     row("/v1/embeddings", "embeddings", Unsupported, [Input, None, None]),
     row("/v1/classify", "classify", Unsupported, [Input, None, None]),
     Inference { reply: Rerank, methods: POST_AND_PUT, ..row("/v1/rerank", "rerank", Unsupported, [Query, Documents, None]) },
@@ -170,7 +184,7 @@ const ROWS: [Inference; 31] = [
     Inference { state: State::OpensSession, methods: POST_AND_GET, ..native("/open_session", "open_session", [None, None, None]) },
     Inference { state: State::ClosesSession, methods: POST_AND_GET, ..native("/close_session", "close_session", [None, None, None]) },
     // SageMaker and Vertex AI call containers by these names.
-    Inference { servers: Generating, vendor: OpenAi, streams: true, ..native("/invocations", "chat", [Tools, Messages, None]) },
+    Inference { servers: Generating, vendor: OpenAi, streams: true, samples: N, ..native("/invocations", "chat", [Tools, Messages, None]) },
     native("/vertex_generate", "vertex_generate", [None, None, None]),
     // Ollama's API.
     native("/api/chat", "ollama_chat", [Tools, Messages, None]),
@@ -199,6 +213,7 @@ const fn row(
         state: State::None,
         servers: Servers::Regular,
         streams: false,
+        samples: Samples::One,
         prompt,
     }
 }

@@ -40,11 +40,14 @@ pub(crate) enum Error {
     /// Workers in pairs do not answer this endpoint.
     #[error("{0} needs regular workers, and this model has prefill and decode workers alone")]
     OnlyPairs(&'static str),
-    /// A pair of workers gives one answer to a prompt.
+    /// A pair of workers gives one answer to a prompt, and so many requests are not sent.
     #[error(
-        "n = {0}: prefill and decode workers give one answer to a prompt; send as many requests, or use regular workers"
+        "n = {0}: prefill and decode workers take a whole number from 1 to 128, the same for all prompts"
     )]
     PairSamples(u64),
+    /// The answers to a request for several cannot be one answer.
+    #[error("the answers of the workers cannot be joined: {0}")]
+    SamplesNotJoined(String),
     /// A worker of a pair failed after the head of its response.
     #[error("worker {worker}: {message}")]
     PairFailed {
@@ -197,6 +200,7 @@ impl Error {
             Self::Upstream { .. }
             | Self::RequestEndsWorkers
             | Self::NoWorkerResponse
+            | Self::SamplesNotJoined(_)
             | Self::RerankResponse { .. } => StatusCode::BAD_GATEWAY,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyIncomplete(_)
@@ -256,6 +260,7 @@ impl Error {
             Self::WorkerRefused { .. } => "worker_refused",
             Self::PairFailed { .. } => "pair_failed",
             Self::PairSamples(_) => "unsupported_n",
+            Self::SamplesNotJoined(_) => "samples_not_joined",
             Self::NoWorkerResponse => "no_worker_response",
             Self::RerankResponse { .. } => "rerank_response_build_failed",
             Self::TooLarge { .. } => "payload_too_large",
@@ -297,6 +302,7 @@ impl Error {
             | Self::WorkerRefused { .. }
             | Self::PairFailed { .. }
             | Self::NoWorkerResponse
+            | Self::SamplesNotJoined(_)
             | Self::RerankResponse { .. } => "backend_error",
             // Of the five types dashboards know, the one they find 429 under: there are workers,
             // none was asked, and the request is sound.

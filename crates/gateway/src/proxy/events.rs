@@ -1,6 +1,7 @@
 //! Server-sent events as text (WHATWG HTML §9.2.6): where lines and events end, whatever ends
 //! them and however the stream is cut.
 
+use bytes::{Buf, Bytes, BytesMut};
 use memchr::memchr2;
 
 /// What a stream may begin with; it belongs to no line.
@@ -99,6 +100,22 @@ pub(super) enum Start<'a> {
 
 /// Looks for the first event of a stream.
 pub(super) fn start(stream: &[u8]) -> Start<'_> {
+    split_start(stream).0
+}
+
+/// Takes the first event that has data, and what stands before it, from a stream.
+pub(super) fn take_event(stream: &mut BytesMut) -> Option<Bytes> {
+    let (Start::Event(event), rest) = split_start(stream) else {
+        return None;
+    };
+    let (length, end) = (event.len(), stream.len() - rest.len());
+    let mut taken = stream.split_to(end).freeze();
+    taken.advance(end - length);
+    Some(taken)
+}
+
+/// The start of a stream, and what follows its first event.
+fn split_start(stream: &[u8]) -> (Start<'_>, &[u8]) {
     let mut rest = stream.strip_prefix(BYTE_ORDER_MARK).unwrap_or(stream);
     let (mut event, mut has_data, mut silent) = (rest, false, false);
     while !rest.is_empty() {
@@ -110,16 +127,17 @@ pub(super) fn start(stream: &[u8]) -> Start<'_> {
         has_data |= value(line.text, "data").is_some();
         if line.text.is_empty() {
             if has_data {
-                return Start::Event(&event[..event.len() - rest.len()]);
+                return (Start::Event(&event[..event.len() - rest.len()]), rest);
             }
             (event, silent) = (rest, true);
         }
     }
-    if silent {
+    let start = if silent {
         Start::Silent
     } else {
         Start::Unfinished
-    }
+    };
+    (start, rest)
 }
 
 /// The longest end of a stream that means something: the last event of OpenAI's streams.

@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 
 use super::events::BYTE_ORDER_MARK;
 use super::refusal::message_in;
-use super::relay::Relay;
+use super::relayed::Relayed;
 use super::reply_error::ReplyError;
 use super::sse::is_event_stream;
 use crate::config::WorkerNames;
@@ -32,7 +32,7 @@ const MAX_REFUSAL_BYTES: usize = 64 * 1024;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// All attempts of a request, and the reply they end with.
-type Exchange = BoxFuture<'static, Result<Response<Box<Relay>>, Error>>;
+type Exchange = BoxFuture<'static, Result<Response<Relayed>, Error>>;
 
 /// A piece of a body, or its end.
 type Piece = Option<Result<Frame<Bytes>, ReplyError>>;
@@ -65,8 +65,8 @@ enum Head {
 
 enum State {
     /// No worker has answered yet, and the client has a head of the gateway's.
-    Waiting(BoxFuture<'static, Result<Box<Relay>, Error>>),
-    Relaying(Box<Relay>),
+    Waiting(BoxFuture<'static, Result<Relayed, Error>>),
+    Relaying(Relayed),
     /// The client knows why there is no reply, by a code.
     Failed(&'static str),
 }
@@ -146,7 +146,7 @@ pub(super) async fn keep_alive(
 }
 
 /// The events of an exchange. Any other answer is an error: its head cannot be sent any more.
-async fn only_events(exchange: Exchange) -> Result<Box<Relay>, Error> {
+async fn only_events(exchange: Exchange) -> Result<Relayed, Error> {
     let response = exchange.await?;
     let (status, headers) = (response.status(), response.headers());
     if !status.is_success() {
@@ -167,7 +167,7 @@ async fn only_events(exchange: Exchange) -> Result<Box<Relay>, Error> {
 }
 
 /// The message of a worker that refused a request.
-async fn refusal(response: Response<Box<Relay>>) -> String {
+async fn refusal(response: Response<Relayed>) -> String {
     let (parts, body) = response.into_parts();
     let body = Limited::new(body, MAX_REFUSAL_BYTES).collect();
     let body = match timeout(REFUSAL_TIMEOUT, body).await {
@@ -258,7 +258,7 @@ impl Body for KeepAlive {
             State::Waiting(_) => {}
             State::Failed(_) => return Poll::Ready(None),
             State::Relaying(relay) => {
-                if let Poll::Ready(frame) = Pin::new(&mut **relay).poll_frame(cx) {
+                if let Poll::Ready(frame) = Pin::new(&mut *relay).poll_frame(cx) {
                     return Poll::Ready(this.pass(frame));
                 }
                 // Within an event there is nothing to do until the worker goes on.
@@ -308,7 +308,7 @@ mod tests {
     const INTERVAL: Duration = Duration::from_secs(5);
 
     async fn reply(
-        exchange: impl Future<Output = Result<Response<Box<Relay>>, Error>> + Send + 'static,
+        exchange: impl Future<Output = Result<Response<Relayed>, Error>> + Send + 'static,
         streams: bool,
     ) -> Result<Response<Box<KeepAlive>>, Error> {
         let errors = StreamErrors {
@@ -320,7 +320,7 @@ mod tests {
     }
 
     /// An exchange that fails after this many seconds.
-    async fn failing(seconds: u64) -> Result<Response<Box<Relay>>, Error> {
+    async fn failing(seconds: u64) -> Result<Response<Relayed>, Error> {
         sleep(Duration::from_secs(seconds)).await;
         let worker = "http://gpu-7".to_owned();
         Err(Error::UpstreamTimeout { worker, seconds })

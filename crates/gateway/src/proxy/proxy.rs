@@ -16,6 +16,7 @@ use super::body_fields::{BodyFields, OpenBody};
 use super::dispatcher::Dispatcher;
 use super::exchange::{Exchange, Finished};
 use super::explain::Explainer;
+use super::failure::Failure;
 use super::form::FormFields;
 use super::handshake::{self, UpgradeRequest};
 use super::header_text::header_text;
@@ -24,9 +25,11 @@ use super::kept_state::owner_of;
 use super::prepared_request::PreparedRequest;
 use super::queue::unknown_model;
 use super::relay::{Accounts, Relay, relay};
+use super::relayed::Relayed;
 use super::request::{BufferedRequest, ProxyRequest, RequestContext};
 use super::request_body::{self, BodyLimits};
 use super::response_body::ReplyBody;
+use super::samples;
 use super::translate::dialect;
 use super::tunnel::{Tunnel, TunnelLease};
 use super::usage::UsageWatch;
@@ -42,32 +45,10 @@ use crate::upstream::{CallBody, ResponseBody};
 #[derive(Debug)]
 pub(crate) struct Proxy {
     pub(crate) dispatcher: Dispatcher,
-    cpu_pool: CpuPool,
+    pub(super) cpu_pool: CpuPool,
     body_limits: BodyLimits,
     media_tokens: MediaTokens,
     strip_billing_header: bool,
-}
-
-/// Why a request failed, and at which worker, if it reached one.
-struct Failure {
-    error: Error,
-    worker: Option<Arc<Worker>>,
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self {
-            error,
-            worker: None,
-        }
-    }
-}
-
-impl Failure {
-    fn at(worker: &Arc<Worker>) -> impl FnOnce(Error) -> Self {
-        let worker = Some(Arc::clone(worker));
-        |error| Self { error, worker }
-    }
 }
 
 impl Proxy {
@@ -148,7 +129,7 @@ impl Proxy {
     ) -> Result<Response<ReplyBody>, Failure> {
         let (row, body) = (prepared.row, &prepared.body.bytes);
         let fields = self.read_fields(row, &prepared.parts, body).await?;
-        let (worker, reply) = self.exchange(context, prepared, &fields).await?;
+        let (worker, reply) = self.exchange_samples(context, prepared, &fields).await?;
         let reply = reply.map(ReplyBody::from);
         match dialect(row.reply) {
             None => Ok(reply),
@@ -195,7 +176,7 @@ impl Proxy {
         context: RequestContext<'_>,
         prepared: &mut PreparedRequest,
         streams: &AtomicBool,
-    ) -> Result<Response<Box<Relay>>, Failure> {
+    ) -> Result<Response<Relayed>, Failure> {
         let body = &prepared.body.bytes;
         let fields = self
             .read_fields(prepared.row, &prepared.parts, body)
@@ -209,12 +190,29 @@ impl Proxy {
                 .insert(header::ACCEPT_ENCODING, plain);
             streams.store(true, Relaxed);
         }
-        let (_, reply) = self.exchange(context, prepared, &fields).await?;
+        let (_, reply) = self.exchange_samples(context, prepared, &fields).await?;
         Ok(reply)
     }
 
+    /// Sends a request to workers; one for several answers as so many, where pairs serve it.
+    async fn exchange_samples(
+        &self,
+        context: RequestContext<'_>,
+        prepared: &PreparedRequest,
+        fields: &BodyFields<'_>,
+    ) -> Result<(Arc<Worker>, Response<Relayed>), Failure> {
+        match self.exchange(context, prepared, fields).await {
+            Ok((worker, reply)) => Ok((worker, reply.map(Relayed::One))),
+            Err(Failure {
+                error: Error::PairSamples(count),
+                ..
+            }) => Box::pin(samples::carry(self, context, prepared, count)).await,
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// Sends a request to workers until one of them has the last word.
-    async fn exchange(
+    pub(super) async fn exchange(
         &self,
         context: RequestContext<'_>,
         prepared: &PreparedRequest,
@@ -434,7 +432,7 @@ impl Proxy {
     }
 
     /// The fields of a request that routing reads.
-    async fn read_fields<'a>(
+    pub(super) async fn read_fields<'a>(
         &self,
         row: &Inference,
         parts: &request::Parts,

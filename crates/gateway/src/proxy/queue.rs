@@ -24,7 +24,7 @@ pub(super) async fn select_or_wait(
     let constraints = Constraints {
         target: request.target,
         tried: &attempts.tried,
-        servers: request.row.servers,
+        servers: request.servers(),
     };
     let restricted = request.target.is_some() || !attempts.tried.is_empty();
     let limits = balancer.limits();
@@ -44,7 +44,7 @@ pub(super) async fn select_or_wait(
             Err(SelectError::MissingModel | SelectError::UnknownModel) => {
                 return Err(unknown_model(balancer, request.routing.model));
             }
-            Err(SelectError::OnlyPairs) => return Err(Error::OnlyPairs(request.row.path)),
+            Err(SelectError::OnlyPairs) => return Err(only_pairs(request)),
         },
     };
     let none_available = || Error::NoAvailableWorkers {
@@ -68,6 +68,14 @@ pub(super) async fn select_or_wait(
         dispatcher.metrics.rejected();
         queue_error(why, limits, queue.waiting())
     })
+}
+
+/// Workers in pairs do not answer this, or give one answer.
+fn only_pairs(request: &ProxyRequest<'_>) -> Error {
+    match request.samples() {
+        0 | 1 => Error::OnlyPairs(request.row.path),
+        several => Error::PairSamples(several),
+    }
 }
 
 /// Names that an error lists.

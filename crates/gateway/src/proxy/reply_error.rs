@@ -27,6 +27,9 @@ pub(crate) enum ReplyError {
     /// The answer is too large to be merged with the prefill worker's.
     #[error("the answer is too large to be merged with that of the prefill worker")]
     NotMerged,
+    /// An event is too large to be joined with those of other answers.
+    #[error("an event is too large to be joined with those of the other answers")]
+    NotJoined,
     /// The worker fell silent amid the body.
     #[error("worker sent nothing for {} s amid the body", .0.as_secs())]
     Idle(Duration),

@@ -8,7 +8,7 @@ use super::body_fields::OpenBody;
 use super::request_body::WholeBody;
 use crate::auth::Principal;
 use crate::config::LiveSection;
-use crate::endpoint::Inference;
+use crate::endpoint::{Inference, Servers};
 use crate::lane::Lane;
 use crate::upstream::CallBody;
 
@@ -44,4 +44,20 @@ pub(super) struct ProxyRequest<'a> {
     pub(super) streaming: bool,
     /// The options in force when it came.
     pub(super) live: &'a LiveSection,
+}
+
+impl ProxyRequest<'_> {
+    /// Answers to each prompt that it asks for, where that matters.
+    pub(super) fn samples(&self) -> u64 {
+        self.open_body.map_or(1, |body| body.samples(self.row))
+    }
+
+    /// Which workers may answer it: a pair gives one answer to a prompt.
+    pub(super) fn servers(&self) -> Servers {
+        if self.samples() > 1 {
+            Servers::Regular
+        } else {
+            self.row.servers
+        }
+    }
 }

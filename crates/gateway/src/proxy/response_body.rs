@@ -9,7 +9,9 @@ use http_body_util::Full;
 
 use super::keep_alive::KeepAlive;
 use super::relay::Relay;
+use super::relayed::Relayed;
 use super::reply_error::ReplyError;
+use super::samples::SampleStream;
 use super::tunnel::Tunnel;
 
 /// The body of a reply.
@@ -21,6 +23,8 @@ pub(crate) enum ReplyBody {
     Api(axum::body::Body),
     /// Relayed from a worker.
     Relay(Box<Relay>),
+    /// Several streams of events, joined.
+    Samples(Box<SampleStream>),
     /// None: the connection is switched to another protocol.
     Tunnel(Box<Tunnel>),
     /// The same, with comments in its silences.
@@ -39,6 +43,16 @@ impl From<Box<Relay>> for ReplyBody {
     }
 }
 
+impl From<Relayed> for ReplyBody {
+    fn from(body: Relayed) -> Self {
+        match body {
+            Relayed::One(relay) => Self::Relay(relay),
+            Relayed::Samples(samples) => Self::Samples(samples),
+            Relayed::Whole(body) => Self::Fixed(body),
+        }
+    }
+}
+
 impl ReplyBody {
     /// Whether a client that leaves now has had everything.
     pub(crate) fn is_complete(&self) -> bool {
@@ -46,6 +60,7 @@ impl ReplyBody {
             Self::Fixed(body) => body.is_end_stream(),
             Self::Api(body) => body.is_end_stream(),
             Self::Relay(relay) => relay.is_complete(),
+            Self::Samples(samples) => samples.is_complete(),
             Self::Tunnel(_) => true,
             Self::KeepAlive(relay) => relay.is_complete(),
         }
@@ -75,6 +90,7 @@ impl Body for ReplyBody {
             },
             Self::Api(body) => Pin::new(body).poll_frame(cx).map_err(ReplyError::Api),
             Self::Relay(relay) => Pin::new(relay).poll_frame(cx),
+            Self::Samples(samples) => Pin::new(samples).poll_frame(cx),
             Self::Tunnel(_) => Poll::Ready(None),
             Self::KeepAlive(relay) => Pin::new(relay).poll_frame(cx),
         }
@@ -85,6 +101,7 @@ impl Body for ReplyBody {
             Self::Fixed(body) => body.is_end_stream(),
             Self::Api(body) => body.is_end_stream(),
             Self::Relay(relay) => relay.is_end_stream(),
+            Self::Samples(samples) => samples.is_end_stream(),
             Self::Tunnel(_) => true,
             Self::KeepAlive(relay) => relay.is_end_stream(),
         }
@@ -95,6 +112,7 @@ impl Body for ReplyBody {
             Self::Fixed(body) => body.size_hint(),
             Self::Api(body) => body.size_hint(),
             Self::Relay(relay) => relay.size_hint(),
+            Self::Samples(samples) => samples.size_hint(),
             Self::Tunnel(_) => SizeHint::with_exact(0),
             Self::KeepAlive(relay) => relay.size_hint(),
         }

@@ -17,7 +17,7 @@ use crate::proxy::form::FormFields;
 use crate::proxy::owners::{Kind, StateId};
 
 /// Bodies beyond this are read on the CPU pool, bytes.
-pub(super) const LARGE: usize = 256 * 1024;
+pub(in crate::proxy) const LARGE: usize = 256 * 1024;
 
 /// The fields of a request body that routing reads. Everything else is only checked to be JSON.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -43,6 +43,21 @@ pub(in crate::proxy) fn elements(json: &[u8]) -> Option<Vec<Range<usize>>> {
     }
 }
 
+/// A JSON text with other texts at some of its places.
+pub(in crate::proxy) fn splice(json: &[u8], mut splices: Vec<(Range<usize>, Vec<u8>)>) -> Vec<u8> {
+    splices.sort_by_key(|(at, _)| at.start);
+    let more: usize = splices.iter().map(|(_, text)| text.len()).sum();
+    let mut whole = Vec::with_capacity(json.len() + more);
+    let mut at = 0;
+    for (place, text) in splices {
+        whole.extend_from_slice(json.get(at..place.start).unwrap_or_default());
+        whole.extend_from_slice(&text);
+        at = place.end;
+    }
+    whole.extend_from_slice(json.get(at..).unwrap_or_default());
+    whole
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,6 @@ mod open_body;
 #[cfg(test)]
 mod tests;
 
-pub(super) use body_fields::BodyFields;
-pub(super) use json_parts::{elements, member};
-pub(super) use open_body::OpenBody;
+pub(super) use body_fields::{BodyFields, LARGE};
+pub(super) use json_parts::{elements, member, splice};
+pub(super) use open_body::{OpenBody, count};

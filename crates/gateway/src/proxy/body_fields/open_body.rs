@@ -10,6 +10,7 @@ use super::body_fields::LARGE;
 use super::json::{Scanner, Skip, SyntaxError};
 use super::layout::decoded;
 use crate::cpu_pool::CpuPool;
+use crate::endpoint::{Inference, Samples};
 
 /// A client's body, open for fields of the gateway's at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +26,10 @@ pub(in crate::proxy) struct OpenBody {
     rid: Range<usize>,
     /// Prompts of a list, which may be one; `None` for a request that is no list.
     pub(in crate::proxy) listed: Option<usize>,
-    /// Answers to each prompt.
-    pub(in crate::proxy) samples: u64,
+    /// Answers to each prompt, as `/generate` counts them.
+    native_samples: u64,
+    /// Answers to each prompt, as other endpoints count them.
+    samples: u64,
     /// It asks `/generate` for log probabilities of its prompt.
     pub(in crate::proxy) prompt_logprobs: bool,
     /// It asks `/v1/completions` for its prompt with log probabilities.
@@ -84,12 +87,22 @@ impl OpenBody {
             rids: names(raw(&found.rid)),
             rid: found.rid_in(&open),
             listed: found.prompts.iter().find_map(|list| prompts(raw(list))),
-            samples: samples(raw(&found.samples), raw(&found.sampling)),
+            native_samples: native_samples(raw(&found.sampling)),
+            samples: samples(raw(&found.samples)),
             prompt_logprobs: found.logprobs.of_prompt(body),
             echoed_logprobs: found.logprobs.echoed(body),
             unstreamed: None,
             open,
         })
+    }
+
+    /// Answers to each prompt, as this endpoint counts them.
+    pub(in crate::proxy) fn samples(&self, row: &Inference) -> u64 {
+        match row.samples {
+            Samples::One => 1,
+            Samples::N => self.samples,
+            Samples::SamplingParams => self.native_samples,
+        }
     }
 
     /// `open` in two parts, between which the client's request ids are left out.
@@ -265,23 +278,32 @@ fn prompts(json: &[u8]) -> Option<usize> {
     Some(count)
 }
 
-/// Answers to each prompt, by OpenAI's `n` or by SGLang's sampling parameters, one or a list.
-fn samples(own: &[u8], sampling: &[u8]) -> u64 {
-    let sampling = match serde_json::from_slice(sampling) {
+/// Answers to each prompt by SGLang's sampling parameters, of one prompt or of a list.
+fn native_samples(sampling: &[u8]) -> u64 {
+    match serde_json::from_slice(sampling) {
         Ok(Value::Array(list)) => list.iter().map(|it| count(&it["n"])).max().unwrap_or(1),
         Ok(value) => count(&value["n"]),
         Err(_) => 1,
-    };
-    let own = serde_json::from_slice(own).ok();
-    own.as_ref().map_or(1, count).max(sampling)
+    }
 }
 
-/// A number as engines read it: they also take `2.0` and `"2"`, which count as several.
-fn count(value: &Value) -> u64 {
+/// Answers to each prompt by OpenAI's `n`.
+fn samples(n: &[u8]) -> u64 {
+    let n = serde_json::from_slice(n).ok();
+    n.as_ref().map_or(1, count)
+}
+
+/// A number as engines read it: they also take `2.0` and `"2"`. One that is not whole is more than
+/// any limit.
+pub(in crate::proxy) fn count(value: &Value) -> u64 {
+    if let Some(count) = value.as_u64() {
+        return count;
+    }
     let text = value.as_str().and_then(|text| text.trim().parse().ok());
-    let number: Option<f64> = value.as_f64().or(text);
-    let several = number.is_some_and(|number| number > 1.0);
-    value.as_u64().unwrap_or(if several { 2 } else { 1 })
+    match value.as_f64().or(text) {
+        Some(number) if number > 1.0 => format!("{number}").parse().unwrap_or(u64::MAX),
+        _ => 1,
+    }
 }
 
 #[cfg(test)]
@@ -329,30 +351,34 @@ mod tests {
 
     #[test]
     fn prompts_and_samples_are_counted_in_every_form() {
-        for (body, prompts, samples) in [
-            (r#"{"text":"a"}"#, None, 1),
+        for (body, prompts, native, samples) in [
+            (r#"{"text":"a"}"#, None, 1, 1),
             (
-                r#"{"text":["a","b,]"],"sampling_params":{"n":2}}"#,
+                r#"{"text":["a","b,]"],"sampling_params":{"n":2},"n":5}"#,
                 Some(2),
                 2,
+                5,
             ),
-            (r#"{"input_ids":[1,2,3]}"#, None, 1),
-            (r#"{"input_ids":[[1],[2,3],[]]}"#, Some(3), 1),
-            (r#"{"prompt":["a"],"n":4}"#, Some(1), 4),
-            (r#"{"prompt":[],"n":null}"#, None, 1),
-            (r#"{"prompt":"a","n":"2"}"#, None, 2),
-            (r#"{"prompt":"a","n":2.0}"#, None, 2),
-            (r#"{"text":"a","sampling_params":{"n":3e0}}"#, None, 2),
+            (r#"{"input_ids":[1,2,3]}"#, None, 1, 1),
+            (r#"{"input_ids":[[1],[2,3],[]]}"#, Some(3), 1, 1),
+            (r#"{"prompt":["a"],"n":4}"#, Some(1), 1, 4),
+            (r#"{"prompt":[],"n":null}"#, None, 1, 1),
+            (r#"{"prompt":"a","n":" 3 "}"#, None, 1, 3),
+            (r#"{"prompt":"a","n":2.0}"#, None, 1, 2),
+            (r#"{"prompt":"a","n":2.5}"#, None, 1, u64::MAX),
+            (r#"{"prompt":"a","n":1e300}"#, None, 1, u64::MAX),
+            (r#"{"text":"a","sampling_params":{"n":3e0}}"#, None, 3, 1),
             (
                 r#"{"text":["a","b"],"sampling_params":[{"n":1},{"n":3}]}"#,
                 Some(2),
                 3,
+                1,
             ),
         ] {
             let source = read(body);
             assert_eq!(
-                (source.listed, source.samples),
-                (prompts, samples),
+                (source.listed, source.native_samples, source.samples),
+                (prompts, native, samples),
                 "{body}"
             );
         }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use crate::proxy::body_fields::{OpenBody, elements, member};
+use crate::proxy::body_fields::{OpenBody, elements, member, splice};
 
 /// What of the prefill worker's answer the client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,17 +52,7 @@ impl PrefillPart {
             Self::Generate => generate(prefill, decode),
             Self::Echo => echo(prefill, decode, echoed),
         };
-        let mut merged = Vec::with_capacity(decode.len() + prefill.len());
-        let mut at = 0;
-        let mut splices = splices.unwrap_or_default();
-        splices.sort_by_key(|(range, _)| range.start);
-        for (range, text) in splices {
-            merged.extend_from_slice(decode.get(at..range.start).unwrap_or_default());
-            merged.extend_from_slice(&text);
-            at = range.end;
-        }
-        merged.extend_from_slice(decode.get(at..).unwrap_or_default());
-        merged
+        splice(decode, splices.unwrap_or_default())
     }
 }
 

@@ -49,17 +49,10 @@ pub(in crate::proxy) async fn send(
     pair: PairInFlight,
     attempts: &mut Attempts,
 ) -> Attempt {
-    let source = match request.open_body {
-        Some(source) if source.samples > 1 => {
-            let error = Error::PairSamples(source.samples);
-            return refused(pair.decode, Outcome::Answered(400), error);
-        }
-        Some(source) => source,
+    let Some(source) = request.open_body else {
         // The workers have become a pair since the request was looked at.
-        None => {
-            let error = Error::NoAvailableWorkers { retry_after: 1 };
-            return refused(pair.decode, Outcome::Local, error);
-        }
+        let error = Error::NoAvailableWorkers { retry_after: 1 };
+        return refused(pair.decode, Outcome::Local, error);
     };
     let PairInFlight { prefill, decode } = pair;
     let watch = Watch::begin(request, attempts);

@@ -1,32 +1,12 @@
 //! Log probabilities of the prompt: only the prefill worker has them.
 
-use std::fmt::Write;
-
 use serde_json::{Value, json as value};
 
-use super::stage::{asked, body, doing, pair_options};
+use super::stage::{asked, body, doing, pair_options, stream};
 use crate::support::{Step, json, post, start_with, until};
 
 fn generated(text: &str, of_prompt: &Value) -> Value {
     value!({"text": text, "meta_info": {"id": "x", "input_token_logprobs": of_prompt}})
-}
-
-fn stream(events: &[Value]) -> Vec<Step> {
-    let mut text =
-        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-            .to_owned();
-    let events = events.iter().map(|event| format!("data: {event}\n\n"));
-    for event in events.chain(["data: [DONE]\n\n".to_owned()]) {
-        write!(text, "{:x}\r\n{event}\r\n", event.len()).unwrap();
-    }
-    text += "0\r\n\r\n";
-    // A cut within an event.
-    let (one, other) = text.split_at(text.len() / 2);
-    vec![
-        Step::Send(one.as_bytes().to_vec()),
-        Step::Wait,
-        Step::Send(other.as_bytes().to_vec()),
-    ]
 }
 
 const ASKED: &str = r#"{"text":"x","return_logprob":true,"logprob_start_len":0,"stream":STREAM}"#;

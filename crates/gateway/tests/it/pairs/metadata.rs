@@ -111,27 +111,6 @@ async fn list_of_one_prompt_is_ended_by_the_id_that_engines_count() {
 }
 
 #[tokio::test]
-async fn several_answers_to_a_prompt_are_refused_before_any_worker_is_asked() {
-    let (prefill, decode) = pair().await;
-    let gateway = start_with(pair_options(&[&prefill], &[&decode])).await;
-    for (path, sent) in [
-        ("/v1/chat/completions", json!({"messages": [], "n": 2})),
-        (
-            "/generate",
-            json!({"text": "x", "sampling_params": {"n": 3}}),
-        ),
-    ] {
-        let reply = post(&gateway, path, &sent.to_string()).await;
-        assert_eq!(
-            (reply.status, reply.code()),
-            (400, "unsupported_n".to_owned())
-        );
-    }
-    assert!(asked(&prefill).is_empty() && asked(&decode).is_empty());
-    assert_eq!(gateway.in_flight().await, 0);
-}
-
-#[tokio::test]
 async fn each_worker_gets_its_own_key() {
     let (prefill, decode) = pair().await;
     let gateway = start_with(pair_options(&[], &[])).await;

@@ -5,4 +5,5 @@ mod failures;
 mod logprobs;
 mod metadata;
 mod roles;
+mod samples;
 mod stage;

@@ -1,5 +1,6 @@
 //! A gateway in front of scripted prefill and decode workers.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use gateway::Options;
@@ -35,6 +36,24 @@ pub(super) fn pair_options(prefill: &[&Worker], decode: &[&Worker]) -> Options {
         decode_urls: Some(decode.iter().map(|it| it.url()).collect()),
         ..options(&[])
     }
+}
+
+/// A stream of these events, in two pieces that are cut within one.
+pub(super) fn stream(events: &[Value]) -> Vec<Step> {
+    let mut text =
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+            .to_owned();
+    let events = events.iter().map(|event| format!("data: {event}\n\n"));
+    for event in events.chain(["data: [DONE]\n\n".to_owned()]) {
+        write!(text, "{:x}\r\n{event}\r\n", event.len()).unwrap();
+    }
+    text += "0\r\n\r\n";
+    let (one, other) = text.split_at(text.len() / 2);
+    vec![
+        Step::Send(one.as_bytes().to_vec()),
+        Step::Wait,
+        Step::Send(other.as_bytes().to_vec()),
+    ]
 }
 
 /// Paths that are no inference.
