@@ -1,4 +1,4 @@
-"""The tables of pairs.md: `python bench/pairs.py > tables.md` (a minute)."""
+"""The policy tables of pairs.md: `python bench/pairs.py > tables.md` (a minute)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def main() -> None:
             for prefill, decode, speeds in FLEETS:
                 options: dict[str, Any] = {"prefill": prefill, "decode": decode, **DECODE}
                 for run in compare(trace, POLICIES, speeds=speeds, seeds=SEEDS, **options):
-                    print(f"## {prefill} prefill, {decode} decode workers, {kind}, {run['speed']:g}×\n")
+                    print(f"### {prefill} prefill, {decode} decode workers, {kind}, {run['speed']:g}×\n")
                     print("| prefill+decode | hits | TTFT mean | p99 | e2e mean | p99 | tokens/s |")
                     print("|" + " --- |" * 7)
                     print("\n".join(row(report["policy"], report) for report in run["policies"]) + "\n", flush=True)

@@ -1,4 +1,4 @@
-"""bench/compare.py and bench/replay.py as processes: a short run of each, a taken port, a sudden end."""
+"""bench/compare.py, replay.py and pair_failures.py as processes: a short run of each, a taken port, a sudden end."""
 
 from __future__ import annotations
 
@@ -97,3 +97,18 @@ def test_a_replay_reports_times_and_hits(tmp_path: Path, base_port: int) -> None
     assert (row["answered"], row["errors"]) == (40, 0)
     assert row["hit_ratio"] > 0.5  # four pages of five are shared
     assert row["ttft_mean_ms"] >= 3.2  # one block is never cached
+
+
+def test_a_failed_leg_is_the_answer_and_the_other_is_free(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    ports = 8 * 6  # a row each for either leg and three kinds of requests
+    base = next(base for base in range(21_000, 30_000, ports) if all(map(is_free, range(base, base + ports))))
+    own = ["--only", "ours", "--faults", "422", "--at-once", "2", "--base-port", str(base), "--json", str(file)]
+    done = finished([sys.executable, str(BENCH / "pair_failures.py"), *own])
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(file.read_text())
+    assert [row["leg"] for row in rows] == ["prefill"] * 3 + ["decode"] * 3
+    for row in rows:
+        assert (row["end"], set(row["left"].values()), row["died"]) == ("422", {0}, [])
+        assert row["client_s"] < 5 and f"| {row['kind']} | 422 " in done.stdout
+    assert all(map(is_free, range(base, base + ports)))

@@ -16,6 +16,8 @@ BENCH = ROOT / "bench"
 sys.path.insert(0, str(BENCH))
 
 import compare  # noqa: E402
+import pair_failures  # noqa: E402
+import pair_stage  # noqa: E402
 import processes  # noqa: E402
 import replay  # noqa: E402
 import targets  # noqa: E402
@@ -101,3 +103,44 @@ def test_peers_are_pinned_to_versions_and_have_targets() -> None:
 def test_a_page_of_a_replayed_prompt_is_a_page_of_the_worker() -> None:
     pages = {replay.page(block) for block in (0, 1, 255, 2**31)}
     assert {len(page) for page in pages} == {replay.PAGE_BYTES} and len(pages) == 4
+
+
+TOKEN, DONE = b'data: {"text": "a"}\n\n', b"data: [DONE]\n\n"
+LAST = b'data: {"meta_info": {"finish_reason": {"type": "length"}}}\n\n'
+ERROR = b'data: {"error": {"message": "boom"}}\n\n'
+ABORTED = b'data: {"meta_info": {"finish_reason": {"type": "abort"}}}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("status", "pieces", "ended", "words"),
+    [
+        (200, [TOKEN, LAST, DONE], "whole", "200, whole"),
+        (200, [b'{"finish_reason": "length"}'], "whole", "200, whole"),
+        (200, [TOKEN, DONE], "whole", "200, ends early"),
+        (200, [TOKEN, LAST], "whole", "200, ends early"),
+        (200, [TOKEN], "cut", "200, cut"),
+        (200, [TOKEN, ERROR], "cut", "200, error event, cut"),
+        (200, [TOKEN, ERROR[:9], ERROR[9:], DONE], "whole", "200, error event, [DONE]"),
+        (200, [ABORTED, DONE], "whole", "200, error event, [DONE]"),
+        (200, [TOKEN], "", "200, no end"),
+        (503, [b"{}"], "whole", "503"),
+        (0, [], "cut", "closed"),
+        (0, [], "", "no answer"),
+    ],
+)
+def test_a_reply_says_how_it_ended(status: int, pieces: list[bytes], ended: str, words: str) -> None:
+    reply = pair_stage.Reply(status, whole=ended == "whole", cut=ended == "cut")
+    for piece in pieces:
+        reply.take(piece)
+    assert reply.end() == words
+
+
+def test_a_row_says_when_the_client_knew_and_which_worker_is_not_free() -> None:
+    row = pair_failures.Row("500", "prefill", "chat stream", "ours", "503", 0.42, {"decode": 3.91}, again="503 0.0")
+    assert pair_failures.cell(row) == "503 0.4; D 3.9; next: 503 0.0"
+    row.left, row.client_s, row.again = {"decode": 1, "prefill": 1}, None, ""
+    assert pair_failures.cell(row) == "503; D **kept**; P **kept**"
+    row.died = ["decode"]
+    assert "D **died**" in pair_failures.cell(row)
+    lines = pair_failures.table([row], ["smg", "ours"])
+    assert lines[2].startswith("| P | 500 | chat stream | - | 503;")

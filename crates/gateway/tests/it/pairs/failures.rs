@@ -57,6 +57,7 @@ fn faults() -> Vec<(&'static str, Vec<Step>, u16, bool)> {
         ("500", json(500, r#"{"message":"boom"}"#), 500, true),
         ("503", json(503, r#"{"message":"starting"}"#), 503, true),
         ("422", json(422, r#"{"message":"bad"}"#), 422, false),
+        ("401", json(401, r#"{"message":"no key"}"#), 401, false),
         ("400", json(400, r#"{"message":"too long"}"#), 400, false),
         ("closes", vec![Step::Close], 502, true),
         ("resets", vec![Step::Reset], 502, true),
@@ -121,6 +122,28 @@ async fn failure_of_either_leg_is_the_answer_at_once_and_ends_the_other() {
             let open = open_circuits(&gateway).await;
             let expected: Vec<String> = blamed.then(|| faulty.url()).into_iter().collect();
             assert_eq!(open, expected, "{case}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn refusal_by_either_leg_is_the_answer_and_is_not_tried_again() {
+    for leg in [Leg::Prefill, Leg::Decode] {
+        for status in [400, 401, 422] {
+            let mut steps = vec![Step::Pause(Duration::from_millis(30))];
+            steps.extend(json(status, r#"{"message":"no"}"#));
+            let (one, two) = (doing(steps.clone()).await, doing(steps).await);
+            let waiting = doing(vec![Step::Hang]).await;
+            let options = match leg {
+                Leg::Prefill => pair_options(&[&one, &two], &[&waiting]),
+                Leg::Decode => pair_options(&[&waiting], &[&one, &two]),
+            };
+            let gateway = start_with(options).await;
+            let reply = timeout(PROMPT, post(&gateway, ASK.0, ASK.1)).await.unwrap();
+            assert_eq!(reply.status, status, "{leg:?}");
+            assert_eq!(asked(&one).len() + asked(&two).len(), 1, "{leg:?} {status}");
+            has_seen_the_end(&waiting).await;
+            until(|| async { gateway.in_flight().await == 0 }).await;
         }
     }
 }
