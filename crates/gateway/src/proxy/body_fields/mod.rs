@@ -13,4 +13,4 @@ mod tests;
 
 pub(super) use body_fields::BodyFields;
 pub(super) use json_parts::{elements, member};
-pub(super) use open_body::OpenBody;
+pub(super) use open_body::{OpenBody, Opening};

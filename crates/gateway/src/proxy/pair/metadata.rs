@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::prefill::Keep;
 use super::rooms::Rooms;
 use crate::fleet::Worker;
-use crate::proxy::body_fields::OpenBody;
+use crate::proxy::body_fields::{OpenBody, Opening};
 use crate::proxy::rank_fields::write_rank;
 
 /// The workers of a pair.
@@ -43,12 +43,9 @@ impl Ids {
 /// The fields of one attempt: where decode finds prefill, and by which ids it can be ended.
 #[derive(Debug)]
 pub(super) struct Metadata {
-    /// The client's fields, in two parts each.
-    pub(super) prefill_open: [Bytes; 2],
-    pub(super) decode_open: [Bytes; 2],
-    /// The ends of both bodies, their closing braces included.
-    pub(super) prefill_tail: Bytes,
-    pub(super) decode_tail: Bytes,
+    /// The bodies: the client's fields, in two parts, and those of the gateway.
+    pub(super) prefill: [Bytes; 3],
+    pub(super) decode: [Bytes; 3],
     /// The request's ids at both engines.
     pub(super) rids: Vec<String>,
 }
@@ -79,31 +76,36 @@ impl Metadata {
             }
         };
         let host = Value::from(endpoint.url.host());
-        let mut tail = Vec::with_capacity(160);
+        let mut fields = Vec::with_capacity(160);
         // Writing to memory does not fail.
         let _ = write!(
-            tail,
+            fields,
             r#""bootstrap_host":{host},"bootstrap_port":{port},"bootstrap_room":{room}"#
         );
         let fresh = source.rids.is_empty() || ids == Ids::Fresh;
         let rids = match &*source.rids {
-            _ if fresh => write_rid(&mut tail, source),
+            _ if fresh => write_rid(&mut fields, source),
             [rid] => counted(rid, source.listed),
             rids => rids.to_vec(),
         };
         if let Some((rank, _)) = ranks {
-            let _ = write!(tail, r#","disagg_prefill_dp_rank":{rank}"#);
+            let _ = write!(fields, r#","disagg_prefill_dp_rank":{rank}"#);
         }
-        let of_leg = |worker: &Worker, last: &str| {
-            let mut tail = tail.clone();
-            write_rank(&mut tail, worker);
-            tail.extend_from_slice(last.as_bytes());
-            Bytes::from(tail)
-        };
         let kept = keep == Keep::Answer;
-        let open = |other: Option<&OpenBody>| match other.unwrap_or(source) {
-            it if fresh => it.without_rids(),
-            it => [it.open.clone(), Bytes::new()],
+        let unstreamed = source.unstreamed.as_deref().filter(|_| kept);
+        let body = |worker: &Worker, source: &OpenBody, last: &str| {
+            let Opening { parts, comma } = if fresh {
+                source.opening_without_rids()
+            } else {
+                source.opening()
+            };
+            let mut tail = Vec::with_capacity(fields.len() + 80);
+            tail.extend_from_slice(comma.as_bytes());
+            tail.extend_from_slice(&fields);
+            write_rank(&mut tail, ",", worker);
+            tail.extend_from_slice(last.as_bytes());
+            let [start, end] = parts;
+            [start, end, tail.into()]
         };
         // What is kept of the prefill worker's answer must come whole.
         let last = match keep {
@@ -111,10 +113,8 @@ impl Metadata {
             Keep::Nothing => "}",
         };
         Self {
-            prefill_open: open(source.unstreamed.as_deref().filter(|_| kept)),
-            decode_open: open(None),
-            prefill_tail: of_leg(prefill, last),
-            decode_tail: of_leg(decode, "}"),
+            prefill: body(prefill, unstreamed.unwrap_or(source), last),
+            decode: body(decode, source, "}"),
             rids,
         }
     }

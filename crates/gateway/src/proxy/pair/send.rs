@@ -74,9 +74,7 @@ pub(in crate::proxy) async fn send(
     let rids = Arc::new(metadata.rids);
     let guard = |worker: &Worker| dispatcher.aborts.guard(&worker.endpoint, &rids);
     let decode_guard = guard(&decode.worker);
-    let [start, end] = &metadata.decode_open;
-    let body = [&**start, &**end, &*metadata.decode_tail];
-    let [prefill_start, prefill_end] = metadata.prefill_open;
+    let body = metadata.decode.each_ref().map(|part| &**part);
     let call = PrefillCall {
         fleet: Arc::clone(&dispatcher.balancer.fleet),
         metrics: Arc::clone(&dispatcher.metrics),
@@ -84,7 +82,7 @@ pub(in crate::proxy) async fn send(
         method: request.parts.method.clone(),
         path: request_head::path(request.parts, request.row.worker_path).into_owned(),
         headers: prefill_lines(dispatcher, request, &prefill.worker),
-        body: [prefill_start, prefill_end, metadata.prefill_tail],
+        body: metadata.prefill,
         keep,
         watch,
         guard: guard(&prefill.worker),
