@@ -4,5 +4,6 @@ mod chaos;
 mod failures;
 mod logprobs;
 mod metadata;
+mod override_headers;
 mod roles;
 mod stage;
