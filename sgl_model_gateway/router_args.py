@@ -210,6 +210,7 @@ class RouterArgs:
     audio_tokens: int = option(1024, POLICY, "tokens that a recording in a prompt is taken to have")
     strip_billing_header: bool = option(False, REQUEST, "cut Claude Code's x-anthropic-billing-header line, which differs in every request, out of system prompts; nothing else in a body ever changes")
     sse_keepalive_secs: int = option(0, REQUEST, "silence of a stream of events after which the gateway writes a comment into it, before the first event behind a 200 of its own; 0 writes none")
+    pd_metadata: str = option("auto", PD, "how both workers of a pair get room, request id and ranks: headers (x-override-*, the body stays untouched), body, or auto for headers where both are found to obey them")
     # fmt: on
 
     @staticmethod

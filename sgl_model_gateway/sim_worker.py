@@ -37,7 +37,7 @@ _HELP: dict[str, tuple[str, str]] = {
     "disconnect_check_s": ("SECS", "time between two looks for clients that left, in either role"),
     "kv_transfer_ms_per_1k_tokens": ("MS", "time that the KV cache of 1000 prompt tokens takes to the decode worker"),
     "enable_pd_role_switch": ("", "accept POST /pd_role_switch"),
-    "enable_request_header_overrides": ("", "obey x-override-rid and x-override-bootstrap-host, -port and -room"),
+    "enable_request_header_overrides": ("", "obey x-override-rid, -bootstrap-host, -port, -room and -routed-dp-rank"),
     "crash_on_bad_bootstrap": ("", "stop, as SGLang does, at bootstrap fields that kill its scheduler"),
     "context_length": ("TOKENS", "longest prompt, and the length reported; by default any prompt is accepted"),
     "prefill_tokens_per_sec": ("TOKENS", "prompt tokens computed per second and rank; 0 is instant"),

@@ -29,6 +29,8 @@ MESSAGES = [{"role": "user", "content": "What is 6 times 7?"}]
 CHAT = {"model": "tiny", "messages": MESSAGES, "max_tokens": 6, **GREEDY}
 SAMPLING = {"max_new_tokens": 6, **GREEDY}
 LONG = "x " * 9000
+# `headers` has no other form to fall back to.
+FORMS = ["body", "headers"]
 LOGPROBS = {"return_logprob": True, "logprob_start_len": 0, "sampling_params": SAMPLING}
 
 # Each is asked whole and as a stream.
@@ -76,6 +78,7 @@ class Engine:
 
     def start(self) -> None:
         environment = {**os.environ, **ENVIRONMENT, "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT": "30"}
+        environment["SGLANG_ENABLE_REQUEST_HEADER_OVERRIDES"] = "1"
         self.process = subprocess.Popen(self.command, env=environment, start_new_session=True)
 
     def wait(self) -> None:
@@ -91,27 +94,23 @@ class Engine:
         return sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in json.loads(answer)["loads"])
 
 
-class Pair:
-    """A prefill engine, a decode engine, and a gateway in front of them."""
+class Gateway:
+    """A gateway in this process."""
 
-    def __init__(self) -> None:
-        transfer = ["--disaggregation-transfer-backend", "mooncake_tcp"]
-        ports = ["--disaggregation-bootstrap-port", str(free_port())]
-        memory = ["--disaggregation-decode-retraction-backup", "cpu_tensor"]
-        self.prefill = Engine("--disaggregation-mode", "prefill", *transfer, *ports)
-        self.decode = Engine("--disaggregation-mode", "decode", *transfer, *memory)
-        self.one = Engine()
+    def __init__(self, workers: list[str], pd_metadata: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        # Roles and the bootstrap port are what the engines report.
-        workers = [self.prefill.url, self.decode.url]
-        args = RouterArgs(worker_urls=workers, host="127.0.0.1", port=port, prometheus_port=free_port())
+        args = RouterArgs(
+            worker_urls=workers,
+            host="127.0.0.1",
+            port=port,
+            prometheus_port=free_port(),
+            pd_metadata=pd_metadata,
+        )
         self.router = Router.from_args(args)
         self.thread = threading.Thread(target=self.router.start, daemon=True)
 
     def start(self) -> None:
-        for engine in (self.prefill, self.decode, self.one):
-            engine.wait()
         self.thread.start()
         wait_for(lambda: self.healthy() == 2, "the pair is ready", LOADING)
 
@@ -120,6 +119,28 @@ class Pair:
             return int(json.loads(ask(self.url, "/readiness", None)[1]).get("healthy_workers", 0))
         except OSError:
             return 0
+
+
+class Pair:
+    """A prefill engine, a decode engine, and gateways in front of them."""
+
+    def __init__(self) -> None:
+        transfer = ["--disaggregation-transfer-backend", "mooncake_tcp"]
+        ports = ["--disaggregation-bootstrap-port", str(free_port())]
+        memory = ["--disaggregation-decode-retraction-backup", "cpu_tensor"]
+        self.prefill = Engine("--disaggregation-mode", "prefill", *transfer, *ports)
+        self.decode = Engine("--disaggregation-mode", "decode", *transfer, *memory)
+        self.one = Engine()
+        # Roles and the bootstrap port are what the engines report.
+        workers = [self.prefill.url, self.decode.url]
+        self.gateways = {form: Gateway(workers, form) for form in FORMS}
+        self.url = self.gateways["body"].url
+
+    def start(self) -> None:
+        for engine in (self.prefill, self.decode, self.one):
+            engine.wait()
+        for gateway in self.gateways.values():
+            gateway.start()
 
     def end(self) -> None:
         for engine in (self.prefill, self.decode, self.one):
@@ -154,13 +175,15 @@ def status(url: str, path: str) -> int:
         return 0
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize(("path", "body"), REQUESTS)
-def test_pair_answers_as_one_engine_does(pair: Pair, path: str, body: Any, stream: bool) -> None:
+def test_pair_answers_as_one_engine_does(pair: Pair, path: str, body: Any, stream: bool, form: str) -> None:
     body = {**body, "stream": stream}
     own = {key: value for key, value in body.items() if not key.startswith("bootstrap_")}
     cumulative = path == "/generate"
-    assert outcome(ask(pair.url, path, body), cumulative) == outcome(ask(pair.one.url, path, own), cumulative)
+    url = pair.gateways[form].url
+    assert outcome(ask(url, path, body), cumulative) == outcome(ask(pair.one.url, path, own), cumulative)
 
 
 def test_many_requests_at_once_are_answered_as_one_engine_answers_them(pair: Pair) -> None:
@@ -174,10 +197,12 @@ def test_many_requests_at_once_are_answered_as_one_engine_answers_them(pair: Pai
     assert all(one == other for one, other in answers)
 
 
-def test_client_that_leaves_ends_both_legs(pair: Pair) -> None:
-    body = {"text": "Long", "sampling_params": {"max_new_tokens": 1900, "ignore_eos": True}}
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("text", ["Long", ["Long", "Longer"]], ids=["one", "list"])
+def test_client_that_leaves_ends_both_legs(pair: Pair, form: str, text: Any) -> None:
+    body = {"text": text, "sampling_params": {"max_new_tokens": 1900, "ignore_eos": True}}
     with pytest.raises(TimeoutError):
-        ask(pair.url, "/generate", body, 0.6)
+        ask(pair.gateways[form].url, "/generate", body, 0.6)
     left = time.monotonic()
     wait_for(lambda: pair.decode.running() + pair.prefill.running() == 0, "both engines are free", 3.0)
     assert time.monotonic() - left < 2

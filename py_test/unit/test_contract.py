@@ -158,6 +158,7 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "audio_tokens",
         "strip_billing_header",
         "sse_keepalive_secs",
+        "pd_metadata",
     ]
 
 

@@ -31,6 +31,9 @@ pub(crate) struct Inference {
     pub(crate) streams: bool,
     /// Where a request counts the answers to its prompt.
     pub(crate) samples: Samples,
+    /// SGLang reads `x-override-*` headers here, and gives them to both workers of a pair
+    /// (measured; not so at the others).
+    pub(crate) reads_overrides: bool,
     /// The fields its prompt is made of, in the order a chat template puts them.
     pub(crate) prompt: [PromptField; 3],
 }
@@ -158,15 +161,15 @@ pub(crate) const INFERENCE: [Inference; ROWS.len()] = numbered(ROWS);
 
 #[rustfmt::skip]
 const ROWS: [Inference; 31] = [
-    Inference { servers: Generating, methods: POST_AND_PUT, streams: true, samples: SamplingParams, ..native("/generate", "generate", [Text, InputIds, None]) },
-    Inference { servers: Generating, streams: true, samples: N, ..row("/v1/chat/completions", "chat", BadRequest, [Tools, Messages, None]) },
+    Inference { servers: Generating, methods: POST_AND_PUT, streams: true, samples: SamplingParams, reads_overrides: true, ..native("/generate", "generate", [Text, InputIds, None]) },
+    Inference { servers: Generating, streams: true, samples: N, reads_overrides: true, ..row("/v1/chat/completions", "chat", BadRequest, [Tools, Messages, None]) },
     Inference { servers: Generating, streams: true, samples: N, ..row("/v1/completions", "completions", Unsupported, [Prompt, None, None]) },
     row("/v1/embeddings", "embeddings", Unsupported, [Input, None, None]),
     row("/v1/classify", "classify", Unsupported, [Input, None, None]),
     Inference { reply: Rerank, methods: POST_AND_PUT, ..row("/v1/rerank", "rerank", Unsupported, [Query, Documents, None]) },
     Inference { path: "/rerank", reply: Rerank, ..row("/v1/rerank", "rerank", BadRequest, [Query, Documents, None]) },
     Inference { servers: Generating, state: State::Responses, streams: true, ..row("/v1/responses", "responses", BadRequest, [Tools, Instructions, Input]) },
-    Inference { servers: Generating, vendor: Anthropic, streams: true, ..row("/v1/messages", "messages", BadRequest, [Tools, System, Messages]) },
+    Inference { servers: Generating, vendor: Anthropic, streams: true, reads_overrides: true, ..row("/v1/messages", "messages", BadRequest, [Tools, System, Messages]) },
     Inference { upgrade: Some("websocket"), methods: GET, ..row("/v1/realtime", "realtime", Unsupported, [None, None, None]) },
     Inference { servers: Any, vendor: Anthropic, ..row("/v1/messages/count_tokens", "count_tokens", BadRequest, [None, None, None]) },
     row("/v1/score", "score", Unsupported, [Query, Items, None]),
@@ -214,6 +217,7 @@ const fn row(
         servers: Servers::Regular,
         streams: false,
         samples: Samples::One,
+        reads_overrides: false,
         prompt,
     }
 }

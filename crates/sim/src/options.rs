@@ -72,7 +72,8 @@ pub struct SimOptions {
     pub kv_transfer_ms_per_1k_tokens: f64,
     /// Accept `POST /pd_role_switch`.
     pub enable_pd_role_switch: bool,
-    /// Obey the request headers `x-override-rid` and `x-override-bootstrap-host`, `-port`, `-room`.
+    /// Obey the request headers `x-override-rid`, `x-override-bootstrap-host`, `-port`, `-room`,
+    /// `x-override-routed-dp-rank` and `x-override-disagg-prefill-dp-rank`.
     pub enable_request_header_overrides: bool,
     /// Stop, as SGLang does, at bootstrap fields that kill its scheduler; otherwise they are 400.
     pub crash_on_bad_bootstrap: bool,

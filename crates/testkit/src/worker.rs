@@ -48,6 +48,11 @@ impl Received {
         self.head.split(' ').nth(1).unwrap_or_default()
     }
 
+    /// Whether it only asks if the engine obeys `x-override-*` headers.
+    pub fn asks_for_overrides(&self) -> bool {
+        self.body == b"{}" && self.all("x-override-bootstrap-room") == ["?"]
+    }
+
     /// The values of all header lines of this name.
     pub fn all(&self, name: &str) -> Vec<&str> {
         let start = format!("{name}: ");
@@ -57,6 +62,12 @@ impl Received {
             .collect()
     }
 }
+
+/// What an engine that obeys `x-override-*` headers says to a room that is no number.
+const INVALID_ROOM: &str = r#"{"error":{"message":"invalid x-override-bootstrap-room header '?': invalid literal for int() with base 10: '?'"}}"#;
+/// What another one says to the same request.
+const NO_PROMPT: &str =
+    r#"{"error":{"message":"Either text, input_ids or input_embeds should be provided."}}"#;
 
 type Steps = dyn Fn(&Received) -> Vec<Step> + Send + Sync;
 
@@ -103,8 +114,19 @@ pub fn ok() -> Vec<Step> {
 impl Worker {
     /// A worker that answers every POST by this script, and questions about itself truthfully.
     pub async fn scripted(script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static) -> Self {
+        Self::obeying(Arc::default(), script).await
+    }
+
+    /// The same, whose engine obeys `x-override-*` headers while the flag is set.
+    pub async fn obeying(
+        obeys: Arc<AtomicBool>,
+        script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static,
+    ) -> Self {
         Self::listening(0, move |request| {
-            if request.head.starts_with("GET /health ") {
+            if request.asks_for_overrides() {
+                let obeys = obeys.load(Ordering::SeqCst);
+                json(400, if obeys { INVALID_ROOM } else { NO_PROMPT })
+            } else if request.head.starts_with("GET /health ") {
                 json(200, "")
             } else if request.head.starts_with("GET /server_info ") {
                 json(200, r#"{"served_model_name":"test-model","tp_size":1}"#)
@@ -189,7 +211,9 @@ impl Worker {
             "/ready",
         ];
         let mut received = self.state.received.lock().unwrap().clone();
-        received.retain(|request| !questions.contains(&request.path()));
+        received.retain(|request| {
+            !questions.contains(&request.path()) && !request.asks_for_overrides()
+        });
         received
     }
 

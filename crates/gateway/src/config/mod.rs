@@ -22,7 +22,9 @@ pub(crate) use live::{Live, LiveSection};
 pub use objects::{
     ApiKeyEntry, ControlPlaneAuth, JwtConfig, OracleConfig, PostgresConfig, RedisConfig, Role,
 };
-pub use options::{Backend, EngineControl, HistoryBackend, LogLevel, ModelMatching, Options};
+pub use options::{
+    Backend, EngineControl, HistoryBackend, LogLevel, ModelMatching, Options, PdMetadata,
+};
 pub(crate) use origin::AllowedOrigin;
 pub use secret::Secret;
 pub(crate) use sections::{

@@ -58,6 +58,19 @@ pub enum EngineControl {
     Off,
 }
 
+/// How the two workers of a pair are given what they share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PdMetadata {
+    /// In headers where both are found to obey them, otherwise in the body.
+    #[default]
+    Auto,
+    /// In headers, whatever is found.
+    Headers,
+    /// In the body.
+    Body,
+}
+
 /// The least important log lines that are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -351,4 +364,7 @@ options! {
     /// Silence of a stream of events after which the gateway writes a comment into it, seconds;
     /// before the first event it answers 200 itself. 0 writes none.
     sse_keepalive_secs: u64 = 0;
+    /// How both workers of a pair are given room, request id and ranks: in `x-override-*` headers
+    /// beside the client's untouched body, or in that body.
+    pd_metadata: PdMetadata = PdMetadata::Auto;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use routing::policy::Balance;
 use routing::{BreakerRules, MediaTokens, Params, RetryRules, Thresholds};
 
-use super::{AllowedOrigin, EngineControl, Options, Secret};
+use super::{AllowedOrigin, EngineControl, Options, PdMetadata, Secret};
 
 /// No time is longer: "never" is spelt with large numbers, and sums of times must not overflow.
 const LONGEST: Duration = Duration::from_hours(24 * 365);
@@ -33,6 +33,8 @@ pub(crate) struct HealthSection {
     pub(crate) thresholds: Thresholds,
     /// Workers are probed once they are up, too, unless their own settings differ.
     pub(crate) enabled: bool,
+    /// What makes it worth asking workers of pairs whether they obey headers.
+    pub(crate) pd_metadata: PdMetadata,
 }
 
 /// How the fleet treats its workers.
@@ -93,6 +95,8 @@ pub(crate) struct ProxySection {
     pub(crate) media_tokens: MediaTokens,
     /// Workers get no billing headers of coding agents.
     pub(crate) strip_billing_header: bool,
+    /// How the workers of a pair get what the gateway adds.
+    pub(crate) pd_metadata: PdMetadata,
 }
 
 /// What the connections of clients may take.
@@ -190,6 +194,7 @@ impl From<&Options> for HealthSection {
                 success: options.health_success_threshold,
             },
             enabled: !options.disable_health_check,
+            pd_metadata: options.pd_metadata,
         }
     }
 }
@@ -249,6 +254,7 @@ impl ProxySection {
                 audio: options.audio_tokens,
             },
             strip_billing_header: options.strip_billing_header,
+            pd_metadata: options.pd_metadata,
         }
     }
 }

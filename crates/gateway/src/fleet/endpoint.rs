@@ -10,6 +10,7 @@ use http::Method;
 use routing::{Health, Verdict};
 use tokio::sync::Notify;
 
+use super::header_overrides::HeaderOverrides;
 use super::model_info::ModelInfo;
 use super::spec::{WorkerConfig, WorkerSpec};
 use crate::config::WorkerUrl;
@@ -28,6 +29,7 @@ pub(crate) struct Endpoint {
     pub(crate) config: ArcSwap<WorkerConfig>,
     /// What it reports of itself.
     pub(crate) model_info: ArcSwap<ModelInfo>,
+    pub(crate) header_overrides: HeaderOverrides,
     /// Whose order the engine carries out now, and which ones follow.
     pub(crate) order_turns: Arc<tokio::sync::Mutex<()>>,
     /// Data-parallel ranks that requests are routed to; 1 where its engine distributes them.
@@ -51,6 +53,7 @@ impl Endpoint {
             client,
             config: ArcSwap::from_pointee(spec.into()),
             model_info: ArcSwap::from_pointee(model_info),
+            header_overrides: HeaderOverrides::default(),
             order_turns: Arc::default(),
             ranks: AtomicUsize::new(1),
             health: Mutex::new(health),
@@ -68,6 +71,7 @@ impl Endpoint {
             path,
             bearer: self.config.load().bearer.clone(),
             body: Bytes::new(),
+            line: None,
             repeat: Repeat::Once,
         }
     }

@@ -14,12 +14,13 @@ use tracing::{debug, error, warn};
 use super::adapters;
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
+use super::header_overrides::{self, Overrides};
 use super::model_info::{self, Report};
 use super::registry::Registry;
 use super::role::Role;
 use super::spec::HealthSpec;
 use super::transitions;
-use crate::config::{HealthSection, Live, seconds};
+use crate::config::{HealthSection, Live, PdMetadata, seconds};
 use crate::telemetry::{LogLimit, Metrics};
 use crate::upstream::{ControlClient, UpstreamError};
 
@@ -104,9 +105,7 @@ impl Prober {
                 self.identify().await;
                 attempts = attempts.saturating_sub(1);
             } else if last == Probe::Passed && Instant::now() >= refresh_at {
-                self.read_role().await;
-                adapters::read_adapters(&self.fleet, &self.endpoint, &self.client, &self.metrics)
-                    .await;
+                self.refresh().await;
                 refresh_at = Instant::now() + REFRESH_CARDS;
             }
         }
@@ -216,6 +215,10 @@ impl Prober {
                 }
             }
         };
+        if probe != Probe::Passed {
+            // It may come back as another engine.
+            self.endpoint.header_overrides.set(Overrides::Unknown);
+        }
         self.metrics.health_check(probe == Probe::Passed);
         Some(probe)
     }
@@ -272,6 +275,37 @@ impl Prober {
         let ready = self.ask("/ready").await.map(|(status, _)| status);
         let has_ready = matches!(ready, Ok(StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE));
         self.has_ready.store(has_ready, Relaxed);
+        self.learn_overrides().await;
+    }
+
+    /// Finds out whether an engine in pairs obeys headers in place of fields. Those that are found to
+    /// are not asked again while they stay: an engine logs every request that it refuses.
+    async fn learn_overrides(&self) {
+        let (endpoint, wanted) = (&self.endpoint, self.options.pd_metadata);
+        let role = endpoint.model_info.load().role;
+        if role == Role::Regular || wanted == PdMetadata::Body {
+            return;
+        }
+        let to_generate = endpoint.question(&Method::POST, "/generate");
+        let found = header_overrides::ask(to_generate, &self.client, self.limit()).await;
+        endpoint.header_overrides.set(found);
+        debug!(worker = %endpoint.url, ?found, "x-override-* headers");
+        if wanted == PdMetadata::Headers && found == Overrides::Ignored {
+            warn!(
+                worker = %endpoint.url,
+                "worker seems to ignore x-override-* headers, which --pd-metadata headers needs; \
+                 start its engine with SGLANG_ENABLE_REQUEST_HEADER_OVERRIDES=1"
+            );
+        }
+    }
+
+    /// Asks again for what changes while an engine runs.
+    async fn refresh(&self) {
+        self.read_role().await;
+        if self.endpoint.header_overrides.get() == Overrides::Unknown {
+            self.learn_overrides().await;
+        }
+        adapters::read_adapters(&self.fleet, &self.endpoint, &self.client, &self.metrics).await;
     }
 
     /// Learns the role of a worker of which nothing else is known yet.
@@ -310,12 +344,16 @@ impl Prober {
         None
     }
 
+    /// Longest time for an answer.
+    fn limit(&self) -> Duration {
+        let own = self.health().timeout_secs;
+        own.map_or_else(|| self.live.get().probe_after, seconds)
+    }
+
     async fn ask(&self, path: &str) -> Result<(StatusCode, Bytes), UpstreamError> {
         let endpoint = &self.endpoint;
         let asked = self.client.send(endpoint.question(&Method::GET, path));
-        let own = self.health().timeout_secs;
-        let limit = own.map_or_else(|| self.live.get().probe_after, seconds);
-        match timeout(limit, asked).await {
+        match timeout(self.limit(), asked).await {
             Ok(Ok(answer)) => Ok((answer.status, answer.body)),
             Ok(Err(error)) => {
                 debug!(worker = %endpoint.url, path, %error, "probe failed");

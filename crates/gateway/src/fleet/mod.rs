@@ -6,6 +6,7 @@ mod endpoint;
 #[expect(clippy::module_inception, reason = "the type that the module is about")]
 mod fleet;
 mod gauges;
+mod header_overrides;
 mod health_check;
 mod health_checks;
 mod model_card;
@@ -27,6 +28,7 @@ pub(crate) use drain::Withheld;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use fleet::{Fleet, FleetObserver};
 pub(crate) use gauges::update_gauges;
+pub(crate) use header_overrides::Overrides;
 pub(crate) use health_checks::HealthChecks;
 pub(crate) use model_info::{Labels, UNKNOWN_MODEL, model_name};
 pub(crate) use outlier_detection::OutlierDetector;

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use routing::Outcome;
 use tracing::debug;
 
 use super::attempts::Attempts;
+use super::body_fields::Opening;
 use super::dispatcher::Dispatcher;
 use super::explain::Explanation;
 use super::pair::Coupling;
@@ -89,10 +91,10 @@ async fn send_once(
             head.forwards(name)
         }
     };
-    let rank = rank_tail(request, worker);
-    let body = match (&rank, request.open_body) {
-        (Some(tail), Some(open)) => [&*open.open, tail, b""].into(),
-        _ => request.body,
+    let ranked = ranked_body(request, worker);
+    let body = match &ranked {
+        Some(parts) => parts.each_ref().map(|part| &**part).into(),
+        None => request.body,
     };
     let call = Call {
         method: &request.parts.method,
@@ -129,11 +131,13 @@ async fn send_once(
     }
 }
 
-/// The end of a body that goes to a data-parallel rank.
-fn rank_tail(request: &ProxyRequest<'_>, worker: &Worker) -> Option<Vec<u8>> {
-    worker.rank().filter(|_| request.open_body.is_some())?;
+/// The body that goes to a data-parallel rank.
+fn ranked_body(request: &ProxyRequest<'_>, worker: &Worker) -> Option<[Bytes; 3]> {
+    let open_body = request.open_body.filter(|_| worker.rank().is_some())?;
+    let Opening { parts, comma } = open_body.opening();
     let mut tail = Vec::with_capacity(64);
-    write_rank(&mut tail, worker);
+    write_rank(&mut tail, comma, worker);
     tail.push(b'}');
-    Some(tail)
+    let [start, end] = parts;
+    Some([start, end, tail.into()])
 }

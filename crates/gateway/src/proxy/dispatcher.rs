@@ -16,7 +16,7 @@ use super::pair::{Aborts, Rooms};
 use super::request::ProxyRequest;
 use super::request_head::HeaderRules;
 use crate::balancer::Balancer;
-use crate::config::{Live, LiveSection, ProxySection, WorkerNames};
+use crate::config::{Live, LiveSection, PdMetadata, ProxySection, WorkerNames};
 use crate::cpu_pool::CpuPool;
 use crate::endpoint::{INFERENCE, Inference};
 use crate::fleet::Worker;
@@ -36,6 +36,7 @@ pub(crate) struct Dispatcher {
     pub(super) owners: Owners,
     pub(super) aborts: Aborts,
     pub(super) rooms: Rooms,
+    pub(super) pd_metadata: PdMetadata,
     pub(super) cpu_pool: CpuPool,
     /// Clients neither see nor choose workers.
     pub(super) hide_routing: bool,
@@ -89,6 +90,7 @@ impl Dispatcher {
             owners: Owners::default(),
             aborts,
             rooms: Rooms::default(),
+            pd_metadata: options.pd_metadata,
             cpu_pool,
             hide_routing: options.hide_routing,
             served: Default::default(),

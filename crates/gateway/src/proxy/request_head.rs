@@ -110,6 +110,7 @@ impl ForwardedHead<'_> {
                 Some((&REQUEST_ID, request_id)),
                 key.map(|key| (&AUTHORIZATION, key)),
             ],
+            steering: &[],
         }
     }
 }

@@ -27,14 +27,21 @@ pub(crate) struct CallHeaders<'a> {
     /// Whether a line of the client's is forwarded.
     pub(crate) forwards: &'a (dyn Fn(&HeaderName) -> bool + Sync),
     pub(crate) added: [Option<(&'a HeaderName, &'a HeaderValue)>; 3],
+    /// Lines for an engine in a pair.
+    pub(crate) steering: &'a [Line],
 }
+
+/// A header line of the gateway's.
+pub(crate) type Line = (&'static HeaderName, HeaderValue);
 
 impl<'a> CallHeaders<'a> {
     /// Every line, in order.
     pub(crate) fn iter(self) -> impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)> {
         let client = self.client.iter();
         let forwarded = client.filter(move |(name, _)| (self.forwards)(name));
-        forwarded.chain(self.added.into_iter().flatten())
+        let steering = self.steering.iter().map(|(name, value)| (*name, value));
+        let added = self.added.into_iter().flatten();
+        forwarded.chain(added).chain(steering)
     }
 }
 

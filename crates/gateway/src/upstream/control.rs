@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Request, Url};
@@ -58,6 +58,8 @@ pub(crate) struct ControlRequest<'a> {
     pub(crate) bearer: Option<HeaderValue>,
     /// JSON, or nothing.
     pub(crate) body: Bytes,
+    /// Another header line.
+    pub(crate) line: Option<(&'static HeaderName, HeaderValue)>,
     pub(crate) repeat: Repeat,
 }
 
@@ -153,6 +155,9 @@ impl ControlRequest<'_> {
         }
         if let Some(bearer) = self.bearer {
             headers.insert(header::AUTHORIZATION, bearer);
+        }
+        if let Some((name, value)) = self.line {
+            headers.insert(name, value);
         }
         if !self.body.is_empty() {
             let json = HeaderValue::from_static("application/json");
@@ -298,6 +303,7 @@ mod tests {
             path: "/flush_cache?now=1",
             bearer: Some(HeaderValue::from_static("Bearer k")),
             body: Bytes::new(),
+            line: None,
             repeat: Repeat::Once,
         }
     }

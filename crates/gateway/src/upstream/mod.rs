@@ -11,7 +11,7 @@ mod io;
 mod response_body;
 
 pub(crate) use address::Resolver;
-pub(crate) use call::{Call, CallBody, CallHeaders, is_hop_by_hop};
+pub(crate) use call::{Call, CallBody, CallHeaders, Line, is_hop_by_hop};
 pub(crate) use client::Client;
 pub(crate) use control::{ControlClient, ControlRequest, PrivateAnswer, Repeat};
 pub(crate) use error::UpstreamError;

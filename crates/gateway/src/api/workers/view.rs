@@ -48,8 +48,13 @@ pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
         view.insert("ranks".to_owned(), ranks.into());
     }
     let reported = (info.role == Role::Prefill).then(|| info.bootstrap_port());
-    if let Some(port) = spec.bootstrap_port.or(reported) {
-        view.insert("bootstrap_port".to_owned(), port.into());
+    let port = spec.bootstrap_port.or(reported).map(Value::from);
+    let obeys = worker.endpoint.header_overrides.get().as_bool();
+    for (name, value) in [
+        ("bootstrap_port", port),
+        ("header_overrides", obeys.map(Value::from)),
+    ] {
+        view.extend(value.map(|value| (name.to_owned(), value)));
     }
     // What was said of it wins over what is assumed.
     view.extend(spec.extra.clone());

@@ -13,4 +13,4 @@ mod tests;
 
 pub(super) use body_fields::{BodyFields, LARGE};
 pub(super) use json_parts::{elements, member, splice};
-pub(super) use open_body::{OpenBody, count};
+pub(super) use open_body::{OpenBody, Opening, count};

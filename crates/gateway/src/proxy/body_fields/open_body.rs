@@ -15,14 +15,18 @@ use crate::endpoint::{Inference, Samples};
 /// A client's body, open for fields of the gateway's at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::proxy) struct OpenBody {
+    /// The client's bytes, where nothing must be cut out of them.
+    pub(in crate::proxy) whole: Option<Bytes>,
     /// The client's object without its closing brace and without the fields that would steer
-    /// engines. Another field may follow as it stands.
-    pub(in crate::proxy) open: Bytes,
+    /// engines.
+    open: Bytes,
+    /// What stands between that and a field that follows: a comma, or nothing.
+    comma: &'static str,
     /// The same without `stream`, where the prefill worker's answer is wanted: that comes whole.
     pub(in crate::proxy) unstreamed: Option<Box<Self>>,
     /// The request ids that the client gives.
     pub(in crate::proxy) rids: Vec<String>,
-    /// Where in `open` they stand, with the comma behind them.
+    /// Where in `open` they stand, with the comma behind them, if there is one.
     rid: Range<usize>,
     /// Prompts of a list, which may be one; `None` for a request that is no list.
     pub(in crate::proxy) listed: Option<usize>,
@@ -34,6 +38,14 @@ pub(in crate::proxy) struct OpenBody {
     pub(in crate::proxy) prompt_logprobs: bool,
     /// It asks `/v1/completions` for its prompt with log probabilities.
     pub(in crate::proxy) echoed_logprobs: bool,
+}
+
+/// The beginning of a body that fields of the gateway's follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::proxy) struct Opening {
+    pub(in crate::proxy) parts: [Bytes; 2],
+    /// What stands before the next field: a comma, or nothing.
+    pub(in crate::proxy) comma: &'static str,
 }
 
 /// What is found in one pass.
@@ -92,6 +104,8 @@ impl OpenBody {
             prompt_logprobs: found.logprobs.of_prompt(body),
             echoed_logprobs: found.logprobs.echoed(body),
             unstreamed: None,
+            whole: found.cuts.is_empty().then(|| body.clone()),
+            comma: if found.ends_in_member { "," } else { "" },
             open,
         })
     }
@@ -105,13 +119,26 @@ impl OpenBody {
         }
     }
 
-    /// `open` in two parts, between which the client's request ids are left out.
-    pub(in crate::proxy) fn without_rids(&self) -> [Bytes; 2] {
-        let Range { start, end } = self.rid.clone();
-        [self.open.slice(..start), self.open.slice(end..)]
+    /// The client's fields.
+    pub(in crate::proxy) fn opening(&self) -> Opening {
+        Opening {
+            parts: [self.open.clone(), Bytes::new()],
+            comma: self.comma,
+        }
     }
 
-    /// The same; a large body is read on the CPU pool, for it would hold up every stream of the
+    /// The client's fields without its request ids.
+    pub(in crate::proxy) fn opening_without_rids(&self) -> Opening {
+        let Range { start, end } = self.rid.clone();
+        let was_last = start < end && end == self.open.len();
+        Opening {
+            parts: [self.open.slice(..start), self.open.slice(end..)],
+            // The comma before the ids has stayed.
+            comma: if was_last { "" } else { self.comma },
+        }
+    }
+
+    /// Reads a body; a large one is read on the CPU pool, for it would hold up every stream of the
     /// lane. `None` for a body that is no JSON object.
     pub(in crate::proxy) async fn read_off_lane(body: &Bytes, pool: &CpuPool) -> Option<Self> {
         if body.len() <= LARGE {
@@ -187,19 +214,16 @@ impl Found {
     }
 
     fn open(&self, body: &Bytes) -> Bytes {
-        if self.cuts.is_empty() && !self.ends_in_member {
+        if self.cuts.is_empty() {
             return body.slice(..self.end);
         }
-        let mut open = Vec::with_capacity(self.end + 1);
+        let mut open = Vec::with_capacity(self.end);
         let mut at = 0;
         for cut in &self.cuts {
             open.extend_from_slice(body.get(at..cut.start).unwrap_or_default());
             at = cut.end;
         }
         open.extend_from_slice(body.get(at..self.end).unwrap_or_default());
-        if self.ends_in_member {
-            open.push(b',');
-        }
         open.into()
     }
 
@@ -314,10 +338,15 @@ mod tests {
         OpenBody::read(&Bytes::copy_from_slice(body.as_bytes())).unwrap()
     }
 
-    /// What a body becomes with a field of the gateway's.
+    /// What a beginning becomes with a field of the gateway's.
+    fn closed(opening: &Opening) -> String {
+        let Opening { parts, comma } = opening;
+        let fields = String::from_utf8(parts.concat()).unwrap();
+        format!("{fields}{comma}\"ours\":1}}")
+    }
+
     fn spliced(body: &str) -> String {
-        let open = read(body).open;
-        format!("{}\"ours\":1}}", std::str::from_utf8(&open).unwrap())
+        closed(&read(body).opening())
     }
 
     #[test]
@@ -328,6 +357,16 @@ mod tests {
         );
         assert_eq!(spliced("{ }"), r#"{ "ours":1}"#);
         assert_eq!(spliced("{\"a\":1\n}"), "{\"a\":1\n,\"ours\":1}");
+    }
+
+    #[test]
+    fn body_without_steering_fields_is_not_copied() {
+        let body = Bytes::from_static(br#"{"text":"x","stream":true} "#);
+        let read = OpenBody::read(&body).unwrap();
+        assert_eq!(read.whole.as_ref(), Some(&body));
+        assert_eq!(read.open.as_ptr(), body.as_ptr());
+        let steered = self::read(r#"{"text":"x","bootstrap_room":7}"#);
+        assert_eq!(steered.whole, None);
     }
 
     #[test]
@@ -433,11 +472,12 @@ mod tests {
             r#"{"text":"x" , "rid":["a","b"] }"#,
             r#"{"bootstrap_room":7, "rid":"a", "text":"x"}"#,
             r#"{"routed_dp_rank":0,"text":"x","rid":"a","bootstrap_room":7}"#,
+            r#"{"text":"x","rid":"a"}"#,
+            r#"{"text":"x","rid":"a","bootstrap_room":7}"#,
             r#"{"text":"x"}"#,
         ] {
-            let [start, end] = read(body).without_rids();
-            let text = [&*start, &end, br#""ours":1}"#].concat();
-            let spliced: Value = serde_json::from_slice(&text).unwrap();
+            let text = closed(&read(body).opening_without_rids());
+            let spliced: Value = serde_json::from_str(&text).unwrap();
             let expected = serde_json::json!({"text": "x", "ours": 1});
             assert_eq!(spliced, expected, "{body}");
         }

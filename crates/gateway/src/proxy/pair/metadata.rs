@@ -1,23 +1,17 @@
 //! What both engines of a pair are given beside the client's request.
 
-use std::io::Write;
-use std::sync::Arc;
-
 use bytes::Bytes;
-use serde_json::Value;
 use uuid::Uuid;
 
+use super::form::Form;
+use super::pair_workers::PairWorkers;
 use super::prefill::Keep;
 use super::rooms::Rooms;
+use super::values::Values;
 use crate::fleet::Worker;
-use crate::proxy::body_fields::OpenBody;
+use crate::proxy::body_fields::{OpenBody, Opening};
 use crate::proxy::rank_fields::write_rank;
-
-/// The workers of a pair.
-pub(super) struct PairWorkers {
-    pub(super) prefill: Arc<Worker>,
-    pub(super) decode: Arc<Worker>,
-}
+use crate::upstream::Line;
 
 /// Which ids the request has at the engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,15 +34,28 @@ impl Ids {
     }
 }
 
-/// The fields of one attempt: where decode finds prefill, and by which ids it can be ended.
+/// How one attempt is made.
+#[derive(Debug)]
+pub(super) struct Terms {
+    pub(super) ids: Ids,
+    pub(super) keep: Keep,
+    pub(super) form: Form,
+}
+
+/// What one worker of an attempt gets.
+#[derive(Debug)]
+pub(super) struct LegParts {
+    /// Lines of its head, where the values are there.
+    pub(super) lines: Vec<Line>,
+    /// The client's fields, in two parts, and those of the gateway.
+    pub(super) body: [Bytes; 3],
+}
+
+/// What both workers of an attempt get.
 #[derive(Debug)]
 pub(super) struct Metadata {
-    /// The client's fields, in two parts each.
-    pub(super) prefill_open: [Bytes; 2],
-    pub(super) decode_open: [Bytes; 2],
-    /// The ends of both bodies, their closing braces included.
-    pub(super) prefill_tail: Bytes,
-    pub(super) decode_tail: Bytes,
+    pub(super) prefill: LegParts,
+    pub(super) decode: LegParts,
     /// The request's ids at both engines.
     pub(super) rids: Vec<String>,
 }
@@ -60,71 +67,75 @@ impl Metadata {
         source: &OpenBody,
         workers: &PairWorkers,
         rooms: &Rooms,
-        ids: Ids,
-        keep: Keep,
+        terms: &Terms,
     ) -> Self {
-        let PairWorkers { prefill, decode } = workers;
-        let prompts = source.listed.unwrap_or(1);
-        let endpoint = &prefill.endpoint;
-        let port = endpoint.config.load().spec.bootstrap_port;
-        let port = port.unwrap_or_else(|| endpoint.model_info.load().bootstrap_port());
-        let ranks = prefill.rank().map(|rank| (rank, endpoint.ranks()));
-        let room = match ranks {
-            None => rooms.reserve(prompts),
-            // A prefill engine derives the rank from the room, unless another one is named.
-            Some((rank, of)) => {
-                let first = rooms.reserve(prompts + of);
-                let (rank, of) = (rank as u64, of as u64);
-                first + (rank + of - first % of) % of
-            }
+        let fresh = source.rids.is_empty() || terms.ids == Ids::Fresh;
+        let rid = fresh.then(|| Uuid::new_v4().simple().to_string());
+        let rids = match (&rid, &*source.rids) {
+            (Some(rid), _) | (None, [rid]) => counted(rid, source.listed),
+            (None, rids) => rids.to_vec(),
         };
-        let host = Value::from(endpoint.url.host());
-        let mut tail = Vec::with_capacity(160);
-        // Writing to memory does not fail.
-        let _ = write!(
-            tail,
-            r#""bootstrap_host":{host},"bootstrap_port":{port},"bootstrap_room":{room}"#
-        );
-        let fresh = source.rids.is_empty() || ids == Ids::Fresh;
-        let rids = match &*source.rids {
-            _ if fresh => write_rid(&mut tail, source),
-            [rid] => counted(rid, source.listed),
-            rids => rids.to_vec(),
+        let values = Values::new(source, &workers.prefill, rooms, rid);
+        let by_headers = match &terms.form {
+            Form::Headers(whole) => LegParts::in_headers(&values, whole, workers),
+            Form::Body => None,
         };
-        if let Some((rank, _)) = ranks {
-            let _ = write!(tail, r#","disagg_prefill_dp_rank":{rank}"#);
-        }
-        let of_leg = |worker: &Worker, last: &str| {
-            let mut tail = tail.clone();
-            write_rank(&mut tail, worker);
-            tail.extend_from_slice(last.as_bytes());
-            Bytes::from(tail)
-        };
-        let kept = keep == Keep::Answer;
-        let open = |other: Option<&OpenBody>| match other.unwrap_or(source) {
-            it if fresh => it.without_rids(),
-            it => [it.open.clone(), Bytes::new()],
-        };
-        // What is kept of the prefill worker's answer must come whole.
-        let last = match keep {
-            Keep::Answer => r#","stream":false}"#,
-            Keep::Nothing => "}",
-        };
+        let by_body = || LegParts::in_bodies(&values, source, workers, terms.keep);
+        let [prefill, decode] = by_headers.unwrap_or_else(by_body);
         Self {
-            prefill_open: open(source.unstreamed.as_deref().filter(|_| kept)),
-            decode_open: open(None),
-            prefill_tail: of_leg(prefill, last),
-            decode_tail: of_leg(decode, "}"),
+            prefill,
+            decode,
             rids,
         }
     }
 }
 
-/// Adds an id of the gateway's; the ids that engines make of it.
-fn write_rid(tail: &mut Vec<u8>, source: &OpenBody) -> Vec<String> {
-    let rid = Uuid::new_v4().simple();
-    let _ = write!(tail, r#","rid":"{rid}""#);
-    counted(&rid.to_string(), source.listed)
+impl LegParts {
+    /// As headers of both legs, beside the client's body. `None` where they fit into none.
+    fn in_headers(values: &Values<'_>, whole: &Bytes, workers: &PairWorkers) -> Option<[Self; 2]> {
+        let leg = |worker: &Worker| {
+            Some(Self {
+                lines: values.lines(worker.rank())?,
+                body: [whole.clone(), Bytes::new(), Bytes::new()],
+            })
+        };
+        Some([leg(&workers.prefill)?, leg(&workers.decode)?])
+    }
+
+    /// At the ends of both bodies.
+    fn in_bodies(
+        values: &Values<'_>,
+        source: &OpenBody,
+        workers: &PairWorkers,
+        keep: Keep,
+    ) -> [Self; 2] {
+        let fields = values.fields();
+        let leg = |worker: &Worker, source: &OpenBody, last: &str| {
+            let Opening { parts, comma } = match values.rid {
+                Some(_) => source.opening_without_rids(),
+                None => source.opening(),
+            };
+            let mut tail = Vec::with_capacity(fields.len() + 80);
+            tail.extend_from_slice(comma.as_bytes());
+            tail.extend_from_slice(&fields);
+            write_rank(&mut tail, ",", worker);
+            tail.extend_from_slice(last.as_bytes());
+            let [start, end] = parts;
+            Self {
+                lines: Vec::new(),
+                body: [start, end, tail.into()],
+            }
+        };
+        // What is kept of the prefill worker's answer must come whole.
+        let (of_prefill, last) = match keep {
+            Keep::Answer => (source.unstreamed.as_deref(), r#","stream":false}"#),
+            Keep::Nothing => (None, "}"),
+        };
+        [
+            leg(&workers.prefill, of_prefill.unwrap_or(source), last),
+            leg(&workers.decode, source, "}"),
+        ]
+    }
 }
 
 /// The ids that an engine makes of one: it counts where prompts are listed, even if there is one.

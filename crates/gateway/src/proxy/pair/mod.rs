@@ -2,12 +2,16 @@
 
 mod aborts;
 mod coupling;
+mod form;
+mod ignored_headers;
 mod merge;
 mod merging;
 mod metadata;
+mod pair_workers;
 mod prefill;
 mod rooms;
 mod send;
+mod values;
 
 pub(super) use aborts::Aborts;
 pub(crate) use coupling::{Coupled, Coupling};

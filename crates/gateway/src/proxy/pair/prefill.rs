@@ -74,6 +74,7 @@ impl PrefillCall {
                     client: &self.headers,
                     forwards: &|_| true,
                     added: [None; 3],
+                    steering: &[],
                 },
                 body: self.body.each_ref().map(|part| &**part).into(),
                 upgrade: None,
@@ -184,7 +185,7 @@ fn failed(metrics: &Metrics, worker: &Worker, source: UpstreamError) -> (Outcome
 
 /// The lines of a client's head that pass to a leg, with the gateway's own.
 pub(super) fn owned_lines(headers: CallHeaders<'_>) -> HeaderMap {
-    let mut lines = HeaderMap::with_capacity(headers.client.len() + 3);
+    let mut lines = HeaderMap::with_capacity(headers.client.len() + 3 + headers.steering.len());
     for (name, value) in headers.iter() {
         lines.append(name, HeaderValue::clone(value));
     }

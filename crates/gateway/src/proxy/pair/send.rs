@@ -10,9 +10,12 @@ use tracing::debug;
 
 use super::aborts::LegGuard;
 use super::coupling::Coupling;
+use super::form::Form;
+use super::ignored_headers;
 use super::merge::PrefillPart;
 use super::merging::Merging;
-use super::metadata::{Ids, Metadata, PairWorkers};
+use super::metadata::{Ids, LegParts, Metadata, Terms};
+use super::pair_workers::PairWorkers;
 use super::prefill::{Keep, PrefillCall, PrefillFailure, PrefillLeg, first_failure, owned_lines};
 use crate::balancer::{InFlight, record_blame};
 use crate::error::Error;
@@ -25,7 +28,7 @@ use crate::proxy::request::ProxyRequest;
 use crate::proxy::request_head;
 use crate::proxy::sse::is_event_stream;
 use crate::proxy::worker_call::{Answer, Watch, no_answer, read_answer, send_call};
-use crate::upstream::{Call, ResponseBody, UpstreamError};
+use crate::upstream::{Call, CallHeaders, ResponseBody, UpstreamError};
 
 /// A request's shares of both workers of a pair.
 #[derive(Debug)]
@@ -58,36 +61,40 @@ pub(in crate::proxy) async fn send(
     let watch = Watch::begin(request, attempts);
     let part = PrefillPart::of(source, request.row.label);
     let keep = part.map_or(Keep::Nothing, |_| Keep::Answer);
-    let ids = Ids::of_attempt(attempts.count);
     let workers = PairWorkers {
         prefill: Arc::clone(&prefill.worker),
         decode: Arc::clone(&decode.worker),
     };
-    let metadata = Metadata::new(source, &workers, &dispatcher.rooms, ids, keep);
+    let terms = Terms {
+        ids: Ids::of_attempt(attempts.count),
+        keep,
+        form: Form::choose(dispatcher.pd_metadata, request.row, source, &workers, keep),
+    };
+    let metadata = Metadata::new(source, &workers, &dispatcher.rooms, &terms);
     let rids = Arc::new(metadata.rids);
     let guard = |worker: &Worker| dispatcher.aborts.guard(&worker.endpoint, &rids);
     let decode_guard = guard(&decode.worker);
-    let [start, end] = &metadata.decode_open;
-    let body = [&**start, &**end, &*metadata.decode_tail];
-    let [prefill_start, prefill_end] = metadata.prefill_open;
     let call = PrefillCall {
         fleet: Arc::clone(&dispatcher.balancer.fleet),
         metrics: Arc::clone(&dispatcher.metrics),
         lane: request.context.lane,
         method: request.parts.method.clone(),
         path: request_head::path(request.parts, request.row.worker_path).into_owned(),
-        headers: prefill_lines(dispatcher, request, &prefill.worker),
-        body: [prefill_start, prefill_end, metadata.prefill_tail],
+        headers: prefill_lines(dispatcher, request, &prefill.worker, &metadata.prefill),
+        body: metadata.prefill.body,
         keep,
         watch,
         guard: guard(&prefill.worker),
         in_flight: prefill,
     };
     let mut leg = Some(call.run());
-    let ended = {
-        let decoding = send_decode(dispatcher, request, &decode.worker, body, watch);
+    let mut ended = {
+        let decoding = send_decode(dispatcher, request, &decode.worker, &metadata.decode, watch);
         couple(decoding, &mut leg, part).await
     };
+    if terms.form != Form::Body {
+        notice_ignored_headers(&workers, &mut ended).await;
+    }
     match ended {
         Ok((end, kept)) => {
             let legs = Legs {
@@ -101,6 +108,18 @@ pub(in crate::proxy) async fn send(
         }
         Err(failure) => prefill_failed(dispatcher, failure, &workers, attempts),
     }
+}
+
+/// Looks whether the leg that ended first did so because its engine has not read its head.
+async fn notice_ignored_headers(
+    workers: &PairWorkers,
+    ended: &mut Result<(DecodeEnd, Bytes), PrefillFailure>,
+) {
+    let (worker, outcome, answer) = match ended {
+        Ok((end, _)) => (&workers.decode, &mut end.outcome, &mut end.answer),
+        Err(failure) => (&workers.prefill, &mut failure.outcome, &mut failure.answer),
+    };
+    ignored_headers::notice(worker, outcome, answer).await;
 }
 
 /// What is left of both legs.
@@ -323,23 +342,21 @@ async fn send_decode(
     dispatcher: &Dispatcher,
     request: &ProxyRequest<'_>,
     worker: &Arc<Worker>,
-    body: [&[u8]; 3],
+    parts: &LegParts,
     watch: Watch,
 ) -> DecodeEnd {
     let path = request_head::path(request.parts, request.row.worker_path);
-    let head = dispatcher
-        .rules
-        .head(&worker.endpoint, &request.parts.headers);
+    let client = &request.parts.headers;
+    let head = dispatcher.rules.head(&worker.endpoint, client);
     let forwards = |name: &_| head.forwards_unsteered(name);
     let call = Call {
         method: &request.parts.method,
         path: &path,
-        headers: head.call_headers(
-            &request.parts.headers,
-            &forwards,
-            request.context.request_id,
-        ),
-        body: body.into(),
+        headers: CallHeaders {
+            steering: &parts.lines,
+            ..head.call_headers(client, &forwards, request.context.request_id)
+        },
+        body: parts.body.each_ref().map(|part| &**part).into(),
         upgrade: None,
     };
     let sending = send_call(&worker.endpoint, request.context.lane, &call);
@@ -374,9 +391,13 @@ fn prefill_lines(
     dispatcher: &Dispatcher,
     request: &ProxyRequest<'_>,
     worker: &Worker,
+    parts: &LegParts,
 ) -> HeaderMap {
     let client = &request.parts.headers;
     let head = dispatcher.rules.head(&worker.endpoint, client);
     let forwards = |name: &_| head.forwards_unsteered(name);
-    owned_lines(head.call_headers(client, &forwards, request.context.request_id))
+    owned_lines(CallHeaders {
+        steering: &parts.lines,
+        ..head.call_headers(client, &forwards, request.context.request_id)
+    })
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::stage::{aborted, asked, body, doing, pair_options};
+use super::stage::{aborted, asked, body, doing, engine, pair_options};
 use crate::support::{
-    Client, Step, Worker, json as answering, ok, post, posting, raw, start_with, until,
+    Client, Received, Step, Worker, json as answering, ok, post, posting, raw, start_with, until,
 };
 
 async fn pair() -> (Worker, Worker) {
@@ -77,16 +77,28 @@ async fn clients_request_id_stays() {
 
 #[tokio::test]
 async fn attempts_behind_the_first_have_other_ids_than_the_client_gives() {
-    let (faulty, good) = (doing(answering(500, "{}")).await, doing(ok()).await);
-    let decode = doing(ok()).await;
-    let mut options = pair_options(&[&faulty, &good], &[&decode]);
+    let first = |request: &Received| body(request)["rid"] == "mine";
+    let refuses_first = move |request: &Received| {
+        if first(request) {
+            answering(500, "{}")
+        } else {
+            ok()
+        }
+    };
+    let holds_first = move |request: &Received| {
+        if first(request) {
+            vec![Step::Hang]
+        } else {
+            ok()
+        }
+    };
+    let (prefill, decode) = (engine(refuses_first).await, engine(holds_first).await);
+    let mut options = pair_options(&[&prefill], &[&decode]);
     options.retry_initial_backoff_ms = 1;
     let gateway = start_with(options).await;
     let sent = r#"{"rid":"mine","text":"x"}"#;
-    while asked(&faulty).is_empty() {
-        assert_eq!(post(&gateway, "/generate", sent).await.status, 200);
-    }
-    let again = asked(&good).pop().unwrap();
+    assert_eq!(post(&gateway, "/generate", sent).await.status, 200);
+    let again = asked(&prefill).pop().unwrap();
     let text = String::from_utf8(again.body.clone()).unwrap();
     assert_eq!(text.matches("\"rid\"").count(), 1, "{text}");
     let rid = body(&again)["rid"].clone();

@@ -1,6 +1,8 @@
 //! A gateway in front of scripted prefill and decode workers.
 
 use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use gateway::Options;
@@ -26,6 +28,21 @@ pub(super) async fn engine(
 /// The same, with these steps for every request.
 pub(super) async fn doing(steps: Vec<Step>) -> Worker {
     engine(move |_| steps.clone()).await
+}
+
+/// The same, whose engine obeys `x-override-*` headers while the flag is set.
+pub(super) async fn obeying(
+    obeys: &Arc<AtomicBool>,
+    script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static,
+) -> Worker {
+    Worker::obeying(Arc::clone(obeys), move |request| {
+        if request.path() == "/abort_request" {
+            json(200, "")
+        } else {
+            script(request)
+        }
+    })
+    .await
 }
 
 /// Options of a gateway in front of these workers.

@@ -127,8 +127,12 @@ impl InferenceCall<'_> {
             let adapted = parsed.inference.adapt(worker, &adapters);
             adapted.map_err(|why| ErrorResponse::bad_request(shape, why))?;
         }
-        if let Some(rid) = overrides.as_ref().and_then(|headers| headers.rid.clone()) {
-            parsed.inference.routing.rids = Some(OneOrMany::One(rid));
+        if let Some(overrides) = &overrides {
+            let routing = &mut parsed.inference.routing;
+            routing.rank = overrides.rank.or(routing.rank);
+            if let Some(rid) = &overrides.rid {
+                routing.rids = Some(OneOrMany::One(rid.clone()));
+            }
         }
         if let Some(refusal) = self.too_long(&parsed.inference) {
             return refusal;

@@ -9,6 +9,8 @@ const HOST: &str = "x-override-bootstrap-host";
 const PORT: &str = "x-override-bootstrap-port";
 const ROOM: &str = "x-override-bootstrap-room";
 const RID: &str = "x-override-rid";
+const RANK: &str = "x-override-routed-dp-rank";
+const PREFILL_RANK: &str = "x-override-disagg-prefill-dp-rank";
 
 /// A header that is no integer, in SGLang's words.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -25,15 +27,19 @@ pub(crate) struct Overrides {
     port: Option<i64>,
     room: Option<RoomNumber>,
     pub(crate) rid: Option<String>,
+    pub(crate) rank: Option<u32>,
 }
 
 impl Overrides {
     pub(crate) fn read(headers: &HeaderMap) -> Result<Self, HeaderError> {
+        // The simulated decode worker asks for no rank: only the number is checked.
+        number::<u32>(headers, PREFILL_RANK)?;
         Ok(Self {
             host: text(headers, HOST),
             port: number(headers, PORT)?,
             room: number(headers, ROOM)?.map(RoomNumber),
             rid: text(headers, RID),
+            rank: number(headers, RANK)?,
         })
     }
 
@@ -88,7 +94,14 @@ mod tests {
 
     #[test]
     fn other_values_name_their_header() {
-        for (name, value) in [(ROOM, "abc"), (ROOM, "1.5"), (PORT, ""), (ROOM, "?")] {
+        for (name, value) in [
+            (ROOM, "abc"),
+            (ROOM, "1.5"),
+            (PORT, ""),
+            (ROOM, "?"),
+            (RANK, "x"),
+            (PREFILL_RANK, "x"),
+        ] {
             let error = read(name, value).unwrap_err().to_string();
             let begin = format!("invalid {name} header '{value}': ");
             assert!(error.starts_with(&begin), "{error}");

@@ -115,6 +115,7 @@ impl Place {
             disaggregation_mode: role,
             disaggregation_bootstrap_port: 0,
             disconnect_check_s: NEVER_S,
+            enable_request_header_overrides: true,
             ..regular()
         };
         let worker = SimWorker::start(options.clone()).unwrap();
@@ -145,6 +146,8 @@ impl Place {
             // Joins its thread.
             tokio::task::spawn_blocking(|| drop(worker)).await.unwrap();
             sleep(Duration::from_millis(rng.u64(..100))).await;
+            // The gateway may have seen nothing of it: a request finds that headers are ignored now.
+            self.options.enable_request_header_overrides = rng.bool();
             self.worker = Some(self.restarted().await);
             return;
         }
