@@ -4,6 +4,7 @@
 //! parameters, so every decision can be replayed and tested in microseconds.
 
 mod candidate;
+mod disaggregation;
 mod hash_ring;
 mod lease;
 mod medium;
@@ -16,6 +17,7 @@ mod sticky;
 mod text_ratio;
 
 pub use candidate::{Candidate, Candidates};
+pub use disaggregation::{ConditionalDisaggregation, PairLoad, PrefillPlace};
 pub use lease::{Lease, Load};
 pub use medium::{Cut, MediaTokens, Medium, MediumKind};
 pub use policy::{

@@ -51,10 +51,6 @@ class PairChaos(Chaos):
         if worker in self.fleet[PREFILL:]:
             await super().stall(worker, size)
 
-    async def refuse_credentials(self, worker: Worker, size: float) -> None:
-        """A pair's 401 is the client's answer."""
-        await self.server_errors(worker, size)
-
 
 def legs(worker: Worker) -> Iterator[int]:
     """The requests that a worker has, by its own account."""

@@ -19,6 +19,18 @@ pub(super) enum Route<'a> {
     },
 }
 
+/// Where a request goes, and where else it may go when that has no worker for it.
+pub(super) struct Routes<'a> {
+    pub(super) first: Route<'a>,
+    pub(super) other: Option<Route<'a>>,
+}
+
+impl<'a> From<Route<'a>> for Routes<'a> {
+    fn from(first: Route<'a>) -> Self {
+        Self { first, other: None }
+    }
+}
+
 /// The pools for a request, by its model and by what answers it.
 ///
 /// # Errors
@@ -29,13 +41,13 @@ pub(super) fn route<'a>(
     request: &Request<'_>,
     servers: Servers,
     target: Option<&Target>,
-) -> Result<Route<'a>, SelectError> {
+) -> Result<Routes<'a>, SelectError> {
     if let Some(target) = target {
-        return route_to(snapshot, request, servers, target.as_ref());
+        return route_to(snapshot, request, servers, target.as_ref()).map(Routes::from);
     }
     let regular = snapshot.pool(Role::Regular, request);
     if !snapshot.has_pairs {
-        return regular.map(|pool| Route::One(Role::Regular, pool));
+        return regular.map(|pool| Route::One(Role::Regular, pool).into());
     }
     if let Err(error @ (SelectError::MissingModel | SelectError::UnknownModel)) = regular {
         return Err(error);
@@ -44,7 +56,7 @@ pub(super) fn route<'a>(
     let of = |role| snapshot.pool(role, request);
     match servers {
         Servers::Regular => match regular {
-            Some(pool) => Ok(Route::One(Role::Regular, pool)),
+            Some(pool) => Ok(Route::One(Role::Regular, pool).into()),
             None if of(Role::Decode).is_ok_and(|pool| !pool.is_empty()) => {
                 Err(SelectError::OnlyPairs)
             }
@@ -55,7 +67,7 @@ pub(super) fn route<'a>(
             let mut pools = roles.filter_map(|role| Some((role, of(role).ok()?)));
             let found = pools.find(|(_, pool)| !pool.is_empty());
             let (role, pool) = found.ok_or(SelectError::NoneReady)?;
-            Ok(Route::One(role, pool))
+            Ok(Route::One(role, pool).into())
         }
         Servers::Generating => {
             let (prefill, decode) = (of(Role::Prefill), of(Role::Decode));
@@ -66,17 +78,21 @@ pub(super) fn route<'a>(
                     // Each gets requests as it has workers.
                     let pairs = prefill.count() + decode.count();
                     let drawn = request.rng().index(regular.count() + pairs);
-                    Ok(if drawn < pairs {
-                        Route::Pair { prefill, decode }
+                    let pair = Route::Pair { prefill, decode };
+                    let one = Route::One(Role::Regular, regular);
+                    let (first, other) = if drawn < pairs {
+                        (pair, one)
                     } else {
-                        Route::One(Role::Regular, regular)
-                    })
+                        (one, pair)
+                    };
+                    let other = Some(other);
+                    Ok(Routes { first, other })
                 }
-                (Some(regular), _, _) => Ok(Route::One(Role::Regular, regular)),
-                (None, prefill, decode) => Ok(Route::Pair {
-                    prefill: prefill?,
-                    decode: decode?,
-                }),
+                (Some(regular), _, _) => Ok(Route::One(Role::Regular, regular).into()),
+                (None, prefill, decode) => {
+                    let (prefill, decode) = (prefill?, decode?);
+                    Ok(Route::Pair { prefill, decode }.into())
+                }
             }
         }
     }

@@ -49,7 +49,7 @@ fn try_select(
 ) -> Result<Selection, SelectError> {
     let snapshot = balancer.snapshot();
     let target = constraints.target.map(|target| snapshot.find(target));
-    let route = pair::route(&snapshot, request, constraints.servers, target.as_ref())?;
+    let routes = pair::route(&snapshot, request, constraints.servers, target.as_ref())?;
     let view = |role, pool| View {
         balancer,
         snapshot: &snapshot,
@@ -58,7 +58,7 @@ fn try_select(
         request,
         target: target.as_ref(),
     };
-    match route {
+    let along = |route| match route {
         Route::One(role, pool) => {
             let view = view(role, pool);
             view.select(view.candidates(constraints.tried, None)?)
@@ -67,5 +67,13 @@ fn try_select(
             let (prefill, decode) = (view(Role::Prefill, prefill), view(Role::Decode, decode));
             pair::select(&prefill, &decode, constraints.tried)
         }
+    };
+    match (along(routes.first), routes.other) {
+        (Err(first), Some(other)) => along(other).map_err(|second| match second {
+            // Worth a wait.
+            SelectError::AtCapacity => second,
+            _ => first,
+        }),
+        (selected, _) => selected,
     }
 }

@@ -116,12 +116,7 @@ async fn send_once(
             let status = response.status().as_u16();
             dispatcher.metrics.upstream_response(status);
             let (outcome, answer) = read_answer(response, worker).await;
-            let peers_differ = match status {
-                401 | 403 => !head.shows_clients_key(&request.parts.headers),
-                404 => dispatcher.is_served(request.row),
-                _ => false,
-            };
-            if peers_differ {
+            if dispatcher.is_disputed(request, worker, status) {
                 return (Outcome::Disputed(status), answer);
             }
             (outcome, answer)

@@ -133,6 +133,24 @@ impl Dispatcher {
         served.is_some_and(|served| served.load(Relaxed))
     }
 
+    /// Whether another worker may take what this one refuses with such a status.
+    pub(super) fn is_disputed(
+        &self,
+        request: &ProxyRequest<'_>,
+        worker: &Worker,
+        status: u16,
+    ) -> bool {
+        let headers = &request.parts.headers;
+        match status {
+            401 | 403 => {
+                let head = self.rules.head(&worker.endpoint, headers);
+                !head.shows_clients_key(headers)
+            }
+            404 => self.is_served(request.row),
+            _ => false,
+        }
+    }
+
     /// How the body of a worker's response is watched.
     pub(super) fn supervision(&self, worker: &Arc<Worker>, live: &LiveSection) -> Supervision {
         Supervision {

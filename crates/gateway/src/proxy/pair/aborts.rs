@@ -92,6 +92,8 @@ impl Drop for LegGuard {
                 }
             }
         };
-        self.aborts.client.spawn(timeout(LIMIT, abort_all));
+        // Its timers are those of the control thread: the lane may be gone before them.
+        let bounded = async move { timeout(LIMIT, abort_all).await };
+        self.aborts.client.spawn(bounded);
     }
 }

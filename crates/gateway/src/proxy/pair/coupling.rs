@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::aborts::LegGuard;
 use super::merging::Merging;
-use super::prefill::PrefillLeg;
+use super::prefill::{PrefillLeg, amid_answer};
 use crate::proxy::reply_error::ReplyError;
 
 /// How long a prefill leg may outlive the reply.
@@ -20,9 +20,11 @@ const LINGER: Duration = Duration::from_secs(5);
 /// The prefill leg that goes on beside a reply, and what ends the decode leg when the reply is
 /// dropped.
 pub(crate) struct Coupling {
-    /// `None` once it has ended well.
+    /// `None` once it has ended.
     pub(super) prefill: Option<PrefillLeg>,
     pub(super) decode: LegGuard,
+    /// The decode worker has not said anything yet, so it may still wait for the prefill worker.
+    pub(super) waits: bool,
     /// Puts a part of the prefill worker's answer into the reply, where the client asks for it.
     pub(super) merging: Option<Merging>,
 }
@@ -42,7 +44,7 @@ impl Coupling {
         }
     }
 
-    /// The failure of the prefill leg, if it has failed.
+    /// The failure of the prefill leg, if it has failed and that matters.
     fn poll_failure(&mut self, cx: &mut Context<'_>) -> Option<ReplyError> {
         let leg = self.prefill.as_mut()?;
         match leg.poll_unpin(cx) {
@@ -53,15 +55,15 @@ impl Coupling {
             }
             Poll::Ready(Err(mut failure)) => {
                 self.prefill = None;
-                failure.in_flight.finish(failure.outcome);
+                failure.in_flight.finish(amid_answer(failure.outcome));
                 let worker = failure.in_flight.worker.url().to_string();
-                Some(ReplyError::PrefillFailed { worker })
+                self.waits.then_some(ReplyError::PrefillFailed { worker })
             }
         }
     }
 }
 
-/// A body that ends with an error when the other leg fails.
+/// A body that ends with an error when the other leg fails before it can be spared.
 #[derive(Debug)]
 pub(crate) struct Coupled<B> {
     body: B,

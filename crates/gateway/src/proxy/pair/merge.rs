@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use bytes::Bytes;
+
 use crate::proxy::body_fields::{OpenBody, elements, member, splice};
 
 /// What of the prefill worker's answer the client asks for.
@@ -38,19 +40,60 @@ impl PrefillPart {
             _ => None,
         }
     }
+}
 
-    /// The decode worker's answer, or one event's data of it, with the prefill worker's part. It
-    /// stays as it is where either is not what this endpoint gives. An echoed prompt comes once, in
-    /// the first event of its choice; `echoed` are those that have had theirs.
-    pub(super) fn merge(
-        self,
-        prefill: &[u8],
-        decode: &[u8],
-        echoed: &mut BTreeSet<usize>,
-    ) -> Vec<u8> {
+/// The log probabilities of prompts in a prefill worker's answer.
+#[derive(Debug)]
+pub(super) enum PromptLogprobs {
+    /// Of `/generate`.
+    Generated(Prompts),
+    /// Of `/v1/completions`: of each choice.
+    Echoed(Vec<[Option<Bytes>; PER_TOKEN.len()]>),
+    /// None: the answer has another form.
+    Missing,
+}
+
+/// Those of each prompt of a list, or of one prompt.
+#[derive(Debug)]
+pub(super) enum Prompts {
+    Listed(Vec<OfPrompt>),
+    One(OfPrompt),
+}
+
+impl Prompts {
+    fn get(&self, at: usize) -> Option<&OfPrompt> {
+        match self {
+            Self::Listed(prompts) => prompts.get(at),
+            Self::One(prompt) => Some(prompt),
+        }
+    }
+}
+
+/// Those of one prompt, as texts.
+#[derive(Debug)]
+pub(super) struct OfPrompt {
+    lists: [Option<Bytes>; OF_PROMPT.len()],
+    first_of_output: Option<Bytes>,
+}
+
+impl PromptLogprobs {
+    /// Reads the whole answer of a prefill worker.
+    pub(super) fn read(part: PrefillPart, answer: &Bytes) -> Self {
+        let found = match part {
+            PrefillPart::Generate => generated(answer),
+            PrefillPart::Echo => echoed(answer),
+        };
+        found.unwrap_or(Self::Missing)
+    }
+
+    /// The decode worker's answer, or one event's data of it, with what belongs into it. It stays
+    /// as it is where it is not what the endpoint gives. An echoed prompt comes once, in the first
+    /// event of its choice; `done` are those that have had theirs.
+    pub(super) fn merge(&self, decode: &[u8], done: &mut BTreeSet<usize>) -> Vec<u8> {
         let splices = match self {
-            Self::Generate => generate(prefill, decode),
-            Self::Echo => echo(prefill, decode, echoed),
+            Self::Generated(prompts) => merge_generated(prompts, decode),
+            Self::Echoed(choices) => merge_echoed(choices, decode, done),
+            Self::Missing => None,
         };
         splice(decode, splices.unwrap_or_default())
     }
@@ -93,33 +136,46 @@ impl<'a> Part<'a> {
     }
 }
 
-fn generate(prefill: &[u8], decode: &[u8]) -> Option<Vec<Splice>> {
-    let (prefill, decode) = (Part::whole(prefill), Part::whole(decode));
-    let of_prompts = prefill.elements();
+fn generated(answer: &Bytes) -> Option<PromptLogprobs> {
+    let whole = Part::whole(answer);
+    let of_prompt = |prompt: &Part<'_>| {
+        let info = prompt.member("meta_info")?;
+        let text = |part: Part<'_>| answer.slice(part.at);
+        let first = || info.member(OF_OUTPUT)?.elements()?.into_iter().next();
+        Some(OfPrompt {
+            lists: OF_PROMPT.map(|name| info.member(name).map(text)),
+            first_of_output: first().map(text),
+        })
+    };
+    let prompts = match whole.elements() {
+        Some(all) => Prompts::Listed(all.iter().map(of_prompt).collect::<Option<_>>()?),
+        None => Prompts::One(of_prompt(&whole)?),
+    };
+    Some(PromptLogprobs::Generated(prompts))
+}
+
+fn merge_generated(prompts: &Prompts, decode: &[u8]) -> Option<Vec<Splice>> {
+    let decode = Part::whole(decode);
     let answers = match decode.elements() {
         Some(answers) => answers.into_iter().enumerate().collect(),
         None => vec![(index(&decode), decode)],
     };
     let mut splices = Vec::new();
     for (index, answer) in answers {
-        let of_prompt = match &of_prompts {
-            Some(all) => all.get(index)?.clone(),
-            None => prefill.clone(),
-        };
-        let (from, to) = (of_prompt.member("meta_info")?, answer.member("meta_info")?);
-        for name in OF_PROMPT {
-            if let (Some(from), Some(to)) = (from.member(name), to.member(name))
+        let from = prompts.get(index)?;
+        let to = answer.member("meta_info")?;
+        for (name, list) in OF_PROMPT.iter().zip(&from.lists) {
+            if let (Some(list), Some(to)) = (list, to.member(name))
                 && matches!(to.text(), b"[]" | b"null")
             {
-                splices.push((to.at, from.text().to_vec()));
+                splices.push((to.at, list.to_vec()));
             }
         }
-        let first = |info: &Part<'_>| Some(info.member(OF_OUTPUT)?.elements()?.first()?.at.clone());
-        if let (Some(from_at), Some(to_at)) = (first(&from), first(&to))
-            && to.whole.get(to_at.clone()) == Some(b"null".as_slice())
+        let first = || to.member(OF_OUTPUT)?.elements()?.into_iter().next();
+        if let (Some(text), Some(to)) = (&from.first_of_output, first())
+            && to.text() == b"null"
         {
-            let text = from.whole.get(from_at).unwrap_or_default();
-            splices.push((to_at, text.to_vec()));
+            splices.push((to.at, text.to_vec()));
         }
     }
     Some(splices)
@@ -132,27 +188,49 @@ fn index(event: &Part<'_>) -> usize {
     index.unwrap_or_default()
 }
 
-fn echo(prefill: &[u8], decode: &[u8], echoed: &mut BTreeSet<usize>) -> Option<Vec<Splice>> {
-    let (prefill, decode) = (Part::whole(prefill), Part::whole(decode));
-    let of_prompts = prefill.member("choices")?.elements()?;
+/// The entries of prompts: the last one of each list is the first token of the answer, which the
+/// decode worker has, too.
+fn echoed(answer: &Bytes) -> Option<PromptLogprobs> {
+    let choices = Part::whole(answer).member("choices")?.elements()?;
+    let of_choice = |choice: &Part<'_>| {
+        let logprobs = choice.member("logprobs");
+        PER_TOKEN.map(|name| {
+            let entries = logprobs.as_ref()?.member(name)?.elements()?;
+            match entries.as_slice() {
+                [first, .., before_last, _] => {
+                    Some(answer.slice(first.at.start..before_last.at.end))
+                }
+                [first, _] => Some(answer.slice(first.at.clone())),
+                _ => Some(Bytes::new()),
+            }
+        })
+    };
+    Some(PromptLogprobs::Echoed(
+        choices.iter().map(of_choice).collect(),
+    ))
+}
+
+fn merge_echoed(
+    choices: &[[Option<Bytes>; PER_TOKEN.len()]],
+    decode: &[u8],
+    done: &mut BTreeSet<usize>,
+) -> Option<Vec<Splice>> {
     let mut splices = Vec::new();
-    for choice in &decode.member("choices")?.elements()? {
+    for choice in &Part::whole(decode).member("choices")?.elements()? {
         let at = index(choice);
-        let from = of_prompts.get(at)?.member("logprobs")?;
+        let from = choices.get(at)?;
         let to = choice.member("logprobs")?;
-        if !echoed.insert(at) {
+        if !done.insert(at) {
             continue;
         }
-        for name in PER_TOKEN {
-            let (Some(from), Some(to)) = (from.member(name), to.member(name)) else {
+        for (name, entries) in PER_TOKEN.iter().zip(from) {
+            let (Some(entries), Some(to)) = (entries, to.member(name)) else {
                 continue;
             };
-            let (mut entries, own) = (from.elements()?, to.elements()?);
-            // The last one is the first token of the answer, which the decode worker has, too.
-            entries.pop();
-            let all = entries.iter().chain(&own).map(Part::text);
-            let all: Vec<_> = all.collect();
-            splices.push((to.at, [b"[", &*all.join(&b","[..]), b"]"].concat()));
+            let own = to.text().strip_prefix(b"[")?;
+            let is_first = entries.is_empty() || own.trim_ascii() == b"]";
+            let comma: &[u8] = if is_first { b"" } else { b"," };
+            splices.push((to.at.clone(), [b"[", &**entries, comma, own].concat()));
         }
     }
     Some(splices)
@@ -165,11 +243,8 @@ mod tests {
     use super::*;
 
     fn merge(part: PrefillPart, prefill: &str, decode: &str) -> String {
-        let merged = part.merge(
-            prefill.as_bytes(),
-            decode.as_bytes(),
-            &mut BTreeSet::default(),
-        );
+        let logprobs = PromptLogprobs::read(part, &Bytes::copy_from_slice(prefill.as_bytes()));
+        let merged = logprobs.merge(decode.as_bytes(), &mut BTreeSet::default());
         String::from_utf8(merged).unwrap()
     }
 
@@ -208,9 +283,10 @@ mod tests {
             format!(r#"{{"choices":[{{"index":{index},"logprobs":{{"tokens":{token}}}}}]}}"#)
         };
         let prefill = r#"{"choices":[{"index":0,"logprobs":{"tokens":["P","a"]}},{"index":1,"logprobs":{"tokens":["Q","b"]}}]}"#;
+        let logprobs = PromptLogprobs::read(Echo, &Bytes::from_static(prefill.as_bytes()));
         let mut echoed = BTreeSet::default();
         let mut merge = |event: String| {
-            let merged = Echo.merge(prefill.as_bytes(), event.as_bytes(), &mut echoed);
+            let merged = logprobs.merge(event.as_bytes(), &mut echoed);
             String::from_utf8(merged).unwrap()
         };
         assert_eq!(merge(choice(1, r#"["b"]"#)), choice(1, r#"["Q","b"]"#));

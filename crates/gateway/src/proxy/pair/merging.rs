@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -10,7 +11,7 @@ use futures_util::future::BoxFuture;
 use http_body::{Body, Frame};
 use memchr::memmem;
 
-use super::merge::PrefillPart;
+use super::merge::PromptLogprobs;
 use crate::cpu_pool::CpuPool;
 use crate::proxy::reply_error::ReplyError;
 
@@ -21,8 +22,7 @@ const EVENT_END: &[u8] = b"\n\n";
 
 /// Puts the prefill worker's part into an answer: event by event, or into the whole.
 pub(super) struct Merging {
-    part: PrefillPart,
-    prefill: Bytes,
+    logprobs: Arc<PromptLogprobs>,
     /// What has come and not been given out.
     held: BytesMut,
     /// Choices whose prompt has been echoed.
@@ -47,10 +47,9 @@ impl std::fmt::Debug for Merging {
 
 impl Merging {
     /// For a stream of events.
-    pub(super) fn events(part: PrefillPart, prefill: Bytes) -> Self {
+    pub(super) fn events(logprobs: PromptLogprobs) -> Self {
         Self {
-            part,
-            prefill,
+            logprobs: Arc::new(logprobs),
             held: BytesMut::new(),
             echoed: BTreeSet::new(),
             form: Form::Events,
@@ -58,10 +57,10 @@ impl Merging {
     }
 
     /// For an answer that is merged as a whole.
-    pub(super) fn whole(part: PrefillPart, prefill: Bytes, pool: &CpuPool) -> Self {
+    pub(super) fn whole(logprobs: PromptLogprobs, pool: &CpuPool) -> Self {
         Self {
             form: Form::Whole(pool.clone()),
-            ..Self::events(part, prefill)
+            ..Self::events(logprobs)
         }
     }
 
@@ -121,14 +120,10 @@ impl Merging {
         let held = self.held.split().freeze();
         match std::mem::replace(&mut self.form, Form::Done) {
             Form::Whole(pool) => {
-                let (part, prefill) = (self.part, self.prefill.clone());
-                let merge = async move {
-                    {
-                        let merge = move || part.merge(&prefill, &held, &mut BTreeSet::new());
-                        pool.run(merge).await
-                    }
-                };
-                self.form = Form::Merged(merge.boxed());
+                let logprobs = Arc::clone(&self.logprobs);
+                let merge = move || logprobs.merge(&held, &mut BTreeSet::new());
+                let merging = async move { pool.run(merge).await };
+                self.form = Form::Merged(merging.boxed());
                 None
             }
             _ => Some(held).filter(|held| !held.is_empty()),
@@ -139,12 +134,12 @@ impl Merging {
     fn whole_events(&mut self) -> Option<Bytes> {
         let end = memmem::rfind(&self.held, EVENT_END)? + EVENT_END.len();
         let events = self.held.split_to(end);
-        let mut merged = Vec::with_capacity(events.len() + self.prefill.len());
+        let mut merged = Vec::with_capacity(events.len());
         for line in events.split_inclusive(|byte| *byte == b'\n') {
             match line.strip_prefix(b"data: ") {
                 Some(data) => {
                     merged.extend_from_slice(b"data: ");
-                    let data = self.part.merge(&self.prefill, data, &mut self.echoed);
+                    let data = self.logprobs.merge(data, &mut self.echoed);
                     merged.extend(data);
                 }
                 None => merged.extend_from_slice(line),

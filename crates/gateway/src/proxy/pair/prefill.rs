@@ -5,16 +5,18 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, Response};
+use http::{Method, Response, StatusCode};
 use http_body_util::BodyExt;
 use routing::Outcome;
 
 use super::aborts::LegGuard;
 use crate::balancer::{FirstByte, InFlight};
+use crate::error::Error;
 use crate::fleet::{Fleet, Worker};
 use crate::lane::Lane;
 use crate::proxy::events::{Start, start};
 use crate::proxy::refusal::failure_in;
+use crate::proxy::sse::is_event_stream;
 use crate::proxy::worker_call::{Answer, Watch, no_answer, read_answer, send_call};
 use crate::telemetry::Metrics;
 use crate::upstream::{Call, CallHeaders, ResponseBody, UpstreamError};
@@ -82,8 +84,8 @@ impl PrefillCall {
             let sending = send_call(&worker.endpoint, self.lane, &call);
             let sent = self.watch.wait(&self.fleet, &worker, sending).await;
             let read = match sent {
-                None => Err(self.watch.timed_out(&worker)),
-                Some(Err(source)) => Err(failed(&self.metrics, &worker, source)),
+                None => Err(self.watch.timed_out(&worker).into()),
+                Some(Err(source)) => Err(failed(&self.metrics, &worker, source).into()),
                 Some(Ok(response)) => {
                     in_flight.first_byte(FirstByte::OfWhole);
                     let reading = Reading {
@@ -102,7 +104,14 @@ impl PrefillCall {
                     in_flight.finish(Outcome::Answered(200));
                     Ok(kept)
                 }
-                Err((outcome, answer)) => {
+                // The decode worker has the prompt, and its own leg says how it fares.
+                Err(broken) if broken.prompt_passed && self.keep == Keep::Nothing => {
+                    in_flight.finish(amid_answer(broken.outcome));
+                    Ok(Bytes::new())
+                }
+                Err(Broken {
+                    outcome, answer, ..
+                }) => {
                     if answer.is_ok() {
                         // It has said so itself.
                         guard.set_ended();
@@ -115,6 +124,25 @@ impl PrefillCall {
                 }
             }
         })
+    }
+}
+
+/// An answer that is none, or not whole.
+struct Broken {
+    outcome: Outcome,
+    answer: Answer,
+    /// The decode worker had the whole prompt before.
+    prompt_passed: bool,
+}
+
+impl From<(Outcome, Answer)> for Broken {
+    fn from(end: (Outcome, Answer)) -> Self {
+        let (outcome, answer) = end;
+        Self {
+            outcome,
+            answer,
+            prompt_passed: false,
+        }
     }
 }
 
@@ -131,35 +159,70 @@ impl Reading<'_> {
     /// Reads an answer to its end.
     ///
     /// # Errors
-    /// A refusal, and an answer that breaks off.
-    async fn read(
-        &self,
-        response: Box<Response<ResponseBody>>,
-    ) -> Result<Bytes, (Outcome, Answer)> {
+    /// A refusal, an answer that breaks off, and one that is too large to be kept.
+    async fn read(&self, response: Box<Response<ResponseBody>>) -> Result<Bytes, Broken> {
         let worker = self.worker;
         let mut response = match read_answer(response, worker).await {
             (Outcome::Answered(200..=299), Ok(response)) => response,
-            failed => return Err(failed),
+            failed => return Err(failed.into()),
         };
         if let Some((status, _)) = first_failure(&response) {
-            return Err((Outcome::Answered(status), Ok(response)));
+            return Err((Outcome::Answered(status), Ok(response)).into());
         }
+        let prompt_passed = has_begun(&response);
+        let broken = |(outcome, answer)| Broken {
+            outcome,
+            answer,
+            prompt_passed,
+        };
         let body = response.body_mut();
         let reading = async {
             let mut kept = BytesMut::new();
             while let Some(frame) = body.frame().await {
                 let piece = frame?.into_data().unwrap_or_default();
-                if self.keep == Keep::Answer && kept.len() + piece.len() <= MAX_KEPT {
+                if self.keep == Keep::Answer {
+                    if kept.len() + piece.len() > MAX_KEPT {
+                        return Ok(None);
+                    }
                     kept.extend_from_slice(&piece);
                 }
             }
-            Ok(kept.freeze())
+            Ok(Some(kept.freeze()))
         };
         match self.watch.wait(self.fleet, worker, reading).await {
-            Some(Ok(kept)) => Ok(kept),
-            Some(Err(source)) => Err(failed(self.metrics, worker, source)),
-            None => Err(self.watch.timed_out(worker)),
+            Some(Ok(Some(kept))) => Ok(kept),
+            Some(Ok(None)) => Err((Outcome::Abandoned, Err(too_large(worker))).into()),
+            Some(Err(source)) => Err(broken(failed(self.metrics, worker, source))),
+            None => Err(broken(self.watch.timed_out(worker))),
         }
+    }
+}
+
+/// What a failure says of the worker when the client's answer is under way: no other worker gets
+/// the request, so nothing more will show whose fault a lost connection was.
+pub(super) fn amid_answer(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::NoResponse => Outcome::Truncated,
+        other => other,
+    }
+}
+
+/// Whether a good answer has begun to say something. Both workers do so when the decode worker has
+/// the prompt.
+pub(super) fn has_begun(response: &Response<ResponseBody>) -> bool {
+    if !is_event_stream(response.headers()) {
+        return true;
+    }
+    let ahead = response.body().ahead().unwrap_or_default();
+    matches!(start(ahead), Start::Event(_))
+}
+
+/// An answer that would have to be kept is too large. Another worker's would be, too.
+fn too_large(worker: &Worker) -> Error {
+    Error::PairFailed {
+        worker: worker.url().to_string(),
+        status: StatusCode::BAD_GATEWAY,
+        message: format!("log probabilities of the prompt take more than {MAX_KEPT} bytes"),
     }
 }
 

@@ -12,11 +12,13 @@ use super::aborts::LegGuard;
 use super::coupling::Coupling;
 use super::form::Form;
 use super::ignored_headers;
-use super::merge::PrefillPart;
+use super::merge::{PrefillPart, PromptLogprobs};
 use super::merging::Merging;
 use super::metadata::{Ids, LegParts, Metadata, Terms};
 use super::pair_workers::PairWorkers;
-use super::prefill::{Keep, PrefillCall, PrefillFailure, PrefillLeg, first_failure, owned_lines};
+use super::prefill::{
+    Keep, PrefillCall, PrefillFailure, PrefillLeg, first_failure, has_begun, owned_lines,
+};
 use crate::balancer::{InFlight, record_blame};
 use crate::error::Error;
 use crate::fleet::Worker;
@@ -92,13 +94,11 @@ pub(in crate::proxy) async fn send(
         let decoding = send_decode(dispatcher, request, &decode.worker, &metadata.decode, watch);
         couple(decoding, &mut leg, part).await
     };
-    if terms.form != Form::Body {
-        notice_ignored_headers(&workers, &mut ended).await;
-    }
+    judge(dispatcher, request, &workers, terms.form, &mut ended).await;
     match ended {
         Ok((end, kept)) => {
             let legs = Legs {
-                merging: merging(dispatcher, part, kept, &end),
+                merging: merging(dispatcher, part, kept, &end).await,
                 prefill: leg,
                 decode,
                 guard: decode_guard,
@@ -110,16 +110,27 @@ pub(in crate::proxy) async fn send(
     }
 }
 
-/// Looks whether the leg that ended first did so because its engine has not read its head.
-async fn notice_ignored_headers(
+/// What the end of the leg that ended first says, beyond its status: its engine may not have read
+/// its head, and other workers may take what this one refuses.
+async fn judge(
+    dispatcher: &Dispatcher,
+    request: &ProxyRequest<'_>,
     workers: &PairWorkers,
+    form: Form,
     ended: &mut Result<(DecodeEnd, Bytes), PrefillFailure>,
 ) {
     let (worker, outcome, answer) = match ended {
         Ok((end, _)) => (&workers.decode, &mut end.outcome, &mut end.answer),
         Err(failure) => (&workers.prefill, &mut failure.outcome, &mut failure.answer),
     };
-    ignored_headers::notice(worker, outcome, answer).await;
+    if form != Form::Body {
+        ignored_headers::notice(worker, outcome, answer).await;
+    }
+    if let Outcome::Answered(status) = *outcome
+        && dispatcher.is_disputed(request, worker, status)
+    {
+        *outcome = Outcome::Disputed(status);
+    }
 }
 
 /// What is left of both legs.
@@ -133,7 +144,7 @@ struct Legs {
 }
 
 /// What puts the prefill worker's part into a good answer of the decode worker's.
-fn merging(
+async fn merging(
     dispatcher: &Dispatcher,
     part: Option<PrefillPart>,
     prefill: Bytes,
@@ -141,10 +152,13 @@ fn merging(
 ) -> Option<Merging> {
     let response = end.answer.as_ref().ok()?;
     let part = part.filter(|_| response.status().is_success())?;
+    let pool = &dispatcher.cpu_pool;
+    let read = move || PromptLogprobs::read(part, &prefill);
+    let logprobs = pool.run(read).await.unwrap_or(PromptLogprobs::Missing);
     Some(if is_event_stream(response.headers()) {
-        Merging::events(part, prefill)
+        Merging::events(logprobs)
     } else {
-        Merging::whole(part, prefill, &dispatcher.cpu_pool)
+        Merging::whole(logprobs, pool)
     })
 }
 
@@ -253,6 +267,7 @@ impl Legs {
             fault,
         } = end;
         if matches!(outcome, Outcome::Answered(200..=399)) {
+            let waits = answer.as_ref().is_ok_and(|it| !has_begun(it));
             return Attempt {
                 outcome,
                 answer: answer.map(|response| unmeasured(response, merging.as_ref())),
@@ -261,6 +276,7 @@ impl Legs {
                 coupling: Some(Box::new(Coupling {
                     prefill,
                     decode: guard,
+                    waits,
                     merging,
                 })),
             };

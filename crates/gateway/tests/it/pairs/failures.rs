@@ -129,7 +129,7 @@ async fn failure_of_either_leg_is_the_answer_at_once_and_ends_the_other() {
 #[tokio::test]
 async fn refusal_by_either_leg_is_the_answer_and_is_not_tried_again() {
     for leg in [Leg::Prefill, Leg::Decode] {
-        for status in [400, 401, 422] {
+        for status in [400, 422] {
             let mut steps = vec![Step::Pause(Duration::from_millis(30))];
             steps.extend(json(status, r#"{"message":"no"}"#));
             let (one, two) = (doing(steps.clone()).await, doing(steps).await);
@@ -143,6 +143,33 @@ async fn refusal_by_either_leg_is_the_answer_and_is_not_tried_again() {
             assert_eq!(reply.status, status, "{leg:?}");
             assert_eq!(asked(&one).len() + asked(&two).len(), 1, "{leg:?} {status}");
             has_seen_the_end(&waiting).await;
+            until(|| async { gateway.in_flight().await == 0 }).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn refused_credentials_are_tried_with_another_worker_once() {
+    for leg in [Leg::Prefill, Leg::Decode] {
+        for others in [200, 401] {
+            let by_status = |status| {
+                let mut steps = vec![Step::Pause(Duration::from_millis(30))];
+                steps.extend(json(status, r#"{"message":"no"}"#));
+                steps
+            };
+            let (one, two) = (doing(by_status(401)).await, doing(by_status(others)).await);
+            // It would say nothing until the other one has done its part.
+            let beside = doing([vec![Step::Pause(Duration::from_millis(90))], ok()].concat()).await;
+            let options = match leg {
+                Leg::Prefill => pair_options(&[&one, &two], &[&beside]),
+                Leg::Decode => pair_options(&[&beside], &[&one, &two]),
+            };
+            let gateway = start_with(options).await;
+            while asked(&one).is_empty() {
+                let reply = post(&gateway, ASK.0, ASK.1).await;
+                assert_eq!(reply.status, others, "{leg:?}");
+            }
+            assert!(others == 200 || asked(&one).len() + asked(&two).len() == 2);
             until(|| async { gateway.in_flight().await == 0 }).await;
         }
     }
@@ -238,13 +265,55 @@ async fn prefill_that_answers_after_the_reply_is_not_ended_for_that() {
 }
 
 #[tokio::test]
-async fn prefill_that_fails_behind_the_first_token_ends_the_stream_with_an_error_and_no_done() {
-    let prefill = doing(vec![head_of(100), Step::Wait, Step::Reset]).await;
-    let decode = doing(vec![events(&[r#"{"text":"a"}"#]), Step::Hang]).await;
+async fn prefill_that_dies_behind_the_first_token_is_blamed_and_the_stream_goes_on() {
+    let prefill = doing(vec![Step::Wait, Step::Reset]).await;
+    let decode = doing(vec![
+        events(&[r#"{"text":"a"}"#]),
+        Step::Wait,
+        text(&(chunk("[DONE]") + "0\r\n\r\n")),
+    ])
+    .await;
     let gateway = start_with(touchy(&[&prefill], &[&decode])).await;
     let mut client = Client::to(&gateway).await;
     client.send(&posting(STREAM.0, "", STREAM.1)).await;
     client.read_until(r#"{"text":"a"}"#).await;
+    prefill.go_on();
+    until(|| async { open_circuits(&gateway).await == [prefill.url()] }).await;
+    decode.go_on();
+    client.read_until("[DONE]").await;
+    until(|| async { gateway.in_flight().await == 0 }).await;
+    assert!(aborted(&decode).is_empty());
+}
+
+#[tokio::test]
+async fn prefill_that_dies_amid_its_own_answer_is_blamed_and_decode_answers() {
+    let prefill = doing(vec![head_of(100), Step::Wait, Step::Reset]).await;
+    let decode = doing([vec![Step::Wait], ok()].concat()).await;
+    let gateway = start_with(touchy(&[&prefill], &[&decode])).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(&posting(ASK.0, "", ASK.1)).await;
+    until(|| async { !asked(&prefill).is_empty() && !asked(&decode).is_empty() }).await;
+    until(|| async {
+        prefill.go_on();
+        open_circuits(&gateway).await == [prefill.url()]
+    })
+    .await;
+    decode.go_on();
+    client.read_until("200 OK").await;
+    until(|| async { gateway.in_flight().await == 0 }).await;
+    assert!(aborted(&decode).is_empty());
+}
+
+#[tokio::test]
+async fn prefill_that_dies_before_the_first_token_ends_a_stream_that_has_a_head() {
+    let prefill = doing(vec![Step::Wait, Step::Reset]).await;
+    // A comment passes when it has been held back for a second.
+    let comment = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n8\r\n: wait\n\n\r\n";
+    let decode = doing(vec![text(comment), Step::Hang]).await;
+    let gateway = start_with(touchy(&[&prefill], &[&decode])).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(&posting(STREAM.0, "", STREAM.1)).await;
+    client.read_until(": wait").await;
     prefill.go_on();
     let end = client.read_until("stream_error").await;
     assert!(client.closed().await);

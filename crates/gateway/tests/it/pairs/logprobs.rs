@@ -87,3 +87,21 @@ async fn prefill_that_fails_while_its_part_is_waited_for_is_the_answer() {
     assert_eq!(reply.status, 502);
     until(|| async { gateway.in_flight().await == 0 }).await;
 }
+
+#[tokio::test]
+async fn log_probabilities_beyond_the_limit_are_an_error_and_end_both_legs() {
+    let size = 65 << 20;
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {size}\r\n\r\n");
+    let body = Step::Send(vec![b' '; size]);
+    let prefill = doing(vec![Step::Send(head.into_bytes()), body]).await;
+    let decode = doing(json(200, &generated("ab", &value!([])).to_string())).await;
+    let gateway = start_with(pair_options(&[&prefill], &[&decode])).await;
+    let reply = post(&gateway, "/generate", &ASKED.replace("STREAM", "false")).await;
+    assert_eq!(
+        (reply.status, reply.code()),
+        (502, "pair_failed".to_owned())
+    );
+    assert!(reply.text().contains("67108864 bytes"), "{}", reply.text());
+    assert_eq!(asked(&prefill).len(), 1);
+    until(|| async { gateway.in_flight().await == 0 }).await;
+}

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use gateway::Options;
 use serde_json::json as value;
 
 use super::stage::{asked, body, doing, engine, pair_options};
@@ -100,6 +101,29 @@ async fn regular_workers_and_pairs_serve_beside_each_other() {
             .status,
         200
     );
+}
+
+#[tokio::test]
+async fn request_that_fails_along_one_way_is_tried_along_the_other() {
+    let broken = || doing(json(500, "{}"));
+    for pairs_fail in [true, false] {
+        let (regular, prefill, decode) = if pairs_fail {
+            (doing(ok()).await, broken().await, doing(ok()).await)
+        } else {
+            (broken().await, doing(ok()).await, doing(ok()).await)
+        };
+        let gateway = start_with(Options {
+            worker_urls: options(&[&regular]).worker_urls,
+            ..pair_options(&[&prefill], &[&decode])
+        })
+        .await;
+        gateway.has_ready(3).await;
+        let faulty = if pairs_fail { &prefill } else { &regular };
+        while asked(faulty).is_empty() {
+            assert_eq!(post(&gateway, GENERATE.0, GENERATE.1).await.status, 200);
+        }
+        until(|| async { gateway.in_flight().await == 0 }).await;
+    }
 }
 
 #[tokio::test]
