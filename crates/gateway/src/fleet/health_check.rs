@@ -54,6 +54,8 @@ pub(super) struct Prober {
     pub(super) registry: Arc<Registry>,
     /// Lines about a worker that is the gateway itself.
     pub(super) loops: LogLimit,
+    /// Lines about a worker that does not trust the gateway, or the other way round.
+    pub(super) distrust: LogLimit,
     /// The worker has `/ready`, which says whether its engine is paused.
     pub(super) has_ready: AtomicBool,
 }
@@ -355,6 +357,12 @@ impl Prober {
         let asked = self.client.send(endpoint.question(&Method::GET, path));
         match timeout(self.limit(), asked).await {
             Ok(Ok(answer)) => Ok((answer.status, answer.body)),
+            Ok(Err(error @ UpstreamError::Tls(_))) => {
+                if let Some(left_out) = self.distrust.pass() {
+                    warn!(worker = %endpoint.url, %error, left_out, "cannot speak TLS with a worker");
+                }
+                Err(error)
+            }
             Ok(Err(error)) => {
                 debug!(worker = %endpoint.url, path, %error, "probe failed");
                 Err(error)

@@ -4,11 +4,13 @@
 mod address;
 mod call;
 mod client;
+mod clients;
 mod control;
 mod error;
 mod http1;
 mod io;
 mod response_body;
+mod tls;
 
 pub(crate) use address::Resolver;
 pub(crate) use call::{Call, CallBody, CallHeaders, Line, is_hop_by_hop};
@@ -20,3 +22,4 @@ pub(crate) use http1::ConnectionLimits;
 pub use http1::response;
 pub(crate) use io::Io;
 pub(crate) use response_body::ResponseBody;
+pub(crate) use tls::WorkerTls;

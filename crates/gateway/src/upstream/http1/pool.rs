@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::connection::Connection;
 use super::head::{RequestHead, ResponseHead};
-use crate::config::{ConnectionSection, WorkerUrl};
+use crate::config::{ConnectionSection, Scheme, WorkerUrl};
 use crate::lane::Lane;
 use crate::upstream::address::{Host, Resolver, connect};
 use crate::upstream::call::Call;
 use crate::upstream::error::UpstreamError;
 use crate::upstream::io::Io;
+use crate::upstream::tls::WorkerTls;
 
 /// A kept connection that ends within this time was closed before the worker saw the request.
 const STALE_WITHIN: Duration = Duration::from_secs(1);
@@ -33,6 +34,7 @@ pub(crate) struct ConnectionLimits {
     unanswered: Duration,
     lanes: usize,
     resolver: Resolver,
+    tls: Arc<WorkerTls>,
 }
 
 impl ConnectionLimits {
@@ -49,12 +51,18 @@ impl ConnectionLimits {
             unanswered: options.tcp_keepalive * 2,
             lanes,
             resolver: Resolver::default(),
+            tls: Arc::default(),
         }
     }
 
     /// The same, with names looked up by `resolver`.
     pub(crate) fn with_resolver(self, resolver: Resolver) -> Self {
         Self { resolver, ..self }
+    }
+
+    /// The same, with this trust in `https://` workers.
+    pub(crate) fn with_tls(self, tls: Arc<WorkerTls>) -> Self {
+        Self { tls, ..self }
     }
 
     /// Sets what holds for the socket of a new connection.
@@ -118,7 +126,11 @@ impl ConnectionPool {
             let sent = Instant::now();
             match connection.round_trip(&head, call.body).await {
                 Ok(head) => return Ok(PooledResponse { head, connection }),
-                Err(UpstreamError::NoResponse) if sent.elapsed() < STALE_WITHIN => lost = true,
+                Err(UpstreamError::NoResponse | UpstreamError::Tls(_))
+                    if sent.elapsed() < STALE_WITHIN =>
+                {
+                    lost = true;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -136,8 +148,7 @@ impl ConnectionPool {
         let Some(mut idle) = self.idle(lane) else {
             return;
         };
-        let current = self.host.is_current(connection.peer());
-        if current && idle.len() < self.limits.max_idle {
+        if self.is_current(&connection) && idle.len() < self.limits.max_idle {
             idle.push(Idle {
                 connection,
                 since: Instant::now(),
@@ -145,14 +156,25 @@ impl ConnectionPool {
         }
     }
 
-    /// Closes connections that have been idle for too long, that the worker has closed, or
-    /// that lead to an address which is no longer the worker's.
+    /// Whether another connection would be made to the same address, with the same trust.
+    fn is_current(&self, connection: &Connection) -> bool {
+        self.host.is_current(connection.peer()) && self.is_trusted(connection)
+    }
+
+    /// Whether it is without TLS, or was made with the certificates in force.
+    fn is_trusted(&self, connection: &Connection) -> bool {
+        let config = connection.tls_config();
+        config.is_none_or(|config| self.limits.tls.is_current(config))
+    }
+
+    /// Closes connections that have been idle for too long, that the worker has closed, that
+    /// lead to an address which is no longer the worker's, or that another trust allowed.
     pub(in crate::upstream) fn sweep(&self) {
         let now = Instant::now();
         for lane in &self.lanes {
-            lock(lane).retain(|idle| {
+            lock(lane).retain_mut(|idle| {
                 now.duration_since(idle.since) < self.limits.max_idle_time
-                    && self.host.is_current(idle.connection.peer())
+                    && self.is_current(&idle.connection)
                     && idle.connection.is_quiet()
             });
         }
@@ -160,8 +182,8 @@ impl ConnectionPool {
 
     fn take(&self, lane: Lane) -> Option<Box<Connection>> {
         loop {
-            let idle = self.idle(lane)?.pop()?;
-            if idle.connection.is_quiet() {
+            let mut idle = self.idle(lane)?.pop()?;
+            if self.is_trusted(&idle.connection) && idle.connection.is_quiet() {
                 return Some(idle.connection);
             }
         }
@@ -169,11 +191,21 @@ impl ConnectionPool {
 
     async fn open(&self) -> Result<Box<Connection>, UpstreamError> {
         let limit = self.limits.connect_timeout;
+        let deadline = Instant::now() + limit;
         let (stream, peer) = connect(&self.host, self.url.port(), limit).await?;
         self.limits
             .prepare(&stream)
             .map_err(UpstreamError::connect)?;
-        Ok(Box::new(Connection::new(Io::Tcp(stream), peer)))
+        let io = match self.url.scheme() {
+            Scheme::Http => Io::Tcp(stream),
+            Scheme::Https => {
+                let connecting = self.limits.tls.connect(&self.url, stream);
+                let connected = timeout_at(deadline, connecting).await;
+                let late = |_| UpstreamError::connect(io::ErrorKind::TimedOut.into());
+                Io::Tls(Box::new(connected.map_err(late)??))
+            }
+        };
+        Ok(Box::new(Connection::new(io, peer)))
     }
 
     fn idle(&self, lane: Lane) -> Option<MutexGuard<'_, Vec<Idle>>> {

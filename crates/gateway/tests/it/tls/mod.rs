@@ -1,0 +1,8 @@
+//! TLS on both sides: towards clients, towards workers, and certificates that change.
+
+mod client;
+mod front;
+mod pki;
+mod rotation;
+mod server;
+mod workers;
