@@ -86,7 +86,7 @@ def serving(sim_workers, gateway, files: Files) -> Callable[..., Router]:
 # --- in front
 
 
-def test_requests_streams_over_https_and_trusts_nobody_by_default(serving, files: Files) -> None:
+def test_requests_streams_over_https_and_trusts_no_unknown_authority(serving, files: Files) -> None:
     door = serving()
     assert door.url.startswith("https://127.0.0.1:")
     assert door.metrics_url.startswith("http://")

@@ -173,8 +173,13 @@ fn check_pair(cert: Given<'_>, key: Given<'_>) -> Result<(), ConfigError> {
         (None, Some(path)) => (key, path, cert),
         _ => return Ok(()),
     };
+    let flag = match missing.option {
+        "server_cert_path" => " (--tls-cert-path)",
+        "server_key_path" => " (--tls-key-path)",
+        _ => "",
+    };
     let missing = missing.option;
-    let why = format!("needs {missing}: a certificate and its key come together");
+    let why = format!("needs {missing}{flag}: a certificate and its key come together");
     Err(ConfigError::invalid(present.option, path, why))
 }
 
