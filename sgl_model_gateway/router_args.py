@@ -214,6 +214,7 @@ class RouterArgs:
     tls_client_ca_paths: list[str] = option([], TLS, "CA files: clients must show a certificate of one of them", nargs="*")
     worker_tls_name: str | None = option(None, TLS, "name in the certificates of https:// workers, also sent to them (SNI); unset means the host of each worker's URL", metavar="NAME")
     tls_skip_verify: bool = option(False, TLS, "accept any certificate of https:// workers: prompts and answers can then be read and changed on their way")
+    upstream_http2: bool = option(False, REQUEST, "speak HTTP/2 to workers that offer it, by ALPN or by enable_http2 in /server_info")
     # fmt: on
 
     @staticmethod

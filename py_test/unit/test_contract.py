@@ -162,6 +162,7 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "tls_client_ca_paths",
         "worker_tls_name",
         "tls_skip_verify",
+        "upstream_http2",
     ]
 
 

@@ -375,4 +375,7 @@ options! {
     /// Accept any certificate of `https://` workers: what stands between can then read and change
     /// prompts and answers.
     tls_skip_verify: bool = false;
+    /// Speak HTTP/2 to workers that offer it: over TLS by ALPN, without TLS where `/server_info`
+    /// says `enable_http2`. What a client does not take is then buffered here, up to 16 MiB.
+    upstream_http2: bool = false;
 }

@@ -264,6 +264,10 @@ impl Prober {
             self.learn_role(role);
         }
         let server_info = self.first_of(&["/server_info", "/get_server_info"]).await;
+        let http2 = server_info.as_ref().and_then(|it| it.get("enable_http2"));
+        self.endpoint
+            .client
+            .announce_http2(http2 == Some(&Value::Bool(true)));
         let answers: Vec<_> = server_info.into_iter().chain(model_info).collect();
         let cards = self.first_of(&["/v1/models"]).await;
         if answers.is_empty() && cards.is_none() {

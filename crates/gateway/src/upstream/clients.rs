@@ -15,7 +15,7 @@ use rustls::pki_types::DnsName;
 
 use super::address::Resolver;
 use super::error::UpstreamError;
-use super::tls::{WorkerTls, trusts_none};
+use super::tls::{Configs, WorkerTls, trusts_none};
 use crate::config::{ConnectionSection, Scheme, WorkerUrl};
 use crate::via::Via;
 
@@ -94,7 +94,7 @@ pub(super) struct SecureClients {
 /// What was made with one configuration.
 #[derive(Debug)]
 struct Made {
-    config: Arc<ClientConfig>,
+    configs: Arc<Configs>,
     clients: Clients,
     /// reqwest takes the name in a certificate from the URL, so a worker whose name is not its
     /// host has clients of its own, in which the name has the host's addresses.
@@ -122,18 +122,18 @@ impl SecureClients {
     /// # Errors
     /// When the system's certificates cannot be used.
     pub(super) async fn of(&self, url: &WorkerUrl) -> Result<Clients, UpstreamError> {
-        let config = self.tls.config().await?;
-        let made = self.made(&config, url);
+        let configs = self.tls.configs().await?;
+        let made = self.made(&configs, url);
         made.map_err(UpstreamError::Tls)
     }
 
-    fn made(&self, config: &Arc<ClientConfig>, url: &WorkerUrl) -> io::Result<Clients> {
+    fn made(&self, configs: &Arc<Configs>, url: &WorkerUrl) -> io::Result<Clients> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let made = match &mut *made {
-            Some(made) if Arc::ptr_eq(&made.config, config) => made,
+            Some(made) if Arc::ptr_eq(&made.configs, configs) => made,
             outdated => outdated.insert(Made {
-                config: Arc::clone(config),
-                clients: self.maker.make(&self.resolver, config)?,
+                configs: Arc::clone(configs),
+                clients: self.maker.make(&self.resolver, &configs.http1)?,
                 named: LruCache::new(MAX_NAMED),
             }),
         };
@@ -147,7 +147,7 @@ impl SecureClients {
                     resolver: self.resolver.clone(),
                     host: url.host().into(),
                 };
-                self.maker.make(&host, config)
+                self.maker.make(&host, &configs.http1)
             });
         clients.cloned()
     }

@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::FutureExt;
-use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::unconstrained;
 
-use super::tls::TlsIo;
+use super::tls::{Configs, TlsIo};
 
 /// A connected byte stream.
 #[derive(Debug)]
@@ -39,10 +38,18 @@ impl Io {
     }
 
     /// What a connection over TLS was made with.
-    pub(super) fn tls_config(&self) -> Option<&Arc<ClientConfig>> {
+    pub(super) fn tls_configs(&self) -> Option<&Arc<Configs>> {
         match self {
             Self::Tcp(_) => None,
-            Self::Tls(tls) => Some(&tls.config),
+            Self::Tls(tls) => Some(&tls.configs),
+        }
+    }
+
+    /// Whether the worker has chosen HTTP/2.
+    pub(super) fn is_http2(&self) -> bool {
+        match self {
+            Self::Tcp(_) => false,
+            Self::Tls(tls) => tls.stream.get_ref().1.alpn_protocol() == Some(b"h2"),
         }
     }
 }

@@ -24,12 +24,36 @@ use crate::tls::{Contents, Look, TlsError, Watched, pair, provider, roots};
 /// Workers whose sessions are remembered, so that another connection needs no whole handshake.
 const SESSIONS: usize = 4096;
 
+/// What a connection may carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Offer {
+    Http1,
+    /// HTTP/2, or HTTP/1.1 where the worker prefers that.
+    Http2,
+}
+
+/// What connections are made with, by what they may carry.
+#[derive(Debug)]
+pub(crate) struct Configs {
+    pub(super) http1: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
+}
+
+impl Configs {
+    fn of(&self, offer: Offer) -> &Arc<ClientConfig> {
+        match offer {
+            Offer::Http1 => &self.http1,
+            Offer::Http2 => &self.http2,
+        }
+    }
+}
+
 /// TLS towards workers.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerTls {
     section: Arc<WorkerTlsSection>,
     /// Made when the first `https://` worker is called, unless options name files.
-    config: OnceCell<Watched<ClientConfig>>,
+    configs: OnceCell<Watched<Configs>>,
 }
 
 impl WorkerTls {
@@ -42,20 +66,20 @@ impl WorkerTls {
             warn!("certificates of https:// workers are not checked (tls_skip_verify)");
         }
         let section = Arc::new(section);
-        let config = if section.reads_files() {
+        let configs = if section.reads_files() {
             OnceCell::new_with(Some(load(&section)?))
         } else {
             OnceCell::new()
         };
-        Ok(Arc::new(Self { section, config }))
+        Ok(Arc::new(Self { section, configs }))
     }
 
     /// What connections are made with from now on.
     ///
     /// # Errors
     /// When the system's certificates cannot be used.
-    pub(super) async fn config(&self) -> Result<Arc<ClientConfig>, UpstreamError> {
-        let loaded = self.config.get_or_try_init(|| async {
+    pub(super) async fn configs(&self) -> Result<Arc<Configs>, UpstreamError> {
+        let loaded = self.configs.get_or_try_init(|| async {
             let section = Arc::clone(&self.section);
             let loading = spawn_blocking(move || load(&section)).await;
             loading.map_err(io::Error::other)?.map_err(io::Error::other)
@@ -63,10 +87,10 @@ impl WorkerTls {
         Ok(loaded.await.map_err(UpstreamError::Tls)?.get())
     }
 
-    /// Whether connections are still made with `config`.
-    pub(super) fn is_current(&self, config: &Arc<ClientConfig>) -> bool {
-        let current = self.config.get();
-        current.is_some_and(|current| Arc::ptr_eq(&current.get(), config))
+    /// Whether connections are still made with `configs`.
+    pub(super) fn is_current(&self, configs: &Arc<Configs>) -> bool {
+        let current = self.configs.get();
+        current.is_some_and(|current| Arc::ptr_eq(&current.get(), configs))
     }
 
     /// The name that the certificate of a worker must have, where that is not the host of its
@@ -83,22 +107,23 @@ impl WorkerTls {
         &self,
         url: &WorkerUrl,
         stream: TcpStream,
+        offer: Offer,
     ) -> Result<TlsIo, UpstreamError> {
-        let config = self.config().await?;
+        let configs = self.configs().await?;
         let name = match self.name(url) {
             Some(name) => ServerName::DnsName(name.clone()),
             None => ServerName::try_from(url.host().to_owned())
                 .map_err(|error| UpstreamError::Tls(io::Error::other(error)))?,
         };
-        let connector = TlsConnector::from(Arc::clone(&config));
+        let connector = TlsConnector::from(Arc::clone(configs.of(offer)));
         let stream = connector.connect(name, stream).await;
         let stream = stream.map_err(UpstreamError::Tls)?;
-        Ok(TlsIo { stream, config })
+        Ok(TlsIo { stream, configs })
     }
 
     /// Makes it anew when its files have changed. Blocks.
     pub(crate) fn look(&self) -> Look {
-        self.config.get().map_or(Look::Unchanged, Watched::look)
+        self.configs.get().map_or(Look::Unchanged, Watched::look)
     }
 }
 
@@ -106,7 +131,7 @@ impl WorkerTls {
 #[derive(Debug)]
 pub(crate) struct TlsIo {
     pub(super) stream: TlsStream<TcpStream>,
-    pub(super) config: Arc<ClientConfig>,
+    pub(super) configs: Arc<Configs>,
 }
 
 impl Drop for TlsIo {
@@ -135,18 +160,15 @@ impl Write for AtOnce<'_> {
     }
 }
 
-fn load(section: &Arc<WorkerTlsSection>) -> Result<Watched<ClientConfig>, TlsError> {
+fn load(section: &Arc<WorkerTlsSection>) -> Result<Watched<Configs>, TlsError> {
     let pair = section.pair.iter().flat_map(PairFiles::files);
     let files = pair.chain(section.cas.iter().cloned()).collect();
     let section = Arc::clone(section);
-    let make = move |contents: &Contents| client_config(&section, contents);
+    let make = move |contents: &Contents| client_configs(&section, contents);
     Watched::new(files, make)
 }
 
-fn client_config(
-    section: &WorkerTlsSection,
-    contents: &Contents,
-) -> Result<ClientConfig, TlsError> {
+fn client_configs(section: &WorkerTlsSection, contents: &Contents) -> Result<Configs, TlsError> {
     let provider = provider();
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_safe_default_protocol_versions()?;
@@ -166,7 +188,12 @@ fn client_config(
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // Sessions belong to one configuration, so none outlives a change of trust.
     config.resumption = Resumption::in_memory_sessions(SESSIONS);
-    Ok(config)
+    let mut http2 = config.clone();
+    http2.alpn_protocols.insert(0, b"h2".to_vec());
+    Ok(Configs {
+        http1: Arc::new(config),
+        http2: Arc::new(http2),
+    })
 }
 
 /// A configuration that trusts no worker, for a client that speaks to none over TLS.

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use rustls::ClientConfig;
 use tokio::io::AsyncWrite;
 
 use super::framing::Framing;
@@ -17,6 +16,7 @@ use super::head::{self, RequestHead, ResponseHead};
 use crate::upstream::call::CallBody;
 use crate::upstream::error::{UpstreamError, of_tls};
 use crate::upstream::io::Io;
+use crate::upstream::tls::Configs;
 
 /// Bytes read at a time; also what a stalled client can make one stream hold.
 const READ_SIZE: usize = 16 * 1024;
@@ -43,8 +43,8 @@ impl Connection {
     }
 
     /// What it was made with, where it is over TLS.
-    pub(super) fn tls_config(&self) -> Option<&Arc<ClientConfig>> {
-        self.stream.tls_config()
+    pub(super) fn tls_configs(&self) -> Option<&Arc<Configs>> {
+        self.stream.tls_configs()
     }
 
     /// The address that it leads to.

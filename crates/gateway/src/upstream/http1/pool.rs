@@ -1,79 +1,22 @@
 //! The connections to one worker: idle ones kept per lane, new ones opened on demand.
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::head::{RequestHead, ResponseHead};
-use crate::config::{ConnectionSection, Scheme, WorkerUrl};
+use crate::config::WorkerUrl;
 use crate::lane::Lane;
-use crate::upstream::address::{Host, Resolver, connect};
+use crate::upstream::address::Host;
 use crate::upstream::call::Call;
 use crate::upstream::error::UpstreamError;
-use crate::upstream::io::Io;
-use crate::upstream::tls::WorkerTls;
+use crate::upstream::limits::ConnectionLimits;
+use crate::upstream::tls::Offer;
 
 /// A kept connection that ends within this time was closed before the worker saw the request.
 const STALE_WITHIN: Duration = Duration::from_secs(1);
-
-/// How connections to workers are kept.
-#[derive(Clone, Debug)]
-pub(crate) struct ConnectionLimits {
-    /// Longest idle time.
-    max_idle_time: Duration,
-    /// Idle connections kept per worker and lane.
-    max_idle: usize,
-    connect_timeout: Duration,
-    keepalive: TcpKeepalive,
-    /// How long sent bytes or keep-alive probes may stay without an answer (RFC 5482).
-    unanswered: Duration,
-    lanes: usize,
-    resolver: Resolver,
-    tls: Arc<WorkerTls>,
-}
-
-impl ConnectionLimits {
-    /// Limits for a gateway of so many lanes.
-    pub(crate) fn new(options: &ConnectionSection, lanes: usize) -> Self {
-        let lanes = lanes.max(1);
-        Self {
-            max_idle_time: options.idle_timeout,
-            max_idle: options.max_idle_per_host.div_ceil(lanes),
-            connect_timeout: options.connect_timeout,
-            keepalive: TcpKeepalive::new()
-                .with_time(options.tcp_keepalive)
-                .with_interval(options.tcp_keepalive),
-            unanswered: options.tcp_keepalive * 2,
-            lanes,
-            resolver: Resolver::default(),
-            tls: Arc::default(),
-        }
-    }
-
-    /// The same, with names looked up by `resolver`.
-    pub(crate) fn with_resolver(self, resolver: Resolver) -> Self {
-        Self { resolver, ..self }
-    }
-
-    /// The same, with this trust in `https://` workers.
-    pub(crate) fn with_tls(self, tls: Arc<WorkerTls>) -> Self {
-        Self { tls, ..self }
-    }
-
-    /// Sets what holds for the socket of a new connection.
-    fn prepare(&self, stream: &TcpStream) -> io::Result<()> {
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(stream);
-        #[cfg(target_os = "linux")]
-        socket.set_tcp_user_timeout(Some(self.unanswered))?;
-        socket.set_tcp_keepalive(&self.keepalive)
-    }
-}
 
 /// The connections to one worker. A connection stays on the lane that opened it.
 #[derive(Debug)]
@@ -163,8 +106,8 @@ impl ConnectionPool {
 
     /// Whether it is without TLS, or was made with the certificates in force.
     fn is_trusted(&self, connection: &Connection) -> bool {
-        let config = connection.tls_config();
-        config.is_none_or(|config| self.limits.tls.is_current(config))
+        let configs = connection.tls_configs();
+        configs.is_none_or(|configs| self.limits.tls.is_current(configs))
     }
 
     /// Closes connections that have been idle for too long, that the worker has closed, that
@@ -190,21 +133,8 @@ impl ConnectionPool {
     }
 
     async fn open(&self) -> Result<Box<Connection>, UpstreamError> {
-        let limit = self.limits.connect_timeout;
-        let deadline = Instant::now() + limit;
-        let (stream, peer) = connect(&self.host, self.url.port(), limit).await?;
-        self.limits
-            .prepare(&stream)
-            .map_err(UpstreamError::connect)?;
-        let io = match self.url.scheme() {
-            Scheme::Http => Io::Tcp(stream),
-            Scheme::Https => {
-                let connecting = self.limits.tls.connect(&self.url, stream);
-                let connected = timeout_at(deadline, connecting).await;
-                let late = |_| UpstreamError::connect(io::ErrorKind::TimedOut.into());
-                Io::Tls(Box::new(connected.map_err(late)??))
-            }
-        };
+        let opened = self.limits.open(&self.url, &self.host, Offer::Http1);
+        let (io, peer) = opened.await?;
         Ok(Box::new(Connection::new(io, peer)))
     }
 

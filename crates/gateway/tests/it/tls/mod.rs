@@ -2,6 +2,7 @@
 
 mod client;
 mod front;
+mod http2;
 mod pki;
 mod rotation;
 mod server;
