@@ -281,7 +281,7 @@ class Router:
 
     @property
     def url(self) -> str:
-        """Base URL of the gateway that works on this machine, `http://host:port`."""
+        """Base URL of the gateway that works on this machine, `http://host:port`; `https://` with a certificate."""
         return self._router.url
 
     @property

@@ -211,6 +211,10 @@ class RouterArgs:
     strip_billing_header: bool = option(False, REQUEST, "cut Claude Code's x-anthropic-billing-header line, which differs in every request, out of system prompts; nothing else in a body ever changes")
     sse_keepalive_secs: int = option(0, REQUEST, "silence of a stream of events after which the gateway writes a comment into it, before the first event behind a 200 of its own; 0 writes none")
     pd_metadata: str = option("auto", PD, "how both workers of a pair get room, request id and ranks: headers (x-override-*, the body stays untouched), body, or auto for headers where both are found to obey them")
+    tls_client_ca_paths: list[str] = option([], TLS, "CA files: clients must show a certificate of one of them", nargs="*")
+    worker_tls_name: str | None = option(None, TLS, "name in the certificates of https:// workers, also sent to them (SNI); unset means the host of each worker's URL", metavar="NAME")
+    tls_skip_verify: bool = option(False, TLS, "accept any certificate of https:// workers: prompts and answers can then be read and changed on their way")
+    upstream_http2: bool = option(False, REQUEST, "speak HTTP/2 to workers that offer it, by ALPN or by enable_http2 in /server_info")
     # fmt: on
 
     @staticmethod

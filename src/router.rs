@@ -131,7 +131,12 @@ impl Router {
     /// Where it listens, as a URL that works on this machine.
     #[getter]
     fn url(&self, py: Python<'_>) -> PyResult<String> {
-        Ok(url(self.running.require(py)?.addr))
+        let scheme = if self.options.server_cert_path.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        Ok(url(scheme, self.running.require(py)?.addr))
     }
 
     /// Where Prometheus reads; `None` without a metrics listener.
@@ -139,7 +144,7 @@ impl Router {
     fn metrics_url(&self, py: Python<'_>) -> PyResult<Option<String>> {
         let run = self.running.require(py)?;
         let addr = run.with(None, Gateway::metrics_addr);
-        Ok(addr.map(|addr| url(addr) + "/metrics"))
+        Ok(addr.map(|addr| url("http", addr) + "/metrics"))
     }
 
     fn __enter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {

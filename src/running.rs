@@ -276,12 +276,12 @@ fn limit(timeout: Option<f64>) -> PyResult<Option<Duration>> {
 }
 
 /// A URL that reaches `addr` from this machine: an address that means "all" becomes loopback.
-pub(crate) fn url(mut addr: SocketAddr) -> String {
+pub(crate) fn url(scheme: &str, mut addr: SocketAddr) -> String {
     if addr.ip().is_unspecified() {
         addr.set_ip(match addr.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         });
     }
-    format!("http://{addr}")
+    format!("{scheme}://{addr}")
 }

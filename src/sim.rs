@@ -109,7 +109,7 @@ impl SimWorker {
     /// Where it listens, as a URL that works on this machine.
     #[getter]
     fn url(&self, py: Python<'_>) -> PyResult<String> {
-        Ok(url(self.running.require(py)?.addr))
+        Ok(url("http", self.running.require(py)?.addr))
     }
 
     /// The port of its bootstrap server; `None` unless it is a prefill worker.

@@ -159,6 +159,10 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "strip_billing_header",
         "sse_keepalive_secs",
         "pd_metadata",
+        "tls_client_ca_paths",
+        "worker_tls_name",
+        "tls_skip_verify",
+        "upstream_http2",
     ]
 
 

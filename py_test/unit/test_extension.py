@@ -212,13 +212,12 @@ def test_an_option_that_is_not_built_is_refused_by_name() -> None:
         Router(WORKERS, enable_wasm=True)
 
 
-def test_a_refusal_names_the_flag_where_it_is_called_differently() -> None:
-    tried = {"server_cert_path": "c", "server_key_path": "k"}
-    for owner in fields(RouterArgs):
-        if owner.name in tried:
-            flag = flag_of(owner).spelling(owner).replace("_", "-")
-            with pytest.raises(ValueError, match=rf"'{owner.name}' \(--{flag}\) needs "):
-                Router(WORKERS, **{owner.name: tried[owner.name]})
+def test_half_a_pair_names_the_other_flag_where_that_is_called_differently() -> None:
+    tried = {"server_cert_path": "server_key_path", "server_key_path": "server_cert_path"}
+    flags = {owner.name: flag_of(owner).spelling(owner).replace("_", "-") for owner in fields(RouterArgs)}
+    for given, missing in tried.items():
+        with pytest.raises(ValueError, match=rf"'{given}': x - needs {missing} \(--{flags[missing]}\): "):
+            Router(worker_urls=[], **{given: "x"})
 
 
 def test_no_history_is_what_there_is() -> None:

@@ -117,6 +117,8 @@ def test_a_flag_with_a_metavar_of_its_own_keeps_it(capsys: pytest.CaptureFixture
         (["--worker_urls", "http://a"], "(did you mean --worker-urls?)"),
         (["--router-policy", "random"], "(did you mean --policy?)"),
         (["--policy", "cash_aware"], "(did you mean cache_aware?)"),
+        # An abbreviation would do for any other flag.
+        (["--tls-skip-ver"], "unrecognized arguments: --tls-skip-ver (did you mean --tls-skip-verify?)"),
         (["--log-level", "warning"], "(did you mean warn?)"),
         (["http://a:1"], "(workers are listed after --worker-urls)"),
     ],

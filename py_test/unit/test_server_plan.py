@@ -211,6 +211,7 @@ def test_on_cpus_replicas_share_the_numa_nodes_there_are(monkeypatch: pytest.Mon
         ("--router-decode", {}, {"decode_urls": ["http://a"]}),
         ("--router-service-discovery", {}, {"service_discovery": True}),
         ("--worker-urls", {}, {"worker_urls": ["http://a"]}),
+        ("--router-tls-client-ca-paths", {}, {"tls_client_ca_paths": ["ca.pem"]}),
         ("--router-api-key", {"api_key": "a"}, {"api_key": "b"}),
         ("--dp-size", {"dp_size": 0}, {}),
         ("--grpc-mode", {"grpc_mode": True}, {}),

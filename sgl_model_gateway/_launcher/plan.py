@@ -244,6 +244,7 @@ def _router_refusals(args: RouterArgs, count: int | None) -> list[tuple[str, obj
     mini = "the launcher runs the gateway and not the balancer for debugging"
     pairs = f"how many workers of each role to start is not known; give {' and '.join(COUNT_FLAGS)}"
     found = f"the workers started here would not be used; {launch}"
+    certificate = f"the launcher asks the gateway for its workers and has no certificate to show; {launch}"
     ours = f"the gateway gets the workers started here; {launch}"
     return [
         ("--router-mini-lb", args.mini_lb, f"{mini}; {launch}"),
@@ -253,6 +254,7 @@ def _router_refusals(args: RouterArgs, count: int | None) -> list[tuple[str, obj
         ("--router-test-external-dp-routing", args.test_external_dp_routing, f"{mini}; {launch}"),
         ("--router-service-discovery", args.service_discovery, found),
         ("--worker-urls", args.worker_urls, ours),
+        ("--router-tls-client-ca-paths", args.tls_client_ca_paths, certificate),
     ]
 
 
@@ -261,7 +263,7 @@ def _server_refusals(args: ServerArguments, pairs: int | None) -> list[tuple[str
         return getattr(args, name, default)
 
     grpc = "the gateway does not speak gRPC to its workers yet; leave it out, they serve HTTP"
-    tls = "the gateway does not speak https to its workers yet; leave it out and end TLS in front of the gateway"
+    tls = "workers are started behind the gateway on this machine and serve http; --router-tls-cert-path is for clients"
     counts = " and ".join(COUNT_FLAGS)
     whole = "this launcher starts whole workers; start encoders yourself"
     dp_size = get("dp_size", 1)

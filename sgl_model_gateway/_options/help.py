@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from .logs import error_line
 
 _UNKNOWN = "unrecognized arguments: "
+_SPELT_OUT = ("tls_skip_verify",)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -101,6 +102,11 @@ class Parser(argparse.ArgumentParser):
         if "--worker-urls" in flags and any(word.startswith(("http://", "https://")) for word in unknown):
             return " (workers are listed after --worker-urls)"
         return ""
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        # A flag that takes a protection away counts only when it is spelt out.
+        found = super()._get_option_tuples(option_string)
+        return [match for match in found if not match[0].dest.endswith(_SPELT_OUT)]
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:

@@ -7,7 +7,8 @@
 //! - `proxy` carries an inference request to a worker and back, `api` answers all others;
 //! - `balancer` selects the worker, by the policies of `routing`;
 //! - `fleet` holds the workers: registration, health, availability;
-//! - `upstream` sends HTTP to workers.
+//! - `upstream` sends HTTP to workers;
+//! - `tls` makes certificates and trust of files, for clients and for workers.
 
 mod admission;
 mod api;
@@ -26,6 +27,7 @@ mod proxy;
 mod server;
 mod shutdown;
 mod telemetry;
+mod tls;
 mod upstream;
 mod via;
 

@@ -1,19 +1,25 @@
 //! A client that sees every byte.
 
+use std::fmt::Debug;
 use std::io::{Error, ErrorKind, Result};
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::reply::Reply;
 use crate::requests::{generate, posting};
 use crate::wait::in_time;
 
+/// What carries a client's bytes.
+trait Stream: AsyncRead + AsyncWrite + Debug + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Debug + Send + Unpin> Stream for T {}
+
 /// One connection to a server.
 #[derive(Debug)]
 pub struct Client {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     buffer: Vec<u8>,
 }
 
@@ -38,8 +44,13 @@ pub async fn raw(server: impl Into<SocketAddr>, bytes: &[u8]) -> Reply {
 impl Client {
     /// A client that has connected to a server.
     pub async fn to(server: impl Into<SocketAddr>) -> Self {
+        Self::over(TcpStream::connect(server.into()).await.unwrap())
+    }
+
+    /// A client over what has been connected already, TLS for example.
+    pub fn over(stream: impl AsyncRead + AsyncWrite + Debug + Send + Unpin + 'static) -> Self {
         Self {
-            stream: TcpStream::connect(server.into()).await.unwrap(),
+            stream: Box::new(stream),
             buffer: Vec::new(),
         }
     }
@@ -55,6 +66,7 @@ impl Client {
     pub async fn send(&mut self, bytes: &[u8]) {
         // The server may refuse and stop reading before all is sent.
         let _ = self.stream.write_all(bytes).await;
+        let _ = self.stream.flush().await;
     }
 
     /// Reads one whole reply.

@@ -7,6 +7,7 @@ use routing::Params;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::certificates::Certificates;
 use super::error::StartError;
 use super::lifecycle::Control;
 use super::listen;
@@ -25,7 +26,7 @@ use crate::proxy::{Dispatcher, FanOut, Orders, Proxy, WorkerCalls};
 use crate::server::{Lanes, Service};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
-use crate::upstream::{ConnectionLimits, ControlClient, Resolver};
+use crate::upstream::{ConnectionLimits, ControlClient, Resolver, WorkerTls};
 use crate::via::Via;
 
 /// What the machine gives to the gateway.
@@ -44,13 +45,12 @@ pub(super) fn build(
     runtime: &Handle,
     machine: Machine,
 ) -> Result<Control, StartError> {
-    let lanes = machine.lanes;
-    let via = Via::new();
+    let (lanes, via) = (machine.lanes, Via::new());
     let (metrics_listeners, metrics) = (listen::metrics(options)?, metrics(options)?);
-    let live = Live::new(options);
+    let (certificates, live) = (Certificates::new(options, &metrics)?, Live::new(options));
     let fleet = Fleet::new(FleetSection::from(options));
     let admission_options = AdmissionSection::from(options);
-    let (client, limits) = upstream(options, runtime, lanes, &via)?;
+    let (client, limits) = upstream(options, runtime, lanes, &certificates.workers, &via)?;
     let clients = ClientSection::new(options, machine.descriptors);
     let (joining, joined) = mpsc::unbounded_channel();
     let factory = factory(options, &metrics, limits);
@@ -88,7 +88,8 @@ pub(super) fn build(
     };
     let service = Service::new(&ServerSection::from(options), &metrics, state, via)
         .map_err(|error| StartError::environment("build the routes", error))?;
-    let lanes = Lanes::start(lanes, &Arc::new(service), &clients, &shutdown)
+    let tls = certificates.clients.as_ref();
+    let lanes = Lanes::start(lanes, &Arc::new(service), tls, &clients, &shutdown)
         .map_err(|error| StartError::environment("start threads", error))?;
     Ok(Control {
         metrics_listeners,
@@ -97,6 +98,7 @@ pub(super) fn build(
         lanes,
         clients,
         health_checks,
+        certificates,
         maintenance: maintenance(options, &balancer, &admission),
         balancer,
         admission,
@@ -138,13 +140,16 @@ fn upstream(
     options: &Options,
     runtime: &Handle,
     lanes: usize,
+    tls: &Arc<WorkerTls>,
     via: &Via,
 ) -> Result<(ControlClient, ConnectionLimits), StartError> {
     let options = ConnectionSection::from(options);
     let resolver = Resolver::new(runtime.clone());
-    let client = ControlClient::new(&options, resolver.clone(), runtime.clone(), via)
+    let (runtime, trust) = (runtime.clone(), Arc::clone(tls));
+    let client = ControlClient::new(&options, resolver.clone(), trust, runtime, via)
         .map_err(|error| StartError::environment("make an HTTP client", error))?;
-    let limits = ConnectionLimits::new(&options, lanes).with_resolver(resolver);
+    let limits = ConnectionLimits::new(&options, lanes);
+    let limits = limits.with_resolver(resolver).with_tls(Arc::clone(tls));
     Ok((client, limits))
 }
 

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use thiserror::Error;
 
 use crate::config::ConfigError;
+use crate::tls::TlsError;
 
 /// Why a gateway did not start.
 #[derive(Debug, Error)]
@@ -20,6 +21,19 @@ pub enum StartError {
         /// What the system said.
         why: String,
     },
+}
+
+impl From<TlsError> for StartError {
+    /// A file that is not there is a mistake in the options, one that is broken is not.
+    fn from(error: TlsError) -> Self {
+        match error {
+            TlsError::Unreadable { file, why } => {
+                let why = format!("cannot be read: {why}");
+                Self::Config(ConfigError::invalid(file.option, file.path, why))
+            }
+            error => Self::environment("use certificates", error),
+        }
+    }
 }
 
 impl StartError {

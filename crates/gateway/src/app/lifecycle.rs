@@ -12,6 +12,7 @@ use tokio::runtime::Runtime;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
+use super::certificates::Certificates;
 use super::error::StartError;
 use super::listen::{self, Port};
 use super::maintenance::Maintenance;
@@ -45,6 +46,7 @@ pub(super) struct Control {
     pub(super) clients: ClientSection,
     pub(super) health_checks: HealthChecks,
     pub(super) maintenance: Maintenance,
+    pub(super) certificates: Certificates,
     pub(super) shutdown: Shutdown,
     pub(super) grace: Duration,
 }
@@ -93,6 +95,7 @@ impl Control {
         let listeners = Listeners(listeners.collect::<io::Result<_>>()?);
         tokio::spawn(serve_metrics(listeners, page, self.clients));
         tokio::spawn(self.maintenance.run());
+        tokio::spawn(self.certificates.run());
         let admission = self.admission;
         tokio::spawn(async move { admission.refill().await });
         let serving = Serving {

@@ -1,6 +1,7 @@
 //! The gateway as a whole: put together, started, kept, stopped.
 
 mod assemble;
+mod certificates;
 mod error;
 mod gateway;
 mod lifecycle;

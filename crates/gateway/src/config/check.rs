@@ -3,6 +3,7 @@
 use super::error::ConfigError;
 use super::options::Options;
 use super::origin::AllowedOrigin;
+use super::tls::check_tls;
 use super::unbuilt;
 use super::worker_url::WorkerUrl;
 
@@ -22,6 +23,7 @@ pub fn check(options: &Options) -> Result<(), ConfigError> {
     check_positive(options)?;
     check_headers(options)?;
     check_buckets(options)?;
+    check_tls(options)?;
     unbuilt::refuse(options)
 }
 

@@ -21,31 +21,25 @@ pub enum ConfigError {
         why: String,
     },
     /// The feature does not exist yet.
-    #[error("Configuration error: option '{field}'{flag} {feature}")]
+    #[error("Configuration error: option '{field}' {feature}")]
     Unbuilt {
         /// The option.
         field: &'static str,
-        /// Its flag in brackets, where that is called differently.
-        flag: &'static str,
         /// The feature it waits for.
         feature: Feature,
     },
 }
 
 impl ConfigError {
-    pub(super) fn unbuilt(field: &'static str, flag: &'static str, feature: Feature) -> Self {
-        Self::Unbuilt {
-            field,
-            flag,
-            feature,
-        }
+    pub(super) fn unbuilt(field: &'static str, feature: Feature) -> Self {
+        Self::Unbuilt { field, feature }
     }
 
     pub(crate) fn worker_url(url: &str, why: &'static str) -> Self {
         Self::invalid("worker_url", WorkerUrl::quote(url), why)
     }
 
-    pub(super) fn invalid(
+    pub(crate) fn invalid(
         field: &'static str,
         value: impl Display,
         why: impl Into<String>,

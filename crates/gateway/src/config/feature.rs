@@ -77,8 +77,6 @@ features! {
     OpenAi: "OpenAI-compatible backends", options: [backend], fields: [provider];
     History: "history storage",
         options: [history_backend oracle_config postgres_config redis_config];
-    Tls: "TLS",
-        options: [client_cert_path client_key_path ca_cert_paths server_cert_path server_key_path];
     Tracing: "tracing", options: [enable_trace otlp_traces_endpoint];
     ControlPlaneAuth: "control-plane authentication", options: [control_plane_auth];
     Wasm: "WASM middleware", options: [enable_wasm];

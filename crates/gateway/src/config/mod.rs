@@ -12,6 +12,7 @@ mod options;
 mod origin;
 mod secret;
 mod sections;
+mod tls;
 mod unbuilt;
 mod worker_url;
 
@@ -31,4 +32,8 @@ pub(crate) use sections::{
     AdmissionSection, ClientSection, ConnectionSection, FleetSection, HealthSection, ProxySection,
     ServerSection, WorkerNames, seconds,
 };
+pub(crate) use tls::{
+    PairFiles, PemFile, ServerTlsSection, Verification, WorkerTlsSection, tls_name,
+};
+pub(crate) use worker_url::Scheme;
 pub use worker_url::WorkerUrl;

@@ -367,4 +367,15 @@ options! {
     /// How both workers of a pair are given room, request id and ranks: in `x-override-*` headers
     /// beside the client's untouched body, or in that body.
     pd_metadata: PdMetadata = PdMetadata::Auto;
+    /// CA files: clients must show a certificate of one of them. Needs a server certificate.
+    tls_client_ca_paths: Vec<String> = Vec::new();
+    /// Name that certificates of `https://` workers must have, also sent to them (SNI); unset
+    /// means the host of each worker's URL.
+    worker_tls_name: Option<String> = None;
+    /// Accept any certificate of `https://` workers: what stands between can then read and change
+    /// prompts and answers.
+    tls_skip_verify: bool = false;
+    /// Speak HTTP/2 to workers that offer it: over TLS by ALPN, without TLS where `/server_info`
+    /// says `enable_http2`. What a client does not take is then buffered here, up to 16 MiB.
+    upstream_http2: bool = false;
 }

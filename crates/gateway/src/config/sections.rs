@@ -20,6 +20,8 @@ pub(crate) struct ConnectionSection {
     pub(crate) max_idle_per_host: usize,
     pub(crate) connect_timeout: Duration,
     pub(crate) tcp_keepalive: Duration,
+    /// Workers that offer HTTP/2 are spoken to in it.
+    pub(crate) http2: bool,
 }
 
 /// How workers are probed.
@@ -178,6 +180,7 @@ impl From<&Options> for ConnectionSection {
             max_idle_per_host: options.pool_max_idle_per_host,
             connect_timeout: Duration::from_secs(options.connect_timeout_secs),
             tcp_keepalive: Duration::from_secs(options.tcp_keepalive_secs),
+            http2: options.upstream_http2,
         }
     }
 }

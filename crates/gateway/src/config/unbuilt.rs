@@ -15,7 +15,7 @@ pub(super) fn refuse(options: &Options) -> Result<(), ConfigError> {
         for name in feature.options() {
             if set[name] != unset[name] && !harmless(name, &set[name]) {
                 let field = typed(name, options);
-                return Err(ConfigError::unbuilt(field, flag(name), *feature));
+                return Err(ConfigError::unbuilt(field, *feature));
             }
         }
     }
@@ -26,7 +26,6 @@ pub(super) fn refuse(options: &Options) -> Result<(), ConfigError> {
 fn harmless(option: &str, value: &Value) -> bool {
     match value {
         Value::Null => true,
-        Value::Array(items) => items.is_empty(),
         // No history is kept in any case.
         Value::String(word) => option == "history_backend" && word == "none",
         _ => false,
@@ -41,15 +40,6 @@ fn typed(option: &'static str, options: &Options) -> &'static str {
         Some(ControlPlaneAuth { api_keys, .. }) if !api_keys.is_empty() => "control_plane_api_keys",
         Some(ControlPlaneAuth { jwt: Some(_), .. }) => "jwt_issuer",
         _ => option,
-    }
-}
-
-/// The flag of an option, where it is called differently.
-fn flag(option: &str) -> &'static str {
-    match option {
-        "server_cert_path" => " (--tls-cert-path)",
-        "server_key_path" => " (--tls-key-path)",
-        _ => "",
     }
 }
 
@@ -102,8 +92,8 @@ mod tests {
             (auth(jwt, json!([])), "'jwt_issuer' "),
             (auth(Value::Null, json!([])), "'control_plane_auth' "),
             (
-                json!({"server_cert_path": "c"}),
-                "'server_cert_path' (--tls-cert-path) needs TLS,",
+                json!({"enable_trace": true}),
+                "'enable_trace' needs tracing,",
             ),
         ] {
             let error = error(options);
@@ -117,7 +107,7 @@ mod tests {
     #[test]
     fn option_that_asks_for_nothing_is_accepted() {
         for options in [
-            json!({"ca_cert_paths": []}),
+            json!({"service_discovery": false}),
             json!({"history_backend": "none"}),
         ] {
             refuse(&serde_json::from_value(options).unwrap()).unwrap();

@@ -3,17 +3,45 @@
 use std::fmt;
 
 use http::uri::Authority;
+use rustls::pki_types::{DnsName, ServerName};
 use url::Url;
 
-/// `http://host:port` with an optional path prefix, spelt as it was registered, without a
-/// trailing slash. Two are equal when they lead to the same place, however they are spelt.
+/// `http://host:port` or `https://host:port` with an optional path prefix, spelt as it was
+/// registered, without a trailing slash. Two are equal when they lead to the same place, however they are spelt.
 #[derive(Clone, Debug)]
 pub struct WorkerUrl {
     text: String,
+    scheme: Scheme,
     authority: Authority,
     host: String,
     port: u16,
     prefix: String,
+    /// The name in its certificate, where that is not the host.
+    tls_name: Option<DnsName<'static>>,
+}
+
+/// How a worker is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    Http,
+    /// HTTP over TLS.
+    Https,
+}
+
+impl Scheme {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    fn default_port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
 }
 
 impl WorkerUrl {
@@ -25,15 +53,15 @@ impl WorkerUrl {
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("must be plain ASCII, without spaces and control characters");
         }
-        let full = match text.split_once("://") {
+        let (scheme, full) = match text.split_once("://") {
             None if text.is_empty() => return Err("must not be empty"),
-            None => format!("http://{text}"),
-            Some(("http", _)) => text.to_owned(),
-            Some(("https", _)) => return Err("https workers are not supported yet; use http://"),
+            None => (Scheme::Http, format!("http://{text}")),
+            Some(("http", _)) => (Scheme::Http, text.to_owned()),
+            Some(("https", _)) => (Scheme::Https, text.to_owned()),
             Some(("grpc" | "grpcs", _)) => {
                 return Err("gRPC workers are not supported yet; use http://");
             }
-            Some(_) => return Err("must start with http://"),
+            Some(_) => return Err("must start with http:// or https://"),
         };
         let url = Url::parse(&full).map_err(|_| "is not a URL; expected http://host:port")?;
         if !url.username().is_empty() || url.password().is_some() {
@@ -45,20 +73,36 @@ impl WorkerUrl {
         let host = url
             .host_str()
             .ok_or("has no host; expected http://host:port")?;
-        let port = url.port().unwrap_or(80);
+        let port = url.port().unwrap_or(scheme.default_port());
         if port == 0 {
             return Err("has port 0; expected 1..65535");
         }
         let authority = format!("{host}:{port}");
         let prefix = url.path().trim_end_matches('/');
+        let bare = host.trim_matches(['[', ']']);
+        if scheme == Scheme::Https && ServerName::try_from(bare).is_err() {
+            return Err("has a host that no certificate can name");
+        }
         Ok(Self {
+            scheme,
             // As it was given: this is how users know their workers.
             text: full.trim_end_matches('/').to_owned(),
-            host: host.trim_matches(['[', ']']).to_owned(),
+            host: bare.to_owned(),
             port,
             prefix: prefix.to_owned(),
+            tls_name: None,
             authority: authority.parse().map_err(|_| "has no usable host")?,
         })
+    }
+
+    /// The same place, whose certificate has this name.
+    pub(crate) fn with_tls_name(self, tls_name: Option<DnsName<'static>>) -> Self {
+        Self { tls_name, ..self }
+    }
+
+    /// The name in its certificate, where that is not the host.
+    pub(crate) fn tls_name(&self) -> Option<&DnsName<'static>> {
+        self.tls_name.as_ref()
     }
 
     /// What users wrote, for messages; not where it may hold a password.
@@ -70,7 +114,11 @@ impl WorkerUrl {
         }
     }
 
-    /// As it was registered: `http://host[:port][/prefix]`.
+    pub(crate) fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// As it was registered: `http[s]://host[:port][/prefix]`.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -98,7 +146,9 @@ impl WorkerUrl {
 
 impl PartialEq for WorkerUrl {
     fn eq(&self, other: &Self) -> bool {
-        self.authority == other.authority && self.prefix == other.prefix
+        self.scheme == other.scheme
+            && self.authority == other.authority
+            && self.prefix == other.prefix
     }
 }
 
@@ -120,6 +170,18 @@ mod tests {
         assert_eq!((url.host(), url.port(), url.prefix()), ("::1", 8000, "/v2"));
         assert_eq!(url.authority(), "[::1]:8000");
         assert_eq!(url.as_str(), "http://[::1]:8000/v2");
+    }
+
+    #[test]
+    fn https_is_another_place_with_another_default_port() {
+        let url = WorkerUrl::parse("https://[::1]/v2/").unwrap();
+        assert_eq!(
+            (url.host(), url.port(), url.scheme()),
+            ("::1", 443, Scheme::Https)
+        );
+        assert_eq!(url.as_str(), "https://[::1]/v2");
+        let plain = WorkerUrl::parse("http://[::1]:443/v2").unwrap();
+        assert_ne!(url, plain);
     }
 
     #[test]
@@ -175,7 +237,8 @@ mod tests {
             ("", "empty"),
             ("ftp://a:1", "http://"),
             ("HTTP://a:1", "http://"),
-            ("https://a:1", "https"),
+            ("https://", "not a URL"),
+            ("https://a..b:1", "certificate"),
             ("grpc://a:1", "gRPC"),
             ("http://", "not a URL"),
             ("http://a:99999", "not a URL"),

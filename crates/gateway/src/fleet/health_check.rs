@@ -54,6 +54,8 @@ pub(super) struct Prober {
     pub(super) registry: Arc<Registry>,
     /// Lines about a worker that is the gateway itself.
     pub(super) loops: LogLimit,
+    /// Lines about a worker that does not trust the gateway, or the other way round.
+    pub(super) distrust: LogLimit,
     /// The worker has `/ready`, which says whether its engine is paused.
     pub(super) has_ready: AtomicBool,
 }
@@ -262,6 +264,10 @@ impl Prober {
             self.learn_role(role);
         }
         let server_info = self.first_of(&["/server_info", "/get_server_info"]).await;
+        let http2 = server_info.as_ref().and_then(|it| it.get("enable_http2"));
+        self.endpoint
+            .client
+            .announce_http2(http2 == Some(&Value::Bool(true)));
         let answers: Vec<_> = server_info.into_iter().chain(model_info).collect();
         let cards = self.first_of(&["/v1/models"]).await;
         if answers.is_empty() && cards.is_none() {
@@ -355,6 +361,12 @@ impl Prober {
         let asked = self.client.send(endpoint.question(&Method::GET, path));
         match timeout(self.limit(), asked).await {
             Ok(Ok(answer)) => Ok((answer.status, answer.body)),
+            Ok(Err(error @ UpstreamError::Tls(_))) => {
+                if let Some(left_out) = self.distrust.pass() {
+                    warn!(worker = %endpoint.url, %error, left_out, "cannot speak TLS with a worker");
+                }
+                Err(error)
+            }
             Ok(Err(error)) => {
                 debug!(worker = %endpoint.url, path, %error, "probe failed");
                 Err(error)

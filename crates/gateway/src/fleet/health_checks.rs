@@ -39,6 +39,7 @@ impl HealthChecks {
                 client: self.client.clone(),
                 registry: Arc::clone(&self.registry),
                 loops: LogLimit::default(),
+                distrust: LogLimit::default(),
                 has_ready: AtomicBool::default(),
             };
             tokio::spawn(prober.run());

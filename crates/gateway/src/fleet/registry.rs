@@ -182,6 +182,7 @@ impl Registry {
                 &endpoint.config.load().spec,
                 &endpoint.model_info.load().report.labels,
             )?;
+            check_tls_name(endpoint, &spec)?;
             self.factory.metrics.registered("duplicate");
             self.reregister(&worker, spec)?;
             if lifetime == RegistrationLifetime::WhileWaiting {
@@ -260,6 +261,7 @@ impl Registry {
             &endpoint.config.load().spec,
             &endpoint.model_info.load().report.labels,
         )?;
+        check_tls_name(endpoint, &spec)?;
         self.factory.warn_without_key(&spec);
         self.apply_spec(endpoint, spec);
         entries.waiters.remove(&worker.id);
@@ -354,6 +356,15 @@ impl Registry {
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Connections to an endpoint are made with one name for as long as it is registered.
+fn check_tls_name(endpoint: &Endpoint, spec: &WorkerSpec) -> Result<(), RegistrationError> {
+    if endpoint.url.tls_name() == spec.url.tls_name() {
+        return Ok(());
+    }
+    let why = "tls_server_name: cannot change; remove the worker and add it again";
+    Err(RegistrationError::Invalid(why.to_owned()))
 }
 
 #[cfg(test)]

@@ -236,7 +236,13 @@ mod tests {
             record_probe(&fleet, &worker.endpoint, Probe::Passed);
         }
         let resolver = Resolver::default();
-        let client = ControlClient::new(&connections, resolver, Handle::current(), &Via::new());
+        let client = ControlClient::new(
+            &connections,
+            resolver,
+            Arc::default(),
+            Handle::current(),
+            &Via::new(),
+        );
         Frozen {
             workers: fleet.workers(),
             fan_out: FanOut::new(fleet, client.unwrap()),

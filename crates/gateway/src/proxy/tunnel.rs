@@ -187,7 +187,8 @@ async fn pump(
             Err(error) => return PumpEnd::Source(Err(error)),
         };
         on_read();
-        if to.write_all(piece).await.is_err() {
+        // Over TLS, what was taken may not be on its way yet.
+        if to.write_all(piece).await.is_err() || to.flush().await.is_err() {
             return PumpEnd::Sink;
         }
     }

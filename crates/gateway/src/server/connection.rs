@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulConnection;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::task::JoinError;
@@ -25,6 +26,7 @@ use super::client_stream::ClientStream;
 use super::connection_state::{ConnectionState, InProgress};
 use super::response::Reply;
 use super::service::Service;
+use super::tls::LaneTls;
 use crate::lane::Lane;
 
 /// Largest head of a request, and largest piece of its body read at once, bytes.
@@ -99,13 +101,44 @@ pub(super) async fn serve_connection(
     state: Arc<ConnectionState>,
     draining: CancellationToken,
 ) {
-    let stream = match TcpStream::from_std(stream) {
-        Ok(stream) => stream,
-        Err(error) => {
-            warn!(%error, "cannot serve a connection");
-            return;
-        }
-    };
+    if let Some(stream) = registered(stream) {
+        let stream = ClientStream::new(stream, Arc::clone(&state));
+        serve(stream, service, state, draining).await;
+    }
+}
+
+/// The same over TLS.
+pub(super) async fn serve_tls_connection(
+    stream: StdTcpStream,
+    tls: LaneTls,
+    service: LaneService,
+    state: Arc<ConnectionState>,
+    draining: CancellationToken,
+) {
+    if let Some(stream) = registered(stream)
+        && let Some(stream) = tls.handshake(stream, &state, &draining).await
+    {
+        serve(stream, service, state, draining).await;
+    }
+}
+
+/// A socket whose events this thread's runtime waits for.
+fn registered(stream: StdTcpStream) -> Option<TcpStream> {
+    let stream = TcpStream::from_std(stream);
+    stream
+        .inspect_err(|error| warn!(%error, "cannot serve a connection"))
+        .ok()
+}
+
+/// Serves requests until the connection ends.
+async fn serve<S>(
+    stream: S,
+    service: LaneService,
+    state: Arc<ConnectionState>,
+    draining: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let turns = AtomicUsize::new(service.lane.0);
     let respond = service_fn(|request| {
         let turn = turns.fetch_add(1, Relaxed);
@@ -114,7 +147,7 @@ pub(super) async fn serve_connection(
             .answer(request, InProgress::new(&state), turn)
     });
     let builder = builder();
-    let stream = TokioIo::new(ClientStream::new(stream, Arc::clone(&state)));
+    let stream = TokioIo::new(stream);
     let mut serving = pin!(builder.serve_connection_with_upgrades(stream, respond));
     let ended = tokio::select! {
         biased;

@@ -18,11 +18,12 @@ use tokio::time::{Duration, Instant, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::connection::{LaneService, serve_connection};
+use super::connection::{LaneService, serve_connection, serve_tls_connection};
 use super::connection_state::ClientLimits;
 use super::lane_status::{LaneStatus, Open, Shed};
 use super::listeners::Listeners;
 use super::service::Service;
+use super::tls::{Handshakes, LaneTls, ServerTls};
 use super::watchdog::{LOOK_INTERVAL, Watchdog};
 use crate::config::ClientSection;
 use crate::lane::Lane;
@@ -92,6 +93,7 @@ impl Lanes {
     pub(crate) fn start(
         count: usize,
         service: &Arc<Service>,
+        tls: Option<&Arc<ServerTls>>,
         clients: &ClientSection,
         shutdown: &Shutdown,
     ) -> io::Result<Self> {
@@ -114,6 +116,10 @@ impl Lanes {
                 watchdog,
                 status: Arc::clone(&status),
                 incoming: start.incoming,
+                tls: tls.map(|tls| LaneTls {
+                    tls: Arc::clone(tls),
+                    handshakes: Handshakes::default(),
+                }),
             };
             let serving = serve(service, clients, shutdown.clone());
             let (running, runtime) = (running.clone(), start.runtime);
@@ -263,6 +269,8 @@ struct LaneClients {
     watchdog: Watchdog,
     status: Arc<LaneStatus>,
     incoming: mpsc::Receiver<StdTcpStream>,
+    /// `None` where they are served without TLS.
+    tls: Option<LaneTls>,
 }
 
 /// The life of a lane.
@@ -271,6 +279,7 @@ async fn serve(service: LaneService, clients: LaneClients, shutdown: Shutdown) {
         mut watchdog,
         status,
         mut incoming,
+        tls,
     } = clients;
     // Each lane has its own token: connections look at it often, and lanes share nothing.
     let draining = CancellationToken::new();
@@ -278,10 +287,16 @@ async fn serve(service: LaneService, clients: LaneClients, shutdown: Shutdown) {
         let open = Open::counted(&status);
         let (service, draining) = (service.clone(), draining.clone());
         let state = watchdog.watch();
-        status.tasks.spawn(async move {
-            serve_connection(stream, service, state, draining).await;
-            drop(open);
-        });
+        match tls.clone() {
+            None => status.tasks.spawn(async move {
+                serve_connection(stream, service, state, draining).await;
+                drop(open);
+            }),
+            Some(tls) => status.tasks.spawn(async move {
+                serve_tls_connection(stream, tls, service, state, draining).await;
+                drop(open);
+            }),
+        };
     };
     let mut looks = interval(LOOK_INTERVAL);
     loop {

@@ -2,6 +2,7 @@
 
 use std::io::IoSlice;
 
+use bytes::Bytes;
 use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
@@ -55,6 +56,11 @@ pub(crate) struct CallBody<'a> {
 impl<'a> CallBody<'a> {
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// All of it in one piece, copied.
+    pub(super) fn to_bytes(self) -> Bytes {
+        self.parts.concat().into()
     }
 
     /// What is left to write after `sent` bytes of `head` and of this body, in `slices`.

@@ -2,21 +2,24 @@
 
 use std::error::Error as StdError;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
-use reqwest::redirect::Policy;
 use reqwest::{Client, Request, Url};
+use rustls::pki_types::DnsName;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::address::{LookupError, Resolver, connect};
-use super::error::UpstreamError;
-use crate::config::{ConnectionSection, WorkerUrl};
+use super::clients::{ClientMaker, Clients, SecureClients};
+use super::error::{UpstreamError, of_tls};
+use super::tls::WorkerTls;
+use crate::config::{ConnectionSection, Scheme, WorkerUrl};
 use crate::via::Via;
 
 /// An answer larger than this is refused, bytes.
@@ -28,10 +31,8 @@ const DIED_UNSEEN: Duration = Duration::from_secs(1);
 /// used from any lane.
 #[derive(Clone, Debug)]
 pub(crate) struct ControlClient {
-    client: Client,
-    /// For calls that must not be repeated: each has a connection of its own, so that none is
-    /// lost with one that died while it was kept.
-    unpooled: Client,
+    plain: Clients,
+    secure: SecureClients,
     resolver: Resolver,
     connect_timeout: Duration,
     /// The control thread's.
@@ -77,27 +78,14 @@ impl ControlClient {
     pub(crate) fn new(
         options: &ConnectionSection,
         resolver: Resolver,
+        tls: Arc<WorkerTls>,
         runtime: Handle,
         via: &Via,
-    ) -> reqwest::Result<Self> {
-        let keepalive = options.tcp_keepalive;
-        let marked = HeaderMap::from_iter([(header::VIA, via.line().clone())]);
-        let builder = || {
-            Client::builder()
-                .no_proxy()
-                .redirect(Policy::none())
-                .http1_only()
-                .connect_timeout(options.connect_timeout)
-                .pool_idle_timeout(options.idle_timeout)
-                .tcp_keepalive(keepalive)
-                .tcp_keepalive_interval(keepalive)
-                .dns_resolver(resolver.clone())
-                .default_headers(marked.clone())
-        };
-        let pooled = builder().pool_max_idle_per_host(options.max_idle_per_host);
+    ) -> io::Result<Self> {
+        let maker = ClientMaker::new(options, via);
         Ok(Self {
-            client: pooled.build()?,
-            unpooled: builder().pool_max_idle_per_host(0).build()?,
+            plain: maker.plain(&resolver)?,
+            secure: SecureClients::new(maker, resolver.clone(), tls),
             resolver,
             connect_timeout: options.connect_timeout,
             runtime,
@@ -111,11 +99,16 @@ impl ControlClient {
     ) -> Result<PrivateAnswer, UpstreamError> {
         let (host, port) = (self.resolver.host(request.url.host()), request.url.port());
         let (limit, repeat) = (self.connect_timeout, request.repeat);
-        let client = match repeat {
-            Repeat::Once => self.client.clone(),
-            Repeat::Never => self.unpooled.clone(),
+        let clients = match request.url.scheme() {
+            Scheme::Http => self.plain.clone(),
+            Scheme::Https => self.secure.of(request.url).await?,
         };
-        let send = send_twice_at_most(client, request.build()?, repeat);
+        let client = match repeat {
+            Repeat::Once => clients.pooled,
+            Repeat::Never => clients.unpooled,
+        };
+        let name = self.secure.name(request.url);
+        let send = send_twice_at_most(client, request.build(name)?, repeat);
         let call = async move {
             if host.has_choice() {
                 // reqwest waits long for each address: the first must be one that answers.
@@ -143,13 +136,20 @@ impl ControlClient {
 }
 
 impl ControlRequest<'_> {
-    fn build(self) -> Result<Request, UpstreamError> {
+    /// The request; a `name` that the worker's certificate must have stands in the URL in place
+    /// of the host.
+    fn build(self, name: Option<&DnsName<'_>>) -> Result<Request, UpstreamError> {
         let (authority, prefix) = (self.url.authority(), self.url.prefix());
-        let url = Url::parse(&format!("http://{authority}{prefix}{}", self.path));
+        let (scheme, path, port) = (self.url.scheme().as_str(), self.path, self.url.port());
+        let place = match name {
+            None => authority.to_string(),
+            Some(name) => format!("{}:{port}", name.as_ref()),
+        };
+        let url = Url::parse(&format!("{scheme}://{place}{prefix}{path}"));
         let url = url.map_err(|_| UpstreamError::Malformed("the path makes no URL"))?;
         let mut request = Request::new(self.method, url);
         let headers = request.headers_mut();
-        // Port 80 is named, too.
+        // The worker's own address, with its port also where that is the default.
         if let Ok(host) = HeaderValue::try_from(authority.as_str()) {
             headers.insert(header::HOST, host);
         }
@@ -218,6 +218,10 @@ fn no_answer(error: &reqwest::Error) -> UpstreamError {
     let lookup = causes(error).find_map(|cause| cause.downcast_ref::<LookupError>());
     if let Some(lookup) = lookup {
         return UpstreamError::NameLookup(lookup.to_string());
+    }
+    let io = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>());
+    if let Some(refused) = io.and_then(of_tls) {
+        return UpstreamError::Tls(io::Error::other(refused.clone()));
     }
     if error.is_connect() {
         return UpstreamError::connect(connect_error(error));
@@ -290,6 +294,7 @@ mod tests {
         ControlClient::new(
             &ConnectionSection::from(&Options::default()),
             Resolver::default(),
+            Arc::default(),
             Handle::current(),
             &Via::new(),
         )

@@ -20,6 +20,10 @@ pub(crate) enum UpstreamError {
     /// No connection could be made: the request was not sent.
     #[error("cannot connect: {0}")]
     NotSent(io::Error),
+    /// One of the two does not trust the other, or the handshake broke off: the request was not
+    /// taken.
+    #[error("TLS failed: {0}")]
+    Tls(io::Error),
     /// The connection ended before the first byte of a response.
     #[error("connection closed before a response")]
     NoResponse,
@@ -63,7 +67,7 @@ impl UpstreamError {
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
             Self::Local(_) | Self::NameLookup(_) => Outcome::Local,
-            Self::NotSent(_) => Outcome::NotConnected,
+            Self::NotSent(_) | Self::Tls(_) => Outcome::NotConnected,
             Self::NoResponse => Outcome::NoResponse,
             // Part of a response came: the worker has begun to work.
             Self::Truncated(_) => Outcome::Truncated,
@@ -74,7 +78,7 @@ impl UpstreamError {
     /// Whether the other end refused or dropped the connection, as one without a process does.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
-            Self::NoResponse => true,
+            Self::NoResponse | Self::Tls(_) => true,
             Self::NotSent(error) => error.kind() != io::ErrorKind::TimedOut,
             _ => false,
         }
@@ -85,6 +89,11 @@ impl From<LookupError> for UpstreamError {
     fn from(error: LookupError) -> Self {
         Self::NameLookup(error.to_string())
     }
+}
+
+/// What TLS said, if that is why a connection failed.
+pub(super) fn of_tls(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 /// Errors that say nothing about the other end.

@@ -10,8 +10,8 @@ use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 use super::error::UpstreamError;
-use super::http1;
 use super::io::Io;
+use super::{http1, http2};
 
 /// Dropped before its end, it ends the request at the worker at once.
 #[derive(Debug)]
@@ -24,6 +24,7 @@ pub(crate) struct ResponseBody {
 #[derive(Debug)]
 enum Inner {
     Http1(http1::Body),
+    Http2(Box<http2::Body>),
 }
 
 /// What was read before it was asked for.
@@ -40,6 +41,13 @@ impl ResponseBody {
     pub(super) fn http1(body: http1::Body) -> Self {
         Self {
             inner: Inner::Http1(body),
+            ahead: None,
+        }
+    }
+
+    pub(super) fn http2(body: http2::Body) -> Self {
+        Self {
+            inner: Inner::Http2(Box::new(body)),
             ahead: None,
         }
     }
@@ -150,8 +158,10 @@ impl ResponseBody {
     /// # Errors
     /// When the response has come to an end already.
     pub(crate) fn into_stream(self) -> Result<(Bytes, Io), UpstreamError> {
-        let Inner::Http1(inner) = self.inner;
-        let stream = inner.into_stream();
+        let stream = match self.inner {
+            Inner::Http1(inner) => inner.into_stream(),
+            Inner::Http2(_) => None,
+        };
         stream.ok_or(UpstreamError::Malformed("switched protocols and closed"))
     }
 
@@ -189,14 +199,19 @@ impl Body for ResponseBody {
         {
             return Poll::Ready(Some(taken));
         }
-        let Inner::Http1(inner) = &mut body.inner;
-        let piece = inner.poll_piece(cx);
+        let piece = match &mut body.inner {
+            Inner::Http1(inner) => inner.poll_piece(cx),
+            Inner::Http2(inner) => inner.poll_piece(cx),
+        };
         piece.map(|piece| piece.map(|piece| piece.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
-        let Inner::Http1(inner) = &self.inner;
-        inner.is_end() && self.ahead.is_none()
+        let is_end = match &self.inner {
+            Inner::Http1(inner) => inner.is_end(),
+            Inner::Http2(inner) => inner.is_end(),
+        };
+        is_end && self.ahead.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -205,8 +220,10 @@ impl Body for ResponseBody {
             return SizeHint::default();
         }
         let ahead = self.ahead.as_ref().map_or(0, |ahead| ahead.read.len()) as u64;
-        let Inner::Http1(inner) = &self.inner;
-        let left = inner.size_hint();
+        let left = match &self.inner {
+            Inner::Http1(inner) => inner.size_hint(),
+            Inner::Http2(inner) => inner.size_hint(),
+        };
         left.exact()
             .map_or(left, |left| SizeHint::with_exact(ahead + left))
     }

@@ -8,5 +8,6 @@ mod pairs;
 mod resilience;
 mod routing;
 mod support;
+mod tls;
 mod traffic;
 mod workers;

@@ -4,7 +4,7 @@ use http::HeaderValue;
 use routing::PolicyKind;
 use serde_json::{Map, Value};
 
-use crate::config::{Feature, Secret, WorkerUrl};
+use crate::config::{Feature, Scheme, Secret, WorkerUrl, tls_name};
 use crate::fleet::{Labels, RegistrationError, Role, UNKNOWN_MODEL, WorkerSpec, model_name};
 
 /// The fields of a request's body.
@@ -60,6 +60,14 @@ pub(super) fn read(
                 spec.model = Some(model.to_owned());
             }
             "models" => read_models(value, &mut spec)?,
+            "tls_server_name" => {
+                let known = tls_name(text(name, value)?);
+                let known = known.ok_or_else(|| invalid(name, "must be a DNS name"))?;
+                if spec.url.scheme() != Scheme::Https {
+                    return Err(invalid(name, "is for https:// workers"));
+                }
+                spec.url = spec.url.clone().with_tls_name(Some(known));
+            }
             _ if read_probe(name, value, &mut spec)? => {}
             _ => read_extra(name, value, &mut spec)?,
         }

@@ -56,6 +56,9 @@ pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
     ] {
         view.extend(value.map(|value| (name.to_owned(), value)));
     }
+    if let Some(name) = spec.url.tls_name() {
+        view.insert("tls_server_name".to_owned(), name.as_ref().into());
+    }
     // What was said of it wins over what is assumed.
     view.extend(spec.extra.clone());
     let health = health(&spec.health);

@@ -26,6 +26,7 @@ pub(super) struct Router {
     pub(super) upstream_responses: IntCounterVec,
     pub(super) upstream_ok: IntCounter,
     pub(super) local_faults: IntCounterVec,
+    pub(super) certificate_reloads: IntCounterVec,
 }
 
 /// The workers' side. Gauges are set when metrics are read, from the fleet's own counters.
@@ -103,6 +104,11 @@ impl Router {
                 "smg_local_faults_total",
                 "calls that failed because the gateway's machine lacked descriptors, ports, memory or an answer of its name service",
                 &["lacking"],
+            )?,
+            certificate_reloads: maker.counter(
+                "smg_tls_certificate_reloads_total",
+                "changes of certificate files that were taken, or could not be",
+                &["side", "result"],
             )?,
         })
     }

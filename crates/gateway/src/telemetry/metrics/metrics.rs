@@ -176,6 +176,12 @@ impl Metrics {
         }
     }
 
+    /// Files of certificates have changed: new ones are in force, or cannot be used.
+    pub(crate) fn certificates_reloaded(&self, side: &str, result: &str) {
+        let reloads = &self.router.certificate_reloads;
+        reloads.with_label_values(&[side, result]).inc();
+    }
+
     /// A try at a worker that gave no response.
     pub(crate) fn worker_error(&self, error: &Error) {
         let labels = [REGULAR, HTTP, error.code()];

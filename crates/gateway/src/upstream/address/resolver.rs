@@ -47,6 +47,18 @@ impl Resolver {
     }
 }
 
+impl Resolver {
+    /// The addresses of a host, in the form in which reqwest takes them.
+    pub(in crate::upstream) fn addresses(&self, name: &str) -> Resolving {
+        let host = self.host(name);
+        Box::pin(async move {
+            let found = host.addresses().await?;
+            let found = found.into_iter().map(|ip| SocketAddr::new(ip, 0));
+            Ok(Box::new(found) as Addrs)
+        })
+    }
+}
+
 impl Default for Resolver {
     /// A resolver whose look-ups run on the caller's runtime.
     fn default() -> Self {
@@ -57,11 +69,6 @@ impl Default for Resolver {
 /// For the gateway's own calls.
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let host = self.host(name.as_str());
-        Box::pin(async move {
-            let found = host.addresses().await?;
-            let found = found.into_iter().map(|ip| SocketAddr::new(ip, 0));
-            Ok(Box::new(found) as Addrs)
-        })
+        self.addresses(name.as_str())
     }
 }

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -13,8 +14,9 @@ use tokio::io::AsyncWrite;
 use super::framing::Framing;
 use super::head::{self, RequestHead, ResponseHead};
 use crate::upstream::call::CallBody;
-use crate::upstream::error::UpstreamError;
+use crate::upstream::error::{UpstreamError, of_tls};
 use crate::upstream::io::Io;
+use crate::upstream::tls::Configs;
 
 /// Bytes read at a time; also what a stalled client can make one stream hold.
 const READ_SIZE: usize = 16 * 1024;
@@ -40,13 +42,18 @@ impl Connection {
         }
     }
 
+    /// What it was made with, where it is over TLS.
+    pub(super) fn tls_configs(&self) -> Option<&Arc<Configs>> {
+        self.stream.tls_configs()
+    }
+
     /// The address that it leads to.
     pub(super) fn peer(&self) -> IpAddr {
         self.peer
     }
 
     /// Whether an idle connection still looks alive: no end, no unexpected bytes.
-    pub(super) fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&mut self) -> bool {
         let mut byte = [0];
         let read = self.stream.try_read(&mut byte);
         self.buffer.is_empty()
@@ -63,7 +70,7 @@ impl Connection {
         body: CallBody<'_>,
     ) -> Result<ResponseHead, UpstreamError> {
         let total = head.bytes.len() + body.len();
-        let mut sent = 0;
+        let (mut sent, mut flushed) = (0, false);
         self.answered = false;
         let mut response = poll_fn(|cx| {
             while sent < total {
@@ -75,10 +82,18 @@ impl Connection {
                     Poll::Pending => break,
                 }
             }
+            // Over TLS, what was taken may not be on its way yet.
+            if sent == total && !flushed {
+                match Pin::new(&mut self.stream).poll_flush(cx) {
+                    Poll::Ready(Ok(())) => flushed = true,
+                    Poll::Ready(Err(_)) => sent = usize::MAX,
+                    Poll::Pending => {}
+                }
+            }
             self.poll_head(cx, head)
         })
         .await?;
-        response.keep_alive &= sent == total;
+        response.keep_alive &= flushed;
         Ok(response)
     }
 
@@ -90,6 +105,10 @@ impl Connection {
         loop {
             let read = ready!(self.poll_fill(cx));
             match read {
+                // A worker that wants another certificate says so after its own handshake.
+                Err(error) if !self.answered && of_tls(&error).is_some() => {
+                    return Poll::Ready(Err(UpstreamError::Tls(error)));
+                }
                 Ok(0) | Err(_) if !self.answered => {
                     return Poll::Ready(Err(UpstreamError::NoResponse));
                 }

@@ -13,7 +13,6 @@ mod pool;
 mod properties;
 
 pub(super) use body::Body;
-pub(crate) use pool::ConnectionLimits;
 pub(super) use pool::ConnectionPool;
 #[cfg(any(test, fuzzing))]
 pub use properties::response;

@@ -1,71 +1,22 @@
 //! The connections to one worker: idle ones kept per lane, new ones opened on demand.
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::head::{RequestHead, ResponseHead};
-use crate::config::{ConnectionSection, WorkerUrl};
+use crate::config::WorkerUrl;
 use crate::lane::Lane;
-use crate::upstream::address::{Host, Resolver, connect};
+use crate::upstream::address::Host;
 use crate::upstream::call::Call;
 use crate::upstream::error::UpstreamError;
-use crate::upstream::io::Io;
+use crate::upstream::limits::ConnectionLimits;
+use crate::upstream::tls::Offer;
 
 /// A kept connection that ends within this time was closed before the worker saw the request.
 const STALE_WITHIN: Duration = Duration::from_secs(1);
-
-/// How connections to workers are kept.
-#[derive(Clone, Debug)]
-pub(crate) struct ConnectionLimits {
-    /// Longest idle time.
-    max_idle_time: Duration,
-    /// Idle connections kept per worker and lane.
-    max_idle: usize,
-    connect_timeout: Duration,
-    keepalive: TcpKeepalive,
-    /// How long sent bytes or keep-alive probes may stay without an answer (RFC 5482).
-    unanswered: Duration,
-    lanes: usize,
-    resolver: Resolver,
-}
-
-impl ConnectionLimits {
-    /// Limits for a gateway of so many lanes.
-    pub(crate) fn new(options: &ConnectionSection, lanes: usize) -> Self {
-        let lanes = lanes.max(1);
-        Self {
-            max_idle_time: options.idle_timeout,
-            max_idle: options.max_idle_per_host.div_ceil(lanes),
-            connect_timeout: options.connect_timeout,
-            keepalive: TcpKeepalive::new()
-                .with_time(options.tcp_keepalive)
-                .with_interval(options.tcp_keepalive),
-            unanswered: options.tcp_keepalive * 2,
-            lanes,
-            resolver: Resolver::default(),
-        }
-    }
-
-    /// The same, with names looked up by `resolver`.
-    pub(crate) fn with_resolver(self, resolver: Resolver) -> Self {
-        Self { resolver, ..self }
-    }
-
-    /// Sets what holds for the socket of a new connection.
-    fn prepare(&self, stream: &TcpStream) -> io::Result<()> {
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(stream);
-        #[cfg(target_os = "linux")]
-        socket.set_tcp_user_timeout(Some(self.unanswered))?;
-        socket.set_tcp_keepalive(&self.keepalive)
-    }
-}
 
 /// The connections to one worker. A connection stays on the lane that opened it.
 #[derive(Debug)]
@@ -118,7 +69,11 @@ impl ConnectionPool {
             let sent = Instant::now();
             match connection.round_trip(&head, call.body).await {
                 Ok(head) => return Ok(PooledResponse { head, connection }),
-                Err(UpstreamError::NoResponse) if sent.elapsed() < STALE_WITHIN => lost = true,
+                Err(UpstreamError::NoResponse | UpstreamError::Tls(_))
+                    if sent.elapsed() < STALE_WITHIN =>
+                {
+                    lost = true;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -136,8 +91,7 @@ impl ConnectionPool {
         let Some(mut idle) = self.idle(lane) else {
             return;
         };
-        let current = self.host.is_current(connection.peer());
-        if current && idle.len() < self.limits.max_idle {
+        if self.is_current(&connection) && idle.len() < self.limits.max_idle {
             idle.push(Idle {
                 connection,
                 since: Instant::now(),
@@ -145,14 +99,25 @@ impl ConnectionPool {
         }
     }
 
-    /// Closes connections that have been idle for too long, that the worker has closed, or
-    /// that lead to an address which is no longer the worker's.
+    /// Whether another connection would be made to the same address, with the same trust.
+    fn is_current(&self, connection: &Connection) -> bool {
+        self.host.is_current(connection.peer()) && self.is_trusted(connection)
+    }
+
+    /// Whether it is without TLS, or was made with the certificates in force.
+    fn is_trusted(&self, connection: &Connection) -> bool {
+        let configs = connection.tls_configs();
+        configs.is_none_or(|configs| self.limits.tls.is_current(configs))
+    }
+
+    /// Closes connections that have been idle for too long, that the worker has closed, that
+    /// lead to an address which is no longer the worker's, or that another trust allowed.
     pub(in crate::upstream) fn sweep(&self) {
         let now = Instant::now();
         for lane in &self.lanes {
-            lock(lane).retain(|idle| {
+            lock(lane).retain_mut(|idle| {
                 now.duration_since(idle.since) < self.limits.max_idle_time
-                    && self.host.is_current(idle.connection.peer())
+                    && self.is_current(&idle.connection)
                     && idle.connection.is_quiet()
             });
         }
@@ -160,20 +125,17 @@ impl ConnectionPool {
 
     fn take(&self, lane: Lane) -> Option<Box<Connection>> {
         loop {
-            let idle = self.idle(lane)?.pop()?;
-            if idle.connection.is_quiet() {
+            let mut idle = self.idle(lane)?.pop()?;
+            if self.is_trusted(&idle.connection) && idle.connection.is_quiet() {
                 return Some(idle.connection);
             }
         }
     }
 
     async fn open(&self) -> Result<Box<Connection>, UpstreamError> {
-        let limit = self.limits.connect_timeout;
-        let (stream, peer) = connect(&self.host, self.url.port(), limit).await?;
-        self.limits
-            .prepare(&stream)
-            .map_err(UpstreamError::connect)?;
-        Ok(Box::new(Connection::new(Io::Tcp(stream), peer)))
+        let opened = self.limits.open(&self.url, &self.host, Offer::Http1);
+        let (io, peer) = opened.await?;
+        Ok(Box::new(Connection::new(io, peer)))
     }
 
     fn idle(&self, lane: Lane) -> Option<MutexGuard<'_, Vec<Idle>>> {

@@ -4,6 +4,7 @@ mod circles;
 mod errors;
 mod files;
 mod impls;
+mod lockfile;
 mod mod_files;
 mod parameters;
 mod prose;

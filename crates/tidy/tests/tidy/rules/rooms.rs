@@ -25,8 +25,8 @@ const fn room(name: &'static str, needs: &'static [&'static str]) -> Room {
 #[rustfmt::skip]
 const ARROWS: &[Room] = &[
     room("fuzz", &["api", "proxy", "upstream"]),
-    room("app", &["admission", "api", "balancer", "config", "cpu_pool", "fleet", "lane", "proxy", "server", "shutdown", "telemetry", "upstream", "via"]),
-    room("server", &["admission", "api", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "via"]),
+    room("app", &["admission", "api", "balancer", "config", "cpu_pool", "fleet", "lane", "proxy", "server", "shutdown", "telemetry", "tls", "upstream", "via"]),
+    room("server", &["admission", "api", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "tls", "via"]),
     room("api", &["admission", "cpu_pool", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "upstream"]),
     room("proxy", &["admission", "auth", "cpu_pool", "balancer", "config", "endpoint", "error", "fleet", "lane", "telemetry", "upstream", "via"]),
     room("auth", &["config", "endpoint", "error"]),
@@ -35,7 +35,8 @@ const ARROWS: &[Room] = &[
     room("fleet", &["config", "lane", "telemetry", "upstream"]),
     room("telemetry", &["config", "endpoint", "error"]),
     room("error", &["config", "endpoint", "upstream"]),
-    room("upstream", &["config", "lane", "via"]),
+    room("upstream", &["config", "lane", "tls", "via"]),
+    room("tls", &["config"]),
     room("config", &[]),
     room("endpoint", &[]),
     room("cpu_pool", &[]),

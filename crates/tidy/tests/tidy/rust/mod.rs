@@ -15,5 +15,5 @@ pub(crate) use lexer::Token;
 pub(crate) use names::{File, Modules, Named, View};
 #[cfg(test)]
 pub(crate) use source::made_up;
-pub(crate) use source::{Package, Source, workspace};
+pub(crate) use source::{Package, ROOT, Source, workspace};
 pub(crate) use syntax::{behind_angle, behind_attributes, behind_bracket, split};

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use super::lexer::{Lexed, lex};
 
 /// The root of the workspace.
-const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 /// A file of Rust.
 #[derive(Debug)]

@@ -1,0 +1,9 @@
+//! TLS on both sides: towards clients, towards workers, and certificates that change.
+
+mod client;
+mod front;
+mod http2;
+mod pki;
+mod rotation;
+mod server;
+mod workers;
