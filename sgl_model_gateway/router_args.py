@@ -211,6 +211,8 @@ class RouterArgs:
     strip_billing_header: bool = option(False, REQUEST, "cut Claude Code's x-anthropic-billing-header line, which differs in every request, out of system prompts; nothing else in a body ever changes")
     sse_keepalive_secs: int = option(0, REQUEST, "silence of a stream of events after which the gateway writes a comment into it, before the first event behind a 200 of its own; 0 writes none")
     pd_metadata: str = option("auto", PD, "how both workers of a pair get room, request id and ranks: headers (x-override-*, the body stays untouched), body, or auto for headers where both are found to obey them")
+    access_log: str | None = option(None, LOGGING, "file of the access log, a JSON object per request; a new file each day, named with the date; - is standard output", metavar="FILE")
+    log_max_files: int | None = option(None, LOGGING, "daily files that --log-dir and --access-log keep each; unset means all")
     # fmt: on
 
     @staticmethod

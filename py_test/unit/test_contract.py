@@ -159,6 +159,8 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "strip_billing_header",
         "sse_keepalive_secs",
         "pd_metadata",
+        "access_log",
+        "log_max_files",
     ]
 
 

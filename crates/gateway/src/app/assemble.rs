@@ -24,7 +24,7 @@ use crate::fleet::{Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory
 use crate::proxy::{Dispatcher, FanOut, Orders, Proxy, WorkerCalls};
 use crate::server::{Lanes, Service};
 use crate::shutdown::Shutdown;
-use crate::telemetry::Metrics;
+use crate::telemetry::{AccessLog, AccessLogWriter, Metrics};
 use crate::upstream::{ConnectionLimits, ControlClient, Resolver};
 use crate::via::Via;
 
@@ -46,7 +46,7 @@ pub(super) fn build(
 ) -> Result<Control, StartError> {
     let lanes = machine.lanes;
     let via = Via::new();
-    let (metrics_listeners, metrics) = (listen::metrics(options)?, metrics(options)?);
+    let (metrics_listeners, (metrics, access_log)) = (listen::metrics(options)?, metrics(options)?);
     let live = Live::new(options);
     let fleet = Fleet::new(FleetSection::from(options));
     let admission_options = AdmissionSection::from(options);
@@ -92,6 +92,7 @@ pub(super) fn build(
         .map_err(|error| StartError::environment("start threads", error))?;
     Ok(Control {
         metrics_listeners,
+        access_log,
         live,
         metrics,
         lanes,
@@ -127,10 +128,19 @@ fn maintenance(
     }
 }
 
-fn metrics(options: &Options) -> Result<Arc<Metrics>, StartError> {
+/// What counts and logs requests, and what writes the access log, if there is one.
+fn metrics(options: &Options) -> Result<(Arc<Metrics>, Option<AccessLogWriter>), StartError> {
     let metrics = Metrics::new(options.prometheus_duration_buckets.as_deref());
     let metrics = metrics.map_err(|error| StartError::environment("make metrics", error))?;
-    Ok(Arc::new(metrics))
+    let Some(path) = &options.access_log else {
+        return Ok((Arc::new(metrics), None));
+    };
+    let kept = options.log_max_files;
+    let kept = kept.map(|kept| usize::try_from(kept).unwrap_or(usize::MAX));
+    let started = AccessLog::start(path, kept, metrics.dropped_lines("access"));
+    let (log, writer) =
+        started.map_err(|error| StartError::environment("write the access_log", error))?;
+    Ok((Arc::new(metrics.with_access_log(log)), Some(writer)))
 }
 
 /// The client of the gateway's own calls, and how connections to workers are kept.

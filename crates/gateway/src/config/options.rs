@@ -367,4 +367,8 @@ options! {
     /// How both workers of a pair are given room, request id and ranks: in `x-override-*` headers
     /// beside the client's untouched body, or in that body.
     pd_metadata: PdMetadata = PdMetadata::Auto;
+    /// File of the access log, a JSON object per request; `-` is standard output. Unset means none.
+    access_log: Option<String> = None;
+    /// Daily files that `log_dir` and `access_log` keep each; unset means all.
+    log_max_files: Option<u64> = None;
 }
