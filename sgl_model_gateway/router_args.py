@@ -215,6 +215,8 @@ class RouterArgs:
     worker_tls_name: str | None = option(None, TLS, "name in the certificates of https:// workers, also sent to them (SNI); unset means the host of each worker's URL", metavar="NAME")
     tls_skip_verify: bool = option(False, TLS, "accept any certificate of https:// workers: prompts and answers can then be read and changed on their way")
     upstream_http2: bool = option(False, REQUEST, "speak HTTP/2 to workers that offer it, by ALPN or by enable_http2 in /server_info")
+    access_log: str | None = option(None, LOGGING, "file of the access log, a JSON object per request; a new file each day, named with the date; - is standard output", metavar="FILE")
+    log_max_files: int | None = option(None, LOGGING, "daily files that --log-dir and --access-log keep each; unset means all")
     # fmt: on
 
     @staticmethod

@@ -163,6 +163,8 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "worker_tls_name",
         "tls_skip_verify",
         "upstream_http2",
+        "access_log",
+        "log_max_files",
     ]
 
 

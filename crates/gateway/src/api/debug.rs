@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use http::HeaderMap;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::extract::{Payload, parameter};
@@ -14,6 +15,17 @@ use crate::auth::Access;
 use crate::balancer::Balancer;
 use crate::error::Error;
 use crate::proxy::Proxy;
+use crate::telemetry::{LogLevelError, logging};
+
+/// A body that sets the log level.
+const LEVEL_EXAMPLE: &str = r#"{"level": "debug"}"#;
+
+/// Which log lines are asked for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LevelRequest {
+    level: String,
+}
 
 /// Decisions shown unless the query names another `limit`.
 const DECISIONS: usize = 100;
@@ -22,6 +34,8 @@ pub(super) fn routes() -> Routes {
     Routes::default()
         .get("/debug/limits", Access::Control, limits)
         .get("/debug/decisions", Access::Control, decisions)
+        .get("/debug/log-level", Access::Control, log_level)
+        .put("/debug/log-level", Access::Control, set_log_level)
         .post("/route/explain", Access::Control, explain)
 }
 
@@ -45,6 +59,29 @@ async fn decisions(State(proxy): State<Arc<Proxy>>, RawQuery(query): RawQuery) -
             .explainer()
             .recent_decisions(limit.unwrap_or(DECISIONS)),
     )
+}
+
+/// Which log lines are written.
+async fn log_level() -> Result<Json<Value>, Error> {
+    let level = logging::level().map_err(|error| level_error(&error))?;
+    Ok(Json(json!({"level": level})))
+}
+
+/// Has other log lines written, of all gateways in this process.
+async fn set_log_level(Payload(body): Payload) -> Result<Json<Value>, Error> {
+    let asked: LevelRequest = serde_json::from_slice(&body)
+        .map_err(|_| Error::LogLevel(format!("expected a body like {LEVEL_EXAMPLE}")))?;
+    let level = logging::set_level(&asked.level).map_err(|error| level_error(&error))?;
+    Ok(Json(json!({"level": level})))
+}
+
+fn level_error(error: &LogLevelError) -> Error {
+    match error {
+        LogLevelError::Invalid(_) => Error::LogLevel(error.to_string()),
+        LogLevelError::NotOurs => Error::NotImplemented(
+            "the log level does not change: another part of this process has set up its log",
+        ),
+    }
 }
 
 /// Where a request with this head and body would go.

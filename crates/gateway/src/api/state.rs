@@ -15,6 +15,7 @@ use crate::fleet::{Fleet, Registry};
 use crate::lane::Lane;
 use crate::proxy::{FanOut, Orders, Proxy, RequestContext};
 use crate::shutdown::Shutdown;
+use crate::telemetry::RequestLog;
 use crate::upstream::ControlClient;
 
 /// What all handlers share; each takes the parts it needs.
@@ -51,6 +52,8 @@ pub(crate) struct Caller {
     pub(crate) lane: Lane,
     pub(crate) request_id: HeaderValue,
     pub(crate) principal: Principal,
+    /// Empty: what handlers ask workers is no request of a client's.
+    pub(crate) log: RequestLog,
 }
 
 impl Caller {
@@ -59,6 +62,7 @@ impl Caller {
             lane: self.lane,
             request_id: &self.request_id,
             principal: self.principal,
+            log: &self.log,
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::fleet::{Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory
 use crate::proxy::{Dispatcher, FanOut, Orders, Proxy, WorkerCalls};
 use crate::server::{Lanes, Service};
 use crate::shutdown::Shutdown;
-use crate::telemetry::Metrics;
+use crate::telemetry::{AccessLog, AccessLogWriter, Metrics};
 use crate::upstream::{ConnectionLimits, ControlClient, Resolver, WorkerTls};
 use crate::via::Via;
 
@@ -45,8 +45,8 @@ pub(super) fn build(
     runtime: &Handle,
     machine: Machine,
 ) -> Result<Control, StartError> {
-    let (lanes, via) = (machine.lanes, Via::new());
-    let (metrics_listeners, metrics) = (listen::metrics(options)?, metrics(options)?);
+    let (lanes, via, shutdown) = (machine.lanes, Via::new(), Shutdown::default());
+    let (metrics_listeners, (metrics, access_log)) = (listen::metrics(options)?, metrics(options)?);
     let (certificates, live) = (Certificates::new(options, &metrics)?, Live::new(options));
     let fleet = Fleet::new(FleetSection::from(options));
     let admission_options = AdmissionSection::from(options);
@@ -71,13 +71,12 @@ pub(super) fn build(
     let section = ProxySection::new(options, machine.memory, lanes);
     let calls = WorkerCalls::new(&section, &via, client.clone(), &cpu_pool);
     let dispatcher = Dispatcher::new(&section, calls, live.clone(), &balancer, &metrics);
-    let proxy = Proxy::new(&section, dispatcher, cpu_pool.clone());
-    let shutdown = Shutdown::default();
+    let proxy = Arc::new(Proxy::new(&section, dispatcher, cpu_pool.clone()));
     let state = ApiState {
         fleet: Arc::clone(&fleet),
         balancer: Arc::clone(&balancer),
         registry,
-        proxy: Arc::new(proxy),
+        proxy,
         orders: Orders::new(client.clone(), seconds(options.engine_control_timeout_secs)),
         fan_out: FanOut::new(Arc::clone(&fleet), client.clone()),
         client,
@@ -93,6 +92,7 @@ pub(super) fn build(
         .map_err(|error| StartError::environment("start threads", error))?;
     Ok(Control {
         metrics_listeners,
+        access_log,
         live,
         metrics,
         lanes,
@@ -129,10 +129,19 @@ fn maintenance(
     }
 }
 
-fn metrics(options: &Options) -> Result<Arc<Metrics>, StartError> {
+/// What counts and logs requests, and what writes the access log, if there is one.
+fn metrics(options: &Options) -> Result<(Arc<Metrics>, Option<AccessLogWriter>), StartError> {
     let metrics = Metrics::new(options.prometheus_duration_buckets.as_deref());
     let metrics = metrics.map_err(|error| StartError::environment("make metrics", error))?;
-    Ok(Arc::new(metrics))
+    let Some(path) = &options.access_log else {
+        return Ok((Arc::new(metrics), None));
+    };
+    let kept = options.log_max_files;
+    let kept = kept.map(|kept| usize::try_from(kept).unwrap_or(usize::MAX));
+    let started = AccessLog::start(path, kept, metrics.dropped_lines("access"));
+    let (log, writer) =
+        started.map_err(|error| StartError::environment("write the access_log", error))?;
+    Ok((Arc::new(metrics.with_access_log(log)), Some(writer)))
 }
 
 /// The client of the gateway's own calls, and how connections to workers are kept.

@@ -23,7 +23,7 @@ use crate::config::{ClientSection, Live};
 use crate::fleet::HealthChecks;
 use crate::server::{Lanes, Listeners, MetricsPage, serve_metrics};
 use crate::shutdown::Shutdown;
-use crate::telemetry::Metrics;
+use crate::telemetry::{AccessLogWriter, Metrics};
 
 /// Longest time for which clients are served that do not know yet that the gateway stops. Some
 /// supervisors kill after 5 s.
@@ -38,6 +38,7 @@ const HANDSHAKE_GRACE: Duration = Duration::from_millis(100);
 /// Everything the control thread runs.
 pub(super) struct Control {
     pub(super) metrics_listeners: Vec<StdTcpListener>,
+    pub(super) access_log: Option<AccessLogWriter>,
     pub(super) balancer: Arc<Balancer>,
     pub(super) live: Live,
     pub(super) metrics: Arc<Metrics>,
@@ -58,6 +59,7 @@ struct Serving {
     shutdown: Shutdown,
     grace: Duration,
     metrics_addr: Option<SocketAddr>,
+    access_log: Option<AccessLogWriter>,
 }
 
 impl Control {
@@ -104,6 +106,7 @@ impl Control {
             shutdown: self.shutdown,
             grace: self.grace,
             metrics_addr,
+            access_log: self.access_log,
         };
         serving.run(port).await
     }
@@ -119,6 +122,9 @@ impl Serving {
         self.shutdown.abort();
         self.lanes.ended().await;
         self.lanes.join();
+        if let Some(access_log) = self.access_log.take() {
+            access_log.finish().await;
+        }
         info!("gateway stopped");
         Ok(())
     }

@@ -38,3 +38,13 @@ pub(crate) enum Principal {
     /// The gateway's key was shown.
     ApiKey,
 }
+
+impl Principal {
+    /// The word for it in log lines.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Anonymous => "anonymous",
+            Self::ApiKey => "api_key",
+        }
+    }
+}

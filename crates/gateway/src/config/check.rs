@@ -1,5 +1,7 @@
 //! Rules that options must keep, checked before anything starts.
 
+use std::path::Path;
+
 use super::error::ConfigError;
 use super::options::Options;
 use super::origin::AllowedOrigin;
@@ -139,6 +141,9 @@ fn check_positive(options: &Options) -> Result<(), ConfigError> {
             options.client_write_timeout_secs,
         ),
     ];
+    let at_least_one = at_least_one
+        .into_iter()
+        .chain(options.log_max_files.map(|most| ("log_max_files", most)));
     match at_least_one.into_iter().find(|&(_, value)| value == 0) {
         Some((field, value)) => Err(ConfigError::invalid(field, value, "must be at least 1")),
         None => Ok(()),
@@ -169,6 +174,12 @@ fn check_headers(options: &Options) -> Result<(), ConfigError> {
         let value = format!("{:?}", options.health_check_endpoint);
         let why = "must be a path that starts with /";
         return Err(ConfigError::invalid("health_check_endpoint", value, why));
+    }
+    if let Some(path) = &options.access_log
+        && Path::new(path).file_name().is_none()
+    {
+        let why = "must name a file, or be - for standard output";
+        return Err(ConfigError::invalid("access_log", format!("{path:?}"), why));
     }
     for name in options.request_id_headers.iter().flatten() {
         if http::HeaderName::try_from(name.as_str()).is_err() {

@@ -378,4 +378,8 @@ options! {
     /// Speak HTTP/2 to workers that offer it: over TLS by ALPN, without TLS where `/server_info`
     /// says `enable_http2`. What a client does not take is then buffered here, up to 16 MiB.
     upstream_http2: bool = false;
+    /// File of the access log, a JSON object per request; `-` is standard output. Unset means none.
+    access_log: Option<String> = None;
+    /// Daily files that `log_dir` and `access_log` keep each; unset means all.
+    log_max_files: Option<u64> = None;
 }

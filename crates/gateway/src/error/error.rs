@@ -167,6 +167,9 @@ pub(crate) enum Error {
         "this route takes WebSocket connections only: a GET over HTTP/1.1 with \"Connection: Upgrade\" and \"Upgrade: {0}\""
     )]
     UpgradeRequired(&'static str),
+    /// The text is no log level.
+    #[error("{0}")]
+    LogLevel(String),
     /// A route of the field that this gateway does not have.
     #[error("not implemented: {0}")]
     NotImplemented(&'static str),
@@ -211,6 +214,7 @@ impl Error {
             | Self::WorkerId { .. }
             | Self::WorkerSpec(_)
             | Self::NotUp { .. }
+            | Self::LogLevel(_)
             | Self::Legacy(_) => StatusCode::BAD_REQUEST,
             Self::WorkerExists(_) | Self::WorkerLeaving(_) => StatusCode::CONFLICT,
             Self::RegistrationFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -279,6 +283,7 @@ impl Error {
             Self::CrossSite { .. } => "cross_site_request",
             Self::UnknownUrl { .. } => "unknown_url",
             Self::WorkerId { .. } | Self::WorkerSpec(_) | Self::NotUp { .. } => "BAD_REQUEST",
+            Self::LogLevel(_) => "invalid_log_level",
             Self::WorkerNotFound(_) => "WORKER_NOT_FOUND",
             Self::WorkerExists(_) => "WORKER_ALREADY_EXISTS",
             Self::WorkerLeaving(_) => "WORKER_DRAINING",
@@ -347,6 +352,20 @@ impl Error {
         match self.worker() {
             Some(worker) if names == WorkerNames::Hidden => message.replace(worker, "(hidden)"),
             _ => message,
+        }
+    }
+
+    /// The message for the log: without a worker's own words, which may repeat the prompt.
+    pub(crate) fn log_text(&self) -> String {
+        match self {
+            Self::WorkerOverloaded { worker, .. } => format!("worker {worker} is overloaded"),
+            Self::PairFailed { worker, status, .. } => format!("worker {worker}: {status}"),
+            Self::WorkerRefused { status, .. } => format!("the worker's answer is {status}"),
+            Self::RerankResponse { worker, .. } => {
+                format!("worker {worker} gave an unusable rerank response")
+            }
+            Self::Legacy(error) => error.log_text(),
+            _ => self.to_string(),
         }
     }
 

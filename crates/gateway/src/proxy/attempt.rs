@@ -57,7 +57,8 @@ pub(super) async fn send(
     if !matches!(outcome, Outcome::Answered(101 | 200..=399)) {
         let worker = &in_flight.worker;
         let (request_id, principal) = (request.context.request_id, request.context.principal);
-        debug!(?request_id, ?principal, worker = %worker.url(), ?outcome, "attempt failed");
+        debug!(?request_id, ?principal, worker = %worker.url(), %outcome, "attempt failed");
+        note_failure(request, worker, outcome);
         // What was left of a request's time may have been too little for any worker.
         let hurried = outcome == Outcome::TimedOut
             && watch.begun.elapsed() < request.live.request_timeout / 2
@@ -72,6 +73,13 @@ pub(super) async fn send(
         in_flight,
         coupling: None,
     }
+}
+
+/// An attempt has failed; the end of the request's log line says so.
+pub(super) fn note_failure(request: &ProxyRequest<'_>, worker: &Worker, outcome: Outcome) {
+    let info = worker.endpoint.model_info.load();
+    let log = request.context.log;
+    log.attempt_failed(outcome, &worker.metrics().name, &info.metrics.name);
 }
 
 async fn send_once(

@@ -1,5 +1,7 @@
 //! One request's way: attempt after attempt, until a worker answers or trying on makes no sense.
 
+use std::sync::Arc;
+
 use routing::Outcome;
 
 use super::attempt::{self, AttemptResult};
@@ -12,6 +14,7 @@ use super::request::ProxyRequest;
 use super::request_timer::RequestTimer;
 use crate::balancer::Selection;
 use crate::error::Error;
+use crate::telemetry::Route;
 
 /// A request under way.
 pub(super) struct Exchange<'a> {
@@ -45,6 +48,12 @@ impl<'a> Exchange<'a> {
     pub(super) async fn run(mut self) -> Result<Finished, Error> {
         let result = self.attempt_in_turn().await;
         self.attempts.assign_blame(&self.dispatcher.balancer.fleet);
+        if result.is_err() {
+            let ProxyRequest {
+                context, routing, ..
+            } = self.request;
+            context.log.not_routed(routing.model);
+        }
         result.map(|result| Finished {
             result,
             timer: self.timer,
@@ -145,9 +154,20 @@ impl<'a> Exchange<'a> {
     fn set_model(&mut self, selection: &Selection) {
         let info = selection.in_flight.worker.endpoint.model_info.load();
         info.metrics.selected(selection.policy);
+        let log = self.request.context.log;
         match &mut self.timer {
-            Some(timer) => timer.set_model(&info.metrics),
+            Some(timer) => timer.set_model(&info.metrics, log),
             timer => *timer = Some(RequestTimer::start(self.request, &info.metrics)),
+        }
+        if log.is_begun() {
+            let name = |chosen: &Selection| Arc::clone(&chosen.in_flight.worker.metrics().name);
+            log.routed(Route {
+                model: Arc::clone(&info.metrics.name),
+                worker: name(selection),
+                prefill: selection.prefill.as_deref().map(name),
+                policy: selection.policy.as_str(),
+                streaming: self.request.streaming,
+            });
         }
     }
 }

@@ -13,7 +13,6 @@ use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Limited};
 use tokio::time::{Instant, Sleep, sleep, timeout};
-use tracing::{debug, warn};
 
 use super::events::BYTE_ORDER_MARK;
 use super::refusal::message_in;
@@ -23,6 +22,7 @@ use super::sse::is_event_stream;
 use crate::config::WorkerNames;
 use crate::endpoint::Vendor;
 use crate::error::{Error, ErrorContext};
+use crate::telemetry::RequestLog;
 
 /// A comment, and the empty line that ends what is before the next event.
 const COMMENT: &[u8] = b": keep-alive\n\n";
@@ -43,6 +43,7 @@ pub(super) struct StreamErrors {
     pub(super) vendor: Vendor,
     pub(super) names: WorkerNames,
     pub(super) request_id: HeaderValue,
+    pub(super) log: RequestLog,
 }
 
 /// A reply with comments in its silences.
@@ -188,6 +189,13 @@ impl KeepAlive {
         }
     }
 
+    /// Notes which worker broke off.
+    pub(super) fn note_failure(&self, error: &ReplyError, log: &RequestLog) {
+        if let State::Relaying(relay) = &self.state {
+            relay.note_failure(error, log);
+        }
+    }
+
     /// The code of the failure that the stream itself reports.
     pub(crate) fn failure(&self) -> Option<&'static str> {
         match self.state {
@@ -212,12 +220,9 @@ impl KeepAlive {
             vendor,
             names,
             request_id,
+            log,
         } = &self.errors;
-        if error.status().is_server_error() {
-            warn!(?request_id, code = error.code(), %error, "request failed behind its head");
-        } else {
-            debug!(?request_id, code = error.code(), %error, "request refused behind its head");
-        }
+        log.failed(error.status(), error.log_text());
         self.state = State::Failed(error.code());
         error.event(ErrorContext {
             vendor: *vendor,
@@ -315,6 +320,7 @@ mod tests {
             vendor: Vendor::Anthropic,
             names: WorkerNames::Hidden,
             request_id: HeaderValue::from_static("id-7"),
+            log: RequestLog::default(),
         };
         keep_alive(exchange.boxed(), INTERVAL, || streams, errors).await
     }

@@ -7,13 +7,13 @@ use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use routing::Outcome;
-use tracing::warn;
 
 use super::reply_error::ReplyError;
 use super::request_timer::RequestTimer;
 use super::sse::EventStream;
 use super::usage::UsageWatch;
 use crate::balancer::{FirstByte, InFlight};
+use crate::telemetry::RequestLog;
 
 /// A worker's body under way. Dropping it, for whatever reason, ends the request.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(crate) struct Leased<B> {
     /// Given back already by a refusal that is the last answer after all.
     in_flight: Option<InFlight>,
     timer: Option<RequestTimer>,
-    usage: Option<Box<UsageWatch>>,
+    usage: Option<UsageWatch>,
 }
 
 impl<B> Leased<B>
@@ -37,7 +37,7 @@ where
         status: StatusCode,
         in_flight: Option<InFlight>,
         timer: Option<RequestTimer>,
-        usage: Option<Box<UsageWatch>>,
+        usage: Option<UsageWatch>,
     ) -> Self {
         let mut leased = Self {
             body,
@@ -63,6 +63,15 @@ where
         self.body.accepts_event()
     }
 
+    /// Notes which worker broke off.
+    pub(super) fn note_failure(&self, error: &ReplyError, log: &RequestLog) {
+        if let Some(InFlight { worker, .. }) = &self.in_flight {
+            let info = worker.endpoint.model_info.load();
+            let worker = &worker.metrics().name;
+            log.attempt_failed(outcome_of(error), worker, &info.metrics.name);
+        }
+    }
+
     /// Whether a client that leaves now has had everything.
     pub(crate) fn is_complete(&self) -> bool {
         self.body.is_end_stream() || self.body.is_done()
@@ -86,7 +95,10 @@ where
     /// The reply has come to its end.
     fn finish(&mut self) {
         if let Some(usage) = self.usage.take() {
-            usage.learn();
+            let counts = usage.finish();
+            if let Some(timer) = &self.timer {
+                timer.counted(counts);
+            }
         }
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.finish(Outcome::Answered(self.status.as_u16()));
@@ -96,21 +108,22 @@ where
     /// The reply has broken off.
     fn fail(&mut self) {
         let in_flight = self.in_flight.as_mut();
-        let mut outcome = Outcome::Truncated;
-        if let Some(error) = self.body.failure() {
-            if matches!(error, ReplyError::PrefillFailed { .. }) {
-                // This worker waited in vain.
-                outcome = Outcome::Abandoned;
-            }
-            let worker = in_flight.as_ref().map(|it| it.worker.url().as_str());
-            warn!(worker, %error, "reply cut short");
-        }
+        let outcome = self.body.failure().map_or(Outcome::Truncated, outcome_of);
         if let Some(in_flight) = in_flight {
             in_flight.finish(outcome);
         }
         if let Some(timer) = &self.timer {
             timer.truncated();
         }
+    }
+}
+
+/// What the end of a reply says of the worker.
+fn outcome_of(error: &ReplyError) -> Outcome {
+    match error {
+        // This worker waited in vain.
+        ReplyError::PrefillFailed { .. } => Outcome::Abandoned,
+        _ => Outcome::Truncated,
     }
 }
 
@@ -134,15 +147,20 @@ where
         }
         let frame = ready!(polled);
         if let Some(Ok(frame)) = &frame {
+            // hyper asks no more once the announced length is reached, nor do clients after
+            // [DONE].
+            let complete = this.is_complete();
             if let (Some(usage), Some(piece)) = (&mut this.usage, frame.data_ref()) {
-                usage.pass(piece);
+                if complete {
+                    usage.pass_last(piece);
+                } else {
+                    usage.pass(piece);
+                }
             }
             if !this.begun {
                 this.begin();
             }
-            // hyper asks no more once the announced length is reached, nor do clients after
-            // [DONE].
-            if this.is_complete() {
+            if complete {
                 this.finish();
             }
         } else if frame.is_none() {

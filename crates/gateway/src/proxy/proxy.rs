@@ -152,7 +152,9 @@ impl Proxy {
             vendor: prepared.row.vendor,
             names: self.dispatcher.worker_names(),
             request_id: context.request_id.clone(),
+            log: context.log.share(),
         };
+        let log = errors.log.clone();
         let streams = Arc::new(AtomicBool::new(false));
         let (proxy, found) = (Arc::clone(self), Arc::clone(&streams));
         let (lane, principal, id) = (context.lane, context.principal, context.request_id.clone());
@@ -161,6 +163,7 @@ impl Proxy {
                 lane,
                 request_id: &id,
                 principal,
+                log: &log,
             };
             let outcome = proxy.carry_events(context, &mut prepared, &found).await;
             outcome.map_err(|failure| proxy.count(prepared.row, failure))
@@ -260,7 +263,7 @@ impl Proxy {
             live,
         };
         // What goes on is longer than what is in the body.
-        let usage = (!goes_on).then(|| UsageWatch::sample(&request, self.balancer()));
+        let usage = UsageWatch::of(&request, (!goes_on).then(|| self.balancer()));
         let Finished { result, timer } = Exchange::new(&self.dispatcher, &request).run().await?;
         let mut response = result.answer.map_err(Failure::at(&result.worker))?;
         if row.state != State::None {
@@ -272,7 +275,7 @@ impl Proxy {
             in_flight: result.in_flight,
             coupling: result.coupling,
             timer,
-            usage: usage.flatten(),
+            usage,
         };
         let mut reply = relay(*response, supervision, accounts, row.vendor);
         if !self.dispatcher.hide_routing {
@@ -403,7 +406,12 @@ impl Proxy {
         let supervision = self.dispatcher.supervision(&result.worker, live);
         let mut reply = if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let in_flight = result.in_flight;
-            let lease = TunnelLease { in_flight, timer };
+            let log = context.log.share();
+            let lease = TunnelLease {
+                in_flight,
+                timer,
+                log,
+            };
             let tunnel = Tunnel::new(client, *response, supervision, lease);
             let tunnel = tunnel.map_err(|source| {
                 let worker = result.worker.url().to_string();

@@ -23,7 +23,7 @@ pub(super) struct Accounts {
     pub(super) coupling: Option<Box<Coupling>>,
     pub(super) timer: Option<RequestTimer>,
     /// For a sample of requests.
-    pub(super) usage: Option<Box<UsageWatch>>,
+    pub(super) usage: Option<UsageWatch>,
 }
 
 /// The reply that relays `response` to a client of this vendor's API.

@@ -10,6 +10,7 @@ use http_body_util::Full;
 use super::relay::Relay;
 use super::reply_error::ReplyError;
 use super::samples::SampleStream;
+use crate::telemetry::RequestLog;
 
 /// The body that a request has from workers.
 #[derive(Debug)]
@@ -28,6 +29,13 @@ impl Relayed {
             Self::One(relay) => relay.is_complete(),
             Self::Samples(samples) => samples.is_complete(),
             Self::Whole(body) => body.is_end_stream(),
+        }
+    }
+
+    /// Notes which worker broke off, where there is one.
+    pub(super) fn note_failure(&self, error: &ReplyError, log: &RequestLog) {
+        if let Self::One(relay) = self {
+            relay.note_failure(error, log);
         }
     }
 

@@ -10,6 +10,7 @@ use crate::auth::Principal;
 use crate::config::LiveSection;
 use crate::endpoint::{Inference, Servers};
 use crate::lane::Lane;
+use crate::telemetry::RequestLog;
 use crate::upstream::CallBody;
 
 /// What the server knows of a request besides its bytes.
@@ -20,6 +21,7 @@ pub(crate) struct RequestContext<'a> {
     pub(crate) request_id: &'a HeaderValue,
     /// With which right it came.
     pub(crate) principal: Principal,
+    pub(crate) log: &'a RequestLog,
 }
 
 /// An inference request that has come in whole.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::request::ProxyRequest;
 use crate::endpoint::Inference;
-use crate::telemetry::ModelMetrics;
+use crate::telemetry::{ModelMetrics, RequestLog, Usage};
 
 /// Observes the times of one request; the whole when it is dropped.
 #[derive(Debug)]
@@ -16,6 +16,7 @@ pub(super) struct RequestTimer {
     /// The reply is streamed, and no byte of it has come yet.
     awaits_first_byte: bool,
     decided: Instant,
+    log: RequestLog,
 }
 
 impl RequestTimer {
@@ -29,11 +30,15 @@ impl RequestTimer {
             row: request.row,
             awaits_first_byte: request.streaming,
             decided: Instant::now(),
+            log: request.context.log.clone(),
         }
     }
 
     /// The request goes to a worker of this model now.
-    pub(super) fn set_model(&mut self, model: &Arc<ModelMetrics>) {
+    pub(super) fn set_model(&mut self, model: &Arc<ModelMetrics>, log: &RequestLog) {
+        if !self.log.is_begun() {
+            self.log = log.clone();
+        }
         if !Arc::ptr_eq(&self.model, model) {
             self.model = Arc::clone(model);
         }
@@ -44,8 +49,15 @@ impl RequestTimer {
         if std::mem::take(&mut self.awaits_first_byte)
             && let Some(metrics) = self.model.endpoint(self.row.index)
         {
-            metrics.ttft.observe(self.decided.elapsed().as_secs_f64());
+            let now = Instant::now();
+            metrics.ttft.observe((now - self.decided).as_secs_f64());
+            self.log.first_byte(now);
         }
+    }
+
+    /// The reply has said how many tokens there were.
+    pub(super) fn counted(&self, usage: Usage) {
+        self.log.counted(usage);
     }
 
     /// The reply broke off.
@@ -57,9 +69,9 @@ impl RequestTimer {
 impl Drop for RequestTimer {
     fn drop(&mut self) {
         if let Some(metrics) = self.model.endpoint(self.row.index) {
-            metrics
-                .duration
-                .observe(self.decided.elapsed().as_secs_f64());
+            let now = Instant::now();
+            metrics.duration.observe((now - self.decided).as_secs_f64());
+            self.log.last_byte(now);
         }
     }
 }

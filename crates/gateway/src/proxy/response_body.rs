@@ -13,6 +13,7 @@ use super::relayed::Relayed;
 use super::reply_error::ReplyError;
 use super::samples::SampleStream;
 use super::tunnel::Tunnel;
+use crate::telemetry::RequestLog;
 
 /// The body of a reply.
 #[derive(Debug)]
@@ -63,6 +64,16 @@ impl ReplyBody {
             Self::Samples(samples) => samples.is_complete(),
             Self::Tunnel(_) => true,
             Self::KeepAlive(relay) => relay.is_complete(),
+        }
+    }
+
+    /// Notes which worker broke off.
+    pub(crate) fn note_failure(&self, error: &ReplyError, log: &RequestLog) {
+        match self {
+            Self::Relay(relay) => relay.note_failure(error, log),
+            Self::KeepAlive(relay) => relay.note_failure(error, log),
+            // Which of several workers is in no line.
+            Self::Samples(_) | Self::Fixed(_) | Self::Api(_) | Self::Tunnel(_) => {}
         }
     }
 

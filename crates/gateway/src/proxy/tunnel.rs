@@ -18,6 +18,7 @@ use super::handshake::ClientEnd;
 use super::idle_timeout::{Supervised, Supervision};
 use super::request_timer::RequestTimer;
 use crate::balancer::{FirstByte, InFlight};
+use crate::telemetry::RequestLog;
 use crate::upstream::{Io, ResponseBody, UpstreamError};
 
 /// Bytes read at a time; also what one that does not read can make the other hold.
@@ -44,6 +45,7 @@ pub(crate) struct Tunnel {
 pub(super) struct TunnelLease {
     pub(super) in_flight: Option<InFlight>,
     pub(super) timer: Option<RequestTimer>,
+    pub(super) log: RequestLog,
 }
 
 /// Which end was the first to stop.
@@ -79,6 +81,10 @@ impl TunnelLease {
         let worker = in_flight.worker.url().as_str();
         debug!(worker, ?end, "upgraded connection ended");
         if matches!(end, TunnelEnd::Broken) {
+            let info = in_flight.worker.endpoint.model_info.load();
+            let worker = &in_flight.worker.metrics().name;
+            let model = &info.metrics.name;
+            self.log.attempt_failed(Outcome::Truncated, worker, model);
             in_flight.finish(Outcome::Truncated);
             if let Some(timer) = &self.timer {
                 timer.truncated();

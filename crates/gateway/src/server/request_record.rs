@@ -1,48 +1,57 @@
-//! One request's record, counted when it ends.
+//! One request's record, counted and logged when it ends.
 
 use std::sync::Arc;
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use crate::admission::Permit;
-use crate::telemetry::RouteMetrics;
+use crate::auth::Principal;
+use crate::error::Error;
+use crate::proxy::ReplyError;
+use crate::telemetry::{EndedRequest, ReplyEnd, RequestLog, RouteMetrics};
 
-/// How a request ended.
-#[derive(Debug)]
-pub(super) enum End {
-    /// The client left, or the reply was not written to its end.
-    ClientGone,
-    /// The worker's body broke off.
-    Truncated,
-    /// It was written to its end.
-    Complete,
-}
-
-/// One request's record; counted when dropped, on every path.
+/// One request's record; counted and logged when dropped, on every path.
 #[derive(Debug)]
 pub(super) struct RequestRecord {
     metrics: Arc<RouteMetrics>,
     started: Instant,
+    /// When the reply began.
+    replied: Option<Instant>,
+    principal: Option<Principal>,
+    id: HeaderValue,
     status: StatusCode,
     code: &'static str,
-    pub(super) end: End,
+    /// The gateway's own answer.
+    error: Option<Arc<Error>>,
+    pub(super) end: ReplyEnd,
     /// Its share of the limits, held to the last byte.
     permit: Permit,
+    pub(super) log: RequestLog,
 }
 
 impl RequestRecord {
-    pub(super) fn begin(metrics: &Arc<RouteMetrics>) -> Self {
+    pub(super) fn begin(metrics: &Arc<RouteMetrics>, id: &HeaderValue, log: &RequestLog) -> Self {
         metrics.requests.inc();
         metrics.active.inc();
         Self {
             metrics: Arc::clone(metrics),
             started: Instant::now(),
+            replied: None,
+            principal: None,
+            id: id.clone(),
             status: StatusCode::OK,
             code: "",
-            end: End::ClientGone,
+            error: None,
+            end: ReplyEnd::ClientGone,
             permit: Permit::default(),
+            log: log.clone(),
         }
+    }
+
+    /// The request may use its route.
+    pub(super) fn authorize(&mut self, principal: Principal) {
+        self.principal = Some(principal);
     }
 
     /// The request has been let in.
@@ -55,24 +64,60 @@ impl RequestRecord {
         self.code = code;
     }
 
-    /// The response head is known.
-    pub(super) fn respond_with(&mut self, status: StatusCode, code: &'static str) {
-        self.metrics
-            .duration
-            .observe(self.started.elapsed().as_secs_f64());
+    /// The response head is known; `error` is an answer of the gateway's own.
+    pub(super) fn respond_with(
+        &mut self,
+        status: StatusCode,
+        error: Option<Arc<Error>>,
+        log: RequestLog,
+    ) {
+        let now = Instant::now();
+        let elapsed = now - self.started;
+        self.metrics.duration.observe(elapsed.as_secs_f64());
+        self.replied = Some(now);
         self.status = status;
-        self.code = code;
+        self.code = error.as_deref().map_or("", Error::code);
+        self.error = error;
+        self.log = log;
+    }
+
+    /// The reply has broken off.
+    pub(super) fn break_off(&mut self, error: &ReplyError) {
+        self.end = if matches!(error, ReplyError::ClientStalled) {
+            ReplyEnd::ClientStalled
+        } else {
+            ReplyEnd::Truncated
+        };
+        self.log.failed(self.status, error.to_string());
+    }
+
+    fn write_lines(&self, status: u16) {
+        self.metrics.lines.write(&EndedRequest {
+            id: &self.id,
+            key: self.principal.map_or("", Principal::as_str),
+            method: &self.metrics.method,
+            route: self.metrics.path,
+            status,
+            code: self.code,
+            error: self.error.as_deref(),
+            end: self.end,
+            started: self.started,
+            replied: self.replied,
+            log: &self.log,
+        });
     }
 }
 
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         self.metrics.active.dec();
-        match self.end {
-            End::Complete => self.metrics.response(self.status.as_u16(), self.code),
-            End::Truncated => self.metrics.response(self.status.as_u16(), "stream_error"),
+        let (status, code) = match self.end {
+            ReplyEnd::Complete => (self.status.as_u16(), self.code),
+            ReplyEnd::Truncated | ReplyEnd::ClientStalled => (self.status.as_u16(), "stream_error"),
             // nginx's status for a client that closed the request.
-            End::ClientGone => self.metrics.response(499, "client_closed_request"),
-        }
+            ReplyEnd::ClientGone => (499, "client_closed_request"),
+        };
+        self.metrics.response(status, code);
+        self.write_lines(status);
     }
 }

@@ -10,9 +10,10 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 
 use super::connection_state::InProgress;
-use super::request_record::{End, RequestRecord};
+use super::request_record::RequestRecord;
 use super::watched_reply::ReplySlot;
 use crate::proxy::{ReplyBody, ReplyError};
+use crate::telemetry::ReplyEnd;
 
 /// A reply's body and the record of its request.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ impl Reply {
     /// A reply over a protocol of this version.
     pub(super) fn new(body: ReplyBody, version: Version, mut request: OpenRequest) -> Self {
         if body.is_end_stream() {
-            request.record.end = End::Complete;
+            request.record.end = ReplyEnd::Complete;
         }
         let body = if version == Version::HTTP_2 {
             ReplySlot::watched(body, request.in_progress.state())
@@ -58,7 +59,7 @@ impl Reply {
     /// The same for a request that was a HEAD: its body is not sent.
     pub(super) fn without_body(mut self) -> Self {
         if let Some(request) = &mut self.request {
-            request.record.end = End::Complete;
+            request.record.end = ReplyEnd::Complete;
         }
         self
     }
@@ -105,10 +106,13 @@ impl Body for Reply {
         }
         let frame = ready!(polled);
         match &frame {
-            Some(Err(_)) => record.end = End::Truncated,
+            Some(Err(error)) => {
+                this.body.note_failure(error, &record.log);
+                record.break_off(error);
+            }
             // hyper stops asking once the announced length is reached.
             _ if frame.is_none() || this.body.is_complete() => {
-                record.end = End::Complete;
+                record.end = ReplyEnd::Complete;
                 if let Some(code) = this.body.failure() {
                     record.fail_with(code);
                 }

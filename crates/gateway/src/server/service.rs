@@ -9,7 +9,6 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tower::ServiceExt;
-use tracing::{debug, warn};
 
 use super::connection_state::InProgress;
 use super::request_id::RequestIds;
@@ -23,7 +22,7 @@ use crate::endpoint::{Inference, Vendor};
 use crate::error::{Error, ErrorContext};
 use crate::lane::Lane;
 use crate::proxy::{Proxy, ReplyBody, RequestContext, discard_in_background};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, RequestLines, RequestLog};
 use crate::via::{Loop, Via};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -39,6 +38,7 @@ pub(crate) struct Service {
     ids: RequestIds,
     worker_names: WorkerNames,
     via: Via,
+    lines: Arc<RequestLines>,
     state: ApiState,
 }
 
@@ -65,6 +65,7 @@ impl Service {
             ids: RequestIds::new(options.request_id_headers.as_deref()),
             worker_names: options.worker_names,
             via,
+            lines: Arc::clone(&metrics.lines),
             state,
         })
     }
@@ -85,11 +86,15 @@ impl Service {
         let origin = origin.map(|origin| (self.access(&request), origin.clone()));
         let method = request.method().clone();
         let version = request.version();
+        let log = RequestLog::default();
+        if self.lines.need_facts() {
+            log.begin();
+        }
         let Served {
             mut record,
             vendor,
             outcome,
-        } = self.serve(lane, &id, request).await;
+        } = self.serve(lane, &id, &log, request).await;
         let context = ErrorContext {
             vendor,
             names: self.worker_names,
@@ -98,11 +103,7 @@ impl Service {
         let mut response =
             outcome.unwrap_or_else(|error| error.respond(context).map(ReplyBody::from));
         let error = response.extensions_mut().remove::<Arc<Error>>();
-        let code = error.as_deref().map_or("", Error::code);
-        record.respond_with(response.status(), code);
-        if let Some(error) = error {
-            log_failure(&error, &id);
-        }
+        record.respond_with(response.status(), error, log);
         if let Some((access, origin)) = &origin {
             self.cors
                 .add_response_headers(*access, origin, response.headers_mut());
@@ -134,6 +135,7 @@ impl Service {
         &self,
         lane: Lane,
         request_id: &HeaderValue,
+        log: &RequestLog,
         request: Request<Incoming>,
     ) -> Served {
         if Cors::preflight_method(request.method(), request.headers()).is_some() {
@@ -141,7 +143,7 @@ impl Service {
                 .cors
                 .preflight(self.access(&request), request.headers());
             return Served {
-                record: RequestRecord::begin(self.routes.other()),
+                record: RequestRecord::begin(self.routes.other(), request_id, log),
                 vendor: Vendor::default(),
                 outcome: Ok(answer.map(ReplyBody::from)),
             };
@@ -153,19 +155,21 @@ impl Service {
                 let redirect = self.without_slash(request.method(), request.uri());
                 discard_in_background(request.into_body());
                 return Served {
-                    record: RequestRecord::begin(self.routes.other()),
+                    record: RequestRecord::begin(self.routes.other(), request_id, log),
                     vendor,
                     outcome: redirect.ok_or(error),
                 };
             }
         };
-        let mut record = RequestRecord::begin(self.routes.metrics(entry));
+        let mut record = RequestRecord::begin(self.routes.metrics(entry), request_id, log);
         let outcome = match self.check(entry, &request) {
             Ok(principal) => {
+                record.authorize(principal);
                 let context = RequestContext {
                     lane,
                     request_id,
                     principal,
+                    log,
                 };
                 match entry.target {
                     Target::Relay(row) => self.relay(row, context, request, &mut record).await,
@@ -271,6 +275,7 @@ impl Service {
             lane: context.lane,
             request_id: context.request_id.clone(),
             principal: context.principal,
+            log: RequestLog::default(),
         });
         let response: Result<_, Infallible> = self.api.clone().oneshot(request).await;
         let Ok(response) = response;
@@ -285,13 +290,4 @@ fn loop_error(found: Loop) -> Error {
         }
         Loop::TooLong => "this request has passed too many gateways",
     })
-}
-
-/// A reply that the gateway made itself says why, also in the log.
-fn log_failure(error: &Error, id: &HeaderValue) {
-    if error.status().is_server_error() {
-        warn!(request_id = ?id, code = error.code(), %error, "request failed");
-    } else {
-        debug!(request_id = ?id, code = error.code(), %error, "request refused");
-    }
 }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::lane_status::Open;
-use super::request_record::End;
 use super::response::OpenRequest;
 use crate::proxy::{Tunnel, TunnelEnd};
+use crate::telemetry::ReplyEnd;
 
 /// Relays the bytes of a tunnel on the lane of its request, which it keeps open meanwhile. A
 /// drain waits for it, and the end of the lane ends it.
@@ -15,8 +15,8 @@ pub(super) fn spawn_tunnel(tunnel: Tunnel, mut request: OpenRequest) {
     let relaying = async move {
         let end = tunnel.relay(request.in_progress.state().doomed()).await;
         request.record.end = match end {
-            TunnelEnd::Client | TunnelEnd::Worker => End::Complete,
-            TunnelEnd::Broken => End::Truncated,
+            TunnelEnd::Client | TunnelEnd::Worker => ReplyEnd::Complete,
+            TunnelEnd::Broken => ReplyEnd::Truncated,
         };
         drop((request, open));
     };

@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::connection_state::{ConnectionState, Stall};
 use crate::proxy::{ReplyBody, ReplyError};
+use crate::telemetry::RequestLog;
 
 type Polled = Poll<Option<Result<Frame<Bytes>, ReplyError>>>;
 
@@ -74,6 +75,14 @@ impl ReplySlot {
         match self {
             Self::Own(body) => body.failure(),
             Self::Watched(watched) => watched.read(ReplyBody::failure),
+        }
+    }
+
+    /// Notes which worker broke off.
+    pub(super) fn note_failure(&self, error: &ReplyError, log: &RequestLog) {
+        match self {
+            Self::Own(body) => body.note_failure(error, log),
+            Self::Watched(watched) => watched.read(|body| body.note_failure(error, log)),
         }
     }
 

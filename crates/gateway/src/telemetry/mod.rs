@@ -1,12 +1,22 @@
 //! What the gateway reports of itself: log lines and `smg_*` metrics.
 
+mod access_log;
+mod daily_file;
+mod json_line;
+mod log_level;
 mod log_limit;
 pub(crate) mod logging;
 mod metrics;
+mod request_lines;
+mod request_log;
 
+pub(crate) use access_log::{AccessLog, AccessLogWriter};
+pub(crate) use log_level::LogLevelError;
 pub(crate) use log_limit::LogLimit;
 pub use logging::close_log;
 pub(crate) use metrics::{
     AdmissionMetrics, BranchMetrics, Metrics, ModelMetrics, RouteMetrics, UNKNOWN_MODEL,
     WorkerMetrics,
 };
+pub(crate) use request_lines::{EndedRequest, ReplyEnd, RequestLines};
+pub(crate) use request_log::{RequestLog, Route, Usage};

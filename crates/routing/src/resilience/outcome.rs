@@ -1,5 +1,7 @@
 //! The consequences of an attempt's outcome: one table for retries, breakers and health.
 
+use std::fmt;
+
 /// How one attempt at a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -66,6 +68,24 @@ pub struct Consequence {
     pub suspect: bool,
     /// The worker is overloaded: others are preferred for a moment.
     pub busy: bool,
+}
+
+/// A word for log lines; an answer is its status.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = match self {
+            Self::Answered(status) | Self::Disputed(status) => return status.fmt(f),
+            Self::QueueFull => "queue_full",
+            Self::Local => "local",
+            Self::NotConnected => "not_connected",
+            Self::NoResponse => "no_response",
+            Self::TimedOut => "timed_out",
+            Self::Truncated => "truncated",
+            Self::Malformed => "malformed",
+            Self::Abandoned => "abandoned",
+        };
+        f.write_str(word)
+    }
 }
 
 impl Outcome {

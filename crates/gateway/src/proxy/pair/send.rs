@@ -22,7 +22,7 @@ use super::prefill::{
 use crate::balancer::{InFlight, record_blame};
 use crate::error::Error;
 use crate::fleet::Worker;
-use crate::proxy::attempt::Attempt;
+use crate::proxy::attempt::{Attempt, note_failure};
 use crate::proxy::attempts::Attempts;
 use crate::proxy::dispatcher::Dispatcher;
 use crate::proxy::refusal::message_in;
@@ -104,9 +104,9 @@ pub(in crate::proxy) async fn send(
                 guard: decode_guard,
                 workers,
             };
-            legs.decode_ended(dispatcher, end, attempts)
+            legs.decode_ended(dispatcher, request, end, attempts)
         }
-        Err(failure) => prefill_failed(dispatcher, failure, &workers, attempts),
+        Err(failure) => prefill_failed(dispatcher, request, failure, &workers, attempts),
     }
 }
 
@@ -202,6 +202,7 @@ async fn couple(
 /// The prefill leg has failed, and the decode leg has been dropped.
 fn prefill_failed(
     dispatcher: &Dispatcher,
+    request: &ProxyRequest<'_>,
     failure: PrefillFailure,
     workers: &PairWorkers,
     attempts: &mut Attempts,
@@ -214,7 +215,7 @@ fn prefill_failed(
     let fault = answer
         .as_ref()
         .map_or(PairFault::Reporter, |it| fault_in(it));
-    note(dispatcher, &in_flight, outcome, &answer);
+    note(dispatcher, request, &in_flight, outcome, &answer);
     // Both may have waited for each other.
     let both_silent = outcome == Outcome::TimedOut && !in_flight.worker.is_lost();
     let verdict = if both_silent {
@@ -251,6 +252,7 @@ impl Legs {
     fn decode_ended(
         self,
         dispatcher: &Dispatcher,
+        request: &ProxyRequest<'_>,
         end: DecodeEnd,
         attempts: &mut Attempts,
     ) -> Attempt {
@@ -284,7 +286,7 @@ impl Legs {
         if answer.is_ok() {
             guard.set_ended();
         }
-        note(dispatcher, &in_flight, outcome, &answer);
+        note(dispatcher, request, &in_flight, outcome, &answer);
         let fault = match fault {
             // A prefill worker that has done its part is not to blame.
             PairFault::Partner if prefill.is_none() => PairFault::Reporter,
@@ -322,12 +324,19 @@ fn unmeasured(
     response
 }
 
-fn note(dispatcher: &Dispatcher, in_flight: &InFlight, outcome: Outcome, answer: &Answer) {
+fn note(
+    dispatcher: &Dispatcher,
+    request: &ProxyRequest<'_>,
+    in_flight: &InFlight,
+    outcome: Outcome,
+    answer: &Answer,
+) {
     if let Err(error) = answer {
         dispatcher.metrics.worker_error(error);
     }
+    note_failure(request, &in_flight.worker, outcome);
     let (worker, role) = (in_flight.worker.url(), in_flight.worker.role());
-    debug!(%worker, ?role, ?outcome, "leg of a pair failed");
+    debug!(%worker, ?role, %outcome, "leg of a pair failed");
 }
 
 /// A failure that came as the first event of a stream has a status, for nothing has been sent; what

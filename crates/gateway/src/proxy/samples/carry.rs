@@ -56,6 +56,7 @@ pub(in crate::proxy) async fn carry(
     if of > MAX_SAMPLES {
         return Err(refused());
     }
+    context.log.several_answers();
     let split = read_off_lane(proxy, prepared).await.ok_or_else(refused)?;
     let carrying =
         (0..of).map(|at| carry_one(proxy, context, prepared, split.body(Sample { at, of })));

@@ -1,15 +1,21 @@
 //! Metric handles, resolved once: counting costs a request no look-up of labels.
 
+use std::sync::Arc;
+
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use routing::Circuit;
+
+use crate::telemetry::request_lines::RequestLines;
 
 pub(super) const HTTP: &str = "http";
 pub(super) const REGULAR: &str = "regular";
 
-/// The handles of one route.
+/// The handles of one route, and where its requests' lines go.
 #[derive(Debug)]
 pub(crate) struct RouteMetrics {
-    pub(super) path: &'static str,
+    pub(crate) method: String,
+    pub(crate) path: &'static str,
+    pub(crate) lines: Arc<RequestLines>,
     pub(crate) requests: IntCounter,
     pub(crate) duration: Histogram,
     pub(super) ok: IntCounter,
@@ -33,7 +39,8 @@ impl RouteMetrics {
 /// The handles of one worker.
 #[derive(Debug)]
 pub(crate) struct WorkerMetrics {
-    pub(super) url: String,
+    /// The worker's URL, with its rank if it is one.
+    pub(crate) name: Arc<str>,
     /// Tries that speak for it.
     pub(crate) successes: IntCounter,
     /// Tries that speak against it.
@@ -45,7 +52,7 @@ pub(crate) struct WorkerMetrics {
 impl WorkerMetrics {
     /// Its circuit breaker changed.
     pub(crate) fn transition(&self, from: &str, to: &str) {
-        let labels = [&self.url, from, to];
+        let labels = [&self.name, from, to];
         self.transitions.with_label_values(&labels).inc();
     }
 
@@ -53,14 +60,16 @@ impl WorkerMetrics {
     pub(crate) fn forget(&self) {
         // What was never counted cannot be removed, and need not.
         for outcome in ["success", "failure"] {
-            let _ = self.outcomes.remove_label_values(&[&self.url, outcome]);
+            let _ = self.outcomes.remove_label_values(&[&self.name, outcome]);
         }
         let circuits = [Circuit::Closed, Circuit::Open, Circuit::HalfOpen].map(Circuit::as_str);
         for (from, to) in circuits
             .iter()
             .flat_map(|one| circuits.map(|to| (*one, to)))
         {
-            let _ = self.transitions.remove_label_values(&[&self.url, from, to]);
+            let _ = self
+                .transitions
+                .remove_label_values(&[&self.name, from, to]);
         }
     }
 }

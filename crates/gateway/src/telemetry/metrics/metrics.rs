@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::{IntCounter, Registry, TextEncoder};
+use prometheus::{IntCounter, IntCounterVec, Registry, TextEncoder};
 use routing::PolicyKind;
 use tracing::warn;
 
@@ -14,7 +14,10 @@ use super::model::{ModelMetrics, Models};
 use super::policy::{BranchMetrics, Policies};
 use super::registry::Maker;
 use crate::error::Error;
+use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::log_limit::LogLimit;
+use crate::telemetry::logging::dropped_lines;
+use crate::telemetry::request_lines::RequestLines;
 
 /// Bucket bounds of duration histograms, seconds, when no others are asked for.
 const DURATION_BUCKETS: [f64; 20] = [
@@ -40,6 +43,8 @@ pub(crate) struct Metrics {
     /// By model.
     pub(super) models: Arc<Models>,
     local_fault_lines: LogLimit,
+    dropped_lines: IntCounterVec,
+    pub(crate) lines: Arc<RequestLines>,
 }
 
 impl Metrics {
@@ -53,6 +58,11 @@ impl Metrics {
         let (http, router) = (Http::new(&maker)?, Router::new(&maker)?);
         let (worker, resilience) = (Worker::new(&maker)?, Resilience::new(&maker)?);
         let (policies, models) = (Policies::new(&maker)?, Models::new(&maker)?);
+        let dropped_lines = maker.counter(
+            "smg_log_dropped_lines",
+            "log lines that were not written, for their writer fell behind or failed",
+            &["log"],
+        )?;
         Ok(Self {
             registry,
             http,
@@ -62,18 +72,37 @@ impl Metrics {
             resilience,
             policies,
             local_fault_lines: LogLimit::default(),
+            dropped_lines,
+            lines: Arc::default(),
         })
+    }
+
+    /// The same, with an access log; before any route is made.
+    pub(crate) fn with_access_log(mut self, access: AccessLog) -> Self {
+        self.lines = Arc::new(RequestLines::new(Some(access)));
+        self
+    }
+
+    /// The count of lines that one of the logs has lost.
+    pub(crate) fn dropped_lines(&self, log: &str) -> IntCounter {
+        self.dropped_lines.with_label_values(&[log])
     }
 
     /// Everything in the Prometheus text format 0.0.4.
     pub(crate) fn render(&self) -> prometheus::Result<String> {
+        for (part, lost) in dropped_lines() {
+            let counted = self.dropped_lines(part);
+            counted.inc_by(lost.saturating_sub(counted.get()));
+        }
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
     /// The handles of one route.
     pub(crate) fn route(&self, method: &str, path: &'static str) -> RouteMetrics {
         RouteMetrics {
+            method: method.to_owned(),
             path,
+            lines: Arc::clone(&self.lines),
             requests: self.http.requests.with_label_values(&[method, path]),
             duration: self.http.duration.with_label_values(&[method, path]),
             ok: self.http.responses.with_label_values(&[path, "200", ""]),
@@ -110,7 +139,7 @@ impl Metrics {
                 .with_label_values(&[url, outcome])
         };
         WorkerMetrics {
-            url: url.to_owned(),
+            name: url.into(),
             successes: outcome("success"),
             failures: outcome("failure"),
             outcomes: self.resilience.cb_outcomes.clone(),

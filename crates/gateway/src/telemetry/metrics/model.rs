@@ -29,7 +29,8 @@ pub(super) struct Models {
 /// The handles of one model. Its series are removed when the last handle is dropped.
 #[derive(Debug)]
 pub(crate) struct ModelMetrics {
-    model: String,
+    /// The model.
+    pub(crate) name: Arc<str>,
     models: Arc<Models>,
     /// Times a policy chose one of its workers, by policy.
     selections: [OnceLock<IntCounter>; PolicyKind::ALL.len()],
@@ -100,7 +101,7 @@ impl Models {
             return handles;
         }
         let handles = Arc::new(ModelMetrics {
-            model: model.to_owned(),
+            name: model.into(),
             models: Arc::clone(self),
             selections: std::array::from_fn(|_| OnceLock::new()),
             cut_replies: cut_replies(),
@@ -118,7 +119,7 @@ impl Models {
 impl ModelMetrics {
     /// A policy chose one of its workers.
     pub(crate) fn selected(&self, policy: PolicyKind) {
-        let labels = [REGULAR, HTTP, &self.model, policy.as_str()];
+        let labels = [REGULAR, HTTP, &self.name, policy.as_str()];
         let known = self.selections.get(policy as usize);
         let selection = &self.models.selection;
         let counter = known.map(|it| it.get_or_init(|| selection.with_label_values(&labels)));
@@ -132,7 +133,7 @@ impl ModelMetrics {
     }
 
     fn of_endpoint(&self, endpoint: &str) -> EndpointMetrics {
-        let (models, model) = (&self.models, &*self.model);
+        let (models, model) = (&self.models, &*self.name);
         let labels = [HTTP, REGULAR, HTTP, model, endpoint];
         let requests = |streaming| {
             let labels = [HTTP, REGULAR, HTTP, model, endpoint, streaming];
@@ -151,22 +152,22 @@ impl ModelMetrics {
 impl Drop for ModelMetrics {
     fn drop(&mut self) {
         let mut known = self.models.known();
-        let mine = known.get(&self.model);
+        let mine = known.get(&*self.name);
         // Newer handles of the same model may exist by now.
         if !mine.is_some_and(|mine| ptr::eq(mine.as_ptr(), self)) {
             return;
         }
-        known.remove(&self.model);
-        if self.model == UNKNOWN_MODEL {
+        known.remove(&*self.name);
+        if *self.name == *UNKNOWN_MODEL {
             // Also counts requests that reached no worker.
             return;
         }
         let models = &self.models;
         for counters in [&models.requests, &models.errors, &models.selection] {
-            forget(counters, &self.model);
+            forget(counters, &self.name);
         }
-        forget(&models.duration, &self.model);
-        forget(&models.ttft, &self.model);
+        forget(&models.duration, &self.name);
+        forget(&models.ttft, &self.name);
     }
 }
 

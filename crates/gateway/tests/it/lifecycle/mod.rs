@@ -1,3 +1,5 @@
-//! Start and stop.
+//! Start and stop, and what is written meanwhile.
 
+mod access_log;
+mod logs;
 mod shutdown;

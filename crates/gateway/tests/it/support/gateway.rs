@@ -17,6 +17,11 @@ pub(crate) struct Running {
 /// Options of a gateway before these workers, on free ports.
 pub(crate) fn options(workers: &[&Worker]) -> Options {
     capture_log();
+    uncaptured(workers)
+}
+
+/// The same for a gateway that writes its own log: in a process of its own.
+pub(crate) fn uncaptured(workers: &[&Worker]) -> Options {
     Options {
         worker_urls: workers.iter().map(|worker| worker.url()).collect(),
         policy: PolicyKind::RoundRobin,

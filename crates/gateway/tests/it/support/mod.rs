@@ -4,7 +4,7 @@ mod gateway;
 mod log;
 mod workers;
 
-pub(crate) use gateway::{Running, aimed, circuit, options, start, start_with, touchy};
+pub(crate) use gateway::{Running, aimed, circuit, options, start, start_with, touchy, uncaptured};
 pub(crate) use testkit::{
     Client, DEADLINE, Received, Reply, Step, Worker, chat_stream, generate, get, json, ok, post,
     posting, raw, until,

@@ -1,0 +1,233 @@
+//! The lines that the end of a request writes: one in the log when it failed, one in the access
+//! log.
+
+use http::{HeaderValue, StatusCode};
+use tokio::time::Instant;
+use tracing::{Level, debug, enabled, info, warn};
+
+use super::access_log::AccessLog;
+use super::json_line::JsonLine;
+use super::log_limit::LogRate;
+use super::request_log::{Facts, RequestLog};
+use crate::error::Error;
+
+/// Lines per second for requests that failed. What is left out is counted on the next line.
+const FAILURES: u64 = 100;
+/// The same for requests that were refused: clients decide how many there are.
+const REFUSALS: u64 = 10;
+
+/// Where lines about requests go.
+#[derive(Debug)]
+pub(crate) struct RequestLines {
+    access: Option<AccessLog>,
+    failures: LogRate,
+    refusals: LogRate,
+}
+
+/// How a reply ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReplyEnd {
+    /// The client left, or the reply was not written to its end.
+    ClientGone,
+    /// The worker's body broke off.
+    Truncated,
+    /// The client took nothing of it for too long.
+    ClientStalled,
+    /// It was written to its end.
+    Complete,
+}
+
+/// A request that has ended.
+#[derive(Debug)]
+pub(crate) struct EndedRequest<'a> {
+    pub(crate) id: &'a HeaderValue,
+    /// The key that it came with, by its name.
+    pub(crate) key: &'static str,
+    pub(crate) method: &'a str,
+    pub(crate) route: &'static str,
+    pub(crate) status: u16,
+    pub(crate) code: &'static str,
+    /// The gateway's own answer.
+    pub(crate) error: Option<&'a Error>,
+    pub(crate) end: ReplyEnd,
+    pub(crate) started: Instant,
+    /// When the reply began.
+    pub(crate) replied: Option<Instant>,
+    pub(crate) log: &'a RequestLog,
+}
+
+/// Whose fault it was that a request got no good reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blame {
+    /// The gateway's, or a worker's.
+    Server,
+    /// The request's.
+    Request,
+    /// The client did not wait for the reply.
+    Gone,
+}
+
+impl Default for RequestLines {
+    fn default() -> Self {
+        Self::new(None)
+    }
+}
+
+impl RequestLines {
+    pub(crate) fn new(access: Option<AccessLog>) -> Self {
+        Self {
+            access,
+            failures: LogRate::new(FAILURES),
+            refusals: LogRate::new(REFUSALS),
+        }
+    }
+
+    /// Whether every request's line needs what is known of it.
+    pub(crate) fn need_facts(&self) -> bool {
+        self.access.is_some() || enabled!(Level::DEBUG)
+    }
+
+    /// Writes what there is to say of a request.
+    pub(crate) fn write(&self, request: &EndedRequest<'_>) {
+        if self.access.is_none() && request.is_good() {
+            return;
+        }
+        let facts = request.log.facts();
+        let unknown = Facts::default();
+        let facts = facts.as_deref().unwrap_or(&unknown);
+        if let Some(blame) = request.blame(facts) {
+            self.write_failure(request, facts, blame);
+        }
+        if let Some(access) = &self.access {
+            let last_byte = facts.last_byte.unwrap_or_else(Instant::now);
+            access.write(last_byte, request.access_line(facts, last_byte));
+        }
+    }
+
+    fn write_failure(&self, request: &EndedRequest<'_>, facts: &Facts, blame: Blame) {
+        let EndedRequest {
+            id,
+            key,
+            route,
+            status,
+            ..
+        } = *request;
+        let code = request.code();
+        let request_id = id.to_str().ok();
+        let [model, worker, prefill] =
+            [&facts.model, &facts.worker, &facts.prefill].map(Option::as_deref);
+        let attempts = Some(facts.attempts.as_str()).filter(|text| !text.is_empty());
+        /// A line with what all of them say.
+        macro_rules! line {
+            ($level:ident, $left_out:expr, $text:literal) => {{
+                let reason = request.reason(facts);
+                $level!(
+                    request_id,
+                    key,
+                    route,
+                    status,
+                    code,
+                    reason,
+                    model,
+                    worker,
+                    prefill,
+                    attempts,
+                    left_out = $left_out,
+                    $text
+                );
+            }};
+        }
+        let left_out = |lines: u64| Some(lines).filter(|lines| *lines > 0);
+        match blame {
+            Blame::Server => {
+                if let Some(lines) = self.failures.pass() {
+                    line!(warn, left_out(lines), "request failed");
+                }
+            }
+            Blame::Request if enabled!(Level::INFO) => {
+                if let Some(lines) = self.refusals.pass() {
+                    line!(info, left_out(lines), "request refused");
+                }
+            }
+            Blame::Gone => line!(debug, None::<u64>, "client gone"),
+            Blame::Request => {}
+        }
+    }
+}
+
+impl EndedRequest<'_> {
+    /// Whether there is nothing to say of it.
+    fn is_good(&self) -> bool {
+        self.end == ReplyEnd::Complete && self.status < 400 && self.code.is_empty()
+    }
+
+    fn blame(&self, facts: &Facts) -> Option<Blame> {
+        match self.end {
+            ReplyEnd::ClientGone => return Some(Blame::Gone),
+            ReplyEnd::Truncated => return Some(Blame::Server),
+            ReplyEnd::ClientStalled => return Some(Blame::Request),
+            ReplyEnd::Complete => {}
+        }
+        let behind_head = facts
+            .failure
+            .as_ref()
+            .map(|failure| failure.status.as_u16());
+        let status = behind_head.unwrap_or(self.status);
+        // A probe that says "not ready" has not failed.
+        if status < 400 || (self.code.is_empty() && facts.attempts.is_empty()) {
+            return None;
+        }
+        // What is not built stays so, however often it is asked for.
+        let of_server = status >= 500 && status != StatusCode::NOT_IMPLEMENTED.as_u16();
+        Some(if of_server {
+            Blame::Server
+        } else {
+            Blame::Request
+        })
+    }
+
+    fn code(&self) -> &'static str {
+        match self.end {
+            ReplyEnd::ClientGone => "client_closed_request",
+            ReplyEnd::Truncated | ReplyEnd::ClientStalled => "stream_error",
+            ReplyEnd::Complete => self.code,
+        }
+    }
+
+    /// Why it failed, without a word of the worker's, which may repeat the prompt.
+    fn reason(&self, facts: &Facts) -> Option<String> {
+        let behind_head = facts.failure.as_ref().map(|failure| failure.reason.clone());
+        behind_head.or_else(|| self.error.map(Error::log_text))
+    }
+
+    /// The line of the access log. What is unknown is left out.
+    fn access_line(&self, facts: &Facts, last_byte: Instant) -> Vec<u8> {
+        let took = |until: Instant| until.saturating_duration_since(self.started);
+        let mut line = JsonLine::new();
+        line.text("id", self.id.to_str().unwrap_or_default());
+        line.text("key", self.key);
+        line.text("method", self.method);
+        line.text("route", self.route);
+        line.number("status", Some(self.status.into()));
+        line.text_if_any("code", self.code());
+        let names = [
+            ("model", &facts.model),
+            ("worker", &facts.worker),
+            ("prefill", &facts.prefill),
+        ];
+        for (name, text) in names {
+            line.text_if_any(name, text.as_deref().unwrap_or_default());
+        }
+        line.text_if_any("policy", facts.policy);
+        line.text_if_any("failed_attempts", &facts.attempts);
+        line.flag("stream", facts.streaming);
+        if let Some(first_byte) = facts.first_byte.or(self.replied) {
+            line.millis("first_byte_ms", took(first_byte));
+        }
+        line.millis("last_byte_ms", took(last_byte));
+        line.number("prompt_tokens", facts.usage.prompt);
+        line.number("cached_tokens", facts.usage.cached);
+        line.number("completion_tokens", facts.usage.completion);
+        line.finish()
+    }
+}

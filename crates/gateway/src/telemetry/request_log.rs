@@ -1,0 +1,245 @@
+//! What is known of one request for its log lines.
+
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use http::StatusCode;
+use routing::Outcome;
+use tokio::time::Instant;
+
+/// Most that a line says of a request's attempts, bytes.
+const MAX_ATTEMPTS: usize = 1024;
+/// Longest name of a model that a client sends and a line repeats, bytes.
+const MAX_NAME: usize = 128;
+
+/// What is known of one request. Nothing is kept until it is begun: with the access log, at debug
+/// level, or by an attempt that fails.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RequestLog(OnceLock<Arc<Mutex<Facts>>>);
+
+/// The facts themselves.
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    /// The model of the worker, or the one that the client named.
+    pub(super) model: Option<Arc<str>>,
+    /// The worker that had the request last; of a pair, the one that decodes.
+    pub(super) worker: Option<Arc<str>>,
+    /// The prefill worker of a pair.
+    pub(super) prefill: Option<Arc<str>>,
+    /// The policy that chose.
+    pub(super) policy: &'static str,
+    pub(super) streaming: bool,
+    /// Attempts that failed: `500@http://w1, timed_out@http://w2`.
+    pub(super) attempts: String,
+    pub(super) first_byte: Option<Instant>,
+    pub(super) last_byte: Option<Instant>,
+    pub(super) usage: Usage,
+    /// Several answers are joined, each with counts of its own.
+    several: bool,
+    pub(super) failure: Option<Failure>,
+}
+
+/// The tokens of a request, as its reply counts them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) prompt: Option<u64>,
+    /// Of those, tokens that the worker had in its cache.
+    pub(crate) cached: Option<u64>,
+    pub(crate) completion: Option<u64>,
+}
+
+/// A failure that the status of the reply does not show.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) status: StatusCode,
+    pub(super) reason: String,
+}
+
+/// A worker that has a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    pub(crate) model: Arc<str>,
+    pub(crate) worker: Arc<str>,
+    /// The prefill worker of a pair.
+    pub(crate) prefill: Option<Arc<str>>,
+    /// The policy that chose.
+    pub(crate) policy: &'static str,
+    pub(crate) streaming: bool,
+}
+
+impl RequestLog {
+    /// Facts are kept from now on.
+    pub(crate) fn begin(&self) {
+        self.0.get_or_init(Arc::default);
+    }
+
+    /// Whether facts are kept.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.0.get().is_some()
+    }
+
+    /// The same request's, for what outlives its caller.
+    pub(crate) fn share(&self) -> Self {
+        self.begin();
+        self.clone()
+    }
+
+    /// The facts, where they are kept.
+    pub(super) fn facts(&self) -> Option<MutexGuard<'_, Facts>> {
+        self.0.get().map(|facts| lock(facts))
+    }
+
+    fn begun(&self) -> MutexGuard<'_, Facts> {
+        lock(self.0.get_or_init(Arc::default))
+    }
+
+    /// A worker has been chosen.
+    pub(crate) fn routed(&self, route: Route) {
+        let Some(mut facts) = self.facts() else {
+            return;
+        };
+        facts.model = Some(route.model);
+        facts.worker = Some(route.worker);
+        facts.prefill = route.prefill;
+        facts.policy = route.policy;
+        facts.streaming = route.streaming;
+    }
+
+    /// No worker was chosen for the model that the client names.
+    pub(crate) fn not_routed(&self, model: Option<&str>) {
+        let mut facts = self.begun();
+        if facts.model.is_none() {
+            let cut = |model: &str| model[..model.floor_char_boundary(MAX_NAME)].into();
+            facts.model = model.map(cut);
+        }
+    }
+
+    /// An attempt at this worker of this model has failed, or its reply has broken off.
+    pub(crate) fn attempt_failed(&self, outcome: Outcome, worker: &Arc<str>, model: &Arc<str>) {
+        let mut facts = self.begun();
+        facts.model = Some(Arc::clone(model));
+        facts.worker = Some(Arc::clone(worker));
+        let attempts = &mut facts.attempts;
+        if attempts.len() + worker.len() > MAX_ATTEMPTS {
+            if !attempts.ends_with('…') {
+                attempts.push_str(", …");
+            }
+            return;
+        }
+        if !attempts.is_empty() {
+            attempts.push_str(", ");
+        }
+        // Writing to a string does not fail.
+        let _ = write!(attempts, "{outcome}@{worker}");
+    }
+
+    /// The request has failed behind the head of its reply.
+    pub(crate) fn failed(&self, status: StatusCode, reason: String) {
+        self.begun().failure = Some(Failure { status, reason });
+    }
+
+    /// The first byte of the reply has come.
+    pub(crate) fn first_byte(&self, at: Instant) {
+        if let Some(mut facts) = self.facts() {
+            facts.first_byte = Some(at);
+        }
+    }
+
+    /// The reply has ended.
+    pub(crate) fn last_byte(&self, at: Instant) {
+        if let Some(mut facts) = self.facts() {
+            facts.last_byte = Some(at);
+        }
+    }
+
+    /// The reply has said how many tokens there were.
+    pub(crate) fn counted(&self, usage: Usage) {
+        if let Some(mut facts) = self.facts()
+            && !facts.several
+        {
+            facts.usage = usage;
+        }
+    }
+
+    /// The reply is made of several, none of which counts its tokens.
+    pub(crate) fn several_answers(&self) {
+        if let Some(mut facts) = self.facts() {
+            facts.several = true;
+        }
+    }
+}
+
+fn lock(facts: &Mutex<Facts>) -> MutexGuard<'_, Facts> {
+    facts.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_kept_until_an_attempt_fails() {
+        let log = RequestLog::default();
+        log.routed(Route {
+            model: "m".into(),
+            worker: "http://w1".into(),
+            prefill: None,
+            policy: "random",
+            streaming: true,
+        });
+        log.counted(Usage::default());
+        assert!(log.facts().is_none());
+        log.attempt_failed(Outcome::Answered(500), &"http://w1".into(), &"m".into());
+        log.attempt_failed(Outcome::TimedOut, &"http://w2".into(), &"m".into());
+        let facts = log.facts().unwrap();
+        assert_eq!(facts.attempts, "500@http://w1, timed_out@http://w2");
+        assert_eq!(facts.model.as_deref(), Some("m"));
+        assert_eq!(facts.worker.as_deref(), Some("http://w2"));
+    }
+
+    #[test]
+    fn attempts_of_a_line_are_bounded() {
+        let log = RequestLog::default();
+        for _ in 0..1000 {
+            log.attempt_failed(
+                Outcome::NotConnected,
+                &"http://worker:1".into(),
+                &"m".into(),
+            );
+        }
+        let facts = log.facts().unwrap();
+        assert!(facts.attempts.len() < MAX_ATTEMPTS + 32);
+        assert!(
+            facts.attempts.ends_with("http://worker:1, …"),
+            "{}",
+            facts.attempts
+        );
+    }
+
+    #[test]
+    fn name_of_a_model_that_a_client_sends_is_cut() {
+        let log = RequestLog::default();
+        log.not_routed(Some(&"é".repeat(MAX_NAME)));
+        assert_eq!(log.facts().unwrap().model.as_ref().unwrap().len(), MAX_NAME);
+    }
+
+    #[test]
+    fn counts_of_one_of_several_answers_are_not_those_of_the_request() {
+        let log = RequestLog::default();
+        log.begin();
+        log.several_answers();
+        log.counted(Usage {
+            prompt: Some(1),
+            ..Usage::default()
+        });
+        assert_eq!(log.facts().unwrap().usage, Usage::default());
+    }
+
+    #[test]
+    fn shared_log_keeps_what_its_owner_learns() {
+        let log = RequestLog::default();
+        let shared = log.share();
+        shared.failed(StatusCode::BAD_GATEWAY, "why".to_owned());
+        assert_eq!(log.facts().unwrap().failure.as_ref().unwrap().reason, "why");
+    }
+}
