@@ -1,5 +1,6 @@
 //! One attempt at one worker.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -115,7 +116,8 @@ async fn send_once(
         body,
         upgrade: request.row.upgrade,
     };
-    let sending = send_call(endpoint, request.context.lane, &call);
+    // Pinned here: moved into the wait it would be there twice.
+    let sending = pin!(send_call(endpoint, request.context.lane, &call));
     match watch
         .wait(&dispatcher.balancer.fleet, worker, sending)
         .await

@@ -1,6 +1,6 @@
 //! One call to a worker: what is waited for, and what its end says.
 
-use std::pin::pin;
+use std::pin::Pin;
 use std::time::Duration;
 
 use http::{Response, StatusCode};
@@ -121,9 +121,8 @@ impl Watch {
         self,
         fleet: &Fleet,
         worker: &Worker,
-        sending: impl Future<Output = T>,
+        mut sending: Pin<&mut impl Future<Output = T>>,
     ) -> Option<T> {
-        let mut sending = pin!(sending);
         let mut check = self.begun + self.probe_after;
         loop {
             if let Ok(sent) = timeout_at(check.min(self.deadline), sending.as_mut()).await {

@@ -1,5 +1,6 @@
 //! The prefill leg: sent beside the decode leg, read to its end, and heard of only when it fails.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -81,7 +82,7 @@ impl PrefillCall {
                 body: self.body.each_ref().map(|part| &**part).into(),
                 upgrade: None,
             };
-            let sending = send_call(&worker.endpoint, self.lane, &call);
+            let sending = pin!(send_call(&worker.endpoint, self.lane, &call));
             let sent = self.watch.wait(&self.fleet, &worker, sending).await;
             let read = match sent {
                 None => Err(self.watch.timed_out(&worker).into()),
@@ -176,7 +177,7 @@ impl Reading<'_> {
             prompt_passed,
         };
         let body = response.body_mut();
-        let reading = async {
+        let reading = pin!(async {
             let mut kept = BytesMut::new();
             while let Some(frame) = body.frame().await {
                 let piece = frame?.into_data().unwrap_or_default();
@@ -188,7 +189,7 @@ impl Reading<'_> {
                 }
             }
             Ok(Some(kept.freeze()))
-        };
+        });
         match self.watch.wait(self.fleet, worker, reading).await {
             Some(Ok(Some(kept))) => Ok(kept),
             Some(Ok(None)) => Err((Outcome::Abandoned, Err(too_large(worker))).into()),

@@ -384,7 +384,7 @@ async fn send_decode(
         body: parts.body.each_ref().map(|part| &**part).into(),
         upgrade: None,
     };
-    let sending = send_call(&worker.endpoint, request.context.lane, &call);
+    let sending = pin!(send_call(&worker.endpoint, request.context.lane, &call));
     let fleet = &dispatcher.balancer.fleet;
     let (outcome, answer) = match watch.wait(fleet, worker, sending).await {
         // Nothing that a client can read has come: another pair may answer.
