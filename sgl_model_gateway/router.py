@@ -122,7 +122,7 @@ def build_control_plane_auth_config(args: Mapping[str, Any]) -> PyControlPlaneAu
     audit = bool(args.get("control_plane_audit_enabled"))
     if not api_keys and jwt is None:
         if audit:
-            logger.warning("control_plane_audit_enabled has no effect without API keys or JWT")
+            logger.warning("control_plane_audit_enabled has no effect without API keys or JWT; audit_log has")
         return None
     return PyControlPlaneAuthConfig(jwt=jwt, api_keys=api_keys, audit_enabled=audit)
 
@@ -142,8 +142,20 @@ def _jwt(args: Mapping[str, Any]) -> PyJwtConfig | None:
     return None
 
 
+def _refuse_half_jwt(args: RouterArgs) -> None:
+    """Options of tokens without an issuer and its audience would leave the control plane open.
+
+    Raises:
+        ValueError: one is set and not the other, or neither.
+    """
+    for name in ("jwt_issuer", "jwt_audience", "jwt_jwks_uri", "jwt_role_mapping"):
+        if getattr(args, name) and not (args.jwt_issuer and args.jwt_audience):
+            raise ValueError(f"option '{name}' needs jwt_issuer and jwt_audience, both of them")
+
+
 def _keywords(args: RouterArgs) -> dict[str, Any]:
     """`RouterArgs` as keywords of the Rust class. The caller's object stays as it is."""
+    _refuse_half_jwt(args)
     keywords = {name: getattr(args, name) for name in keyword_fields()}
     if args.service_discovery or args.pd_disaggregation:
         keywords["worker_urls"] = []

@@ -167,7 +167,7 @@ class RouterArgs:
     enable_trace: bool = option(False, TRACE, "send OpenTelemetry traces")
     otlp_traces_endpoint: str = option("localhost:4317", TRACE, "collector, host:port", metavar="HOST:PORT")
     control_plane_api_keys: list[tuple[str, str, str, str]] = option([], AUTH, "keys of the admin API, id:name:role:key each, role admin or user", nargs="*", secret=True, parse=values.control_plane_api_keys, keyword=False, metavar="ID:NAME:ROLE:KEY")
-    control_plane_audit_enabled: bool = option(False, AUTH, "log every call of the admin API", keyword=False)
+    control_plane_audit_enabled: bool = option(False, AUTH, "log every call of the admin API as a JSON object to the standard error; --audit-log names a file instead", keyword=False)
     jwt_issuer: str | None = option(None, AUTH, "OIDC issuer whose tokens the admin API accepts; needs --jwt-audience", keyword=False, metavar="URL")
     jwt_audience: str | None = option(None, AUTH, "audience such a token must have; needs --jwt-issuer", keyword=False)
     jwt_jwks_uri: str | None = option(None, AUTH, "where the issuer's keys are; unset means OIDC discovery", keyword=False)
@@ -217,6 +217,8 @@ class RouterArgs:
     upstream_http2: bool = option(False, REQUEST, "speak HTTP/2 to workers that offer it, by ALPN or by enable_http2 in /server_info")
     access_log: str | None = option(None, LOGGING, "file of the access log, a JSON object per request; a new file each day, named with the date; - is standard output", metavar="FILE")
     log_max_files: int | None = option(None, LOGGING, "daily files that --log-dir and --access-log keep each; unset means all")
+    audit_log: str | None = option(None, AUTH, "file to which a JSON object is appended for every call that shows or changes the fleet or its engines", metavar="PATH")
+    api_keys_file: str | None = option(None, AUTH, "file of keys for inference, a JSON list of objects with name, key and limits; read again when it changes, so that a key can be withdrawn", metavar="PATH")
     # fmt: on
 
     @staticmethod

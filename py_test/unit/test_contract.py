@@ -165,6 +165,8 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "upstream_http2",
         "access_log",
         "log_max_files",
+        "audit_log",
+        "api_keys_file",
     ]
 
 

@@ -128,7 +128,7 @@ def post(door: Router, path: str, body: Any, method: str = "POST") -> int:
 
 
 @pytest.fixture
-def used(sim_workers: Any, gateway: Any) -> list[Router]:
+def used(sim_workers: Any, gateway: Any, tmp_path: Path) -> list[Router]:
     """Gateways that have seen about everything they count."""
     good, bad, new = sim_workers(3)
     urls = [good.url, bad.url, "http://127.0.0.1:1"]
@@ -151,7 +151,20 @@ def used(sim_workers: Any, gateway: Any) -> list[Router]:
     sticky = [gateway([good.url], policy=policy) for policy in ("manual", "consistent_hashing", "prefix_hash")]
     for one in sticky:
         post(one, "/generate", say)
-    return [door, strict, *sticky]
+    return [door, strict, *sticky, limited(gateway, tmp_path / "keys.json")]
+
+
+def limited(gateway: Any, keys: Path) -> Router:
+    """A gateway whose one client key has been beyond its limit, and in a file that has changed."""
+    entry = {"name": "a", "key": "k", "rpm_limit": 1}
+    keys.write_text(json.dumps([entry]))
+    door: Router = gateway([], api_keys_file=str(keys))
+    keys.write_text(json.dumps([entry, {"name": "b", "key": "k2"}]))
+    wait_for(lambda: "smg_api_keys_reloads_total" in samples(door), "the file is read again")
+    headers = {"authorization": "Bearer k", "content-type": "application/json"}
+    request = urllib.request.Request(f"{door.url}/generate", b"{}", headers)
+    assert [send(request)[0] for _ in range(2)] == [503, 429]
+    return door
 
 
 def wait_ready(door: Router, count: int) -> None:

@@ -88,13 +88,24 @@ def test_control_plane_auth_from_keys_and_tokens() -> None:
     assert config.audit_enabled is False
 
 
-def test_control_plane_auth_is_refused_under_the_name_that_was_written() -> None:
-    keys = RouterArgs(control_plane_api_keys=[("i", "n", "s3cret", "admin")])
-    tokens = RouterArgs(jwt_issuer="iss", jwt_audience="aud")
-    for args, name in ((keys, "control_plane_api_keys"), (tokens, "jwt_issuer")):
-        with pytest.raises(ValueError, match=f"option '{name}' needs control-plane authentication, which") as error:
+def test_wrong_control_plane_auth_is_refused_under_the_name_that_was_written() -> None:
+    twice = [("i", "n", "s3cret", "admin"), ("i", "n", "s3cret2", "user")]
+    tokens = {"jwt_issuer": "http://iss.example", "jwt_audience": "aud"}
+    for args, name in (
+        (RouterArgs(control_plane_api_keys=twice), "control_plane_api_keys"),
+        (RouterArgs(**tokens), "jwt_issuer"),  # type: ignore[arg-type]
+        (RouterArgs(jwt_issuer="https://iss.example"), "jwt_issuer"),
+        (RouterArgs(jwt_audience="aud"), "jwt_audience"),
+        (RouterArgs(jwt_role_mapping={"x": "admin"}), "jwt_role_mapping"),
+    ):
+        with pytest.raises(ValueError, match=f"'{name}'") as error:
             Router.from_args(args)
         assert "s3cret" not in str(error.value)
+
+
+def test_control_plane_keys_and_an_audit_log_are_accepted() -> None:
+    keys = [("i", "n", "s3cret", "admin"), ("j", "n", "s3cret2", "user")]
+    Router.from_args(RouterArgs(control_plane_api_keys=keys, control_plane_audit_enabled=True, audit_log="a.jsonl"))
 
 
 def test_without_keys_and_tokens_there_is_no_control_plane_auth() -> None:

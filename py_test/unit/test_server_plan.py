@@ -16,6 +16,7 @@ from sgl_model_gateway._launcher import plan
 from sgl_model_gateway._launcher.plan import (
     SPACING,
     adapt_router_args,
+    control_key,
     find_available_ports,
     gpus_per_replica,
     is_port_available,
@@ -213,6 +214,8 @@ def test_on_cpus_replicas_share_the_numa_nodes_there_are(monkeypatch: pytest.Mon
         ("--worker-urls", {}, {"worker_urls": ["http://a"]}),
         ("--router-tls-client-ca-paths", {}, {"tls_client_ca_paths": ["ca.pem"]}),
         ("--router-api-key", {"api_key": "a"}, {"api_key": "b"}),
+        ("--router-jwt-issuer", {"api_key": "a"}, {"jwt_issuer": "https://a", "jwt_audience": "b"}),
+        ("--router-api-keys-file", {}, {"api_keys_file": "f"}),
         ("--dp-size", {"dp_size": 0}, {}),
         ("--grpc-mode", {"grpc_mode": True}, {}),
         ("--smg-grpc-mode", {"smg_grpc_mode": True}, {}),
@@ -259,3 +262,14 @@ def test_options_that_work_are_not_refused() -> None:
     servers = SimpleNamespace(dp_size=2, disaggregation_mode="null", dist_init_addr="a:1", api_key="k", grpc_mode=False)
     refuse(servers, RouterArgs(api_key="k", policy="random"))
     refuse(SimpleNamespace(), RouterArgs(api_key="for clients only"))
+    refuse(SimpleNamespace(api_key="k"), RouterArgs(api_keys_file="f"))
+    keys = [("i", "n", "boss", "admin"), ("j", "n", "guest", "user")]
+    tokens = RouterArgs(control_plane_api_keys=keys, jwt_issuer="https://a", jwt_audience="b", api_keys_file="f")
+    refuse(SimpleNamespace(), tokens)
+
+
+def test_launcher_asks_the_gateway_with_a_key_of_the_control_plane_where_there_are_some() -> None:
+    keys = [("i", "n", "boss", "admin"), ("j", "n", "guest", "user")]
+    assert control_key(RouterArgs(api_key="k", control_plane_api_keys=keys)) == "boss"
+    assert control_key(RouterArgs(api_key="k")) == "k"
+    assert control_key(RouterArgs()) is None

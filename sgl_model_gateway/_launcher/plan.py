@@ -216,6 +216,12 @@ def adapt_router_args(
     router_args.api_key = router_args.api_key or getattr(server_args, "api_key", None)
 
 
+def control_key(router_args: RouterArgs) -> str | None:
+    """The key with which the launcher asks the gateway about its workers, when one is needed."""
+    keys = router_args.control_plane_api_keys
+    return keys[0][2] if keys else router_args.api_key
+
+
 def refuse(server_args: ServerArguments, router_args: RouterArgs, count: int | None = None) -> None:
     """Checks that the options can work together.
 
@@ -232,11 +238,20 @@ def refuse(server_args: ServerArguments, router_args: RouterArgs, count: int | N
         if asked:
             raise ValueError(f"{flag}: {why}")
     ours, theirs = router_args.api_key, getattr(server_args, "api_key", None)
+    _refuse_without_control_key(router_args, ours or theirs)
     if ours and theirs and ours != theirs:
         raise ValueError(
             "--router-api-key: differs from the servers' --api-key, but the gateway shows its workers the key that it "
             "demands from clients; give --api-key alone, the gateway takes it over"
         )
+
+
+def _refuse_without_control_key(args: RouterArgs, api_key: str | None) -> None:
+    own = "give --router-control-plane-api-keys, too: the launcher asks the gateway which workers are ready"
+    if args.jwt_issuer and not args.control_plane_api_keys:
+        raise ValueError(f"--router-jwt-issuer: {own}")
+    if args.api_keys_file and not (args.control_plane_api_keys or api_key):
+        raise ValueError(f"--router-api-keys-file: {own}")
 
 
 def _router_refusals(args: RouterArgs, count: int | None) -> list[tuple[str, object, str]]:

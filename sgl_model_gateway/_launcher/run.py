@@ -11,7 +11,7 @@ from ..router_args import RouterArgs
 from .console import Console
 from .engines import ServerArguments
 from .fleet import REGULAR, Group, members, point_gateway
-from .plan import refuse
+from .plan import control_key, refuse
 from .process import Process
 from .signals import StopSignals
 from .supervisor import Limits, Supervisor, Worker
@@ -67,7 +67,7 @@ def run(
         restart=not args.router_disable_worker_restart,
     )
     supervisor = Supervisor(gateway, workers, limits, stop, console)
-    supervisor.api_key = router_args.api_key
+    supervisor.api_key = control_key(router_args)
     # What is wrong with the gateway shows before the first worker starts.
     gateway.start_background()
     return supervisor.run()

@@ -100,9 +100,7 @@ impl Cors {
     /// # Errors
     /// [`Error::CrossSite`].
     pub(crate) fn check_site(&self, route: &Route, headers: &HeaderMap) -> Result<(), Error> {
-        // Engines take orders by GET, too.
-        let shows = route.method == Method::GET && route.access != Access::Engine;
-        if !route.access.is_control() || shows {
+        if !route.access.is_control() || route.access.only_shows(&route.method) {
             return Ok(());
         }
         let origin = headers.get(header::ORIGIN);

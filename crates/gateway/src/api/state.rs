@@ -61,7 +61,7 @@ impl Caller {
         RequestContext {
             lane: self.lane,
             request_id: &self.request_id,
-            principal: self.principal,
+            principal: &self.principal,
             log: &self.log,
         }
     }

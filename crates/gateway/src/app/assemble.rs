@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use routing::Params;
-use tokio::runtime::Handle;
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
+use super::access;
 use super::certificates::Certificates;
 use super::error::StartError;
 use super::lifecycle::Control;
@@ -21,9 +22,9 @@ use crate::config::{
     ModelMatching, Options, ProxySection, ServerSection, seconds,
 };
 use crate::cpu_pool::CpuPool;
-use crate::fleet::{Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory};
+use crate::fleet::{Endpoint, Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory};
 use crate::proxy::{Dispatcher, FanOut, Orders, Proxy, WorkerCalls};
-use crate::server::{Lanes, Service};
+use crate::server::{Auth, Lanes, Service};
 use crate::shutdown::Shutdown;
 use crate::telemetry::{AccessLog, AccessLogWriter, Metrics};
 use crate::upstream::{ConnectionLimits, ControlClient, Resolver, WorkerTls};
@@ -42,7 +43,7 @@ pub(super) struct Machine {
 /// Puts everything together; nothing is served yet. The gateway's own calls run on `runtime`.
 pub(super) fn build(
     options: &Options,
-    runtime: &Handle,
+    runtime: &Runtime,
     machine: Machine,
 ) -> Result<Control, StartError> {
     let (lanes, via, shutdown) = (machine.lanes, Via::new(), Shutdown::default());
@@ -52,10 +53,10 @@ pub(super) fn build(
     let admission_options = AdmissionSection::from(options);
     let (client, limits) = upstream(options, runtime, lanes, &certificates.workers, &via)?;
     let clients = ClientSection::new(options, machine.descriptors);
+    let (auth, access) = access::build(options, &metrics, &client, runtime)?;
     let (joining, joined) = mpsc::unbounded_channel();
-    let factory = factory(options, &metrics, limits);
-    let registry = Arc::new(Registry::new(Arc::clone(&fleet), factory, joining));
-    sources::start(options, &registry, runtime)?;
+    let registry = registry(options, &metrics, &fleet, limits, joining);
+    sources::start(options, &registry, runtime.handle())?;
     let health_checks = HealthChecks {
         fleet: Arc::clone(&fleet),
         metrics: Arc::clone(&metrics),
@@ -85,14 +86,14 @@ pub(super) fn build(
         admission: Arc::clone(&admission),
         shutdown: shutdown.clone(),
     };
-    let service = Service::new(&ServerSection::from(options), &metrics, state, via)
-        .map_err(|error| StartError::environment("build the routes", error))?;
+    let service = service(options, auth, &metrics, state, via)?;
     let tls = certificates.clients.as_ref();
-    let lanes = Lanes::start(lanes, &Arc::new(service), tls, &clients, &shutdown)
+    let lanes = Lanes::start(lanes, &service, tls, &clients, &shutdown)
         .map_err(|error| StartError::environment("start threads", error))?;
     Ok(Control {
         metrics_listeners,
         access_log,
+        access,
         live,
         metrics,
         lanes,
@@ -147,14 +148,14 @@ fn metrics(options: &Options) -> Result<(Arc<Metrics>, Option<AccessLogWriter>),
 /// The client of the gateway's own calls, and how connections to workers are kept.
 fn upstream(
     options: &Options,
-    runtime: &Handle,
+    runtime: &Runtime,
     lanes: usize,
     tls: &Arc<WorkerTls>,
     via: &Via,
 ) -> Result<(ControlClient, ConnectionLimits), StartError> {
     let options = ConnectionSection::from(options);
-    let resolver = Resolver::new(runtime.clone());
-    let (runtime, trust) = (runtime.clone(), Arc::clone(tls));
+    let resolver = Resolver::new(runtime.handle().clone());
+    let (runtime, trust) = (runtime.handle().clone(), Arc::clone(tls));
     let client = ControlClient::new(&options, resolver.clone(), trust, runtime, via)
         .map_err(|error| StartError::environment("make an HTTP client", error))?;
     let limits = ConnectionLimits::new(&options, lanes);
@@ -162,7 +163,26 @@ fn upstream(
     Ok((client, limits))
 }
 
-fn factory(options: &Options, metrics: &Arc<Metrics>, limits: ConnectionLimits) -> WorkerFactory {
+fn registry(
+    options: &Options,
+    metrics: &Arc<Metrics>,
+    fleet: &Arc<Fleet>,
+    limits: ConnectionLimits,
+    joining: mpsc::UnboundedSender<Arc<Endpoint>>,
+) -> Arc<Registry> {
     let health = HealthSection::from(options);
-    WorkerFactory::new(&FleetSection::from(options), &health, limits, metrics)
+    let factory = WorkerFactory::new(&FleetSection::from(options), &health, limits, metrics);
+    Arc::new(Registry::new(Arc::clone(fleet), factory, joining))
+}
+
+fn service(
+    options: &Options,
+    auth: Auth,
+    metrics: &Arc<Metrics>,
+    state: ApiState,
+    via: Via,
+) -> Result<Arc<Service>, StartError> {
+    let service = Service::new(&ServerSection::from(options), auth, metrics, state, via);
+    let service = service.map_err(|error| StartError::environment("build the routes", error))?;
+    Ok(Arc::new(service))
 }

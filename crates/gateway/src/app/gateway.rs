@@ -51,7 +51,7 @@ impl Gateway {
         let runtime = runtime.map_err(|error| StartError::environment("start a runtime", error))?;
         let control = assemble::build(
             options,
-            runtime.handle(),
+            &runtime,
             Machine {
                 lanes,
                 descriptors,

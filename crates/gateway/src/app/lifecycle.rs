@@ -12,6 +12,7 @@ use tokio::runtime::Runtime;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
+use super::access::Access;
 use super::certificates::Certificates;
 use super::error::StartError;
 use super::listen::{self, Port};
@@ -39,6 +40,7 @@ const HANDSHAKE_GRACE: Duration = Duration::from_millis(100);
 pub(super) struct Control {
     pub(super) metrics_listeners: Vec<StdTcpListener>,
     pub(super) access_log: Option<AccessLogWriter>,
+    pub(super) access: Access,
     pub(super) balancer: Arc<Balancer>,
     pub(super) live: Live,
     pub(super) metrics: Arc<Metrics>,
@@ -60,6 +62,7 @@ struct Serving {
     grace: Duration,
     metrics_addr: Option<SocketAddr>,
     access_log: Option<AccessLogWriter>,
+    access: Access,
 }
 
 impl Control {
@@ -85,6 +88,7 @@ impl Control {
 
     async fn run(self, port: Port) -> io::Result<()> {
         tokio::spawn(self.health_checks.run());
+        self.access.watch();
         let first = self.metrics_listeners.first();
         let metrics_addr = first.and_then(|listener| listener.local_addr().ok());
         let page = MetricsPage {
@@ -107,6 +111,7 @@ impl Control {
             grace: self.grace,
             metrics_addr,
             access_log: self.access_log,
+            access: self.access,
         };
         serving.run(port).await
     }
@@ -124,6 +129,9 @@ impl Serving {
         self.lanes.join();
         if let Some(access_log) = self.access_log.take() {
             access_log.finish().await;
+        }
+        if let Some(audit) = self.access.audit_writer.take() {
+            audit.finish().await;
         }
         info!("gateway stopped");
         Ok(())

@@ -1,5 +1,6 @@
 //! The gateway as a whole: put together, started, kept, stopped.
 
+mod access;
 mod assemble;
 mod certificates;
 mod error;

@@ -1,4 +1,6 @@
-//! What a route needs, and what a request brings.
+//! What a route needs.
+
+use http::Method;
 
 /// Which requests may use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,9 +9,9 @@ pub enum Access {
     Probe,
     /// All: what the models are and how they are served.
     Info,
-    /// Those with the gateway's key, when it has one: requests for workers.
+    /// Those with a key for inference, when there is one: requests for workers.
     Inference,
-    /// The same: what shows or changes the fleet.
+    /// Those with the right to control, when there is a key: what shows or changes the fleet.
     Control,
     /// The same: what shows or changes engines, whatever the method.
     Engine,
@@ -21,30 +23,17 @@ impl Access {
         matches!(self, Self::Control | Self::Engine)
     }
 
-    /// Whether the gateway's key is needed, when it has one.
+    /// Whether a request of this method shows something and changes nothing. Engines take orders
+    /// by GET, too.
+    pub(crate) fn only_shows(self, method: &Method) -> bool {
+        self != Self::Engine && matches!(*method, Method::GET | Method::HEAD)
+    }
+
+    /// Whether a key is needed, when there is one.
     pub(super) fn needs_key(self) -> bool {
         match self {
             Self::Probe | Self::Info => false,
             Self::Inference | Self::Control | Self::Engine => true,
-        }
-    }
-}
-
-/// Where a request comes from, as far as its credentials show.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Principal {
-    /// No key was needed.
-    Anonymous,
-    /// The gateway's key was shown.
-    ApiKey,
-}
-
-impl Principal {
-    /// The word for it in log lines.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Anonymous => "anonymous",
-            Self::ApiKey => "api_key",
         }
     }
 }

@@ -1,11 +1,17 @@
-//! The gateway's own key.
+//! Which credentials open which plane.
 
-use http::header::{self, HeaderMap, HeaderValue};
+use std::sync::Arc;
+
+use http::header::HeaderMap;
 use subtle::ConstantTimeEq;
 
-use super::access::{Access, Principal};
-use super::credentials::X_API_KEY;
-use crate::config::Secret;
+use super::access::Access;
+use super::client_keys::ClientKeys;
+use super::control_plane::ControlPlane;
+use super::credentials::{bearer, own_header};
+use super::issuer::Issuer;
+use super::principal::Principal;
+use crate::config::{AuthSection, Secret};
 use crate::endpoint::Vendor;
 use crate::error::Error;
 
@@ -14,61 +20,112 @@ use crate::error::Error;
 #[derive(Debug)]
 pub(crate) struct Authenticator {
     key: Option<Secret>,
+    client_keys: Option<Arc<ClientKeys>>,
+    control_plane: Option<ControlPlane>,
+}
+
+/// What a request shows, and where.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Credentials<'a> {
+    pub(crate) access: Access,
+    pub(crate) vendor: Vendor,
+    pub(crate) headers: &'a HeaderMap,
 }
 
 impl Authenticator {
-    pub(crate) fn new(key: Option<Secret>) -> Self {
-        Self { key }
-    }
-
-    /// With which right a request may use a route; without a key, every request may.
-    pub(crate) fn authorize(
-        &self,
-        access: Access,
-        vendor: Vendor,
-        headers: &HeaderMap,
-    ) -> Result<Principal, Error> {
-        let key = self.key.as_ref().filter(|_| access.needs_key());
-        let Some(key) = key else {
-            return Ok(Principal::Anonymous);
-        };
-        let key = key.expose().as_bytes();
-        let is_key = |shown: &[u8]| bool::from(shown.ct_eq(key));
-        let bearer = headers.get(header::AUTHORIZATION).and_then(bearer_token);
-        let own_header = headers
-            .get(X_API_KEY)
-            .filter(|_| vendor == Vendor::Anthropic);
-        let own_header = own_header.map(HeaderValue::as_bytes);
-        if bearer.is_some_and(is_key) || own_header.is_some_and(is_key) {
-            Ok(Principal::ApiKey)
-        } else {
-            Err(Error::Unauthorized { vendor })
+    pub(crate) fn new(
+        options: &AuthSection,
+        client_keys: Option<Arc<ClientKeys>>,
+        issuer: Option<Arc<Issuer>>,
+    ) -> Self {
+        let control_plane = options.control_plane.as_ref();
+        Self {
+            client_keys,
+            key: options.api_key.clone(),
+            control_plane: control_plane.map(|options| ControlPlane::new(options, issuer)),
         }
     }
-}
 
-/// The token after `Bearer`, whose case does not matter (RFC 9110 §11.1).
-fn bearer_token(value: &HeaderValue) -> Option<&[u8]> {
-    let (scheme, token) = value.as_bytes().split_at_checked(b"Bearer ".len())?;
-    let token = scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)?;
-    Some(token.trim_ascii())
+    /// Where a request comes from; where its route needs no key, or there is none, every request
+    /// may come.
+    ///
+    /// # Errors
+    /// No key, or none that opens the route.
+    pub(crate) fn authenticate(&self, request: Credentials<'_>) -> Result<Principal, Error> {
+        if request.access.needs_key() {
+            self.check_key(request)
+        } else {
+            Ok(Principal::Anonymous)
+        }
+    }
+
+    /// The same for the control plane: where it has credentials of its own, they open nothing
+    /// else, and nothing else opens it.
+    ///
+    /// # Errors
+    /// No credential, or none that opens the control plane.
+    pub(crate) async fn authenticate_control(
+        &self,
+        request: Credentials<'_>,
+    ) -> Result<Principal, Error> {
+        match &self.control_plane {
+            Some(control) => control.authenticate(bearer(request.headers)).await,
+            None => self.authenticate(request),
+        }
+    }
+
+    fn check_key(&self, request: Credentials<'_>) -> Result<Principal, Error> {
+        let (vendor, headers) = (request.vendor, request.headers);
+        if self.key.is_none() && self.client_keys.is_none() {
+            return Ok(Principal::Anonymous);
+        }
+        let (bearer, own) = (bearer(headers), own_header(vendor, headers));
+        if let Some(key) = &self.key {
+            let key = key.expose().as_bytes();
+            let is_key = |shown: &[u8]| bool::from(shown.ct_eq(key));
+            if bearer.is_some_and(is_key) || own.is_some_and(is_key) {
+                return Ok(Principal::ApiKey);
+            }
+        }
+        // Keys of clients never open the control plane.
+        if let Some(keys) = &self.client_keys
+            && request.access == Access::Inference
+        {
+            let found = bearer.and_then(|shown| keys.find(shown));
+            let found = found.or_else(|| own.and_then(|shown| keys.find(shown)));
+            if let Some(found) = found {
+                return Ok(Principal::Client(found));
+            }
+        }
+        Err(Error::Unauthorized { vendor })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn authorize(
-        access: Access,
-        vendor: Vendor,
-        shown: &[(&'static str, &str)],
-    ) -> Option<Principal> {
+    fn authorize(access: Access, vendor: Vendor, shown: &[(&'static str, &str)]) -> Option<String> {
         let mut headers = HeaderMap::new();
         for (name, value) in shown {
             headers.append(*name, value.parse().unwrap());
         }
-        let key = Authenticator::new(Some("s3cret".to_owned().into()));
-        key.authorize(access, vendor, &headers).ok()
+        let key = Authenticator::new(
+            &AuthSection {
+                api_key: Some("s3cret".to_owned().into()),
+                client_keys: None,
+                control_plane: None,
+            },
+            None,
+            None,
+        );
+        let request = Credentials {
+            access,
+            vendor,
+            headers: &headers,
+        };
+        let principal = key.authenticate(request).ok()?;
+        Some(principal.as_str().to_owned())
     }
 
     #[test]
@@ -76,7 +133,7 @@ mod tests {
         for access in [Access::Inference, Access::Control] {
             for right in ["Bearer s3cret", "bearer s3cret", "BEARER  s3cret"] {
                 let right = authorize(access, Vendor::OpenAi, &[("authorization", right)]);
-                assert_eq!(right, Some(Principal::ApiKey));
+                assert_eq!(right, Some("api_key".to_owned()));
             }
             for wrong in [
                 "Bearer s3cre",
@@ -101,11 +158,11 @@ mod tests {
         let authorize = |vendor, shown: &[_]| authorize(Access::Inference, vendor, shown);
         assert_eq!(
             authorize(Vendor::Anthropic, &[right]),
-            Some(Principal::ApiKey)
+            Some("api_key".to_owned())
         );
         assert_eq!(
             authorize(Vendor::Anthropic, &[bearer]),
-            Some(Principal::ApiKey)
+            Some("api_key".to_owned())
         );
         assert_eq!(authorize(Vendor::Anthropic, &[wrong]), None);
         assert_eq!(authorize(Vendor::OpenAi, &[right]), None);
@@ -115,14 +172,26 @@ mod tests {
     fn probes_and_information_need_no_key() {
         for access in [Access::Probe, Access::Info] {
             let right = authorize(access, Vendor::OpenAi, &[]);
-            assert_eq!(right, Some(Principal::Anonymous));
+            assert_eq!(right, Some("anonymous".to_owned()));
         }
     }
 
     #[test]
     fn without_a_key_every_request_may_come_in() {
-        let open = Authenticator::new(None);
-        let right = open.authorize(Access::Control, Vendor::OpenAi, &HeaderMap::new());
-        assert_eq!(right.ok(), Some(Principal::Anonymous));
+        let open = Authenticator::new(
+            &AuthSection {
+                api_key: None,
+                client_keys: None,
+                control_plane: None,
+            },
+            None,
+            None,
+        );
+        let right = open.authenticate(Credentials {
+            access: Access::Control,
+            vendor: Vendor::OpenAi,
+            headers: &HeaderMap::new(),
+        });
+        assert!(matches!(right, Ok(Principal::Anonymous)));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::auth::check_auth;
 use super::error::ConfigError;
 use super::options::Options;
 use super::origin::AllowedOrigin;
@@ -24,6 +25,7 @@ pub fn check(options: &Options) -> Result<(), ConfigError> {
     check_most(options)?;
     check_positive(options)?;
     check_headers(options)?;
+    check_auth(options)?;
     check_buckets(options)?;
     check_tls(options)?;
     unbuilt::refuse(options)
@@ -193,12 +195,6 @@ fn check_headers(options: &Options) -> Result<(), ConfigError> {
     for origin in &options.cors_allowed_origins {
         AllowedOrigin::parse(origin)
             .map_err(|why| ConfigError::invalid("cors_allowed_origins", origin, why))?;
-    }
-    if options.api_key.as_ref().is_some_and(|key| {
-        http::HeaderValue::try_from(key.expose()).is_err() || key.expose().is_empty()
-    }) {
-        let why = "must be non-empty and fit into a header";
-        return Err(ConfigError::invalid("api_key", "(masked)", why));
     }
     Ok(())
 }

@@ -78,7 +78,6 @@ features! {
     History: "history storage",
         options: [history_backend oracle_config postgres_config redis_config];
     Tracing: "tracing", options: [enable_trace otlp_traces_endpoint];
-    ControlPlaneAuth: "control-plane authentication", options: [control_plane_auth];
     Wasm: "WASM middleware", options: [enable_wasm];
     Grpc: "gRPC to workers", instead: "use http";
     Zmq: "ZMQ to workers", fields: [zmq_handshake_address];

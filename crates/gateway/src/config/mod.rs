@@ -3,9 +3,11 @@
 //! A new option is one line in `options.rs` and one line in `router_args.py`; a test in
 //! `py_test/unit` proves that flags, `RouterArgs`, `Router` keywords and this struct agree.
 
+mod auth;
 mod check;
 mod error;
 mod feature;
+mod issuer_url;
 mod live;
 mod objects;
 mod options;
@@ -16,9 +18,11 @@ mod tls;
 mod unbuilt;
 mod worker_url;
 
+pub(crate) use auth::{AuditTo, AuthSection, is_sendable};
 pub use check::check;
 pub use error::ConfigError;
 pub use feature::Feature;
+pub(crate) use issuer_url::IssuerUrl;
 pub(crate) use live::{Live, LiveSection};
 pub use objects::{
     ApiKeyEntry, ControlPlaneAuth, JwtConfig, OracleConfig, PostgresConfig, RedisConfig, Role,

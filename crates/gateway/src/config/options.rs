@@ -104,6 +104,11 @@ macro_rules! options {
         impl Options {
             /// The names, in positional order.
             pub const NAMES: &[&str] = &[$(stringify!($name),)+];
+
+            /// Whether inference needs a key, so that clients' keys are meant for the gateway.
+            pub(crate) fn clients_need_key(&self) -> bool {
+                self.api_key.is_some() || self.api_keys_file.is_some()
+            }
         }
     };
 }
@@ -382,4 +387,10 @@ options! {
     access_log: Option<String> = None;
     /// Daily files that `log_dir` and `access_log` keep each; unset means all.
     log_max_files: Option<u64> = None;
+    /// File to which a JSON object is appended for every call that shows or changes the fleet or
+    /// its engines, refused ones included.
+    audit_log: Option<String> = None;
+    /// File of keys for inference: a JSON list of objects with `name`, `key` and limits, read again
+    /// when it changes.
+    api_keys_file: Option<String> = None;
 }

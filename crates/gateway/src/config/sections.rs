@@ -5,7 +5,7 @@ use std::time::Duration;
 use routing::policy::Balance;
 use routing::{BreakerRules, MediaTokens, Params, RetryRules, Thresholds};
 
-use super::{AllowedOrigin, EngineControl, Options, PdMetadata, Secret};
+use super::{AllowedOrigin, EngineControl, Options, PdMetadata};
 
 /// No time is longer: "never" is spelt with large numbers, and sums of times must not overflow.
 const LONGEST: Duration = Duration::from_hours(24 * 365);
@@ -144,7 +144,6 @@ pub(crate) enum WorkerNames {
 /// What clients see of the gateway itself.
 #[derive(Clone, Debug)]
 pub(crate) struct ServerSection {
-    pub(crate) api_key: Option<Secret>,
     /// Empty means any.
     pub(crate) cors_allowed_origins: Vec<AllowedOrigin>,
     pub(crate) request_id_headers: Option<Vec<String>>,
@@ -217,7 +216,7 @@ impl From<&Options> for FleetSection {
             drain_timeout: seconds(options.worker_drain_timeout_secs),
             max_ejected: ejection.then_some(options.outlier_max_ejected_ratio),
             breaker: (!options.disable_circuit_breaker).then(breaker),
-            clients_need_key: options.api_key.is_some(),
+            clients_need_key: options.clients_need_key(),
             ranks_apart: options.dp_aware,
         }
     }
@@ -248,7 +247,7 @@ impl ProxySection {
             max_buffered: options.max_buffered_bytes.unwrap_or(memory / 4),
             retry_budget_ratio: options.retry_budget_ratio,
             retry_budget_floor: options.retry_budget_min_per_sec,
-            has_key: options.api_key.is_some(),
+            has_key: options.clients_need_key(),
             forward_overrides: options.forward_override_headers,
             hide_routing: options.hide_routing,
             media_tokens: MediaTokens {
@@ -267,7 +266,6 @@ impl From<&Options> for ServerSection {
         let origins = &options.cors_allowed_origins;
         let origins = origins.iter().map(|origin| AllowedOrigin::parse(origin));
         Self {
-            api_key: options.api_key.clone(),
             cors_allowed_origins: origins.filter_map(Result::ok).collect(),
             request_id_headers: options.request_id_headers.clone(),
             engine_control: options.engine_control,

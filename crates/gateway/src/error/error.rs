@@ -121,6 +121,21 @@ pub(crate) enum Error {
     /// No key, or not the right one.
     #[error("missing or invalid API key; expected {}", expected_key(*.vendor))]
     Unauthorized { vendor: Vendor },
+    /// A limit of the client's key is reached.
+    #[error("{limit} of this API key is reached; try again in {retry_after} s")]
+    KeyLimit {
+        limit: &'static str,
+        retry_after: u64,
+    },
+    /// The control plane has credentials of its own, and this is none of them.
+    #[error("control plane: {0}")]
+    ControlPlaneUnauthorized(&'static str),
+    /// A user of the control plane may look and change nothing.
+    #[error("this control plane operation needs the role admin")]
+    AdminOnly,
+    /// What is done on the control plane cannot be recorded.
+    #[error("the audit log cannot be written, so the control plane is closed")]
+    AuditUnavailable,
     /// A web page of another site asks for a change.
     #[error(
         "refused for pages of {origin}: this route changes the gateway; list the origin in --cors-allowed-origins to allow it"
@@ -192,11 +207,12 @@ impl Error {
             Self::NoAvailableWorkers { .. }
             | Self::NoWorkers
             | Self::BodyMemory { .. }
+            | Self::AuditUnavailable
             | Self::Upstream {
                 source: UpstreamError::Local(_) | UpstreamError::NameLookup(_),
                 ..
             } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::QueueFull { .. } | Self::KeyLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::BodyTimeout | Self::QueueTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::LoopDetected(_) => StatusCode::LOOP_DETECTED,
             Self::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -223,8 +239,10 @@ impl Error {
             | Self::WorkerRefused { status, .. }
             | Self::PairFailed { status, .. } => *status,
             Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
-            Self::CrossSite { .. } => StatusCode::FORBIDDEN,
+            Self::Unauthorized { .. } | Self::ControlPlaneUnauthorized(_) => {
+                StatusCode::UNAUTHORIZED
+            }
+            Self::CrossSite { .. } | Self::AdminOnly => StatusCode::FORBIDDEN,
             Self::UnknownUrl { .. }
             | Self::ModelNotFound { .. }
             | Self::StateNotFound { .. }
@@ -279,7 +297,10 @@ impl Error {
             } => "json_parse_error",
             Self::ContentType { .. } | Self::ContentEncoding(_) => "unsupported_media_type",
             Self::Form(_) => "form_parse_error",
-            Self::Unauthorized { .. } => "invalid_api_key",
+            Self::Unauthorized { .. } | Self::ControlPlaneUnauthorized(_) => "invalid_api_key",
+            Self::KeyLimit { .. } => "key_limit_reached",
+            Self::AdminOnly => "admin_role_required",
+            Self::AuditUnavailable => "audit_log_unavailable",
             Self::CrossSite { .. } => "cross_site_request",
             Self::UnknownUrl { .. } => "unknown_url",
             Self::WorkerId { .. } | Self::WorkerSpec(_) | Self::NotUp { .. } => "BAD_REQUEST",
@@ -315,6 +336,7 @@ impl Error {
             | Self::BodyMemory { .. }
             | Self::LoopDetected(_)
             | Self::NotImplemented(_)
+            | Self::AuditUnavailable
             | Self::RegistrationFailed(_) => "internal_error",
             _ => "validation_error",
         }
@@ -399,10 +421,13 @@ impl Error {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.insert("x-smg-error-code", HeaderValue::from_static(self.code()));
         match self {
-            Self::NoAvailableWorkers { retry_after } | Self::QueueFull { retry_after, .. } => {
+            Self::NoAvailableWorkers { retry_after }
+            | Self::KeyLimit { retry_after, .. }
+            | Self::QueueFull { retry_after, .. } => {
                 headers.insert(header::RETRY_AFTER, (*retry_after).into());
             }
             Self::NoWorkers
+            | Self::AuditUnavailable
             | Self::BodyMemory { .. }
             | Self::QueueTimeout { .. }
             | Self::WorkerOverloaded { .. }
@@ -414,6 +439,10 @@ impl Error {
             }
             Self::Unauthorized { .. } => {
                 let challenge = HeaderValue::from_static("Bearer realm=\"data-plane\"");
+                headers.insert(header::WWW_AUTHENTICATE, challenge);
+            }
+            Self::ControlPlaneUnauthorized(_) => {
+                let challenge = HeaderValue::from_static("Bearer realm=\"control-plane\"");
                 headers.insert(header::WWW_AUTHENTICATE, challenge);
             }
             // RFC 9110 §12.5.3: what may be sent instead.

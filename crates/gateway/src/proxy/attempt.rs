@@ -58,7 +58,7 @@ pub(super) async fn send(
     if !matches!(outcome, Outcome::Answered(101 | 200..=399)) {
         let worker = &in_flight.worker;
         let (request_id, principal) = (request.context.request_id, request.context.principal);
-        debug!(?request_id, ?principal, worker = %worker.url(), %outcome, "attempt failed");
+        debug!(?request_id, principal = principal.as_str(), worker = %worker.url(), %outcome, "attempt failed");
         note_failure(request, worker, outcome);
         // What was left of a request's time may have been too little for any worker.
         let hurried = outcome == Outcome::TimedOut

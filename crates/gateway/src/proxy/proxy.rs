@@ -157,12 +157,13 @@ impl Proxy {
         let log = errors.log.clone();
         let streams = Arc::new(AtomicBool::new(false));
         let (proxy, found) = (Arc::clone(self), Arc::clone(&streams));
-        let (lane, principal, id) = (context.lane, context.principal, context.request_id.clone());
+        let (lane, id) = (context.lane, context.request_id.clone());
+        let principal = context.principal.clone();
         let exchange = async move {
             let context = RequestContext {
                 lane,
                 request_id: &id,
-                principal,
+                principal: &principal,
                 log: &log,
             };
             let outcome = proxy.carry_events(context, &mut prepared, &found).await;

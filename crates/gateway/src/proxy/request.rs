@@ -19,8 +19,8 @@ pub(crate) struct RequestContext<'a> {
     /// The lane whose thread carries the request.
     pub(crate) lane: Lane,
     pub(crate) request_id: &'a HeaderValue,
-    /// With which right it came.
-    pub(crate) principal: Principal,
+    /// Where it comes from.
+    pub(crate) principal: &'a Principal,
     pub(crate) log: &'a RequestLog,
 }
 

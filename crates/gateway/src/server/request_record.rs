@@ -6,7 +6,7 @@ use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use crate::admission::Permit;
-use crate::auth::Principal;
+use crate::auth::{KeyShare, Principal};
 use crate::error::Error;
 use crate::proxy::ReplyError;
 use crate::telemetry::{EndedRequest, ReplyEnd, RequestLog, RouteMetrics};
@@ -28,6 +28,8 @@ pub(super) struct RequestRecord {
     /// Its share of the limits, held to the last byte.
     permit: Permit,
     pub(super) log: RequestLog,
+    /// Its share of its key's limits, held as long.
+    key_share: Option<KeyShare>,
 }
 
 impl RequestRecord {
@@ -46,6 +48,7 @@ impl RequestRecord {
             end: ReplyEnd::ClientGone,
             permit: Permit::default(),
             log: log.clone(),
+            key_share: None,
         }
     }
 
@@ -57,6 +60,11 @@ impl RequestRecord {
     /// The request has been let in.
     pub(super) fn admit(&mut self, permit: Permit) {
         self.permit = permit;
+    }
+
+    /// The request has a share of its key's limits.
+    pub(super) fn hold(&mut self, share: Option<KeyShare>) {
+        self.key_share = share;
     }
 
     /// The reply has said behind its head that the request failed.
@@ -94,7 +102,7 @@ impl RequestRecord {
     fn write_lines(&self, status: u16) {
         self.metrics.lines.write(&EndedRequest {
             id: &self.id,
-            key: self.principal.map_or("", Principal::as_str),
+            key: self.principal.as_ref().map_or("", Principal::as_str),
             method: &self.metrics.method,
             route: self.metrics.path,
             status,

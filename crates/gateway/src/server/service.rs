@@ -16,7 +16,9 @@ use super::request_record::RequestRecord;
 use super::response::{OpenRequest, Reply, strip_body};
 use super::tunnels::spawn_tunnel;
 use crate::api::{self, ApiState, Caller, Cors, Entry, RouteTable, Target};
-use crate::auth::{Access, Authenticator, Principal};
+use crate::auth::{
+    Access, Audit, AuditRecord, Authenticator, Call, Credentials, KeyShare, Principal,
+};
 use crate::config::{ServerSection, WorkerNames};
 use crate::endpoint::{Inference, Vendor};
 use crate::error::{Error, ErrorContext};
@@ -34,6 +36,7 @@ pub(crate) struct Service {
     routes: RouteTable,
     api: Router,
     authenticator: Authenticator,
+    audit: Audit,
     cors: Cors,
     ids: RequestIds,
     worker_names: WorkerNames,
@@ -49,9 +52,24 @@ struct Served {
     outcome: Result<Response<ReplyBody>, Error>,
 }
 
+/// What decides whether a request may use its route, and the record of it.
+#[derive(Debug)]
+pub(crate) struct Auth {
+    pub(crate) authenticator: Authenticator,
+    pub(crate) audit: Audit,
+}
+
+/// A request that may use its route.
+struct Granted {
+    principal: Principal,
+    audit: Option<AuditRecord>,
+    share: Option<KeyShare>,
+}
+
 impl Service {
     pub(crate) fn new(
         options: &ServerSection,
+        auth: Auth,
         metrics: &Arc<Metrics>,
         state: ApiState,
         via: Via,
@@ -60,7 +78,8 @@ impl Service {
         Ok(Self {
             routes: RouteTable::new(routes, metrics)?,
             api,
-            authenticator: Authenticator::new(options.api_key.clone()),
+            authenticator: auth.authenticator,
+            audit: auth.audit,
             cors: Cors::new(&options.cors_allowed_origins),
             ids: RequestIds::new(options.request_id_headers.as_deref()),
             worker_names: options.worker_names,
@@ -162,23 +181,25 @@ impl Service {
             }
         };
         let mut record = RequestRecord::begin(self.routes.metrics(entry), request_id, log);
-        let outcome = match self.check(entry, &request) {
-            Ok(principal) => {
-                record.authorize(principal);
+        let outcome = match self.grant(entry, request_id, &request).await {
+            Ok(granted) => {
+                record.authorize(granted.principal.clone());
+                record.hold(granted.share);
                 let context = RequestContext {
                     lane,
                     request_id,
-                    principal,
+                    principal: &granted.principal,
                     log,
                 };
-                match entry.target {
-                    Target::Relay(row) => self.relay(row, context, request, &mut record).await,
-                    Target::Tunnel(row) => {
-                        Box::pin(self.tunnel(row, context, request, &mut record)).await
-                    }
-                    // Rare, so boxed: every request's future would be larger.
-                    Target::Api => Ok(Box::pin(self.handle(context, request)).await),
+                let outcome = self.perform(entry, context, request, &mut record).await;
+                if let Some(audit) = granted.audit {
+                    audit.finish(
+                        outcome
+                            .as_ref()
+                            .map_or_else(Error::status, Response::status),
+                    );
                 }
+                outcome
             }
             Err(error) => {
                 discard_in_background(request.into_body());
@@ -193,6 +214,22 @@ impl Service {
             record,
             vendor: entry.vendor(),
             outcome,
+        }
+    }
+
+    /// Has a request that may use its route answered.
+    async fn perform(
+        &self,
+        entry: &Entry,
+        context: RequestContext<'_>,
+        request: Request<Incoming>,
+        record: &mut RequestRecord,
+    ) -> Result<Response<ReplyBody>, Error> {
+        match entry.target {
+            Target::Relay(row) => self.relay(row, context, request, record).await,
+            Target::Tunnel(row) => Box::pin(self.tunnel(row, context, request, record)).await,
+            // Rare, so boxed: every request's future would be larger.
+            Target::Api => Ok(Box::pin(self.handle(context, request)).await),
         }
     }
 
@@ -212,16 +249,78 @@ impl Service {
     }
 
     /// What holds for the requests of all routes.
-    fn check(&self, entry: &Entry, request: &Request<Incoming>) -> Result<Principal, Error> {
+    fn check(&self, entry: &Entry, request: &Request<Incoming>) -> Result<(), Error> {
         let headers = request.headers();
         if let Some(found) = self.via.find_loop(headers) {
             return Err(loop_error(found));
         }
         // The size is checked before the key: a client without one learns it, too.
         self.proxy().check_length(request)?;
-        self.cors.check_site(&entry.route, headers)?;
-        self.authenticator
-            .authorize(entry.route.access, entry.vendor(), headers)
+        self.cors.check_site(&entry.route, headers)
+    }
+
+    /// Where a request comes from, and what it holds, if it may use its route.
+    async fn grant(
+        &self,
+        entry: &Entry,
+        request_id: &HeaderValue,
+        request: &Request<Incoming>,
+    ) -> Result<Granted, Error> {
+        if entry.route.access.is_control() {
+            // Rare, and perhaps long.
+            Box::pin(self.authorize_control(entry, request_id, request)).await
+        } else {
+            self.authorize(entry, request)
+        }
+    }
+
+    /// The same where that is known at once.
+    fn authorize(&self, entry: &Entry, request: &Request<Incoming>) -> Result<Granted, Error> {
+        self.check(entry, request)?;
+        let credentials = credentials(entry, request);
+        let principal = self.authenticator.authenticate(credentials)?;
+        Ok(Granted {
+            share: principal.enter()?,
+            audit: None,
+            principal,
+        })
+    }
+
+    /// The same for a call of the control plane, which is recorded where that is wanted.
+    async fn authorize_control(
+        &self,
+        entry: &Entry,
+        request_id: &HeaderValue,
+        request: &Request<Incoming>,
+    ) -> Result<Granted, Error> {
+        let method = request.method();
+        let call = Call {
+            method,
+            path: request.uri().path(),
+            route: entry.route.path,
+            request_id,
+        };
+        let credentials = credentials(entry, request);
+        let came = match self.check(entry, request) {
+            Ok(()) => self.authenticator.authenticate_control(credentials).await,
+            Err(error) => Err(error),
+        };
+        let principal = came.inspect_err(|error| self.audit.deny(call, None, error))?;
+        let allowed = principal.check_role(entry.route.access, method);
+        match allowed.and_then(|()| self.audit.check()) {
+            Ok(()) => {
+                let audit = self.audit.allow(call, &principal);
+                Ok(Granted {
+                    principal,
+                    audit,
+                    share: None,
+                })
+            }
+            Err(error) => {
+                self.audit.deny(call, Some(&principal), &error);
+                Err(error)
+            }
+        }
     }
 
     /// The right that the route of a browser's request needs: of the request itself, or of the
@@ -274,12 +373,20 @@ impl Service {
         request.extensions_mut().insert(Caller {
             lane: context.lane,
             request_id: context.request_id.clone(),
-            principal: context.principal,
+            principal: context.principal.clone(),
             log: RequestLog::default(),
         });
         let response: Result<_, Infallible> = self.api.clone().oneshot(request).await;
         let Ok(response) = response;
         response.map(ReplyBody::Api)
+    }
+}
+
+fn credentials<'a>(entry: &Entry, request: &'a Request<Incoming>) -> Credentials<'a> {
+    Credentials {
+        access: entry.route.access,
+        vendor: entry.vendor(),
+        headers: request.headers(),
     }
 }
 

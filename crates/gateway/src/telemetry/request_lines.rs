@@ -42,7 +42,7 @@ pub(crate) enum ReplyEnd {
 pub(crate) struct EndedRequest<'a> {
     pub(crate) id: &'a HeaderValue,
     /// The key that it came with, by its name.
-    pub(crate) key: &'static str,
+    pub(crate) key: &'a str,
     pub(crate) method: &'a str,
     pub(crate) route: &'static str,
     pub(crate) status: u16,

@@ -42,6 +42,14 @@ pub(crate) struct Worker {
     pub(super) deregistrations: IntCounterVec,
 }
 
+/// Keys of clients.
+#[derive(Debug)]
+pub(super) struct Keys {
+    pub(super) requests: IntCounterVec,
+    pub(super) refused: IntCounterVec,
+    pub(super) reloads: IntCounterVec,
+}
+
 /// Breakers and retries.
 #[derive(Debug)]
 pub(crate) struct Resilience {
@@ -152,6 +160,28 @@ impl Worker {
                 "smg_discovery_deregistrations_total",
                 "workers told to leave",
                 &["source", "reason"],
+            )?,
+        })
+    }
+}
+
+impl Keys {
+    pub(super) fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            requests: maker.counter(
+                "smg_api_key_requests_total",
+                "requests with a key of the file of keys",
+                &["key"],
+            )?,
+            refused: maker.counter(
+                "smg_api_key_refused_total",
+                "requests refused by a limit of their key",
+                &["key", "limit"],
+            )?,
+            reloads: maker.counter(
+                "smg_api_keys_reloads_total",
+                "changes of the file of keys",
+                &["result"],
             )?,
         })
     }

@@ -74,6 +74,34 @@ impl WorkerMetrics {
     }
 }
 
+/// The handles of a client's key.
+#[derive(Debug)]
+pub(crate) struct KeyMetrics {
+    /// The name that its series have.
+    pub(crate) label: String,
+    /// Requests that showed it.
+    pub(crate) requests: IntCounter,
+    pub(super) all_requests: IntCounterVec,
+    pub(super) all_refused: IntCounterVec,
+}
+
+impl KeyMetrics {
+    /// A limit of the key was reached.
+    pub(crate) fn refused(&self, limit: &str) {
+        let labels = [self.label.as_str(), limit];
+        self.all_refused.with_label_values(&labels).inc();
+    }
+
+    /// The key has been withdrawn: its series are removed.
+    pub(crate) fn forget(&self) {
+        // Another key of the same label may have removed them before.
+        let _ = self.all_requests.remove_label_values(&[&self.label]);
+        for limit in ["rpm_limit", "max_parallel_requests"] {
+            let _ = self.all_refused.remove_label_values(&[&self.label, limit]);
+        }
+    }
+}
+
 /// The handles of admission.
 #[derive(Debug)]
 pub(crate) struct AdmissionMetrics {

@@ -8,8 +8,8 @@ use prometheus::{IntCounter, IntCounterVec, Registry, TextEncoder};
 use routing::PolicyKind;
 use tracing::warn;
 
-use super::families::{Http, Resilience, Router, Worker};
-use super::handles::{AdmissionMetrics, HTTP, REGULAR, RouteMetrics, WorkerMetrics};
+use super::families::{Http, Keys, Resilience, Router, Worker};
+use super::handles::{AdmissionMetrics, HTTP, KeyMetrics, REGULAR, RouteMetrics, WorkerMetrics};
 use super::model::{ModelMetrics, Models};
 use super::policy::{BranchMetrics, Policies};
 use super::registry::Maker;
@@ -40,6 +40,7 @@ pub(crate) struct Metrics {
     /// About failures.
     pub(crate) resilience: Resilience,
     policies: Policies,
+    keys: Keys,
     /// By model.
     pub(super) models: Arc<Models>,
     local_fault_lines: LogLimit,
@@ -63,6 +64,7 @@ impl Metrics {
             "log lines that were not written, for their writer fell behind or failed",
             &["log"],
         )?;
+        let keys = Keys::new(&maker)?;
         Ok(Self {
             registry,
             http,
@@ -71,6 +73,7 @@ impl Metrics {
             worker,
             resilience,
             policies,
+            keys,
             local_fault_lines: LogLimit::default(),
             dropped_lines,
             lines: Arc::default(),
@@ -145,6 +148,21 @@ impl Metrics {
             outcomes: self.resilience.cb_outcomes.clone(),
             transitions: self.resilience.cb_transitions.clone(),
         }
+    }
+
+    /// The handles of a client's key, or of all that have this label.
+    pub(crate) fn key(&self, label: &str) -> KeyMetrics {
+        KeyMetrics {
+            label: label.to_owned(),
+            requests: self.keys.requests.with_label_values(&[label]),
+            all_requests: self.keys.requests.clone(),
+            all_refused: self.keys.refused.clone(),
+        }
+    }
+
+    /// The file of clients' keys has changed.
+    pub(crate) fn keys_reloaded(&self, result: &str) {
+        self.keys.reloads.with_label_values(&[result]).inc();
     }
 
     /// The handles of admission.

@@ -8,7 +8,7 @@ mod model;
 mod policy;
 mod registry;
 
-pub(crate) use handles::{AdmissionMetrics, RouteMetrics, WorkerMetrics};
+pub(crate) use handles::{AdmissionMetrics, KeyMetrics, RouteMetrics, WorkerMetrics};
 pub(crate) use metrics::Metrics;
 pub(crate) use model::{ModelMetrics, UNKNOWN_MODEL};
 pub(crate) use policy::BranchMetrics;

@@ -1,0 +1,317 @@
+//! The keys of clients, by the file that names them, as it is now.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::task::spawn_blocking;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{error, info};
+
+use super::digest::KeyDigest;
+use super::key_file::{self, KeyEntry, KeyFileError, Stamp};
+use super::key_limits::{KeyLimits, KeyShare, Reached};
+use crate::error::Error;
+use crate::telemetry::{KeyMetrics, Metrics};
+
+/// Pause between looks at the file.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Keys with series of their own; the others are counted together.
+const MAX_SERIES: usize = 200;
+/// The name under which those are counted.
+const OTHERS: &str = "other";
+
+/// A client's key.
+#[derive(Debug)]
+pub(crate) struct ClientKey {
+    pub(super) name: String,
+    limits: Option<Arc<KeyLimits>>,
+    metrics: KeyMetrics,
+}
+
+impl ClientKey {
+    /// Lets a request in under the key's limits; `None` where it has none.
+    ///
+    /// # Errors
+    /// [`Error::KeyLimit`].
+    pub(super) fn enter(&self) -> Result<Option<KeyShare>, Error> {
+        let Some(limits) = &self.limits else {
+            return Ok(None);
+        };
+        let share = limits.enter().map_err(|Reached { limit, wait }| {
+            self.metrics.refused(limit);
+            Error::KeyLimit {
+                limit,
+                retry_after: wait.as_secs() + u64::from(wait.subsec_nanos() > 0),
+            }
+        })?;
+        Ok(Some(share))
+    }
+}
+
+type Table = HashMap<KeyDigest, Arc<ClientKey>>;
+
+/// The keys in force.
+#[derive(Debug)]
+pub(crate) struct ClientKeys {
+    path: PathBuf,
+    table: ArcSwap<Table>,
+    /// The file when it was last read; `None` where it was not there.
+    seen: Mutex<Option<Stamp>>,
+    metrics: Arc<Metrics>,
+}
+
+impl ClientKeys {
+    /// Reads the file. Blocks.
+    ///
+    /// # Errors
+    /// It cannot be read or used.
+    pub(crate) fn open(path: &Path, metrics: &Arc<Metrics>) -> Result<Arc<Self>, KeyFileError> {
+        // Before the file is read: a change meanwhile is seen later.
+        let seen = Stamp::of(path)?;
+        let keys = Self {
+            path: path.to_owned(),
+            table: ArcSwap::default(),
+            seen: Mutex::new(Some(seen)),
+            metrics: Arc::clone(metrics),
+        };
+        keys.replace(key_file::read(path)?);
+        Ok(Arc::new(keys))
+    }
+
+    /// The key that a client shows; it counts as used.
+    pub(super) fn find(&self, shown: &[u8]) -> Option<Arc<ClientKey>> {
+        let table = self.table.load();
+        // By digest: how long it takes says nothing about a key.
+        let key = table.get(&KeyDigest::of(shown))?;
+        key.metrics.requests.inc();
+        Some(Arc::clone(key))
+    }
+
+    /// Keeps the keys as the file has them; runs until dropped.
+    pub(crate) async fn watch(self: Arc<Self>) {
+        let mut ticks = interval(LOOK_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let keys = Arc::clone(&self);
+            // A volume that does not answer holds up a thread of its own only.
+            let _ = spawn_blocking(move || keys.look()).await;
+        }
+    }
+
+    /// Reads the file again if it has changed. Blocks.
+    fn look(&self) {
+        let stamp = Stamp::of(&self.path);
+        {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            if stamp.as_ref().ok() == seen.as_ref() {
+                return;
+            }
+            *seen = stamp.as_ref().ok().copied();
+        }
+        let read = stamp.map_err(KeyFileError::from);
+        let path = self.path.display();
+        match read.and_then(|_| key_file::read(&self.path)) {
+            Ok(entries) => {
+                let keys = entries.len();
+                self.replace(entries);
+                self.metrics.keys_reloaded("success");
+                info!(%path, keys, "keys of clients have changed");
+            }
+            Err(why) => {
+                self.metrics.keys_reloaded("failure");
+                error!(%path, %why, "keys of clients cannot be read, the old ones stay in force");
+            }
+        }
+    }
+
+    fn replace(&self, entries: Vec<KeyEntry>) {
+        let before = self.table.load_full();
+        let old: HashMap<_, _> = before
+            .values()
+            .map(|key| (key.name.as_str(), key))
+            .collect();
+        let make = |(at, entry): (usize, KeyEntry)| {
+            let label = if at < MAX_SERIES { &entry.name } else { OTHERS };
+            let metrics = self.metrics.key(label);
+            let digest = KeyDigest::of(entry.key.expose().as_bytes());
+            // What a key has taken of limits that stay is not forgotten.
+            let rules = entry.rules();
+            let before = old.get(entry.name.as_str());
+            let before = before.and_then(|key| key.limits.as_ref());
+            let same = before.filter(|limits| limits.rules == rules).cloned();
+            let limits = same.or_else(|| KeyLimits::new(rules));
+            let key = ClientKey {
+                name: entry.name,
+                limits,
+                metrics,
+            };
+            (digest, Arc::new(key))
+        };
+        let new: Arc<Table> = Arc::new(entries.into_iter().enumerate().map(make).collect());
+        self.table.store(Arc::clone(&new));
+        let counted: HashSet<_> = new.values().map(|key| &key.metrics.label).collect();
+        for key in before.values() {
+            if !counted.contains(&key.metrics.label) {
+                key.metrics.forget();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    struct Stage {
+        dir: PathBuf,
+        metrics: Arc<Metrics>,
+    }
+
+    impl Stage {
+        fn new(name: &str) -> Self {
+            let dir = format!("smg-keys-{}-{name}", std::process::id());
+            let dir = std::env::temp_dir().join(dir);
+            fs::create_dir_all(&dir).unwrap();
+            let metrics = Arc::new(Metrics::new(None).unwrap());
+            Self { dir, metrics }
+        }
+
+        fn write(&self, file: &str, names: &[&str]) -> PathBuf {
+            let entry = |name| format!(r#"{{"name": "{name}", "key": "sk-{name}"}}"#);
+            let list: Vec<_> = names.iter().map(entry).collect();
+            let path = self.dir.join(file);
+            fs::write(&path, format!("[{}]", list.join(","))).unwrap();
+            path
+        }
+    }
+
+    impl Drop for Stage {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    fn open_to(keys: &ClientKeys) -> Vec<&'static str> {
+        let all = ["a", "b", "c"].into_iter();
+        let found = |name: &&str| {
+            let found = keys.find(format!("sk-{name}").as_bytes());
+            found.is_some_and(|key| key.name == *name)
+        };
+        all.filter(found).collect()
+    }
+
+    #[test]
+    fn keys_follow_the_file_when_it_is_written_renamed_or_a_link_is_swapped() {
+        let stage = Stage::new("follow");
+        let path = stage.write("keys.json", &["a"]);
+        let keys = ClientKeys::open(&path, &stage.metrics).unwrap();
+        assert_eq!(open_to(&keys), ["a"]);
+        stage.write("keys.json", &["a", "b"]);
+        keys.look();
+        assert_eq!(open_to(&keys), ["a", "b"]);
+        fs::rename(stage.write("next.json", &["c"]), &path).unwrap();
+        keys.look();
+        assert_eq!(open_to(&keys), ["c"]);
+        // As Kubernetes does for mounted secrets.
+        let (one, two) = (stage.write("1.json", &["a"]), stage.write("2.json", &["b"]));
+        let (link, next) = (stage.dir.join("link"), stage.dir.join("next"));
+        symlink(one, &link).unwrap();
+        let keys = ClientKeys::open(&link, &stage.metrics).unwrap();
+        symlink(two, &next).unwrap();
+        fs::rename(&next, &link).unwrap();
+        keys.look();
+        assert_eq!(open_to(&keys), ["b"]);
+    }
+
+    #[test]
+    fn broken_or_absent_file_keeps_the_last_good_one_and_is_counted_once() {
+        let stage = Stage::new("broken");
+        let path = stage.write("keys.json", &["a"]);
+        let keys = ClientKeys::open(&path, &stage.metrics).unwrap();
+        fs::write(&path, "[{").unwrap();
+        keys.look();
+        keys.look();
+        fs::remove_file(&path).unwrap();
+        keys.look();
+        keys.look();
+        assert_eq!(open_to(&keys), ["a"]);
+        stage.write("keys.json", &["b"]);
+        keys.look();
+        assert_eq!(open_to(&keys), ["b"]);
+        let page = stage.metrics.render().unwrap();
+        for line in [
+            "smg_api_keys_reloads_total{result=\"failure\"} 2\n",
+            "smg_api_keys_reloads_total{result=\"success\"} 1\n",
+        ] {
+            assert!(page.contains(line), "{page}");
+        }
+    }
+
+    #[test]
+    fn what_was_taken_of_limits_that_stay_is_not_forgotten() {
+        let stage = Stage::new("limits");
+        let write = |rpm: u32, more: &str| {
+            let path = stage.dir.join("keys.json");
+            let entry = format!(r#"{{"name": "a", "key": "sk-a", "rpm_limit": {rpm}}}"#);
+            fs::write(&path, format!("[{entry}{more}]")).unwrap();
+            path
+        };
+        let keys = ClientKeys::open(&write(1, ""), &stage.metrics).unwrap();
+        let enter = || keys.find(b"sk-a").unwrap().enter();
+        assert!(enter().is_ok() && enter().is_err());
+        write(1, r#", {"name": "b", "key": "sk-b"}"#);
+        keys.look();
+        assert!(enter().is_err());
+        assert!(matches!(keys.find(b"sk-b").unwrap().enter(), Ok(None)));
+        write(60, "");
+        keys.look();
+        assert!(enter().is_ok());
+        let page = stage.metrics.render().unwrap();
+        let line = "smg_api_key_refused_total{key=\"a\",limit=\"rpm_limit\"} 2\n";
+        assert!(page.contains(line), "{page}");
+        fs::write(stage.dir.join("keys.json"), "[]").unwrap();
+        keys.look();
+        let page = stage.metrics.render().unwrap();
+        assert!(!page.contains("smg_api_key_refused_total{"), "{page}");
+    }
+
+    #[test]
+    fn series_are_bounded_and_go_with_their_keys() {
+        let stage = Stage::new("series");
+        let names: Vec<_> = (0..MAX_SERIES + 50).map(|at| format!("k{at}")).collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let path = stage.write("keys.json", &names);
+        let keys = ClientKeys::open(&path, &stage.metrics).unwrap();
+        for name in &names {
+            assert!(keys.find(format!("sk-{name}").as_bytes()).is_some());
+        }
+        let page = stage.metrics.render().unwrap();
+        assert_eq!(
+            page.matches("smg_api_key_requests_total{").count(),
+            MAX_SERIES + 1
+        );
+        assert!(page.contains("smg_api_key_requests_total{key=\"other\"} 50\n"));
+        stage.write("keys.json", &["k1"]);
+        keys.look();
+        let page = stage.metrics.render().unwrap();
+        assert_eq!(page.matches("smg_api_key_requests_total{").count(), 1);
+        // What was counted of a key that stays is kept.
+        assert!(page.contains("smg_api_key_requests_total{key=\"k1\"} 1\n"));
+    }
+
+    #[test]
+    fn file_that_is_absent_or_broken_at_first_is_an_error() {
+        let stage = Stage::new("absent");
+        let path = stage.dir.join("keys.json");
+        assert!(ClientKeys::open(&path, &stage.metrics).is_err());
+        fs::write(&path, "keys").unwrap();
+        assert!(ClientKeys::open(&path, &stage.metrics).is_err());
+    }
+}

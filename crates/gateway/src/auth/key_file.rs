@@ -1,0 +1,178 @@
+//! The file of clients' keys.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::num::NonZeroU32;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use super::key_limits::KeyRules;
+use crate::config::{Secret, is_sendable};
+
+/// Largest file, bytes.
+const MAX_FILE: u64 = 16 * 1024 * 1024;
+/// Most keys in a file.
+const MAX_KEYS: usize = 10_000;
+/// Longest name of a key, bytes.
+const MAX_NAME: usize = 64;
+
+/// Why a file of keys cannot be used. No message repeats what the file says.
+#[derive(Debug, Error)]
+pub(crate) enum KeyFileError {
+    #[error("cannot be read: {0}")]
+    Unreadable(#[from] io::Error),
+    #[error("is larger than {MAX_FILE} bytes")]
+    TooLarge,
+    /// Its own words may repeat a key, so they are left out.
+    #[error(
+        "is not a JSON list of objects with name, key and optional limits: line {line}, column {column}"
+    )]
+    NotKeys { line: usize, column: usize },
+    #[error("has more than {MAX_KEYS} keys")]
+    TooMany,
+    #[error("key {0}: the name must have 1 to {MAX_NAME} bytes without control characters")]
+    Name(usize),
+    #[error("key {0}: the key must be non-empty and fit into a header")]
+    Key(usize),
+    #[error("key {0}: another key has the same name")]
+    SameName(usize),
+    #[error("key {0}: another name has the same key")]
+    SameKey(usize),
+}
+
+/// A key as the file has it; the names of limits are those of `LiteLLM`'s keys.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KeyEntry {
+    pub(super) name: String,
+    pub(super) key: Secret,
+    /// Requests per minute.
+    rpm_limit: Option<NonZeroU32>,
+    /// Requests at a time, to their last byte.
+    max_parallel_requests: Option<NonZeroU32>,
+}
+
+impl KeyEntry {
+    pub(super) fn rules(&self) -> KeyRules {
+        KeyRules {
+            rpm_limit: self.rpm_limit,
+            max_parallel_requests: self.max_parallel_requests,
+        }
+    }
+}
+
+/// The state of a file, which differs from one change to the next. A symlink is followed, so that it may be swapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    place: (u64, u64),
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
+        let found = path.metadata()?;
+        Ok(Self {
+            place: (found.dev(), found.ino()),
+            size: found.size(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
+    }
+}
+
+/// Reads a file of keys. Blocks.
+///
+/// # Errors
+/// The first reason why it cannot be used; keys count from 1.
+pub(super) fn read(path: &Path) -> Result<Vec<KeyEntry>, KeyFileError> {
+    let mut text = Vec::new();
+    File::open(path)?
+        .take(MAX_FILE + 1)
+        .read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(KeyFileError::TooLarge);
+    }
+    parse(&text)
+}
+
+fn parse(text: &[u8]) -> Result<Vec<KeyEntry>, KeyFileError> {
+    let entries: Vec<KeyEntry> =
+        serde_json::from_slice(text).map_err(|error| KeyFileError::NotKeys {
+            line: error.line(),
+            column: error.column(),
+        })?;
+    if entries.len() > MAX_KEYS {
+        return Err(KeyFileError::TooMany);
+    }
+    let (mut names, mut keys) = (HashSet::new(), HashSet::new());
+    for (number, entry) in (1..).zip(&entries) {
+        let name = &entry.name;
+        if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
+            return Err(KeyFileError::Name(number));
+        }
+        if !is_sendable(&entry.key) {
+            return Err(KeyFileError::Key(number));
+        }
+        if !names.insert(name) {
+            return Err(KeyFileError::SameName(number));
+        }
+        if !keys.insert(entry.key.expose()) {
+            return Err(KeyFileError::SameKey(number));
+        }
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn list_of_names_and_keys_is_read() {
+        let text = br#"[{"name": "a", "key": "sk-1"}, {"name": "b", "key": "sk-2"}]"#;
+        let names: Vec<_> = parse(text).unwrap().into_iter().map(|it| it.name).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(parse(b"[]").unwrap().is_empty());
+    }
+
+    #[test]
+    fn broken_file_is_refused_and_no_message_repeats_a_key() {
+        for (text, why) in [
+            (r#"["sk-1"]"#, "line 1, column 7"),
+            (r#"{"keys": "sk-1"}"#, "line 1"),
+            (r#"[{"name": "a", "key": "sk-1""#, "line 1"),
+            (r#"[{"name": "a", "key": 5}]"#, "line 1"),
+            (r#"[{"name": "a", "key": "sk-1", "sk-1": 5}]"#, "line 1"),
+            (
+                r#"[{"name": "a", "key": "sk-1", "rpm_limit": 0}]"#,
+                "line 1",
+            ),
+            (
+                r#"[{"name": "a", "key": "sk-1", "tpm_limit": 9}]"#,
+                "line 1",
+            ),
+            (r#"[{"name": "", "key": "sk-1"}]"#, "key 1: the name"),
+            (r#"[{"name": "a\n", "key": "sk-1"}]"#, "key 1: the name"),
+            (r#"[{"name": "a", "key": ""}]"#, "key 1: the key"),
+            (r#"[{"name": "a", "key": "sk-1 "}]"#, "key 1: the key"),
+            (
+                r#"[{"name": "a", "key": "sk-1"}, {"name": "a", "key": "sk-2"}]"#,
+                "key 2: another key",
+            ),
+            (
+                r#"[{"name": "a", "key": "sk-1"}, {"name": "b", "key": "sk-1"}]"#,
+                "key 2: another name",
+            ),
+        ] {
+            let error = parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(why), "{text}: {error}");
+            assert!(!error.contains("sk-1") && !error.contains('5'), "{error}");
+        }
+    }
+}
