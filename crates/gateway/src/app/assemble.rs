@@ -48,9 +48,8 @@ pub(super) fn build(
 ) -> Result<Control, StartError> {
     let (lanes, via, shutdown) = (machine.lanes, Via::new(), Shutdown::default());
     let (metrics_listeners, (metrics, access_log)) = (listen::metrics(options)?, metrics(options)?);
-    let (certificates, live) = (Certificates::new(options, &metrics)?, Live::new(options));
-    let fleet = Fleet::new(FleetSection::from(options));
-    let admission_options = AdmissionSection::from(options);
+    let certificates = Certificates::new(options, &metrics)?;
+    let (fleet, live) = (Fleet::new(FleetSection::from(options)), Live::new(options));
     let (client, limits) = upstream(options, runtime, lanes, &certificates.workers, &via)?;
     let clients = ClientSection::new(options, machine.descriptors);
     let (auth, access) = access::build(options, &metrics, &client, runtime)?;
@@ -66,8 +65,8 @@ pub(super) fn build(
         registry: Arc::clone(&registry),
         joined,
     };
-    let balancer = balancer(options, &fleet, &admission_options);
-    let admission = Arc::new(Admission::new(&admission_options, &metrics));
+    let balancer = balancer(options, &fleet);
+    let admission = Arc::new(Admission::new(&AdmissionSection::from(options), &metrics));
     let cpu_pool = CpuPool::new().map_err(|e| StartError::environment("start threads", e))?;
     let section = ProxySection::new(options, machine.memory, lanes);
     let calls = WorkerCalls::new(&section, &via, client.clone(), &cpu_pool);
@@ -77,7 +76,7 @@ pub(super) fn build(
         fleet: Arc::clone(&fleet),
         balancer: Arc::clone(&balancer),
         registry,
-        proxy,
+        proxy: Arc::clone(&proxy),
         orders: Orders::new(client.clone(), seconds(options.engine_control_timeout_secs)),
         fan_out: FanOut::new(Arc::clone(&fleet), client.clone()),
         client,
@@ -100,6 +99,7 @@ pub(super) fn build(
         clients,
         health_checks,
         certificates,
+        proxy,
         maintenance: maintenance(options, &balancer, &admission),
         balancer,
         admission,
@@ -108,13 +108,14 @@ pub(super) fn build(
     })
 }
 
-fn balancer(options: &Options, fleet: &Arc<Fleet>, admission: &AdmissionSection) -> Arc<Balancer> {
+fn balancer(options: &Options, fleet: &Arc<Fleet>) -> Arc<Balancer> {
     let params = Params::from(options);
     let (prefill, decode) = (options.prefill_policy, options.decode_policy);
     let kinds = RoleKinds::new(options.policy, prefill, decode);
     let policies = RolePolicies::new(kinds, move |kind| kind.build(&params));
     let matching = ModelMatching::from(options);
-    Balancer::new(Arc::clone(fleet), policies, admission, matching)
+    let admission = AdmissionSection::from(options);
+    Balancer::new(Arc::clone(fleet), policies, &admission, matching)
 }
 
 fn maintenance(

@@ -17,7 +17,7 @@ use super::stopped::Stopped;
 use crate::config::{ConfigError, Live, Options, check};
 use crate::fleet::{Fleet, suspect};
 use crate::shutdown::Shutdown;
-use crate::telemetry::logging;
+use crate::telemetry::{Metrics, logging};
 
 /// A running gateway. Dropping it ends requests in flight.
 #[derive(Debug)]
@@ -28,6 +28,7 @@ pub struct Gateway {
     stopped: Arc<Stopped>,
     fleet: Arc<Fleet>,
     live: Live,
+    metrics: Arc<Metrics>,
 }
 
 impl Gateway {
@@ -62,7 +63,7 @@ impl Gateway {
         let metrics_addr = metrics_listener.map(listen::local_addr).transpose()?;
         let (shutdown, fleet) = (control.shutdown.clone(), &control.balancer.fleet);
         let fleet = Arc::clone(fleet);
-        let live = control.live.clone();
+        let (live, metrics) = (control.live.clone(), Arc::clone(&control.metrics));
         let per_worker = control.balancer.limits().map(|limits| limits.per_worker);
         let limits = control.admission.summary(per_worker);
         let what = match port.sharing() {
@@ -81,6 +82,7 @@ impl Gateway {
             stopped,
             fleet,
             live,
+            metrics,
         })
     }
 
@@ -125,7 +127,9 @@ impl Gateway {
     /// # Errors
     /// Names the option, and why.
     pub fn reload(&self, options: &Options) -> Result<(), ConfigError> {
-        self.live.reload(options)
+        let reloaded = self.live.reload(options);
+        self.metrics.reloaded(reloaded.is_ok());
+        reloaded
     }
 
     /// Why it ended without being asked to: a port that could not be listened on, a lost thread.

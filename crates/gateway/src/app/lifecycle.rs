@@ -22,6 +22,7 @@ use crate::admission::Admission;
 use crate::balancer::Balancer;
 use crate::config::{ClientSection, Live};
 use crate::fleet::HealthChecks;
+use crate::proxy::Proxy;
 use crate::server::{Lanes, Listeners, MetricsPage, serve_metrics};
 use crate::shutdown::Shutdown;
 use crate::telemetry::{AccessLogWriter, Metrics};
@@ -45,6 +46,7 @@ pub(super) struct Control {
     pub(super) live: Live,
     pub(super) metrics: Arc<Metrics>,
     pub(super) admission: Arc<Admission>,
+    pub(super) proxy: Arc<Proxy>,
     pub(super) lanes: Lanes,
     pub(super) clients: ClientSection,
     pub(super) health_checks: HealthChecks,
@@ -95,6 +97,7 @@ impl Control {
             metrics: self.metrics,
             balancer: Arc::clone(&self.balancer),
             admission: Arc::clone(&self.admission),
+            proxy: Some(self.proxy),
         };
         let listeners = self.metrics_listeners.into_iter();
         let listeners = listeners.map(TcpListener::from_std);

@@ -77,6 +77,11 @@ impl Balancer {
         self.policies.keys()
     }
 
+    /// Bytes of memory that indexes of prompts use, where a policy has one.
+    pub(crate) fn index_bytes(&self) -> Option<usize> {
+        self.policies.index_bytes()
+    }
+
     /// Frees routing state that is no longer needed.
     pub(crate) fn sweep_policies(&self) {
         self.policies.sweep(self.fleet.now());

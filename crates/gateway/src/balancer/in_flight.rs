@@ -23,6 +23,8 @@ pub(crate) struct InFlight {
     /// It decides about a half-open breaker.
     trial: Option<Trial>,
     finished: bool,
+    /// Its routing key's number among those of the worker.
+    key: Option<u64>,
     /// When it began and for how many tokens, where workers are compared.
     measured: Option<(Instant, u64)>,
 }
@@ -60,8 +62,16 @@ impl InFlight {
             lease: Some(prompt.lease),
             trial,
             finished: false,
+            key: None,
             measured: compared.map(|_| (Instant::now(), prompt.tokens)),
         }
+    }
+
+    /// The same of a request with a routing key.
+    pub(super) fn with_key(mut self, key: Option<&str>) -> Self {
+        let key = key.filter(|key| !key.is_empty());
+        self.key = key.map(|key| self.worker.active_keys.enter(key));
+        self
     }
 
     /// For a request without a prompt that no policy placed.
@@ -121,6 +131,9 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.finish(Outcome::Abandoned);
         drop(self.lease.take());
+        if let Some(key) = self.key {
+            self.worker.active_keys.leave(key);
+        }
         self.balancer.request_finished(&self.worker);
     }
 }

@@ -230,6 +230,13 @@ impl ModelPolicies {
         keys.reduce(|one, other| one + other)
     }
 
+    /// Bytes of all instances' indexes of prompts, where any has one.
+    pub(super) fn index_bytes(&self) -> Option<usize> {
+        let instances = self.all().into_iter();
+        let bytes = instances.filter_map(|instance| instance.policy.index_bytes());
+        bytes.reduce(|one, other| one + other)
+    }
+
     /// Frees routing state that is no longer needed.
     pub(super) fn sweep(&self, now: Duration) {
         self.each(|policy| policy.sweep(now));

@@ -90,6 +90,13 @@ impl RolePolicies {
         keys.reduce(|one, other| one + other)
     }
 
+    /// Bytes of all instances' indexes of prompts, where any has one.
+    pub(super) fn index_bytes(&self) -> Option<usize> {
+        let bytes = self.each().into_iter();
+        let bytes = bytes.filter_map(ModelPolicies::index_bytes);
+        bytes.reduce(|one, other| one + other)
+    }
+
     /// Frees routing state that is no longer needed.
     pub(super) fn sweep(&self, now: Duration) {
         for policies in self.each() {

@@ -190,6 +190,7 @@ impl<'a> View<'a> {
             worker.turns.spend();
         }
         let prompt = PromptLoad { tokens, lease };
-        Some(InFlight::new(self.balancer, worker, prompt, trial))
+        let in_flight = InFlight::new(self.balancer, worker, prompt, trial);
+        Some(in_flight.with_key(self.request.routing_key))
     }
 }

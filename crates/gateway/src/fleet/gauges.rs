@@ -3,51 +3,74 @@
 use prometheus::IntGaugeVec;
 
 use super::fleet::Fleet;
+use super::worker::Worker;
 use crate::telemetry::Metrics;
 
 /// Sets the gauges to what the fleet is now.
 pub(crate) fn update_gauges(fleet: &Fleet, metrics: &Metrics) {
     let (gauges, breakers) = (&metrics.worker, &metrics.resilience);
-    gauges.pool_size.reset();
-    gauges.requests_active.reset();
-    gauges.health.reset();
-    for breaker in [
+    for gauge in [
+        &gauges.pool_size,
+        &gauges.connections_active,
+        &gauges.requests_active,
+        &gauges.queued_tokens,
+        &gauges.routing_keys_active,
+        &gauges.health,
         &breakers.cb_state,
         &breakers.cb_failures,
         &breakers.cb_successes,
     ] {
-        breaker.reset();
+        gauge.reset();
     }
-    let mut active = 0;
+    // It is there without a worker, too.
+    let all = gauges
+        .connections_active
+        .with_label_values(&["regular", "http"]);
+    all.set(0);
     for worker in fleet.workers().iter() {
-        let name = worker.name();
-        let url = &*name;
-        let requests = i64::try_from(worker.load.requests()).unwrap_or(i64::MAX);
-        active += requests;
-        gauges
-            .requests_active
-            .with_label_values(&[url])
-            .add(requests);
-        let health = gauges.health.with_label_values(&[url]);
-        health.set(health.get().max(worker.is_ready().into()));
-        worker.with_state(|state| {
-            let Some(breaker) = &state.breaker else {
-                return;
-            };
-            let set = |gauge: &IntGaugeVec, value| gauge.with_label_values(&[url]).set(value);
-            let failures = i64::try_from(breaker.failures()).unwrap_or(i64::MAX);
-            set(&breakers.cb_state, breaker.circuit().as_number());
-            set(&breakers.cb_failures, failures);
-            set(&breakers.cb_successes, breaker.successes().into());
-        });
-        let info = worker.endpoint.model_info.load();
-        gauges
-            .pool_size
-            .with_label_values(&[worker.role().as_str(), "http", &info.model])
-            .inc();
+        show_load(worker, metrics);
+        show_state(worker, metrics);
     }
+}
+
+fn show_load(worker: &Worker, metrics: &Metrics) {
+    let (gauges, name) = (&metrics.worker, worker.name());
+    let (url, load) = ([&*name], &worker.load);
+    let requests = as_gauge(load.requests() as u64);
+    let requests_active = gauges.requests_active.with_label_values(&url);
+    requests_active.add(requests);
+    let all = [worker.role().as_str(), "http"];
     gauges
         .connections_active
-        .with_label_values(&["regular", "http"])
-        .set(active);
+        .with_label_values(&all)
+        .add(requests);
+    let queued = gauges.queued_tokens.with_label_values(&url);
+    queued.add(as_gauge(load.queued_tokens()));
+    if let Some(keys) = worker.active_keys.count() {
+        let active = gauges.routing_keys_active.with_label_values(&url);
+        active.add(as_gauge(keys as u64));
+    }
+}
+
+fn show_state(worker: &Worker, metrics: &Metrics) {
+    let (gauges, breakers, name) = (&metrics.worker, &metrics.resilience, worker.name());
+    let url = [&*name];
+    let health = gauges.health.with_label_values(&url);
+    health.set(health.get().max(worker.is_ready().into()));
+    worker.with_state(|state| {
+        let Some(breaker) = &state.breaker else {
+            return;
+        };
+        let set = |gauge: &IntGaugeVec, value| gauge.with_label_values(&url).set(value);
+        set(&breakers.cb_state, breaker.circuit().as_number());
+        set(&breakers.cb_failures, as_gauge(breaker.failures() as u64));
+        set(&breakers.cb_successes, breaker.successes().into());
+    });
+    let info = worker.endpoint.model_info.load();
+    let pool = [worker.role().as_str(), "http", &*info.metrics.name];
+    gauges.pool_size.with_label_values(&pool).inc();
+}
+
+fn as_gauge(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }

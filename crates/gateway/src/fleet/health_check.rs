@@ -188,8 +188,10 @@ impl Prober {
     /// How the registration of the worker ended.
     fn count(&self, result: &str) {
         let workers = self.fleet.workers_of(&self.endpoint);
-        if workers.iter().any(|worker| worker.joined_at_runtime()) {
-            self.metrics.registered(result);
+        let joined = workers.iter().find(|worker| worker.joined_at_runtime());
+        if let Some(worker) = joined {
+            let source = self.registry.source_of(worker);
+            self.metrics.registered(source.label(), result);
         }
     }
 
@@ -221,7 +223,10 @@ impl Prober {
             // It may come back as another engine.
             self.endpoint.header_overrides.set(Overrides::Unknown);
         }
-        self.metrics.health_check(probe == Probe::Passed);
+        let worker_type = self.endpoint.model_info.load().role.worker_type();
+        let passed = probe == Probe::Passed;
+        let result = if passed { "success" } else { "failure" };
+        self.metrics.health_check(worker_type, result);
         Some(probe)
     }
 

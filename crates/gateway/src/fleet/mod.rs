@@ -1,5 +1,6 @@
 //! The workers: which there are, what they report, and what state they are in.
 
+mod active_keys;
 mod adapters;
 mod drain;
 mod endpoint;
@@ -17,6 +18,7 @@ mod registration;
 mod registry;
 mod role;
 mod slots;
+mod source;
 mod spec;
 mod status;
 mod transitions;
@@ -33,8 +35,9 @@ pub(crate) use health_checks::HealthChecks;
 pub(crate) use model_info::{Labels, UNKNOWN_MODEL, model_name};
 pub(crate) use outlier_detection::OutlierDetector;
 pub(crate) use registration::{PendingRegistration, StartupError};
-pub(crate) use registry::{RegistrationError, Registry, Source};
+pub(crate) use registry::{RegistrationError, Registry};
 pub(crate) use role::Role;
+pub(crate) use source::Source;
 pub(crate) use spec::{HealthSpec, WorkerConfig, WorkerSpec};
 pub(crate) use transitions::{
     BreakerPermit, acquire_breaker_permit, advance_timers, advance_worker, invalidate_cache,

@@ -8,29 +8,20 @@ use routing::Verdict;
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::model_info::Labels;
+use super::source::Source;
 use super::spec::WorkerSpec;
 use super::worker::Worker;
 use super::worker_factory::WorkerFactory;
 use super::{drain, transitions};
 use crate::config::WorkerUrl;
 use crate::telemetry::Metrics;
-
-/// Where a list of workers comes from. Each source adds and removes its own workers only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Source(pub(crate) &'static str);
-
-impl Source {
-    /// The options: workers that are there from the start.
-    pub(crate) const CONFIGURED: Self = Self("configured");
-    /// `POST /workers` and its older forms.
-    pub(crate) const API: Self = Self("api");
-}
 
 /// Why a worker was not registered, or not changed.
 #[derive(Debug, Error)]
@@ -70,6 +61,13 @@ struct Entries {
     sources: BTreeMap<Uuid, Source>,
     /// Workers that are registered only for clients that wait for them, and how many do.
     waiters: BTreeMap<Uuid, usize>,
+}
+
+impl Entries {
+    fn source_of(&self, worker: &Worker) -> Source {
+        let source = self.sources.get(&worker.id).copied();
+        source.unwrap_or(Source::API)
+    }
 }
 
 /// How long a registration is to last.
@@ -121,6 +119,7 @@ impl Registry {
         if self.joined.is_closed() {
             return Err(RegistrationError::Stopping);
         }
+        let begun = Instant::now();
         let mut entries = self.entries();
         let workers = self.fleet.workers();
         let present = workers.iter().filter(|worker| !worker.is_draining());
@@ -137,6 +136,8 @@ impl Registry {
         for worker in own {
             self.start_removal(worker, &mut entries);
         }
+        let metrics = &self.factory.metrics;
+        metrics.synced(source.label(), list.len(), begun.elapsed());
         Ok(())
     }
 
@@ -183,7 +184,8 @@ impl Registry {
                 &endpoint.model_info.load().report.labels,
             )?;
             check_tls_name(endpoint, &spec)?;
-            self.factory.metrics.registered("duplicate");
+            let source = Source::API.label();
+            self.factory.metrics.registered(source, "duplicate");
             self.reregister(&worker, spec)?;
             if lifetime == RegistrationLifetime::WhileWaiting {
                 let waiters = entries.waiters.entry(worker.id);
@@ -287,7 +289,7 @@ impl Registry {
     /// An endpoint has reported how many data-parallel ranks it has: each is a worker of its own,
     /// where requests are routed to ranks.
     pub(super) fn follow_ranks(&self, endpoint: &Arc<Endpoint>) {
-        let _one_at_a_time = self.entries();
+        let entries = self.entries();
         let ranks = self.factory.ranks_of(endpoint);
         let mut workers = self.fleet.workers_of(endpoint);
         workers.retain(|worker| !worker.is_draining());
@@ -303,8 +305,9 @@ impl Registry {
             let build = |slot| self.factory.build_rank(endpoint, slot, rank, joined_at);
             self.fleet.add(build);
         }
+        let source = entries.source_of(first);
         for surplus in workers.iter().filter(|worker| !worker.is_below(ranks)) {
-            self.drain(surplus);
+            self.drain(surplus, source);
         }
         info!(worker = %endpoint.url, ranks, "worker has data-parallel ranks");
         self.fleet.membership_changed();
@@ -312,16 +315,23 @@ impl Registry {
 
     /// Removes a worker, with all ranks of its endpoint.
     fn start_removal(&self, worker: &Arc<Worker>, entries: &mut Entries) {
+        let source = entries.source_of(worker);
         for worker in self.fleet.workers_of(&worker.endpoint) {
             entries.waiters.remove(&worker.id);
             entries.sources.remove(&worker.id);
-            self.drain(&worker);
+            self.drain(&worker, source);
         }
     }
 
-    fn drain(&self, worker: &Arc<Worker>) {
+    /// Where a worker comes from.
+    pub(super) fn source_of(&self, worker: &Worker) -> Source {
+        self.entries().source_of(worker)
+    }
+
+    fn drain(&self, worker: &Arc<Worker>, source: Source) {
         if drain::start_drain(&self.fleet, worker) {
-            self.factory.metrics.deregistered("removed");
+            let metrics = &self.factory.metrics;
+            metrics.deregistered(source.label(), "removed");
             let (fleet, worker) = (Arc::clone(&self.fleet), Arc::clone(worker));
             // Without a runtime everything is ending.
             if let Ok(runtime) = Handle::try_current() {

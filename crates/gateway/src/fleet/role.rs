@@ -1,5 +1,7 @@
 //! What part a worker takes in answering a request.
 
+use crate::telemetry::WorkerType;
+
 /// The part a worker takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Role {
@@ -17,10 +19,15 @@ impl Role {
 
     /// The name that `worker_type` and metric labels use.
     pub(crate) fn as_str(self) -> &'static str {
+        self.worker_type().as_str()
+    }
+
+    /// What its requests are counted as.
+    pub(crate) fn worker_type(self) -> WorkerType {
         match self {
-            Self::Regular => "regular",
-            Self::Prefill => "prefill",
-            Self::Decode => "decode",
+            Self::Regular => WorkerType::Regular,
+            Self::Prefill => WorkerType::Prefill,
+            Self::Decode => WorkerType::Decode,
         }
     }
 

@@ -10,6 +10,7 @@ use routing::{Candidate, Load, Turns};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use super::active_keys::ActiveKeys;
 use super::endpoint::Endpoint;
 use super::outlier_stats::OutlierStats;
 use super::role::Role;
@@ -31,6 +32,8 @@ pub(crate) struct Worker {
     rank: usize,
     /// Requests in flight.
     pub(crate) load: Arc<Load>,
+    /// Routing keys of the requests in flight.
+    pub(crate) active_keys: ActiveKeys,
     metrics: WorkerMetrics,
     /// The same under the name of a rank, once it is known to be one.
     rank_metrics: OnceLock<WorkerMetrics>,
@@ -72,6 +75,7 @@ impl Worker {
             id_header: id_header.unwrap_or(HeaderValue::from_static("unknown")),
             rank: new.rank,
             load: Arc::default(),
+            active_keys: ActiveKeys::default(),
             metrics: new.metrics,
             rank_metrics: OnceLock::new(),
             outlier_stats: new.outlier_stats,

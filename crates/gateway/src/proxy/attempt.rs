@@ -53,7 +53,8 @@ pub(super) async fn send(
     let watch = Watch::begin(request, attempts);
     let (outcome, answer) = send_once(dispatcher, request, &in_flight.worker, watch).await;
     if let Err(error) = &answer {
-        dispatcher.metrics.worker_error(error);
+        let worker_type = in_flight.worker.role().worker_type();
+        dispatcher.metrics.worker_error(worker_type, error.code());
     }
     if !matches!(outcome, Outcome::Answered(101 | 200..=399)) {
         let worker = &in_flight.worker;

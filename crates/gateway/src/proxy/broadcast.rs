@@ -18,6 +18,7 @@ use super::relay::{Accounts, relay};
 use super::request::RequestContext;
 use super::request_head;
 use super::response_body::ReplyBody;
+use super::usage::UsageWatch;
 use super::worker_query::{ORDER_TIMEOUT, QUERY_TIMEOUT};
 use crate::balancer::InFlight;
 use crate::endpoint::Vendor;
@@ -59,7 +60,7 @@ pub(crate) async fn broadcast<B: Send>(
         in_flight: Some(in_flight),
         coupling: None,
         timer: None,
-        usage: None,
+        usage: UsageWatch::default(),
     };
     let reply = relay(*response, supervision, accounts, Vendor::default());
     Ok(reply.map(ReplyBody::from))

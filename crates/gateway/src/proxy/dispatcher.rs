@@ -174,6 +174,7 @@ impl Dispatcher {
         &self,
         request: &ProxyRequest<'_>,
         outcome: Outcome,
+        worker: &Worker,
         attempts: &mut Attempts,
     ) -> bool {
         let retry = outcome.consequence().retry;
@@ -186,7 +187,9 @@ impl Dispatcher {
             return false;
         }
         if late || attempts.count >= request.live.retry.attempts {
-            self.metrics.retries_exhausted(request.row.label);
+            let worker_type = worker.role().worker_type();
+            let endpoint = request.row.label;
+            self.metrics.retries_exhausted(worker_type, endpoint);
             return false;
         }
         let free = match outcome {
@@ -206,9 +209,19 @@ impl Dispatcher {
         let now = self.balancer.fleet.now();
         let granted = budget.take(self.explainer.decided_requests(), now);
         if !granted {
-            self.metrics.retry_denied(request.row.label);
+            let worker_type = worker.role().worker_type();
+            self.metrics.retry_denied(worker_type, request.row.label);
         }
         granted
+    }
+
+    /// Sets the gauge of the retry budget.
+    pub(crate) fn update_gauges(&self) {
+        let budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let (requests, now) = (self.explainer.decided_requests(), self.balancer.fleet.now());
+        let available = budget.available(requests, now);
+        drop(budget);
+        self.metrics.resilience.retry_budget.set(available as i64);
     }
 
     /// Waits before workers that failed are tried again; false when that makes no sense.

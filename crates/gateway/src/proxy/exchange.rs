@@ -81,8 +81,9 @@ impl<'a> Exchange<'a> {
                     continue;
                 }
             };
-            if last.is_some() {
-                dispatcher.metrics.retry(request.row.label);
+            if let Some(last) = &last {
+                let failed = last.worker.role().worker_type();
+                dispatcher.metrics.retry(failed, request.row.label);
             }
             let (result, outcome) = self.attempt(selection, ranking).await;
             if result.in_flight.is_some() {
@@ -134,7 +135,8 @@ impl<'a> Exchange<'a> {
             self.attempts.set_served();
             dispatcher.set_served(request.row);
         }
-        let again = dispatcher.should_retry(request, attempt.outcome, &mut self.attempts);
+        let (outcome, attempts) = (attempt.outcome, &mut self.attempts);
+        let again = dispatcher.should_retry(request, outcome, &attempt.worker, attempts);
         let answer = match attempt.answer {
             Err(_) if self.attempts.ends_workers() => Err(Error::RequestEndsWorkers),
             answer => answer,
@@ -152,12 +154,16 @@ impl<'a> Exchange<'a> {
 
     /// Counts the request, for the model of the worker it goes to now.
     fn set_model(&mut self, selection: &Selection) {
+        for chosen in selection.prefill.as_deref().into_iter().chain([selection]) {
+            let info = chosen.in_flight.worker.endpoint.model_info.load();
+            info.metrics
+                .selected(info.role.worker_type(), chosen.policy);
+        }
         let info = selection.in_flight.worker.endpoint.model_info.load();
-        info.metrics.selected(selection.policy);
         let log = self.request.context.log;
         match &mut self.timer {
-            Some(timer) => timer.set_model(&info.metrics, log),
-            timer => *timer = Some(RequestTimer::start(self.request, &info.metrics)),
+            Some(timer) => timer.restart(&info.metrics, selection, log),
+            timer => *timer = Some(RequestTimer::start(self.request, &info.metrics, selection)),
         }
         if log.is_begun() {
             let name = |chosen: &Selection| Arc::clone(&chosen.in_flight.worker.metrics().name);

@@ -25,7 +25,7 @@ pub(crate) struct Leased<B> {
     /// Given back already by a refusal that is the last answer after all.
     in_flight: Option<InFlight>,
     timer: Option<RequestTimer>,
-    usage: Option<UsageWatch>,
+    usage: UsageWatch,
 }
 
 impl<B> Leased<B>
@@ -37,7 +37,7 @@ where
         status: StatusCode,
         in_flight: Option<InFlight>,
         timer: Option<RequestTimer>,
-        usage: Option<UsageWatch>,
+        usage: UsageWatch,
     ) -> Self {
         let mut leased = Self {
             body,
@@ -87,18 +87,25 @@ where
                 FirstByte::OfWhole
             });
         }
-        if let Some(timer) = &mut self.timer {
-            timer.first_byte();
+    }
+
+    /// A piece of the reply has come, perhaps the first event of a stream.
+    fn note_event(&mut self, piece: &[u8]) {
+        // A comment says no more than that the worker is there.
+        if let Some(timer) = &mut self.timer
+            && timer.awaits_event()
+            && self.status.is_success()
+            && !piece.starts_with(b":")
+        {
+            timer.first_event();
         }
     }
 
     /// The reply has come to its end.
     fn finish(&mut self) {
-        if let Some(usage) = self.usage.take() {
-            let counts = usage.finish();
-            if let Some(timer) = &self.timer {
-                timer.counted(counts);
-            }
+        if let Some(timer) = self.timer.take() {
+            let (usage, events) = self.usage.finish(self.body.has_events());
+            timer.complete(usage, events);
         }
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.finish(Outcome::Answered(self.status.as_u16()));
@@ -150,15 +157,16 @@ where
             // hyper asks no more once the announced length is reached, nor do clients after
             // [DONE].
             let complete = this.is_complete();
-            if let (Some(usage), Some(piece)) = (&mut this.usage, frame.data_ref()) {
-                if complete {
-                    usage.pass_last(piece);
-                } else {
-                    usage.pass(piece);
-                }
-            }
             if !this.begun {
                 this.begin();
+            }
+            if let Some(piece) = frame.data_ref() {
+                this.note_event(piece);
+                if complete {
+                    this.usage.pass_last(piece);
+                } else {
+                    this.usage.pass(piece);
+                }
             }
             if complete {
                 this.finish();

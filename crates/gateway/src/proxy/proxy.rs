@@ -38,7 +38,7 @@ use crate::config::ProxySection;
 use crate::cpu_pool::CpuPool;
 use crate::endpoint::{Inference, Servers, State, Undeclared};
 use crate::error::Error;
-use crate::fleet::{UNKNOWN_MODEL, Worker};
+use crate::fleet::Worker;
 use crate::upstream::{CallBody, ResponseBody};
 
 /// Carries requests to workers.
@@ -96,7 +96,7 @@ impl Proxy {
         let received = request_body::read(body, &self.body_limits).await;
         let body = received.inspect_err(|error| {
             let metrics = &self.dispatcher.metrics;
-            metrics.request_error(UNKNOWN_MODEL, row.label, error);
+            metrics.request_error(row.label, error);
         })?;
         Ok(BufferedRequest { parts, body })
     }
@@ -264,7 +264,7 @@ impl Proxy {
             live,
         };
         // What goes on is longer than what is in the body.
-        let usage = UsageWatch::of(&request, (!goes_on).then(|| self.balancer()));
+        let usage = UsageWatch::new(&request, self.balancer()).learning_if(!goes_on);
         let Finished { result, timer } = Exchange::new(&self.dispatcher, &request).run().await?;
         let mut response = result.answer.map_err(Failure::at(&result.worker))?;
         if row.state != State::None {
@@ -306,10 +306,13 @@ impl Proxy {
     /// Counts a request that got no reply of a worker.
     fn count(&self, row: &Inference, failure: Failure) -> Error {
         let Failure { error, worker } = failure;
-        let info = worker.map(|worker| worker.endpoint.model_info.load_full());
-        let model = info.as_ref().map_or(UNKNOWN_MODEL, |info| &info.model);
-        let metrics = &self.dispatcher.metrics;
-        metrics.request_error(model, row.label, &error);
+        let Some(worker) = worker else {
+            self.dispatcher.metrics.request_error(row.label, &error);
+            return error;
+        };
+        let info = worker.endpoint.model_info.load();
+        let backend = info.role.worker_type().backend();
+        info.metrics.failed(backend, row.label, &error);
         error
     }
 
@@ -425,7 +428,7 @@ impl Proxy {
                 in_flight,
                 coupling: None,
                 timer,
-                usage: None,
+                usage: UsageWatch::default(),
             };
             relay(*response, supervision, accounts, row.vendor).map(ReplyBody::from)
         };

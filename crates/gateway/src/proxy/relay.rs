@@ -22,8 +22,7 @@ pub(super) struct Accounts {
     /// The other worker of a pair.
     pub(super) coupling: Option<Box<Coupling>>,
     pub(super) timer: Option<RequestTimer>,
-    /// For a sample of requests.
-    pub(super) usage: Option<UsageWatch>,
+    pub(super) usage: UsageWatch,
 }
 
 /// The reply that relays `response` to a client of this vendor's API.

@@ -151,7 +151,7 @@ impl Tunnel {
         let mut timer = lease.timer.as_mut();
         let first_byte = || {
             if let Some(timer) = timer.take() {
-                timer.first_byte();
+                timer.first_event();
             }
         };
         let end = tokio::select! {

@@ -1,91 +1,122 @@
-//! What a reply says of its tokens, read from its last bytes: of a few replies for the length of
-//! tokens, of all of them for the access log.
+//! What a reply says of its tokens, read from its last bytes; nothing of it is parsed.
 
 use std::sync::{Arc, LazyLock};
 
-use memchr::memmem::{self, Finder};
+use memchr::{memchr_iter, memmem};
 use routing::LearntRatio;
 
 use super::request::ProxyRequest;
 use crate::balancer::Balancer;
-use crate::endpoint::Vendor;
+use crate::endpoint::{Servers, Vendor};
 use crate::telemetry::Usage;
 
 /// The end of a reply in which the counts are, bytes.
-const TAIL: usize = 2048;
+const TAIL: usize = 1024;
 /// A shorter prompt says little: a chat template adds tokens to it, bytes.
 const SHORTEST_PROMPT: u64 = 2048;
-/// One request of so many is looked at.
+/// The length of tokens is learnt from one request of so many.
 const SAMPLED: u64 = 16;
-/// How the names of all counts end. The prompt's tokens are `prompt_tokens` for `OpenAI` and
-/// `SGLang`, `input_tokens` for Anthropic and Responses.
-static COUNT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"_tokens\":"));
+/// How every event of the streams ends whose events are counted.
+const LINE_FEEDS_PER_EVENT: u64 = 2;
 
-/// Watches a reply for its counts.
-#[derive(Debug)]
+/// What stands between the name of a count and its digits.
+static COUNT: LazyLock<memmem::Finder<'static>> =
+    LazyLock::new(|| memmem::Finder::new(b"_tokens\":"));
+
+/// Watches a reply for its counts. By default it does nothing.
+#[derive(Debug, Default)]
 pub(super) struct UsageWatch {
-    tail: Tail,
-    /// What a reply in one piece says: nothing of it is kept.
+    /// Whose API the reply follows; `None` where no counts are looked for.
+    vendor: Option<Vendor>,
+    /// Events may have to stand for tokens.
+    counts_events: bool,
+    line_feeds: u64,
+    /// The last pieces; empty if there is but one.
+    tail: Vec<u8>,
     usage: Option<Usage>,
-    vendor: Vendor,
-    sample: Option<Sample>,
+    learning: Option<Learning>,
 }
 
-/// A request whose tokens are compared with its text.
+/// Where the length of tokens is learnt.
 #[derive(Debug)]
-struct Sample {
+struct Learning {
     /// Of the prompt's text.
     bytes: u64,
     ratio: Arc<LearntRatio>,
 }
 
-/// The last bytes of a reply. Pieces are appended, and only now and then is there a look at what
-/// is too old.
-#[derive(Debug, Default)]
-struct Tail(Vec<u8>);
-
 impl UsageWatch {
-    /// For a request that is logged, and for one of many; `None` for the others. No `balancer`
-    /// learns from a request that goes on from what a worker keeps: its prompt is longer than what
-    /// is in its body.
-    pub(super) fn of(request: &ProxyRequest<'_>, balancer: Option<&Arc<Balancer>>) -> Option<Self> {
-        let sample = balancer.and_then(|balancer| Sample::of(request, balancer));
-        let wanted = sample.is_some() || request.context.log.is_begun();
-        wanted.then(|| Self {
-            tail: Tail::default(),
-            usage: None,
-            vendor: request.row.vendor,
-            sample,
-        })
+    /// For the reply to this request.
+    pub(super) fn new(request: &ProxyRequest<'_>, balancer: &Balancer) -> Self {
+        if request.row.servers == Servers::Any {
+            // No model is asked.
+            return Self::default();
+        }
+        Self {
+            vendor: Some(request.row.vendor),
+            counts_events: request.streaming,
+            learning: Learning::sample(request, balancer),
+            ..Self::default()
+        }
     }
 
-    /// A piece of the reply has come.
+    /// The same, which learns only from a prompt that is all in the request's body.
+    pub(super) fn learning_if(mut self, is_whole: bool) -> Self {
+        self.learning = self.learning.filter(|_| is_whole);
+        self
+    }
+
+    /// A piece of the reply has come, and more may follow.
     pub(super) fn pass(&mut self, piece: &[u8]) {
-        self.tail.append(piece);
+        if self.vendor.is_none() {
+            return;
+        }
+        self.count_lines(piece);
+        let end = end_of(piece);
+        if self.tail.capacity() == 0 {
+            self.tail.reserve_exact(2 * TAIL);
+        } else if self.tail.len() + end.len() > 2 * TAIL {
+            let surplus = self.tail.len() - (TAIL - end.len());
+            self.tail.drain(..surplus);
+        }
+        self.tail.extend_from_slice(end);
     }
 
     /// The last piece of the reply has come.
     pub(super) fn pass_last(&mut self, piece: &[u8]) {
-        if self.tail.0.is_empty() {
-            self.usage = Some(usage(end(piece), self.vendor));
-        } else {
-            self.tail.append(piece);
+        match self.vendor {
+            Some(vendor) if self.tail.is_empty() => {
+                self.count_lines(piece);
+                self.usage = read(end_of(piece), vendor);
+            }
+            _ => self.pass(piece),
         }
     }
 
-    /// The reply is complete. Learns from its counts.
-    pub(super) fn finish(&self) -> Usage {
-        let kept = || usage(end(&self.tail.0), self.vendor);
-        let usage = self.usage.unwrap_or_else(kept);
-        if let (Some(sample), Some(tokens)) = (&self.sample, usage.prompt) {
-            sample.ratio.observe(sample.bytes, tokens);
+    fn count_lines(&mut self, piece: &[u8]) {
+        if self.counts_events {
+            self.line_feeds += memchr_iter(b'\n', piece).count() as u64;
         }
-        usage
+    }
+
+    /// The reply is complete: its tokens, and the events that carry some, if it `has_events`.
+    pub(super) fn finish(&mut self, has_events: bool) -> (Option<Usage>, u64) {
+        if let (Some(vendor), None) = (self.vendor, self.usage) {
+            self.usage = read(&self.tail, vendor);
+        }
+        let input = self.usage.and_then(|usage| usage.prompt);
+        if let (Some(learning), Some(tokens)) = (&self.learning, input) {
+            learning.ratio.observe(learning.bytes, tokens);
+        }
+        // The last event says that there are no more.
+        let events = (self.line_feeds / LINE_FEEDS_PER_EVENT).saturating_sub(1);
+        (self.usage, if has_events { events } else { 0 })
     }
 }
 
-impl Sample {
-    fn of(request: &ProxyRequest<'_>, balancer: &Balancer) -> Option<Self> {
+impl Learning {
+    /// For one of many requests; `None` for the others.
+    fn sample(request: &ProxyRequest<'_>, balancer: &Balancer) -> Option<Self> {
         let routing = request.routing;
         if !routing.seed.is_multiple_of(SAMPLED) || !request.row.streams {
             return None;
@@ -101,84 +132,91 @@ impl Sample {
     }
 }
 
-impl Tail {
-    fn append(&mut self, piece: &[u8]) {
-        let kept = &mut self.0;
-        if piece.len() >= TAIL {
-            kept.clear();
-        } else if kept.len() + piece.len() > 2 * TAIL {
-            kept.drain(..kept.len() - TAIL);
-        }
-        kept.extend_from_slice(end(piece));
-    }
-}
-
-/// The last bytes.
-fn end(bytes: &[u8]) -> &[u8] {
-    &bytes[bytes.len().saturating_sub(TAIL)..]
-}
-
-/// The tokens of a reply to one prompt.
-fn usage(tail: &[u8], vendor: Vendor) -> Usage {
-    // A list has one answer per prompt, or per sample; so have SGLang's own events with an index.
+/// The tokens of the only answer of a reply that ends so; the last count of a name holds.
+fn read(tail: &[u8], vendor: Vendor) -> Option<Usage> {
+    // A list has one answer per prompt, or per sample; so have SGLang's own events with an
+    // index.
     let several = tail.trim_ascii_end().ends_with(b"}]")
         || (vendor == Vendor::Sglang && memmem::find(tail, b"\"index\":").is_some());
     if several {
-        return Usage::default();
+        return None;
     }
     let mut usage = Usage::default();
     for at in COUNT.find_iter(tail) {
-        let (before, after) = (&tail[..at], &tail[at + COUNT.needle().len()..]);
-        // A name begins with its quotation mark.
-        let name = &before[memchr::memrchr(b'"', before).unwrap_or(at)..];
-        let count = match name {
-            b"\"prompt" | b"\"input" => &mut usage.prompt,
-            b"\"cached" | b"\"cache_read_input" => &mut usage.cached,
-            b"\"completion" | b"\"output" => &mut usage.completion,
-            _ => continue,
-        };
-        *count = number(after);
+        let (name, rest) = tail.split_at(at);
+        let count = number(&rest[COUNT.needle().len()..]);
+        // As `OpenAI` and `SGLang` name them, and as Anthropic and Responses do.
+        if name.ends_with(b"\"prompt") || name.ends_with(b"\"input") {
+            usage.prompt = count;
+        } else if name.ends_with(b"\"completion") || name.ends_with(b"\"output") {
+            usage.completion = count;
+        } else if name.ends_with(b"\"cached") || name.ends_with(b"\"cache_read_input") {
+            usage.cached = count;
+        }
     }
-    usage
+    (usage != Usage::default()).then_some(usage)
 }
 
-/// The number at the start of this text.
+/// The end of a piece, in which counts may be.
+fn end_of(piece: &[u8]) -> &[u8] {
+    &piece[piece.len().saturating_sub(TAIL)..]
+}
+
+/// The number that a text begins with.
 fn number(text: &[u8]) -> Option<u64> {
-    let digits = text.trim_ascii_start();
-    let length = digits
-        .iter()
-        .take_while(|byte| byte.is_ascii_digit())
-        .count();
-    std::str::from_utf8(&digits[..length]).ok()?.parse().ok()
+    let text = text.trim_ascii_start();
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let next = text.get(digits);
+    // A number at the very end may go on.
+    next?;
+    std::str::from_utf8(&text[..digits]).ok()?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn usage(input: u64, output: impl Into<Option<u64>>, cached: impl Into<Option<u64>>) -> Usage {
+        Usage {
+            prompt: Some(input),
+            completion: output.into(),
+            cached: cached.into(),
+        }
+    }
+
     #[test]
-    fn count_is_found_in_every_form_of_a_reply() {
-        use Vendor::{OpenAi, Sglang};
-        for (tail, vendor, tokens) in [
+    fn counts_are_found_in_every_form_of_a_reply() {
+        use Vendor::{Anthropic, OpenAi, Sglang};
+        for (tail, vendor, found) in [
             (
-                r#"...,"usage":{"prompt_tokens":12,"total_tokens":20}}"#,
+                r#"...,"usage":{"prompt_tokens":12,"total_tokens":20,"completion_tokens":8,"prompt_tokens_details":{"cached_tokens":4}}}"#,
                 OpenAi,
-                Some(12),
+                Some(usage(12, 8, 4)),
             ),
             (
-                r#"..."meta_info":{"id":"x","prompt_tokens": 7,"e2e_latency":1}}"#,
+                r#"..."meta_info":{"id":"x","prompt_tokens": 7,"completion_tokens": 3,"cached_tokens":0,"e2e_latency":1}}"#,
                 Sglang,
-                Some(7),
+                Some(usage(7, 3, 0)),
             ),
             (
-                r#"..."usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":1}}}"#,
+                r#"..."usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":1},"output_tokens":2,"output_tokens_details":{"reasoning_tokens":1}}}"#,
                 OpenAi,
-                Some(9),
+                Some(usage(9, 2, 1)),
+            ),
+            (
+                "event: message_delta\ndata: {\"usage\":{\"input_tokens\":6,\"cache_read_input_tokens\":2,\"output_tokens\":4}}\n\nevent: message_stop\ndata: {}\n\n",
+                Anthropic,
+                Some(usage(6, 4, 2)),
             ),
             (
                 "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5}}\n\ndata: [DONE]\n\n",
                 OpenAi,
-                Some(5),
+                Some(usage(5, None, None)),
+            ),
+            (
+                "data: {\"meta_info\":{\"prompt_tokens\":5,\"completion_tokens\":1}}\n\ndata: {\"meta_info\":{\"prompt_tokens\":5,\"completion_tokens\":2}}\n\n",
+                Sglang,
+                Some(usage(5, 2, None)),
             ),
             (
                 r#"[{"meta_info":{"prompt_tokens":3}},{"meta_info":{"prompt_tokens":4}}]"#,
@@ -190,103 +228,88 @@ mod tests {
                 Sglang,
                 None,
             ),
+            (
+                r#"{"max_completion_tokens":9,"text":"\"prompt_tokens\":3"}"#,
+                OpenAi,
+                None,
+            ),
             (r#"{"usage":{"prompt_tokens":null}}"#, OpenAi, None),
+            (r#"{"usage":{"prompt_tokens":12"#, OpenAi, None),
             (r#"{"usage":{"prompt_tokens":"#, OpenAi, None),
+            (
+                r#"{"usage":{"prompt_tokens":99999999999999999999999}}"#,
+                OpenAi,
+                None,
+            ),
             ("", OpenAi, None),
         ] {
-            assert_eq!(usage(tail.as_bytes(), vendor).prompt, tokens, "{tail}");
+            assert_eq!(read(tail.as_bytes(), vendor), found, "{tail}");
         }
     }
 
-    #[test]
-    fn cached_and_written_tokens_are_found_in_every_form_of_a_reply() {
-        let counts = |prompt, cached, completion| Usage {
-            prompt,
-            cached,
-            completion,
-        };
-        for (tail, wanted) in [
-            (
-                r#""usage":{"prompt_tokens":12,"completion_tokens":8,"total_tokens":20,"prompt_tokens_details":{"cached_tokens":4},"completion_tokens_details":{"reasoning_tokens":2}}}"#,
-                counts(Some(12), Some(4), Some(8)),
-            ),
-            (
-                r#""meta_info":{"prompt_tokens": 7,"completion_tokens":3,"cached_tokens":0}}"#,
-                counts(Some(7), Some(0), Some(3)),
-            ),
-            (
-                r#""usage":{"input_tokens":9,"cache_read_input_tokens":5,"output_tokens":2}}"#,
-                counts(Some(9), Some(5), Some(2)),
-            ),
-            (
-                r#""usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":1},"output_tokens":6,"output_tokens_details":{"reasoning_tokens":0}}}"#,
-                counts(Some(9), Some(1), Some(6)),
-            ),
-            (r#""text":"a \"prompt_tokens\":5"}"#, Usage::default()),
-        ] {
-            assert_eq!(usage(tail.as_bytes(), Vendor::OpenAi), wanted, "{tail}");
+    fn watch() -> UsageWatch {
+        UsageWatch {
+            vendor: Some(Vendor::OpenAi),
+            counts_events: true,
+            ..UsageWatch::default()
         }
     }
 
     #[test]
     fn only_the_end_of_a_reply_is_kept() {
-        let mut tail = Tail::default();
-        let mut whole = Vec::new();
-        for (at, size) in [10, TAIL, 3, TAIL * 3, 5, TAIL - 1, 700, 700, 700]
-            .into_iter()
-            .cycle()
-            .take(100)
-            .enumerate()
-        {
-            let piece: Vec<u8> = (0..size)
-                .map(|byte| ((byte * 31 + at) % 251) as u8)
-                .collect();
-            tail.append(&piece);
-            whole.extend_from_slice(&piece);
-            assert!(tail.0.len() <= 2 * TAIL);
-            assert_eq!(end(&tail.0), end(&whole));
+        let mut watch = watch();
+        for size in [10, TAIL, 3, TAIL * 3, 5, TAIL - 1, TAIL, TAIL] {
+            watch.pass(&vec![b'x'; size]);
+            assert!((1..=2 * TAIL).contains(&watch.tail.len()));
+            assert!(watch.tail.capacity() <= 2 * TAIL);
         }
     }
 
     #[test]
-    fn ratio_is_learnt_from_a_count_that_comes_in_pieces() {
+    fn counts_are_found_however_the_reply_is_cut() {
+        let reply = br#"{"choices":[],"usage":{"prompt_tokens":2000,"completion_tokens":7}}"#;
+        for size in 1..=reply.len() {
+            let mut watch = watch();
+            let mut pieces = reply.chunks(size).peekable();
+            while let Some(piece) = pieces.next() {
+                if pieces.peek().is_some() {
+                    watch.pass(piece);
+                } else {
+                    watch.pass_last(piece);
+                }
+            }
+            assert_eq!(
+                watch.finish(false),
+                (Some(usage(2000, 7, None)), 0),
+                "{size}"
+            );
+            assert_eq!(watch.tail.capacity() == 0, size == reply.len());
+        }
+    }
+
+    #[test]
+    fn length_of_tokens_is_learnt_from_the_prompt() {
         let ratio = Arc::<LearntRatio>::default();
-        let mut watch = UsageWatch {
-            tail: Tail::default(),
-            usage: None,
-            vendor: Vendor::OpenAi,
-            sample: Some(Sample {
+        for _ in 0..20 {
+            let mut watch = watch();
+            watch.learning = Some(Learning {
                 bytes: 4000,
                 ratio: Arc::clone(&ratio),
-            }),
-        };
-        for _ in 0..20 {
-            for piece in br#"{"usage":{"prompt_tokens":2000}}"#.chunks(7) {
-                watch.pass(piece);
-            }
-            assert_eq!(watch.finish().prompt, Some(2000));
+            });
+            watch.pass_last(br#"{"usage":{"prompt_tokens":2000}}"#);
+            watch.finish(false);
         }
         assert_eq!(ratio.get().to_bytes(100), 200);
     }
 
     #[test]
-    fn reply_in_one_piece_is_counted_without_a_copy() {
-        let reply = br#"{"usage":{"prompt_tokens":7,"completion_tokens":2}}"#;
-        let mut watch = UsageWatch {
-            tail: Tail::default(),
-            usage: None,
-            vendor: Vendor::OpenAi,
-            sample: None,
-        };
-        watch.pass_last(reply);
-        assert!(watch.tail.0.is_empty());
-        assert_eq!(watch.finish().completion, Some(2));
-        let mut pieces = UsageWatch {
-            usage: None,
-            ..watch
-        };
-        pieces.pass(&reply[..20]);
-        pieces.pass_last(&reply[20..]);
-        assert_eq!(pieces.finish().prompt, Some(7));
+    fn events_are_counted_without_the_last_one() {
+        let mut watch = watch();
+        for _ in 0..5 {
+            watch.pass(b"data: {\"choices\":[]}\n\n");
+        }
+        watch.pass_last(b"data: [DONE]\n\n");
+        assert_eq!(watch.finish(true), (None, 5));
+        assert_eq!(UsageWatch::default().finish(true), (None, 0));
     }
 }

@@ -29,6 +29,7 @@ use crate::admission::Admission;
 use crate::balancer::Balancer;
 use crate::config::ClientSection;
 use crate::fleet::update_gauges;
+use crate::proxy::Proxy;
 use crate::telemetry::{LogLimit, Metrics};
 
 /// Connections at a time. Another one has the one end that has been idle for longest, or waits.
@@ -40,6 +41,8 @@ pub(crate) struct MetricsPage {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) balancer: Arc<Balancer>,
     pub(crate) admission: Arc<Admission>,
+    /// `None` where nothing is relayed.
+    pub(crate) proxy: Option<Arc<Proxy>>,
 }
 
 /// Serves metrics until dropped, with the time limits of clients.
@@ -121,6 +124,11 @@ async fn render(State(page): State<MetricsPage>) -> Response {
     let (metrics, balancer) = (&page.metrics, &page.balancer);
     page.admission.update_gauges(metrics, balancer.waiting());
     metrics.sticky_keys(balancer.sticky_keys());
+    metrics.index_bytes(balancer.index_bytes());
+    metrics.show_ages();
+    if let Some(proxy) = &page.proxy {
+        proxy.dispatcher.update_gauges();
+    }
     update_gauges(&balancer.fleet, metrics);
     match metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
@@ -161,6 +169,7 @@ mod tests {
             balancer: Balancer::new(fleet, policies, &section, ModelMatching::Auto),
             admission: Arc::new(Admission::new(&section, &metrics)),
             metrics,
+            proxy: None,
         };
         let clients = ClientSection {
             header_timeout: Duration::from_secs(HEAD),

@@ -8,8 +8,9 @@ use tokio::time::Instant;
 use crate::admission::Permit;
 use crate::auth::{KeyShare, Principal};
 use crate::error::Error;
+use crate::lane::Lane;
 use crate::proxy::ReplyError;
-use crate::telemetry::{EndedRequest, ReplyEnd, RequestLog, RouteMetrics};
+use crate::telemetry::{AgeEntry, EndedRequest, ReplyEnd, RequestLog, RouteMetrics};
 
 /// One request's record; counted and logged when dropped, on every path.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub(super) struct RequestRecord {
     replied: Option<Instant>,
     principal: Option<Principal>,
     id: HeaderValue,
+    age: AgeEntry,
     status: StatusCode,
     code: &'static str,
     /// The gateway's own answer.
@@ -33,12 +35,19 @@ pub(super) struct RequestRecord {
 }
 
 impl RequestRecord {
-    pub(super) fn begin(metrics: &Arc<RouteMetrics>, id: &HeaderValue, log: &RequestLog) -> Self {
+    pub(super) fn begin(
+        metrics: &Arc<RouteMetrics>,
+        lane: Lane,
+        id: &HeaderValue,
+        log: &RequestLog,
+    ) -> Self {
         metrics.requests.inc();
         metrics.active.inc();
+        let started = Instant::now();
         Self {
+            age: metrics.ages.enter(lane.0, started),
             metrics: Arc::clone(metrics),
-            started: Instant::now(),
+            started,
             replied: None,
             principal: None,
             id: id.clone(),
@@ -119,6 +128,7 @@ impl RequestRecord {
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         self.metrics.active.dec();
+        self.metrics.ages.leave(self.age);
         let (status, code) = match self.end {
             ReplyEnd::Complete => (self.status.as_u16(), self.code),
             ReplyEnd::Truncated | ReplyEnd::ClientStalled => (self.status.as_u16(), "stream_error"),

@@ -162,7 +162,7 @@ impl Service {
                 .cors
                 .preflight(self.access(&request), request.headers());
             return Served {
-                record: RequestRecord::begin(self.routes.other(), request_id, log),
+                record: RequestRecord::begin(self.routes.other(), lane, request_id, log),
                 vendor: Vendor::default(),
                 outcome: Ok(answer.map(ReplyBody::from)),
             };
@@ -174,13 +174,13 @@ impl Service {
                 let redirect = self.without_slash(request.method(), request.uri());
                 discard_in_background(request.into_body());
                 return Served {
-                    record: RequestRecord::begin(self.routes.other(), request_id, log),
+                    record: RequestRecord::begin(self.routes.other(), lane, request_id, log),
                     vendor,
                     outcome: redirect.ok_or(error),
                 };
             }
         };
-        let mut record = RequestRecord::begin(self.routes.metrics(entry), request_id, log);
+        let mut record = RequestRecord::begin(self.routes.metrics(entry), lane, request_id, log);
         let outcome = match self.grant(entry, request_id, &request).await {
             Ok(granted) => {
                 record.authorize(granted.principal.clone());

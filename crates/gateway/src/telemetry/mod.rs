@@ -15,8 +15,8 @@ pub(crate) use log_level::LogLevelError;
 pub(crate) use log_limit::LogLimit;
 pub use logging::close_log;
 pub(crate) use metrics::{
-    AdmissionMetrics, BranchMetrics, KeyMetrics, Metrics, ModelMetrics, RouteMetrics,
-    UNKNOWN_MODEL, WorkerMetrics,
+    AdmissionMetrics, AgeEntry, Backend, BranchMetrics, CachedTokens, KeyMetrics, Metrics,
+    ModelMetrics, RouteMetrics, UNKNOWN_MODEL, WorkerMetrics, WorkerType,
 };
 pub(crate) use request_lines::{EndedRequest, ReplyEnd, RequestLines};
 pub(crate) use request_log::{RequestLog, Route, Usage};

@@ -30,6 +30,11 @@ pub trait Policy: Send + Sync + Debug {
         None
     }
 
+    /// Bytes of memory that the policy's index of prompts uses; `None` if it has none.
+    fn index_bytes(&self) -> Option<usize> {
+        None
+    }
+
     /// Frees state that is out of date; called periodically, also without traffic.
     fn sweep(&self, _now: Duration) {}
 

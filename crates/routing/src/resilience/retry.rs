@@ -78,6 +78,13 @@ impl RetryBudget {
         false
     }
 
+    /// Retries that would be granted at `now`. `requests` counts all requests so far.
+    pub fn available(&self, requests: u64, now: Duration) -> f64 {
+        let mut budget = self.clone();
+        budget.refill(requests, now);
+        budget.earned.floor() + budget.reserve.floor()
+    }
+
     fn refill(&mut self, requests: u64, now: Duration) {
         let new = requests.saturating_sub(self.requests) as f64;
         let elapsed = now.saturating_sub(self.refilled_at).as_secs_f64();
@@ -148,6 +155,17 @@ mod tests {
                 prop_assert!(f64::from(granted) <= most + 1e-6);
             }
         }
+    }
+
+    #[test]
+    fn as_many_are_available_as_are_granted() {
+        let mut budget = RetryBudget::new(0.1, 2);
+        let (requests, now) = (55, Duration::from_secs(1));
+        let available = budget.available(requests, now);
+        assert!(available > 20.0, "{available}");
+        let granted = (0..100).filter(|_| budget.take(requests, now)).count();
+        assert!((granted as f64 - available).abs() < 0.5, "{granted}");
+        assert!(budget.available(requests, now) < 1.0);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::super::*;
 use super::bench::Bench;
 use crate::config::FleetSection;
 use crate::fleet::{Worker, finish_drain, start_drain};
+use crate::telemetry::{Backend, WorkerType};
 use routing::Probe::Passed;
 
 /// One ready worker, called `w0`, that serves the model `stays`.
@@ -34,8 +35,12 @@ fn series_by_model(bench: &Bench) -> usize {
 /// A request is sent to a worker, and counted by its model.
 fn count(worker: &Worker) {
     let metrics = &worker.endpoint.model_info.load().metrics;
-    metrics.endpoint(0).unwrap().requests(true).inc();
-    metrics.selected(PolicyKind::CacheAware);
+    metrics
+        .endpoint(Backend::Regular, 0)
+        .unwrap()
+        .requests(true)
+        .inc();
+    metrics.selected(WorkerType::Regular, PolicyKind::CacheAware);
 }
 
 /// Sends a prompt to the worker in slot 1.

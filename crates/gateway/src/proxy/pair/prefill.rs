@@ -103,6 +103,7 @@ impl PrefillCall {
                 Ok(kept) => {
                     guard.set_ended();
                     in_flight.finish(Outcome::Answered(200));
+                    observe_duration(self.watch, &worker);
                     Ok(kept)
                 }
                 // The decode worker has the prompt, and its own leg says how it fares.
@@ -110,22 +111,27 @@ impl PrefillCall {
                     in_flight.finish(amid_answer(broken.outcome));
                     Ok(Bytes::new())
                 }
-                Err(Broken {
-                    outcome, answer, ..
-                }) => {
-                    if answer.is_ok() {
+                Err(broken) => {
+                    if broken.answer.is_ok() {
                         // It has said so itself.
                         guard.set_ended();
                     }
                     Err(PrefillFailure {
-                        outcome,
-                        answer,
+                        outcome: broken.outcome,
+                        answer: broken.answer,
                         in_flight,
                     })
                 }
             }
         })
     }
+}
+
+/// A prefill leg that was begun then has ended well.
+fn observe_duration(watch: Watch, worker: &Worker) {
+    let took = watch.begun.elapsed().as_secs_f64();
+    let info = worker.endpoint.model_info.load();
+    info.metrics.prefill().observe(took);
 }
 
 /// An answer that is none, or not whole.
@@ -162,6 +168,7 @@ impl Reading<'_> {
     /// # Errors
     /// A refusal, an answer that breaks off, and one that is too large to be kept.
     async fn read(&self, response: Box<Response<ResponseBody>>) -> Result<Bytes, Broken> {
+        self.metrics.upstream_response(response.status().as_u16());
         let worker = self.worker;
         let mut response = match read_answer(response, worker).await {
             (Outcome::Answered(200..=299), Ok(response)) => response,

@@ -332,7 +332,8 @@ fn note(
     answer: &Answer,
 ) {
     if let Err(error) = answer {
-        dispatcher.metrics.worker_error(error);
+        let worker_type = in_flight.worker.role().worker_type();
+        dispatcher.metrics.worker_error(worker_type, error.code());
     }
     note_failure(request, &in_flight.worker, outcome);
     let (worker, role) = (in_flight.worker.url(), in_flight.worker.role());
@@ -391,7 +392,11 @@ async fn send_decode(
         Some(Ok(response)) if response.body().broke_ahead() => {
             no_answer(&dispatcher.metrics, worker, UpstreamError::NoResponse)
         }
-        Some(Ok(response)) => read_answer(response, worker).await,
+        Some(Ok(response)) => {
+            let status = response.status().as_u16();
+            dispatcher.metrics.upstream_response(status);
+            read_answer(response, worker).await
+        }
         Some(Err(source)) => no_answer(&dispatcher.metrics, worker, source),
         None => watch.timed_out(worker),
     };

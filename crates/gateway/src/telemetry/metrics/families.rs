@@ -2,7 +2,7 @@
 
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::handles::HTTP;
+use super::labels::HTTP;
 use super::registry::Maker;
 
 /// The client's side.
@@ -12,6 +12,7 @@ pub(crate) struct Http {
     pub(super) duration: HistogramVec,
     pub(super) responses: IntCounterVec,
     pub(super) active: IntGauge,
+    pub(super) ages: IntGaugeVec,
     pub(super) rate_limit: IntCounterVec,
     /// Requests that wait for a place, and how many may.
     pub(crate) queued: IntGauge,
@@ -27,6 +28,7 @@ pub(super) struct Router {
     pub(super) upstream_ok: IntCounter,
     pub(super) local_faults: IntCounterVec,
     pub(super) certificate_reloads: IntCounterVec,
+    pub(super) reloads: IntCounterVec,
 }
 
 /// The workers' side. Gauges are set when metrics are read, from the fleet's own counters.
@@ -35,10 +37,14 @@ pub(crate) struct Worker {
     pub(crate) pool_size: IntGaugeVec,
     pub(crate) connections_active: IntGaugeVec,
     pub(crate) requests_active: IntGaugeVec,
+    pub(crate) queued_tokens: IntGaugeVec,
+    pub(crate) routing_keys_active: IntGaugeVec,
     pub(crate) health: IntGaugeVec,
     pub(super) health_checks: IntCounterVec,
     pub(super) errors: IntCounterVec,
     pub(super) registrations: IntCounterVec,
+    pub(super) discovered: IntGaugeVec,
+    pub(super) syncs: HistogramVec,
     pub(super) deregistrations: IntCounterVec,
 }
 
@@ -62,12 +68,19 @@ pub(crate) struct Resilience {
     pub(super) retries_exhausted: IntCounterVec,
     pub(super) retries_denied: IntCounterVec,
     pub(super) retry_backoff: HistogramVec,
+    /// Retries that would be granted now.
+    pub(crate) retry_budget: IntGauge,
 }
 
 impl Http {
     pub(super) fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
         Ok(Self {
             active: maker.number("smg_http_connections_active", "requests in progress")?,
+            ages: maker.gauge(
+                "smg_http_inflight_request_age_count",
+                "requests in progress by age in seconds: above gt, at most le",
+                &["gt", "le"],
+            )?,
             rate_limit: maker.counter(
                 "smg_http_rate_limit_total",
                 "inference requests admitted and refused, where there is a limit",
@@ -118,6 +131,11 @@ impl Router {
                 "changes of certificate files that were taken, or could not be",
                 &["side", "result"],
             )?,
+            reloads: maker.counter(
+                "smg_config_reloads_total",
+                "options that were to change at run time",
+                &["result"],
+            )?,
         })
     }
 }
@@ -140,6 +158,16 @@ impl Worker {
                 "requests in flight at a worker",
                 &["worker"],
             )?,
+            queued_tokens: maker.gauge(
+                "smg_worker_queued_tokens",
+                "prompt tokens that a worker has yet to compute",
+                &["worker"],
+            )?,
+            routing_keys_active: maker.gauge(
+                "smg_worker_routing_keys_active",
+                "routing keys of the requests in flight at a worker",
+                &["worker"],
+            )?,
             health: maker.gauge("smg_worker_health", "1 ready, 0 not", &["worker"])?,
             health_checks: maker.counter(
                 "smg_worker_health_checks_total",
@@ -155,6 +183,16 @@ impl Worker {
                 "smg_discovery_registrations_total",
                 "workers registered at run time",
                 &["source", "result"],
+            )?,
+            discovered: maker.gauge(
+                "smg_discovery_workers_discovered",
+                "workers that a source lists",
+                &["source"],
+            )?,
+            syncs: maker.seconds(
+                "smg_discovery_sync_duration_seconds",
+                "time to make the workers of a source those of its list",
+                &["source"],
             )?,
             deregistrations: maker.counter(
                 "smg_discovery_deregistrations_total",
@@ -229,6 +267,10 @@ impl Resilience {
                 "smg_worker_retry_budget_exhausted_total",
                 "retries that the budget did not allow",
                 &["worker_type", "endpoint"],
+            )?,
+            retry_budget: maker.number(
+                "smg_worker_retry_budget_available",
+                "retries that the budget would grant now",
             )?,
             retry_backoff: maker.seconds(
                 "smg_worker_retry_backoff_seconds",

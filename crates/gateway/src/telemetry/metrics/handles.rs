@@ -1,14 +1,13 @@
 //! Metric handles, resolved once: counting costs a request no look-up of labels.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use routing::Circuit;
 
+use super::ages::RequestAges;
 use crate::telemetry::request_lines::RequestLines;
-
-pub(super) const HTTP: &str = "http";
-pub(super) const REGULAR: &str = "regular";
 
 /// The handles of one route, and where its requests' lines go.
 #[derive(Debug)]
@@ -21,6 +20,8 @@ pub(crate) struct RouteMetrics {
     pub(super) ok: IntCounter,
     pub(super) responses: IntCounterVec,
     pub(crate) active: IntGauge,
+    /// Of the requests of all routes.
+    pub(crate) ages: Arc<RequestAges>,
 }
 
 impl RouteMetrics {
@@ -47,17 +48,23 @@ pub(crate) struct WorkerMetrics {
     pub(crate) failures: IntCounter,
     pub(super) outcomes: IntCounterVec,
     pub(super) transitions: IntCounterVec,
+    /// Its series have been removed.
+    pub(super) forgotten: AtomicBool,
 }
 
 impl WorkerMetrics {
     /// Its circuit breaker changed.
     pub(crate) fn transition(&self, from: &str, to: &str) {
+        if self.forgotten.load(Relaxed) {
+            return;
+        }
         let labels = [&self.name, from, to];
         self.transitions.with_label_values(&labels).inc();
     }
 
     /// It has left: its series are removed.
     pub(crate) fn forget(&self) {
+        self.forgotten.store(true, Relaxed);
         // What was never counted cannot be removed, and need not.
         for outcome in ["success", "failure"] {
             let _ = self.outcomes.remove_label_values(&[&self.name, outcome]);

@@ -2,15 +2,19 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use prometheus::{IntCounter, IntCounterVec, Registry, TextEncoder};
 use routing::PolicyKind;
 use tracing::warn;
 
+use super::ages::RequestAges;
 use super::families::{Http, Keys, Resilience, Router, Worker};
-use super::handles::{AdmissionMetrics, HTTP, KeyMetrics, REGULAR, RouteMetrics, WorkerMetrics};
-use super::model::{ModelMetrics, Models};
+use super::handles::{AdmissionMetrics, KeyMetrics, RouteMetrics, WorkerMetrics};
+use super::labels::{Backend, HTTP, WorkerType};
+use super::model::{ModelMetrics, Models, UNKNOWN_MODEL};
+use super::model_families::ModelFamilies;
 use super::policy::{BranchMetrics, Policies};
 use super::registry::Maker;
 use crate::error::Error;
@@ -24,9 +28,6 @@ const DURATION_BUCKETS: [f64; 20] = [
     0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 45.0, 60.0,
     90.0, 120.0, 180.0, 240.0,
 ];
-
-/// Where registrations by request come from.
-const MANUAL: &str = "manual";
 
 /// Every metric of one gateway. Not global: several gateways may live in a process.
 #[derive(Debug)]
@@ -43,6 +44,7 @@ pub(crate) struct Metrics {
     keys: Keys,
     /// By model.
     pub(super) models: Arc<Models>,
+    ages: Arc<RequestAges>,
     local_fault_lines: LogLimit,
     dropped_lines: IntCounterVec,
     pub(crate) lines: Arc<RequestLines>,
@@ -58,7 +60,8 @@ impl Metrics {
         };
         let (http, router) = (Http::new(&maker)?, Router::new(&maker)?);
         let (worker, resilience) = (Worker::new(&maker)?, Resilience::new(&maker)?);
-        let (policies, models) = (Policies::new(&maker)?, Models::new(&maker)?);
+        let models = Models::new(ModelFamilies::new(&maker, &worker.errors)?);
+        let policies = Policies::new(&maker)?;
         let dropped_lines = maker.counter(
             "smg_log_dropped_lines",
             "log lines that were not written, for their writer fell behind or failed",
@@ -74,6 +77,7 @@ impl Metrics {
             resilience,
             policies,
             keys,
+            ages: Arc::default(),
             local_fault_lines: LogLimit::default(),
             dropped_lines,
             lines: Arc::default(),
@@ -111,12 +115,13 @@ impl Metrics {
             ok: self.http.responses.with_label_values(&[path, "200", ""]),
             responses: self.http.responses.clone(),
             active: self.http.active.clone(),
+            ages: Arc::clone(&self.ages),
         }
     }
 
     /// The handles of one model.
     pub(crate) fn model(&self, model: &str) -> Arc<ModelMetrics> {
-        self.models.handles(model, || self.cut_replies())
+        self.models.handles(model)
     }
 
     /// The handles of all policies' branches; `in_force` is the policy at work.
@@ -129,9 +134,19 @@ impl Metrics {
         self.policies.sticky_keys(keys);
     }
 
-    fn cut_replies(&self) -> IntCounter {
-        let labels = [REGULAR, HTTP, "stream_error"];
-        self.worker.errors.with_label_values(&labels)
+    /// Bytes of the indexes of prompts, where a policy has one.
+    pub(crate) fn index_bytes(&self, bytes: Option<usize>) {
+        self.policies.index_bytes(bytes);
+    }
+
+    /// Sets the gauges of requests in progress by age.
+    pub(crate) fn show_ages(&self) {
+        self.ages.show(&self.http.ages);
+    }
+
+    #[cfg(test)]
+    pub(super) fn ages(&self) -> &RequestAges {
+        &self.ages
     }
 
     /// The handles of one worker.
@@ -147,6 +162,7 @@ impl Metrics {
             failures: outcome("failure"),
             outcomes: self.resilience.cb_outcomes.clone(),
             transitions: self.resilience.cb_transitions.clone(),
+            forgotten: AtomicBool::new(false),
         }
     }
 
@@ -175,15 +191,17 @@ impl Metrics {
     }
 
     /// A request goes to a worker once more.
-    pub(crate) fn retry(&self, endpoint: &str) {
+    pub(crate) fn retry(&self, worker_type: WorkerType, endpoint: &str) {
         let retries = &self.resilience.retries;
-        retries.with_label_values(&[REGULAR, endpoint]).inc();
+        let labels = [worker_type.as_str(), endpoint];
+        retries.with_label_values(&labels).inc();
     }
 
     /// A request that might have been tried again was not.
-    pub(crate) fn retries_exhausted(&self, endpoint: &str) {
+    pub(crate) fn retries_exhausted(&self, worker_type: WorkerType, endpoint: &str) {
         let exhausted = &self.resilience.retries_exhausted;
-        exhausted.with_label_values(&[REGULAR, endpoint]).inc();
+        let labels = [worker_type.as_str(), endpoint];
+        exhausted.with_label_values(&labels).inc();
     }
 
     /// A request waits before its next try.
@@ -209,10 +227,11 @@ impl Metrics {
         }
     }
 
-    /// A request that the gateway could not serve.
-    pub(crate) fn request_error(&self, model: &str, endpoint: &str, error: &Error) {
-        let labels = [HTTP, REGULAR, HTTP, model, endpoint, error.metric_type()];
-        self.models.errors.with_label_values(&labels).inc();
+    /// A request that the gateway could not serve, whatever its model.
+    pub(crate) fn request_error(&self, endpoint: &str, error: &Error) {
+        let backend = Backend::Regular;
+        let families = self.models.families();
+        families.failed(backend, UNKNOWN_MODEL, endpoint, error);
     }
 
     /// The gateway's machine lacked something, and no worker is at fault.
@@ -229,9 +248,9 @@ impl Metrics {
         reloads.with_label_values(&[side, result]).inc();
     }
 
-    /// A try at a worker that gave no response.
-    pub(crate) fn worker_error(&self, error: &Error) {
-        let labels = [REGULAR, HTTP, error.code()];
+    /// An exchange with a worker that failed in this way.
+    pub(crate) fn worker_error(&self, worker_type: WorkerType, error_type: &str) {
+        let labels = [worker_type.as_str(), HTTP, error_type];
         self.worker.errors.with_label_values(&labels).inc();
     }
 
@@ -241,29 +260,41 @@ impl Metrics {
     }
 
     /// A retry that the budget did not allow.
-    pub(crate) fn retry_denied(&self, endpoint: &str) {
+    pub(crate) fn retry_denied(&self, worker_type: WorkerType, endpoint: &str) {
         let denied = &self.resilience.retries_denied;
-        denied.with_label_values(&[REGULAR, endpoint]).inc();
+        let labels = [worker_type.as_str(), endpoint];
+        denied.with_label_values(&labels).inc();
     }
 
-    /// What became of a registration by request.
-    pub(crate) fn registered(&self, result: &str) {
+    /// What became of a registration at run time.
+    pub(crate) fn registered(&self, source: &str, result: &str) {
         let registrations = &self.worker.registrations;
-        registrations.with_label_values(&[MANUAL, result]).inc();
+        registrations.with_label_values(&[source, result]).inc();
     }
 
     /// The removal of a worker began.
-    pub(crate) fn deregistered(&self, reason: &str) {
+    pub(crate) fn deregistered(&self, source: &str, reason: &str) {
         let deregistrations = &self.worker.deregistrations;
-        deregistrations.with_label_values(&[MANUAL, reason]).inc();
+        deregistrations.with_label_values(&[source, reason]).inc();
     }
 
-    /// A probe of a worker.
-    pub(crate) fn health_check(&self, passed: bool) {
-        let result = if passed { "success" } else { "failure" };
-        self.worker
-            .health_checks
-            .with_label_values(&[REGULAR, result])
-            .inc();
+    /// The workers of a source have been made those of its list.
+    pub(crate) fn synced(&self, source: &str, listed: usize, took: Duration) {
+        let discovered = self.worker.discovered.with_label_values(&[source]);
+        discovered.set(i64::try_from(listed).unwrap_or(i64::MAX));
+        let times = self.worker.syncs.with_label_values(&[source]);
+        times.observe(took.as_secs_f64());
+    }
+
+    /// A probe of a worker: `success` or `failure`.
+    pub(crate) fn health_check(&self, worker_type: WorkerType, result: &str) {
+        let labels = [worker_type.as_str(), result];
+        self.worker.health_checks.with_label_values(&labels).inc();
+    }
+
+    /// Options that were to change while the gateway runs.
+    pub(crate) fn reloaded(&self, accepted: bool) {
+        let result = if accepted { "success" } else { "failed" };
+        self.router.reloads.with_label_values(&[result]).inc();
     }
 }

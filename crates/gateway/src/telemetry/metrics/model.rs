@@ -1,114 +1,72 @@
 //! Metrics by model: made at first use, removed with the last worker of the model.
 
+use std::array;
 use std::collections::{BTreeMap, HashMap};
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
+use prometheus::{Histogram, IntCounter};
 use routing::PolicyKind;
 
-use super::handles::{HTTP, REGULAR};
-use super::registry::Maker;
+use super::endpoint::EndpointMetrics;
+use super::labels::{Backend, HTTP, RUNTIME, WorkerType, clean};
+use super::model_families::ModelFamilies;
 use crate::endpoint::INFERENCE;
+use crate::error::Error;
 
 /// The model name of a worker that has not reported one.
 pub(crate) const UNKNOWN_MODEL: &str = "unknown";
 
-/// Every metric with a label `model` that is counted, and whose handles there are.
+/// The models whose handles there are.
 #[derive(Debug)]
 pub(super) struct Models {
-    requests: IntCounterVec,
-    duration: HistogramVec,
-    ttft: HistogramVec,
-    pub(super) errors: IntCounterVec,
-    selection: IntCounterVec,
+    families: Arc<ModelFamilies>,
     known: Mutex<BTreeMap<String, Weak<ModelMetrics>>>,
 }
 
 /// The handles of one model. Its series are removed when the last handle is dropped.
 #[derive(Debug)]
 pub(crate) struct ModelMetrics {
-    /// The model.
+    /// The model, as labels have it.
     pub(crate) name: Arc<str>,
     models: Arc<Models>,
-    /// Times a policy chose one of its workers, by policy.
-    selections: [OnceLock<IntCounter>; PolicyKind::ALL.len()],
-    /// Replies that broke off after their first byte.
-    pub(crate) cut_replies: IntCounter,
+    /// Times a policy chose one of its workers, by the worker's part and by policy.
+    selections: [[OnceLock<IntCounter>; PolicyKind::ALL.len()]; WorkerType::ALL.len()],
+    prefill: OnceLock<Histogram>,
     /// As in [`INFERENCE`].
-    endpoints: [OnceLock<EndpointMetrics>; INFERENCE.len()],
-}
-
-/// The handles of one model at one endpoint.
-#[derive(Debug)]
-pub(crate) struct EndpointMetrics {
-    requests: [IntCounter; 2],
-    /// Routing decision to the end of the reply.
-    pub(crate) duration: Histogram,
-    /// Routing decision to the first byte of a stream.
-    pub(crate) ttft: Histogram,
+    endpoints: [[OnceLock<Box<EndpointMetrics>>; INFERENCE.len()]; Backend::COUNT],
 }
 
 impl Models {
-    pub(super) fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
-        let request = [
-            "router_type",
-            "backend_type",
-            "connection_mode",
-            "model",
-            "endpoint",
-        ];
-        let with = |extra: &'static str| [&request[..], &[extra][..]].concat();
-        Ok(Self {
-            requests: maker.counter(
-                "smg_router_requests_total",
-                "requests sent to a worker",
-                &with("streaming"),
-            )?,
-            duration: maker.seconds(
-                "smg_router_request_duration_seconds",
-                "routing decision to the end of the reply",
-                &request,
-            )?,
-            ttft: maker.seconds(
-                "smg_router_ttft_seconds",
-                "routing decision to the first byte of a streamed reply",
-                &["router_type", "backend_type", "model", "endpoint"],
-            )?,
-            errors: maker.counter(
-                "smg_router_request_errors_total",
-                "requests the gateway could not serve",
-                &with("error_type"),
-            )?,
-            selection: maker.counter(
-                "smg_worker_selection_total",
-                "times a policy chose a worker",
-                &["worker_type", "connection_mode", "model", "policy"],
-            )?,
+    pub(super) fn new(families: ModelFamilies) -> Self {
+        Self {
+            families: Arc::new(families),
             known: Mutex::default(),
-        })
+        }
     }
 
     /// The handles of one model.
-    pub(super) fn handles(
-        self: &Arc<Self>,
-        model: &str,
-        cut_replies: impl FnOnce() -> IntCounter,
-    ) -> Arc<ModelMetrics> {
+    pub(super) fn handles(self: &Arc<Self>, model: &str) -> Arc<ModelMetrics> {
+        let model = clean(model);
         let mut known = self.known();
-        if let Some(handles) = known.get(model).and_then(Weak::upgrade) {
+        if let Some(handles) = known.get(&*model).and_then(Weak::upgrade) {
             return handles;
         }
         let handles = Arc::new(ModelMetrics {
-            name: model.into(),
+            name: (*model).into(),
             models: Arc::clone(self),
-            selections: std::array::from_fn(|_| OnceLock::new()),
-            cut_replies: cut_replies(),
-            endpoints: std::array::from_fn(|_| OnceLock::new()),
+            selections: Default::default(),
+            prefill: OnceLock::new(),
+            endpoints: array::from_fn(|_| array::from_fn(|_| OnceLock::new())),
         });
-        known.insert(model.to_owned(), Arc::downgrade(&handles));
+        known.insert(model.into_owned(), Arc::downgrade(&handles));
         handles
+    }
+
+    /// Every metric with a label `model` that is counted.
+    pub(super) fn families(&self) -> &ModelFamilies {
+        &self.families
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<String, Weak<ModelMetrics>>> {
@@ -118,34 +76,48 @@ impl Models {
 
 impl ModelMetrics {
     /// A policy chose one of its workers.
-    pub(crate) fn selected(&self, policy: PolicyKind) {
-        let labels = [REGULAR, HTTP, &self.name, policy.as_str()];
-        let known = self.selections.get(policy as usize);
-        let selection = &self.models.selection;
-        let counter = known.map(|it| it.get_or_init(|| selection.with_label_values(&labels)));
-        counter.into_iter().for_each(IntCounter::inc);
+    pub(crate) fn selected(&self, worker_type: WorkerType, policy: PolicyKind) {
+        let of_type = self.selections.get(worker_type as usize);
+        let Some(known) = of_type.and_then(|known| known.get(policy as usize)) else {
+            return;
+        };
+        let counter = known.get_or_init(|| {
+            let labels = [worker_type.as_str(), HTTP, &self.name, policy.as_str()];
+            self.models.families.selection.with_label_values(&labels)
+        });
+        counter.inc();
+    }
+
+    /// A reply of a worker broke off after its first byte.
+    pub(crate) fn cut_reply(&self, worker_type: WorkerType) {
+        let labels = [worker_type.as_str(), HTTP, "stream_error"];
+        self.models
+            .families
+            .worker_errors
+            .with_label_values(&labels)
+            .inc();
+    }
+
+    /// A request that the gateway could not serve.
+    pub(crate) fn failed(&self, backend: Backend, endpoint: &str, error: &Error) {
+        let families = &self.models.families;
+        families.failed(backend, &self.name, endpoint, error);
+    }
+
+    /// How long prefill workers take, in seconds.
+    pub(crate) fn prefill(&self) -> &Histogram {
+        self.prefill.get_or_init(|| {
+            let labels = [Backend::Pair.as_str(), &self.name, RUNTIME];
+            self.models.families.prefill.with_label_values(&labels)
+        })
     }
 
     /// By [`Inference::index`](crate::endpoint::Inference::index).
-    pub(crate) fn endpoint(&self, index: usize) -> Option<&EndpointMetrics> {
-        let (endpoint, row) = (self.endpoints.get(index)?, INFERENCE.get(index)?);
-        Some(endpoint.get_or_init(|| self.of_endpoint(row.label)))
-    }
-
-    fn of_endpoint(&self, endpoint: &str) -> EndpointMetrics {
-        let (models, model) = (&self.models, &*self.name);
-        let labels = [HTTP, REGULAR, HTTP, model, endpoint];
-        let requests = |streaming| {
-            let labels = [HTTP, REGULAR, HTTP, model, endpoint, streaming];
-            models.requests.with_label_values(&labels)
-        };
-        EndpointMetrics {
-            requests: [requests("false"), requests("true")],
-            duration: models.duration.with_label_values(&labels),
-            ttft: models
-                .ttft
-                .with_label_values(&[HTTP, REGULAR, model, endpoint]),
-        }
+    pub(crate) fn endpoint(&self, backend: Backend, index: usize) -> Option<&EndpointMetrics> {
+        let endpoints = self.endpoints.get(backend as usize)?;
+        let (endpoint, row) = (endpoints.get(index)?, INFERENCE.get(index)?);
+        let make = || EndpointMetrics::new(&self.models.families, &self.name, row.label, backend);
+        Some(endpoint.get_or_init(|| Box::new(make())))
     }
 }
 
@@ -162,20 +134,26 @@ impl Drop for ModelMetrics {
             // Also counts requests that reached no worker.
             return;
         }
-        let models = &self.models;
-        for counters in [&models.requests, &models.errors, &models.selection] {
+        let families = &self.models.families;
+        for counters in [
+            &families.requests,
+            &families.tokens,
+            &families.cached,
+            &families.errors,
+            &families.selection,
+        ] {
             forget(counters, &self.name);
         }
-        forget(&models.duration, &self.name);
-        forget(&models.ttft, &self.name);
-    }
-}
-
-impl EndpointMetrics {
-    /// Requests sent to a worker.
-    pub(crate) fn requests(&self, streaming: bool) -> &IntCounter {
-        let [whole, streamed] = &self.requests;
-        if streaming { streamed } else { whole }
+        for times in [
+            &families.duration,
+            &families.ttft,
+            &families.tpot,
+            &families.generation,
+            &families.prefill,
+            &families.pair_ttft,
+        ] {
+            forget(times, &self.name);
+        }
     }
 }
 
@@ -196,8 +174,8 @@ fn forget<B: MetricVecBuilder>(metric: &MetricVec<B>, model: &str) {
 #[cfg(test)]
 mod tests {
     use super::super::Metrics;
+    use super::super::endpoint::CachedTokens;
     use super::*;
-    use crate::error::Error;
 
     fn series(metrics: &Metrics, model: &str) -> usize {
         let page = metrics.render().unwrap();
@@ -209,29 +187,65 @@ mod tests {
         let metrics = Metrics::new(None).unwrap();
         let (one, two) = (metrics.model("m"), metrics.model("m"));
         assert_eq!(series(&metrics, "m"), 0);
-        one.endpoint(0).unwrap().requests(false).inc();
-        one.selected(PolicyKind::Random);
+        one.endpoint(Backend::Regular, 0)
+            .unwrap()
+            .requests(false)
+            .inc();
+        one.selected(WorkerType::Regular, PolicyKind::Random);
         let error = Error::WorkerSpec("wrong".to_owned());
-        metrics.request_error("m", "generate", &error);
+        one.failed(Backend::Regular, "generate", &error);
+        one.prefill().observe(0.1);
+        let pair = one.endpoint(Backend::Pair, 0).unwrap();
+        pair.stream().first_event(0.1);
+        pair.tokens().input.inc();
+        pair.cached(CachedTokens::Reported).inc();
         let told = series(&metrics, "m");
         assert!(told > 4);
         drop(one);
         assert_eq!(series(&metrics, "m"), told, "somebody still serves it");
-        metrics.model("other").selected(PolicyKind::Random);
+        metrics
+            .model("other")
+            .selected(WorkerType::Regular, PolicyKind::Random);
         assert_eq!(series(&metrics, "other"), 0);
         drop(two);
         assert_eq!(series(&metrics, "m"), 0);
         assert!(metrics.models.known().is_empty());
         let again = metrics.model("m");
-        again.endpoint(0).unwrap().requests(false).inc();
-        assert_eq!(series(&metrics, "m"), told - 2);
+        again
+            .endpoint(Backend::Regular, 0)
+            .unwrap()
+            .requests(false)
+            .inc();
+        assert!((1..told).contains(&series(&metrics, "m")));
+    }
+
+    #[test]
+    fn only_what_has_happened_has_series() {
+        let metrics = Metrics::new(None).unwrap();
+        let model = metrics.model("m");
+        let endpoint = model.endpoint(Backend::Regular, 0).unwrap();
+        endpoint.requests(false).inc();
+        let page = metrics.render().unwrap();
+        assert!(page.contains("streaming=\"false\"") && !page.contains("streaming=\"true\""));
+        for absent in ["ttft", "tpot", "generation", "tokens", "smg_pd"] {
+            assert!(!page.contains(absent), "{absent}: {page}");
+        }
+    }
+
+    #[test]
+    fn odd_model_names_cannot_break_the_page() {
+        let metrics = Metrics::new(None).unwrap();
+        let odd = metrics.model("a\r\u{2028}b");
+        assert!(Arc::ptr_eq(&odd, &metrics.model("a__b")));
+        odd.selected(WorkerType::Decode, PolicyKind::Random);
+        assert_eq!(series(&metrics, "a__b"), 1);
     }
 
     #[test]
     fn errors_without_a_worker_keep_their_series() {
         let metrics = Metrics::new(None).unwrap();
         let error = Error::WorkerSpec("wrong".to_owned());
-        metrics.request_error(UNKNOWN_MODEL, "generate", &error);
+        metrics.request_error("generate", &error);
         drop(metrics.model(UNKNOWN_MODEL));
         assert_eq!(series(&metrics, UNKNOWN_MODEL), 1);
     }

@@ -1,6 +1,6 @@
 //! The branches that policies take: `smg_manual_policy_branch_total`,
-//! `smg_consistent_hashing_policy_branch_total`, `smg_prefix_hash_policy_branch_total`; and
-//! how many keys `manual` remembers: `smg_manual_policy_cache_entries`.
+//! `smg_consistent_hashing_policy_branch_total`, `smg_prefix_hash_policy_branch_total`; how many
+//! keys `manual` remembers, and how much memory the index of `cache_aware` uses.
 
 use std::sync::OnceLock;
 
@@ -14,6 +14,7 @@ use super::registry::Maker;
 pub(super) struct Policies {
     branches: Vec<(PolicyKind, IntCounterVec)>,
     manual_entries: IntGaugeVec,
+    index_bytes: IntGaugeVec,
 }
 
 /// The handles of every policy that has several ways, made when it is first in force.
@@ -43,6 +44,11 @@ impl Policies {
                 "routing keys that the manual policy remembers",
                 &[],
             )?,
+            index_bytes: maker.gauge(
+                "smg_cache_aware_index_bytes",
+                "memory that the indexes of prompts use",
+                &[],
+            )?,
         })
     }
 
@@ -60,11 +66,21 @@ impl Policies {
 
     /// How many routing keys are remembered, where any policy remembers some.
     pub(super) fn sticky_keys(&self, keys: Option<usize>) {
-        self.manual_entries.reset();
-        if let Some(keys) = keys {
-            let gauge = self.manual_entries.with_label_values::<&str>(&[]);
-            gauge.set(i64::try_from(keys).unwrap_or(i64::MAX));
-        }
+        show(&self.manual_entries, keys);
+    }
+
+    /// Bytes of the indexes of prompts, where a policy has one.
+    pub(super) fn index_bytes(&self, bytes: Option<usize>) {
+        show(&self.index_bytes, bytes);
+    }
+}
+
+/// Sets a gauge without labels, or takes it off the page.
+fn show(gauge: &IntGaugeVec, value: Option<usize>) {
+    gauge.reset();
+    if let Some(value) = value {
+        let gauge = gauge.with_label_values::<&str>(&[]);
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
     }
 }
 

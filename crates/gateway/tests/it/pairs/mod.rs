@@ -4,6 +4,7 @@ mod chaos;
 mod failures;
 mod logprobs;
 mod metadata;
+mod metrics;
 mod override_headers;
 mod roles;
 mod samples;

@@ -9,5 +9,6 @@ mod http2;
 mod keep_alive;
 mod limits;
 mod loops;
+mod metrics;
 mod realtime;
 mod streaming;

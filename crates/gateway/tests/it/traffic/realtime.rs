@@ -90,9 +90,12 @@ async fn bytes_pass_both_ways_after_the_switch_and_the_worker_is_busy_meanwhile(
     assert_eq!(gateway.in_flight().await, 1);
     drop(client);
     until_idle(&gateway).await;
+    let ended =
+        r#"smg_http_responses_total{error_code="",path="/v1/realtime",status_code="101"} 1"#;
+    // The reply is counted once both connections are closed.
+    until(|| async { gateway.metrics().await.contains(ended) }).await;
     let metrics = gateway.metrics().await;
     for line in [
-        r#"smg_http_responses_total{error_code="",path="/v1/realtime",status_code="101"} 1"#,
         r#"smg_http_requests_total{method="GET",path="/v1/realtime"} 1"#,
         r#"endpoint="realtime""#,
     ] {

@@ -234,6 +234,10 @@ impl Policy for CacheAware {
 
     /// Limits the index to blocks that a worker can still hold. An evicted block would make the
     /// wait look shorter than it is.
+    fn index_bytes(&self) -> Option<usize> {
+        Some(self.index.bytes())
+    }
+
     fn set_cache_sizes(&self, bytes_by_slot: &[Option<u64>]) {
         self.index.set_cache_sizes(bytes_by_slot);
     }

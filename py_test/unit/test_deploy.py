@@ -1,0 +1,144 @@
+"""Dashboard and alert rules: they parse, and name series and labels that the gateway has."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pytest
+from support.pages import ROOT, send, table
+from support.ports import free_port
+from support.waiting import wait_for
+
+from sgl_model_gateway.router import Router
+
+DEPLOY = ROOT / "deploy"
+RULES = DEPLOY / "prometheus" / "rules.yml"
+DASHBOARD = DEPLOY / "grafana" / "gateway.json"
+METRICS = ROOT / "docs" / "metrics.md"
+# What Prometheus adds to every sample.
+TARGET = {"instance", "job", "le"}
+
+
+def labels_by_series() -> dict[str, set[str]]:
+    rows = table(METRICS, "series")
+    return {name.strip("`"): set(re.findall(r"`(\w+)`", labels)) for name, _, labels, *_ in rows}
+
+
+def panels() -> list[dict[str, Any]]:
+    return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
+
+
+def queries_of_dashboard() -> list[str]:
+    return [target["expr"] for panel in panels() for target in panel["targets"]]
+
+
+def expressions_of_rules() -> list[str]:
+    return re.findall(r"^ {8}expr: (?:\|\n)?((?:.+\n)(?: {10}.+\n)*)", RULES.read_text(), re.M)
+
+
+def test_dashboard_and_rules_have_many_expressions() -> None:
+    assert len(queries_of_dashboard()) >= 20
+    assert len(expressions_of_rules()) == RULES.read_text().count("- alert:") >= 10
+
+
+@pytest.mark.parametrize("expression", [*queries_of_dashboard(), *expressions_of_rules()])
+def test_expression_names_series_and_labels_of_the_gateway(expression: str) -> None:
+    known = labels_by_series()
+    names = re.findall(r"\b(smg_\w+|up)\b(?:\{([^}]*)\})?", expression)
+    assert names, expression
+    present = set(TARGET)
+    for name, matchers in names:
+        family = name if name in known else re.sub(r"_(bucket|sum|count)$", "", name)
+        assert family in known or name == "up", name
+        present |= known.get(family, set())
+        assert set(re.findall(r"(\w+)[!=]~?\"", matchers)) <= known.get(family, set()) | TARGET, expression
+    for grouped in re.findall(r"by \(([^)]*)\)", expression):
+        assert set(grouped.split(", ")) <= present, expression
+
+
+def test_panels_do_not_overlap_and_have_names_of_their_own() -> None:
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels()]
+    titles = [panel["title"] for panel in panels()]
+    assert len(set(places)) == len(places) and len(set(titles)) == len(titles)
+
+
+def program(name: str) -> str:
+    """A program of Prometheus: `apt-get install prometheus`, or a folder in `PROMETHEUS_BIN`."""
+    found = shutil.which(name, path=os.environ.get("PROMETHEUS_BIN")) or shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+@pytest.mark.parametrize(
+    "check", [("check", "rules", "rules.yml"), ("check", "config", "scrape.yml"), ("test", "rules", "tests.yml")]
+)
+def test_promtool_accepts(check: tuple[str, ...]) -> None:
+    promtool = program("promtool")
+    done = subprocess.run([promtool, *check], cwd=RULES.parent, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def page_of(door: Router) -> str:
+    status, text = send(urllib.request.Request(str(door.metrics_url)))
+    assert status == 200
+    return text
+
+
+def test_metrics_page_passes_the_linter(sim_workers: Any, gateway: Any) -> None:
+    promtool, door = program("promtool"), gateway([sim_workers(1)[0].url])
+    page = page_of(door)
+    done = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, text=True, timeout=60)
+    # Status 3: it parses, and names might be better; they are those that users have dashboards for.
+    assert done.returncode in (0, 3), done.stderr
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path, gateway: Any) -> Iterator[str]:
+    """A Prometheus that scrapes a gateway without workers by our configuration, once a second; its URL."""
+    binary, door = program("prometheus"), gateway([])
+    address = urlsplit(str(door.metrics_url)).netloc
+    config = (RULES.parent / "scrape.yml").read_text().replace("15s", "1s").replace("localhost:29000", address)
+    (tmp_path / "scrape.yml").write_text(config)
+    (tmp_path / "rules.yml").write_text(RULES.read_text())
+    port = free_port()
+    listen = f"127.0.0.1:{port}"
+    flags = ["--config.file=scrape.yml", "--storage.tsdb.path=data", f"--web.listen-address={listen}"]
+    process = subprocess.Popen([binary, *flags], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield f"http://{listen}"
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def test_real_prometheus_scrapes_and_an_outage_becomes_an_alert(prometheus: str) -> None:
+    def ask(path: str) -> Any:
+        try:
+            status, text = send(urllib.request.Request(f"{prometheus}/api/v1/{path}"))
+        except OSError:
+            return {}  # it does not listen yet
+        return json.loads(text)["data"] if status == 200 else {}
+
+    def value(query: str) -> str | None:
+        result = ask(f"query?query={quote(query)}").get("result")
+        return result[0]["value"][1] if result else None
+
+    def alerts() -> set[str]:
+        return {alert["labels"]["alertname"] for alert in ask("alerts").get("alerts", [])}
+
+    wait_for(lambda: value("up") == "1", "a scrape")
+    assert value("smg_http_connections_active") == "0"
+    wait_for(lambda: "GatewayNoWorkerReady" in alerts(), "the alert of a gateway without workers")
+    assert alerts() == {"GatewayNoWorkerReady"}
+    groups = ask("rules")["groups"]
+    assert {rule["health"] for group in groups for rule in group["rules"]} == {"ok"}
