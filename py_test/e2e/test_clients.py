@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import anthropic
@@ -30,13 +31,15 @@ def workers_of(url: str) -> list[dict[str, Any]]:
 def claude(sim_workers, gateway):
     """`claude(api_key=..., **gateway options)`: a client of Anthropic's, the gateway, its worker."""
 
-    def start(key: str = "none", worker: dict[str, Any] | None = None, **options: Any):
-        fleet = sim_workers(1, **(worker or {}))
-        door = gateway([fleet[0].url], **options)
-        client = anthropic.Anthropic(base_url=door.url, api_key=key, max_retries=0, timeout=20)
-        return client, door, fleet[0]
+    with ExitStack() as clients:
 
-    return start
+        def start(key: str = "none", worker: dict[str, Any] | None = None, **options: Any):
+            fleet = sim_workers(1, **(worker or {}))
+            door = gateway([fleet[0].url], **options)
+            client = anthropic.Anthropic(base_url=door.url, api_key=key, max_retries=0, timeout=20)
+            return clients.enter_context(client), door, fleet[0]
+
+        yield start
 
 
 def test_messages_whole_and_streamed_are_the_same(claude):
@@ -59,8 +62,10 @@ def test_errors_of_the_gateway_are_errors_of_the_sdk(claude, sim_workers, gatewa
     assert refused.value.body["error"]["type"] == "authentication_error"
     fleet = [sim_workers(1, model=name)[0] for name in ("one", "two")]
     door = gateway([worker.url for worker in fleet])
-    two = anthropic.Anthropic(base_url=door.url, api_key="none", max_retries=0, timeout=20)
-    with pytest.raises(anthropic.NotFoundError) as unknown:
+    with (
+        anthropic.Anthropic(base_url=door.url, api_key="none", max_retries=0, timeout=20) as two,
+        pytest.raises(anthropic.NotFoundError) as unknown,
+    ):
         two.messages.create(model="three", max_tokens=5, messages=MESSAGES)
     assert unknown.value.body["error"]["type"] == "not_found_error"
     assert "one, two" in unknown.value.body["error"]["message"]
