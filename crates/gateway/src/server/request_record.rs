@@ -16,6 +16,7 @@ use crate::telemetry::{AgeEntry, EndedRequest, ReplyEnd, RequestLog, RouteMetric
 #[derive(Debug)]
 pub(super) struct RequestRecord {
     metrics: Arc<RouteMetrics>,
+    lane: Lane,
     started: Instant,
     /// When the reply began.
     replied: Option<Instant>,
@@ -47,6 +48,7 @@ impl RequestRecord {
         Self {
             age: metrics.ages.enter(lane.0, started),
             metrics: Arc::clone(metrics),
+            lane,
             started,
             replied: None,
             principal: None,
@@ -110,6 +112,7 @@ impl RequestRecord {
 
     fn write_lines(&self, status: u16) {
         self.metrics.lines.write(&EndedRequest {
+            lane: self.lane.0,
             id: &self.id,
             key: self.principal.as_ref().map_or("", Principal::as_str),
             method: &self.metrics.method,

@@ -1,10 +1,11 @@
 //! The access log: a JSON object per request, written by a thread of its own.
 
+use std::array;
 use std::io::{self, Write};
+use std::mem;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
@@ -17,34 +18,25 @@ use tracing::warn;
 use tracing_appender::rolling::InitError;
 
 use super::daily_file::{DailyFile, FileName};
+use super::json_line::JsonLine;
 use super::log_limit::LogLimit;
 
 /// The word for standard output in place of a file.
 const STDOUT: &str = "-";
-/// Lines that wait to be written; more are dropped rather than hold up a request.
-const WAITING_LINES: usize = 16 * 1024;
-/// Pause between two batches. A thread that slept until the next line would have to be woken by
+/// Texts of lines, so that lanes need not wait for each other.
+const SHARDS: usize = 16;
+/// Bytes of a shard that wait to be written; further lines are dropped rather than hold up a request.
+const MAX_WAITING: usize = 4 * 1024 * 1024;
+/// Pause between two looks. A thread that slept until the next line would have to be woken by
 /// every request.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Bytes written at a time.
-const BATCH: usize = 64 * 1024;
 /// Longest time for the last lines at a stop.
 const LAST_LINES: Duration = Duration::from_secs(2);
 const SECOND_FORMAT: &str = "[year]-[month]-[day]T[hour]:[minute]:[second]";
 
-/// A line on its way to the thread that writes it.
-struct Line {
-    ended: Instant,
-    /// The object, without its time.
-    json: Vec<u8>,
-}
-
 /// Where lines are handed over.
 #[derive(Debug)]
-pub(crate) struct AccessLog {
-    lines: SyncSender<Line>,
-    dropped: IntCounter,
-}
+pub(crate) struct AccessLog(Arc<Shared>);
 
 /// The thread that writes. Dropped, it writes what waits and ends.
 #[derive(Debug)]
@@ -53,21 +45,41 @@ pub(crate) struct AccessLogWriter {
     closing: Arc<AtomicBool>,
 }
 
+/// What lanes and the thread that writes have in common.
+#[derive(Debug)]
+struct Shared {
+    shards: [Shard; SHARDS],
+    dropped: IntCounter,
+}
+
+/// A cache line of its own.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Shard(Mutex<Waiting>);
+
+/// Lines that wait to be written.
+#[derive(Debug)]
+struct Waiting {
+    text: Vec<u8>,
+    lines: u64,
+    clock: Clock,
+}
+
 /// Where the lines go.
 struct Output {
-    lines: Receiver<Line>,
+    shared: Arc<Shared>,
     sink: Box<dyn Write + Send>,
+    /// Lines that are being written: lanes fill another text meanwhile.
     batch: Vec<u8>,
-    /// Lines in the batch.
-    batched: u64,
-    seconds: Seconds,
-    dropped: IntCounter,
     failures: LogLimit,
 }
 
-/// Writes times. Lines of one second share all but the milliseconds.
-struct Seconds {
-    format: OwnedFormatItem,
+/// Tells the time of day. Lines of one second share all of its text but the milliseconds.
+#[derive(Clone, Debug)]
+struct Clock {
+    format: Arc<OwnedFormatItem>,
+    /// The same moment on both clocks: a line costs no look at one.
+    moment: (Instant, SystemTime),
     /// Since 1970, of the text.
     second: u64,
     text: Vec<u8>,
@@ -108,16 +120,8 @@ impl AccessLog {
             };
             Box::new(DailyFile::open(name, kept)?)
         };
-        let (sender, lines) = sync_channel(WAITING_LINES);
-        let output = Output {
-            lines,
-            sink,
-            batch: Vec::with_capacity(BATCH),
-            batched: 0,
-            seconds: Seconds::new()?,
-            dropped: dropped.clone(),
-            failures: LogLimit::default(),
-        };
+        let shared = Arc::new(Shared::new(dropped)?);
+        let output = Output::new(Arc::clone(&shared), sink);
         let closing = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&closing);
         let thread = thread::Builder::new().name("smg-access-log".to_owned());
@@ -125,18 +129,29 @@ impl AccessLog {
             thread: thread.spawn(move || output.run(&asked))?,
             closing,
         };
-        let log = Self {
-            lines: sender,
-            dropped,
-        };
-        Ok((log, writer))
+        Ok((Self(shared), writer))
     }
 
-    /// Hands over an object, of a request that ended then. Never waits.
-    pub(super) fn write(&self, ended: Instant, json: Vec<u8>) {
-        if self.lines.try_send(Line { ended, json }).is_err() {
-            self.dropped.inc();
+    /// Writes the line of a request of this lane that ended then, after its time; `fields` are the
+    /// rest. Waits for no file.
+    pub(super) fn write(
+        &self,
+        lane: usize,
+        ended: Instant,
+        fields: impl FnOnce(&mut JsonLine<'_>),
+    ) {
+        let mut waiting = self.0.shards[lane % SHARDS].lock();
+        let waiting = &mut *waiting;
+        if waiting.text.len() >= MAX_WAITING {
+            self.0.dropped.inc();
+            return;
         }
+        let mut object = JsonLine::new(&mut waiting.text);
+        object.quoted("time", |text| waiting.clock.write(text, ended));
+        fields(&mut object);
+        object.finish();
+        waiting.text.push(b'\n');
+        waiting.lines += 1;
     }
 }
 
@@ -164,7 +179,39 @@ impl Drop for AccessLogWriter {
     }
 }
 
+impl Shared {
+    fn new(dropped: IntCounter) -> Result<Self, InvalidFormatDescription> {
+        let clock = Clock::new()?;
+        let shard = |_| {
+            Shard(Mutex::new(Waiting {
+                text: Vec::new(),
+                lines: 0,
+                clock: clock.clone(),
+            }))
+        };
+        Ok(Self {
+            shards: array::from_fn(shard),
+            dropped,
+        })
+    }
+}
+
+impl Shard {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Output {
+    fn new(shared: Arc<Shared>, sink: Box<dyn Write + Send>) -> Self {
+        Self {
+            shared,
+            sink,
+            batch: Vec::new(),
+            failures: LogLimit::default(),
+        }
+    }
+
     fn run(mut self, closing: &AtomicBool) {
         loop {
             let last = closing.load(Relaxed);
@@ -178,55 +225,52 @@ impl Output {
 
     /// Writes all lines that wait.
     fn write_waiting(&mut self) {
-        // One look at both clocks gives the time of day of all lines.
-        let (now, time_of_day) = (Instant::now(), SystemTime::now());
-        while let Ok(line) = self.lines.try_recv() {
-            let time = time_of_day - now.saturating_duration_since(line.ended);
-            self.append(time, &line.json);
-            if self.batch.len() >= BATCH {
-                self.write_batch();
+        let shared = Arc::clone(&self.shared);
+        for shard in &shared.shards {
+            let lines = {
+                let mut waiting = shard.lock();
+                waiting.clock.set();
+                mem::swap(&mut waiting.text, &mut self.batch);
+                mem::take(&mut waiting.lines)
+            };
+            if lines > 0 {
+                self.write_batch(lines);
             }
         }
-        self.write_batch();
     }
 
-    fn append(&mut self, time: SystemTime, json: &[u8]) {
-        self.batch.extend_from_slice(b"{\"time\":\"");
-        self.seconds.write(&mut self.batch, time);
-        self.batch.extend_from_slice(b"\",");
-        self.batch
-            .extend_from_slice(json.strip_prefix(b"{").unwrap_or(json));
-        self.batch.push(b'\n');
-        self.batched += 1;
-    }
-
-    fn write_batch(&mut self) {
-        if self.batched == 0 {
-            return;
-        }
+    fn write_batch(&mut self, lines: u64) {
         let written = self.sink.write_all(&self.batch);
         if let Err(error) = written.and_then(|()| self.sink.flush()) {
-            self.dropped.inc_by(self.batched);
+            self.shared.dropped.inc_by(lines);
             if let Some(left_out) = self.failures.pass() {
                 warn!(%error, left_out, "cannot write the access log");
             }
         }
         self.batch.clear();
-        self.batched = 0;
     }
 }
 
-impl Seconds {
+impl Clock {
     fn new() -> Result<Self, InvalidFormatDescription> {
         Ok(Self {
-            format: format_description::parse_owned::<2>(SECOND_FORMAT)?,
+            format: Arc::new(format_description::parse_owned::<2>(SECOND_FORMAT)?),
+            moment: (Instant::now(), SystemTime::now()),
             second: u64::MAX,
             text: Vec::new(),
         })
     }
 
+    /// Looks at both clocks: the time of day may be set, and may drift.
+    fn set(&mut self) {
+        self.moment = (Instant::now(), SystemTime::now());
+    }
+
     /// Writes a time (RFC 3339, UTC) with its milliseconds.
-    fn write(&mut self, line: &mut Vec<u8>, time: SystemTime) {
+    fn write(&mut self, line: &mut Vec<u8>, at: Instant) {
+        let (instant, time_of_day) = self.moment;
+        let time = time_of_day + at.saturating_duration_since(instant)
+            - instant.saturating_duration_since(at);
         let since = time.duration_since(SystemTime::UNIX_EPOCH);
         let since = since.unwrap_or_default();
         if since.as_secs() != self.second {
@@ -257,6 +301,12 @@ mod tests {
         IntCounter::new("dropped", "lines").unwrap()
     }
 
+    fn write(log: &AccessLog, lane: usize) {
+        log.write(lane, Instant::now(), |line| {
+            line.number("lane", Some(lane as u64));
+        });
+    }
+
     #[tokio::test]
     async fn lines_are_written_with_the_time_of_their_end() {
         let dir = std::env::temp_dir().join(format!("smg-access-{}", uuid::Uuid::new_v4()));
@@ -264,9 +314,12 @@ mod tests {
         let (log, writer) = AccessLog::start(path.to_str().unwrap(), None, counter()).unwrap();
         let before = OffsetDateTime::now_utc();
         let ended = Instant::now();
-        for number in 0..3 {
-            let line = json!({"number": number, "text": "a\n\"b"});
-            log.write(ended, line.to_string().into_bytes());
+        // Two of them share a lane's text.
+        for lane in [0, 1, SHARDS] {
+            log.write(lane, ended, |line| {
+                line.number("lane", Some(lane as u64));
+                line.text("text", "a\n\"b");
+            });
         }
         writer.finish().await;
         let file = fs::read_dir(&dir).unwrap().next().unwrap().unwrap();
@@ -277,17 +330,15 @@ mod tests {
                 .starts_with("access.log.2")
         );
         let text = fs::read_to_string(file.path()).unwrap();
-        let lines: Vec<Value> = text
+        let objects: Vec<Value> = text
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect();
-        assert_eq!(lines.len(), 3);
+        let order: Vec<_> = objects.iter().map(|line| line["lane"].clone()).collect();
+        assert_eq!(order, [0, SHARDS, 1]);
         let format = format_description::well_known::Rfc3339;
-        for (number, line) in lines.iter().enumerate() {
-            assert_eq!(
-                (&line["number"], &line["text"]),
-                (&json!(number), &json!("a\n\"b"))
-            );
+        for line in &objects {
+            assert_eq!(line["text"], json!("a\n\"b"));
             let time = OffsetDateTime::parse(line["time"].as_str().unwrap(), &format).unwrap();
             assert!((time - before).abs() < time::Duration::seconds(1), "{time}");
         }
@@ -295,38 +346,47 @@ mod tests {
     }
 
     #[test]
-    fn lines_beyond_the_queue_are_dropped_and_counted() {
-        let (sender, lines) = sync_channel(2);
-        let log = AccessLog {
-            lines: sender,
-            dropped: counter(),
-        };
-        for _ in 0..5 {
-            log.write(Instant::now(), b"{}".to_vec());
+    fn times_before_and_after_the_last_look_at_the_clock_are_told() {
+        let mut clock = Clock::new().unwrap();
+        let moment = clock.moment.0;
+        clock.moment.1 = SystemTime::UNIX_EPOCH + Duration::from_millis(86_400_500);
+        let mut text = Vec::new();
+        let (earlier, later) = (Duration::from_millis(501), Duration::from_millis(507));
+        for at in [moment, moment - earlier, moment + later] {
+            clock.write(&mut text, at);
+            text.push(b' ');
         }
-        assert_eq!((log.dropped.get(), lines.try_iter().count()), (3, 2));
+        assert_eq!(
+            String::from_utf8(text).unwrap(),
+            "1970-01-02T00:00:00.500Z 1970-01-01T23:59:59.999Z 1970-01-02T00:00:01.007Z "
+        );
+    }
+
+    #[test]
+    fn lines_beyond_what_may_wait_are_dropped_and_counted() {
+        let log = AccessLog(Arc::new(Shared::new(counter()).unwrap()));
+        log.0.shards[3].lock().text = vec![b' '; MAX_WAITING - 1];
+        for _ in 0..5 {
+            write(&log, 3);
+            write(&log, 4);
+        }
+        assert_eq!(log.0.dropped.get(), 4);
+        assert_eq!(
+            [3, 4].map(|lane: usize| log.0.shards[lane].lock().lines),
+            [1, 5]
+        );
     }
 
     #[test]
     fn lines_that_cannot_be_written_are_counted() {
-        let (sender, lines) = sync_channel(8);
-        let log = AccessLog {
-            lines: sender,
-            dropped: counter(),
-        };
-        log.write(Instant::now(), b"{}".to_vec());
-        log.write(Instant::now(), b"{}".to_vec());
-        let mut output = Output {
-            lines,
-            // It takes nothing.
-            sink: Box::new(fs::File::create("/dev/full").unwrap()),
-            batch: Vec::new(),
-            batched: 0,
-            seconds: Seconds::new().unwrap(),
-            dropped: log.dropped.clone(),
-            failures: LogLimit::default(),
-        };
+        let log = AccessLog(Arc::new(Shared::new(counter()).unwrap()));
+        write(&log, 0);
+        write(&log, 1);
+        // It takes nothing.
+        let full = Box::new(fs::File::create("/dev/full").unwrap());
+        let mut output = Output::new(Arc::clone(&log.0), full);
         output.write_waiting();
-        assert_eq!(log.dropped.get(), 2);
+        assert_eq!(log.0.dropped.get(), 2);
+        assert!(log.0.shards.iter().all(|shard| shard.lock().lines == 0));
     }
 }

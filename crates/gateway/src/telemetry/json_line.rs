@@ -2,21 +2,20 @@
 
 use std::time::Duration;
 
-/// A JSON object in the making.
+/// A JSON object in the making, at the end of a text.
 #[derive(Debug)]
-pub(super) struct JsonLine(Vec<u8>);
+pub(super) struct JsonLine<'a>(&'a mut Vec<u8>);
 
-impl JsonLine {
-    pub(super) fn new() -> Self {
-        let mut line = Vec::with_capacity(512);
-        line.push(b'{');
-        Self(line)
+impl<'a> JsonLine<'a> {
+    pub(super) fn new(text: &'a mut Vec<u8>) -> Self {
+        text.push(b'{');
+        Self(text)
     }
 
     /// The name of a field, which needs no escapes.
     fn name(&mut self, name: &str) {
-        let line = &mut self.0;
-        if line.len() > 1 {
+        let line = &mut *self.0;
+        if line.last() != Some(&b'{') {
             line.push(b',');
         }
         line.push(b'"');
@@ -24,9 +23,17 @@ impl JsonLine {
         line.extend_from_slice(b"\":");
     }
 
+    /// A text that needs no escapes, written by `value`.
+    pub(super) fn quoted(&mut self, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
+        self.name(name);
+        self.0.push(b'"');
+        value(self.0);
+        self.0.push(b'"');
+    }
+
     pub(super) fn text(&mut self, name: &str, text: &str) {
         self.name(name);
-        let line = &mut self.0;
+        let line = &mut *self.0;
         let plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
         if text.bytes().all(plain) {
             line.push(b'"');
@@ -72,9 +79,8 @@ impl JsonLine {
         self.0.extend_from_slice(&decimals.as_bytes()[1..]);
     }
 
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub(super) fn finish(self) {
         self.0.push(b'}');
-        self.0
     }
 }
 
@@ -86,7 +92,9 @@ mod tests {
 
     #[test]
     fn line_is_the_object_of_its_fields() {
-        let mut line = JsonLine::new();
+        let mut text = b"before".to_vec();
+        let mut line = JsonLine::new(&mut text);
+        line.quoted("quoted", |text| text.extend_from_slice(b"x"));
         line.text("plain", "a/ä 1");
         line.text("odd", "a\"b\\c\nd\u{1}");
         line.text("empty", "");
@@ -96,12 +104,15 @@ mod tests {
         line.number("unknown", None);
         line.millis("short", Duration::from_micros(7));
         line.millis("long", Duration::from_micros(1_234_050));
-        let parsed: Value = serde_json::from_slice(&line.finish()).unwrap();
+        line.finish();
+        let parsed: Value = serde_json::from_slice(&text["before".len()..]).unwrap();
         let wanted = json!({
-            "plain": "a/ä 1", "odd": "a\"b\\c\nd\u{1}", "empty": "", "flag": true,
+            "quoted": "x", "plain": "a/ä 1", "odd": "a\"b\\c\nd\u{1}", "empty": "", "flag": true,
             "number": u64::MAX, "short": 0.007, "long": 1234.05,
         });
         assert_eq!(parsed, wanted);
-        assert_eq!(JsonLine::new().finish(), b"{}");
+        let mut empty = Vec::new();
+        JsonLine::new(&mut empty).finish();
+        assert_eq!(empty, b"{}");
     }
 }

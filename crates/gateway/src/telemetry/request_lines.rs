@@ -40,6 +40,8 @@ pub(crate) enum ReplyEnd {
 /// A request that has ended.
 #[derive(Debug)]
 pub(crate) struct EndedRequest<'a> {
+    /// The number of its lane.
+    pub(crate) lane: usize,
     pub(crate) id: &'a HeaderValue,
     /// The key that it came with, by its name.
     pub(crate) key: &'a str,
@@ -100,7 +102,9 @@ impl RequestLines {
         }
         if let Some(access) = &self.access {
             let last_byte = facts.last_byte.unwrap_or_else(Instant::now);
-            access.write(last_byte, request.access_line(facts, last_byte));
+            access.write(request.lane, last_byte, |line| {
+                request.write_fields(line, facts, last_byte);
+            });
         }
     }
 
@@ -200,10 +204,9 @@ impl EndedRequest<'_> {
         behind_head.or_else(|| self.error.map(Error::log_text))
     }
 
-    /// The line of the access log. What is unknown is left out.
-    fn access_line(&self, facts: &Facts, last_byte: Instant) -> Vec<u8> {
+    /// Writes the fields of the access log. What is unknown is left out.
+    fn write_fields(&self, line: &mut JsonLine<'_>, facts: &Facts, last_byte: Instant) {
         let took = |until: Instant| until.saturating_duration_since(self.started);
-        let mut line = JsonLine::new();
         line.text("id", self.id.to_str().unwrap_or_default());
         line.text("key", self.key);
         line.text("method", self.method);
@@ -228,6 +231,5 @@ impl EndedRequest<'_> {
         line.number("prompt_tokens", facts.usage.prompt);
         line.number("cached_tokens", facts.usage.cached);
         line.number("completion_tokens", facts.usage.completion);
-        line.finish()
     }
 }
