@@ -1,6 +1,6 @@
 //! What a reply says of its tokens, read from its last bytes; nothing of it is parsed.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use memchr::{memchr_iter, memmem};
 use routing::LearntRatio;
@@ -19,9 +19,9 @@ const SAMPLED: u64 = 16;
 /// How every event of the streams ends whose events are counted.
 const LINE_FEEDS_PER_EVENT: u64 = 2;
 
-/// What stands between the name of a count and its digits.
-static COUNT: LazyLock<memmem::Finder<'static>> =
-    LazyLock::new(|| memmem::Finder::new(b"_tokens\":"));
+/// What stands between the name of a count and its digits: before, from and behind a letter that is
+/// rare. Looking for that letter costs half of what a search for the word does.
+const COUNT: (&[u8], u8, &[u8]) = (b"_to", b'k', b"ens\":");
 
 /// Watches a reply for its counts. By default it does nothing.
 #[derive(Debug, Default)]
@@ -141,17 +141,22 @@ fn read(tail: &[u8], vendor: Vendor) -> Option<Usage> {
     if several {
         return None;
     }
+    let (before, letter, behind) = COUNT;
     let mut usage = Usage::default();
-    for at in COUNT.find_iter(tail) {
-        let (name, rest) = tail.split_at(at);
-        let count = number(&rest[COUNT.needle().len()..]);
+    for at in memchr_iter(letter, tail) {
+        let (Some(name), Some(rest)) = (
+            tail[..at].strip_suffix(before),
+            tail[at + 1..].strip_prefix(behind),
+        ) else {
+            continue;
+        };
         // As `OpenAI` and `SGLang` name them, and as Anthropic and Responses do.
         if name.ends_with(b"\"prompt") || name.ends_with(b"\"input") {
-            usage.prompt = count;
+            usage.prompt = number(rest);
         } else if name.ends_with(b"\"completion") || name.ends_with(b"\"output") {
-            usage.completion = count;
+            usage.completion = number(rest);
         } else if name.ends_with(b"\"cached") || name.ends_with(b"\"cache_read_input") {
-            usage.cached = count;
+            usage.cached = number(rest);
         }
     }
     (usage != Usage::default()).then_some(usage)
@@ -165,11 +170,15 @@ fn end_of(piece: &[u8]) -> &[u8] {
 /// The number that a text begins with.
 fn number(text: &[u8]) -> Option<u64> {
     let text = text.trim_ascii_start();
-    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let next = text.get(digits);
+    let mut value: u64 = 0;
+    for (at, byte) in text.iter().enumerate() {
+        if !byte.is_ascii_digit() {
+            return (at > 0).then_some(value);
+        }
+        value = value.checked_mul(10)?.checked_add((byte - b'0').into())?;
+    }
     // A number at the very end may go on.
-    next?;
-    std::str::from_utf8(&text[..digits]).ok()?.parse().ok()
+    None
 }
 
 #[cfg(test)]

@@ -61,6 +61,15 @@ fn fresh(path: &str) -> HeaderValue {
 }
 
 fn prefix(path: &str) -> &'static str {
+    match path {
+        "/v1/chat/completions" => "chatcmpl-",
+        "/v1/completions" => "cmpl-",
+        "/generate" => "gnt-",
+        _ => prefix_of_other(path),
+    }
+}
+
+fn prefix_of_other(path: &str) -> &'static str {
     let known = [
         ("/chat/completions", "chatcmpl-"),
         ("/completions", "cmpl-"),
