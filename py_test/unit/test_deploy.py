@@ -1,4 +1,4 @@
-"""Dashboard and alert rules: they parse, and name series and labels that the gateway has."""
+"""Dashboard and alert rules: they parse, name series and labels that the gateway has, and can match."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
-from support.pages import ROOT, send, table
+import yaml
+from support.pages import ROOT, send
 from support.ports import free_port
+from support.promql import check, rows_of_metrics
 from support.waiting import wait_for
 
 from sgl_model_gateway.router import Router
@@ -23,14 +25,6 @@ from sgl_model_gateway.router import Router
 DEPLOY = ROOT / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"
 DASHBOARD = DEPLOY / "grafana" / "gateway.json"
-METRICS = ROOT / "docs" / "metrics.md"
-# What Prometheus adds to every sample.
-TARGET = {"instance", "job", "le"}
-
-
-def labels_by_series() -> dict[str, set[str]]:
-    rows = table(METRICS, "series")
-    return {name.strip("`"): set(re.findall(r"`(\w+)`", labels)) for name, _, labels, *_ in rows}
 
 
 def panels() -> list[dict[str, Any]]:
@@ -41,28 +35,56 @@ def queries_of_dashboard() -> list[str]:
     return [target["expr"] for panel in panels() for target in panel["targets"]]
 
 
-def expressions_of_rules() -> list[str]:
-    return re.findall(r"^ {8}expr: (?:\|\n)?((?:.+\n)(?: {10}.+\n)*)", RULES.read_text(), re.M)
+def rules() -> dict[str, dict[str, Any]]:
+    found = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    named = {rule["alert"]: rule for rule in found}
+    assert len(named) == len(found)
+    return named
 
 
 def test_dashboard_and_rules_have_many_expressions() -> None:
     assert len(queries_of_dashboard()) >= 20
-    assert len(expressions_of_rules()) == RULES.read_text().count("- alert:") >= 10
+    assert len(rules()) >= 10
 
 
-@pytest.mark.parametrize("expression", [*queries_of_dashboard(), *expressions_of_rules()])
-def test_expression_names_series_and_labels_of_the_gateway(expression: str) -> None:
-    known = labels_by_series()
-    names = re.findall(r"\b(smg_\w+|up)\b(?:\{([^}]*)\})?", expression)
-    assert names, expression
-    present = set(TARGET)
-    for name, matchers in names:
-        family = name if name in known else re.sub(r"_(bucket|sum|count)$", "", name)
-        assert family in known or name == "up", name
-        present |= known.get(family, set())
-        assert set(re.findall(r"(\w+)[!=]~?\"", matchers)) <= known.get(family, set()) | TARGET, expression
-    for grouped in re.findall(r"by \(([^)]*)\)", expression):
-        assert set(grouped.split(", ")) <= present, expression
+@pytest.mark.parametrize("query", queries_of_dashboard())
+def test_query_of_the_dashboard_can_match(query: str) -> None:
+    check(query.replace("$__rate_interval", "5m").replace("$quantile", "0.9"), rows_of_metrics())
+
+
+@pytest.mark.parametrize("alert", rules())
+def test_expression_of_an_alert_can_match_and_its_text_names_labels_of_the_result(alert: str) -> None:
+    rule = rules()[alert]
+    labels = check(rule["expr"], rows_of_metrics())
+    assert rule["labels"]["severity"] in ("warning", "critical")
+    assert set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"])) <= labels
+
+
+def test_every_alert_fires_in_the_tests_of_the_rules() -> None:
+    suite = yaml.safe_load((RULES.parent / "tests.yml").read_text())
+    cases = [case for part in suite["tests"] for case in part["alert_rule_test"]]
+    assert {case["alertname"] for case in cases if case.get("exp_alerts")} == set(rules())
+
+
+@pytest.mark.parametrize(
+    ("query", "complaint"),
+    [
+        ("sum by (model (up)", "parenthesis"),
+        ("smg_no_such_series", "no series"),
+        ('smg_worker_health{model="m"}', "no label model"),
+        ("sum by (path) (smg_worker_health)", "no label path"),
+        ("sum by (worker) (sum by (instance) (smg_worker_health))", "no label worker"),
+        ("rate(smg_worker_health[5m])", "rate of the gauge"),
+        ("rate(smg_router_ttft_seconds[5m])", "no name of a sample"),
+        ("smg_worker_cb_outcomes_total_sum", "no name of a sample"),
+        ("histogram_quantile(0.9, sum(rate(smg_router_ttft_seconds_bucket[5m])))", "without the label le"),
+        ("sum by (worker) (smg_worker_health) / sum(smg_worker_health)", "never match"),
+        ("smg_worker_health and on (model) smg_worker_cb_state", "no label model"),
+    ],
+)
+def test_a_query_that_cannot_be_right_is_refused(query: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        check(query, rows_of_metrics())
 
 
 def test_panels_do_not_overlap_and_have_names_of_their_own() -> None:
@@ -80,11 +102,11 @@ def program(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "check", [("check", "rules", "rules.yml"), ("check", "config", "scrape.yml"), ("test", "rules", "tests.yml")]
+    "words", [("check", "rules", "rules.yml"), ("check", "config", "scrape.yml"), ("test", "rules", "tests.yml")]
 )
-def test_promtool_accepts(check: tuple[str, ...]) -> None:
+def test_promtool_accepts(words: tuple[str, ...]) -> None:
     promtool = program("promtool")
-    done = subprocess.run([promtool, *check], cwd=RULES.parent, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([promtool, *words], cwd=RULES.parent, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
