@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import urllib.request
@@ -15,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 import yaml
-from support.pages import ROOT, send
+from support.pages import ROOT, blocks, send
 from support.ports import free_port
 from support.promql import check, rows_of_metrics
 from support.waiting import wait_for
@@ -24,6 +25,7 @@ from sgl_model_gateway.router import Router
 
 DEPLOY = ROOT / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"
+PAGE = DEPLOY / "README.md"
 DASHBOARD = DEPLOY / "grafana" / "gateway.json"
 
 
@@ -91,6 +93,41 @@ def test_panels_do_not_overlap_and_have_names_of_their_own() -> None:
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels()]
     titles = [panel["title"] for panel in panels()]
     assert len(set(places)) == len(places) and len(set(titles)) == len(titles)
+
+
+def commands_of_the_page() -> list[list[str]]:
+    text = "\n".join(block.text for block in blocks(PAGE))
+    return [shlex.split(line) for line in text.splitlines()]
+
+
+def test_page_installs_and_applies_files_that_exist() -> None:
+    commands = commands_of_the_page()
+    installed = [words[-2] for words in commands if words[0] == "install" and "-d" not in words]
+    applied = [words[words.index("-k") + 1] for words in commands if "-k" in words]
+    unit = {f"deploy/systemd/{file.name}" for file in (DEPLOY / "systemd").iterdir()}
+    assert set(installed) == unit | {"api-keys.json"}
+    folders = {str(file.parent.relative_to(ROOT)) for file in DEPLOY.rglob("kustomization.yaml")}
+    assert set(applied) == folders
+
+
+def test_secret_that_the_page_makes_is_that_of_the_manifests() -> None:
+    (secret,) = (words for words in commands_of_the_page() if words[0] == "kubectl" and "secret" in words)
+    manifests = (DEPLOY / "kubernetes" / "base" / "gateway.yaml").read_text()
+    assert f"secretName: {secret[secret.index('generic') + 1]}," in manifests
+    assert "--from-file=api-keys.json" in secret and "/api-keys.json\n" in manifests
+
+
+def test_file_of_keys_that_the_page_makes_is_taken(gateway: Any, tmp_path: Path) -> None:
+    (line,) = (line for block in blocks(PAGE) for line in block.text.splitlines() if line.startswith("python3 -c"))
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True, timeout=30)
+    door = gateway([], api_keys_file=str(tmp_path / "api-keys.json"))
+    key = json.loads((tmp_path / "api-keys.json").read_text())[0]["key"]
+
+    def status(key: str) -> int:
+        headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        return send(urllib.request.Request(f"{door.url}/generate", b"{}", headers))[0]
+
+    assert (status("wrong"), status(key)) == (401, 503), "503: there is no worker"
 
 
 def program(name: str) -> str:
