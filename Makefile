@@ -89,10 +89,11 @@ lint: $(BUILT) ## formatting, clippy, ruff, mypy, the stub against the extension
 		echo "cargo-deny is not installed: licences, bans and sources of dependencies are not checked"; \
 	fi
 
-fmt: $(BUILT) ## format everything, and write what follows from the code: the stub's enums, docs/options.md
+fmt: $(BUILT) ## format everything, and write what follows from other files: the stub's enums, docs/options.md, the PrometheusRule
 	cargo fmt --all -- $(LISTED)
 	$(BIN)/python py_test/unit/test_stub.py
 	$(BIN)/python py_test/unit/test_readme.py
+	$(BIN)/python py_test/unit/test_prometheus_rule.py
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -34,6 +34,7 @@ MISSING = ("a GPU", "a cluster", "the network")
 # Flags of programs that are not ours.
 FOREIGN = {
     *("--log-json", "--no-deps", "--wheel-dir", "--features", "--version"),
+    *("--namespace", "--from-file", "--now", "--unit"),
     *("--base-gpu-id", "--gpu-id-step", "--disaggregation-transfer-backend"),
 }
 

@@ -13,12 +13,14 @@ from urllib.parse import quote
 import pytest
 from support.gateway import healthy_workers
 from support.pages import LINKED, ROOT, TIMEOUT, name_of, send, table
+from support.promql import METRICS, check, queries_of, rows_of_metrics
 from support.waiting import wait_for
 
 from sgl_model_gateway import sgl_model_gateway_rs as extension
 from sgl_model_gateway.router import Router
 
 SOURCES = ROOT / "crates" / "gateway" / "src"
+OBSERVABILITY = ROOT / "docs" / "observability.md"
 
 # --- routes
 
@@ -95,14 +97,7 @@ def test_control_needs_the_key_and_a_page_of_another_site_may_not_change(gateway
 # --- metrics
 
 
-METRICS = ROOT / "docs" / "metrics.md"
 KINDS = {"counter": "counter", "gauge": "gauge", "number": "gauge", "seconds": "histogram"}
-
-
-def rows_of_metrics() -> dict[str, tuple[str, set[str]]]:
-    """Type and labels of every series, as the page has them."""
-    rows = table(METRICS, "series")
-    return {name.strip("`"): (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels, *_ in rows}
 
 
 def metrics_in_the_source() -> dict[str, str]:
@@ -214,16 +209,35 @@ def test_series_and_labels_that_pages_name_exist(page: Path) -> None:
         assert set(re.findall(r"(\w+)[!=]", labels)) <= rows[family][1], f"{name}{{{labels}}}"
 
 
-def test_queries_group_by_labels_of_their_series() -> None:
-    rows = rows_of_metrics()
-    queries = [row[-1] for row in table(METRICS, "series") + table(METRICS, "question")]
-    assert len(queries) > 30
-    for query in queries:
-        names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"smg_\w+", query)}
-        labels = set().union({"le"}, *(rows[name][1] for name in names if name in rows))
-        assert names and query.startswith("`") and query.count("(") == query.count(")"), query
-        for grouped in re.findall(r"by \(([^)]*)\)", query):
-            assert set(grouped.split(", ")) <= labels, query
+QUERIES = [
+    pytest.param(query, id=f"{page.name}: {query}")
+    for page, columns in ((METRICS, ("example", "query")), (OBSERVABILITY, ("query",)))
+    for query in queries_of(page, *columns)
+]
+
+
+def test_every_series_has_an_example_that_names_it() -> None:
+    for name, *_, example in table(METRICS, "series"):
+        assert name.strip("`") in example, name
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_query_of_a_page_parses_and_can_match(query: str) -> None:
+    check(query, rows_of_metrics())
+
+
+def test_page_lists_the_alerts_of_the_rules() -> None:
+    rules = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text()
+    assert {row[0].strip("`") for row in table(OBSERVABILITY, "alert")} == set(re.findall(r"alert: (\w+)", rules))
+
+
+def test_log_lines_that_the_page_names_are_in_the_source() -> None:
+    source = "".join(path.read_text() for path in SOURCES.rglob("*.rs"))
+    paragraphs = re.findall(r"^In the log: (.*?)\n\n", OBSERVABILITY.read_text(), re.M | re.S)
+    messages = [message for paragraph in paragraphs for message in re.findall(r"`([^`]+)`", paragraph)]
+    assert len(messages) > 20
+    codes = set(rows_of_errors()) | {"debug"}
+    assert [message for message in messages if message not in codes and f'"{message}' not in source] == []
 
 
 # --- errors and outcomes

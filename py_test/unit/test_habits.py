@@ -7,11 +7,8 @@ import configparser
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -253,25 +250,6 @@ def test_the_image_gets_only_what_the_wheel_is_built_from() -> None:
 # Examples
 
 
-def test_the_unit_starts_a_gateway_and_outlives_its_drain() -> None:
-    config = configparser.ConfigParser(strict=False, interpolation=None)
-    config.optionxform = str  # type: ignore[assignment,method-assign]
-    config.read_string((EXAMPLES / "systemd/sgl-model-gateway.service").read_text())
-    assert set(config.sections()) == {"Unit", "Service", "Install"}
-    service = config["Service"]
-    program, verb, *words = shlex.split(service["ExecStart"].replace("$WORKER_URLS", "http://a:1 http://b:2"))
-    assert (Path(program).name, verb) == ("sgl-model-gateway", "launch")
-    arguments = gateway_arguments(words)
-    assert arguments.worker_urls == ["http://a:1", "http://b:2"]
-    assert int(service["TimeoutStopSec"]) > arguments.shutdown_grace_period_secs + 5
-    assert (service["DynamicUser"], service["NoNewPrivileges"], service["Restart"]) == ("yes", "yes", "on-failure")
-    assert Path(service["EnvironmentFile"]).name == "sgl-model-gateway.env"
-    assert re.fullmatch(
-        r'WORKER_URLS="http://\S+( http://\S+)*"\n', (EXAMPLES / "systemd/sgl-model-gateway.env").read_text()
-    )
-    assert config["Install"]["WantedBy"] == "multi-user.target"
-
-
 def test_the_composed_gateway_and_workers_start_with_arguments_that_they_know() -> None:
     file = EXAMPLES / "compose/compose.yaml"
     services = yaml.safe_load(file.read_text())["services"]
@@ -300,57 +278,11 @@ def test_prometheus_asks_ports_that_the_gateway_has() -> None:
     assert ports == {path: [f"gateway:{port}"] for path, port in expected.items()}
 
 
-def kubernetes() -> dict[tuple[str, str], Any]:
-    folder = EXAMPLES / "kubernetes"
-    names = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
-    documents = [it for name in names for it in yaml.safe_load_all((folder / name).read_text())]
-    return {(it["kind"], it["metadata"]["name"]): it for it in documents}
-
-
-def test_the_manifests_make_a_static_fleet() -> None:
-    found = kubernetes()
-    workers = found["StatefulSet", "sglang"]["spec"]
-    headless = found["Service", workers["serviceName"]]["spec"]
-    assert headless["clusterIP"] == "None"
-    pod = found["Deployment", "sgl-model-gateway"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    arguments = gateway_arguments(container["args"])
-    port = headless["ports"][0]["port"]
-    assert arguments.worker_urls == [f"http://sglang-{at}.sglang:{port}" for at in range(workers["replicas"])]
-    assert pod["terminationGracePeriodSeconds"] > arguments.shutdown_grace_period_secs + 5
-    assert {it["name"]: it["containerPort"] for it in container["ports"]} == {
-        "http": arguments.port,
-        "metrics": (arguments.prometheus_port or METRICS_PORT),
-    }
-    assert pod["securityContext"]["runAsNonRoot"]
-    assert container["securityContext"]["readOnlyRootFilesystem"]
-    assert container["image"] == IMAGE
-
-
-def test_the_manifests_probe_paths_that_the_gateway_has_and_select_their_pods(gateway: Any) -> None:
-    found = kubernetes()
-    (container,) = found["Deployment", "sgl-model-gateway"]["spec"]["template"]["spec"]["containers"]
-    url = gateway([]).url
-    status = {}
-    for probe in ("livenessProbe", "readinessProbe"):
-        try:
-            with urllib.request.urlopen(url + container[probe]["httpGet"]["path"]) as response:
-                status[probe] = response.status
-        except urllib.error.HTTPError as error:
-            status[probe] = error.code
-    assert status == {"livenessProbe": 200, "readinessProbe": 503}, "no worker is ready"
-    for (kind, _), it in found.items():
-        if kind in ("Deployment", "StatefulSet"):
-            labels = it["spec"]["template"]["metadata"]["labels"]
-            assert it["spec"]["selector"]["matchLabels"].items() <= labels.items()
-            assert found["Service", it["metadata"]["name"]]["spec"]["selector"].items() <= labels.items()
-
-
 # Prose
 
 OURS = [
     *("CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "Dockerfile", "Makefile", "deny.toml", ".editorconfig"),
-    *(name for name in FILES if name.startswith((".github/", "examples/", "bench/"))),
+    *(name for name in FILES if name.startswith((".github/", "examples/", "bench/", "deploy/"))),
 ]
 
 

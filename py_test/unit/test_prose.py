@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 WORDS = ("who", "whoever", "nobody", "somebody", "tell", "tells", "told")
 # Within identifiers, too: `_` divides words here.
 PATTERN = re.compile(rf"(?<![a-z])({'|'.join(WORDS)})(?![a-z])", re.IGNORECASE)
-SUFFIXES = {".py", ".pyi", ".sh", ".csv", ".txt", ".toml", ".md", ".yml", ".yaml", ".service"}
+SUFFIXES = {".py", ".pyi", ".sh", ".csv", ".txt", ".toml", ".md", ".yml", ".yaml", ".service", ".env", ".sysusers"}
 
 
 def texts() -> list[Path]:
@@ -24,7 +24,7 @@ def texts() -> list[Path]:
         *ROOT.glob("*.md"),
         *(ROOT / "docs").glob("*.md"),
     ]
-    for folder in ("sgl_model_gateway", "py_test", "bench", "examples", ".github"):
+    for folder in ("sgl_model_gateway", "py_test", "bench", "deploy", "examples", ".github"):
         found += (path for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES)
     return sorted(path for path in found if path.is_file() and path != Path(__file__))
 
@@ -50,4 +50,4 @@ def test_words_that_only_contain_one_are_fine() -> None:
 
 def test_all_folders_are_read() -> None:
     names = {path.relative_to(ROOT).parts[0] for path in texts()}
-    assert names >= {"Makefile", ".ci", "sgl_model_gateway", "py_test", "bench", "docs", "README.md", "CHANGELOG.md"}
+    assert names >= {"Makefile", ".ci", "sgl_model_gateway", "py_test", "bench", "deploy", "docs", "README.md"}
