@@ -47,15 +47,17 @@ fn bounded(sent: &HeaderValue) -> Option<HeaderValue> {
 }
 
 fn fresh(path: &str) -> HeaderValue {
-    let mut id = Vec::with_capacity(10 + RANDOM_PART);
-    id.extend_from_slice(prefix(path).as_bytes());
-    for _ in 0..RANDOM_PART / LETTERS_PER_DRAW {
-        let mut bits = fastrand::u64(..);
-        for _ in 0..LETTERS_PER_DRAW {
-            id.push(ALPHANUMERIC[(bits % 62) as usize]);
-            bits /= 62;
+    let mut letters = [0; RANDOM_PART];
+    for some in letters.chunks_exact_mut(LETTERS_PER_DRAW) {
+        // A fraction of one; each digit to the base of 62 leaves the fraction of the next.
+        let mut fraction = fastrand::u64(..);
+        for letter in some {
+            let product = u128::from(fraction) * ALPHANUMERIC.len() as u128;
+            *letter = ALPHANUMERIC[(product >> 64) as usize];
+            fraction = product as u64;
         }
     }
+    let id = [prefix(path).as_bytes(), &letters].concat();
     HeaderValue::from_maybe_shared(bytes::Bytes::from(id))
         .unwrap_or(HeaderValue::from_static("req-"))
 }
