@@ -209,7 +209,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scenarios", type=names, default=list(SCENARIOS), help="of " + ",".join(SCENARIOS))
     parser.add_argument("--only", type=names, help="names of targets, separated by commas; default: all that are found")
     parser.add_argument(
-        "--target", action="append", default=[], metavar="NAME=PATH", help="a virtual environment with this package"
+        "--target",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help='a virtual environment with this package, and flags: "logged=.venv --access-log /tmp/access"',
     )
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
     parser.add_argument("--secs", type=int, default=3, help="seconds of load per run; default 3")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +46,14 @@ class Target:
 
 
 def find_targets(extra: list[str]) -> list[Target]:
-    """Every gateway that is installed, and those of `--target NAME=PATH`; a path replaces what was found."""
+    """Every gateway that is installed, and those of `--target "NAME=PATH FLAGS"`; a path replaces what was found."""
     targets = {target.name: target for target in _installed()}
     for text in extra:
-        name, equals, path = text.partition("=")
-        if not name or not equals:
+        name, _, rest = text.partition("=")
+        path, *flags = shlex.split(rest) or [""]
+        if not name or not path:
             raise BenchError(f"--target {text}: not NAME=PATH")
-        targets[name] = _python_target(name, _python(Path(path)), OURS)
+        targets[name] = _python_target(name, _python(Path(path)), OURS, flags)
     return list(targets.values())
 
 
@@ -82,7 +84,7 @@ def _python(path: Path) -> Path:
     return python.absolute()
 
 
-def _python_target(name: str, python: Path, module: str) -> Target:
+def _python_target(name: str, python: Path, module: str, flags: Sequence[str] = ()) -> Target:
     level = "warning" if module.startswith("vllm") else "warn"
 
     def command(setting: Setting) -> list[str]:
@@ -90,6 +92,7 @@ def _python_target(name: str, python: Path, module: str) -> Target:
             *(str(python), "-m", module, "--worker-urls", *setting.worker_urls, "--policy", setting.policy),
             *("--host", HOST, "--port", str(setting.port), "--log-level", level),
             *("--prometheus-host", HOST, "--prometheus-port", str(setting.metrics_port)),
+            *flags,
         ]
 
     return Target(name, command)
