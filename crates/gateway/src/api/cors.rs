@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Response};
+use http::uri::Authority;
+use http::{Method, Request, Response};
 use http_body_util::Full;
 
 use super::routes::Route;
@@ -99,14 +100,15 @@ impl Cors {
     ///
     /// # Errors
     /// [`Error::CrossSite`].
-    pub(crate) fn check_site(&self, route: &Route, headers: &HeaderMap) -> Result<(), Error> {
+    pub(crate) fn check_site<B>(&self, route: &Route, request: &Request<B>) -> Result<(), Error> {
+        let headers = request.headers();
         if !route.access.is_control() || route.access.only_shows(&route.method) {
             return Ok(());
         }
         let origin = headers.get(header::ORIGIN);
         let same_origin = match headers.get(FETCH_SITE) {
             Some(site) => *site == "same-origin" || *site == "none",
-            None => origin.is_none_or(|origin| is_own(origin, headers)),
+            None => origin.is_none_or(|origin| is_own(origin, request)),
         };
         if same_origin || origin.is_some_and(|origin| self.listed.contains(origin)) {
             return Ok(());
@@ -143,11 +145,14 @@ impl Cors {
 }
 
 /// Whether a page's origin is the address that the request was sent to.
-fn is_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
+fn is_own<B>(origin: &HeaderValue, request: &Request<B>) -> bool {
     let origin = origin.to_str().ok().and_then(|it| it.split_once("://"));
-    let host = headers
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok());
+    let host = request.headers().get(header::HOST);
+    // HTTP/2 has the host in the target.
+    let host = match host {
+        Some(host) => host.to_str().ok(),
+        None => request.uri().authority().map(Authority::as_str),
+    };
     let (Some((scheme, authority)), Some(host)) = (origin, host) else {
         return false;
     };
@@ -163,6 +168,8 @@ fn is_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use http::Uri;
+
     use super::*;
 
     const UI: HeaderValue = HeaderValue::from_static("https://ui");
@@ -234,17 +241,25 @@ mod tests {
         }
     }
 
+    fn uri_at(authority: &str) -> Uri {
+        format!("http://{authority}/workers").parse().unwrap()
+    }
+
     fn check(cors: &Cors, method: Method, lines: &[(&'static str, &'static str)]) -> bool {
         let route = Route {
             method,
             path: "/workers",
             access: Access::Control,
         };
-        let mut headers = HeaderMap::new();
+        let mut request = Request::new(());
         for (name, value) in lines {
-            headers.insert(*name, HeaderValue::from_static(value));
+            let value = HeaderValue::from_static(value);
+            match *name {
+                ":authority" => *request.uri_mut() = uri_at(value.to_str().unwrap()),
+                name => _ = request.headers_mut().insert(name, value),
+            }
         }
-        cors.check_site(&route, &headers).is_ok()
+        cors.check_site(&route, &request).is_ok()
     }
 
     #[test]
@@ -260,6 +275,7 @@ mod tests {
                 &[("origin", "https://gw.evil"), ("host", "gw")],
                 &[("origin", "https://gw"), ("host", "gw:80")],
                 &[("origin", "http://gw:8080"), ("host", "gw")],
+                &[("origin", "http://evil"), (":authority", "gw")],
             ] {
                 assert!(!check(&cors, Method::POST, lines), "{lines:?}");
                 assert!(check(&cors, Method::GET, lines), "{lines:?}");
@@ -278,6 +294,7 @@ mod tests {
             &[("origin", "http://gw:30000"), ("host", "gw:30000")],
             &[("origin", "http://gw"), ("host", "GW:80")],
             &[("origin", "https://gw"), ("host", "gw:443")],
+            &[("origin", "https://gw:1"), (":authority", "gw:1")],
         ] {
             assert!(check(&cors, Method::POST, lines), "{lines:?}");
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use http::header::{self, HeaderMap};
-use http::{Method, Request, Response, request};
+use http::{Method, Request, Response, Uri, request};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use routing::Outcome;
 use tokio::time::timeout;
@@ -33,6 +33,8 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
+const RESPONSES: &str = "/v1/responses/";
+
 /// An answer, and the share of the worker that gave it.
 type Found = (Box<Response<ResponseBody>>, InFlight);
 
@@ -44,11 +46,12 @@ pub(crate) async fn broadcast<B: Send>(
     request: Request<B>,
     id: &str,
 ) -> Result<Response<ReplyBody>, Error> {
-    let (parts, _body) = request.into_parts();
+    let (mut parts, _body) = request.into_parts();
     let state = StateId {
         kind: Kind::Response,
         id: id.into(),
     };
+    parts.uri = with_id(&parts.uri, id).ok_or_else(|| gone(&state))?;
     let workers = match dispatcher.owners.find(&dispatcher.balancer.fleet, &state) {
         Owner::Known(worker) => vec![worker],
         Owner::Gone => return Err(gone(&state)),
@@ -66,6 +69,26 @@ pub(crate) async fn broadcast<B: Send>(
     Ok(reply.map(ReplyBody::from))
 }
 
+/// The URI with the id encoded again: what stands between client and worker may decode a path, and
+/// then this one must mean no other.
+fn with_id(uri: &Uri, id: &str) -> Option<Uri> {
+    let path = path_of(id)?;
+    let rest = uri.path().strip_prefix(RESPONSES).unwrap_or_default();
+    let action = rest.split_once('/').map_or("", |(_, action)| action);
+    let query = uri
+        .query()
+        .map_or(String::new(), |query| format!("?{query}"));
+    let slash = if action.is_empty() { "" } else { "/" };
+    let path = format!("{path}{slash}{action}{query}");
+    path.parse().ok()
+}
+
+/// The path of a stored response; `None` for an id that would mean another place.
+fn path_of(id: &str) -> Option<String> {
+    let moves = matches!(id, "" | "." | "..") || id.contains(['/', '\\']);
+    (!moves).then(|| format!("{RESPONSES}{}", utf8_percent_encode(id, RESERVED)))
+}
+
 /// The worker that keeps a response, by asking all of them.
 pub(super) async fn locate(
     dispatcher: &Dispatcher,
@@ -77,8 +100,7 @@ pub(super) async fn locate(
     if workers.len() < 2 {
         return None;
     }
-    let id = utf8_percent_encode(id, RESERVED);
-    let request = Request::get(format!("/v1/responses/{id}")).body(());
+    let request = Request::get(path_of(id)?).body(());
     let (mut parts, ()) = request.ok()?.into_parts();
     parts.headers = client.clone();
     for name in [header::CONTENT_TYPE, header::CONTENT_LENGTH, header::EXPECT] {

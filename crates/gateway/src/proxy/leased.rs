@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
+use memchr::memmem;
 use routing::Outcome;
 
 use super::reply_error::ReplyError;
@@ -26,6 +27,11 @@ pub(crate) struct Leased<B> {
     in_flight: Option<InFlight>,
     timer: Option<RequestTimer>,
     usage: UsageWatch,
+}
+
+/// Whether a piece of a stream that begins with a comment has more than that.
+fn has_data(piece: &[u8]) -> bool {
+    memmem::find(piece, b"\ndata:").is_some() || memmem::find(piece, b"\rdata:").is_some()
 }
 
 impl<B> Leased<B>
@@ -95,7 +101,7 @@ where
         if let Some(timer) = &mut self.timer
             && timer.awaits_event()
             && self.status.is_success()
-            && !piece.starts_with(b":")
+            && (!piece.starts_with(b":") || has_data(piece))
         {
             timer.first_event();
         }

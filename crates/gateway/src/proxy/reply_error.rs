@@ -30,6 +30,9 @@ pub(crate) enum ReplyError {
     /// An event is too large to be joined with those of other answers.
     #[error("an event is too large to be joined with those of the other answers")]
     NotJoined,
+    /// One of several answers failed; its error has been passed on.
+    #[error("one of several answers failed amid the body")]
+    SampleFailed,
     /// The worker fell silent amid the body.
     #[error("worker sent nothing for {} s amid the body", .0.as_secs())]
     Idle(Duration),

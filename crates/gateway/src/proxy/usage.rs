@@ -1,5 +1,6 @@
 //! What a reply says of its tokens, read from its last bytes; nothing of it is parsed.
 
+use std::iter;
 use std::sync::Arc;
 
 use memchr::{memchr_iter, memmem};
@@ -16,8 +17,8 @@ const TAIL: usize = 1024;
 const SHORTEST_PROMPT: u64 = 2048;
 /// The length of tokens is learnt from one request of so many.
 const SAMPLED: u64 = 16;
-/// How every event of the streams ends whose events are counted.
-const LINE_FEEDS_PER_EVENT: u64 = 2;
+/// More tokens than any request has: such a number is no count.
+const MOST_TOKENS: u64 = 1 << 32;
 
 /// What stands between the name of a count and its digits: before, from and behind a letter that is
 /// rare. Looking for that letter costs half of what a search for the word does.
@@ -30,7 +31,8 @@ pub(super) struct UsageWatch {
     vendor: Option<Vendor>,
     /// Events may have to stand for tokens.
     counts_events: bool,
-    line_feeds: u64,
+    /// Lines of data, those that begin with a piece or within one.
+    data_lines: u64,
     /// The last pieces; empty if there is but one.
     tail: Vec<u8>,
     usage: Option<Usage>,
@@ -95,7 +97,10 @@ impl UsageWatch {
 
     fn count_lines(&mut self, piece: &[u8]) {
         if self.counts_events {
-            self.line_feeds += memchr_iter(b'\n', piece).count() as u64;
+            let begun = memchr_iter(b'\n', piece).map(|at| &piece[at + 1..]);
+            let lines = iter::once(piece).chain(begun);
+            let of_data = lines.filter(|line| line.starts_with(b"data:"));
+            self.data_lines += of_data.count() as u64;
         }
     }
 
@@ -109,7 +114,7 @@ impl UsageWatch {
             learning.ratio.observe(learning.bytes, tokens);
         }
         // The last event says that there are no more.
-        let events = (self.line_feeds / LINE_FEEDS_PER_EVENT).saturating_sub(1);
+        let events = self.data_lines.saturating_sub(1);
         (self.usage, if has_events { events } else { 0 })
     }
 }
@@ -151,13 +156,17 @@ fn read(tail: &[u8], vendor: Vendor) -> Option<Usage> {
             continue;
         };
         // As `OpenAI` and `SGLang` name them, and as Anthropic and Responses do.
-        if name.ends_with(b"\"prompt") || name.ends_with(b"\"input") {
-            usage.prompt = number(rest);
+        let count = if name.ends_with(b"\"prompt") || name.ends_with(b"\"input") {
+            &mut usage.prompt
         } else if name.ends_with(b"\"completion") || name.ends_with(b"\"output") {
-            usage.completion = number(rest);
+            &mut usage.completion
         } else if name.ends_with(b"\"cached") || name.ends_with(b"\"cache_read_input") {
-            usage.cached = number(rest);
-        }
+            &mut usage.cached
+        } else {
+            continue;
+        };
+        // What follows a count may be a schema that has a field of its name.
+        *count = number(rest).or(*count);
     }
     (usage != Usage::default()).then_some(usage)
 }
@@ -176,6 +185,9 @@ fn number(text: &[u8]) -> Option<u64> {
             return (at > 0).then_some(value);
         }
         value = value.checked_mul(10)?.checked_add((byte - b'0').into())?;
+        if value > MOST_TOKENS {
+            return None;
+        }
     }
     // A number at the very end may go on.
     None
@@ -256,6 +268,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn schema_behind_the_counts_that_has_their_names_changes_none() {
+        let reply = br#""usage":{"input_tokens":9,"output_tokens":2},"tools":[{"properties":
+            {"input_tokens":{"type":"x"},"output_tokens":4000000000000000000}}],"x":1}"#;
+        assert_eq!(read(reply, Vendor::OpenAi), Some(usage(9, 2, None)));
+    }
+
     fn watch() -> UsageWatch {
         UsageWatch {
             vendor: Some(Vendor::OpenAi),
@@ -319,6 +338,17 @@ mod tests {
         }
         watch.pass_last(b"data: [DONE]\n\n");
         assert_eq!(watch.finish(true), (None, 5));
+        // Comments and names of events are none, however the stream is cut.
+        let mut named = self::watch();
+        for piece in [
+            ": ping\n\n",
+            "event: a\ndata: {}\n\nevent: b\n",
+            "data: {}\n\n",
+        ] {
+            named.pass(piece.as_bytes());
+        }
+        named.pass_last(b"data: [DONE]\n\n");
+        assert_eq!(named.finish(true), (None, 2));
         assert_eq!(UsageWatch::default().finish(true), (None, 0));
     }
 }

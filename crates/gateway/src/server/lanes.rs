@@ -16,6 +16,7 @@ use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, interval, sleep};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use super::connection::{LaneService, serve_connection, serve_tls_connection};
@@ -104,6 +105,8 @@ impl Lanes {
         let runtimes = starts.iter().map(|start| start.runtime.handle().clone());
         let runtimes: Arc<[Handle]> = runtimes.collect();
         let limits = ClientLimits::from(clients);
+        let all = TaskTracker::new();
+        all.close();
         let lanes = starts.into_iter().enumerate().map(|(index, start)| {
             let status = Arc::new(LaneStatus::default());
             let service = LaneService {
@@ -122,6 +125,16 @@ impl Lanes {
                 }),
             };
             let serving = serve(service, clients, shutdown.clone());
+            let (serves, others, aborted) = (all.token(), all.clone(), shutdown.clone());
+            let serving = async move {
+                serving.await;
+                drop(serves);
+                // Connections of other lanes may have requests here.
+                tokio::select! {
+                    () = others.wait() => {}
+                    () = aborted.aborted() => {}
+                }
+            };
             let (running, runtime) = (running.clone(), start.runtime);
             let thread = thread::Builder::new()
                 .name(format!("smg-lane-{index}"))

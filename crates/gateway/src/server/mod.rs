@@ -7,6 +7,7 @@ mod lane_status;
 mod lanes;
 mod listeners;
 mod metrics_listener;
+mod open_reply;
 mod request_id;
 mod request_record;
 mod response;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use tokio::time::Instant;
 
 use crate::admission::Permit;
@@ -31,6 +31,8 @@ pub(super) struct RequestRecord {
     /// Its share of the limits, held to the last byte.
     permit: Permit,
     pub(super) log: RequestLog,
+    /// The request's own method, which may be none of the route's; known with its reply.
+    method: Option<Method>,
     /// Its share of its key's limits, held as long.
     key_share: Option<KeyShare>,
 }
@@ -59,6 +61,7 @@ impl RequestRecord {
             end: ReplyEnd::ClientGone,
             permit: Permit::default(),
             log: log.clone(),
+            method: None,
             key_share: None,
         }
     }
@@ -100,6 +103,11 @@ impl RequestRecord {
         self.log = log;
     }
 
+    /// The request came with this method.
+    pub(super) fn set_method(&mut self, method: &Method) {
+        self.method = Some(method.clone());
+    }
+
     /// The reply has broken off.
     pub(super) fn break_off(&mut self, error: &ReplyError) {
         self.end = if matches!(error, ReplyError::ClientStalled) {
@@ -115,7 +123,10 @@ impl RequestRecord {
             lane: self.lane.0,
             id: &self.id,
             key: self.principal.as_ref().map_or("", Principal::as_str),
-            method: &self.metrics.method,
+            method: self
+                .method
+                .as_ref()
+                .map_or(&self.metrics.method, Method::as_str),
             route: self.metrics.path,
             status,
             code: self.code,

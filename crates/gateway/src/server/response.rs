@@ -1,7 +1,8 @@
 //! The reply as the client's connection reads it; its end is the end of the request's record.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
@@ -9,57 +10,49 @@ use http::{Method, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 
-use super::connection_state::InProgress;
-use super::request_record::RequestRecord;
-use super::watched_reply::ReplySlot;
+use super::open_reply::{OpenReply, OpenRequest};
+use super::watched_reply::WatchedReply;
 use crate::proxy::{ReplyBody, ReplyError};
-use crate::telemetry::ReplyEnd;
 
 /// A reply's body and the record of its request.
 #[derive(Debug)]
-pub(crate) struct Reply {
-    body: ReplySlot,
-    /// `None` where the request goes on after its reply, as a tunnel.
-    request: Option<OpenRequest>,
-}
+pub(crate) struct Reply(Slot);
 
-/// A request until its end.
+/// Where a reply is kept.
 #[derive(Debug)]
-pub(super) struct OpenRequest {
-    pub(super) record: RequestRecord,
-    pub(super) in_progress: InProgress,
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is the usual one: no allocation"
+)]
+enum Slot {
+    /// It ends with its connection.
+    Own(OpenReply),
+    /// The watchdog may end it and leave the connection to others.
+    Watched(Arc<WatchedReply>),
 }
 
 impl Reply {
     /// A reply over a protocol of this version.
-    pub(super) fn new(body: ReplyBody, version: Version, mut request: OpenRequest) -> Self {
-        if body.is_end_stream() {
-            request.record.end = ReplyEnd::Complete;
+    pub(super) fn new(body: ReplyBody, version: Version, request: OpenRequest) -> Self {
+        if version == Version::HTTP_2 && !body.is_end_stream() {
+            let connection = Arc::clone(request.in_progress.state());
+            let open = OpenReply::new(body, Some(request));
+            return Self(Slot::Watched(WatchedReply::new(open, &connection)));
         }
-        let body = if version == Version::HTTP_2 {
-            ReplySlot::watched(body, request.in_progress.state())
-        } else {
-            ReplySlot::Own(body)
-        };
-        Self {
-            body,
-            request: Some(request),
-        }
+        Self(Slot::Own(OpenReply::new(body, Some(request))))
     }
 
     /// A reply whose request goes on.
     pub(super) fn switching() -> Self {
         let body = ReplyBody::from(Full::default());
-        Self {
-            body: ReplySlot::Own(body),
-            request: None,
-        }
+        Self(Slot::Own(OpenReply::new(body, None)))
     }
 
     /// The same for a request that was a HEAD: its body is not sent.
     pub(super) fn without_body(mut self) -> Self {
-        if let Some(request) = &mut self.request {
-            request.record.end = ReplyEnd::Complete;
+        match &mut self.0 {
+            Slot::Own(open) => open.set_complete(),
+            Slot::Watched(watched) => watched.set_complete(),
         }
         self
     }
@@ -92,41 +85,30 @@ impl Body for Reply {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
-        let this = &mut *self;
-        let polled = this.body.poll_frame(cx);
-        let Some(OpenRequest {
-            record,
-            in_progress,
-        }) = &mut this.request
-        else {
-            return polled;
-        };
-        if matches!(this.body, ReplySlot::Own(_)) {
-            in_progress.state().reply_polled(polled.is_ready());
-        }
-        let frame = ready!(polled);
-        match &frame {
-            Some(Err(error)) => {
-                this.body.note_failure(error, &record.log);
-                record.break_off(error);
-            }
-            // hyper stops asking once the announced length is reached.
-            _ if frame.is_none() || this.body.is_complete() => {
-                record.end = ReplyEnd::Complete;
-                if let Some(code) = this.body.failure() {
-                    record.fail_with(code);
+        match &mut self.0 {
+            Slot::Own(open) => {
+                let polled = open.poll_frame(cx);
+                if let Some(request) = open.request() {
+                    let connection = request.in_progress.state();
+                    connection.reply_polled(polled.is_ready());
                 }
+                polled
             }
-            _ => {}
+            Slot::Watched(watched) => watched.poll_frame(cx),
         }
-        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.0 {
+            Slot::Own(open) => open.is_end_stream(),
+            Slot::Watched(watched) => watched.read(OpenReply::is_end_stream),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.0 {
+            Slot::Own(open) => open.size_hint(),
+            Slot::Watched(watched) => watched.read(OpenReply::size_hint),
+        }
     }
 }

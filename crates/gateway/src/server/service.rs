@@ -11,9 +11,10 @@ use hyper::body::Incoming;
 use tower::ServiceExt;
 
 use super::connection_state::InProgress;
+use super::open_reply::OpenRequest;
 use super::request_id::RequestIds;
 use super::request_record::RequestRecord;
-use super::response::{OpenRequest, Reply, strip_body};
+use super::response::{Reply, strip_body};
 use super::tunnels::spawn_tunnel;
 use crate::api::{self, ApiState, Caller, Cors, Entry, RouteTable, Target};
 use crate::auth::{
@@ -123,6 +124,7 @@ impl Service {
             outcome.unwrap_or_else(|error| error.respond(context).map(ReplyBody::from));
         let error = response.extensions_mut().remove::<Arc<Error>>();
         record.respond_with(response.status(), error, log);
+        record.set_method(&method);
         if let Some((access, origin)) = &origin {
             self.cors
                 .add_response_headers(*access, origin, response.headers_mut());
@@ -256,7 +258,7 @@ impl Service {
         }
         // The size is checked before the key: a client without one learns it, too.
         self.proxy().check_length(request)?;
-        self.cors.check_site(&entry.route, headers)
+        self.cors.check_site(&entry.route, request)
     }
 
     /// Where a request comes from, and what it holds, if it may use its route.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::lane_status::Open;
-use super::response::OpenRequest;
+use super::open_reply::OpenRequest;
 use crate::proxy::{Tunnel, TunnelEnd};
 use crate::telemetry::ReplyEnd;
 

@@ -74,7 +74,7 @@ struct Output {
     failures: LogLimit,
 }
 
-/// Tells the time of day. Lines of one second share all of its text but the milliseconds.
+/// Writes the time of day. Lines of one second share all of its text but the milliseconds.
 #[derive(Clone, Debug)]
 struct Clock {
     format: Arc<OwnedFormatItem>,

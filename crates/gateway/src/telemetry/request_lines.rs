@@ -224,10 +224,15 @@ impl EndedRequest<'_> {
         line.text_if_any("policy", facts.policy);
         line.text_if_any("failed_attempts", &facts.attempts);
         line.flag("stream", facts.streaming);
-        if let Some(first_byte) = facts.first_byte.or(self.replied) {
+        let first_byte = facts.first_byte.or(self.replied);
+        if let Some(first_byte) = first_byte {
             line.millis("first_byte_ms", took(first_byte));
         }
-        line.millis("last_byte_ms", took(last_byte));
+        // Of a reply that is made of others, these are read before it begins.
+        line.millis(
+            "last_byte_ms",
+            took(first_byte.map_or(last_byte, |first| first.max(last_byte))),
+        );
         line.number("prompt_tokens", facts.usage.prompt);
         line.number("cached_tokens", facts.usage.cached);
         line.number("completion_tokens", facts.usage.completion);

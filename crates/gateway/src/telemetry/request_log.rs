@@ -118,7 +118,9 @@ impl RequestLog {
     pub(crate) fn attempt_failed(&self, outcome: Outcome, worker: &Arc<str>, model: &Arc<str>) {
         let mut facts = self.begun();
         facts.model = Some(Arc::clone(model));
-        facts.worker = Some(Arc::clone(worker));
+        if facts.prefill.as_ref() != Some(worker) {
+            facts.worker = Some(Arc::clone(worker));
+        }
         let attempts = &mut facts.attempts;
         if attempts.len() + worker.len() > MAX_ATTEMPTS {
             if !attempts.ends_with('…') {
@@ -195,6 +197,23 @@ mod tests {
         assert_eq!(facts.attempts, "500@http://w1, timed_out@http://w2");
         assert_eq!(facts.model.as_deref(), Some("m"));
         assert_eq!(facts.worker.as_deref(), Some("http://w2"));
+    }
+
+    #[test]
+    fn failed_prefill_worker_of_a_pair_is_not_told_as_the_worker_that_decodes() {
+        let log = RequestLog::default();
+        log.begin();
+        log.routed(Route {
+            model: "m".into(),
+            worker: "http://d".into(),
+            prefill: Some("http://p".into()),
+            policy: "random",
+            streaming: true,
+        });
+        log.attempt_failed(Outcome::Answered(500), &"http://p".into(), &"m".into());
+        let facts = log.facts().unwrap();
+        assert_eq!(facts.worker.as_deref(), Some("http://d"));
+        assert_eq!(facts.prefill.as_deref(), Some("http://p"));
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(super) struct LegGuard {
     aborts: Aborts,
     endpoint: Arc<Endpoint>,
     rids: Arc<Vec<String>>,
+    /// The engine has begun to answer, so it knows the request.
+    begun: bool,
     ended: bool,
 }
 
@@ -47,6 +49,7 @@ impl Aborts {
             aborts: self.clone(),
             endpoint: Arc::clone(endpoint),
             rids: Arc::clone(rids),
+            begun: false,
             ended: false,
         }
     }
@@ -64,6 +67,12 @@ impl Aborts {
 }
 
 impl LegGuard {
+    /// The engine has begun to answer. An abort is not repeated then: the client may ask again with
+    /// the same id at once.
+    pub(super) fn set_begun(&mut self) {
+        self.begun = true;
+    }
+
     /// The request has ended by itself.
     pub(super) fn set_ended(&mut self) {
         self.ended = true;
@@ -77,8 +86,9 @@ impl Drop for LegGuard {
         }
         let (aborts, endpoint) = (self.aborts.clone(), Arc::clone(&self.endpoint));
         let rids = Arc::clone(&self.rids);
+        let turns: &[bool] = if self.begun { &[false] } else { &[true, false] };
         let abort_all = async move {
-            for again in [true, false] {
+            for &again in turns {
                 let all = rids.iter().cloned().map(|rid| {
                     let (aborts, endpoint) = (aborts.clone(), Arc::clone(&endpoint));
                     async move { aborts.abort(&endpoint, &rid).await }

@@ -36,6 +36,12 @@ impl std::fmt::Debug for Coupling {
 }
 
 impl Coupling {
+    /// The decode worker has said something.
+    fn begin(&mut self) {
+        self.waits = false;
+        self.decode.set_begun();
+    }
+
     /// The decode worker has everything, so the prefill worker is about to answer: its leg is not
     /// ended for that.
     fn let_prefill_end(&mut self) {
@@ -104,6 +110,13 @@ where
             Some(merging) => merging.poll(cx, &mut this.body),
             None => Pin::new(&mut this.body).poll_frame(cx),
         };
+        if let (Poll::Ready(Some(Ok(frame))), Some(coupling)) = (&polled, &mut this.coupling)
+            && frame
+                .data_ref()
+                .is_some_and(|piece| !piece.starts_with(b":"))
+        {
+            coupling.begin();
+        }
         let ended = matches!(polled, Poll::Ready(None)) || this.body.is_end_stream();
         if ended && let Some(coupling) = &mut this.coupling {
             coupling.decode.set_ended();

@@ -17,14 +17,18 @@ use crate::proxy::reply_error::ReplyError;
 
 /// An answer larger than this is not merged but refused, bytes.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
-/// The end of an event, as SGLang writes it.
-const EVENT_END: &[u8] = b"\n\n";
+/// What ends an event (WHATWG HTML §9.2.6).
+const EVENT_ENDS: [&[u8]; 3] = [b"\n\n", b"\r\n\r\n", b"\r\r"];
+/// Bytes of an end that may have come without its last one.
+const PART_OF_END: usize = 3;
 
 /// Puts the prefill worker's part into an answer: event by event, or into the whole.
 pub(super) struct Merging {
     logprobs: Arc<PromptLogprobs>,
     /// What has come and not been given out.
     held: BytesMut,
+    /// How much of that has no end of an event.
+    searched: usize,
     /// Choices whose prompt has been echoed.
     echoed: BTreeSet<usize>,
     form: Form,
@@ -51,6 +55,7 @@ impl Merging {
         Self {
             logprobs: Arc::new(logprobs),
             held: BytesMut::new(),
+            searched: 0,
             echoed: BTreeSet::new(),
             form: Form::Events,
         }
@@ -132,7 +137,15 @@ impl Merging {
 
     /// The events that have come whole, merged.
     fn whole_events(&mut self) -> Option<Bytes> {
-        let end = memmem::rfind(&self.held, EVENT_END)? + EVENT_END.len();
+        let ends = EVENT_ENDS.iter().filter_map(|end| {
+            let at = memmem::rfind(&self.held[self.searched..], end)?;
+            Some(self.searched + at + end.len())
+        });
+        let Some(end) = ends.max() else {
+            self.searched = self.held.len().saturating_sub(PART_OF_END);
+            return None;
+        };
+        self.searched = 0;
         let events = self.held.split_to(end);
         let mut merged = Vec::with_capacity(events.len());
         for line in events.split_inclusive(|byte| *byte == b'\n') {

@@ -13,6 +13,9 @@ use crate::proxy::body_fields::{OpenBody, Opening};
 use crate::proxy::rank_fields::write_rank;
 use crate::upstream::Line;
 
+/// Most ids of a request that are aborted at an engine.
+const MAX_IDS: usize = 1024;
+
 /// Which ids the request has at the engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ids {
@@ -56,7 +59,8 @@ pub(super) struct LegParts {
 pub(super) struct Metadata {
     pub(super) prefill: LegParts,
     pub(super) decode: LegParts,
-    /// The request's ids at both engines.
+    /// The request's ids at both engines, of a long list of prompts the first ones: further prompts
+    /// end when their engine notices that the connection is closed.
     pub(super) rids: Vec<String>,
 }
 
@@ -73,7 +77,7 @@ impl Metadata {
         let rid = fresh.then(|| Uuid::new_v4().simple().to_string());
         let rids = match (&rid, &*source.rids) {
             (Some(rid), _) | (None, [rid]) => counted(rid, source.listed),
-            (None, rids) => rids.to_vec(),
+            (None, rids) => rids.iter().take(MAX_IDS).cloned().collect(),
         };
         let values = Values::new(source, &workers.prefill, rooms, rid);
         let by_headers = match &terms.form {
@@ -142,6 +146,8 @@ impl LegParts {
 fn counted(rid: &str, listed: Option<usize>) -> Vec<String> {
     match listed {
         None => vec![rid.to_owned()],
-        Some(prompts) => (0..prompts).map(|at| format!("{rid}_{at}")).collect(),
+        Some(prompts) => (0..prompts.min(MAX_IDS))
+            .map(|at| format!("{rid}_{at}"))
+            .collect(),
     }
 }

@@ -270,6 +270,9 @@ impl Legs {
         } = end;
         if matches!(outcome, Outcome::Answered(200..=399)) {
             let waits = answer.as_ref().is_ok_and(|it| !has_begun(it));
+            if !waits {
+                guard.set_begun();
+            }
             return Attempt {
                 outcome,
                 answer: answer.map(|response| unmeasured(response, merging.as_ref())),

@@ -57,9 +57,11 @@ pub(in crate::proxy) async fn carry(
         return Err(refused());
     }
     context.log.several_answers();
+    // The bodies differ from the client's, so it is held twice.
+    let mut share = proxy.body_limits().budget.share();
+    share.grow_to(prepared.body.bytes.len() as u64)?;
     let split = read_off_lane(proxy, prepared).await.ok_or_else(refused)?;
-    let carrying =
-        (0..of).map(|at| carry_one(proxy, context, prepared, split.body(Sample { at, of })));
+    let carrying = (0..of).map(|at| carry_one(proxy, context, prepared, &split, Sample { at, of }));
     let mut replies = match try_join_all(carrying).await {
         Ok(replies) => replies.into_iter(),
         Err(Ended::Failed(failure)) => return Err(failure),
@@ -98,10 +100,13 @@ async fn carry_one(
     proxy: &Proxy,
     context: RequestContext<'_>,
     prepared: &PreparedRequest,
-    body: Bytes,
+    split: &Split,
+    sample: Sample,
 ) -> Result<Reply, Ended> {
     let mut share = proxy.body_limits().budget.share();
-    share.grow_to(body.len() as u64)?;
+    // Before it is made: so many at once may be more than there is room for.
+    share.grow_to(split.added_by_body())?;
+    let body = split.body(sample);
     let one = PreparedRequest {
         row: prepared.row,
         parts: readable(&prepared.parts),

@@ -49,13 +49,19 @@ impl Split {
         Some(Self { body, rid })
     }
 
+    /// How many bytes each body takes that it does not share with the others, about.
+    pub(super) fn added_by_body(&self) -> u64 {
+        self.rid.as_ref().map_or(0, |_| self.body.len() as u64)
+    }
+
     /// The body of one of them. Engines take a request id once, and abort by its beginning.
     pub(super) fn body(&self, sample: Sample) -> Bytes {
         let Some((at, rid)) = &self.rid else {
             return self.body.clone();
         };
         let counted = |rid: &Value| match rid {
-            Value::String(rid) => Value::from(format!("{rid}_{}", sample.at)),
+            // No id may begin with another.
+            Value::String(rid) => Value::from(format!("{rid}_{:03}", sample.at)),
             other => other.clone(),
         };
         let rid = match rid {
@@ -123,9 +129,9 @@ mod tests {
     #[test]
     fn request_ids_are_counted() {
         let body = r#"{"rid":"a","n":3}"#;
-        assert_eq!(split(body, N, 2).unwrap(), r#"{"rid":"a_2","n":1}"#);
+        assert_eq!(split(body, N, 2).unwrap(), r#"{"rid":"a_002","n":1}"#);
         let body = r#"{"n":3,"rid":["a","b"]}"#;
-        let counted = r#"{"n":1,"rid":["a_1","b_1"]}"#;
+        let counted = r#"{"n":1,"rid":["a_001","b_001"]}"#;
         assert_eq!(split(body, N, 1).unwrap(), counted);
         let body = r#"{"n":3,"rid":null}"#;
         assert_eq!(split(body, N, 1).unwrap(), r#"{"n":1,"rid":null}"#);

@@ -25,8 +25,16 @@ pub(crate) struct SampleStream {
     usages: Vec<Bytes>,
     /// Streams that have not said that they are complete.
     unfinished: usize,
-    /// A worker has failed in the middle of its stream.
-    failed: bool,
+    failure: Failure,
+}
+
+/// Whether a worker has failed in the middle of its stream.
+#[derive(Clone, Copy, Debug)]
+enum Failure {
+    None,
+    /// Its error is on its way to the client.
+    Unflushed,
+    Flushed,
 }
 
 /// The events of one stream.
@@ -49,7 +57,7 @@ impl SampleStream {
             id: None,
             usages: Vec::new(),
             unfinished: of,
-            failed: false,
+            failure: Failure::None,
         }
     }
 
@@ -67,7 +75,7 @@ impl SampleStream {
                 None
             }
             Event::Failure => {
-                self.failed = true;
+                self.failure = Failure::Unflushed;
                 Some(event_of(text))
             }
             Event::Done => {
@@ -131,10 +139,17 @@ impl Body for SampleStream {
     ) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
         let this = &mut *self;
         loop {
-            if this.failed {
-                // Ends the requests of the other samples, and the stream without a last word.
-                this.streams.clear();
-                return Poll::Ready(None);
+            match this.failure {
+                Failure::None => {}
+                Failure::Unflushed => {
+                    // Ends the requests of the other samples. The error that was passed on is
+                    // written before the reply is broken off.
+                    this.streams.clear();
+                    this.failure = Failure::Flushed;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Failure::Flushed => return Poll::Ready(Some(Err(ReplyError::SampleFailed))),
             }
             match ready!(this.streams.poll_next_unpin(cx)) {
                 None => return Poll::Ready(None),

@@ -89,14 +89,14 @@ impl Connection {
         self.streams.load(Relaxed) == 0
     }
 
-    /// A place for one more request. Only its lane takes places.
+    /// A place for one more request. Other threads may give places back meanwhile.
     pub(super) fn take_place(self: &Arc<Self>) -> Option<Stream> {
-        let taken = self.streams.load(Relaxed);
-        if taken >= MAX_STREAMS || self.is_closed() {
+        if self.is_closed() {
             return None;
         }
-        self.streams.store(taken + 1, Relaxed);
-        Some(Stream(Arc::clone(self)))
+        let more = |taken: usize| (taken < MAX_STREAMS).then_some(taken + 1);
+        let taken = self.streams.fetch_update(Relaxed, Relaxed, more);
+        taken.ok().map(|_| Stream(Arc::clone(self)))
     }
 }
 

@@ -142,6 +142,21 @@ async fn a_stored_response_is_found_wherever_it_is() {
         ("/v1/responses/resp_1/cancel", 0)
     );
 
+    for odd in [
+        "x%2F..%2F..%2Fflush_cache",
+        "..%5Cflush_cache",
+        "%2e%2e",
+        ".",
+    ] {
+        let path = format!("/v1/responses/{odd}");
+        assert_eq!(get(&gateway, &path).await.status, 404, "{odd}");
+    }
+    let seen = without.received();
+    assert!(seen.iter().all(|it| !it.path().contains("flush")));
+    let encoded = "/v1/responses/a%20b%3Fc/cancel?x=1";
+    post(&gateway, encoded, "{}").await;
+    assert_eq!(without.received().pop().unwrap().path(), encoded);
+
     let gateway = start(&[&without]).await;
     assert_eq!(get(&gateway, "/v1/responses/resp_1").await.status, 404);
     assert_eq!(gateway.in_flight().await, 0);

@@ -100,7 +100,7 @@ async fn answers_to_each_prompt_are_asked_for_one_by_one_and_joined() {
         let rids: BTreeSet<_> = bodies.iter().map(|body| body["rid"].as_str()).collect();
         assert_eq!(
             rids,
-            BTreeSet::from([Some("mine_0"), Some("mine_1"), Some("mine_2")])
+            BTreeSet::from([Some("mine_000"), Some("mine_001"), Some("mine_002")])
         );
         assert_eq!(rooms.len(), 3);
     }
@@ -123,7 +123,7 @@ async fn answers_to_a_list_of_generate_stand_prompt_by_prompt() {
         .iter()
         .map(|it| it["text"].clone())
         .collect();
-    assert_eq!(texts, ["x a_0", "x a_1", "y a_0", "y a_1"]);
+    assert_eq!(texts, ["x a_000", "x a_001", "y a_000", "y a_001"]);
 }
 
 #[tokio::test]
@@ -216,10 +216,10 @@ async fn stream_that_breaks_off_ends_the_joined_one_with_an_error_and_no_last_wo
     let (reply, ()) = tokio::join!(asking, going_on);
     let text = reply.text();
     assert_eq!(reply.status, 200);
-    assert!(!reply.whole || !text.contains("[DONE]"), "{text}");
+    assert!(!reply.whole, "it ends as a broken reply: {text}");
     assert_eq!(text.matches("\"error\"").count(), 1, "{text}");
     assert!(!text.contains("[DONE]"), "{text}");
-    until(|| async { aborted(&decode).contains(&"mine_1".to_owned()) }).await;
+    until(|| async { aborted(&decode).contains(&"mine_001".to_owned()) }).await;
 }
 
 #[tokio::test]
@@ -255,6 +255,23 @@ async fn counts_beyond_the_limit_or_that_differ_are_refused_before_any_worker_is
     }
     assert!(asked(&prefill).is_empty() && asked(&decode).is_empty());
     assert_eq!(gateway.in_flight().await, 0);
+}
+
+#[tokio::test]
+async fn bodies_are_made_only_where_there_is_room_for_them() {
+    let limit = |options: &mut Options| options.max_buffered_bytes = Some(1 << 20);
+    let (_prefill, decode, gateway) = stage(|_| ok(), limit).await;
+    let text = "x".repeat(200_000);
+    let named = json!({"messages": [{"content": text}], "rid": "mine", "n": 8}).to_string();
+    let reply = post(&gateway, CHAT, &named).await;
+    assert_eq!(reply.status, 503, "each body differs: {}", reply.text());
+    assert!(asked(&decode).len() < 8);
+    nothing_is_left(&gateway).await;
+    // Without an id all are the same, which is held twice.
+    let sent = json!({"messages": [{"content": text}], "n": 8}).to_string();
+    post(&gateway, CHAT, &sent).await;
+    until(|| async { asked(&decode).len() >= 8 }).await;
+    nothing_is_left(&gateway).await;
 }
 
 #[tokio::test]

@@ -13,7 +13,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::support::{DEADLINE, Running, Step, Worker, get, ok, options, start, start_with, until};
+use crate::support::{
+    DEADLINE, Running, Step, Worker, get, ok, options, post, start, start_with, until,
+};
 
 type Sender<B> = http2::SendRequest<B>;
 
@@ -128,6 +130,8 @@ async fn stream_that_its_client_does_not_take_ends_alone_and_the_connection_serv
     .await;
     let mut options = options(&[&worker]);
     options.client_write_timeout_secs = 1;
+    options.max_concurrent_requests = 1;
+    options.queue_size = 0;
     let gateway = start_with(options).await;
     let mut sender = connect::<Full<Bytes>>(&gateway).await;
     let request = |body: &'static str| {
@@ -141,9 +145,15 @@ async fn stream_that_its_client_does_not_take_ends_alone_and_the_connection_serv
         .await
         .unwrap();
     assert_eq!(stalled.status(), 200);
+    assert_eq!(post(&gateway, "/generate", "{}").await.status, 429);
     until(|| async { gateway.in_flight().await == 0 }).await;
+    // Its place among the requests is free, too, though hyper has not asked for more of it.
+    until(|| async { post(&gateway, "/generate", "{}").await.status == 200 }).await;
     let reply = sender.send_request(request("{}")).await.unwrap();
     assert_eq!(reply.status(), 200);
+    let page = gateway.metrics().await;
+    let broken = "smg_http_responses_total{error_code=\"stream_error\"";
+    assert!(page.contains(broken), "{page}");
     assert!(
         stalled.into_body().collect().await.is_err(),
         "it ends abnormally"
@@ -306,4 +316,22 @@ async fn silent_streams_on_all_lanes_are_kept_alive() {
     let rests = end_streams(&worker, streams).await;
     assert!(rests.iter().all(|rest| rest.ends_with(b"data: 1\n\n")));
     until(|| async { gateway.in_flight().await == 0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_of_one_connection_finish_on_all_lanes_when_the_gateway_stops() {
+    let worker = Worker::doing(vec![
+        Step::Send(format!("{STREAM_HEAD}9\r\ndata: 1\n\n\r\n").into()),
+        Step::Wait,
+        Step::Send(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n".to_vec()),
+    ])
+    .await;
+    let gateway = start(&[&worker]).await;
+    let streams = begin_streams(&gateway, 16).await;
+    gateway.gateway.drain();
+    // Lanes without a connection of their own would end.
+    assert!(!gateway.gateway.wait(Duration::from_millis(100)));
+    let rests = end_streams(&worker, streams).await;
+    assert!(rests.iter().all(|rest| rest == "data: 2\n\n"));
+    assert!(gateway.gateway.wait(Duration::from_secs(5)));
 }
