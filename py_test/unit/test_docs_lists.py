@@ -253,7 +253,7 @@ def rows_of_errors() -> dict[str, str]:
 
 def test_page_has_the_error_codes_of_the_source() -> None:
     source = (SOURCES / "error" / "error.rs").read_text().split("#[cfg(test)]")[0]
-    body = source.split("fn code(&self)")[1].split("\n    }\n")[0]
+    body = source.split("fn code(&self)")[1].split("\n    }\n")[0] + source.split("fn upstream_code(")[1]
     codes = set(re.findall(r'=> "(\w+)"|=> \{\s*"(\w+)"', body))
     assert len(codes) > 20
     assert set(rows_of_errors()) == {one or other for one, other in codes} | {"stream_error", "engine_control_failed"}

@@ -34,6 +34,8 @@ pub(crate) struct Inference {
     /// SGLang reads `x-override-*` headers here, and gives them to both workers of a pair
     /// (measured; not so at the others).
     pub(crate) reads_overrides: bool,
+    /// Fields that matter stand within others, where they are not read.
+    pub(crate) nests_fields: bool,
     /// The fields its prompt is made of, in the order a chat template puts them.
     pub(crate) prompt: [PromptField; 3],
 }
@@ -188,7 +190,7 @@ const ROWS: [Inference; 31] = [
     Inference { state: State::ClosesSession, methods: POST_AND_GET, ..native("/close_session", "close_session", [None, None, None]) },
     // SageMaker and Vertex AI call containers by these names.
     Inference { servers: Generating, vendor: OpenAi, streams: true, samples: N, ..native("/invocations", "chat", [Tools, Messages, None]) },
-    native("/vertex_generate", "vertex_generate", [None, None, None]),
+    Inference { nests_fields: true, ..native("/vertex_generate", "vertex_generate", [None, None, None]) },
     // Ollama's API.
     native("/api/chat", "ollama_chat", [Tools, Messages, None]),
     native("/api/generate", "ollama_generate", [System, Prompt, None]),
@@ -218,6 +220,7 @@ const fn row(
         streams: false,
         samples: Samples::One,
         reads_overrides: false,
+        nests_fields: false,
         prompt,
     }
 }

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Path, State};
+use axum::{Extension, Json};
 use serde_json::{Map, Value, json};
 
 use super::routes::Routes;
+use super::state::Caller;
 use crate::auth::Access;
+use crate::balancer::Balancer;
 use crate::error::Error;
-use crate::fleet::{Fleet, Worker};
+use crate::fleet::Worker;
 
 /// What is listed of a model or an adapter, under its id.
 type Cards = BTreeMap<String, Map<String, Value>>;
@@ -24,17 +26,21 @@ pub(super) fn routes() -> Routes {
 }
 
 /// The models and adapters of the ready workers, in the shape of `OpenAI`'s list.
-async fn list(State(fleet): State<Arc<Fleet>>) -> Result<Json<Value>, Error> {
-    let cards: Vec<_> = cards(&fleet)?.into_values().collect();
+async fn list(
+    State(balancer): State<Arc<Balancer>>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Json<Value>, Error> {
+    let cards: Vec<_> = cards(&balancer, &caller)?.into_values().collect();
     Ok(Json(json!({"object": "list", "data": cards})))
 }
 
 /// One of them; a slash in its name may be written as `%2F`.
 async fn show(
-    State(fleet): State<Arc<Fleet>>,
+    State(balancer): State<Arc<Balancer>>,
+    Extension(caller): Extension<Caller>,
     Path(model): Path<String>,
 ) -> Result<Json<Value>, Error> {
-    let mut cards = cards(&fleet)?;
+    let mut cards = cards(&balancer, &caller)?;
     let card = cards.remove(&model);
     let card = card.ok_or_else(|| Error::ModelNotFound {
         served: cards.into_keys().collect::<Vec<_>>().join(", "),
@@ -43,14 +49,21 @@ async fn show(
     Ok(Json(card.into()))
 }
 
-fn cards(fleet: &Fleet) -> Result<Cards, Error> {
-    let workers = fleet.servers();
+/// All cards; for a client whose key has not all models, those that it may use.
+fn cards(balancer: &Balancer, caller: &Caller) -> Result<Cards, Error> {
+    let workers = balancer.fleet.servers();
     let mut cards = Cards::new();
     for worker in workers.iter().filter(|worker| worker.is_ready()) {
         add_cards_of(worker, &mut cards);
     }
     if cards.is_empty() {
         return Err(Error::NoWorkers);
+    }
+    if let Some(allowed) = caller.principal.models() {
+        cards.retain(|id, card| {
+            let parent = card.get("parent").and_then(Value::as_str);
+            balancer.allows(allowed, id, parent)
+        });
     }
     Ok(cards)
 }

@@ -28,12 +28,4 @@ impl Access {
     pub(crate) fn only_shows(self, method: &Method) -> bool {
         self != Self::Engine && matches!(*method, Method::GET | Method::HEAD)
     }
-
-    /// Whether a key is needed, when there is one.
-    pub(super) fn needs_key(self) -> bool {
-        match self {
-            Self::Probe | Self::Info => false,
-            Self::Inference | Self::Control | Self::Engine => true,
-        }
-    }
 }

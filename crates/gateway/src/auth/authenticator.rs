@@ -52,11 +52,45 @@ impl Authenticator {
     /// # Errors
     /// No key, or none that opens the route.
     pub(crate) fn authenticate(&self, request: Credentials<'_>) -> Result<Principal, Error> {
-        if request.access.needs_key() {
-            self.check_key(request)
-        } else {
-            Ok(Principal::Anonymous)
+        match request.access {
+            Access::Probe => Ok(Principal::Anonymous),
+            // What is shown depends on a client's key; none is needed.
+            Access::Info => Ok(self.client(request).unwrap_or(Principal::Anonymous)),
+            Access::Inference | Access::Control | Access::Engine => self.check_key(request),
         }
+    }
+
+    /// Where a request that has been refused comes from, if it shows a key that opens anything.
+    pub(crate) fn identify(&self, request: Credentials<'_>) -> Option<Principal> {
+        let (bearer, own) = (
+            bearer(request.headers),
+            own_header(request.vendor, request.headers),
+        );
+        let is_key = |shown: &[u8]| self.is_key(shown);
+        if bearer.is_some_and(is_key) || own.is_some_and(is_key) {
+            return Some(Principal::ApiKey);
+        }
+        let control = self.control_plane.as_ref();
+        let operator = control.and_then(|control| control.identify(bearer?));
+        operator.or_else(|| self.client(request))
+    }
+
+    /// The client whose key a request shows; it is not counted.
+    fn client(&self, request: Credentials<'_>) -> Option<Principal> {
+        let keys = self.client_keys.as_ref()?;
+        let shown = [
+            bearer(request.headers),
+            own_header(request.vendor, request.headers),
+        ];
+        let mut found = shown.into_iter().flatten();
+        let found = found.find_map(|shown| keys.identify(shown))?;
+        Some(Principal::Client(found))
+    }
+
+    /// Whether this is the gateway's key.
+    fn is_key(&self, shown: &[u8]) -> bool {
+        let key = self.key.as_ref();
+        key.is_some_and(|key| shown.ct_eq(key.expose().as_bytes()).into())
     }
 
     /// The same for the control plane: where it has credentials of its own, they open nothing
@@ -80,12 +114,9 @@ impl Authenticator {
             return Ok(Principal::Anonymous);
         }
         let (bearer, own) = (bearer(headers), own_header(vendor, headers));
-        if let Some(key) = &self.key {
-            let key = key.expose().as_bytes();
-            let is_key = |shown: &[u8]| bool::from(shown.ct_eq(key));
-            if bearer.is_some_and(is_key) || own.is_some_and(is_key) {
-                return Ok(Principal::ApiKey);
-            }
+        let is_key = |shown: &[u8]| self.is_key(shown);
+        if bearer.is_some_and(is_key) || own.is_some_and(is_key) {
+            return Ok(Principal::ApiKey);
         }
         // Keys of clients never open the control plane.
         if let Some(keys) = &self.client_keys

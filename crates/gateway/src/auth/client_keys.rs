@@ -1,6 +1,6 @@
 //! The keys of clients, by the file that names them, as it is now.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tracing::{error, info};
 
 use super::digest::KeyDigest;
 use super::key_file::{self, KeyEntry, KeyFileError, Stamp};
-use super::key_limits::{KeyLimits, KeyShare, Reached};
+use super::key_limits::{KeyLimits, KeyShare, Reached, TokenShare};
 use crate::error::Error;
 use crate::telemetry::{KeyMetrics, Metrics};
 
@@ -28,6 +28,8 @@ const OTHERS: &str = "other";
 pub(crate) struct ClientKey {
     pub(super) name: String,
     limits: Option<Arc<KeyLimits>>,
+    /// The models and adapters that it may use; `None` for all.
+    pub(super) models: Option<BTreeSet<String>>,
     metrics: KeyMetrics,
 }
 
@@ -40,14 +42,32 @@ impl ClientKey {
         let Some(limits) = &self.limits else {
             return Ok(None);
         };
-        let share = limits.enter().map_err(|Reached { limit, wait }| {
-            self.metrics.refused(limit);
-            Error::KeyLimit {
-                limit,
-                retry_after: wait.as_secs() + u64::from(wait.subsec_nanos() > 0),
-            }
-        })?;
-        Ok(Some(share))
+        limits.enter().map(Some).map_err(|why| self.refuse(why))
+    }
+
+    /// Takes so many tokens of its limit; `None` where it has none.
+    ///
+    /// # Errors
+    /// [`Error::KeyLimit`].
+    pub(super) fn take_tokens(&self, tokens: u64) -> Result<Option<TokenShare>, Error> {
+        let Some(limits) = &self.limits else {
+            return Ok(None);
+        };
+        let taken = limits.take_tokens(tokens);
+        taken.map_err(|why| self.refuse(why))
+    }
+
+    /// Counts a request that is refused because of `limit`.
+    pub(super) fn count_refusal(&self, limit: &str) {
+        self.metrics.refused(limit);
+    }
+
+    fn refuse(&self, Reached { limit, wait }: Reached) -> Error {
+        self.count_refusal(limit);
+        Error::KeyLimit {
+            limit,
+            retry_after: wait.as_secs() + u64::from(wait.subsec_nanos() > 0),
+        }
     }
 }
 
@@ -81,13 +101,16 @@ impl ClientKeys {
         Ok(Arc::new(keys))
     }
 
-    /// The key that a client shows; it counts as used.
+    /// The key that a client shows for a request to workers; it counts as used.
     pub(super) fn find(&self, shown: &[u8]) -> Option<Arc<ClientKey>> {
-        let table = self.table.load();
+        self.identify(shown)
+            .inspect(|key| key.metrics.requests.inc())
+    }
+
+    /// The key that a client shows.
+    pub(super) fn identify(&self, shown: &[u8]) -> Option<Arc<ClientKey>> {
         // By digest: how long it takes says nothing about a key.
-        let key = table.get(&KeyDigest::of(shown))?;
-        key.metrics.requests.inc();
-        Some(Arc::clone(key))
+        self.table.load().get(&KeyDigest::of(shown)).cloned()
     }
 
     /// Keeps the keys as the file has them; runs until dropped.
@@ -147,6 +170,7 @@ impl ClientKeys {
             let key = ClientKey {
                 name: entry.name,
                 limits,
+                models: entry.models,
                 metrics,
             };
             (digest, Arc::new(key))

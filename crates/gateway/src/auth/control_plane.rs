@@ -56,6 +56,12 @@ impl ControlPlane {
         Ok(Principal::Operator(Arc::new(operator)))
     }
 
+    /// The user whose key this is.
+    pub(super) fn identify(&self, shown: &[u8]) -> Option<Principal> {
+        let operator = self.key(shown)?;
+        Some(Principal::Operator(Arc::clone(operator)))
+    }
+
     /// The user of a key; all keys are compared, whichever it is.
     fn key(&self, shown: &[u8]) -> Option<&Arc<Operator>> {
         let shown = KeyDigest::of(shown);

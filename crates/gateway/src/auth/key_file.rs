@@ -1,6 +1,6 @@
 //! The file of clients' keys.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::num::NonZeroU32;
@@ -17,6 +17,8 @@ use crate::config::{Secret, is_sendable};
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 /// Most keys in a file.
 const MAX_KEYS: usize = 10_000;
+/// Most models of a key.
+const MAX_MODELS: usize = 1000;
 /// Longest name of a key, bytes.
 const MAX_NAME: usize = 64;
 
@@ -38,6 +40,8 @@ pub(crate) enum KeyFileError {
     Name(usize),
     #[error("key {0}: the key must be non-empty and fit into a header")]
     Key(usize),
+    #[error("key {0}: models must be up to {MAX_MODELS} names, none of them empty")]
+    Models(usize),
     #[error("key {0}: another key has the same name")]
     SameName(usize),
     #[error("key {0}: another name has the same key")]
@@ -52,14 +56,19 @@ pub(super) struct KeyEntry {
     pub(super) key: Secret,
     /// Requests per minute.
     rpm_limit: Option<NonZeroU32>,
+    /// Tokens per minute, of prompts and answers.
+    tpm_limit: Option<NonZeroU32>,
     /// Requests at a time, to their last byte.
     max_parallel_requests: Option<NonZeroU32>,
+    /// The models and adapters that it may use; all if it is absent.
+    pub(super) models: Option<BTreeSet<String>>,
 }
 
 impl KeyEntry {
     pub(super) fn rules(&self) -> KeyRules {
         KeyRules {
             rpm_limit: self.rpm_limit,
+            tpm_limit: self.tpm_limit,
             max_parallel_requests: self.max_parallel_requests,
         }
     }
@@ -119,6 +128,10 @@ fn parse(text: &[u8]) -> Result<Vec<KeyEntry>, KeyFileError> {
         if !is_sendable(&entry.key) {
             return Err(KeyFileError::Key(number));
         }
+        let models = entry.models.iter().flatten();
+        if models.clone().count() > MAX_MODELS || models.into_iter().any(String::is_empty) {
+            return Err(KeyFileError::Models(number));
+        }
         if !names.insert(name) {
             return Err(KeyFileError::SameName(number));
         }
@@ -147,16 +160,22 @@ mod tests {
             (r#"["sk-1"]"#, "line 1, column 7"),
             (r#"{"keys": "sk-1"}"#, "line 1"),
             (r#"[{"name": "a", "key": "sk-1""#, "line 1"),
-            (r#"[{"name": "a", "key": 5}]"#, "line 1"),
+            (r#"[{"name": "a", "key": 77777}]"#, "line 1"),
             (r#"[{"name": "a", "key": "sk-1", "sk-1": 5}]"#, "line 1"),
             (
                 r#"[{"name": "a", "key": "sk-1", "rpm_limit": 0}]"#,
                 "line 1",
             ),
             (
-                r#"[{"name": "a", "key": "sk-1", "tpm_limit": 9}]"#,
+                r#"[{"name": "a", "key": "sk-1", "tpm_limit": -9}]"#,
                 "line 1",
             ),
+            (r#"[{"name": "a", "key": "sk-1", "models": "m"}]"#, "line 1"),
+            (
+                r#"[{"name": "a", "key": "sk-1", "models": [""]}]"#,
+                "key 1: models",
+            ),
+            (r#"[{"name": "a", "key": "sk-1", "budget": 9}]"#, "line 1"),
             (r#"[{"name": "", "key": "sk-1"}]"#, "key 1: the name"),
             (r#"[{"name": "a\n", "key": "sk-1"}]"#, "key 1: the name"),
             (r#"[{"name": "a", "key": ""}]"#, "key 1: the key"),
@@ -172,7 +191,10 @@ mod tests {
         ] {
             let error = parse(text.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(why), "{text}: {error}");
-            assert!(!error.contains("sk-1") && !error.contains('5'), "{error}");
+            assert!(
+                !error.contains("sk-1") && !error.contains("77777"),
+                "{error}"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a client's key may take: requests per minute, and requests at a time.
+//! What a client's key may take: requests and tokens per minute, and requests at a time.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct KeyRules {
     pub(super) rpm_limit: Option<NonZeroU32>,
+    pub(super) tpm_limit: Option<NonZeroU32>,
     pub(super) max_parallel_requests: Option<NonZeroU32>,
 }
 
@@ -19,7 +20,8 @@ pub(super) struct KeyRules {
 #[derive(Debug)]
 pub(super) struct KeyLimits {
     pub(super) rules: KeyRules,
-    rate: Option<Rate>,
+    requests: Option<Rate>,
+    tokens: Option<Rate>,
     at_a_time: Option<Arc<Semaphore>>,
 }
 
@@ -27,6 +29,13 @@ pub(super) struct KeyLimits {
 #[derive(Debug)]
 pub(crate) struct KeyShare {
     _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// A request's tokens of its key's limit: an estimate, until they are counted. Given back when dropped.
+#[derive(Debug)]
+pub(crate) struct TokenShare {
+    limits: Arc<KeyLimits>,
+    taken: u64,
 }
 
 /// A limit that is reached, and when it may not be any more.
@@ -42,10 +51,12 @@ impl KeyLimits {
         let permits = |most: NonZeroU32| Arc::new(Semaphore::new(most.get() as usize));
         let limits = Self {
             rules,
-            rate: rules.rpm_limit.map(Rate::new),
+            requests: rules.rpm_limit.map(Rate::new),
+            tokens: rules.tpm_limit.map(Rate::new),
             at_a_time: rules.max_parallel_requests.map(permits),
         };
-        (limits.rate.is_some() || limits.at_a_time.is_some()).then(|| Arc::new(limits))
+        let some = limits.requests.is_some() || limits.tokens.is_some();
+        (some || limits.at_a_time.is_some()).then(|| Arc::new(limits))
     }
 
     /// Lets a request in, or says which limit is reached; none waits.
@@ -60,21 +71,67 @@ impl KeyLimits {
                 })?)
             }
         };
-        if let Some(rate) = &self.rate {
+        if let Some(tokens) = &self.tokens {
+            // Before the body is read, so that its tokens are not known: only a debt counts.
+            tokens.take(0).map_err(Reached::tokens)?;
+        }
+        if let Some(requests) = &self.requests {
             let limit = "rpm_limit";
-            rate.take().map_err(|wait| Reached { limit, wait })?;
+            requests.take(1).map_err(|wait| Reached { limit, wait })?;
         }
         Ok(KeyShare { _permit: permit })
     }
+
+    /// Takes so many tokens, or says how long they will be missing; `None` where they are not limited.
+    pub(super) fn take_tokens(
+        self: &Arc<Self>,
+        tokens: u64,
+    ) -> Result<Option<TokenShare>, Reached> {
+        let Some(rate) = &self.tokens else {
+            return Ok(None);
+        };
+        rate.take(tokens).map_err(Reached::tokens)?;
+        Ok(Some(TokenShare {
+            limits: Arc::clone(self),
+            taken: tokens,
+        }))
+    }
 }
 
-/// Requests per minute, up to a minute's worth at once: the generic cell rate algorithm.
+impl Reached {
+    fn tokens(wait: Duration) -> Self {
+        Self {
+            limit: "tpm_limit",
+            wait,
+        }
+    }
+}
+
+impl TokenShare {
+    /// The tokens have been counted: more or fewer than were taken.
+    pub(crate) fn settle(mut self, counted: u64) {
+        if let Some(rate) = &self.limits.tokens {
+            rate.add(counted.saturating_sub(self.taken));
+        }
+        self.taken = self.taken.saturating_sub(counted);
+    }
+}
+
+impl Drop for TokenShare {
+    fn drop(&mut self) {
+        if let Some(rate) = &self.limits.tokens {
+            rate.give_back(self.taken);
+        }
+    }
+}
+
+/// So many units per minute, up to a minute's worth at once: the generic cell rate algorithm.
 #[derive(Debug)]
 struct Rate {
     begun: Instant,
-    /// Time between two requests at the full rate, nanoseconds.
-    interval: u64,
-    /// When the bucket will be full again, nanoseconds from `begun`.
+    per_minute: NonZeroU32,
+    /// When the bucket will be full again, nanoseconds from `begun`; more than a minute ahead where
+    /// more was taken than there was.
     full_at: AtomicU64,
 }
 
@@ -84,23 +141,48 @@ impl Rate {
     fn new(per_minute: NonZeroU32) -> Self {
         Self {
             begun: Instant::now(),
-            interval: MINUTE / u64::from(per_minute.get()),
+            per_minute,
             full_at: AtomicU64::new(0),
         }
     }
 
-    /// Takes a request's worth, or says how long there will be none.
-    fn take(&self) -> Result<(), Duration> {
-        let now = self.begun.elapsed().as_nanos() as u64;
+    fn now(&self) -> u64 {
+        self.begun.elapsed().as_nanos() as u64
+    }
+
+    /// How long so many units take at the full rate, nanoseconds.
+    fn time_of(&self, units: u64) -> u64 {
+        let time = u128::from(units) * u128::from(MINUTE) / u128::from(self.per_minute.get());
+        u64::try_from(time).unwrap_or(u64::MAX)
+    }
+
+    /// Takes so many units, or says how long there will be too few. A full bucket is enough for any
+    /// number: what is above a minute's worth is owed.
+    fn take(&self, units: u64) -> Result<(), Duration> {
+        let (now, time) = (self.now(), self.time_of(units));
+        let most = now + MINUTE - time.min(MINUTE);
         let next = |full_at: u64| {
-            let next = full_at.max(now) + self.interval;
-            (next <= now + MINUTE).then_some(next)
+            let full_at = full_at.max(now);
+            (full_at <= most).then(|| full_at.saturating_add(time))
         };
         let taken = self.full_at.fetch_update(Relaxed, Relaxed, next);
-        taken.map(drop).map_err(|full_at| {
-            let missing = (full_at.max(now) + self.interval).saturating_sub(now + MINUTE);
-            Duration::from_nanos(missing)
-        })
+        taken
+            .map(drop)
+            .map_err(|full_at| Duration::from_nanos(full_at.max(now) - most))
+    }
+
+    /// So many units more have been used, whether there were any or not.
+    fn add(&self, units: u64) {
+        let (now, time) = (self.now(), self.time_of(units));
+        let next = |full_at: u64| Some(full_at.max(now).saturating_add(time));
+        let _ = self.full_at.fetch_update(Relaxed, Relaxed, next);
+    }
+
+    /// So many units have not been used after all.
+    fn give_back(&self, units: u64) {
+        let time = self.time_of(units);
+        let next = |full_at: u64| Some(full_at.saturating_sub(time));
+        let _ = self.full_at.fetch_update(Relaxed, Relaxed, next);
     }
 }
 
@@ -113,6 +195,7 @@ mod tests {
     fn limits(rpm: u32, at_a_time: u32) -> Option<Arc<KeyLimits>> {
         KeyLimits::new(KeyRules {
             rpm_limit: NonZeroU32::new(rpm),
+            tpm_limit: None,
             max_parallel_requests: NonZeroU32::new(at_a_time),
         })
     }
@@ -147,5 +230,62 @@ mod tests {
     #[test]
     fn key_without_limits_has_nothing_to_count() {
         assert!(limits(0, 0).is_none());
+    }
+
+    fn tokens(tpm: u32) -> Arc<KeyLimits> {
+        let limits = KeyLimits::new(KeyRules {
+            rpm_limit: None,
+            tpm_limit: NonZeroU32::new(tpm),
+            max_parallel_requests: None,
+        });
+        limits.unwrap()
+    }
+
+    fn take(limits: &Arc<KeyLimits>, tokens: u64) -> Result<TokenShare, u64> {
+        let taken = limits.take_tokens(tokens);
+        taken
+            .map(Option::unwrap)
+            .map_err(|reached| reached.wait.as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn counted_tokens_replace_the_estimate() {
+        let limits = tokens(600);
+        take(&limits, 500).unwrap().settle(100);
+        take(&limits, 500).unwrap().settle(500);
+        assert_eq!(take(&limits, 10).unwrap_err(), 1);
+        advance(Duration::from_secs(1)).await;
+        // Ten were there; answers are not known before.
+        take(&limits, 10).unwrap().settle(310);
+        let reached = limits.enter().unwrap_err();
+        assert_eq!((reached.limit, reached.wait.as_secs()), ("tpm_limit", 30));
+        advance(Duration::from_secs(30)).await;
+        assert!(limits.enter().is_ok());
+        assert_eq!(take(&limits, 100).unwrap_err(), 10);
+        advance(Duration::from_mins(10)).await;
+        drop(take(&limits, 600).unwrap());
+        assert!(take(&limits, 600).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn prompt_above_a_minutes_worth_passes_once_the_bucket_is_full_and_is_owed() {
+        let limits = tokens(600);
+        take(&limits, 1).unwrap().settle(1);
+        assert!(take(&limits, 6000).is_err());
+        advance(Duration::from_secs(1)).await;
+        take(&limits, 6000).unwrap().settle(6000);
+        assert_eq!(limits.enter().unwrap_err().wait.as_secs(), 540);
+        take(&tokens(1), u64::MAX).unwrap().settle(u64::MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rate_is_exact_where_a_token_takes_less_than_a_nanosecond() {
+        let limits = tokens(u32::MAX);
+        take(&limits, u64::from(u32::MAX))
+            .unwrap()
+            .settle(u64::from(u32::MAX));
+        assert!(take(&limits, 1_000_000).is_err());
+        advance(Duration::from_millis(14)).await;
+        assert!(take(&limits, 1_000_000).is_ok());
     }
 }

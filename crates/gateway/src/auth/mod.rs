@@ -23,5 +23,5 @@ pub(crate) use authenticator::{Authenticator, Credentials};
 pub(crate) use client_keys::ClientKeys;
 pub(crate) use credentials::carries_a_key;
 pub(crate) use issuer::Issuer;
-pub(crate) use key_limits::KeyShare;
+pub(crate) use key_limits::{KeyShare, TokenShare};
 pub(crate) use principal::Principal;

@@ -1,12 +1,13 @@
 //! Where a request comes from, as far as its credentials show.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use http::Method;
 
 use super::access::Access;
 use super::client_keys::ClientKey;
-use super::key_limits::KeyShare;
+use super::key_limits::{KeyShare, TokenShare};
 use crate::config::Role;
 use crate::error::Error;
 
@@ -87,6 +88,32 @@ impl Principal {
         match self {
             Self::Client(key) => key.enter(),
             _ => Ok(None),
+        }
+    }
+
+    /// Takes so many tokens of its key's limit, if it has one.
+    ///
+    /// # Errors
+    /// [`Error::KeyLimit`].
+    pub(crate) fn take_tokens(&self, tokens: u64) -> Result<Option<TokenShare>, Error> {
+        match self {
+            Self::Client(key) => key.take_tokens(tokens),
+            _ => Ok(None),
+        }
+    }
+
+    /// The models and adapters that it may use; `None` for all.
+    pub(crate) fn models(&self) -> Option<&BTreeSet<String>> {
+        match self {
+            Self::Client(key) => key.models.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Counts a request that is refused because of `limit` of its key.
+    pub(crate) fn count_refusal(&self, limit: &str) {
+        if let Self::Client(key) = self {
+            key.count_refusal(limit);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The fleet as requests see it: a snapshot of the workers that may be given requests, the
 //! policies that choose among them, and the queues in front of them.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, Guard};
@@ -130,10 +131,31 @@ impl Balancer {
         self.snapshot.load().names.is_adapter(name)
     }
 
-    /// Every model that is served, or that a worker is registered for.
-    pub(crate) fn served_models(&self) -> Vec<String> {
+    /// Every model that is served, or that a worker is registered for, if a client with these names
+    /// may use it.
+    pub(crate) fn served_models(&self, allowed: Option<&BTreeSet<String>>) -> Vec<String> {
         let snapshot = self.snapshot.load();
-        snapshot.names.models().iter().cloned().collect()
+        let names = &snapshot.names;
+        let may =
+            |model: &&String| allowed.is_none_or(|allowed| names.allows_model(allowed, model));
+        names.models().iter().filter(may).cloned().collect()
+    }
+
+    /// Whether a client with these names may use a model, or the adapter of this `parent`.
+    pub(crate) fn allows(
+        &self,
+        allowed: &BTreeSet<String>,
+        id: &str,
+        parent: Option<&str>,
+    ) -> bool {
+        let snapshot = self.snapshot.load();
+        match parent {
+            None => snapshot.names.allows_model(allowed, id),
+            Some(model) => {
+                let models = BTreeSet::from([model.to_owned()]);
+                snapshot.names.allows_adapter(allowed, id, &models)
+            }
+        }
     }
 
     /// How many workers of a role a request might be given to.

@@ -3,6 +3,7 @@
 #[expect(clippy::module_inception, reason = "the type that the module is about")]
 mod balancer;
 mod feedback;
+mod grant;
 mod in_flight;
 mod model_names;
 mod model_policies;
@@ -18,6 +19,7 @@ mod view;
 
 pub(crate) use balancer::Balancer;
 pub(crate) use feedback::record_blame;
+pub(crate) use grant::{Grant, NamedAdapters};
 pub(crate) use in_flight::{FirstByte, InFlight};
 pub(crate) use placement::{Constraints, select};
 pub(crate) use role_policies::{RoleKinds, RolePolicies};

@@ -216,6 +216,60 @@ impl ModelNames {
         }
     }
 
+    /// The adapters that an engine may read out of a request's `model`: the whole of it, or what
+    /// stands behind a colon.
+    pub(super) fn adapters_in<'b>(&self, name: &'b str) -> Vec<&'b str> {
+        if self.base(name).is_some() {
+            return Vec::new();
+        }
+        let colons = name.match_indices(':').map(|(at, _)| at);
+        let (of_known, others): (Vec<_>, Vec<_>) =
+            colons.partition(|at| self.base(&name[..*at]).is_some());
+        let colons = if of_known.is_empty() {
+            // SGLang takes the first one for the end of its own model's name.
+            others.into_iter().take(1).collect()
+        } else {
+            of_known
+        };
+        let whole = self.is_adapter(name).then_some(name);
+        let behind = colons.into_iter().map(|at| name[at + 1..].trim());
+        let named = behind.filter(|adapter| !adapter.is_empty());
+        whole.into_iter().chain(named).collect()
+    }
+
+    /// Whether a client with these names may use a model: by its own name, by another one of it,
+    /// or with an adapter.
+    pub(super) fn allows_model(&self, allowed: &BTreeSet<String>, model: &str) -> bool {
+        let stands_for = |name: &String| {
+            let adapter = self.adapters.get(name);
+            self.aliases.get(name).is_some_and(|known| known == model)
+                || adapter.is_some_and(|by_model| by_model.contains_key(model))
+                || self.adapter_of(name, model).is_some()
+        };
+        allowed.contains(model) || allowed.iter().any(stands_for)
+    }
+
+    /// Whether a client with these names may use an adapter of these models.
+    pub(super) fn allows_adapter(
+        &self,
+        allowed: &BTreeSet<String>,
+        adapter: &str,
+        models: &BTreeSet<String>,
+    ) -> bool {
+        let is_it = |name: &String| {
+            let mut models = models.iter();
+            models.any(|model| self.adapter_of(name, model) == Some(adapter))
+        };
+        allowed.contains(adapter) || allowed.iter().any(is_it)
+    }
+
+    /// The adapter in a name `model:adapter`.
+    fn adapter_of<'b>(&self, name: &'b str, model: &str) -> Option<&'b str> {
+        let mut colons = name.match_indices(':').map(|(at, _)| at);
+        let at = colons.find(|at| self.base(&name[..*at]) == Some(model))?;
+        Some(&name[at + 1..])
+    }
+
     /// The adapters that only some workers of their model have: name, model and those workers.
     pub(super) fn partial_adapters(&self) -> impl Iterator<Item = (&str, &str, &[usize])> {
         self.adapters.iter().flat_map(|(name, by_model)| {

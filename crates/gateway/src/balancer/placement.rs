@@ -5,6 +5,7 @@ use std::sync::Arc;
 use routing::Request;
 
 use super::balancer::Balancer;
+use super::grant::Grant;
 use super::pair::{self, Route};
 use super::select_error::SelectError;
 use super::view::{Selection, View};
@@ -20,6 +21,8 @@ pub(crate) struct Constraints<'a> {
     pub(crate) tried: &'a [usize],
     /// Which workers answer what is asked.
     pub(crate) servers: Servers,
+    /// The models of a client that may not use all.
+    pub(crate) grant: Option<&'a Grant<'a>>,
 }
 
 /// Times a request looks at the fleet when others take its share.
@@ -49,6 +52,11 @@ fn try_select(
 ) -> Result<Selection, SelectError> {
     let snapshot = balancer.snapshot();
     let target = constraints.target.map(|target| snapshot.find(target));
+    if let Some(grant) = constraints.grant
+        && !grant.allows(&snapshot, request, target.as_ref())
+    {
+        return Err(SelectError::NotGranted);
+    }
     let routes = pair::route(&snapshot, request, constraints.servers, target.as_ref())?;
     let view = |role, pool| View {
         balancer,

@@ -17,4 +17,6 @@ pub(crate) enum SelectError {
     OnlyPairs,
     /// The model that the request names is not served.
     UnknownModel,
+    /// The client may not use every model that might serve it.
+    NotGranted,
 }

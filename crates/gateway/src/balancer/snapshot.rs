@@ -1,6 +1,6 @@
 //! The workers that may be given requests, at one moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +54,8 @@ pub(super) struct WorkerPool {
     pub(super) queue: Arc<WorkerQueue>,
     /// How long its tokens are.
     pub(super) text_ratio: Arc<LearntRatio>,
+    /// The models of its workers.
+    pub(super) models: BTreeSet<String>,
 }
 
 /// The worker that a client names, whatever its model, with all ranks of a URL; or none.
@@ -153,6 +155,7 @@ impl WorkerPool {
             panicking: self.panicking,
             queue: Arc::clone(&self.queue),
             text_ratio: Arc::clone(&self.text_ratio),
+            models: self.models.clone(),
         }
     }
 }
@@ -184,7 +187,7 @@ impl RolePools {
     }
 
     /// The pool that a request's names stand for.
-    fn pool(&self, resolved: Resolved<'_>) -> Result<&WorkerPool, SelectError> {
+    pub(super) fn pool(&self, resolved: Resolved<'_>) -> Result<&WorkerPool, SelectError> {
         match resolved {
             Resolved::Any => Ok(&self.any_model),
             Resolved::Model(name) if self.only_model.as_deref() == Some(name) => {
@@ -216,10 +219,15 @@ struct Parts<'a> {
 
 impl Parts<'_> {
     fn pool(&self, role: Role, model: Option<&str>, instance: PolicyInstance) -> WorkerPool {
-        let of = |workers: &[Arc<Worker>]| {
+        let mut models = BTreeSet::new();
+        let mut of = |workers: &[Arc<Worker>]| {
             let serves = |worker: &&Arc<Worker>| {
-                let served = worker.endpoint.model_info.load();
-                served.role == role && model.is_none_or(|model| served.model == model)
+                let info = worker.endpoint.model_info.load();
+                let is_in = info.role == role && model.is_none_or(|model| info.model == model);
+                if is_in && !models.contains(&info.model) {
+                    models.insert(info.model.clone());
+                }
+                is_in
             };
             let workers = workers.iter().filter(serves);
             workers.map(|worker| worker.candidate()).collect()
@@ -245,6 +253,7 @@ impl Parts<'_> {
             panicking,
             queue: self.queues.of(PoolKey::of_queue(model, role)),
             text_ratio: self.text_ratios.of(model),
+            models,
         }
     }
 }

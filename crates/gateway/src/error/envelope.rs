@@ -19,6 +19,17 @@ pub(crate) struct ErrorContext<'a> {
     pub(crate) request_id: Option<&'a HeaderValue>,
 }
 
+/// The shapes of an answer that says what went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// That of the route's dialect.
+    Vendor,
+    /// `{"error", "code"}`: routes about workers.
+    Worker,
+    /// Plain text: routes about workers as they were before.
+    Text,
+}
+
 /// The parts of an error that clients read.
 #[derive(Debug)]
 pub(super) struct Envelope<'a> {
@@ -115,6 +126,22 @@ pub(crate) fn final_event(vendor: Vendor, error: impl Display) -> Bytes {
         request_id: None,
     };
     envelope.event(vendor)
+}
+
+/// Where an endpoint's clients are to send the key.
+pub(super) fn expected_key(vendor: Vendor) -> &'static str {
+    match vendor {
+        Vendor::OpenAi | Vendor::Sglang => "'Authorization: Bearer <key>'",
+        Vendor::Anthropic => "'x-api-key: <key>' or 'Authorization: Bearer <key>'",
+    }
+}
+
+/// A model in a message, whether the request names it or not.
+pub(super) fn described(model: Option<&str>) -> String {
+    model.map_or_else(
+        || "the model that serves this".to_owned(),
+        |model| format!("what serves {model:?}"),
+    )
 }
 
 #[cfg(test)]

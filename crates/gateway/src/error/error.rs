@@ -10,7 +10,7 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use thiserror::Error;
 
-use super::envelope::{Envelope, ErrorContext};
+use super::envelope::{Envelope, ErrorContext, Shape, described, expected_key};
 use crate::config::WorkerNames;
 use crate::endpoint::Vendor;
 use crate::upstream::UpstreamError;
@@ -127,6 +127,12 @@ pub(crate) enum Error {
         limit: &'static str,
         retry_after: u64,
     },
+    /// The client's key has not the model that would serve the request, or not an adapter.
+    #[error("this API key may not use {}; it may use: {allowed}", described(.model.as_deref()))]
+    ModelNotAllowed {
+        model: Option<String>,
+        allowed: String,
+    },
     /// The control plane has credentials of its own, and this is none of them.
     #[error("control plane: {0}")]
     ControlPlaneUnauthorized(&'static str),
@@ -190,17 +196,6 @@ pub(crate) enum Error {
     NotImplemented(&'static str),
 }
 
-/// The shapes of an answer that says what went wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
-    /// That of the route's dialect.
-    Vendor,
-    /// `{"error", "code"}`: routes about workers.
-    Worker,
-    /// Plain text: routes about workers as they were before.
-    Text,
-}
-
 impl Error {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
@@ -242,7 +237,9 @@ impl Error {
             Self::Unauthorized { .. } | Self::ControlPlaneUnauthorized(_) => {
                 StatusCode::UNAUTHORIZED
             }
-            Self::CrossSite { .. } | Self::AdminOnly => StatusCode::FORBIDDEN,
+            Self::CrossSite { .. } | Self::AdminOnly | Self::ModelNotAllowed { .. } => {
+                StatusCode::FORBIDDEN
+            }
             Self::UnknownUrl { .. }
             | Self::ModelNotFound { .. }
             | Self::StateNotFound { .. }
@@ -264,19 +261,7 @@ impl Error {
             Self::StateNotFound { .. } => "state_not_found",
             Self::NoWorkers => "no_workers",
             Self::UpstreamTimeout { .. } => "call_upstream_timeout",
-            Self::Upstream {
-                source: UpstreamError::NotSent(_),
-                ..
-            } => "call_upstream_connection_failed",
-            Self::Upstream {
-                source: UpstreamError::Local(_),
-                ..
-            } => "gateway_resources_exhausted",
-            Self::Upstream {
-                source: UpstreamError::NameLookup(_),
-                ..
-            } => "name_lookup_failed",
-            Self::Upstream { .. } => "call_upstream_request_failed",
+            Self::Upstream { source, .. } => upstream_code(source),
             Self::RequestEndsWorkers => "request_ends_workers",
             Self::WorkerOverloaded { .. } => "worker_overloaded",
             Self::WorkerRefused { .. } => "worker_refused",
@@ -299,6 +284,7 @@ impl Error {
             Self::Form(_) => "form_parse_error",
             Self::Unauthorized { .. } | Self::ControlPlaneUnauthorized(_) => "invalid_api_key",
             Self::KeyLimit { .. } => "key_limit_reached",
+            Self::ModelNotAllowed { .. } => "model_not_allowed",
             Self::AdminOnly => "admin_role_required",
             Self::AuditUnavailable => "audit_log_unavailable",
             Self::CrossSite { .. } => "cross_site_request",
@@ -490,10 +476,12 @@ impl IntoResponse for Error {
     }
 }
 
-/// Where an endpoint's clients are to send the key.
-fn expected_key(vendor: Vendor) -> &'static str {
-    match vendor {
-        Vendor::OpenAi | Vendor::Sglang => "'Authorization: Bearer <key>'",
-        Vendor::Anthropic => "'x-api-key: <key>' or 'Authorization: Bearer <key>'",
+/// The name of a failed exchange with a worker.
+fn upstream_code(source: &UpstreamError) -> &'static str {
+    match source {
+        UpstreamError::NotSent(_) => "call_upstream_connection_failed",
+        UpstreamError::Local(_) => "gateway_resources_exhausted",
+        UpstreamError::NameLookup(_) => "name_lookup_failed",
+        _ => "call_upstream_request_failed",
     }
 }

@@ -53,9 +53,9 @@ pub(crate) async fn broadcast<B: Send>(
     };
     parts.uri = with_id(&parts.uri, id).ok_or_else(|| gone(&state))?;
     let workers = match dispatcher.owners.find(&dispatcher.balancer.fleet, &state) {
-        Owner::Known(worker) => vec![worker],
-        Owner::Gone => return Err(gone(&state)),
-        Owner::Unknown => ready_workers(dispatcher),
+        Owner::Known(worker) if may_use(dispatcher, context, &worker) => vec![worker],
+        Owner::Known(_) | Owner::Gone => return Err(gone(&state)),
+        Owner::Unknown => ready_workers(dispatcher, context),
     };
     let (response, in_flight) = first_success(dispatcher, workers, context, &parts).await?;
     let supervision = dispatcher.supervision(&in_flight.worker, &dispatcher.live.get());
@@ -96,7 +96,7 @@ pub(super) async fn locate(
     client: &HeaderMap,
     id: &str,
 ) -> Option<Arc<Worker>> {
-    let workers = ready_workers(dispatcher);
+    let workers = ready_workers(dispatcher, context);
     if workers.len() < 2 {
         return None;
     }
@@ -112,10 +112,20 @@ pub(super) async fn locate(
     kept.then(|| Arc::clone(&in_flight.worker))
 }
 
-fn ready_workers(dispatcher: &Dispatcher) -> Vec<Arc<Worker>> {
+/// The ready workers whose models the client may use.
+fn ready_workers(dispatcher: &Dispatcher, context: RequestContext<'_>) -> Vec<Arc<Worker>> {
     let workers = dispatcher.balancer.fleet.servers();
     let ready = workers.iter().filter(|worker| worker.is_ready());
+    let ready = ready.filter(|worker| may_use(dispatcher, context, worker));
     ready.cloned().collect()
+}
+
+fn may_use(dispatcher: &Dispatcher, context: RequestContext<'_>, worker: &Worker) -> bool {
+    let Some(allowed) = context.principal.models() else {
+        return true;
+    };
+    let model = &worker.endpoint.model_info.load().model;
+    dispatcher.balancer.allows(allowed, model, None)
 }
 
 /// The first success of these workers, or else the last answer.

@@ -43,8 +43,9 @@ where
         status: StatusCode,
         in_flight: Option<InFlight>,
         timer: Option<RequestTimer>,
-        usage: UsageWatch,
+        mut usage: UsageWatch,
     ) -> Self {
+        usage.begin(status);
         let mut leased = Self {
             body,
             status,

@@ -41,6 +41,7 @@ mod response_body;
 mod samples;
 mod sse;
 mod staggered;
+mod token_charge;
 mod translate;
 mod tunnel;
 mod usage;

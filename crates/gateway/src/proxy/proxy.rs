@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
-use routing::{MediaTokens, Prompt, Request as RoutingRequest};
+use routing::{ClientKey, MediaTokens, Prompt, Request as RoutingRequest};
 use serde_json::Value;
 
 use super::body_budget::BodyBudget;
@@ -30,10 +30,11 @@ use super::request::{BufferedRequest, ProxyRequest, RequestContext};
 use super::request_body::{self, BodyLimits};
 use super::response_body::ReplyBody;
 use super::samples;
+use super::token_charge::TokenCharge;
 use super::translate::dialect;
 use super::tunnel::{Tunnel, TunnelLease};
 use super::usage::UsageWatch;
-use crate::balancer::Balancer;
+use crate::balancer::{Balancer, NamedAdapters};
 use crate::config::ProxySection;
 use crate::cpu_pool::CpuPool;
 use crate::endpoint::{Inference, Servers, State, Undeclared};
@@ -222,12 +223,8 @@ impl Proxy {
         prepared: &PreparedRequest,
         fields: &BodyFields<'_>,
     ) -> Result<(Arc<Worker>, Response<Box<Relay>>), Failure> {
-        let PreparedRequest {
-            row,
-            parts,
-            body,
-            live,
-        } = prepared;
+        let (row, live) = (prepared.row, &prepared.live);
+        let (parts, body) = (&prepared.parts, &prepared.body);
         let state = fields.state(row);
         let goes_on = state.is_some();
         // Rare, so boxed: every request's future would be larger.
@@ -244,6 +241,9 @@ impl Proxy {
             Some(reading) => Box::pin(reading).await,
         };
         let client_key = self.dispatcher.client_key(&parts.headers);
+        let prompt = self.prompt(fields, row);
+        let charge = TokenCharge::take(context, row, &prompt)?;
+        let grant = context.grant(|| fields.adapters(row));
         let request = ProxyRequest {
             row,
             context,
@@ -253,18 +253,17 @@ impl Proxy {
             routing: &RoutingRequest {
                 model: fields.model.as_deref(),
                 adapter: fields.adapter(),
-                prompt: self.prompt(fields, row),
-                routing_key: header_text(&parts.headers, "x-smg-routing-key"),
-                client_key: Some(&client_key),
-                now: self.balancer().fleet.now(),
-                seed: fastrand::u64(..),
+                prompt,
+                ..self.routing(&parts.headers, &client_key)
             },
             target: self.target(&parts.headers).or(owner.as_deref()),
+            grant: grant.as_ref(),
             streaming: fields.stream,
             live,
         };
         // What goes on is longer than what is in the body.
         let usage = UsageWatch::new(&request, self.balancer()).learning_if(!goes_on);
+        let usage = usage.charging(charge);
         let Finished { result, timer } = Exchange::new(&self.dispatcher, &request).run().await?;
         let mut response = result.answer.map_err(Failure::at(&result.worker))?;
         if row.state != State::None {
@@ -386,6 +385,7 @@ impl Proxy {
         let model = handshake::model(&parts.uri);
         let client_key = self.dispatcher.client_key(&parts.headers);
         let live = &self.dispatcher.live.get();
+        let grant = context.grant(NamedAdapters::default);
         let request = ProxyRequest {
             row,
             context,
@@ -396,12 +396,10 @@ impl Proxy {
                 model: model.as_deref(),
                 adapter: None,
                 prompt: Prompt::default(),
-                routing_key: header_text(&parts.headers, "x-smg-routing-key"),
-                client_key: Some(&client_key),
-                now: self.balancer().fleet.now(),
-                seed: fastrand::u64(..),
+                ..self.routing(&parts.headers, &client_key)
             },
             target: self.target(&parts.headers),
+            grant: grant.as_ref(),
             streaming: true,
             live,
         };
@@ -436,6 +434,17 @@ impl Proxy {
             result.explanation.write(reply.headers_mut());
         }
         Ok(reply)
+    }
+
+    /// What routing knows of a request besides its model and prompt.
+    fn routing<'a>(&self, headers: &'a HeaderMap, client: &'a dyn ClientKey) -> RoutingRequest<'a> {
+        RoutingRequest {
+            routing_key: header_text(headers, "x-smg-routing-key"),
+            client_key: Some(client),
+            now: self.balancer().fleet.now(),
+            seed: fastrand::u64(..),
+            ..RoutingRequest::default()
+        }
     }
 
     /// The worker that the client names, where it may.
@@ -480,12 +489,9 @@ impl Proxy {
             model: fields.model.as_deref(),
             adapter: fields.adapter(),
             prompt: self.prompt(&fields, endpoint),
-            routing_key: header_text(headers, "x-smg-routing-key"),
-            client_key: Some(&client_key),
-            now: self.balancer().fleet.now(),
-            seed: fastrand::u64(..),
+            ..self.routing(headers, &client_key)
         };
         let decided = self.explainer().dry_run(&request, endpoint.path);
-        decided.map_err(|_| unknown_model(self.balancer(), request.model))
+        decided.map_err(|_| unknown_model(self.balancer(), request.model, None))
     }
 }

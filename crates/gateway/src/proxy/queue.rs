@@ -1,5 +1,7 @@
 //! A worker for a request; where all are at their limit, after a wait.
 
+use std::collections::BTreeSet;
+
 use routing::Branch;
 use tokio::time::Instant;
 
@@ -25,6 +27,7 @@ pub(super) async fn select_or_wait(
         target: request.target,
         tried: &attempts.tried,
         servers: request.servers(),
+        grant: request.grant,
     };
     let restricted = request.target.is_some() || !attempts.tried.is_empty();
     let limits = balancer.limits();
@@ -42,8 +45,10 @@ pub(super) async fn select_or_wait(
             }
             Err(SelectError::Exhausted | SelectError::Raced) => None,
             Err(SelectError::MissingModel | SelectError::UnknownModel) => {
-                return Err(unknown_model(balancer, request.routing.model));
+                let allowed = request.context.principal.models();
+                return Err(unknown_model(balancer, request.routing.model, allowed));
             }
+            Err(SelectError::NotGranted) => return Err(not_granted(request)),
             Err(SelectError::OnlyPairs) => return Err(only_pairs(request)),
         },
     };
@@ -81,19 +86,41 @@ fn only_pairs(request: &ProxyRequest<'_>) -> Error {
 /// Names that an error lists.
 const MAX_NAMES: usize = 20;
 
-/// The model that a request names is not served, or it names none of several.
-pub(super) fn unknown_model(balancer: &Balancer, model: Option<&str>) -> Error {
-    let models = balancer.served_models();
-    let mut served = models[..models.len().min(MAX_NAMES)].join(", ");
-    if models.len() > MAX_NAMES {
-        served += ", …";
+fn list(names: &[impl AsRef<str>]) -> String {
+    let shown = names.iter().take(MAX_NAMES).map(AsRef::as_ref);
+    let mut list = shown.collect::<Vec<_>>().join(", ");
+    if names.len() > MAX_NAMES {
+        list += ", …";
     }
+    list
+}
+
+/// The model that a request names is not served, or it names none of several. Of those a client
+/// reads the ones that it may use.
+pub(super) fn unknown_model(
+    balancer: &Balancer,
+    model: Option<&str>,
+    allowed: Option<&BTreeSet<String>>,
+) -> Error {
+    let served = list(&balancer.served_models(allowed));
     match model.filter(|model| !model.is_empty()) {
         Some(model) => Error::ModelNotFound {
             model: model.to_owned(),
             served,
         },
         None => Error::MissingModel { served },
+    }
+}
+
+/// The client's key has not the model, or not the adapter.
+fn not_granted(request: &ProxyRequest<'_>) -> Error {
+    let principal = request.context.principal;
+    principal.count_refusal("models");
+    let named = request.routing.model.filter(|model| !model.is_empty());
+    let allowed: Vec<_> = principal.models().into_iter().flatten().collect();
+    Error::ModelNotAllowed {
+        model: named.map(str::to_owned),
+        allowed: list(&allowed),
     }
 }
 

@@ -7,6 +7,7 @@ use routing::Request as RoutingRequest;
 use super::body_fields::OpenBody;
 use super::request_body::WholeBody;
 use crate::auth::Principal;
+use crate::balancer::{Grant, NamedAdapters};
 use crate::config::LiveSection;
 use crate::endpoint::{Inference, Servers};
 use crate::lane::Lane;
@@ -22,6 +23,16 @@ pub(crate) struct RequestContext<'a> {
     /// Where it comes from.
     pub(crate) principal: &'a Principal,
     pub(crate) log: &'a RequestLog,
+}
+
+impl<'a> RequestContext<'a> {
+    /// What the client may use, where its key has not everything.
+    pub(super) fn grant(self, adapters: impl FnOnce() -> NamedAdapters<'a>) -> Option<Grant<'a>> {
+        self.principal.models().map(|names| Grant {
+            names,
+            adapters: adapters(),
+        })
+    }
 }
 
 /// An inference request that has come in whole.
@@ -43,6 +54,8 @@ pub(super) struct ProxyRequest<'a> {
     pub(super) routing: &'a RoutingRequest<'a>,
     /// The client's `X-SMG-Target-Worker`.
     pub(super) target: Option<&'a str>,
+    /// What its client may use, where that is not everything.
+    pub(super) grant: Option<&'a Grant<'a>>,
     pub(super) streaming: bool,
     /// The options in force when it came.
     pub(super) live: &'a LiveSection,

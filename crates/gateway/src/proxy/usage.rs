@@ -3,10 +3,12 @@
 use std::iter;
 use std::sync::Arc;
 
+use http::StatusCode;
 use memchr::{memchr_iter, memmem};
 use routing::LearntRatio;
 
 use super::request::ProxyRequest;
+use super::token_charge::{TokenCharge, number};
 use crate::balancer::Balancer;
 use crate::endpoint::{Servers, Vendor};
 use crate::telemetry::Usage;
@@ -17,8 +19,6 @@ const TAIL: usize = 1024;
 const SHORTEST_PROMPT: u64 = 2048;
 /// The length of tokens is learnt from one request of so many.
 const SAMPLED: u64 = 16;
-/// More tokens than any request has: such a number is no count.
-const MOST_TOKENS: u64 = 1 << 32;
 
 /// What stands between the name of a count and its digits: before, from and behind a letter that is
 /// rare. Looking for that letter costs half of what a search for the word does.
@@ -37,6 +37,7 @@ pub(super) struct UsageWatch {
     tail: Vec<u8>,
     usage: Option<Usage>,
     learning: Option<Learning>,
+    charge: Option<Box<TokenCharge>>,
 }
 
 /// Where the length of tokens is learnt.
@@ -68,10 +69,30 @@ impl UsageWatch {
         self
     }
 
+    /// The same, which says what the request takes of its key's limit.
+    pub(super) fn charging(mut self, charge: Option<TokenCharge>) -> Self {
+        self.charge = charge.map(Box::new);
+        self
+    }
+
+    /// A worker's reply of this status is to be watched.
+    pub(super) fn begin(&mut self, status: StatusCode) {
+        if status.is_success() {
+            if let Some(charge) = &mut self.charge {
+                charge.begin(self.counts_events);
+            }
+        } else {
+            self.charge = None;
+        }
+    }
+
     /// A piece of the reply has come, and more may follow.
     pub(super) fn pass(&mut self, piece: &[u8]) {
         if self.vendor.is_none() {
             return;
+        }
+        if let Some(charge) = &mut self.charge {
+            charge.pass(piece);
         }
         self.count_lines(piece);
         let end = end_of(piece);
@@ -88,6 +109,9 @@ impl UsageWatch {
     pub(super) fn pass_last(&mut self, piece: &[u8]) {
         match self.vendor {
             Some(vendor) if self.tail.is_empty() => {
+                if let Some(charge) = &mut self.charge {
+                    charge.pass(piece);
+                }
                 self.count_lines(piece);
                 self.usage = read(end_of(piece), vendor);
             }
@@ -112,6 +136,9 @@ impl UsageWatch {
         let input = self.usage.and_then(|usage| usage.prompt);
         if let (Some(learning), Some(tokens)) = (&self.learning, input) {
             learning.ratio.observe(learning.bytes, tokens);
+        }
+        if let Some(charge) = self.charge.take() {
+            charge.finish(self.usage);
         }
         // The last event says that there are no more.
         let events = self.data_lines.saturating_sub(1);
@@ -174,23 +201,6 @@ fn read(tail: &[u8], vendor: Vendor) -> Option<Usage> {
 /// The end of a piece, in which counts may be.
 fn end_of(piece: &[u8]) -> &[u8] {
     &piece[piece.len().saturating_sub(TAIL)..]
-}
-
-/// The number that a text begins with.
-fn number(text: &[u8]) -> Option<u64> {
-    let text = text.trim_ascii_start();
-    let mut value: u64 = 0;
-    for (at, byte) in text.iter().enumerate() {
-        if !byte.is_ascii_digit() {
-            return (at > 0).then_some(value);
-        }
-        value = value.checked_mul(10)?.checked_add((byte - b'0').into())?;
-        if value > MOST_TOKENS {
-            return None;
-        }
-    }
-    // A number at the very end may go on.
-    None
 }
 
 #[cfg(test)]

@@ -66,7 +66,7 @@ impl RequestRecord {
         }
     }
 
-    /// The request may use its route.
+    /// The request shows where it comes from.
     pub(super) fn authorize(&mut self, principal: Principal) {
         self.principal = Some(principal);
     }

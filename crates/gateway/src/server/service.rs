@@ -204,7 +204,7 @@ impl Service {
                 outcome
             }
             Err(error) => {
-                discard_in_background(request.into_body());
+                self.refuse(entry, request, &mut record);
                 Err(error)
             }
         };
@@ -217,6 +217,15 @@ impl Service {
             vendor: entry.vendor(),
             outcome,
         }
+    }
+
+    /// Lets a request go that may not use its route; its record has the name of a key that is known.
+    fn refuse(&self, entry: &Entry, request: Request<Incoming>, record: &mut RequestRecord) {
+        let shown = self.authenticator.identify(credentials(entry, &request));
+        if let Some(principal) = shown {
+            record.authorize(principal);
+        }
+        discard_in_background(request.into_body());
     }
 
     /// Has a request that may use its route answered.
@@ -281,10 +290,15 @@ impl Service {
         self.check(entry, request)?;
         let credentials = credentials(entry, request);
         let principal = self.authenticator.authenticate(credentials)?;
+        let share = if entry.route.access == Access::Inference {
+            principal.enter()?
+        } else {
+            None
+        };
         Ok(Granted {
-            share: principal.enter()?,
-            audit: None,
             principal,
+            audit: None,
+            share,
         })
     }
 

@@ -75,7 +75,7 @@ pub(super) fn scope(state: &ApiState, query: Option<&str>) -> Result<Vec<Arc<Wor
     if let Some(model) = model {
         workers.retain(|worker| worker.endpoint.model_info.load().model == model);
         if workers.is_empty() {
-            let served = state.balancer.served_models().join(", ");
+            let served = state.balancer.served_models(None).join(", ");
             return Err(Error::ModelNotFound { model, served });
         }
     }

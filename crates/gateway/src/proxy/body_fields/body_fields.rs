@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::json::{Scanner, Skip, SyntaxError};
 use super::layout::{CacheLabel, Layout, StateField};
+use crate::balancer::NamedAdapters;
 use crate::cpu_pool::CpuPool;
 use crate::endpoint::{INFERENCE, Inference, PromptField, State};
 use crate::error::Error;
@@ -139,6 +140,24 @@ impl<'a> BodyFields<'a> {
         let at = self.layout.label(CacheLabel::LoraPath);
         let name = std::str::from_utf8(self.raw(at)).ok()?;
         (!name.is_empty() && !name.starts_with(['[', '{'])).then_some(name)
+    }
+
+    /// The adapters in that field, a list included.
+    pub(in crate::proxy) fn adapters(&self, row: &Inference) -> NamedAdapters<'a> {
+        let json = self.raw(self.layout.label(CacheLabel::LoraPath));
+        let list = json.starts_with(b"[").then(|| serde_json::from_slice(json));
+        let names: Option<Vec<Option<Cow<'a, str>>>> = match list {
+            _ if row.nests_fields => None,
+            Some(list) => list.ok(),
+            None if json.starts_with(b"{") => None,
+            None => std::str::from_utf8(json)
+                .ok()
+                .map(|name| vec![Some(name.into())]),
+        };
+        names.map_or(NamedAdapters::Unreadable, |names| {
+            let names = names.into_iter().flatten();
+            NamedAdapters::These(names.filter(|name| !name.is_empty()).collect())
+        })
     }
 
     /// The endpoint whose shape the body has.

@@ -92,6 +92,9 @@ pub(crate) struct KeyMetrics {
     pub(super) all_refused: IntCounterVec,
 }
 
+/// What requests of a key are refused for.
+const KEY_LIMITS: [&str; 4] = ["rpm_limit", "tpm_limit", "max_parallel_requests", "models"];
+
 impl KeyMetrics {
     /// A limit of the key was reached.
     pub(crate) fn refused(&self, limit: &str) {
@@ -103,7 +106,7 @@ impl KeyMetrics {
     pub(crate) fn forget(&self) {
         // Another key of the same label may have removed them before.
         let _ = self.all_requests.remove_label_values(&[&self.label]);
-        for limit in ["rpm_limit", "max_parallel_requests"] {
+        for limit in KEY_LIMITS {
             let _ = self.all_refused.remove_label_values(&[&self.label, limit]);
         }
     }

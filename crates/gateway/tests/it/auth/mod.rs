@@ -2,7 +2,10 @@
 
 mod audit;
 mod client_keys;
+mod granted_models;
 mod issuer;
 mod matrix;
+mod named_in_log;
 mod support;
+mod token_limits;
 mod tokens;
