@@ -1,6 +1,6 @@
 //! An issuer of tokens on this machine, with keys of its own.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -12,6 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use gateway::Options;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
 use super::support::with_control_keys;
@@ -69,16 +70,38 @@ pub(super) struct TestIssuer(Arc<State>);
 
 impl TestIssuer {
     pub(super) fn start(keys: &[&Signer]) -> Self {
+        Self::listening("http", keys, State::serve)
+    }
+
+    /// The same over TLS, at `https://localhost`.
+    pub(super) fn over_tls(keys: &[&Signer], config: ServerConfig) -> Self {
+        let config = Arc::new(config);
+        Self::listening("https", keys, move |state, stream| {
+            let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
+            state.serve(StreamOwned::new(connection, stream));
+        })
+    }
+
+    fn listening(
+        scheme: &str,
+        keys: &[&Signer],
+        serve: impl Fn(&State, TcpStream) + Clone + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let state = Arc::new(State::default());
-        let url = format!("http://{}/realm", listener.local_addr().unwrap());
-        *state.url.lock().unwrap() = url;
+        let port = listener.local_addr().unwrap().port();
+        let host = if scheme == "https" {
+            "localhost"
+        } else {
+            "127.0.0.1"
+        };
+        *state.url.lock().unwrap() = format!("{scheme}://{host}:{port}/realm");
         let issuer = Self(Arc::clone(&state));
         issuer.show(keys);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let state = Arc::clone(&state);
-                thread::spawn(move || state.serve(&stream));
+                let (state, serve) = (Arc::clone(&state), serve.clone());
+                thread::spawn(move || serve(&state, stream));
             }
         });
         issuer
@@ -128,7 +151,7 @@ impl TestIssuer {
 }
 
 impl State {
-    fn serve(&self, mut stream: &TcpStream) {
+    fn serve(&self, stream: impl Read + Write) {
         let mut lines = BufReader::new(stream);
         let mut line = String::new();
         while lines.read_line(&mut line).is_ok_and(|read| read > 0) {
@@ -153,7 +176,10 @@ impl State {
                 "HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n",
                 body.len()
             );
-            stream.write_all((head + &body).as_bytes()).unwrap();
+            lines
+                .get_mut()
+                .write_all((head + &body).as_bytes())
+                .unwrap();
             line.clear();
         }
     }

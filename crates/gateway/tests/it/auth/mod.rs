@@ -4,6 +4,7 @@ mod audit;
 mod client_keys;
 mod granted_models;
 mod issuer;
+mod issuer_tls;
 mod matrix;
 mod named_in_log;
 mod support;

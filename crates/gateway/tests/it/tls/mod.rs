@@ -3,7 +3,7 @@
 mod client;
 mod front;
 mod http2;
-mod pki;
+pub(crate) mod pki;
 mod rotation;
 mod server;
 mod workers;

@@ -17,28 +17,28 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion
 
 /// A certificate and its key, in PEM.
 #[derive(Clone)]
-pub(super) struct Pair {
-    pub(super) cert: String,
-    pub(super) key: String,
+pub(crate) struct Pair {
+    pub(crate) cert: String,
+    pub(crate) key: String,
 }
 
 /// An authority.
-pub(super) struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         Self(CertifiedIssuer::self_signed(params, key).unwrap())
     }
 
-    pub(super) fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.0.pem()
     }
 
     /// A certificate for a server or client of these names.
-    pub(super) fn issue(&self, names: &[&str]) -> Pair {
+    pub(crate) fn issue(&self, names: &[&str]) -> Pair {
         let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.extended_key_usages = vec![
@@ -60,7 +60,7 @@ impl Authority {
     }
 
     /// What a server of this pair serves with; `clients` is the authority that clients must be of.
-    pub(super) fn server(pair: &Pair, clients: Option<&Self>) -> ServerConfig {
+    pub(crate) fn server(pair: &Pair, clients: Option<&Self>) -> ServerConfig {
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
         let builder = builder.with_safe_default_protocol_versions().unwrap();
         let builder = match clients {
@@ -78,12 +78,12 @@ impl Authority {
     }
 
     /// What a client that trusts this authority connects with.
-    pub(super) fn client(&self, pair: Option<&Pair>) -> ClientConfig {
+    pub(crate) fn client(&self, pair: Option<&Pair>) -> ClientConfig {
         self.client_of(&[&version::TLS13, &version::TLS12], pair)
     }
 
     /// The same, with these versions of TLS only.
-    pub(super) fn client_of(
+    pub(crate) fn client_of(
         &self,
         versions: &[&'static SupportedProtocolVersion],
         pair: Option<&Pair>,
@@ -106,20 +106,20 @@ impl Pair {
     }
 
     /// Its certificate as it is sent.
-    pub(super) fn certificate(&self) -> CertificateDer<'static> {
+    pub(crate) fn certificate(&self) -> CertificateDer<'static> {
         self.der().0.remove(0)
     }
 }
 
 /// A mounted Kubernetes secret: files are links through `..data`, which is swapped as a whole.
-pub(super) struct Secret {
+pub(crate) struct Secret {
     folder: PathBuf,
     versions: usize,
 }
 
 impl Secret {
     /// A secret of these files.
-    pub(super) fn new(files: &[(&str, &str)]) -> Self {
+    pub(crate) fn new(files: &[(&str, &str)]) -> Self {
         let folder = std::env::temp_dir().join(format!("smg-tls-{}", uuid::Uuid::new_v4()));
         fs::create_dir(&folder).unwrap();
         let mut secret = Self {
@@ -134,7 +134,7 @@ impl Secret {
     }
 
     /// A secret that holds a pair as `tls.crt` and `tls.key`, and an authority as `ca.crt`.
-    pub(super) fn of(pair: &Pair, authority: &Authority) -> Self {
+    pub(crate) fn of(pair: &Pair, authority: &Authority) -> Self {
         let ca = authority.pem();
         Self::new(&[
             ("tls.crt", &pair.cert),
@@ -144,7 +144,7 @@ impl Secret {
     }
 
     /// Gives the files other contents, as the kubelet does.
-    pub(super) fn swap(&mut self, files: &[(&str, &str)]) {
+    pub(crate) fn swap(&mut self, files: &[(&str, &str)]) {
         self.versions += 1;
         let version = format!("..v{}", self.versions);
         fs::create_dir(self.folder.join(&version)).unwrap();
@@ -156,12 +156,12 @@ impl Secret {
         fs::rename(new, data).unwrap();
     }
 
-    pub(super) fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.folder.join(name).to_str().unwrap().to_owned()
     }
 
     /// The options with which the gateway serves by these files.
-    pub(super) fn serving(&self, options: Options) -> Options {
+    pub(crate) fn serving(&self, options: Options) -> Options {
         Options {
             server_cert_path: Some(self.path("tls.crt")),
             server_key_path: Some(self.path("tls.key")),
@@ -170,7 +170,7 @@ impl Secret {
     }
 
     /// The options with which the gateway shows the pair to workers and trusts the authority.
-    pub(super) fn calling(&self, options: Options) -> Options {
+    pub(crate) fn calling(&self, options: Options) -> Options {
         Options {
             client_cert_path: Some(self.path("tls.crt")),
             client_key_path: Some(self.path("tls.key")),
