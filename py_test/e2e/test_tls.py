@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 import requests
-import trustme
 import uvicorn
+from support.certificates import Files
 from support.launcher import Launcher
 from support.waiting import DEADLINE, wait_for
 
@@ -27,34 +27,6 @@ needs = {
     for name in ("curl", "openssl")
 }
 CHAT = {"model": "sim-model", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "stream": True}
-
-
-class Files:
-    """An authority, and the pairs it has issued, as files."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self.folder, self.authority = folder, trustme.CA()
-        self.ca = str(folder / "ca.pem")
-        self.authority.cert_pem.write_to_path(self.ca)
-
-    def issue(self, *names: str) -> tuple[str, str]:
-        """The paths of a certificate and of its key."""
-        pair = self.authority.issue_cert(*names)
-        cert, key = self.folder / f"{names[0]}.crt", self.folder / f"{names[0]}.key"
-        cert.write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
-        pair.private_key_pem.write_to_path(key)
-        return str(cert), str(key)
-
-    def serving(self) -> dict[str, Any]:
-        """Options of a gateway that serves as `localhost` and `127.0.0.1`."""
-        cert, key = self.issue("localhost", "127.0.0.1")
-        return {"server_cert_path": cert, "server_key_path": key}
-
-    def calling(self) -> dict[str, Any]:
-        """Options of a gateway that trusts this authority and shows a certificate of it."""
-        cert, key = self.issue("gateway")
-        return {"ca_cert_paths": [self.ca], "client_cert_path": cert, "client_key_path": key}
 
 
 @pytest.fixture
