@@ -5,7 +5,7 @@ or per streamed event, from /proc: other programs on the machine disturb it leas
 once; figures are medians of the rounds, and a ratio is the median of the ratios within a round.
 
 Compared are this checkout's .venv (`ours`), nginx and haproxy when they are on PATH, and the peers that
-bench/install_peers.sh installed. Linux only; ports of 127.0.0.1 only.
+bench/install_peers.sh installed; over TLS, `ours` and nginx. Linux only; ports of 127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
 
+from certificates import Certificates, issue
 from processes import (
     HOST,
     BenchError,
@@ -57,10 +59,15 @@ class Scenario:
     load: dict[str, Any]
     key: str = "cpu_us_per_request"
     worker: dict[str, Any] = field(default_factory=dict)
+    # Who is spoken to over TLS, and the scenario that is the same without.
+    tls: frozenset[str] = frozenset()
+    plain: str = ""
 
 
 _STREAM = {"stream": True, "events": CHUNKS + 1}
 _PACED = {"chunks": CHUNKS, "interval_us": 20_000}
+_NEW = {"connections": 32, "requests_per_connection": 1}
+_CLIENTS, _WORKERS = frozenset({"clients"}), frozenset({"workers"})
 SCENARIOS = {
     "json_small": Scenario("round_robin", {"connections": 64}),
     "json_32k": Scenario("round_robin", {"connections": 32, "shared_bytes": 32_000, "unique_bytes": 512}),
@@ -70,6 +77,13 @@ SCENARIOS = {
     "cache_32k": Scenario(
         "cache_aware", {"connections": 32, "shared_bytes": 32_000, "unique_bytes": 512, "groups": 64}
     ),
+    "conn_new": Scenario("round_robin", _NEW),
+    "tls_small": Scenario("round_robin", {"connections": 64}, tls=_CLIENTS, plain="json_small"),
+    "tls_new": Scenario("round_robin", _NEW, tls=_CLIENTS, plain="conn_new"),
+    "tls_burst": Scenario(
+        "round_robin", {"connections": 64, **_STREAM}, worker={"chunks": CHUNKS}, tls=_CLIENTS, plain="stream_burst"
+    ),
+    "tls_workers": Scenario("round_robin", {"connections": 64}, tls=_WORKERS, plain="json_small"),
 }
 
 
@@ -82,43 +96,52 @@ class Bench:
     seconds: int
     cores: tuple[int, int]
     room: Path
+    certificates: Certificates | None = None
 
     @property
     def worker_ports(self) -> tuple[int, ...]:
         return tuple(range(self.base_port, self.base_port + WORKERS))
 
-    def setting(self, policy: str) -> Setting:
+    def setting(self, scenario: Scenario) -> Setting:
         gateway = self.base_port + WORKERS
-        return Setting(gateway, gateway + 1, self.worker_ports, policy, self.room)
+        clients, workers = (self.certificates if who in scenario.tls else None for who in ("clients", "workers"))
+        return Setting(gateway, gateway + 1, self.worker_ports, scenario.policy, self.room, clients, workers)
 
 
 def measure(bench: Bench, target: Target, scenario: Scenario) -> Report:
     """One run: workers, the gateway, the load. Raises `BenchError` when it gives no figure."""
-    setting = bench.setting(scenario.policy)
+    setting = bench.setting(scenario)
     require_free([*setting.worker_ports, setting.port, setting.metrics_port])
     gateway_core, load_core = bench.cores
     options = {"ports": setting.worker_ports, "model": MODEL, "lifetime_s": LIFETIME_S, **scenario.worker}
+    if files := setting.workers_tls:
+        options["tls"] = [str(files.cert), str(files.key)]
+    certificates = setting.clients_tls or setting.workers_tls
+    trust = ssl.create_default_context(cafile=certificates.ca) if certificates else None
     with ExitStack() as stack:
         log = bench.room / "worker.log"
         command = [str(bench.tools / "bench-worker"), json.dumps(options)]
         workers = stack.enter_context(running(command, load_core, log))
-        wait_until_answered(workers, log, f"{setting.worker_urls[-1]}/health", None, START_TIMEOUT)
+        wait_until_answered(workers, log, f"{setting.worker_urls[-1]}/health", None, START_TIMEOUT, trust)
         log = bench.room / f"{target.name}.log"
         gateway = stack.enter_context(running(target.command(setting), gateway_core, log))
-        url = f"http://{HOST}:{setting.port}/v1/chat/completions"
-        wait_until_answered(gateway, log, url, CHAT, START_TIMEOUT)
-        return _load(bench, setting.port, scenario, process_tree(gateway.pid))
+        scheme = "https" if setting.clients_tls else "http"
+        url = f"{scheme}://{HOST}:{setting.port}/v1/chat/completions"
+        wait_until_answered(gateway, log, url, CHAT, START_TIMEOUT, trust)
+        return _load(bench, setting, scenario, process_tree(gateway.pid))
 
 
-def _load(bench: Bench, port: int, scenario: Scenario, pids: list[int]) -> Report:
+def _load(bench: Bench, setting: Setting, scenario: Scenario, pids: list[int]) -> Report:
     options = {
-        "port": port,
+        "port": setting.port,
         "seconds": bench.seconds,
         "warm_up_s": WARM_UP_S,
         "pids": pids,
         "model": MODEL,
         **scenario.load,
     }
+    if files := setting.clients_tls:
+        options["ca"] = str(files.ca)
     command = pinned([str(bench.tools / "bench-load"), json.dumps(options)], bench.cores[1])
     timeout = WARM_UP_S + bench.seconds + LOAD_TIMEOUT
     try:
@@ -168,6 +191,21 @@ def table(figures: dict[str, Report], key: str, base: str) -> list[str]:
     return lines
 
 
+def tls_costs(figures: dict[str, Report], plain: dict[str, Report], key: str, base: str) -> dict[str, Report]:
+    """What TLS itself costs each target: the figure over TLS less the same without; `ratio` is to the base target."""
+    costs = {name: row[key] - plain[name][key] for name, row in figures.items() if name in plain}
+    of_base = costs.get(base)
+    return {name: {key: cost, "ratio": cost / of_base if of_base else None} for name, cost in costs.items()}
+
+
+def _cost_lines(costs: dict[str, Report], base: str) -> list[str]:
+    lines = []
+    for name, cost in costs.items():
+        figure, ratio = cost.values()
+        lines.append(f"  {name:14s}{figure:10.1f} us of that is TLS" + (f", /{base} {ratio:.2f}" if ratio else ""))
+    return lines
+
+
 def compare(bench: Bench, args: argparse.Namespace, targets: list[Target]) -> tuple[dict[str, Any], bool]:
     """All scenarios; the results, and whether every run gave a figure without errors."""
     deadline = time.monotonic() + args.limit_s
@@ -175,7 +213,7 @@ def compare(bench: Bench, args: argparse.Namespace, targets: list[Target]) -> tu
     clean = True
     for name in args.scenarios:
         scenario = SCENARIOS[name]
-        able = [target for target in targets if target.supports(scenario.policy)]
+        able = [target for target in targets if target.supports(bench.setting(scenario))]
         print(f"\n{name} ({scenario.policy}), {args.rounds} rounds of {bench.seconds} s", flush=True)
         rounds: list[dict[str, Report]] = []
         for number in range(args.rounds):
@@ -195,6 +233,9 @@ def compare(bench: Bench, args: argparse.Namespace, targets: list[Target]) -> tu
         order = {target.name: figures[target.name] for target in able if target.name in figures}
         print("\n".join(table(order, scenario.key, args.base)), flush=True)
         results[name] = {"key": scenario.key, "summary": order, "rounds": rounds}
+        if plain := results.get(scenario.plain):
+            costs = results[name]["tls_cost"] = tls_costs(order, plain["summary"], scenario.key, args.base)
+            print("\n".join(_cost_lines(costs, args.base)), flush=True)
     return results, clean
 
 
@@ -248,7 +289,9 @@ def _run(args: argparse.Namespace) -> bool:
     if not targets:
         raise BenchError("no gateway found: make build")
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as room:
-        bench = Bench(tools, args.base_port, args.secs, two_cores(), Path(room))
+        over_tls = any(SCENARIOS[name].tls for name in args.scenarios)
+        certificates = issue(Path(room)) if over_tls else None
+        bench = Bench(tools, args.base_port, args.secs, two_cores(), Path(room), certificates)
         results, clean = compare(bench, args, targets)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import time
 import urllib.request
@@ -90,23 +91,28 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_until_answered(
-    process: subprocess.Popen[bytes], log: Path, url: str, body: bytes | None, timeout: float
+    process: subprocess.Popen[bytes],
+    log: Path,
+    url: str,
+    body: bytes | None,
+    timeout: float,
+    trust: ssl.SSLContext | None = None,
 ) -> None:
     """Returns once the process answers the request with 200; raises `BenchError` when it ends or takes too long."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise BenchError(f"ended with code {process.returncode}: {tail(log)}")
-        if _is_answered(url, body):
+        if _is_answered(url, body, trust):
             return
         time.sleep(POLL_INTERVAL)
     raise BenchError(f"no 200 from {url} within {timeout:.0f} s: {tail(log)}")
 
 
-def _is_answered(url: str, body: bytes | None) -> bool:
+def _is_answered(url: str, body: bytes | None, trust: ssl.SSLContext | None) -> bool:
     request = urllib.request.Request(url, body, {"content-type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=2) as response:
+        with urllib.request.urlopen(request, timeout=2, context=trust) as response:
             return bool(response.status == 200)
     except OSError:  # refused, reset, timed out, or a status that is an error
         return False

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from certificates import NAME, Certificates
 from processes import HOST, BenchError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,10 +27,14 @@ class Setting:
     worker_ports: tuple[int, ...]
     policy: str
     room: Path
+    # Certificates where clients, or workers, are spoken to over TLS.
+    clients_tls: Certificates | None = None
+    workers_tls: Certificates | None = None
 
     @property
     def worker_urls(self) -> list[str]:
-        return [f"http://{HOST}:{port}" for port in self.worker_ports]
+        scheme = "https" if self.workers_tls else "http"
+        return [f"{scheme}://{HOST}:{port}" for port in self.worker_ports]
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,11 @@ class Target:
     command: Callable[[Setting], list[str]]
     # None: any policy.
     policies: frozenset[str] | None = None
+    tls: bool = False
 
-    def supports(self, policy: str) -> bool:
-        return self.policies is None or policy in self.policies
+    def supports(self, setting: Setting) -> bool:
+        needs_tls = bool(setting.clients_tls or setting.workers_tls)
+        return (self.policies is None or setting.policy in self.policies) and (self.tls or not needs_tls)
 
 
 def find_targets(extra: list[str]) -> list[Target]:
@@ -61,7 +68,7 @@ def _installed() -> list[Target]:
     round_robin = frozenset({"round_robin"})
     found = []
     if shutil.which("nginx"):
-        found.append(Target("nginx", _nginx, round_robin))
+        found.append(Target("nginx", _nginx, round_robin, tls=True))
     if shutil.which("haproxy"):
         found.append(Target("haproxy", _haproxy, round_robin))
     pythons = [
@@ -93,9 +100,19 @@ def _python_target(name: str, python: Path, module: str, flags: Sequence[str] = 
             *("--host", HOST, "--port", str(setting.port), "--log-level", level),
             *("--prometheus-host", HOST, "--prometheus-port", str(setting.metrics_port)),
             *flags,
+            *_tls_flags(setting),
         ]
 
-    return Target(name, command)
+    return Target(name, command, tls=module == OURS)
+
+
+def _tls_flags(setting: Setting) -> list[str]:
+    flags: list[str] = []
+    if files := setting.clients_tls:
+        flags += ["--tls-cert-path", str(files.cert), "--tls-key-path", str(files.key)]
+    if files := setting.workers_tls:
+        flags += ["--ca-cert-paths", str(files.ca)]
+    return flags
 
 
 def _nginx(setting: Setting) -> list[str]:
@@ -105,6 +122,13 @@ def _nginx(setting: Setting) -> list[str]:
     temporary = " ".join(
         f"{kind}_temp_path {room}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
+    listen = f"listen {HOST}:{setting.port} backlog=4096"
+    if files := setting.clients_tls:
+        listen += f" ssl; ssl_certificate {files.cert}; ssl_certificate_key {files.key}; ssl_protocols TLSv1.2 TLSv1.3"
+    upstream = "http://workers"
+    if files := setting.workers_tls:
+        upstream = f"https://workers; proxy_ssl_verify on; proxy_ssl_trusted_certificate {files.ca}"
+        upstream += f"; proxy_ssl_name {NAME}; proxy_ssl_protocols TLSv1.2 TLSv1.3"
     config = room / "nginx.conf"
     config.write_text(f"""
         worker_processes 1; daemon off; error_log {room}/nginx.err; pid {room}/nginx.pid;
@@ -114,9 +138,9 @@ def _nginx(setting: Setting) -> list[str]:
             client_max_body_size 512m; client_body_buffer_size 1m; keepalive_requests 10000000;
             upstream workers {{ {servers} keepalive 1024; keepalive_requests 10000000; }}
             server {{
-                listen {HOST}:{setting.port} backlog=4096;
+                {listen};
                 location / {{
-                    proxy_pass http://workers; proxy_http_version 1.1; proxy_set_header Connection "";
+                    proxy_pass {upstream}; proxy_http_version 1.1; proxy_set_header Connection "";
                     proxy_buffering off;
                 }}
             }}

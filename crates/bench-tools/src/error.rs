@@ -3,6 +3,8 @@
 use std::io;
 use std::ops::RangeInclusive;
 
+use rustls::pki_types::pem;
+
 /// Why the load generator or the mock worker ends without a result.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
@@ -25,6 +27,12 @@ pub enum BenchError {
         /// Its id.
         pid: u32,
     },
+    /// A certificate or key cannot be read.
+    #[error("TLS: {0}")]
+    Pem(#[from] pem::Error),
+    /// A certificate or key cannot be used.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
     /// A socket or the runtime failed.
     #[error(transparent)]
     Io(#[from] io::Error),

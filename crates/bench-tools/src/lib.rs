@@ -5,6 +5,7 @@
 
 pub mod error;
 pub mod load;
+mod tls;
 pub mod usage;
 mod wire;
 pub mod worker;

@@ -2,13 +2,17 @@
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
+use tokio_rustls::TlsConnector;
 
 use super::requests::Requests;
 use super::tally::Tally;
@@ -24,15 +28,18 @@ pub(crate) struct Shared {
     pub(crate) port: u16,
     /// Events of a whole reply; 0: any number is right.
     pub(crate) events: u64,
+    /// 0: any number.
+    pub(crate) requests_per_connection: u64,
+    pub(crate) tls: Option<Arc<ClientConfig>>,
     pub(crate) requests: RefCell<Requests>,
     pub(crate) tally: RefCell<Tally>,
 }
 
 /// An open connection and its buffers.
 #[derive(Debug)]
-struct Connection {
+struct Connection<S> {
     shared: Rc<Shared>,
-    stream: TcpStream,
+    stream: S,
     input: Vec<u8>,
     output: Vec<u8>,
 }
@@ -52,23 +59,44 @@ pub(crate) async fn drive(shared: Rc<Shared>) {
 async fn connect_and_drive(shared: &Rc<Shared>) -> io::Result<()> {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, shared.port)).await?;
     stream.set_nodelay(true)?;
-    let mut connection = Connection {
-        shared: Rc::clone(shared),
-        stream,
-        input: Vec::with_capacity(READ_SIZE),
-        output: Vec::new(),
-    };
-    while !connection.exchange().await? {}
-    Ok(())
+    match &shared.tls {
+        None => Connection::new(shared, stream).exchange_in_turn().await,
+        Some(tls) => {
+            let gateway = ServerName::from(IpAddr::from(Ipv4Addr::LOCALHOST));
+            let connector = TlsConnector::from(Arc::clone(tls));
+            let stream = connector.connect(gateway, stream).await?;
+            Connection::new(shared, stream).exchange_in_turn().await
+        }
+    }
 }
 
-impl Connection {
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    fn new(shared: &Rc<Shared>, stream: S) -> Self {
+        Self {
+            shared: Rc::clone(shared),
+            stream,
+            input: Vec::with_capacity(READ_SIZE),
+            output: Vec::new(),
+        }
+    }
+
+    async fn exchange_in_turn(mut self) -> io::Result<()> {
+        let most = self.shared.requests_per_connection;
+        for count in 1_u64.. {
+            if self.exchange().await? || count == most {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// One request and its reply; whether the connection ends with it.
     async fn exchange(&mut self) -> io::Result<bool> {
         let requests = &self.shared.requests;
         requests.borrow_mut().write_next(&mut self.output);
         let started = Instant::now();
         self.stream.write_all(&self.output).await?;
+        self.stream.flush().await?;
         let head = self.head().await?;
         let events = self.body(&head, started).await?;
         let mut tally = self.shared.tally.borrow_mut();

@@ -1,5 +1,7 @@
 //! Options of the load generator.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
 use crate::error::{BenchError, within};
@@ -40,6 +42,12 @@ pub struct LoadOptions {
     /// Bytes of the user message, which no other request has.
     #[serde(default = "unique_bytes")]
     pub unique_bytes: u32,
+    /// Requests after which a connection is closed and a new one made. 0: none is.
+    #[serde(default)]
+    pub requests_per_connection: u64,
+    /// The gateway speaks TLS, with a certificate of the authority in this PEM file.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
     /// Processes of the gateway: their CPU time and memory are reported.
     #[serde(default)]
     pub pids: Vec<u32>,

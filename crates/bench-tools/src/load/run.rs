@@ -14,6 +14,7 @@ use super::report::{Report, Used};
 use super::requests::Requests;
 use super::tally::Tally;
 use crate::error::BenchError;
+use crate::tls;
 use crate::usage::{cpu_time, peak_rss_kib};
 
 /// Sends load for the stated seconds and no longer; requests that are in flight at the end are abandoned.
@@ -21,6 +22,8 @@ pub async fn run(options: &LoadOptions) -> Result<Report, BenchError> {
     let shared = Rc::new(Shared {
         port: options.port,
         events: options.events,
+        requests_per_connection: options.requests_per_connection,
+        tls: options.ca.as_deref().map(tls::client).transpose()?,
         requests: RefCell::new(Requests::new(options)),
         tally: RefCell::default(),
     });

@@ -3,8 +3,7 @@
 use std::io;
 use std::rc::Rc;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until};
 
 use super::replies::Replies;
@@ -13,8 +12,10 @@ use crate::wire::{Body, Framing, Head, Malformed, Target, request_head};
 const READ_SIZE: usize = 64 * 1024;
 
 /// Answers request after request until the gateway closes the connection.
-pub(crate) async fn serve(mut stream: TcpStream, replies: Rc<Replies>) -> io::Result<()> {
-    stream.set_nodelay(true)?;
+pub(crate) async fn serve(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    replies: Rc<Replies>,
+) -> io::Result<()> {
     let mut input = Vec::with_capacity(READ_SIZE);
     while let Some(head) = read_head(&mut stream, &mut input).await? {
         let body = read_body(&mut stream, &mut input, head.framing).await?;
@@ -25,6 +26,7 @@ pub(crate) async fn serve(mut stream: TcpStream, replies: Rc<Replies>) -> io::Re
         } else {
             stream.write_all(&replies.whole).await?;
         }
+        stream.flush().await?;
         if head.closes {
             break;
         }
@@ -33,7 +35,7 @@ pub(crate) async fn serve(mut stream: TcpStream, replies: Rc<Replies>) -> io::Re
 }
 
 async fn read_head(
-    stream: &mut TcpStream,
+    stream: &mut (impl AsyncRead + Unpin),
     input: &mut Vec<u8>,
 ) -> io::Result<Option<Head<Target>>> {
     loop {
@@ -49,7 +51,7 @@ async fn read_head(
 
 /// The body as it stands, chunk sizes included: it is only searched.
 async fn read_body(
-    stream: &mut TcpStream,
+    stream: &mut (impl AsyncRead + Unpin),
     input: &mut Vec<u8>,
     framing: Framing,
 ) -> io::Result<Vec<u8>> {
@@ -68,7 +70,7 @@ async fn read_body(
     }
 }
 
-async fn write_stream(stream: &mut TcpStream, replies: &Replies) -> io::Result<()> {
+async fn write_stream(stream: &mut (impl AsyncWrite + Unpin), replies: &Replies) -> io::Result<()> {
     let mut due = Instant::now();
     for write in &replies.stream {
         if !replies.interval.is_zero() {
@@ -76,6 +78,7 @@ async fn write_stream(stream: &mut TcpStream, replies: &Replies) -> io::Result<(
             sleep_until(due).await;
         }
         stream.write_all(write).await?;
+        stream.flush().await?;
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Options of the mock worker.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
 use crate::error::{BenchError, within};
@@ -22,6 +24,9 @@ pub struct WorkerOptions {
     /// Microseconds before each chunk; 0 = the whole stream in one write.
     #[serde(default)]
     pub interval_us: u64,
+    /// Certificate and key, two PEM files: the workers speak TLS.
+    #[serde(default)]
+    pub tls: Option<(PathBuf, PathBuf)>,
     /// Seconds after which the process ends, however it was left.
     #[serde(default = "lifetime_s")]
     pub lifetime_s: u32,

@@ -1,18 +1,23 @@
 //! Listening, on several ports by one thread.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use socket2::{Domain, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use super::connection;
 use super::options::WorkerOptions;
 use super::replies::Replies;
 use crate::error::BenchError;
+use crate::tls;
 
 const BACKLOG: i32 = 4096;
 
@@ -21,6 +26,7 @@ const BACKLOG: i32 = 4096;
 pub struct MockWorkers {
     listeners: Vec<TcpListener>,
     replies: Rc<Replies>,
+    tls: Option<Arc<ServerConfig>>,
     lifetime: Duration,
 }
 
@@ -30,6 +36,10 @@ pub fn bind(options: &WorkerOptions) -> Result<MockWorkers, BenchError> {
     Ok(MockWorkers {
         listeners: listeners?,
         replies: Rc::new(Replies::new(options)),
+        tls: match &options.tls {
+            None => None,
+            Some((certificate, key)) => Some(tls::server(certificate, key)?),
+        },
         lifetime: Duration::from_secs(options.lifetime_s.into()),
     })
 }
@@ -55,18 +65,31 @@ impl MockWorkers {
     pub async fn serve(self) {
         let connections = LocalSet::new();
         for listener in self.listeners {
-            connections.spawn_local(accept(listener, Rc::clone(&self.replies)));
+            let (replies, tls) = (Rc::clone(&self.replies), self.tls.clone());
+            connections.spawn_local(accept(listener, replies, tls));
         }
         // Accepting never ends by itself.
         let _ = timeout(self.lifetime, connections).await;
     }
 }
 
-async fn accept(listener: TcpListener, replies: Rc<Replies>) {
+async fn accept(listener: TcpListener, replies: Rc<Replies>, tls: Option<Arc<ServerConfig>>) {
     loop {
         // A connection that was reset before it was accepted is no reason to end.
         if let Ok((stream, _)) = listener.accept().await {
-            spawn_local(connection::serve(stream, Rc::clone(&replies)));
+            spawn_local(serve(stream, Rc::clone(&replies), tls.clone()));
         }
+    }
+}
+
+async fn serve(
+    stream: TcpStream,
+    replies: Rc<Replies>,
+    tls: Option<Arc<ServerConfig>>,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    match tls {
+        None => connection::serve(stream, replies).await,
+        Some(tls) => connection::serve(TlsAcceptor::from(tls).accept(stream).await?, replies).await,
     }
 }
