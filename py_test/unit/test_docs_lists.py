@@ -50,6 +50,23 @@ def test_page_has_the_routes_of_the_gateway() -> None:
     assert rows_of_routes() == {(method, path): right for method, path, right in extension.routes()}
 
 
+def test_security_page_has_the_rights_of_the_routes_and_the_defaults_of_the_options() -> None:
+    page = ROOT / "docs" / "security.md"
+    rights: dict[str, set[str]] = {}
+    for (_, path), right in rows_of_routes().items():
+        rights.setdefault(path, set()).add(right)
+    planes = table(page, "right")
+    assert {right.strip("`") for right, *_ in planes} == set().union(*rights.values())
+    for right, _, routes, _ in planes:
+        for path in re.findall("`(/[^`]*)`", routes):
+            assert rights[path] == {right.strip("`")}, path
+    options = {flag.strip("`"): default for flag, default, _ in table(ROOT / "docs" / "options.md", "flag")}
+    rows = [row for row in table(page, "option") if len(row) == 3]
+    assert len(rows) > 10
+    for flag, default, _ in rows:
+        assert options[flag.strip("`")] == ("" if default == "unset" else default), flag
+
+
 # Rights that replies do not distinguish: both are open to all.
 OPEN = {"probe": "open", "info": "open"}
 
