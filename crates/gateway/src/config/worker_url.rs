@@ -1,6 +1,7 @@
 //! A worker's base URL, checked once.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use http::uri::Authority;
 use rustls::pki_types::{DnsName, ServerName};
@@ -21,7 +22,7 @@ pub struct WorkerUrl {
 }
 
 /// How a worker is spoken to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Scheme {
     Http,
     /// HTTP over TLS.
@@ -153,6 +154,12 @@ impl PartialEq for WorkerUrl {
 }
 
 impl Eq for WorkerUrl {}
+
+impl Hash for WorkerUrl {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.scheme, &self.authority, &self.prefix).hash(state);
+    }
+}
 
 impl fmt::Display for WorkerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

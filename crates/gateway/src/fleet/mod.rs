@@ -2,6 +2,7 @@
 
 mod active_keys;
 mod adapters;
+mod claims;
 mod drain;
 mod endpoint;
 #[expect(clippy::module_inception, reason = "the type that the module is about")]
@@ -21,11 +22,14 @@ mod slots;
 mod source;
 mod spec;
 mod status;
+#[cfg(test)]
+mod tests;
 mod transitions;
 mod worker;
 mod worker_factory;
 
 pub(crate) use adapters::read_adapters;
+pub(crate) use claims::Listed;
 pub(crate) use drain::Withheld;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use fleet::{Fleet, FleetObserver};

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::claims::{Change, Claims, Listed, Registered};
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::model_info::Labels;
@@ -58,15 +59,38 @@ pub(crate) struct Registry {
 /// What is known of registrations besides the workers themselves.
 #[derive(Debug, Default)]
 struct Entries {
-    sources: BTreeMap<Uuid, Source>,
+    claims: Claims,
+    /// In the order of their registration.
+    known: Vec<Entry>,
     /// Workers that are registered only for clients that wait for them, and how many do.
     waiters: BTreeMap<Uuid, usize>,
 }
 
+/// A worker that has not been removed.
+#[derive(Debug)]
+struct Entry {
+    worker: Arc<Worker>,
+    source: Source,
+    /// What its source says of it.
+    listed: Option<Listed>,
+}
+
 impl Entries {
     fn source_of(&self, worker: &Worker) -> Source {
-        let source = self.sources.get(&worker.id).copied();
-        source.unwrap_or(Source::API)
+        let mut known = self.known.iter();
+        let entry = known.find(|entry| entry.worker.id == worker.id);
+        entry.map_or(Source::API, |entry| entry.source)
+    }
+
+    /// What is to be done so that the workers are those that are claimed.
+    fn changes(&self) -> Vec<Change> {
+        let known = self.known.iter().map(|entry| Registered {
+            id: entry.worker.id,
+            url: entry.worker.url(),
+            source: entry.source,
+            listed: entry.listed.as_ref(),
+        });
+        self.claims.changes(&known.collect::<Vec<_>>())
     }
 }
 
@@ -106,39 +130,76 @@ impl Registry {
         self.factory.startup_timeout
     }
 
-    /// Makes the workers of a source those of `list`: adds what is missing, in order, and
-    /// removes what is no longer in it.
+    /// Makes the workers of a source those of `list`: adds what is missing, in order, changes what
+    /// the source says otherwise than before, and removes what is no longer in it.
+    ///
+    /// Where several sources name a URL, the options come first, then requests of clients, then
+    /// discovery; the worker goes over to the next one when the first no longer has it. What was
+    /// removed by request comes back once its source has left it out.
     ///
     /// # Errors
     /// When no health check would start for a new worker.
     pub(crate) fn reconcile(
         &self,
         source: Source,
-        list: &[WorkerSpec],
+        list: &[Listed],
     ) -> Result<(), RegistrationError> {
         if self.joined.is_closed() {
             return Err(RegistrationError::Stopping);
         }
         let begun = Instant::now();
         let mut entries = self.entries();
-        let workers = self.fleet.workers();
-        let present = workers.iter().filter(|worker| !worker.is_draining());
-        let (mut own, others): (Vec<_>, Vec<_>) =
-            present.partition(|worker| entries.sources.get(&worker.id) == Some(&source));
-        for spec in list {
-            let at = |worker: &&Arc<Worker>| *worker.url() == spec.url;
-            if let Some(kept) = own.iter().position(&at) {
-                own.swap_remove(kept);
-            } else if !others.iter().any(at) {
-                self.join(spec.clone(), source, &mut entries)?;
+        entries.claims.list(source, list);
+        self.settle(&mut entries)?;
+        let metrics = &self.factory.metrics;
+        metrics.synced(source.name(), list.len(), begun.elapsed());
+        Ok(())
+    }
+
+    /// Makes the workers those that are claimed.
+    fn settle(&self, entries: &mut Entries) -> Result<(), RegistrationError> {
+        for change in entries.changes() {
+            match change {
+                Change::Add(source, listed) => {
+                    self.join(listed.spec.clone(), source, Some(listed), entries)?;
+                }
+                Change::Follow { id, source, listed } => {
+                    let mut known = entries.known.iter_mut();
+                    if let Some(entry) = known.find(|entry| entry.worker.id == id) {
+                        self.follow(entry, source, listed);
+                    }
+                }
+                Change::Remove(id) => {
+                    let mut known = entries.known.iter();
+                    if let Some(entry) = known.find(|entry| entry.worker.id == id) {
+                        let worker = Arc::clone(&entry.worker);
+                        self.start_removal(&worker, entries);
+                    }
+                }
             }
         }
-        for worker in own {
-            self.start_removal(worker, &mut entries);
-        }
-        let metrics = &self.factory.metrics;
-        metrics.synced(source.label(), list.len(), begun.elapsed());
         Ok(())
+    }
+
+    /// A worker is another source's, or its source says something else of it. A change by request
+    /// stands until its source's own word on it changes.
+    fn follow(&self, entry: &mut Entry, source: Source, listed: Option<Listed>) {
+        let endpoint = &entry.worker.endpoint;
+        let said = entry.listed.as_ref().map(|listed| &listed.spec);
+        let says = listed.as_ref().map(|listed| &listed.spec);
+        if let Some(spec) = says.filter(|spec| Some(*spec) != said)
+            && endpoint.config.load().spec != *spec
+        {
+            self.apply_spec(endpoint, spec.clone());
+        }
+        let ready = listed.as_ref().is_none_or(|listed| listed.ready);
+        let was_ready = entry.listed.as_ref().is_none_or(|listed| listed.ready);
+        match (was_ready, ready) {
+            (true, false) => transitions::hold_back(&self.fleet, endpoint),
+            (false, true) => transitions::admit(&self.fleet, endpoint),
+            _ => {}
+        }
+        (entry.source, entry.listed) = (source, listed);
     }
 
     /// Registers a worker for good. `build_spec` makes its spec from the present one and from
@@ -184,24 +245,25 @@ impl Registry {
                 &endpoint.model_info.load().report.labels,
             )?;
             check_tls_name(endpoint, &spec)?;
-            let source = Source::API.label();
+            let source = Source::API.name();
             self.factory.metrics.registered(source, "duplicate");
             self.reregister(&worker, spec)?;
             if lifetime == RegistrationLifetime::WhileWaiting {
                 let waiters = entries.waiters.entry(worker.id);
                 waiters.and_modify(|waiting| *waiting += 1);
             } else {
-                entries.waiters.remove(&worker.id);
+                self.keep(&worker, &mut entries);
             }
             return Ok(worker);
         }
         let spec = build_spec(&WorkerSpec::new(url.clone()), &Labels::new())?;
-        let worker = self.join(spec, Source::API, &mut entries)?;
+        let worker = self.join(spec, Source::API, None, &mut entries)?;
+        entries.claims.request(worker.url());
+        // A source may have listed it before.
+        self.settle(&mut entries)?;
         if lifetime == RegistrationLifetime::WhileWaiting {
             entries.waiters.insert(worker.id, 1);
         }
-        drop(entries);
-        info!(worker = %url, id = %worker.id, "worker registered");
         Ok(worker)
     }
 
@@ -210,6 +272,7 @@ impl Registry {
         &self,
         spec: WorkerSpec,
         source: Source,
+        listed: Option<Listed>,
         entries: &mut Entries,
     ) -> Result<Arc<Worker>, RegistrationError> {
         let joined_at = (source != Source::CONFIGURED).then(|| self.fleet.now());
@@ -218,9 +281,17 @@ impl Registry {
         }
         let build = |slot| self.factory.build(spec, slot, joined_at);
         let worker = self.fleet.add(build);
-        entries.sources.insert(worker.id, source);
+        entries.known.push(Entry {
+            worker: Arc::clone(&worker),
+            source,
+            listed,
+        });
         let joined = self.joined.send(Arc::clone(&worker.endpoint));
         joined.map_err(|_| RegistrationError::Stopping)?;
+        if joined_at.is_some() {
+            let (url, source) = (worker.url(), source.name());
+            info!(worker = %url, id = %worker.id, source, "worker registered");
+        }
         Ok(worker)
     }
 
@@ -283,7 +354,11 @@ impl Registry {
 
     /// Removes a worker: no new requests, and it is gone once those it has are done.
     pub(crate) fn remove(&self, worker: &Arc<Worker>) {
-        self.start_removal(worker, &mut self.entries());
+        let mut entries = self.entries();
+        if entries.known.iter().any(|it| it.worker.id == worker.id) {
+            entries.claims.withdraw(worker.url());
+        }
+        self.start_removal(worker, &mut entries);
     }
 
     /// An endpoint has reported how many data-parallel ranks it has: each is a worker of its own,
@@ -305,6 +380,9 @@ impl Registry {
             let build = |slot| self.factory.build_rank(endpoint, slot, rank, joined_at);
             self.fleet.add(build);
         }
+        if first.availability().unready {
+            transitions::hold_back(&self.fleet, endpoint);
+        }
         let source = entries.source_of(first);
         for surplus in workers.iter().filter(|worker| !worker.is_below(ranks)) {
             self.drain(surplus, source);
@@ -318,20 +396,20 @@ impl Registry {
         let source = entries.source_of(worker);
         for worker in self.fleet.workers_of(&worker.endpoint) {
             entries.waiters.remove(&worker.id);
-            entries.sources.remove(&worker.id);
+            entries.known.retain(|entry| entry.worker.id != worker.id);
             self.drain(&worker, source);
         }
     }
 
     /// Where a worker comes from.
-    pub(super) fn source_of(&self, worker: &Worker) -> Source {
+    pub(crate) fn source_of(&self, worker: &Worker) -> Source {
         self.entries().source_of(worker)
     }
 
     fn drain(&self, worker: &Arc<Worker>, source: Source) {
         if drain::start_drain(&self.fleet, worker) {
             let metrics = &self.factory.metrics;
-            metrics.deregistered(source.label(), "removed");
+            metrics.deregistered(source.name(), "removed");
             let (fleet, worker) = (Arc::clone(&self.fleet), Arc::clone(worker));
             // Without a runtime everything is ending.
             if let Ok(runtime) = Handle::try_current() {
@@ -344,7 +422,17 @@ impl Registry {
 
     /// A client that waited for a worker keeps it registered.
     pub(super) fn confirm(&self, worker: &Worker) {
-        self.entries().waiters.remove(&worker.id);
+        self.keep(worker, &mut self.entries());
+    }
+
+    /// A worker stays until it is removed by request, whatever other sources list.
+    fn keep(&self, worker: &Worker, entries: &mut Entries) {
+        entries.waiters.remove(&worker.id);
+        if entries.known.iter().any(|it| it.worker.id == worker.id) {
+            entries.claims.request(worker.url());
+            // Nothing joins here that could find the gateway stopping.
+            let _ = self.settle(entries);
+        }
     }
 
     /// A client waits for a worker no longer; returns whether the worker stays nevertheless.
@@ -358,9 +446,11 @@ impl Registry {
         if worker.is_ready() {
             entries.waiters.remove(&worker.id);
         } else if !stays {
-            self.start_removal(worker, &mut entries);
+            entries.claims.release(worker.url());
+            entries.waiters.remove(&worker.id);
+            let _ = self.settle(&mut entries);
         }
-        stays
+        stays || !worker.is_draining()
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
@@ -375,107 +465,4 @@ fn check_tls_name(endpoint: &Endpoint, spec: &WorkerSpec) -> Result<(), Registra
     }
     let why = "tls_server_name: cannot change; remove the worker and add it again";
     Err(RegistrationError::Invalid(why.to_owned()))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Barrier;
-    use std::thread;
-
-    use super::super::model_info::{Report, UNKNOWN_MODEL};
-    use super::*;
-    use crate::config::{ConnectionSection, FleetSection, HealthSection, Options};
-    use crate::upstream::ConnectionLimits;
-
-    const URL: &str = "http://w:1";
-
-    struct Bench {
-        fleet: Arc<Fleet>,
-        factory: WorkerFactory,
-        metrics: Arc<Metrics>,
-    }
-
-    fn spec(url: &str) -> WorkerSpec {
-        WorkerSpec::new(WorkerUrl::parse(url).unwrap())
-    }
-
-    impl Bench {
-        fn new() -> Self {
-            let metrics = Arc::new(Metrics::new(None).unwrap());
-            let options = &Options::default();
-            let limits = ConnectionLimits::new(&ConnectionSection::from(options), 1);
-            let section = FleetSection::from(options);
-            let health = HealthSection::from(options);
-            Self {
-                factory: WorkerFactory::new(&section, &health, limits, &metrics),
-                fleet: Fleet::new(section),
-                metrics,
-            }
-        }
-
-        fn join(&self) -> Arc<Worker> {
-            let build = |slot| self.factory.build(spec(URL), slot, None);
-            self.fleet.add(build)
-        }
-
-        fn remove(&self, worker: &Worker) {
-            worker.endpoint.mark_removed();
-            self.fleet.remove(worker);
-        }
-    }
-
-    fn urls(fleet: &Fleet) -> Vec<String> {
-        let workers = fleet.workers();
-        let staying = workers.iter().filter(|worker| !worker.is_draining());
-        staying.map(|worker| worker.url().to_string()).collect()
-    }
-
-    #[test]
-    fn metrics_survive_reuse_of_a_worker_url() {
-        let bench = Bench::new();
-        let mut worker = bench.join();
-        for _ in 0..5000 {
-            let both = Barrier::new(2);
-            let next = thread::scope(|threads| {
-                threads.spawn(|| {
-                    both.wait();
-                    bench.remove(&worker);
-                });
-                both.wait();
-                bench.join()
-            });
-            next.metrics().successes.inc();
-            let counted = bench.metrics.of_worker(URL).successes.get();
-            assert_eq!(counted, next.metrics().successes.get());
-            worker = next;
-        }
-    }
-
-    #[test]
-    fn removed_worker_is_given_no_model() {
-        let bench = Bench::new();
-        let worker = bench.join();
-        bench.remove(&worker);
-        let labels = BTreeMap::from([("model_id".to_owned(), "ghost".to_owned())]);
-        let report = Report::new(labels, None);
-        transitions::set_model(&bench.fleet, &worker.endpoint, Some(report), &bench.metrics);
-        assert_eq!(worker.endpoint.model_info.load().model, UNKNOWN_MODEL);
-    }
-
-    #[tokio::test]
-    async fn reconcile_adds_and_removes_the_workers_of_its_own_source_only() {
-        let Bench { fleet, factory, .. } = Bench::new();
-        let (joined, _probers) = mpsc::unbounded_channel();
-        let registry = Registry::new(Arc::clone(&fleet), factory, joined);
-        let list = ["http://a:1", "http://b:1", "http://b:1"].map(spec);
-        registry.reconcile(Source::CONFIGURED, &list).unwrap();
-        assert_eq!(urls(&fleet), ["http://a:1", "http://b:1", "http://b:1"]);
-        let added = spec("http://c:1").url;
-        let keep = |spec: &WorkerSpec, _: &Labels| Ok(spec.clone());
-        registry.add(&added, keep).unwrap();
-        registry.reconcile(Source::CONFIGURED, &list[1..2]).unwrap();
-        assert_eq!(urls(&fleet), ["http://b:1", "http://c:1"]);
-        registry.reconcile(Source::CONFIGURED, &list).unwrap();
-        assert_eq!(urls(&fleet).len(), 4);
-    }
 }

@@ -24,6 +24,8 @@ pub(crate) struct WorkerState {
     pub(super) draining: bool,
     /// How many want it to get nothing new for a while; it stays in the fleet.
     pub(super) withheld: usize,
+    /// The source that lists it says that it is not ready.
+    pub(super) unready: bool,
     /// An outlier among its peers is ejected until then.
     pub(super) ejected_until: Option<Duration>,
     /// It refused a request for lack of capacity: until then other workers are preferred.
@@ -57,7 +59,9 @@ pub(crate) struct Availability {
     pub(crate) draining: bool,
     /// It gets nothing new for a while.
     pub(crate) withheld: bool,
-    /// It is not draining, and its verdict is ready or suspect.
+    /// The source that lists it says that it is not ready.
+    pub(crate) unready: bool,
+    /// It is not draining, its source does not hold it back, and its verdict is ready or suspect.
     pub(crate) ready: bool,
     /// It gets requests.
     pub(crate) selectable: bool,
@@ -87,6 +91,7 @@ impl WorkerState {
             breaker,
             draining: false,
             withheld: 0,
+            unready: false,
             ejected_until: None,
             busy_until: None,
             refusals: 0,
@@ -101,19 +106,21 @@ impl WorkerState {
         let verdict = self.verdict;
         let breaker = self.breaker.as_ref();
         // A suspect counts as ready until a probe says otherwise.
-        let ready = matches!(verdict, Verdict::Ready | Verdict::Suspect) && !self.draining;
+        let eligible = !self.draining && !self.unready;
+        let ready = matches!(verdict, Verdict::Ready | Verdict::Suspect) && eligible;
         let was_ready = !matches!(verdict, Verdict::Pending | Verdict::Failed);
         let standing = Standing {
             verdict,
             allowed: breaker.is_none_or(Breaker::allows),
             spared: self.paused || self.ejected_until.is_some() || self.busy_until.is_some(),
         };
-        let is = |tier| !self.draining && self.withheld == 0 && standing.tier() == tier;
+        let is = |tier| eligible && self.withheld == 0 && standing.tier() == tier;
         Availability {
             verdict,
             circuit: breaker.map_or(Circuit::Closed, Breaker::circuit),
             draining: self.draining,
             withheld: self.withheld > 0,
+            unready: self.unready,
             ready,
             selectable: is(Tier::Selectable),
             fallback: is(Tier::Fallback),
@@ -170,6 +177,8 @@ impl Availability {
             "draining"
         } else if self.withheld {
             "withheld"
+        } else if self.unready {
+            Verdict::NotReady.as_str()
         } else {
             self.verdict.as_str()
         }

@@ -145,6 +145,22 @@ pub(crate) fn mark_running(fleet: &Fleet, endpoint: &Arc<Endpoint>) {
     }
 }
 
+/// The source of an endpoint says that it is not ready: it gets no requests.
+pub(super) fn hold_back(fleet: &Fleet, endpoint: &Arc<Endpoint>) {
+    for worker in fleet.workers_of(endpoint) {
+        fleet.update_state(&worker, |state| state.unready = true);
+    }
+    info!(worker = %endpoint.url, "worker is not ready, its source says");
+}
+
+/// The source of an endpoint says no longer that it is not ready.
+pub(super) fn admit(fleet: &Fleet, endpoint: &Arc<Endpoint>) {
+    for worker in fleet.workers_of(endpoint) {
+        fleet.update_state(&worker, |state| state.unready = false);
+    }
+    info!(worker = %endpoint.url, "worker is ready, its source says");
+}
+
 /// The other workers of an endpoint follow its verdict.
 fn suspect_peers(fleet: &Fleet, worker: &Worker) {
     for peer in fleet.workers_of(&worker.endpoint) {

@@ -50,9 +50,9 @@ pub(super) fn refusal(why: RegistrationError) -> Error {
 }
 
 /// Every worker, or those of the model that the query names.
-async fn list(State(fleet): State<Arc<Fleet>>, RawQuery(query): RawQuery) -> Json<Value> {
+async fn list(State(registry): State<Arc<Registry>>, RawQuery(query): RawQuery) -> Json<Value> {
     let model = parameter(query.as_deref(), "model");
-    let all = fleet.workers();
+    let all = registry.fleet().workers();
     let of_model = |worker: &&Arc<Worker>| {
         let wanted = model.as_ref();
         wanted.is_none_or(|model| worker.endpoint.model_info.load().model == *model)
@@ -71,14 +71,17 @@ async fn list(State(fleet): State<Arc<Fleet>>, RawQuery(query): RawQuery) -> Jso
         "decode_count": count(Role::Decode),
         "regular_count": count(Role::Regular),
     });
-    let described = workers.iter().map(|worker| describe(&fleet, worker));
+    let described = workers.iter().map(|worker| describe(&registry, worker));
     let described: Vec<_> = described.collect();
     Json(json!({"workers": described, "total": workers.len(), "stats": stats}))
 }
 
 /// One worker.
-async fn show(State(fleet): State<Arc<Fleet>>, WorkerById(worker): WorkerById) -> Json<Value> {
-    Json(describe(&fleet, &worker))
+async fn show(
+    State(registry): State<Arc<Registry>>,
+    WorkerById(worker): WorkerById,
+) -> Json<Value> {
+    Json(describe(&registry, &worker))
 }
 
 async fn add(

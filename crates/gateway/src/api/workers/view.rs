@@ -6,15 +6,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
-use crate::fleet::{Fleet, HealthSpec, Role, UNKNOWN_MODEL, Worker};
+use crate::fleet::{Fleet, HealthSpec, Registry, Role, UNKNOWN_MODEL, Worker};
 
 /// A worker in the union of the shapes that 0.3.2 and its successors give; never its key.
-pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
+pub(super) fn describe(registry: &Registry, worker: &Worker) -> Value {
+    let fleet = registry.fleet();
     let (info, availability) = (worker.endpoint.model_info.load(), worker.availability());
     let config = worker.endpoint.config.load();
     let spec = &config.spec;
-    let known = Some(&info.model).filter(|model| *model != UNKNOWN_MODEL);
-    let model = known.map(|model| json!([{"id": model}]));
     let ranks = ranks(fleet, worker);
     let load: usize = match &ranks[..] {
         [] => worker.load.requests(),
@@ -26,12 +25,13 @@ pub(super) fn describe(fleet: &Fleet, worker: &Worker) -> Value {
         "url": worker.url().as_str(),
         "index": worker.slot,
         "model_id": info.model,
-        "models": model.unwrap_or(json!([])),
+        "models": models(&info.model),
         "priority": 50,
         "cost": 1.0,
         "worker_type": info.role.as_str(),
         "connection_mode": "http",
         "runtime_type": "sglang",
+        "source": registry.source_of(worker).name(),
         "is_healthy": availability.ready,
         "status": availability.status(),
         "paused": availability.paused,
@@ -91,6 +91,14 @@ fn metadata(view: &Map<String, Value>, labels: &BTreeMap<&String, &String>) -> V
             .map(|(name, value)| (name.as_str(), (*value).clone())),
     );
     json!(metadata)
+}
+
+/// Its models, as its successors list them.
+fn models(model: &str) -> Value {
+    match model {
+        UNKNOWN_MODEL => json!([]),
+        model => json!([{"id": model}]),
+    }
 }
 
 /// The data-parallel ranks that are listed under the first one of them.

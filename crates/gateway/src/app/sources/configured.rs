@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::source::WorkerSource;
 use crate::app::error::StartError;
 use crate::config::{ConfigError, Options, WorkerUrl};
-use crate::fleet::{Registry, Role, Source, WorkerSpec};
+use crate::fleet::{Listed, Registry, Role, Source, WorkerSpec};
 
 /// `worker_urls`, `prefill_urls` and `decode_urls`, registered once: they change with a restart
 /// only.
@@ -15,12 +15,12 @@ impl WorkerSource for Configured {
     fn start(options: &Options, registry: &Arc<Registry>) -> Result<(), StartError> {
         let spec = |text: &str, role, bootstrap_port| {
             let url = WorkerUrl::parse(text).map_err(|why| ConfigError::worker_url(text, why))?;
-            Ok(WorkerSpec {
+            Ok(Listed::from(WorkerSpec {
                 key: options.api_key.clone(),
                 role,
                 bootstrap_port,
                 ..WorkerSpec::new(url)
-            })
+            }))
         };
         let regular = options.worker_urls.iter().map(|url| spec(url, None, None));
         let prefill = options.prefill_urls.iter().flatten();

@@ -103,6 +103,7 @@ async fn everything_said_of_a_worker_is_shown_but_its_key() {
         ("disable_health_check", value!(false)),
         ("connection_mode", value!("http")),
         ("index", value!(1)),
+        ("source", value!("manual")),
     ] {
         assert_eq!(one[field], expected, "{field}");
     }
@@ -124,7 +125,9 @@ async fn everything_said_of_a_worker_is_shown_but_its_key() {
         (&listed["total"], &listed["workers"][0]["id"]),
         (&1.into(), &id.into())
     );
-    assert_eq!(get(&gateway, "/workers").await.json()["total"], 2);
+    let all = get(&gateway, "/workers").await.json();
+    let first = &all["workers"][0]["source"];
+    assert_eq!((&all["total"], first), (&2.into(), &"configured".into()));
     assert_eq!(
         get(&gateway, "/workers?model=nobodys").await.json()["total"],
         0

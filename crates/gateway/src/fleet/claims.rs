@@ -1,0 +1,188 @@
+//! Which workers there should be: what each source lists, and what clients have registered and
+//! removed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use uuid::Uuid;
+
+use super::source::Source;
+use super::spec::WorkerSpec;
+use crate::config::WorkerUrl;
+
+/// A worker in the list of a source.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Listed {
+    pub(crate) spec: WorkerSpec,
+    /// What it is apart from its URL: another one at the same URL is another worker.
+    pub(crate) identity: Option<String>,
+    /// Whether it may be given requests. One that may not stays if it is known, and is not added
+    /// if it is not.
+    pub(crate) ready: bool,
+}
+
+impl From<WorkerSpec> for Listed {
+    fn from(spec: WorkerSpec) -> Self {
+        Self {
+            spec,
+            identity: None,
+            ready: true,
+        }
+    }
+}
+
+/// A URL that a source names.
+#[derive(Debug)]
+struct Claim {
+    url: WorkerUrl,
+    /// `None` for one that a client has registered: its spec is that of the worker.
+    listed: Option<Listed>,
+    /// The worker has been removed by request, and its source has listed it ever since.
+    withdrawn: bool,
+}
+
+/// What all sources claim, in the order of their precedence.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    of: BTreeMap<Source, Vec<Claim>>,
+}
+
+/// A worker as the registry has it.
+#[derive(Debug)]
+pub(super) struct Registered<'a> {
+    pub(super) id: Uuid,
+    pub(super) url: &'a WorkerUrl,
+    pub(super) source: Source,
+    pub(super) listed: Option<&'a Listed>,
+}
+
+/// What is to be done so that the registered workers are those that are claimed.
+#[derive(Debug, PartialEq)]
+pub(super) enum Change {
+    Add(Source, Listed),
+    /// The worker stays; another source has it now, or its source says something else of it.
+    Follow {
+        id: Uuid,
+        source: Source,
+        listed: Option<Listed>,
+    },
+    Remove(Uuid),
+}
+
+impl Claims {
+    /// A source lists these workers, and no others. What was removed by request stays so until
+    /// its source has left it out once, or lists another worker at its URL.
+    pub(super) fn list(&mut self, source: Source, list: &[Listed]) {
+        let before = self.of.remove(&source).unwrap_or_default();
+        let removed = before.iter().filter(|claim| claim.withdrawn);
+        let mut removed: HashMap<_, Vec<_>> = removed.fold(HashMap::new(), |mut at, claim| {
+            let identities: &mut Vec<_> = at.entry(&claim.url).or_default();
+            identities.push(claim.identity());
+            at
+        });
+        let claims = list.iter().map(|listed| {
+            let identity = listed.identity.as_deref();
+            let identities = removed.get_mut(&listed.spec.url);
+            let found = identities.and_then(|all| {
+                let at = all.iter().position(|removed| *removed == identity)?;
+                Some(all.swap_remove(at))
+            });
+            Claim {
+                url: listed.spec.url.clone(),
+                listed: Some(listed.clone()),
+                withdrawn: found.is_some(),
+            }
+        });
+        let claims = claims.collect();
+        self.of.insert(source, claims);
+    }
+
+    /// A client registers a worker.
+    pub(super) fn request(&mut self, url: &WorkerUrl) {
+        let requested = self.of.entry(Source::API).or_default();
+        if !requested.iter().any(|claim| claim.url == *url) {
+            requested.push(Claim {
+                url: url.clone(),
+                listed: None,
+                withdrawn: false,
+            });
+        }
+    }
+
+    /// Its registration is undone; what sources list stays.
+    pub(super) fn release(&mut self, url: &WorkerUrl) {
+        let requested = self.of.entry(Source::API).or_default();
+        requested.retain(|claim| claim.url != *url);
+    }
+
+    /// A worker is removed by request: no source has it any longer.
+    pub(super) fn withdraw(&mut self, url: &WorkerUrl) {
+        self.release(url);
+        for claims in self.of.values_mut() {
+            // A list may name a URL twice, for two workers.
+            let mut claims = claims.iter_mut();
+            let claim = claims.find(|claim| claim.url == *url && !claim.withdrawn);
+            if let Some(claim) = claim {
+                claim.withdrawn = true;
+            }
+        }
+    }
+
+    /// The claims that count: of each URL those of the first source that has it.
+    fn wanted(&self) -> impl Iterator<Item = (Source, &Claim)> {
+        let mut owners: HashMap<&WorkerUrl, Source> = HashMap::new();
+        let mut discovered = HashSet::new();
+        let claims = self
+            .of
+            .iter()
+            .flat_map(|(source, claims)| claims.iter().map(|claim| (*source, claim)));
+        claims.filter(move |(source, claim)| {
+            !claim.withdrawn
+                && *owners.entry(&claim.url).or_insert(*source) == *source
+                // Only the options mean two workers by a URL that they name twice.
+                && (*source == Source::CONFIGURED || discovered.insert(&claim.url))
+        })
+    }
+
+    /// What is to be done where these are registered, in the order of their registration.
+    pub(super) fn changes(&self, registered: &[Registered<'_>]) -> Vec<Change> {
+        let mut unclaimed: HashMap<&WorkerUrl, Vec<&Registered<'_>>> = HashMap::new();
+        // The first one of a URL is the last in its list, from where it is taken.
+        for worker in registered.iter().rev() {
+            unclaimed.entry(worker.url).or_default().push(worker);
+        }
+        let mut changes = Vec::new();
+        for (source, claim) in self.wanted() {
+            let at_url = unclaimed.get_mut(&claim.url);
+            let same = |worker: &mut &Registered<'_>| claim.is_of(worker);
+            if let Some(worker) = at_url.and_then(|workers| workers.pop_if(same)) {
+                let listed = claim.listed.as_ref();
+                if (worker.source, worker.listed) != (source, listed) {
+                    changes.push(Change::Follow {
+                        id: worker.id,
+                        source,
+                        listed: listed.cloned(),
+                    });
+                }
+            } else if let Some(listed) = claim.listed.as_ref().filter(|listed| listed.ready) {
+                changes.push(Change::Add(source, listed.clone()));
+            }
+        }
+        let left: HashSet<Uuid> = unclaimed.values().flatten().map(|it| it.id).collect();
+        let leaving = registered.iter().filter(|worker| left.contains(&worker.id));
+        changes.extend(leaving.map(|worker| Change::Remove(worker.id)));
+        changes
+    }
+}
+
+impl Claim {
+    fn identity(&self) -> Option<&str> {
+        self.listed.as_ref()?.identity.as_deref()
+    }
+
+    /// Whether the worker may be the claimed one: nothing says that it is another.
+    fn is_of(&self, worker: &Registered<'_>) -> bool {
+        let known = worker.listed.and_then(|listed| listed.identity.as_deref());
+        let claimed = self.identity();
+        known.is_none() || claimed.is_none() || known == claimed
+    }
+}

@@ -1,0 +1,3 @@
+//! The parts of a fleet together.
+
+mod registry;
