@@ -25,7 +25,7 @@ endif
 
 RUST := Cargo.toml Cargo.lock build.rs $(shell find src crates -name '*.rs' -o -name Cargo.toml)
 # A macro declares these files, so `cargo fmt` does not find them by itself.
-LISTED := $(wildcard crates/routing/src/policy/*.rs crates/routing/src/policy/*/mod.rs) $(wildcard crates/gateway/src/app/sources/*.rs)
+LISTED := $(wildcard crates/routing/src/policy/*.rs crates/routing/src/policy/*/mod.rs) $(wildcard crates/gateway/src/app/sources/*.rs crates/gateway/src/app/sources/*/mod.rs)
 BUILT := $(VENV)/.built
 REAL := py_test/real_sglang
 BROWSER ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)

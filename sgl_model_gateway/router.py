@@ -157,6 +157,10 @@ def _keywords(args: RouterArgs) -> dict[str, Any]:
     """`RouterArgs` as keywords of the Rust class. The caller's object stays as it is."""
     _refuse_half_jwt(args)
     keywords = {name: getattr(args, name) for name in keyword_fields()}
+    if args.service_discovery and args.worker_urls:
+        logger.warning(
+            "worker_urls are not used with service_discovery; POST /workers adds workers beside discovered ones"
+        )
     if args.service_discovery or args.pd_disaggregation:
         keywords["worker_urls"] = []
     if not args.pd_disaggregation:

@@ -96,13 +96,13 @@ class RouterArgs:
     bucket_adjust_interval_secs: int = option(5, POLICY, "bucket: seconds between recalculations of the boundaries")
     dp_aware: bool = option(False, POLICY, "schedule on every data-parallel rank of a worker instead of the worker")
     enable_igw: bool = option(False, POLICY, "serve several models whose workers come and go by request: as --model-matching exact")
-    api_key: str | None = option(None, AUTH, "key demanded from clients, and sent to the workers of --worker-urls", secret=True)
+    api_key: str | None = option(None, AUTH, "key demanded from clients, and sent to the workers of --worker-urls and to discovered ones", secret=True)
     log_dir: str | None = option(None, LOGGING, "directory for log files; unset means the console only")
     log_level: str | None = option(None, LOGGING, "least important log lines that are written", cli_default="info")
-    service_discovery: bool = option(False, DISCOVERY, "find workers by watching Kubernetes pods")
+    service_discovery: bool = option(False, DISCOVERY, "find workers by watching Kubernetes pods, which needs --selector, or --prefill-selector and --decode-selector; --worker-urls are not used then")
     selector: dict[str, str] = option({}, DISCOVERY, "labels of worker pods, key=value each", nargs="+", parse=values.selector, metavar="KEY=VALUE")
-    service_discovery_port: int = option(80, DISCOVERY, "port on which a discovered pod serves")
-    service_discovery_namespace: str | None = option(None, DISCOVERY, "namespace to watch; unset means all", metavar="NAME")
+    service_discovery_port: int = option(80, DISCOVERY, "port on which a discovered pod serves, unless its annotation smg.ai/worker-ports names others")
+    service_discovery_namespace: str | None = option(None, DISCOVERY, "namespace to watch; unset means all, which needs a ClusterRole", metavar="NAME")
     prefill_selector: dict[str, str] = option({}, DISCOVERY, "labels of prefill pods, key=value each", nargs="+", parse=values.selector, metavar="KEY=VALUE")
     decode_selector: dict[str, str] = option({}, DISCOVERY, "labels of decode pods, key=value each", nargs="+", parse=values.selector, metavar="KEY=VALUE")
     bootstrap_port_annotation: str = option("sglang.ai/bootstrap-port", DISCOVERY, "pod annotation that holds a prefill worker's bootstrap port")
@@ -219,6 +219,7 @@ class RouterArgs:
     log_max_files: int | None = option(None, LOGGING, "daily files that --log-dir and --access-log keep each; unset means all")
     audit_log: str | None = option(None, AUTH, "file to which a JSON object is appended for every call that shows or changes the fleet or its engines", metavar="PATH")
     api_keys_file: str | None = option(None, AUTH, "file of keys for inference, a JSON list of objects with name, key and limits; read again when it changes, so that a key can be withdrawn", metavar="PATH")
+    model_id_from: str | None = option(None, DISCOVERY, "what names the model of a discovered pod: namespace, label:KEY or annotation:KEY; unset means what the worker reports", metavar="SOURCE")
     # fmt: on
 
     @staticmethod

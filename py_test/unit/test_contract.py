@@ -167,6 +167,7 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "log_max_files",
         "audit_log",
         "api_keys_file",
+        "model_id_from",
     ]
 
 

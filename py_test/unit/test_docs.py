@@ -215,7 +215,9 @@ def test_commands_are_accepted(block: Block) -> None:
 def test_a_command_with_an_unknown_flag_or_a_refused_option_is_not_accepted() -> None:
     with pytest.raises(SystemExit):
         check(["smg", "launch", "--no-such-flag"])
-    with pytest.raises(ValueError, match="service discovery"):
+    with pytest.raises(ValueError, match="tokenizers"):
+        check(["smg", "launch", "--model-path", "m"])
+    with pytest.raises(ValueError, match="pod labels"):
         check(["smg", "launch", "--service-discovery"])
     with pytest.raises(SystemExit):
         check(["smg", "server", "--engine", "sim", "--no-such-flag"])

@@ -171,7 +171,8 @@ def used(sim_workers: Any, gateway: Any, tmp_path: Path) -> list[Router]:
     assert post(cached, "/generate", say) == post(pairs, "/generate", say | {"stream": True}) == 200
     send(urllib.request.Request(f"{whole.url}/sim/faults", b'{"close_before_headers": true}', method="POST"))
     assert post(cached, "/generate", say) >= 500
-    return [door, strict, *sticky, limited(gateway, tmp_path / "keys.json"), cached, pairs]
+    seeking = without_cluster(gateway, tmp_path / "none")
+    return [door, strict, *sticky, limited(gateway, tmp_path / "keys.json"), cached, pairs, seeking]
 
 
 def pair_gateway(sim_workers: Any, gateway: Any) -> Router:
@@ -194,6 +195,15 @@ def limited(gateway: Any, keys: Path) -> Router:
     headers = {"authorization": "Bearer k", "content-type": "application/json"}
     request = urllib.request.Request(f"{door.url}/generate", b"{}", headers)
     assert [send(request)[0] for _ in range(2)] == [503, 429]
+    return door
+
+
+def without_cluster(gateway: Any, kubeconfig: Path) -> Router:
+    """A gateway that looks for pods, and knows no cluster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KUBECONFIG", str(kubeconfig))
+        door: Router = gateway([], service_discovery=True, selector={"app": "x"})
+        wait_for(lambda: "smg_discovery_errors_total" in samples(door), "there is no cluster")
     return door
 
 

@@ -92,19 +92,12 @@ def test_arguments_of_the_gateway_parse(manifests: list[Manifest]) -> None:
     assert options(manifests).host == "0.0.0.0"
 
 
-def test_gateway_of_a_static_fleet_can_be_made() -> None:
-    Router.from_args(options(BUILDS["base"]))
-
-
-def test_page_says_that_discovery_is_not_built_if_and_only_if_it_is_refused() -> None:
-    try:
-        Router.from_args(options(BUILDS["discovery"]))
-        refused = False
-    except ValueError as error:
-        assert "which this build does not have" in str(error)
-        refused = True
-    said = "`--service-discovery` is not built yet" in (ROOT / "deploy" / "README.md").read_text()
-    assert said == refused
+@builds
+def test_gateway_can_be_made(manifests: list[Manifest]) -> None:
+    args = options(manifests)
+    if args.service_discovery_namespace == "$(POD_NAMESPACE)":
+        args.service_discovery_namespace = "sglang"  # as the kubelet does
+    Router.from_args(args)
 
 
 def test_an_argument_that_the_gateway_does_not_know_is_an_error() -> None:

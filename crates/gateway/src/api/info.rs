@@ -14,7 +14,7 @@ use super::state::SharedAnswers;
 use crate::auth::Access;
 use crate::balancer::Balancer;
 use crate::error::Error;
-use crate::fleet::{Fleet, Role};
+use crate::fleet::{Fleet, Registry, Role, SourceReport, SourceState};
 use crate::proxy::{FanOut, WorkerQuery};
 use crate::shutdown::Shutdown;
 
@@ -36,15 +36,40 @@ pub(super) fn routes() -> Routes {
 /// Whether requests can be served: probe this one before sending traffic.
 async fn readiness(
     State(balancer): State<Arc<Balancer>>,
+    State(registry): State<Arc<Registry>>,
     State(shutdown): State<Shutdown>,
 ) -> (StatusCode, Json<Value>) {
+    let (status, mut body) = ready_for_requests(&balancer, &shutdown);
+    let reports = registry.sources();
+    if !reports.is_empty() {
+        body["discovery"] = reports.iter().map(describe_source).collect();
+    }
+    (status, Json(body))
+}
+
+/// How a source of workers is doing.
+fn describe_source(report: &SourceReport) -> (String, Value) {
+    let (status, reason) = match report.state {
+        SourceState::Starting => ("starting", None),
+        SourceState::Following => ("ok", None),
+        SourceState::Failing(reason) => ("failing", Some(reason)),
+    };
+    let mut shown =
+        json!({"status": status, "for_secs": report.age.as_secs(), "workers": report.listed});
+    if let Some(reason) = reason {
+        shown["reason"] = reason.into();
+    }
+    (report.source.name().to_owned(), shown)
+}
+
+fn ready_for_requests(balancer: &Balancer, shutdown: &Shutdown) -> (StatusCode, Value) {
     let [regular, prefill, decode] = Role::ALL.map(|role| balancer.available_workers(role));
     let not_ready = |reason, missing: Option<Role>| {
         let mut not_ready = json!({"status": "not ready", "reason": reason});
         if let Some(role) = missing {
             not_ready["missing_role"] = role.as_str().into();
         }
-        (StatusCode::SERVICE_UNAVAILABLE, Json(not_ready))
+        (StatusCode::SERVICE_UNAVAILABLE, not_ready)
     };
     let insufficient = "insufficient healthy workers";
     match (regular, prefill, decode) {
@@ -58,14 +83,17 @@ async fn readiness(
             let total = balancer.fleet.workers().len();
             let ready =
                 json!({"status": "ready", "healthy_workers": healthy, "total_workers": total});
-            (StatusCode::OK, Json(ready))
+            (StatusCode::OK, ready)
         }
     }
 }
 
 /// The same, in `SGLang`'s form: a status alone.
-async fn ready(balancer: State<Arc<Balancer>>, shutdown: State<Shutdown>) -> StatusCode {
-    readiness(balancer, shutdown).await.0
+async fn ready(
+    State(balancer): State<Arc<Balancer>>,
+    State(shutdown): State<Shutdown>,
+) -> StatusCode {
+    ready_for_requests(&balancer, &shutdown).0
 }
 
 /// `SageMaker`'s health check, which `SGLang` passes also while it is paused.

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use super::auth::check_auth;
+#[cfg(feature = "kubernetes")]
+use super::discovery::check_discovery;
 use super::error::ConfigError;
 use super::options::Options;
 use super::origin::AllowedOrigin;
@@ -28,6 +30,8 @@ pub fn check(options: &Options) -> Result<(), ConfigError> {
     check_auth(options)?;
     check_buckets(options)?;
     check_tls(options)?;
+    #[cfg(feature = "kubernetes")]
+    check_discovery(options)?;
     unbuilt::refuse(options)
 }
 

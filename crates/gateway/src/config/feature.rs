@@ -60,6 +60,7 @@ features! {
             prefill_selector
             decode_selector
             bootstrap_port_annotation
+            model_id_from
         ];
     Encode: "encode-only workers", instead: "SGLang's language servers find them by themselves";
     Tokenizers: "tokenizers",
@@ -102,6 +103,12 @@ impl fmt::Display for Feature {
 }
 
 impl Feature {
+    /// The features that this build lacks.
+    pub(super) fn missing() -> impl Iterator<Item = Self> {
+        let all = Self::ALL.iter().copied();
+        all.filter(|feature| *feature != Self::Discovery || cfg!(not(feature = "kubernetes")))
+    }
+
     /// The feature that a field of a worker asks for.
     pub(crate) fn of_field(name: &str) -> Option<Self> {
         let mut all = Self::ALL.iter().copied();

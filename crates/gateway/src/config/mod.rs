@@ -5,6 +5,8 @@
 
 mod auth;
 mod check;
+#[cfg(feature = "kubernetes")]
+mod discovery;
 mod error;
 mod feature;
 mod issuer_url;
@@ -20,6 +22,8 @@ mod worker_url;
 
 pub(crate) use auth::{AuditTo, AuthSection, is_sendable};
 pub use check::check;
+#[cfg(feature = "kubernetes")]
+pub(crate) use discovery::{DiscoverySection, ModelIdFrom};
 pub use error::ConfigError;
 pub use feature::Feature;
 pub(crate) use issuer_url::IssuerUrl;

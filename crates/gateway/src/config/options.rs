@@ -393,4 +393,7 @@ options! {
     /// File of keys for inference: a JSON list of objects with `name`, `key` and limits, read again
     /// when it changes.
     api_keys_file: Option<String> = None;
+    /// What names the model of a discovered pod: `namespace`, `label:KEY` or `annotation:KEY`. Unset
+    /// means what the worker reports.
+    model_id_from: Option<String> = None;
 }

@@ -10,10 +10,10 @@ use super::options::Options;
 pub(super) fn refuse(options: &Options) -> Result<(), ConfigError> {
     let as_json = |options: &Options| serde_json::to_value(options).unwrap_or_default();
     let (set, unset) = (as_json(options), as_json(&Options::default()));
-    for feature in Feature::ALL {
+    for feature in Feature::missing() {
         for name in feature.options() {
             if set[name] != unset[name] && !harmless(name, &set[name]) {
-                return Err(ConfigError::unbuilt(name, *feature));
+                return Err(ConfigError::unbuilt(name, feature));
             }
         }
     }

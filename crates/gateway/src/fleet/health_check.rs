@@ -191,7 +191,7 @@ impl Prober {
         let joined = workers.iter().find(|worker| worker.joined_at_runtime());
         if let Some(worker) = joined {
             let source = self.registry.source_of(worker);
-            self.metrics.registered(source.name(), result);
+            self.metrics.discovery.registered(source.name(), result);
         }
     }
 

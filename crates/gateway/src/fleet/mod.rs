@@ -20,6 +20,7 @@ mod registry;
 mod role;
 mod slots;
 mod source;
+mod source_state;
 mod spec;
 mod status;
 #[cfg(test)]
@@ -42,6 +43,7 @@ pub(crate) use registration::{PendingRegistration, StartupError};
 pub(crate) use registry::{RegistrationError, Registry};
 pub(crate) use role::Role;
 pub(crate) use source::Source;
+pub(crate) use source_state::{SourceReport, SourceState};
 pub(crate) use spec::{HealthSpec, WorkerConfig, WorkerSpec};
 pub(crate) use transitions::{
     BreakerPermit, acquire_breaker_permit, advance_timers, advance_worker, invalidate_cache,

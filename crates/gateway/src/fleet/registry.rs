@@ -17,6 +17,9 @@ use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::model_info::Labels;
 use super::source::Source;
+#[cfg(any(feature = "kubernetes", test))]
+use super::source_state::SourceState;
+use super::source_state::{SourceReport, SourceStates};
 use super::spec::WorkerSpec;
 use super::worker::Worker;
 use super::worker_factory::WorkerFactory;
@@ -54,6 +57,7 @@ pub(crate) struct Registry {
     /// To the health checks; no more than there are workers.
     joined: mpsc::UnboundedSender<Arc<Endpoint>>,
     entries: Mutex<Entries>,
+    sources: SourceStates,
 }
 
 /// What is known of registrations besides the workers themselves.
@@ -114,6 +118,7 @@ impl Registry {
             factory,
             joined,
             entries: Mutex::default(),
+            sources: SourceStates::default(),
         }
     }
 
@@ -151,7 +156,8 @@ impl Registry {
         let mut entries = self.entries();
         entries.claims.list(source, list);
         self.settle(&mut entries)?;
-        let metrics = &self.factory.metrics;
+        self.sources.listed(source, list.len());
+        let metrics = &self.factory.metrics.discovery;
         metrics.synced(source.name(), list.len(), begun.elapsed());
         Ok(())
     }
@@ -246,7 +252,10 @@ impl Registry {
             )?;
             check_tls_name(endpoint, &spec)?;
             let source = Source::API.name();
-            self.factory.metrics.registered(source, "duplicate");
+            self.factory
+                .metrics
+                .discovery
+                .registered(source, "duplicate");
             self.reregister(&worker, spec)?;
             if lifetime == RegistrationLifetime::WhileWaiting {
                 let waiters = entries.waiters.entry(worker.id);
@@ -401,6 +410,23 @@ impl Registry {
         }
     }
 
+    /// A source says how it is doing.
+    #[cfg(any(feature = "kubernetes", test))]
+    pub(crate) fn report(&self, source: Source, state: SourceState) {
+        self.sources.report(source, state);
+        let (metrics, source) = (&self.factory.metrics.discovery, source.name());
+        match state {
+            SourceState::Starting => metrics.waits(source),
+            SourceState::Following => metrics.follows(source),
+            SourceState::Failing(reason) => metrics.failed(source, reason),
+        }
+    }
+
+    /// How the sources that come and go by themselves are doing.
+    pub(crate) fn sources(&self) -> Vec<SourceReport> {
+        self.sources.all()
+    }
+
     /// Where a worker comes from.
     pub(crate) fn source_of(&self, worker: &Worker) -> Source {
         self.entries().source_of(worker)
@@ -408,7 +434,7 @@ impl Registry {
 
     fn drain(&self, worker: &Arc<Worker>, source: Source) {
         if drain::start_drain(&self.fleet, worker) {
-            let metrics = &self.factory.metrics;
+            let metrics = &self.factory.metrics.discovery;
             metrics.deregistered(source.name(), "removed");
             let (fleet, worker) = (Arc::clone(&self.fleet), Arc::clone(worker));
             // Without a runtime everything is ending.

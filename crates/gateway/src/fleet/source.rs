@@ -19,7 +19,7 @@ impl Source {
     }
 
     /// A source whose workers come and go by themselves.
-    #[cfg(test)]
+    #[cfg(any(feature = "kubernetes", test))]
     pub(crate) const fn discovery(name: &'static str) -> Self {
         Self::new(2, name)
     }

@@ -42,7 +42,9 @@ impl From<LogLevel> for Directives {
 impl Directives {
     /// The level of the gateway's own lines; libraries say what is worth a warning.
     fn of_gateway(level: &str) -> Self {
-        let directives = format!("warn,gateway={level},routing={level},sim={level}");
+        // What kube says of refusals, the gateway says better.
+        let directives =
+            format!("warn,kube_runtime=error,gateway={level},routing={level},sim={level}");
         Self {
             text: level.to_owned(),
             filter: EnvFilter::new(directives),
@@ -115,8 +117,14 @@ mod tests {
     #[test]
     fn levels_and_directives_are_understood() {
         for (text, filter) in [
-            ("debug", "warn,gateway=debug,routing=debug,sim=debug"),
-            (" WARN ", "warn,gateway=warn,routing=warn,sim=warn"),
+            (
+                "debug",
+                "warn,kube_runtime=error,gateway=debug,routing=debug,sim=debug",
+            ),
+            (
+                " WARN ",
+                "warn,kube_runtime=error,gateway=warn,routing=warn,sim=warn",
+            ),
             ("off", "off"),
             ("info,gateway::fleet=debug", "info,gateway::fleet=debug"),
             ("warn, hyper=debug", "warn,hyper=debug"),

@@ -13,8 +13,8 @@ use crate::fleet::Registry;
 
 /// Declares the file of each source, and starts them in this order.
 macro_rules! worker_sources {
-    ($(mod $file:ident: $source:ident;)+) => {
-        $(mod $file;)+
+    ($($(#[$attribute:meta])* mod $file:ident: $source:ident;)+) => {
+        $($(#[$attribute])* mod $file;)+
 
         /// Starts every source.
         ///
@@ -26,7 +26,7 @@ macro_rules! worker_sources {
             control: &Handle,
         ) -> Result<(), StartError> {
             let _inside = control.enter();
-            $($file::$source::start(options, registry)?;)+
+            $($(#[$attribute])* $file::$source::start(options, registry)?;)+
             Ok(())
         }
     };
@@ -36,4 +36,6 @@ macro_rules! worker_sources {
 // and `make lint` do.
 worker_sources! {
     mod configured: Configured;
+    #[cfg(feature = "kubernetes")]
+    mod kubernetes: Kubernetes;
 }

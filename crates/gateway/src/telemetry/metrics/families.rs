@@ -42,10 +42,6 @@ pub(crate) struct Worker {
     pub(crate) health: IntGaugeVec,
     pub(super) health_checks: IntCounterVec,
     pub(super) errors: IntCounterVec,
-    pub(super) registrations: IntCounterVec,
-    pub(super) discovered: IntGaugeVec,
-    pub(super) syncs: HistogramVec,
-    pub(super) deregistrations: IntCounterVec,
 }
 
 /// Keys of clients.
@@ -178,26 +174,6 @@ impl Worker {
                 "smg_worker_errors_total",
                 "exchanges with workers that failed",
                 &["worker_type", "connection_mode", "error_type"],
-            )?,
-            registrations: maker.counter(
-                "smg_discovery_registrations_total",
-                "workers registered at run time",
-                &["source", "result"],
-            )?,
-            discovered: maker.gauge(
-                "smg_discovery_workers_discovered",
-                "workers that a source lists",
-                &["source"],
-            )?,
-            syncs: maker.seconds(
-                "smg_discovery_sync_duration_seconds",
-                "time to make the workers of a source those of its list",
-                &["source"],
-            )?,
-            deregistrations: maker.counter(
-                "smg_discovery_deregistrations_total",
-                "workers told to leave",
-                &["source", "reason"],
             )?,
         })
     }

@@ -10,6 +10,7 @@ use routing::PolicyKind;
 use tracing::warn;
 
 use super::ages::RequestAges;
+use super::discovery::DiscoveryMetrics;
 use super::families::{Http, Keys, Resilience, Router, Worker};
 use super::handles::{AdmissionMetrics, KeyMetrics, RouteMetrics, WorkerMetrics};
 use super::labels::{Backend, HTTP, WorkerType};
@@ -38,6 +39,8 @@ pub(crate) struct Metrics {
     router: Router,
     /// About workers.
     pub(crate) worker: Worker,
+    /// About where workers come from.
+    pub(crate) discovery: DiscoveryMetrics,
     /// About failures.
     pub(crate) resilience: Resilience,
     policies: Policies,
@@ -67,13 +70,14 @@ impl Metrics {
             "log lines that were not written, for their writer fell behind or failed",
             &["log"],
         )?;
-        let keys = Keys::new(&maker)?;
+        let (keys, discovery) = (Keys::new(&maker)?, DiscoveryMetrics::new(&maker)?);
         Ok(Self {
             registry,
             http,
             models: Arc::new(models),
             router,
             worker,
+            discovery,
             resilience,
             policies,
             keys,
@@ -264,26 +268,6 @@ impl Metrics {
         let denied = &self.resilience.retries_denied;
         let labels = [worker_type.as_str(), endpoint];
         denied.with_label_values(&labels).inc();
-    }
-
-    /// What became of a registration at run time.
-    pub(crate) fn registered(&self, source: &str, result: &str) {
-        let registrations = &self.worker.registrations;
-        registrations.with_label_values(&[source, result]).inc();
-    }
-
-    /// The removal of a worker began.
-    pub(crate) fn deregistered(&self, source: &str, reason: &str) {
-        let deregistrations = &self.worker.deregistrations;
-        deregistrations.with_label_values(&[source, reason]).inc();
-    }
-
-    /// The workers of a source have been made those of its list.
-    pub(crate) fn synced(&self, source: &str, listed: usize, took: Duration) {
-        let discovered = self.worker.discovered.with_label_values(&[source]);
-        discovered.set(i64::try_from(listed).unwrap_or(i64::MAX));
-        let times = self.worker.syncs.with_label_values(&[source]);
-        times.observe(took.as_secs_f64());
     }
 
     /// A probe of a worker: `success` or `failure`.

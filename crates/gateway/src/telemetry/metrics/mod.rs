@@ -1,6 +1,7 @@
 //! The `smg_*` metrics.
 
 mod ages;
+mod discovery;
 mod endpoint;
 mod families;
 mod handles;

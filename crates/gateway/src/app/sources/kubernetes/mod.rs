@@ -1,0 +1,14 @@
+//! Workers that are pods of a Kubernetes cluster: listed, then watched.
+
+mod desired;
+mod misfit;
+mod pod;
+mod pods;
+mod rules;
+mod source;
+#[cfg(test)]
+mod tests;
+mod trouble;
+mod watch;
+
+pub(super) use source::Kubernetes;

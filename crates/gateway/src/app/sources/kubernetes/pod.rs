@@ -1,0 +1,103 @@
+//! What matters of a pod.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, UdpSocket};
+
+use kube::core::Object;
+use serde::Deserialize;
+
+/// A pod as the API server sends it, as far as it is read: what is left out cannot fail to be
+/// understood.
+pub(super) type PodObject = Object<PodSpec, PodStatus>;
+
+/// How it was started.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct PodSpec {
+    containers: Option<Vec<Container>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Container {
+    command: Option<Vec<String>>,
+    args: Option<Vec<String>>,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    conditions: Option<Vec<Condition>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Condition {
+    r#type: String,
+    status: String,
+}
+
+/// A pod, read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pod {
+    /// Another pod of the same name has another one.
+    pub(super) uid: String,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) annotations: BTreeMap<String, String>,
+    /// Seconds since 1970.
+    pub(super) created: i64,
+    /// What made it: a `ReplicaSet`, a `StatefulSet`.
+    pub(super) controller: Option<String>,
+    pub(super) ip: Option<IpAddr>,
+    /// Its address is one of this machine.
+    pub(super) is_local: bool,
+    /// Its containers run.
+    pub(super) runs: bool,
+    pub(super) ready: bool,
+    pub(super) terminates: bool,
+    /// It encodes images for other servers, and answers no requests.
+    pub(super) only_encodes: bool,
+}
+
+impl From<PodObject> for Pod {
+    fn from(object: PodObject) -> Self {
+        let (meta, status) = (object.metadata, object.status.unwrap_or_default());
+        let mut owners = meta.owner_references.unwrap_or_default().into_iter();
+        let controller = owners.find(|owner| owner.controller == Some(true));
+        let ip: Option<IpAddr> = status.pod_ip.and_then(|ip| ip.parse().ok());
+        let is_true = |it: &Condition| it.r#type == "Ready" && it.status == "True";
+        let containers = object.spec.containers.unwrap_or_default();
+        Self {
+            uid: meta.uid.unwrap_or_default(),
+            namespace: meta.namespace.unwrap_or_default(),
+            name: meta.name.unwrap_or_default(),
+            labels: meta.labels.unwrap_or_default(),
+            annotations: meta.annotations.unwrap_or_default(),
+            created: meta.creation_timestamp.map_or(0, |at| at.0.as_second()),
+            controller: controller.map(|owner| owner.uid),
+            ip,
+            is_local: ip.is_some_and(is_local),
+            runs: status.phase.as_deref() == Some("Running"),
+            ready: status.conditions.iter().flatten().any(is_true),
+            terminates: meta.deletion_timestamp.is_some(),
+            only_encodes: containers.iter().any(Container::only_encodes),
+        }
+    }
+}
+
+impl Container {
+    /// Flags may be words of a shell's command line.
+    fn only_encodes(&self) -> bool {
+        let words = [&self.command, &self.args].into_iter().flatten().flatten();
+        let mut words = words.flat_map(|text| text.split_whitespace());
+        words.any(|word| word == "--encoder-only")
+    }
+}
+
+/// Whether sockets of this machine may have this address.
+fn is_local(ip: IpAddr) -> bool {
+    UdpSocket::bind((ip, 0)).is_ok()
+}
