@@ -220,6 +220,7 @@ class RouterArgs:
     audit_log: str | None = option(None, AUTH, "file to which a JSON object is appended for every call that shows or changes the fleet or its engines", metavar="PATH")
     api_keys_file: str | None = option(None, AUTH, "file of keys for inference, a JSON list of objects with name, key and limits; read again when it changes, so that a key can be withdrawn", metavar="PATH")
     model_id_from: str | None = option(None, DISCOVERY, "what names the model of a discovered pod: namespace, label:KEY or annotation:KEY; unset means what the worker reports", metavar="SOURCE")
+    discovery_file: str | None = option(None, DISCOVERY, "file with a list of workers, YAML or JSON, each its URL or the fields of POST /workers; read again when it changes", metavar="PATH")
     # fmt: on
 
     @staticmethod

@@ -168,6 +168,7 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "audit_log",
         "api_keys_file",
         "model_id_from",
+        "discovery_file",
     ]
 
 

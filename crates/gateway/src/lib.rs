@@ -19,6 +19,7 @@ pub mod config;
 mod cpu_pool;
 mod endpoint;
 mod error;
+mod file_stamp;
 mod fleet;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

@@ -26,6 +26,7 @@ pub(crate) use route_table::{Entry, RouteTable, Target};
 pub use routes::Route;
 pub(crate) use routes::Routes;
 pub(crate) use state::{ApiState, Caller};
+pub(crate) use workers::{has_worker_field, read_worker};
 
 /// The routes that axum serves.
 pub(crate) fn routes(engine_control: EngineControl) -> Routes {

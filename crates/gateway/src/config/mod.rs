@@ -9,6 +9,7 @@ mod check;
 mod discovery;
 mod error;
 mod feature;
+pub(crate) mod file;
 mod issuer_url;
 mod live;
 mod objects;
@@ -26,6 +27,7 @@ pub use check::check;
 pub(crate) use discovery::{DiscoverySection, ModelIdFrom};
 pub use error::ConfigError;
 pub use feature::Feature;
+pub use file::{FileError, Place, Problem};
 pub(crate) use issuer_url::IssuerUrl;
 pub(crate) use live::{Live, LiveSection};
 pub use objects::{

@@ -396,4 +396,6 @@ options! {
     /// What names the model of a discovered pod: `namespace`, `label:KEY` or `annotation:KEY`. Unset
     /// means what the worker reports.
     model_id_from: Option<String> = None;
+    /// File with a list of workers, YAML or JSON, read again when it changes.
+    discovery_file: Option<String> = None;
 }

@@ -17,7 +17,6 @@ use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::model_info::Labels;
 use super::source::Source;
-#[cfg(any(feature = "kubernetes", test))]
 use super::source_state::SourceState;
 use super::source_state::{SourceReport, SourceStates};
 use super::spec::WorkerSpec;
@@ -411,7 +410,6 @@ impl Registry {
     }
 
     /// A source says how it is doing.
-    #[cfg(any(feature = "kubernetes", test))]
     pub(crate) fn report(&self, source: Source, state: SourceState) {
         self.sources.report(source, state);
         let (metrics, source) = (&self.factory.metrics.discovery, source.name());

@@ -19,7 +19,6 @@ impl Source {
     }
 
     /// A source whose workers come and go by themselves.
-    #[cfg(any(feature = "kubernetes", test))]
     pub(crate) const fn discovery(name: &'static str) -> Self {
         Self::new(2, name)
     }

@@ -44,7 +44,6 @@ struct Reported {
 }
 
 impl SourceStates {
-    #[cfg(any(feature = "kubernetes", test))]
     pub(super) fn report(&self, source: Source, state: SourceState) {
         let mut reported = self.reported();
         let (since, listed) = (Instant::now(), 0);

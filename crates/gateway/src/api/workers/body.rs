@@ -20,6 +20,55 @@ pub(super) fn url(fields: &Fields) -> Result<WorkerUrl, RegistrationError> {
     WorkerUrl::parse(url).map_err(|why| invalid("url", &format!("{} {why}", WorkerUrl::quote(url))))
 }
 
+/// Fields that mean something; others are ignored in a request.
+const FIELDS: [&str; 32] = [
+    "url",
+    "api_key",
+    "labels",
+    "health",
+    "model_id",
+    "models",
+    "tls_server_name",
+    "timeout_secs",
+    "health_check_timeout_secs",
+    "check_interval_secs",
+    "health_check_interval_secs",
+    "success_threshold",
+    "health_success_threshold",
+    "failure_threshold",
+    "health_failure_threshold",
+    "disable_health_check",
+    "worker_type",
+    "connection_mode",
+    "runtime",
+    "runtime_type",
+    "priority",
+    "max_connection_attempts",
+    "kv_block_size",
+    "bootstrap_port",
+    "cost",
+    "tokenizer_path",
+    "chat_template",
+    "reasoning_parser",
+    "tool_parser",
+    "kv_connector",
+    "kv_role",
+    "kv_engine_id",
+];
+
+/// Whether a field of a worker means something, or is refused with a reason.
+pub(crate) fn has_field(name: &str) -> bool {
+    FIELDS.contains(&name) || Feature::of_field(name).is_some()
+}
+
+/// The spec of a worker that these fields describe, of which nothing is known yet.
+///
+/// # Errors
+/// The first field that is wrong.
+pub(crate) fn read_new(fields: &Fields) -> Result<WorkerSpec, RegistrationError> {
+    read(fields, &WorkerSpec::new(url(fields)?), &Labels::new())
+}
+
 /// A worker's key, which must fit into a header.
 pub(super) fn key(key: &str) -> Result<Secret, RegistrationError> {
     if key.is_empty() || HeaderValue::try_from(key).is_err() {

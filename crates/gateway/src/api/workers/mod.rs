@@ -6,4 +6,5 @@ mod handlers;
 pub(super) mod properties;
 mod view;
 
+pub(crate) use body::{has_field as has_worker_field, read_new as read_worker};
 pub(super) use handlers::routes;

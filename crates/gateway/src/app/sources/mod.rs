@@ -36,6 +36,7 @@ macro_rules! worker_sources {
 // and `make lint` do.
 worker_sources! {
     mod configured: Configured;
+    mod file: DiscoveryFile;
     #[cfg(feature = "kubernetes")]
     mod kubernetes: Kubernetes;
 }

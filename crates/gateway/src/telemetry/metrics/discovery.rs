@@ -13,9 +13,7 @@ pub(crate) struct DiscoveryMetrics {
     deregistrations: IntCounterVec,
     discovered: IntGaugeVec,
     syncs: HistogramVec,
-    #[cfg(any(feature = "kubernetes", test))]
     up: IntGaugeVec,
-    #[cfg(any(feature = "kubernetes", test))]
     errors: IntCounterVec,
 }
 
@@ -42,13 +40,11 @@ impl DiscoveryMetrics {
                 "time to make the workers of a source those of its list",
                 &["source"],
             )?,
-            #[cfg(any(feature = "kubernetes", test))]
             up: maker.gauge(
                 "smg_discovery_up",
                 "1 while the list of a source is up to date, else 0",
                 &["source"],
             )?,
-            #[cfg(any(feature = "kubernetes", test))]
             errors: maker.counter(
                 "smg_discovery_errors_total",
                 "times that a source could not be read",
@@ -79,7 +75,6 @@ impl DiscoveryMetrics {
     }
 }
 
-#[cfg(any(feature = "kubernetes", test))]
 impl DiscoveryMetrics {
     /// A source has yielded no list yet.
     pub(crate) fn waits(&self, source: &str) {

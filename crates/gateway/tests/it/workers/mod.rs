@@ -1,5 +1,6 @@
 //! Workers that come and go at run time.
 
+mod discovery_file;
 mod models;
 mod policies;
 mod ranks;

@@ -1,0 +1,147 @@
+//! The list of workers that a file holds.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::api::{has_worker_field, read_worker};
+use crate::config::file::{self, Item};
+use crate::config::{FileError, Problem, Secret, WorkerUrl};
+use crate::fleet::{Listed, WorkerSpec};
+
+/// Largest file, bytes.
+const MAX_FILE: u64 = 16 << 20;
+
+/// Reads the workers of a file, a YAML or JSON list of objects with the fields of `POST /workers`; a text is the URL
+/// of a worker. Blocks.
+///
+/// # Errors
+/// Everything that is wrong with the file.
+pub(super) fn read(path: &Path, key: Option<&Secret>) -> Result<Vec<Listed>, FileError> {
+    let listed = text_of(path)
+        .map_err(|why| vec![Problem::nowhere(why)])
+        .and_then(|text| parse(&text, key));
+    listed.map_err(|problems| FileError {
+        path: path.display().to_string(),
+        problems,
+    })
+}
+
+fn text_of(path: &Path) -> Result<String, String> {
+    let mut text = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut text));
+    read.map_err(|why| format!("cannot be read: {why}"))?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(format!("is larger than {MAX_FILE} bytes"));
+    }
+    String::from_utf8(text).map_err(|_| "is not UTF-8".to_owned())
+}
+
+fn parse(text: &str, key: Option<&Secret>) -> Result<Vec<Listed>, Vec<Problem>> {
+    let items = file::list(text)?;
+    let (mut workers, mut problems) = (Vec::new(), Vec::new());
+    let mut lines: HashMap<WorkerUrl, usize> = HashMap::new();
+    for item in items {
+        let spec = match worker(&item) {
+            Ok(spec) => spec,
+            Err(why) => {
+                problems.push(Problem::at(item.place_in(&why), why));
+                continue;
+            }
+        };
+        if let Some(line) = lines.insert(spec.url.clone(), item.at.line) {
+            let why = format!("url: {} stands in line {line} already", spec.url);
+            problems.push(Problem::at(item.place_in(&why), why));
+        }
+        workers.push(Listed::from(WorkerSpec {
+            key: spec.key.or_else(|| key.cloned()),
+            ..spec
+        }));
+    }
+    if problems.is_empty() {
+        Ok(workers)
+    } else {
+        Err(problems)
+    }
+}
+
+fn worker(item: &Item) -> Result<WorkerSpec, String> {
+    let url;
+    let fields = match &item.value {
+        Value::Object(fields) => fields,
+        Value::String(text) => {
+            url = Map::from_iter([("url".to_owned(), text.clone().into())]);
+            &url
+        }
+        _ => return Err("expected a worker: its URL, or its fields with url".to_owned()),
+    };
+    if let Some(name) = fields.keys().find(|name| !has_worker_field(name)) {
+        let name: String = name.chars().take(100).collect();
+        return Err(format!("{name}: is no field of a worker"));
+    }
+    read_worker(fields).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workers(text: &str) -> Vec<WorkerSpec> {
+        let listed = parse(text, Some(&Secret::from("default".to_owned())));
+        listed.unwrap().into_iter().map(|it| it.spec).collect()
+    }
+
+    fn problems(text: &str) -> Vec<String> {
+        let problems = parse(text, None).unwrap_err();
+        let error = FileError {
+            path: "w.yaml".to_owned(),
+            problems,
+        };
+        error.to_string().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn workers_have_the_fields_of_the_worker_api_in_yaml_and_json() {
+        let yaml = "- http://a:1\n- url: b:2\n  worker_type: prefill\n  bootstrap_port: 8998\n  api_key: own\n  labels: {zone: x}\n";
+        let json = r#"["http://a:1", {"url": "http://b:2/", "worker_type": "prefill", "bootstrap_port": 8998,
+            "api_key": "own", "labels": {"zone": "x"}}]"#;
+        let found = workers(yaml);
+        assert_eq!(found, workers(json));
+        let keys: Vec<_> = found.iter().map(|it| it.key.as_ref().unwrap().expose()).collect();
+        assert_eq!(keys, ["default", "own"]);
+        assert_eq!(found[1].bootstrap_port, Some(8998));
+        assert_eq!(found[1].labels["zone"], "x");
+    }
+
+    #[test]
+    fn every_mistake_is_named_with_its_place() {
+        let text = "- url: http://a:1\n  priorty: 1\n- 7\n- url: ftp://b\n- http://c:1\n- priority: 1\n- url: http://c:1/\n\
+                    - url: http://d:1\n  bootstrap_port: many\n";
+        let found = problems(text);
+        let expected = [
+            "w.yaml:2:3: priorty: is no field of a worker",
+            "w.yaml:3:3: expected a worker: its URL, or its fields with url",
+            "w.yaml:4:8: url: \"ftp://b\" must start with http:// or https://",
+            "w.yaml:6:3: url: is missing",
+            "w.yaml:7:3: url: http://c:1 stands in line 5 already",
+            "w.yaml:9:3: bootstrap_port: must be a whole number up to 65535",
+        ];
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
+        for (found, expected) in found.iter().zip(expected) {
+            let (place, words) = expected.rsplit_once(": ").unwrap();
+            assert!(found.starts_with(place.split_once(": ").map_or(place, |it| it.0)), "{found} {place}");
+            assert!(found.contains(words), "{found}: {words}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_is_refused() {
+        for wrong in ["url: http://a:1\n", "text", "[1", "- a\n---\n- b\n"] {
+            assert!(parse(wrong, None).is_err(), "{wrong}");
+        }
+        assert!(parse("", None).unwrap().is_empty());
+    }
+}

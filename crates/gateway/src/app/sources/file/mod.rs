@@ -1,0 +1,40 @@
+//! Workers that a file lists.
+
+mod follower;
+mod list;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use self::follower::{Follower, SOURCE};
+use super::source::WorkerSource;
+use crate::app::error::StartError;
+use crate::config::Options;
+use crate::file_stamp::FileStamp;
+use crate::fleet::{Registry, SourceState};
+
+/// The workers of `discovery_file`.
+pub(super) struct DiscoveryFile;
+
+impl WorkerSource for DiscoveryFile {
+    fn start(options: &Options, registry: &Arc<Registry>) -> Result<(), StartError> {
+        let Some(path) = options.discovery_file.as_deref().map(Path::new) else {
+            return Ok(());
+        };
+        // Before the file is read: a change meanwhile is seen later.
+        let stamp = FileStamp::of(path).ok();
+        let workers = list::read(path, options.api_key.as_ref())
+            .map_err(|error| StartError::environment("read the discovery_file", error))?;
+        registry.report(SOURCE, SourceState::Following);
+        registry
+            .reconcile(SOURCE, &workers)
+            .map_err(|error| StartError::environment("add workers", error))?;
+        let follower = Follower {
+            path: path.to_owned(),
+            key: options.api_key.clone(),
+            registry: Arc::clone(registry),
+        };
+        tokio::spawn(follower.run(stamp));
+        Ok(())
+    }
+}
