@@ -50,15 +50,19 @@ impl Gateway {
         let lanes = thread::available_parallelism().map_or(1, usize::from);
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| StartError::environment("start a runtime", error))?;
-        let control = assemble::build(
-            options,
-            &runtime,
-            Machine {
-                lanes,
-                descriptors,
-                memory: available_memory(),
-            },
-        )?;
+        let machine = Machine {
+            lanes,
+            descriptors,
+            memory: available_memory(),
+        };
+        let control = match assemble::build(options, &runtime, machine) {
+            Ok(control) => control,
+            Err(error) => {
+                // The caller may be a task: there a runtime must not be waited for.
+                runtime.shutdown_background();
+                return Err(error);
+            }
+        };
         let metrics_listener = control.metrics_listeners.first();
         let metrics_addr = metrics_listener.map(listen::local_addr).transpose()?;
         let (shutdown, fleet) = (control.shutdown.clone(), &control.balancer.fleet);

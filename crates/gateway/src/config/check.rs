@@ -10,6 +10,7 @@ use super::options::Options;
 use super::origin::AllowedOrigin;
 use super::tls::check_tls;
 use super::unbuilt;
+use super::worker_name::WorkerName;
 use super::worker_url::WorkerUrl;
 
 /// Largest prefix index, bytes: it is reserved (not filled) at once.
@@ -89,7 +90,11 @@ fn check_workers(options: &Options) -> Result<(), ConfigError> {
     let decode = options.decode_urls.iter().flatten();
     let pairs = prefill.map(|(url, _)| url).chain(decode);
     for url in options.worker_urls.iter().chain(pairs) {
-        WorkerUrl::parse(url).map_err(|why| ConfigError::worker_url(url, why))?;
+        let checked = WorkerName::parse(url).map_or_else(
+            || WorkerUrl::parse(url).map(|_| ()),
+            |named| named.map(|_| ()),
+        );
+        checked.map_err(|why| ConfigError::worker_url(url, why))?;
     }
     Ok(())
 }

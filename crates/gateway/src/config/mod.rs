@@ -19,6 +19,7 @@ mod secret;
 mod sections;
 mod tls;
 mod unbuilt;
+mod worker_name;
 mod worker_url;
 
 pub(crate) use auth::{AuditTo, AuthSection, is_sendable};
@@ -45,5 +46,6 @@ pub(crate) use sections::{
 pub(crate) use tls::{
     PairFiles, PemFile, ServerTlsSection, Verification, WorkerTlsSection, tls_name,
 };
+pub(crate) use worker_name::{Lookup, WorkerName};
 pub(crate) use worker_url::Scheme;
 pub use worker_url::WorkerUrl;

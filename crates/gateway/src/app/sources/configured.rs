@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::source::WorkerSource;
 use crate::app::error::StartError;
-use crate::config::{ConfigError, Options, WorkerUrl};
+use crate::config::{ConfigError, Options, WorkerName, WorkerUrl};
 use crate::fleet::{Listed, Registry, Role, Source, WorkerSpec};
 
 /// `worker_urls`, `prefill_urls` and `decode_urls`, registered once: they change with a restart
@@ -22,10 +22,14 @@ impl WorkerSource for Configured {
                 ..WorkerSpec::new(url)
             }))
         };
-        let regular = options.worker_urls.iter().map(|url| spec(url, None, None));
+        // Names of workers are another source.
+        let plain = |url: &&String| WorkerName::parse(url).is_none();
+        let regular = options.worker_urls.iter().filter(plain);
+        let regular = regular.map(|url| spec(url, None, None));
         let prefill = options.prefill_urls.iter().flatten();
+        let prefill = prefill.filter(|(url, _)| plain(&url));
         let prefill = prefill.map(|(url, port)| spec(url, Some(Role::Prefill), *port));
-        let decode = options.decode_urls.iter().flatten();
+        let decode = options.decode_urls.iter().flatten().filter(plain);
         let decode = decode.map(|url| spec(url, Some(Role::Decode), None));
         let specs: Result<Vec<_>, ConfigError> = regular.chain(prefill).chain(decode).collect();
         registry

@@ -37,6 +37,7 @@ macro_rules! worker_sources {
 worker_sources! {
     mod configured: Configured;
     mod file: DiscoveryFile;
+    mod names: Names;
     #[cfg(feature = "kubernetes")]
     mod kubernetes: Kubernetes;
 }

@@ -2,6 +2,7 @@
 
 mod discovery_file;
 mod models;
+mod names;
 mod policies;
 mod ranks;
 mod registry;

@@ -1,0 +1,39 @@
+//! Workers that a name stands for: a worker at each of its addresses, or at each of its services.
+
+mod follower;
+mod resolver;
+
+use std::sync::Arc;
+
+use self::follower::{Follower, NamedWorkers};
+use self::resolver::SystemResolver;
+use super::source::WorkerSource;
+use crate::app::error::StartError;
+use crate::config::{ConfigError, Options, WorkerName};
+use crate::fleet::{Registry, Role};
+
+/// The names in `worker_urls`, `prefill_urls` and `decode_urls`.
+pub(super) struct Names;
+
+impl WorkerSource for Names {
+    fn start(options: &Options, registry: &Arc<Registry>) -> Result<(), StartError> {
+        let named = |text: &str, role, bootstrap_port| {
+            let parsed = WorkerName::parse(text)?;
+            Some(parsed.map_err(|why| ConfigError::worker_url(text, why)).map(|name| {
+                NamedWorkers::new(name, role, bootstrap_port)
+            }))
+        };
+        let regular = options.worker_urls.iter().filter_map(|url| named(url, None, None));
+        let prefill = options.prefill_urls.iter().flatten();
+        let prefill = prefill.filter_map(|(url, port)| named(url, Some(Role::Prefill), *port));
+        let decode = options.decode_urls.iter().flatten();
+        let decode = decode.filter_map(|url| named(url, Some(Role::Decode), None));
+        let all: Result<Vec<_>, ConfigError> = regular.chain(prefill).chain(decode).collect();
+        let all = all?;
+        if !all.is_empty() {
+            let follower = Follower::new(all, options.api_key.clone(), registry);
+            tokio::spawn(follower.run(SystemResolver::default()));
+        }
+        Ok(())
+    }
+}
