@@ -19,7 +19,6 @@ pub mod config;
 mod cpu_pool;
 mod endpoint;
 mod error;
-mod file_stamp;
 mod fleet;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
@@ -31,6 +30,7 @@ mod telemetry;
 mod tls;
 mod upstream;
 mod via;
+mod watched_file;
 
 pub use api::{Route, route_table};
 pub use app::{Gateway, StartError};

@@ -1,9 +1,8 @@
 //! The keys of clients, by the file that names them, as it is now.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::task::spawn_blocking;
@@ -11,13 +10,12 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info};
 
 use super::digest::KeyDigest;
-use super::key_file::{self, KeyEntry, KeyFileError, Stamp};
+use super::key_file::{self, KeyEntry, KeyFileError};
 use super::key_limits::{KeyLimits, KeyShare, Reached, TokenShare};
 use crate::error::Error;
 use crate::telemetry::{KeyMetrics, Metrics};
+use crate::watched_file::{LOOK_INTERVAL, Look, WatchedFile};
 
-/// Pause between looks at the file.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Keys with series of their own; the others are counted together.
 const MAX_SERIES: usize = 200;
 /// The name under which those are counted.
@@ -76,10 +74,8 @@ type Table = HashMap<KeyDigest, Arc<ClientKey>>;
 /// The keys in force.
 #[derive(Debug)]
 pub(crate) struct ClientKeys {
-    path: PathBuf,
     table: ArcSwap<Table>,
-    /// The file when it was last read; `None` where it was not there.
-    seen: Mutex<Option<Stamp>>,
+    file: Mutex<WatchedFile>,
     metrics: Arc<Metrics>,
 }
 
@@ -89,15 +85,13 @@ impl ClientKeys {
     /// # Errors
     /// It cannot be read or used.
     pub(crate) fn open(path: &Path, metrics: &Arc<Metrics>) -> Result<Arc<Self>, KeyFileError> {
-        // Before the file is read: a change meanwhile is seen later.
-        let seen = Stamp::of(path)?;
+        let (file, entries) = WatchedFile::open(path, key_file::read)?;
         let keys = Self {
-            path: path.to_owned(),
             table: ArcSwap::default(),
-            seen: Mutex::new(Some(seen)),
+            file: Mutex::new(file),
             metrics: Arc::clone(metrics),
         };
-        keys.replace(key_file::read(path)?);
+        keys.replace(entries);
         Ok(Arc::new(keys))
     }
 
@@ -127,24 +121,18 @@ impl ClientKeys {
 
     /// Reads the file again if it has changed. Blocks.
     fn look(&self) {
-        let stamp = Stamp::of(&self.path);
-        {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            if stamp.as_ref().ok() == seen.as_ref() {
-                return;
-            }
-            *seen = stamp.as_ref().ok().copied();
-        }
-        let read = stamp.map_err(KeyFileError::from);
-        let path = self.path.display();
-        match read.and_then(|_| key_file::read(&self.path)) {
-            Ok(entries) => {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let look = file.look(key_file::read);
+        let path = file.path().display();
+        match look {
+            Look::Unchanged => {}
+            Look::Changed(entries) => {
                 let keys = entries.len();
                 self.replace(entries);
                 self.metrics.keys_reloaded("success");
                 info!(%path, keys, "keys of clients have changed");
             }
-            Err(why) => {
+            Look::Failed(why) => {
                 self.metrics.keys_reloaded("failure");
                 error!(%path, %why, "keys of clients cannot be read, the old ones stay in force");
             }
@@ -165,8 +153,10 @@ impl ClientKeys {
             let rules = entry.rules();
             let before = old.get(entry.name.as_str());
             let before = before.and_then(|key| key.limits.as_ref());
-            let same = before.filter(|limits| limits.rules == rules).cloned();
-            let limits = same.or_else(|| KeyLimits::new(rules));
+            let limits = match before {
+                Some(limits) if limits.rules == rules => Some(Arc::clone(limits)),
+                before => KeyLimits::new(rules, before.map(Arc::as_ref)),
+            };
             let key = ClientKey {
                 name: entry.name,
                 limits,
@@ -190,6 +180,7 @@ impl ClientKeys {
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -287,13 +278,26 @@ mod tests {
             fs::write(&path, format!("[{entry}{more}]")).unwrap();
             path
         };
-        let keys = ClientKeys::open(&write(1, ""), &stage.metrics).unwrap();
+        let path = write(1, "");
+        let keys = ClientKeys::open(&path, &stage.metrics).unwrap();
         let enter = || keys.find(b"sk-a").unwrap().enter();
         assert!(enter().is_ok() && enter().is_err());
         write(1, r#", {"name": "b", "key": "sk-b"}"#);
         keys.look();
         assert!(enter().is_err());
         assert!(matches!(keys.find(b"sk-b").unwrap().enter(), Ok(None)));
+        // One limit changes, and the other stays with what has been taken of it.
+        let at_a_time =
+            r#"[{"name": "a", "key": "sk-a", "rpm_limit": 60, "max_parallel_requests": 1}]"#;
+        fs::write(&path, at_a_time).unwrap();
+        keys.look();
+        let held = enter().unwrap();
+        assert!(enter().is_err());
+        fs::write(&path, at_a_time.replace("60", "120")).unwrap();
+        keys.look();
+        assert!(enter().is_err());
+        drop(held);
+        assert!(enter().is_ok());
         write(60, "");
         keys.look();
         assert!(enter().is_ok());

@@ -81,6 +81,12 @@ impl Issuer {
             None => discover(&client, &options.issuer).await?,
         };
         let keys = fetch_keys(&client, &keys_at).await?;
+        if keys.len() == 0 {
+            return Err(IssuerError::Answer {
+                url: keys_at.to_string(),
+                why: "it lists no keys".to_owned(),
+            });
+        }
         info!(issuer = options.issuer, url = %keys_at, keys = keys.len(), "keys of the issuer of tokens are known");
         Ok(Arc::new(Self {
             client,
@@ -99,6 +105,10 @@ impl Issuer {
     /// Why the token does not count.
     pub(super) async fn verify(&self, token: &[u8]) -> Result<Operator, &'static str> {
         let header = decode_header(token).map_err(|_| "not a token")?;
+        if header.crit.is_some() {
+            // RFC 7515 §4.1.11: no extension is understood here.
+            return Err("the token has extensions that must be understood (crit)");
+        }
         let id = header.kid.ok_or("the token does not name its key")?;
         if self.keys.load().find(&id).is_none() {
             self.look_for(&id).await;
@@ -283,6 +293,11 @@ mod tests {
         let forged = format!("{head}.{flipped}{}", &signature[1..]);
         let forged = issuer("gateway").verify(forged.as_bytes()).await;
         assert_eq!(forged.unwrap_err(), "the token's signature is wrong");
+        // {"alg":"RS256","kid":"a","crit":["b64"],"b64":false}
+        let extended =
+            "eyJhbGciOiJSUzI1NiIsImtpZCI6ImEiLCJjcml0IjpbImI2NCJdLCJiNjQiOmZhbHNlfQ.e30.AAAA";
+        let extended = issuer("gateway").verify(extended.as_bytes()).await;
+        assert!(extended.unwrap_err().contains("crit"));
         for text in ["", "a", "a.b", "a.b.c", "..", &format!("{token}.x")] {
             let refused = issuer("gateway").verify(text.as_bytes()).await;
             assert!(refused.is_err(), "{text}");

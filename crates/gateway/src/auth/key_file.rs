@@ -4,7 +4,6 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::num::NonZeroU32;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -12,6 +11,7 @@ use thiserror::Error;
 
 use super::key_limits::KeyRules;
 use crate::config::{Secret, is_sendable};
+use crate::watched_file::FileProblem;
 
 /// Largest file, bytes.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
@@ -74,24 +74,9 @@ impl KeyEntry {
     }
 }
 
-/// The state of a file, which differs from one change to the next. A symlink is followed, so that it may be swapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
-    place: (u64, u64),
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    pub(super) fn of(path: &Path) -> io::Result<Self> {
-        let found = path.metadata()?;
-        Ok(Self {
-            place: (found.dev(), found.ino()),
-            size: found.size(),
-            modified: (found.mtime(), found.mtime_nsec()),
-            changed: (found.ctime(), found.ctime_nsec()),
-        })
+impl FileProblem for KeyFileError {
+    fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Unreadable(_))
     }
 }
 

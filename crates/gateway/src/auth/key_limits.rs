@@ -20,8 +20,8 @@ pub(super) struct KeyRules {
 #[derive(Debug)]
 pub(super) struct KeyLimits {
     pub(super) rules: KeyRules,
-    requests: Option<Rate>,
-    tokens: Option<Rate>,
+    requests: Option<Arc<Rate>>,
+    tokens: Option<Arc<Rate>>,
     at_a_time: Option<Arc<Semaphore>>,
 }
 
@@ -46,14 +46,24 @@ pub(super) struct Reached {
 }
 
 impl KeyLimits {
-    /// `None` where there are none.
-    pub(super) fn new(rules: KeyRules) -> Option<Arc<Self>> {
-        let permits = |most: NonZeroU32| Arc::new(Semaphore::new(most.get() as usize));
+    /// `None` where there are none. What has been taken of a limit that was the same before counts.
+    pub(super) fn new(rules: KeyRules, before: Option<&Self>) -> Option<Arc<Self>> {
+        let new_permits = |most: NonZeroU32| Arc::new(Semaphore::new(most.get() as usize));
+        let kept_rate = |rate: Option<&Arc<Rate>>, limit: Option<NonZeroU32>| {
+            let limit = limit?;
+            let same = rate.filter(|rate| rate.per_minute == limit);
+            Some(same.map_or_else(|| Arc::new(Rate::new(limit)), Arc::clone))
+        };
+        let requests = before.and_then(|before| before.requests.as_ref());
+        let tokens = before.and_then(|before| before.tokens.as_ref());
+        let most = rules.max_parallel_requests;
+        let permits = before.filter(|before| before.rules.max_parallel_requests == most);
+        let permits = permits.and_then(|before| before.at_a_time.clone());
         let limits = Self {
             rules,
-            requests: rules.rpm_limit.map(Rate::new),
-            tokens: rules.tpm_limit.map(Rate::new),
-            at_a_time: rules.max_parallel_requests.map(permits),
+            requests: kept_rate(requests, rules.rpm_limit),
+            tokens: kept_rate(tokens, rules.tpm_limit),
+            at_a_time: permits.or_else(|| most.map(new_permits)),
         };
         let some = limits.requests.is_some() || limits.tokens.is_some();
         (some || limits.at_a_time.is_some()).then(|| Arc::new(limits))
@@ -193,11 +203,14 @@ mod tests {
     use super::*;
 
     fn limits(rpm: u32, at_a_time: u32) -> Option<Arc<KeyLimits>> {
-        KeyLimits::new(KeyRules {
-            rpm_limit: NonZeroU32::new(rpm),
-            tpm_limit: None,
-            max_parallel_requests: NonZeroU32::new(at_a_time),
-        })
+        KeyLimits::new(
+            KeyRules {
+                rpm_limit: NonZeroU32::new(rpm),
+                tpm_limit: None,
+                max_parallel_requests: NonZeroU32::new(at_a_time),
+            },
+            None,
+        )
     }
 
     #[tokio::test(start_paused = true)]
@@ -233,11 +246,14 @@ mod tests {
     }
 
     fn tokens(tpm: u32) -> Arc<KeyLimits> {
-        let limits = KeyLimits::new(KeyRules {
-            rpm_limit: None,
-            tpm_limit: NonZeroU32::new(tpm),
-            max_parallel_requests: None,
-        });
+        let limits = KeyLimits::new(
+            KeyRules {
+                rpm_limit: None,
+                tpm_limit: NonZeroU32::new(tpm),
+                max_parallel_requests: None,
+            },
+            None,
+        );
         limits.unwrap()
     }
 

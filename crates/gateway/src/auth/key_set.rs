@@ -28,12 +28,14 @@ impl KeySet {
     /// Reads a JWKS document; keys of unknown kinds, for encryption or without an id are left out.
     ///
     /// # Errors
-    /// It is no such document, or has no key that can be used.
+    /// It is no such document, or none of its keys can be used.
     pub(super) fn parse(text: &[u8]) -> Result<Self, &'static str> {
         let document: Document = serde_json::from_slice(text).map_err(|_| "is no set of keys")?;
+        let lists_none = document.keys.is_empty();
         let keys = document.keys.into_iter();
         let keys: Vec<_> = keys.filter_map(VerifyingKey::read).collect();
-        if keys.is_empty() {
+        // An issuer may withdraw all of its keys.
+        if keys.is_empty() && !lists_none {
             return Err("has no key for signatures by RSA or elliptic curves");
         }
         Ok(Self(keys))
@@ -129,12 +131,16 @@ mod tests {
     }
 
     #[test]
+    fn issuer_may_withdraw_all_of_its_keys() {
+        assert_eq!(KeySet::parse(br#"{"keys": []}"#).unwrap().len(), 0);
+    }
+
+    #[test]
     fn document_without_a_usable_key_is_refused() {
         for text in [
             "",
             "[]",
             "{}",
-            r#"{"keys": []}"#,
             r#"{"keys": [{"kty": "oct", "kid": "a", "k": "AAAA"}]}"#,
         ] {
             assert!(KeySet::parse(text.as_bytes()).is_err(), "{text}");

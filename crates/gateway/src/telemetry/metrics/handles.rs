@@ -90,6 +90,8 @@ pub(crate) struct KeyMetrics {
     pub(crate) requests: IntCounter,
     pub(super) all_requests: IntCounterVec,
     pub(super) all_refused: IntCounterVec,
+    /// The key has been withdrawn.
+    pub(super) forgotten: AtomicBool,
 }
 
 /// What requests of a key are refused for.
@@ -98,12 +100,16 @@ const KEY_LIMITS: [&str; 4] = ["rpm_limit", "tpm_limit", "max_parallel_requests"
 impl KeyMetrics {
     /// A limit of the key was reached.
     pub(crate) fn refused(&self, limit: &str) {
+        if self.forgotten.load(Relaxed) {
+            return;
+        }
         let labels = [self.label.as_str(), limit];
         self.all_refused.with_label_values(&labels).inc();
     }
 
     /// The key has been withdrawn: its series are removed.
     pub(crate) fn forget(&self) {
+        self.forgotten.store(true, Relaxed);
         // Another key of the same label may have removed them before.
         let _ = self.all_requests.remove_label_values(&[&self.label]);
         for limit in KEY_LIMITS {

@@ -177,6 +177,7 @@ impl Metrics {
             requests: self.keys.requests.with_label_values(&[label]),
             all_requests: self.keys.requests.clone(),
             all_refused: self.keys.refused.clone(),
+            forgotten: AtomicBool::new(false),
         }
     }
 

@@ -121,8 +121,11 @@ async fn broken_or_missing_file_leaves_the_workers_and_is_told() {
     assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
     file.replace(&list);
     until(|| sample(&gateway, up)).await;
-    let counted = "smg_discovery_errors_total{reason=\"invalid\",source=\"file\"} 4";
-    assert!(sample(&gateway, counted).await);
+    for (reason, count) in [("invalid", 3), ("unreadable", 1)] {
+        let counted =
+            format!("smg_discovery_errors_total{{reason=\"{reason}\",source=\"file\"}} {count}");
+        assert!(sample(&gateway, &counted).await, "{reason}");
+    }
 }
 
 #[tokio::test]

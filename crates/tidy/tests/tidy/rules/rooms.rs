@@ -25,11 +25,11 @@ const fn room(name: &'static str, needs: &'static [&'static str]) -> Room {
 #[rustfmt::skip]
 const ARROWS: &[Room] = &[
     room("fuzz", &["api", "proxy", "upstream"]),
-    room("app", &["admission", "api", "auth", "balancer", "config", "cpu_pool", "file_stamp", "fleet", "lane", "proxy", "server", "shutdown", "telemetry", "tls", "upstream", "via"]),
+    room("app", &["admission", "api", "auth", "balancer", "config", "cpu_pool", "fleet", "lane", "proxy", "server", "shutdown", "telemetry", "tls", "upstream", "via", "watched_file"]),
     room("server", &["admission", "api", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "tls", "via"]),
     room("api", &["admission", "cpu_pool", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "upstream"]),
     room("proxy", &["admission", "auth", "cpu_pool", "balancer", "config", "endpoint", "error", "fleet", "lane", "telemetry", "upstream", "via"]),
-    room("auth", &["config", "endpoint", "error", "file_stamp", "telemetry", "upstream", "via"]),
+    room("auth", &["config", "endpoint", "error", "telemetry", "upstream", "via", "watched_file"]),
     room("balancer", &["admission", "config", "endpoint", "fleet", "telemetry", "upstream"]),
     room("admission", &["config", "error", "telemetry"]),
     room("fleet", &["config", "lane", "telemetry", "upstream"]),
@@ -39,11 +39,11 @@ const ARROWS: &[Room] = &[
     room("tls", &["config"]),
     room("config", &[]),
     room("endpoint", &[]),
-    room("file_stamp", &[]),
     room("cpu_pool", &[]),
     room("lane", &[]),
     room("shutdown", &[]),
     room("via", &[]),
+    room("watched_file", &[]),
 ];
 
 #[test]

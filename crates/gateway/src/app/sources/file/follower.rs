@@ -1,85 +1,63 @@
 //! Reads the file again when it changes.
 
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info};
 
-use super::list;
-use crate::config::{FileError, Secret};
-use crate::file_stamp::{FileStamp, LOOK_INTERVAL};
+use super::list::{self, ListError};
+use crate::config::Secret;
 use crate::fleet::{Listed, Registry, Source, SourceState};
+use crate::watched_file::{LOOK_INTERVAL, Look, WatchedFile};
 
 pub(super) const SOURCE: Source = Source::discovery("file");
 
 /// Has the registry follow the file.
 pub(super) struct Follower {
-    pub(super) path: PathBuf,
     /// For workers without a key of their own.
     pub(super) key: Option<Secret>,
     pub(super) registry: Arc<Registry>,
 }
 
-/// What a look at the file found.
-enum Look {
-    Unchanged,
-    Changed(Result<Vec<Listed>, FileError>),
-}
-
 impl Follower {
     /// Runs until dropped, or until the gateway stops. A file that cannot be used leaves the workers as they are.
-    pub(super) async fn run(self, mut stamp: Option<FileStamp>) {
+    pub(super) async fn run(self, mut file: WatchedFile) {
         let mut ticks = interval(LOOK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let (path, key) = (self.path.clone(), self.key.clone());
+            let key = self.key.clone();
             // A volume that does not answer holds up a thread of its own only.
-            let look = spawn_blocking(move || {
-                let found = FileStamp::of(&path);
-                (found.as_ref().ok().copied(), look(stamp, found, || list::read(&path, key.as_ref())))
+            let looking = spawn_blocking(move || {
+                let look = file.look(|path| list::read(path, key.as_ref()));
+                (file, look)
             });
-            let Ok((found, look)) = look.await else {
+            let Ok((looked, look)) = looking.await else {
                 return;
             };
-            stamp = found;
-            if let Look::Changed(list) = look
-                && !self.follow(list)
-            {
+            file = looked;
+            if !self.follow(look) {
                 return;
             }
         }
     }
 
     /// False when the gateway stops.
-    fn follow(&self, list: Result<Vec<Listed>, FileError>) -> bool {
-        match list {
-            Ok(workers) => {
-                info!(path = %self.path.display(), workers = workers.len(), "the discovery file has changed");
+    fn follow(&self, look: Look<Vec<Listed>, ListError>) -> bool {
+        match look {
+            Look::Unchanged => true,
+            Look::Changed(workers) => {
+                info!(workers = workers.len(), "the discovery file has changed");
                 self.registry.report(SOURCE, SourceState::Following);
                 self.registry.reconcile(SOURCE, &workers).is_ok()
             }
-            Err(error) => {
-                self.registry.report(SOURCE, SourceState::Failing("invalid"));
+            Look::Failed(error) => {
+                let state = SourceState::Failing(error.reason());
+                self.registry.report(SOURCE, state);
                 error!(%error, "the discovery file cannot be used, its workers stay as they are");
                 true
             }
         }
-    }
-}
-
-/// Reads the file if it is another one than before.
-fn look(
-    before: Option<FileStamp>,
-    found: io::Result<FileStamp>,
-    read: impl FnOnce() -> Result<Vec<Listed>, FileError>,
-) -> Look {
-    if found.ok() == before {
-        Look::Unchanged
-    } else {
-        Look::Changed(read())
     }
 }

@@ -6,30 +6,58 @@ use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use thiserror::Error;
 
 use crate::api::{has_worker_field, read_worker};
 use crate::config::file::{self, Item};
 use crate::config::{FileError, Problem, Secret, WorkerUrl};
 use crate::fleet::{Listed, WorkerSpec};
+use crate::watched_file::FileProblem;
 
 /// Largest file, bytes.
 const MAX_FILE: u64 = 16 << 20;
 /// Longest name of a field that a message repeats, characters.
 const MAX_NAME: usize = 100;
 
+/// Why there is no list.
+#[derive(Debug, Error)]
+pub(super) enum ListError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    Unreadable(FileError),
+    /// What it says is wrong.
+    #[error(transparent)]
+    Invalid(FileError),
+}
+
+impl ListError {
+    /// The `reason` label of metrics.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Unreadable(_) => "unreadable",
+            Self::Invalid(_) => "invalid",
+        }
+    }
+}
+
+impl FileProblem for ListError {
+    fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Unreadable(_))
+    }
+}
+
 /// Reads the workers of a file, a YAML or JSON list of objects with the fields of `POST /workers`; a text is the URL
 /// of a worker. Blocks.
 ///
 /// # Errors
 /// Everything that is wrong with the file.
-pub(super) fn read(path: &Path, key: Option<&Secret>) -> Result<Vec<Listed>, FileError> {
-    let listed = text_of(path)
-        .map_err(|problem| vec![problem])
-        .and_then(|text| parse(&text, key));
-    listed.map_err(|problems| FileError {
+pub(super) fn read(path: &Path, key: Option<&Secret>) -> Result<Vec<Listed>, ListError> {
+    let error = |problems| FileError {
         path: path.display().to_string(),
         problems,
-    })
+    };
+    let text = text_of(path).map_err(|problem| ListError::Unreadable(error(vec![problem])))?;
+    parse(&text, key).map_err(|problems| ListError::Invalid(error(problems)))
 }
 
 fn text_of(path: &Path) -> Result<String, Problem> {

@@ -10,8 +10,8 @@ use self::follower::{Follower, SOURCE};
 use super::source::WorkerSource;
 use crate::app::error::StartError;
 use crate::config::Options;
-use crate::file_stamp::FileStamp;
 use crate::fleet::{Registry, SourceState};
+use crate::watched_file::WatchedFile;
 
 /// The workers of `discovery_file`.
 pub(super) struct DiscoveryFile;
@@ -21,20 +21,18 @@ impl WorkerSource for DiscoveryFile {
         let Some(path) = options.discovery_file.as_deref().map(Path::new) else {
             return Ok(());
         };
-        // Before the file is read: a change meanwhile is seen later.
-        let stamp = FileStamp::of(path).ok();
-        let workers = list::read(path, options.api_key.as_ref())
+        let read = |path: &Path| list::read(path, options.api_key.as_ref());
+        let (file, workers) = WatchedFile::open(path, read)
             .map_err(|error| StartError::environment("read the discovery_file", error))?;
         registry.report(SOURCE, SourceState::Following);
         registry
             .reconcile(SOURCE, &workers)
             .map_err(|error| StartError::environment("add workers", error))?;
         let follower = Follower {
-            path: path.to_owned(),
             key: options.api_key.clone(),
             registry: Arc::clone(registry),
         };
-        tokio::spawn(follower.run(stamp));
+        tokio::spawn(follower.run(file));
         Ok(())
     }
 }
