@@ -17,6 +17,7 @@ examples:
   %(prog)s server --model-path Qwen/Qwen3-8B --dp-size 2
   %(prog)s demo --workers 4
   %(prog)s simulate --trace trace.jsonl --workers 8 --policy all
+  %(prog)s doctor --worker-urls http://gpu-1:30000 http://gpu-2:30000
 """
 
 
@@ -110,6 +111,12 @@ def _simulate(argv: list[str]) -> None:
     simulate.main(argv, prog=f"{_program()} simulate")
 
 
+def _doctor(argv: list[str]) -> None:
+    from . import doctor
+
+    doctor.main(argv, prog=f"{_program()} doctor")
+
+
 # Command, its line in the help, and what runs it.
 _COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "launch": ("start a gateway", _launch),
@@ -117,6 +124,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "sim-worker": ("start a simulated worker", _sim_worker),
     "demo": ("start simulated workers and a gateway, and send them some load", _demo),
     "simulate": ("replay a trace under several policies in virtual time, and compare them", _simulate),
+    "doctor": ("check options, ports, this machine and the workers before a start", _doctor),
 }
 
 
