@@ -1,6 +1,6 @@
 # The few verbs of this project. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo build lint test test-sglang test-browser coverage chaos fuzz bench fmt
+.PHONY: help demo build wheel wheel-start lint test test-sglang test-browser coverage chaos fuzz bench fmt
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
@@ -12,6 +12,10 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SEED ?= 1
+SUITE ?= bookworm
+TARGET ?= $(shell uname -m)-unknown-linux-gnu
+WHEEL_BIN := $(CURDIR)/build/wheel/bin
+IN_WHEEL := PATH="$(WHEEL_BIN):$$PATH" VIRTUAL_ENV=$(CURDIR)/build/wheel
 FAULTS ?= 10000
 FUZZ_SECS ?= 60
 
@@ -38,6 +42,27 @@ demo: $(BUILT) ## simulated workers, a gateway, some load, a table; DEMO_ARGS="-
 	$(BIN)/python -m sgl_model_gateway demo $(DEMO_ARGS)
 
 build: $(BUILT) ## .venv with everything, the extension as it is shipped (release)
+
+# zig links against the symbols of any release of glibc, so one wheel serves every Linux from 2014 on. A commit's wheel is the same wherever it is built:
+# it has no path of the machine, and the commit's own time.
+wheel: build/wheel/.installed ## manylinux2014 wheel and source distribution in dist/, checked; TARGET=aarch64-unknown-linux-gnu
+	rm -rf build/wheel/out LICENSE-THIRD-PARTY.txt
+	mkdir -p build/wheel/out dist
+	$(IN_WHEEL) maturin sdist --out build/wheel/out
+	$(WHEEL_BIN)/python packaging/licenses.py --target $(TARGET)
+	$(IN_WHEEL) RUSTFLAGS="--remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=/cargo --remap-path-prefix=$(CURDIR)=/source $$RUSTFLAGS" \
+		SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || date +%s)} \
+		maturin build --release --locked --zig --target $(TARGET) --compatibility manylinux2014 --out build/wheel/out
+	$(WHEEL_BIN)/python packaging/check_wheel.py build/wheel/out/*.whl
+	mv build/wheel/out/* dist/
+
+wheel-start: ## the wheel of dist/ in a chroot of Debian, as root, with debootstrap; SUITE=bullseye (which builds a Python)
+	packaging/start_in_chroot.sh $(SUITE) dist/*-abi3-*_$(shell uname -m).whl
+
+build/wheel/.installed: packaging/requirements.txt
+	$(PYTHON) -m venv build/wheel
+	$(WHEEL_BIN)/python -m pip install --quiet -r packaging/requirements.txt
+	@touch $@
 
 test: ## Rust tests, then Python tests; PYTEST_ARGS="-k signals"
 	cargo test --workspace --quiet
@@ -81,7 +106,7 @@ lint: $(BUILT) ## formatting, clippy, ruff, mypy, the stub against the extension
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy bench examples
+	$(BIN)/mypy bench examples packaging
 	$(BIN)/stubtest --concise --allowlist py_test/stubtest_allowlist.txt sgl_model_gateway.sgl_model_gateway_rs
 	@if cargo deny --version >/dev/null 2>&1; then \
 		cargo deny --offline check --hide-inclusion-graph bans licenses sources; \

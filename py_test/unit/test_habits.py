@@ -115,10 +115,11 @@ def test_ci_runs_the_script_that_every_machine_runs() -> None:
 
 def test_a_release_covers_the_platforms_and_publishes_only_tags() -> None:
     jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
-    matrix = jobs["linux"]["strategy"]["matrix"]
-    assert {libc.split("_")[0] for libc in matrix["libc"]} == {"manylinux", "musllinux"}
-    assert "manylinux_2_28" in matrix["libc"] and matrix["target"] == ["x86_64", "aarch64"]
-    assert [it["target"] for it in jobs["macos"]["strategy"]["matrix"]["include"]] == ["x86_64", "aarch64"]
+    for system in ("manylinux", "musllinux", "macos"):
+        assert [it["target"] for it in jobs[system]["strategy"]["matrix"]["include"]] == ["x86_64", "aarch64"]
+        steps = [step["run"] for step in jobs[system]["steps"] if "run" in step]
+        assert any("make wheel" in step or "packaging/licenses.py" in step for step in steps), system
+        assert any("demo --exit" in step for step in steps), system
     publish = jobs["publish"]
     assert set(publish["needs"]) == set(jobs) - {"publish"}
     assert "refs/tags/" in publish["if"]
@@ -199,9 +200,8 @@ def instructions(text: str) -> list[tuple[str, str]]:
 def test_the_image_is_small_pinned_and_not_root() -> None:
     found = instructions((ROOT / "Dockerfile").read_text())
     stages = [argument for name, argument in found if name == "FROM"]
-    assert len(stages) == 2
-    assert all(re.fullmatch(r"[\w/.-]+:\d[\w.-]*( AS \w+)?", stage) for stage in stages), "a version, never latest"
-    assert all(stage.split(" AS ")[0].endswith("-slim-bookworm") for stage in stages)
+    assert stages[-1] == "scratch", "with the packages that the gateway needs, and no others"
+    assert all(re.fullmatch(r"[\w/.-]+:\d[\w.-]*-slim-bookworm AS \w+", stage) for stage in stages[:-1]), "never latest"
     last = found[[at for at, (name, _) in enumerate(found) if name == "FROM"][-1] :]
     single = {name: argument for name, argument in last}
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", single["USER"]), "a number, so that it is known not to be root"
@@ -210,6 +210,9 @@ def test_the_image_is_small_pinned_and_not_root() -> None:
     names = [name for name, _ in last]
     assert names.index("USER") > max(at for at, name in enumerate(names) if name in ("RUN", "COPY"))
     assert not [argument for name, argument in found if name == "ADD"]
+    assert "RUN" not in names, "there is no shell"
+    for check in ("ENTRYPOINT", "CMD", "HEALTHCHECK"):
+        assert single[check].rpartition("CMD ")[2].startswith("["), "there is no shell"
 
 
 def test_the_image_is_built_with_the_pinned_toolchain() -> None:
@@ -237,6 +240,15 @@ def test_the_health_check_passes_for_a_gateway_and_fails_without(gateway: Any) -
         assert done.returncode == code
 
 
+def test_hooks_of_the_gateway_run_what_its_image_has() -> None:
+    commands = []
+    for file in (ROOT / "deploy/kubernetes").rglob("gateway.yaml"):
+        for document in yaml.safe_load_all(file.read_text()):
+            found = re.findall(r'"exec": \{"command": (\[.*?\])\}', json.dumps(document))
+            commands += [json.loads(command)[0] for command in found]
+    assert commands and set(commands) <= {"python", "sgl-model-gateway"}, "it has no shell and no coreutils"
+
+
 def test_the_image_gets_only_what_the_wheel_is_built_from() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
@@ -244,6 +256,7 @@ def test_the_image_gets_only_what_the_wheel_is_built_from() -> None:
     kept = {line[1:] for line in rules if line.startswith("!")}
     assert all((ROOT / name).exists() for name in kept)
     needed = {"Cargo.toml", "Cargo.lock", "build.rs", "src", "crates", "pyproject.toml", "sgl_model_gateway"}
+    needed |= {"Makefile", "packaging"}
     assert kept == needed | {"README.md", "LICENSE"}  # the last two are named in pyproject.toml
 
 
@@ -282,7 +295,7 @@ def test_prometheus_asks_ports_that_the_gateway_has() -> None:
 
 OURS = [
     *("CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "Dockerfile", "Makefile", "deny.toml", ".editorconfig"),
-    *(name for name in FILES if name.startswith((".github/", "examples/", "bench/", "deploy/"))),
+    *(name for name in FILES if name.startswith((".github/", "examples/", "bench/", "deploy/", "packaging/"))),
 ]
 
 

@@ -24,7 +24,7 @@ def texts() -> list[Path]:
         *ROOT.glob("*.md"),
         *(ROOT / "docs").glob("*.md"),
     ]
-    for folder in ("sgl_model_gateway", "py_test", "bench", "deploy", "examples", ".github"):
+    for folder in ("sgl_model_gateway", "py_test", "bench", "deploy", "examples", "packaging", ".github"):
         found += (path for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES)
     return sorted(path for path in found if path.is_file() and path != Path(__file__))
 
