@@ -33,7 +33,7 @@ from sgl_model_gateway.router_args import RouterArgs
 MISSING = ("a GPU", "a cluster", "the network")
 # Flags of programs that are not ours.
 FOREIGN = {
-    *("--log-json", "--no-deps", "--wheel-dir", "--features", "--version"),
+    *("--log-json", "--features", "--version"),
     *("--namespace", "--from-file", "--now", "--unit"),
     *("--base-gpu-id", "--gpu-id-step", "--disaggregation-transfer-backend"),
 }
