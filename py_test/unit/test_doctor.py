@@ -142,6 +142,12 @@ IDLE: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = [
         for name, value in (("ca_cert_paths", ["a"]), ("client_cert_path", "a"), ("client_key_path", "a"))
         + (("worker_tls_name", "a"), ("tls_skip_verify", True))
     ),
+    (
+        "ca_cert_paths",
+        ["a"],
+        {"worker_urls": ["http://a"]},
+        {"worker_urls": ["http://a"], "jwt_issuer": "https://issuer", "jwt_audience": "a"},
+    ),
     ("control_plane_audit_enabled", True, {}, {"control_plane_api_keys": [("a", "a", "k", "admin")]}),
     ("jwt_role_claim", "r", {}, {"jwt_issuer": "https://issuer", "jwt_audience": "a"}),
     ("oracle_username", "u", {}, {"history_backend": "oracle"}),
@@ -237,6 +243,57 @@ def test_port_that_is_shared_passes_beside_its_present_owner() -> None:
         port = owner.getsockname()[1]
         assert seen(ports.check_ports(local(port=port, reuse_port=True)), "port") == ["ok"]
         assert seen(ports.check_ports(local(port=port)), "port") == ["fail"]
+
+
+def test_port_that_is_shared_takes_no_connection_from_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    listened = []
+
+    class Recorder(socket.socket):
+        def listen(self, backlog: int = 0) -> None:
+            listened.append(self.getsockname()[0])
+            super().listen(backlog)
+
+    monkeypatch.setattr(ports.socket, "socket", Recorder)
+    assert seen(ports.check_ports(local(reuse_port=True))) == ["ok", "ok"] and not listened
+    assert seen(ports.check_ports(local())) == ["ok", "ok"] and len(listened) == 2
+
+
+def has_ipv6() -> bool:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_all_addresses_of_ipv6_are_those_of_ipv4_too() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as holder:
+        port = holder.getsockname()[1]
+        assert seen(ports.check_ports(local(host="[::]", port=port)), "port") == ["fail"]
+        assert seen(ports.check_ports(local(host="::1", port=port)), "port") == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "status"),
+    [
+        (["192.0.2.1", "127.0.0.1"], "ok"),
+        (["192.0.2.1"], "fail"),
+        (["127.0.0.1", "127.0.0.2"], "ok"),
+        (["127.0.0.2", "taken"], "fail"),
+        (["taken", "127.0.0.2"], "fail"),
+    ],
+)
+def test_every_address_of_a_host_must_be_free_and_one_of_this_machine(
+    addresses: list[str], status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.3", 0)) as holder:
+        port = holder.getsockname()[1]
+        hosts = ["127.0.0.3" if it == "taken" else it for it in addresses]
+        resolved = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in hosts]
+        monkeypatch.setattr(ports.socket, "getaddrinfo", lambda *_, **__: resolved)
+        assert seen(ports.check_ports(local(port=port)), "port") == [status]
 
 
 @pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1", "a" * 64 + ".example"])
