@@ -43,8 +43,8 @@ demo: $(BUILT) ## simulated workers, a gateway, some load, a table; DEMO_ARGS="-
 
 build: $(BUILT) ## .venv with everything, the extension as it is shipped (release)
 
-# zig links against the symbols of any release of glibc, so one wheel serves every Linux from 2014 on. A commit's wheel is the same wherever it is built:
-# it has no path of the machine, and the commit's own time.
+# zig links against the symbols of any release of glibc, so one wheel serves every Linux from 2014 on. No path of the machine is in the extension, and its
+# time is that of the commit.
 wheel: build/wheel/.installed ## manylinux2014 wheel and source distribution in dist/, checked; TARGET=aarch64-unknown-linux-gnu
 	rm -rf build/wheel/out LICENSE-THIRD-PARTY.txt
 	mkdir -p build/wheel/out dist

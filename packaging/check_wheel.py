@@ -138,7 +138,7 @@ def check(path: Path) -> list[str]:
 def main(paths: list[str]) -> int:
     """Checks every wheel; the exit code."""
     failed = not paths
-    for path in map(Path, paths):
+    for path in (Path(name).resolve() for name in paths):
         for problem in check(path):
             failed = True
             print(f"{path.name}: {problem}", file=sys.stderr)

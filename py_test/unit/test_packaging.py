@@ -151,8 +151,20 @@ def test_wheel_that_does_not_start_is_named(tmp_path: Path) -> None:
     assert check_wheel.start(wheel(tmp_path).path)
 
 
-def test_no_wheel_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert check_wheel.main([]) == 1
+def test_no_wheel_and_a_wheel_with_a_problem_are_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def check(path: Path) -> list[str]:
+        asked.append(path)
+        return ["too large"] if path.name == "a.whl" else []
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check_wheel, "check", check)
+    assert [check_wheel.main(names) for names in ([], ["b.whl"], ["a.whl", "b.whl"])] == [1, 0, 1]
+    assert asked == [tmp_path / name for name in ("b.whl", "a.whl", "b.whl")], "the start runs in another folder"
+    assert capsys.readouterr().err == "a.whl: too large\n"
 
 
 def test_make_wheel_builds_for_the_glibc_that_is_checked() -> None:
