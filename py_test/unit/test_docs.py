@@ -33,7 +33,7 @@ from sgl_model_gateway.router_args import RouterArgs
 MISSING = ("a GPU", "a cluster", "the network")
 # Flags of programs that are not ours.
 FOREIGN = {
-    *("--log-json", "--features", "--version"),
+    *("--log-json", "--features", "--version", "--add-architecture"),
     *("--namespace", "--from-file", "--now", "--unit"),
     *("--base-gpu-id", "--gpu-id-step", "--disaggregation-transfer-backend"),
 }
