@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from ._doctor.finding import Finding, as_json, as_text, has_failed
+from ._doctor.issuer import check_issuer
 from ._doctor.machine import check_machine
 from ._doctor.options import check_idle_options, check_options
 from ._doctor.ports import check_ports
@@ -42,6 +43,7 @@ def examine(args: RouterArgs, timeout_secs: float = 5.0) -> list[Finding]:
         *check_idle_options(args),
         *check_ports(args),
         *check_machine(args),
+        *check_issuer(args, timeout_secs),
         *check_workers(args, timeout_secs),
     ]
 

@@ -20,7 +20,7 @@ import trustme
 from support.ports import free_port
 
 from sgl_model_gateway import doctor
-from sgl_model_gateway._doctor import machine, options, ports, workers
+from sgl_model_gateway._doctor import issuer, machine, options, ports, workers
 from sgl_model_gateway._doctor.finding import Finding, as_json, as_text
 from sgl_model_gateway.router_args import RouterArgs
 
@@ -421,6 +421,23 @@ def test_kernel_is_asked_about_its_clock() -> None:
 def test_slow_clock_source_is_a_warning(clock: str, status: str, system: Callable[..., None]) -> None:
     system(clock=f"{clock}\n")
     assert seen(machine._clock_source()) == [status]
+
+
+# --- issuer
+
+
+def test_issuer_that_can_be_reached_passes_and_others_fail() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/keys"
+        found = issuer.check_issuer(RouterArgs(jwt_issuer="https://nosuch.invalid", jwt_jwks_uri=url), 5.0)
+        assert (seen(found), found[0].finding) == (["ok"], f"{url} can be reached")
+    for given in ("https://nosuch.invalid", f"http://127.0.0.1:{free_port()}", "https://a:no"):
+        (failed,) = issuer.check_issuer(RouterArgs(jwt_issuer=given), 5.0)
+        assert failed.status == "fail" and failed.finding.startswith(f"{given}: ")
+
+
+def test_no_issuer_no_finding() -> None:
+    assert issuer.check_issuer(RouterArgs(), 5.0) == []
 
 
 # --- workers

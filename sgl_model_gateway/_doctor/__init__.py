@@ -1,1 +1,1 @@
-"""The checks of `doctor`: `options`, `ports`, `machine`, `workers`; each returns a list of `finding.Finding`."""
+"""The checks of `doctor`: `options`, `ports`, `machine`, `issuer`, `workers`. Each is a list of `finding.Finding`."""
