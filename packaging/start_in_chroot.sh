@@ -24,7 +24,7 @@ if ! chroot "$root" python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))
         apt-get install -qq --no-install-recommends gcc make libc6-dev libffi-dev zlib1g-dev xz-utils
         cd /usr/src
         apt-get source -qq --download-only python3.11
-        tar -xf python3.11_*.orig.tar.xz
+        tar -xf python3.11_*.orig.tar.?z
         cd Python-3.11.*
         ./configure -q --disable-test-modules
         make -s -j "$(nproc)"
