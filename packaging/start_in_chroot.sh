@@ -21,7 +21,7 @@ if ! chroot "$root" python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))
     chroot "$root" sh -euc '
         export DEBIAN_FRONTEND=noninteractive
         apt-get update -qq
-        apt-get install -qq --no-install-recommends gcc make libc6-dev libffi-dev zlib1g-dev xz-utils
+        apt-get install -qq --no-install-recommends gcc make libc6-dev libffi-dev libssl-dev zlib1g-dev
         cd /usr/src
         apt-get source -qq --download-only python3.11
         tar -xf python3.11_*.orig.tar.?z
