@@ -99,6 +99,7 @@ def test_option_that_is_refused_fails_by_name(given: dict[str, Any], named: str)
 # Option, value, what it is idle beside, and what it has an effect beside.
 IDLE: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = [
     ("worker_urls", ["http://a"], {"pd_disaggregation": True}, {}),
+    ("worker_urls", ["http://a"], {"service_discovery": True}, {}),
     ("prefill_urls", [("http://a", None)], {}, {"pd_disaggregation": True}),
     ("decode_urls", ["http://a"], {}, {"pd_disaggregation": True}),
     (
@@ -565,6 +566,12 @@ def test_certificate_is_judged_as_the_gateway_does(serve: Callable[..., str], tm
 def test_slow_name_server_is_a_warning(sim_workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_SLOW_LOOKUP", -1.0)
     assert seen(ask(sim_workers(1)[0].url)) == ["warn", "ok", "ok"]
+
+
+@pytest.mark.parametrize("url", ["dns+http://nosuch.invalid:1", "dns+srv+https://_a._tcp.nosuch.invalid"])
+def test_name_that_stands_for_workers_is_not_asked(url: str) -> None:
+    (found,) = ask(url)
+    assert found.status == "ok" and found.finding.startswith(f"{url}: a name ")
 
 
 def test_no_workers_is_fine() -> None:

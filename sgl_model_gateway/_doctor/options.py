@@ -53,7 +53,7 @@ def _has_no_limit(args: RouterArgs) -> bool:
 
 def _has_no_tls_peer(args: RouterArgs) -> bool:
     urls = urls_of(args)
-    return bool(urls) and not args.jwt_issuer and not any(url.startswith("https://") for url in urls)
+    return bool(urls) and not args.jwt_issuer and not any("https://" in url for url in urls)
 
 
 def _fields(prefix: str) -> tuple[str, ...]:
@@ -69,6 +69,9 @@ _RULES = (
         ("worker_urls",),
         lambda args: args.pd_disaggregation,
         "--pd-disaggregation takes its workers from --prefill and --decode",
+    ),
+    _Rule(
+        ("worker_urls",), lambda args: args.service_discovery, "--service-discovery takes its workers from Kubernetes"
     ),
     _Rule(
         ("prefill_urls", "decode_urls"),

@@ -64,6 +64,8 @@ def urls_of(args: RouterArgs) -> list[str]:
 
 
 def _named(args: RouterArgs) -> Iterator[tuple[str, str]]:
+    if args.service_discovery and not args.pd_disaggregation:
+        return
     if not args.pd_disaggregation:
         yield from ((url, "regular") for url in args.worker_urls)
         return
@@ -115,6 +117,9 @@ class _Visit:
         self.args, self.worker, self.trust, self.timeout = args, worker, trust, timeout
 
     def run(self) -> None:
+        if self.worker.at.scheme.startswith("dns+"):
+            self.worker.add("ok", "a name whose addresses the gateway looks up; they are not asked")
+            return
         try:
             if self._resolves():
                 self._ask()
