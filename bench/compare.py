@@ -59,7 +59,7 @@ class Scenario:
     load: dict[str, Any]
     key: str = "cpu_us_per_request"
     worker: dict[str, Any] = field(default_factory=dict)
-    # Who is spoken to over TLS, and the scenario that is the same without.
+    # The sides that are spoken to over TLS, and the scenario that is the same without.
     tls: frozenset[str] = frozenset()
     plain: str = ""
 
@@ -104,7 +104,7 @@ class Bench:
 
     def setting(self, scenario: Scenario) -> Setting:
         gateway = self.base_port + WORKERS
-        clients, workers = (self.certificates if who in scenario.tls else None for who in ("clients", "workers"))
+        clients, workers = (self.certificates if side in scenario.tls else None for side in ("clients", "workers"))
         return Setting(gateway, gateway + 1, self.worker_ports, scenario.policy, self.room, clients, workers)
 
 
