@@ -164,8 +164,8 @@ class RouterArgs:
     ca_cert_paths: list[str] = option([], TLS, "further CA files that workers' certificates may come from", nargs="*")
     server_cert_path: str | None = option(None, TLS, "certificate the gateway serves with", name="tls_cert_path")
     server_key_path: str | None = option(None, TLS, "its private key", name="tls_key_path")
-    enable_trace: bool = option(False, TRACE, "send OpenTelemetry traces")
-    otlp_traces_endpoint: str = option("localhost:4317", TRACE, "collector, host:port", metavar="HOST:PORT")
+    enable_trace: bool = option(False, TRACE, "send OpenTelemetry traces of inference requests")
+    otlp_traces_endpoint: str = option("localhost:4317", TRACE, "collector: [http[s]://]HOST:PORT for OTLP over gRPC; with a path, or port 4318, OTLP over HTTP", metavar="ENDPOINT")
     control_plane_api_keys: list[tuple[str, str, str, str]] = option([], AUTH, "keys of the admin API, id:name:role:key each, role admin or user", nargs="*", secret=True, parse=values.control_plane_api_keys, keyword=False, metavar="ID:NAME:ROLE:KEY")
     control_plane_audit_enabled: bool = option(False, AUTH, "log every call of the admin API as a JSON object to the standard error; --audit-log names a file instead", keyword=False)
     jwt_issuer: str | None = option(None, AUTH, "OIDC issuer whose tokens the admin API accepts; needs --jwt-audience", keyword=False, metavar="URL")
@@ -221,6 +221,7 @@ class RouterArgs:
     api_keys_file: str | None = option(None, AUTH, "file of keys for inference, a JSON list of objects with name, key and limits; read again when it changes, so that a key can be withdrawn", metavar="PATH")
     model_id_from: str | None = option(None, DISCOVERY, "what names the model of a discovered pod: namespace, label:KEY or annotation:KEY; unset means what the worker reports", metavar="SOURCE")
     discovery_file: str | None = option(None, DISCOVERY, "file with a list of workers, YAML or JSON, each its URL or the fields of POST /workers; read again when it changes", metavar="PATH")
+    trace_sample_ratio: float = option(1.0, TRACE, "share of traces that are recorded (0..1), of requests without a valid traceparent; others follow the flag in theirs", metavar="RATIO")
     # fmt: on
 
     @staticmethod

@@ -169,6 +169,7 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "api_keys_file",
         "model_id_from",
         "discovery_file",
+        "trace_sample_ratio",
     ]
 
 

@@ -164,7 +164,9 @@ def used(sim_workers: Any, gateway: Any, tmp_path: Path) -> list[Router]:
     for one in sticky:
         post(one, "/generate", say)
     (whole,) = sim_workers(1)
-    cached, pairs = gateway([whole.url], policy="cache_aware"), pair_gateway(sim_workers, gateway)
+    # Its collector is away, which its requests do not notice.
+    cached = gateway([whole.url], policy="cache_aware", enable_trace=True, otlp_traces_endpoint="127.0.0.1:1")
+    pairs = pair_gateway(sim_workers, gateway)
     keyed = {"content-type": "application/json", "x-smg-routing-key": "k"}
     body = json.dumps(say).encode()
     assert send(urllib.request.Request(f"{cached.url}/generate", body, keyed, method="POST"))[0] == 200

@@ -13,6 +13,7 @@ use super::error::StartError;
 use super::lifecycle::Control;
 use super::listen;
 use super::maintenance::Maintenance;
+use super::reporting::report;
 use super::sources;
 use crate::admission::Admission;
 use crate::api::ApiState;
@@ -26,7 +27,7 @@ use crate::fleet::{Endpoint, Fleet, HealthChecks, OutlierDetector, Registry, Wor
 use crate::proxy::{Dispatcher, FanOut, Orders, Proxy, WorkerCalls};
 use crate::server::{Auth, Lanes, Service};
 use crate::shutdown::Shutdown;
-use crate::telemetry::{AccessLog, AccessLogWriter, Metrics};
+use crate::telemetry::Metrics;
 use crate::upstream::{ConnectionLimits, ControlClient, Resolver, WorkerTls};
 use crate::via::Via;
 
@@ -47,8 +48,8 @@ pub(super) fn build(
     machine: Machine,
 ) -> Result<Control, StartError> {
     let (lanes, via, shutdown) = (machine.lanes, Via::new(), Shutdown::default());
-    let (metrics_listeners, (metrics, access_log)) = (listen::metrics(options)?, metrics(options)?);
-    let certificates = Certificates::new(options, &metrics)?;
+    let (metrics_listeners, (metrics, reporting)) = (listen::metrics(options)?, report(options)?);
+    let certificates = Certificates::new(options, &metrics, reporting.collector_tls.clone())?;
     let (fleet, live) = (Fleet::new(FleetSection::from(options)), Live::new(options));
     let (client, limits) = upstream(options, runtime, lanes, &certificates.workers, &via)?;
     let clients = ClientSection::new(options, machine.descriptors);
@@ -91,7 +92,7 @@ pub(super) fn build(
         .map_err(|error| StartError::environment("start threads", error))?;
     Ok(Control {
         metrics_listeners,
-        access_log,
+        reporting,
         access,
         live,
         metrics,
@@ -129,21 +130,6 @@ fn maintenance(
         outliers: OutlierDetector::new(&balancer.fleet),
         eviction_interval: Duration::from_secs(options.eviction_interval_secs),
     }
-}
-
-/// What counts and logs requests, and what writes the access log, if there is one.
-fn metrics(options: &Options) -> Result<(Arc<Metrics>, Option<AccessLogWriter>), StartError> {
-    let metrics = Metrics::new(options.prometheus_duration_buckets.as_deref());
-    let metrics = metrics.map_err(|error| StartError::environment("make metrics", error))?;
-    let Some(path) = &options.access_log else {
-        return Ok((Arc::new(metrics), None));
-    };
-    let kept = options.log_max_files;
-    let kept = kept.map(|kept| usize::try_from(kept).unwrap_or(usize::MAX));
-    let started = AccessLog::start(path, kept, metrics.dropped_lines("access"));
-    let (log, writer) =
-        started.map_err(|error| StartError::environment("write the access_log", error))?;
-    Ok((Arc::new(metrics.with_access_log(log)), Some(writer)))
 }
 
 /// The client of the gateway's own calls, and how connections to workers are kept.

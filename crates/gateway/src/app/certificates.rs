@@ -23,6 +23,8 @@ pub(super) struct Certificates {
     pub(super) clients: Option<Arc<ServerTls>>,
     /// Shown to workers, and wanted of them.
     pub(super) workers: Arc<WorkerTls>,
+    /// The same for the collector of traces.
+    pub(super) collector: Option<Arc<WorkerTls>>,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -31,11 +33,16 @@ impl Certificates {
     ///
     /// # Errors
     /// The first file that cannot be read or used.
-    pub(super) fn new(options: &Options, metrics: &Arc<Metrics>) -> Result<Self, StartError> {
+    pub(super) fn new(
+        options: &Options,
+        metrics: &Arc<Metrics>,
+        collector: Option<Arc<WorkerTls>>,
+    ) -> Result<Self, StartError> {
         let clients = ServerTlsSection::new(options).map(ServerTls::new);
         Ok(Self {
             clients: clients.transpose()?.map(Arc::new),
             workers: WorkerTls::new(options.into())?,
+            collector,
             metrics: Arc::clone(metrics),
         })
     }
@@ -47,10 +54,16 @@ impl Certificates {
         loop {
             ticks.tick().await;
             let (clients, workers) = (self.clients.clone(), Arc::clone(&self.workers));
+            let collector = self.collector.clone();
             // A volume that does not answer holds up a thread of its own only.
             let look = move || {
                 let clients = clients.map_or(Look::Unchanged, |clients| clients.look());
-                [("clients", clients), ("workers", workers.look())]
+                let collector = collector.map_or(Look::Unchanged, |collector| collector.look());
+                [
+                    ("clients", clients),
+                    ("workers", workers.look()),
+                    ("collector", collector),
+                ]
             };
             for (side, look) in spawn_blocking(look).await.into_iter().flatten() {
                 self.report(side, &look);

@@ -17,6 +17,7 @@ use super::certificates::Certificates;
 use super::error::StartError;
 use super::listen::{self, Port};
 use super::maintenance::Maintenance;
+use super::reporting::Reporting;
 use super::stopped::Stopped;
 use crate::admission::Admission;
 use crate::balancer::Balancer;
@@ -25,7 +26,7 @@ use crate::fleet::HealthChecks;
 use crate::proxy::Proxy;
 use crate::server::{Lanes, Listeners, MetricsPage, serve_metrics};
 use crate::shutdown::Shutdown;
-use crate::telemetry::{AccessLogWriter, Metrics};
+use crate::telemetry::Metrics;
 
 /// Longest time for which clients are served that do not know yet that the gateway stops. Some
 /// supervisors kill after 5 s.
@@ -40,7 +41,7 @@ const HANDSHAKE_GRACE: Duration = Duration::from_millis(100);
 /// Everything the control thread runs.
 pub(super) struct Control {
     pub(super) metrics_listeners: Vec<StdTcpListener>,
-    pub(super) access_log: Option<AccessLogWriter>,
+    pub(super) reporting: Reporting,
     pub(super) access: Access,
     pub(super) balancer: Arc<Balancer>,
     pub(super) live: Live,
@@ -63,7 +64,7 @@ struct Serving {
     shutdown: Shutdown,
     grace: Duration,
     metrics_addr: Option<SocketAddr>,
-    access_log: Option<AccessLogWriter>,
+    reporting: Reporting,
     access: Access,
 }
 
@@ -113,7 +114,7 @@ impl Control {
             shutdown: self.shutdown,
             grace: self.grace,
             metrics_addr,
-            access_log: self.access_log,
+            reporting: self.reporting,
             access: self.access,
         };
         serving.run(port).await
@@ -130,9 +131,7 @@ impl Serving {
         self.shutdown.abort();
         self.lanes.ended().await;
         self.lanes.join();
-        if let Some(access_log) = self.access_log.take() {
-            access_log.finish().await;
-        }
+        self.reporting.finish().await;
         if let Some(audit) = self.access.audit_writer.take() {
             audit.finish().await;
         }

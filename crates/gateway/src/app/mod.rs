@@ -9,6 +9,7 @@ mod lifecycle;
 mod listen;
 mod maintenance;
 mod memory;
+mod reporting;
 mod rlimit;
 mod sources;
 mod stopped;

@@ -9,6 +9,7 @@ use super::error::ConfigError;
 use super::options::Options;
 use super::origin::AllowedOrigin;
 use super::tls::check_tls;
+use super::traces::check_traces;
 use super::unbuilt;
 use super::worker_name::WorkerName;
 use super::worker_url::WorkerUrl;
@@ -33,6 +34,7 @@ pub fn check(options: &Options) -> Result<(), ConfigError> {
     check_tls(options)?;
     #[cfg(feature = "kubernetes")]
     check_discovery(options)?;
+    check_traces(options)?;
     unbuilt::refuse(options)
 }
 
@@ -64,6 +66,7 @@ fn check_ranges(options: &Options) -> Result<(), ConfigError> {
             0.0,
             1.0,
         ),
+        ("trace_sample_ratio", options.trace_sample_ratio, 0.0, 1.0),
     ];
     for (field, value, low, high) in rules {
         // Written so that NaN is refused, too.

@@ -78,7 +78,6 @@ features! {
     OpenAi: "OpenAI-compatible backends", options: [backend], fields: [provider];
     History: "history storage",
         options: [history_backend oracle_config postgres_config redis_config];
-    Tracing: "tracing", options: [enable_trace otlp_traces_endpoint];
     Wasm: "WASM middleware", options: [enable_wasm];
     Grpc: "gRPC to workers", instead: "use http";
     Zmq: "ZMQ to workers", fields: [zmq_handshake_address];

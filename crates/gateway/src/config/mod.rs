@@ -18,6 +18,7 @@ mod origin;
 mod secret;
 mod sections;
 mod tls;
+mod traces;
 mod unbuilt;
 mod worker_name;
 mod worker_url;
@@ -46,6 +47,7 @@ pub(crate) use sections::{
 pub(crate) use tls::{
     PairFiles, PemFile, ServerTlsSection, Verification, WorkerTlsSection, tls_name,
 };
+pub(crate) use traces::{Collector, Otlp, TraceSection};
 pub(crate) use worker_name::{Lookup, WorkerName};
 pub(crate) use worker_url::Scheme;
 pub use worker_url::WorkerUrl;

@@ -284,9 +284,10 @@ options! {
     server_cert_path: Option<String> = None;
     /// Its private key.
     server_key_path: Option<String> = None;
-    /// OpenTelemetry tracing.
+    /// Send OpenTelemetry traces of inference requests.
     enable_trace: bool = false;
-    /// Collector, host:port.
+    /// Where they go: `[http[s]://]host:port` for OTLP over gRPC; with a path, or port 4318, OTLP
+    /// over HTTP.
     otlp_traces_endpoint: String = "localhost:4317".to_owned();
     /// Credentials of the control plane.
     control_plane_auth: Option<ControlPlaneAuth> = None;
@@ -398,4 +399,7 @@ options! {
     model_id_from: Option<String> = None;
     /// File with a list of workers, YAML or JSON, read again when it changes.
     discovery_file: Option<String> = None;
+    /// Share of traces that are recorded (0..1). It decides for requests without a valid
+    /// `traceparent`; the others follow the flag in theirs.
+    trace_sample_ratio: f64 = 1.0;
 }

@@ -71,8 +71,8 @@ mod tests {
 
     #[test]
     fn refusal_names_the_option_that_the_user_wrote() {
-        let error = error(json!({"enable_trace": true}));
-        let name = "'enable_trace' needs tracing,";
+        let error = error(json!({"enable_wasm": true}));
+        let name = "'enable_wasm' needs WASM middleware,";
         assert!(error.contains(name), "{error}");
     }
 

@@ -18,7 +18,8 @@ use super::request_head;
 use super::worker_call::{Answer, Watch, no_answer, read_answer, send_call};
 use crate::balancer::InFlight;
 use crate::fleet::Worker;
-use crate::upstream::Call;
+use crate::telemetry::{AttemptSpan, Leg};
+use crate::upstream::{Call, CallHeaders, Line};
 
 /// How one attempt ended.
 pub(super) struct Attempt {
@@ -42,6 +43,13 @@ pub(super) struct AttemptResult {
     pub(super) explanation: Explanation,
 }
 
+/// How a call is made.
+struct WatchedCall<'a> {
+    watch: Watch,
+    /// Lines of the gateway's.
+    lines: &'a [Line],
+}
+
 /// Sends a request to one worker. A failure is recorded here; a success is recorded when its
 /// body ends.
 pub(super) async fn send(
@@ -51,7 +59,13 @@ pub(super) async fn send(
     attempts: &mut Attempts,
 ) -> Attempt {
     let watch = Watch::begin(request, attempts);
-    let (outcome, answer) = send_once(dispatcher, request, &in_flight.worker, watch).await;
+    let span = request.context.log.begin_attempt(Leg::Answer, watch.begun);
+    let call = WatchedCall {
+        watch,
+        lines: AttemptSpan::lines(span.as_deref()),
+    };
+    let (outcome, answer) = send_once(dispatcher, request, &in_flight.worker, call).await;
+    AttemptSpan::answered(span, outcome);
     if let Err(error) = &answer {
         let worker_type = in_flight.worker.role().worker_type();
         dispatcher.metrics.worker_error(worker_type, error.code());
@@ -88,7 +102,7 @@ async fn send_once(
     dispatcher: &Dispatcher,
     request: &ProxyRequest<'_>,
     worker: &Arc<Worker>,
-    watch: Watch,
+    WatchedCall { watch, lines }: WatchedCall<'_>,
 ) -> (Outcome, Answer) {
     let endpoint = &worker.endpoint;
     let path = request_head::path(request.parts, request.row.worker_path);
@@ -109,11 +123,14 @@ async fn send_once(
     let call = Call {
         method: &request.parts.method,
         path: &path,
-        headers: head.call_headers(
-            &request.parts.headers,
-            &forwards,
-            request.context.request_id,
-        ),
+        headers: CallHeaders {
+            steering: lines,
+            ..head.call_headers(
+                &request.parts.headers,
+                &forwards,
+                request.context.request_id,
+            )
+        },
         body,
         upgrade: request.row.upgrade,
     };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use routing::Outcome;
+use routing::{Branch, Outcome};
 
 use super::attempt::{self, AttemptResult};
 use super::attempts::Attempts;
@@ -14,7 +14,7 @@ use super::request::ProxyRequest;
 use super::request_timer::RequestTimer;
 use crate::balancer::Selection;
 use crate::error::Error;
-use crate::telemetry::Route;
+use crate::telemetry::{Choice, Route};
 
 /// A request under way.
 pub(super) struct Exchange<'a> {
@@ -65,7 +65,9 @@ impl<'a> Exchange<'a> {
         let mut last: Option<AttemptResult> = None;
         loop {
             let ranking = dispatcher.ranking(request);
+            let entered = request.context.log.enter_queue();
             let selected = queue::select_or_wait(dispatcher, request, &mut self.attempts).await;
+            request.context.log.leave_queue(entered);
             let selection = match selected {
                 Ok(selection) => selection,
                 Err(error) => {
@@ -166,14 +168,25 @@ impl<'a> Exchange<'a> {
             timer => *timer = Some(RequestTimer::start(self.request, &info.metrics, selection)),
         }
         if log.is_begun() {
-            let name = |chosen: &Selection| Arc::clone(&chosen.in_flight.worker.metrics().name);
             log.routed(Route {
                 model: Arc::clone(&info.metrics.name),
-                worker: name(selection),
-                prefill: selection.prefill.as_deref().map(name),
-                policy: selection.policy.as_str(),
+                answer: choice(selection),
+                prefill: selection.prefill.as_deref().map(choice),
                 streaming: self.request.streaming,
             });
         }
+    }
+}
+
+/// A decision, as log and spans show it.
+fn choice(selection: &Selection) -> Choice {
+    let worker = &selection.in_flight.worker;
+    Choice {
+        worker: Arc::clone(&worker.metrics().name),
+        worker_type: worker.role().worker_type().as_str(),
+        policy: selection.policy.as_str(),
+        branch: selection.branch.map(Branch::as_str),
+        matched_tokens: selection.matched_tokens,
+        requests_before: selection.requests_before,
     }
 }

@@ -16,6 +16,7 @@ use super::request_id::RequestIds;
 use super::request_record::RequestRecord;
 use super::response::{Reply, strip_body};
 use super::tunnels::spawn_tunnel;
+use crate::admission::Permit;
 use crate::api::{self, ApiState, Caller, Cors, Entry, RouteTable, Target};
 use crate::auth::{
     Access, Audit, AuditRecord, Authenticator, Call, Credentials, KeyShare, Principal,
@@ -157,7 +158,7 @@ impl Service {
         lane: Lane,
         request_id: &HeaderValue,
         log: &RequestLog,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
     ) -> Served {
         if Cors::preflight_method(request.method(), request.headers()).is_some() {
             let answer = self
@@ -182,6 +183,9 @@ impl Service {
                 };
             }
         };
+        if !matches!(entry.target, Target::Api) {
+            self.lines.trace(&mut request, log);
+        }
         let mut record = RequestRecord::begin(self.routes.metrics(entry), lane, request_id, log);
         let outcome = match self.grant(entry, request_id, &request).await {
             Ok(granted) => {
@@ -195,11 +199,8 @@ impl Service {
                 };
                 let outcome = self.perform(entry, context, request, &mut record).await;
                 if let Some(audit) = granted.audit {
-                    audit.finish(
-                        outcome
-                            .as_ref()
-                            .map_or_else(Error::status, Response::status),
-                    );
+                    let status = outcome.as_ref();
+                    audit.finish(status.map_or_else(Error::status, Response::status));
                 }
                 outcome
             }
@@ -359,8 +360,16 @@ impl Service {
         record: &mut RequestRecord,
     ) -> Result<Response<ReplyBody>, Error> {
         let received = self.proxy().receive(row, request).await?;
-        record.admit(self.state.admission.admit().await?);
+        record.admit(self.admit(context).await?);
         self.state.proxy.forward(row, context, received).await
+    }
+
+    /// Waits for a share of the limits.
+    async fn admit(&self, context: RequestContext<'_>) -> Result<Permit, Error> {
+        let entered = context.log.enter_queue();
+        let permit = self.state.admission.admit().await;
+        context.log.leave_queue(entered);
+        permit
     }
 
     /// Opens a connection through to a worker.
@@ -372,7 +381,7 @@ impl Service {
         record: &mut RequestRecord,
     ) -> Result<Response<ReplyBody>, Error> {
         let request = self.proxy().receive_upgrade(row, request)?;
-        record.admit(self.state.admission.admit().await?);
+        record.admit(self.admit(context).await?);
         self.proxy().open_tunnel(row, context, request).await
     }
 

@@ -7,6 +7,7 @@ mod log_level;
 mod log_limit;
 pub(crate) mod logging;
 mod metrics;
+mod otel;
 mod request_lines;
 mod request_log;
 
@@ -18,5 +19,6 @@ pub(crate) use metrics::{
     AdmissionMetrics, AgeEntry, Backend, BranchMetrics, CachedTokens, KeyMetrics, Metrics,
     ModelMetrics, RouteMetrics, UNKNOWN_MODEL, WorkerMetrics, WorkerType,
 };
+pub(crate) use otel::{AttemptSpan, Choice, Leg, TraceExporter, Traces};
 pub(crate) use request_lines::{EndedRequest, ReplyEnd, RequestLines};
 pub(crate) use request_log::{RequestLog, Route, Usage};

@@ -1,13 +1,14 @@
 //! The lines that the end of a request writes: one in the log when it failed, one in the access
 //! log.
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Request, StatusCode};
 use tokio::time::Instant;
 use tracing::{Level, debug, enabled, info, warn};
 
 use super::access_log::AccessLog;
 use super::json_line::JsonLine;
 use super::log_limit::LogRate;
+use super::otel::{TraceLog, TraceRecord, Traces};
 use super::request_log::{Facts, RequestLog};
 use crate::error::Error;
 
@@ -20,6 +21,7 @@ const REFUSALS: u64 = 10;
 #[derive(Debug)]
 pub(crate) struct RequestLines {
     access: Option<AccessLog>,
+    traces: Option<Traces>,
     failures: LogRate,
     refusals: LogRate,
 }
@@ -71,14 +73,15 @@ enum Blame {
 
 impl Default for RequestLines {
     fn default() -> Self {
-        Self::new(None)
+        Self::new(None, None)
     }
 }
 
 impl RequestLines {
-    pub(crate) fn new(access: Option<AccessLog>) -> Self {
+    pub(crate) fn new(access: Option<AccessLog>, traces: Option<Traces>) -> Self {
         Self {
             access,
+            traces,
             failures: LogRate::new(FAILURES),
             refusals: LogRate::new(REFUSALS),
         }
@@ -89,9 +92,20 @@ impl RequestLines {
         self.access.is_some() || enabled!(Level::DEBUG)
     }
 
+    /// Decides whether a request is traced, by its headers; they name to the worker what that is
+    /// part of.
+    pub(crate) fn trace<B>(&self, request: &mut Request<B>, log: &RequestLog) {
+        if let Some(traces) = &self.traces
+            && let Some(trace) = traces.begin(request)
+        {
+            log.set_traced(trace);
+        }
+    }
+
     /// Writes what there is to say of a request.
     pub(crate) fn write(&self, request: &EndedRequest<'_>) {
-        if self.access.is_none() && request.is_good() {
+        let traced = self.traces.is_some() && request.log.is_begun();
+        if self.access.is_none() && !traced && request.is_good() {
             return;
         }
         let facts = request.log.facts();
@@ -100,11 +114,18 @@ impl RequestLines {
         if let Some(blame) = request.blame(facts) {
             self.write_failure(request, facts, blame);
         }
+        if self.access.is_none() && facts.trace.is_none() {
+            return;
+        }
+        let last_byte = facts.last_byte.unwrap_or_else(Instant::now);
         if let Some(access) = &self.access {
-            let last_byte = facts.last_byte.unwrap_or_else(Instant::now);
             access.write(request.lane, last_byte, |line| {
                 request.write_fields(line, facts, last_byte);
             });
+        }
+        if let (Some(traces), Some(trace)) = (&self.traces, &facts.trace) {
+            let record = request.trace_record(facts, trace, last_byte);
+            traces.hand_over(Box::new(record));
         }
     }
 
@@ -202,6 +223,31 @@ impl EndedRequest<'_> {
     fn reason(&self, facts: &Facts) -> Option<String> {
         let behind_head = facts.failure.as_ref().map(|failure| failure.reason.clone());
         behind_head.or_else(|| self.error.map(Error::log_text))
+    }
+
+    /// What its spans say.
+    fn trace_record(&self, facts: &Facts, trace: &TraceLog, last_byte: Instant) -> TraceRecord {
+        let of_servers = self.blame(facts) == Some(Blame::Server);
+        let failure = || self.reason(facts).unwrap_or_default();
+        TraceRecord {
+            log: trace.clone(),
+            id: self.id.clone(),
+            key: self.key.into(),
+            method: self.method.into(),
+            route: self.route,
+            status: self.status,
+            code: self.code(),
+            failure: of_servers.then(failure),
+            started: self.started,
+            first_byte: facts.first_byte.or(self.replied),
+            last_byte,
+            model: facts.model.clone(),
+            worker: facts.worker.clone(),
+            prefill: facts.prefill.clone(),
+            policy: facts.policy,
+            streaming: facts.streaming,
+            usage: facts.usage,
+        }
     }
 
     /// Writes the fields of the access log. What is unknown is left out.

@@ -7,13 +7,15 @@ use http::StatusCode;
 use routing::Outcome;
 use tokio::time::Instant;
 
+use super::otel::{AttemptSpan, Choice, Leg, TraceLog};
+
 /// Most that a line says of a request's attempts, bytes.
 const MAX_ATTEMPTS: usize = 1024;
 /// Longest name of a model that a client sends and a line repeats, bytes.
 const MAX_NAME: usize = 128;
 
 /// What is known of one request. Nothing is kept until it is begun: with the access log, at debug
-/// level, or by an attempt that fails.
+/// level, where it is traced, or by an attempt that fails.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RequestLog(OnceLock<Arc<Mutex<Facts>>>);
 
@@ -37,6 +39,8 @@ pub(crate) struct Facts {
     /// Several answers are joined, each with counts of its own.
     several: bool,
     pub(super) failure: Option<Failure>,
+    /// Where it is traced.
+    pub(super) trace: Option<TraceLog>,
 }
 
 /// The tokens of a request, as its reply counts them.
@@ -59,11 +63,10 @@ pub(super) struct Failure {
 #[derive(Clone, Debug)]
 pub(crate) struct Route {
     pub(crate) model: Arc<str>,
-    pub(crate) worker: Arc<str>,
+    /// The worker; of a pair, the one that decodes.
+    pub(crate) answer: Choice,
     /// The prefill worker of a pair.
-    pub(crate) prefill: Option<Arc<str>>,
-    /// The policy that chose.
-    pub(crate) policy: &'static str,
+    pub(crate) prefill: Option<Choice>,
     pub(crate) streaming: bool,
 }
 
@@ -84,6 +87,35 @@ impl RequestLog {
         self.clone()
     }
 
+    /// The request is traced.
+    pub(super) fn set_traced(&self, trace: TraceLog) {
+        self.begun().trace = Some(trace);
+    }
+
+    fn trace(&self) -> Option<TraceLog> {
+        self.facts()?.trace.clone()
+    }
+
+    /// The time, where the request is traced: a queue is entered.
+    pub(crate) fn enter_queue(&self) -> Option<Instant> {
+        self.trace().map(|_| Instant::now())
+    }
+
+    /// A queue is left that was entered then.
+    pub(crate) fn leave_queue(&self, entered: Option<Instant>) {
+        if let Some(entered) = entered
+            && let Some(trace) = self.trace()
+        {
+            trace.queued(entered.elapsed());
+        }
+    }
+
+    /// A worker that was chosen is called. `None` where the request is not traced.
+    pub(crate) fn begin_attempt(&self, leg: Leg, begun: Instant) -> Option<Box<AttemptSpan>> {
+        let trace = self.trace()?;
+        Some(Box::new(trace.begin_attempt(leg, begun)))
+    }
+
     /// The facts, where they are kept.
     pub(super) fn facts(&self) -> Option<MutexGuard<'_, Facts>> {
         self.0.get().map(|facts| lock(facts))
@@ -99,10 +131,14 @@ impl RequestLog {
             return;
         };
         facts.model = Some(route.model);
-        facts.worker = Some(route.worker);
-        facts.prefill = route.prefill;
-        facts.policy = route.policy;
+        let worker = |choice: &Choice| Arc::clone(&choice.worker);
+        facts.worker = Some(worker(&route.answer));
+        facts.prefill = route.prefill.as_ref().map(worker);
+        facts.policy = route.answer.policy;
         facts.streaming = route.streaming;
+        if let Some(trace) = &facts.trace {
+            trace.routed(route.answer, route.prefill);
+        }
     }
 
     /// No worker was chosen for the model that the client names.
@@ -120,6 +156,9 @@ impl RequestLog {
         facts.model = Some(Arc::clone(model));
         if facts.prefill.as_ref() != Some(worker) {
             facts.worker = Some(Arc::clone(worker));
+        }
+        if let Some(trace) = &facts.trace {
+            trace.attempt_failed(outcome, worker);
         }
         let attempts = &mut facts.attempts;
         if attempts.len() + worker.len() > MAX_ATTEMPTS {
@@ -179,14 +218,24 @@ fn lock(facts: &Mutex<Facts>) -> MutexGuard<'_, Facts> {
 mod tests {
     use super::*;
 
+    fn chosen(worker: &str) -> Choice {
+        Choice {
+            worker: worker.into(),
+            worker_type: "regular",
+            policy: "random",
+            branch: None,
+            matched_tokens: 0,
+            requests_before: 0,
+        }
+    }
+
     #[test]
     fn nothing_is_kept_until_an_attempt_fails() {
         let log = RequestLog::default();
         log.routed(Route {
             model: "m".into(),
-            worker: "http://w1".into(),
+            answer: chosen("http://w1"),
             prefill: None,
-            policy: "random",
             streaming: true,
         });
         log.counted(Usage::default());
@@ -205,9 +254,8 @@ mod tests {
         log.begin();
         log.routed(Route {
             model: "m".into(),
-            worker: "http://d".into(),
-            prefill: Some("http://p".into()),
-            policy: "random",
+            answer: chosen("http://d"),
+            prefill: Some(chosen("http://p")),
             streaming: true,
         });
         log.attempt_failed(Outcome::Answered(500), &"http://p".into(), &"m".into());

@@ -28,7 +28,7 @@ pub(crate) struct CallHeaders<'a> {
     /// Whether a line of the client's is forwarded.
     pub(crate) forwards: &'a (dyn Fn(&HeaderName) -> bool + Sync),
     pub(crate) added: [Option<(&'a HeaderName, &'a HeaderValue)>; 3],
-    /// Lines for an engine in a pair.
+    /// Lines for this attempt: for an engine in a pair, and the span that it is.
     pub(crate) steering: &'a [Line],
 }
 

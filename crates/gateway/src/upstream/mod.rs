@@ -5,6 +5,7 @@ mod address;
 mod call;
 mod client;
 mod clients;
+mod connector;
 mod control;
 mod error;
 mod http1;
@@ -17,6 +18,7 @@ mod tls;
 pub(crate) use address::Resolver;
 pub(crate) use call::{Call, CallBody, CallHeaders, Line, is_hop_by_hop};
 pub(crate) use client::Client;
+pub(crate) use connector::{Connector, Spoken};
 pub(crate) use control::{ControlClient, ControlRequest, PrivateAnswer, Repeat};
 pub(crate) use error::UpstreamError;
 #[cfg(any(test, fuzzing))]

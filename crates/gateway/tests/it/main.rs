@@ -10,5 +10,6 @@ mod resilience;
 mod routing;
 mod support;
 mod tls;
+mod traces;
 mod traffic;
 mod workers;

@@ -19,7 +19,7 @@ use crate::proxy::events::{Start, start};
 use crate::proxy::refusal::failure_in;
 use crate::proxy::sse::is_event_stream;
 use crate::proxy::worker_call::{Answer, Watch, no_answer, read_answer, send_call};
-use crate::telemetry::Metrics;
+use crate::telemetry::{AttemptSpan, Metrics};
 use crate::upstream::{Call, CallHeaders, ResponseBody, UpstreamError};
 
 /// Most of an answer that is kept, bytes.
@@ -51,6 +51,8 @@ pub(super) struct PrefillCall {
     pub(super) watch: Watch,
     pub(super) in_flight: InFlight,
     pub(super) guard: LegGuard,
+    /// Where the request is traced.
+    pub(super) span: Option<Box<AttemptSpan>>,
 }
 
 /// Whether a prefill worker's answer is wanted.
@@ -64,11 +66,7 @@ impl PrefillCall {
     /// Sends it and reads the whole answer.
     pub(super) fn run(self) -> PrefillLeg {
         Box::pin(async move {
-            let Self {
-                mut in_flight,
-                mut guard,
-                ..
-            } = self;
+            let (mut in_flight, mut guard, span) = (self.in_flight, self.guard, self.span);
             let worker = Arc::clone(&in_flight.worker);
             let call = Call {
                 method: &self.method,
@@ -99,6 +97,8 @@ impl PrefillCall {
                     reading.read(response).await
                 }
             };
+            let failure = read.as_ref().err().map(|broken| broken.outcome);
+            AttemptSpan::ended(span, failure.unwrap_or(Outcome::Answered(200)));
             match read {
                 Ok(kept) => {
                     guard.set_ended();

@@ -30,6 +30,7 @@ use crate::proxy::request::ProxyRequest;
 use crate::proxy::request_head;
 use crate::proxy::sse::is_event_stream;
 use crate::proxy::worker_call::{Answer, Watch, no_answer, read_answer, send_call};
+use crate::telemetry::{AttemptSpan, Leg};
 use crate::upstream::{Call, CallHeaders, ResponseBody, UpstreamError};
 
 /// A request's shares of both workers of a pair.
@@ -72,7 +73,9 @@ pub(in crate::proxy) async fn send(
         keep,
         form: Form::choose(dispatcher.pd_metadata, request.row, source, &workers, keep),
     };
-    let metadata = Metadata::new(source, &workers, &dispatcher.rooms, &terms);
+    let mut metadata = Metadata::new(source, &workers, &dispatcher.rooms, &terms);
+    let span = begin_span(request, watch, Leg::Prefill, &mut metadata.prefill);
+    let decode_span = begin_span(request, watch, Leg::Answer, &mut metadata.decode);
     let rids = Arc::new(metadata.rids);
     let guard = |worker: &Worker| dispatcher.aborts.guard(&worker.endpoint, &rids);
     let decode_guard = guard(&decode.worker);
@@ -88,6 +91,7 @@ pub(in crate::proxy) async fn send(
         watch,
         guard: guard(&prefill.worker),
         in_flight: prefill,
+        span,
     };
     let mut leg = Some(call.run());
     let mut ended = {
@@ -97,6 +101,7 @@ pub(in crate::proxy) async fn send(
     judge(dispatcher, request, &workers, terms.form, &mut ended).await;
     match ended {
         Ok((end, kept)) => {
+            AttemptSpan::answered(decode_span, end.outcome);
             let legs = Legs {
                 merging: merging(dispatcher, part, kept, &end).await,
                 prefill: leg,
@@ -108,6 +113,20 @@ pub(in crate::proxy) async fn send(
         }
         Err(failure) => prefill_failed(dispatcher, request, failure, &workers, attempts),
     }
+}
+
+/// The span of a leg, where the request is traced; its worker learns of it.
+fn begin_span(
+    request: &ProxyRequest<'_>,
+    watch: Watch,
+    leg: Leg,
+    parts: &mut LegParts,
+) -> Option<Box<AttemptSpan>> {
+    let span = request.context.log.begin_attempt(leg, watch.begun);
+    parts
+        .lines
+        .extend_from_slice(AttemptSpan::lines(span.as_deref()));
+    span
 }
 
 /// What the end of the leg that ended first says, beyond its status: its engine may not have read

@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::log_limit::LogLimit;
 use crate::telemetry::logging::dropped_lines;
+use crate::telemetry::otel::{TraceCounters, Traces};
 use crate::telemetry::request_lines::RequestLines;
 
 /// Bucket bounds of duration histograms, seconds, when no others are asked for.
@@ -50,6 +51,7 @@ pub(crate) struct Metrics {
     ages: Arc<RequestAges>,
     local_fault_lines: LogLimit,
     dropped_lines: IntCounterVec,
+    traces: IntCounterVec,
     pub(crate) lines: Arc<RequestLines>,
 }
 
@@ -70,6 +72,11 @@ impl Metrics {
             "log lines that were not written, for their writer fell behind or failed",
             &["log"],
         )?;
+        let traces = maker.counter(
+            "smg_traces_total",
+            "traced requests, by what became of their spans",
+            &["result"],
+        )?;
         let (keys, discovery) = (Keys::new(&maker)?, DiscoveryMetrics::new(&maker)?);
         Ok(Self {
             registry,
@@ -84,14 +91,25 @@ impl Metrics {
             ages: Arc::default(),
             local_fault_lines: LogLimit::default(),
             dropped_lines,
+            traces,
             lines: Arc::default(),
         })
     }
 
-    /// The same, with an access log; before any route is made.
-    pub(crate) fn with_access_log(mut self, access: AccessLog) -> Self {
-        self.lines = Arc::new(RequestLines::new(Some(access)));
+    /// The same, with an access log and traces; before any route is made.
+    pub(crate) fn with_lines(mut self, access: Option<AccessLog>, traces: Option<Traces>) -> Self {
+        self.lines = Arc::new(RequestLines::new(access, traces));
         self
+    }
+
+    /// The counts of what becomes of traces.
+    pub(crate) fn trace_counters(&self) -> TraceCounters {
+        let result = |result| self.traces.with_label_values(&[result]);
+        TraceCounters {
+            sent: result("sent"),
+            queue_full: result("queue_full"),
+            not_sent: result("not_sent"),
+        }
     }
 
     /// The count of lines that one of the logs has lost.

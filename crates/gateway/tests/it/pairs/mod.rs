@@ -8,4 +8,4 @@ mod metrics;
 mod override_headers;
 mod roles;
 mod samples;
-mod stage;
+pub(crate) mod stage;

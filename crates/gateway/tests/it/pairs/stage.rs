@@ -46,7 +46,7 @@ pub(super) async fn obeying(
 }
 
 /// Options of a gateway in front of these workers.
-pub(super) fn pair_options(prefill: &[&Worker], decode: &[&Worker]) -> Options {
+pub(crate) fn pair_options(prefill: &[&Worker], decode: &[&Worker]) -> Options {
     Options {
         pd_disaggregation: true,
         prefill_urls: Some(prefill.iter().map(|it| (it.url(), Some(8997))).collect()),
@@ -77,7 +77,7 @@ pub(super) fn stream(events: &[Value]) -> Vec<Step> {
 const CONTROL: [&str; 2] = ["/abort_request", "/pd_role_switch"];
 
 /// The inference requests that a worker got.
-pub(super) fn asked(worker: &Worker) -> Vec<Received> {
+pub(crate) fn asked(worker: &Worker) -> Vec<Received> {
     let mut received = worker.received();
     received.retain(|request| !CONTROL.contains(&request.path()));
     received

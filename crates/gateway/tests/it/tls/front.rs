@@ -45,8 +45,13 @@ pub(super) struct Front {
 impl Front {
     /// A front before a worker.
     pub(super) async fn before(worker: &Worker, config: ServerConfig) -> Self {
+        Self::before_port(worker.port(), config).await
+    }
+
+    /// A front before another server on this machine.
+    pub(super) async fn before_port(to: u16, config: ServerConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (port, to) = (listener.local_addr().unwrap().port(), worker.port());
+        let port = listener.local_addr().unwrap().port();
         let config = Arc::new(Mutex::new(Arc::new(config)));
         let (hang_up, told) = watch::channel(None);
         let seen = Arc::new(Mutex::new(Seen::default()));

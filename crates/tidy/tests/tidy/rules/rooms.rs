@@ -33,7 +33,7 @@ const ARROWS: &[Room] = &[
     room("balancer", &["admission", "config", "endpoint", "fleet", "telemetry", "upstream"]),
     room("admission", &["config", "error", "telemetry"]),
     room("fleet", &["config", "lane", "telemetry", "upstream"]),
-    room("telemetry", &["config", "endpoint", "error"]),
+    room("telemetry", &["config", "endpoint", "error", "upstream"]),
     room("error", &["config", "endpoint", "upstream"]),
     room("upstream", &["config", "lane", "tls", "via"]),
     room("tls", &["config"]),
