@@ -233,7 +233,7 @@ def main(argv: list[str] | None = None) -> None:
         targets = chosen(args)
         for policy in args.policies:
             for target in targets:
-                if not target.supports(policy):
+                if not target.has(policy):
                     continue
                 row = measure(target, policy, trace, args)
                 rows.append({"policy": policy, "target": target.name, **row})

@@ -47,9 +47,12 @@ class Target:
     policies: frozenset[str] | None = None
     tls: bool = False
 
+    def has(self, policy: str) -> bool:
+        return self.policies is None or policy in self.policies
+
     def supports(self, setting: Setting) -> bool:
         needs_tls = bool(setting.clients_tls or setting.workers_tls)
-        return (self.policies is None or setting.policy in self.policies) and (self.tls or not needs_tls)
+        return self.has(setting.policy) and (self.tls or not needs_tls)
 
 
 def find_targets(extra: list[str]) -> list[Target]:

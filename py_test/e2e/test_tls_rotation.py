@@ -136,7 +136,8 @@ def clients(url: str, ca: str, stack: ExitStack) -> dict[str, Callable[[], Any]]
     """Real clients: with kept connections, with a new one each time, whole replies and streams."""
     context = ssl.create_default_context(cafile=ca)
     session = stack.enter_context(requests.Session())
-    kept = stack.enter_context(httpx.Client(http2=True, verify=context, timeout=20))
+    # One per thread: Python's TLS connections break when two threads read and write at once.
+    kept, streaming = (stack.enter_context(httpx.Client(http2=True, verify=context, timeout=20)) for _ in range(2))
 
     def whole(post: Callable[..., Any], **more: Any) -> None:
         reply = post(f"{url}/generate", json=WHOLE, timeout=20, **more)
@@ -159,7 +160,7 @@ def clients(url: str, ca: str, stack: ExitStack) -> dict[str, Callable[[], Any]]
         "requests": lambda: whole(session.post, verify=ca),
         "requests, new connections, streams": lambda: stream(requests.post, verify=ca),
         "httpx, HTTP/2": lambda: whole(kept.post),
-        "httpx, HTTP/2, streams": lambda: stream(kept.post),
+        "httpx, HTTP/2, streams": lambda: stream(streaming.post),
         "httpx, new connections": lambda: whole(httpx.post, verify=context),
         "sockets": raw,
     }
