@@ -148,7 +148,10 @@ mod tests {
             "api_key": "own", "labels": {"zone": "x"}}]"#;
         let found = workers(yaml);
         assert_eq!(found, workers(json));
-        let keys: Vec<_> = found.iter().map(|it| it.key.as_ref().unwrap().expose()).collect();
+        let keys: Vec<_> = found
+            .iter()
+            .map(|it| it.key.as_ref().unwrap().expose())
+            .collect();
         assert_eq!(keys, ["default", "own"]);
         assert_eq!(found[1].bootstrap_port, Some(8998));
         assert_eq!(found[1].labels["zone"], "x");

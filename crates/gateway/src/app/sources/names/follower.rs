@@ -164,7 +164,10 @@ mod tests {
         let spec = &listed[0].spec;
         assert_eq!(listed.len(), 1);
         assert_eq!(spec.url.as_str(), "http://10.0.0.2:1");
-        assert_eq!((spec.role, spec.bootstrap_port), (Some(Role::Prefill), Some(8998)));
+        assert_eq!(
+            (spec.role, spec.bootstrap_port),
+            (Some(Role::Prefill), Some(8998))
+        );
         assert_eq!(spec.key.as_ref().map(Secret::expose), Some("k"));
     }
 }

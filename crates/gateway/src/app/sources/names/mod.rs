@@ -19,11 +19,16 @@ impl WorkerSource for Names {
     fn start(options: &Options, registry: &Arc<Registry>) -> Result<(), StartError> {
         let named = |text: &str, role, bootstrap_port| {
             let parsed = WorkerName::parse(text)?;
-            Some(parsed.map_err(|why| ConfigError::worker_url(text, why)).map(|name| {
-                NamedWorkers::new(name, role, bootstrap_port)
-            }))
+            Some(
+                parsed
+                    .map_err(|why| ConfigError::worker_url(text, why))
+                    .map(|name| NamedWorkers::new(name, role, bootstrap_port)),
+            )
         };
-        let regular = options.worker_urls.iter().filter_map(|url| named(url, None, None));
+        let regular = options
+            .worker_urls
+            .iter()
+            .filter_map(|url| named(url, None, None));
         let prefill = options.prefill_urls.iter().flatten();
         let prefill = prefill.filter_map(|(url, port)| named(url, Some(Role::Prefill), *port));
         let decode = options.decode_urls.iter().flatten();

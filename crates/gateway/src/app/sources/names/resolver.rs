@@ -56,10 +56,8 @@ impl LookupError {
 /// Looks names up.
 pub(super) trait Resolve {
     /// The workers that a name stands for.
-    fn resolve(
-        &self,
-        name: &WorkerName,
-    ) -> impl Future<Output = Result<Found, LookupError>> + Send;
+    fn resolve(&self, name: &WorkerName)
+    -> impl Future<Output = Result<Found, LookupError>> + Send;
 }
 
 /// The system's resolver for addresses, so that /etc/hosts and nsswitch.conf hold, and its name
@@ -105,10 +103,13 @@ pub(super) async fn services(
     name: &WorkerName,
 ) -> Result<Found, LookupError> {
     let answer = resolver.srv_lookup(name.host()).await?;
-    let records = answer.answers().iter().filter_map(|record| match &record.data {
-        RData::SRV(service) => Some(service),
-        _ => None,
-    });
+    let records = answer
+        .answers()
+        .iter()
+        .filter_map(|record| match &record.data {
+            RData::SRV(service) => Some(service),
+            _ => None,
+        });
     let records: Vec<_> = records.collect();
     let best = records.iter().map(|service| service.priority).min();
     let targets: BTreeSet<(String, u16)> = records
@@ -120,7 +121,9 @@ pub(super) async fn services(
         })
         .collect();
     let [least, most] = RECORDS_HOLD;
-    let left = answer.valid_until().saturating_duration_since(Instant::now().into_std());
+    let left = answer
+        .valid_until()
+        .saturating_duration_since(Instant::now().into_std());
     Ok(Found {
         workers: targets
             .iter()
@@ -175,7 +178,10 @@ mod tests {
         let found = services(&resolver(records, ttl).await, &name.unwrap()).await;
         let found = found.unwrap();
         let urls = found.workers.iter().map(|url| url.as_str().to_owned());
-        (urls.collect(), (found.hold + Duration::from_millis(500)).as_secs())
+        (
+            urls.collect(),
+            (found.hold + Duration::from_millis(500)).as_secs(),
+        )
     }
 
     #[tokio::test]
