@@ -2,17 +2,16 @@
 
 use std::sync::LazyLock;
 
-use memchr::{memchr_iter, memmem};
+use memchr::memmem;
 use routing::Prompt;
 
+use super::events::data_lines;
 use super::request::RequestContext;
 use crate::auth::TokenShare;
 use crate::endpoint::{Inference, Servers};
 use crate::error::Error;
 use crate::telemetry::Usage;
 
-/// How every event of a stream ends.
-const LINE_FEEDS_PER_EVENT: u64 = 2;
 /// More than a count and its name have, bytes.
 const LONGEST_COUNT: usize = 64;
 
@@ -36,7 +35,7 @@ pub(super) struct TokenCharge {
 #[derive(Debug)]
 enum Seen {
     Nothing,
-    /// Line feeds of a stream.
+    /// Lines of data of a stream.
     Stream(u64),
     /// Tokens that several answers in one reply have counted, and the end of it.
     Whole {
@@ -82,7 +81,7 @@ impl TokenCharge {
     pub(super) fn pass(&mut self, piece: &[u8]) {
         match &mut self.seen {
             Seen::Nothing => {}
-            Seen::Stream(line_feeds) => *line_feeds += memchr_iter(b'\n', piece).count() as u64,
+            Seen::Stream(lines) => *lines += data_lines(piece),
             Seen::Whole { counted, end } => {
                 end.extend_from_slice(piece);
                 let mut read = 0;
@@ -111,7 +110,7 @@ impl TokenCharge {
     fn completion(&self) -> u64 {
         match &self.seen {
             Seen::Nothing => 0,
-            Seen::Stream(line_feeds) => line_feeds / LINE_FEEDS_PER_EVENT,
+            Seen::Stream(lines) => *lines,
             Seen::Whole { counted, .. } => *counted,
         }
     }

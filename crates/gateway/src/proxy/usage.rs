@@ -1,12 +1,12 @@
 //! What a reply says of its tokens, read from its last bytes; nothing of it is parsed.
 
-use std::iter;
 use std::sync::Arc;
 
 use http::StatusCode;
 use memchr::{memchr_iter, memmem};
 use routing::LearntRatio;
 
+use super::events::data_lines;
 use super::request::ProxyRequest;
 use super::token_charge::{TokenCharge, number};
 use crate::balancer::Balancer;
@@ -121,10 +121,7 @@ impl UsageWatch {
 
     fn count_lines(&mut self, piece: &[u8]) {
         if self.counts_events {
-            let begun = memchr_iter(b'\n', piece).map(|at| &piece[at + 1..]);
-            let lines = iter::once(piece).chain(begun);
-            let of_data = lines.filter(|line| line.starts_with(b"data:"));
-            self.data_lines += of_data.count() as u64;
+            self.data_lines += data_lines(piece);
         }
     }
 

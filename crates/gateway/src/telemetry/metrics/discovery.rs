@@ -27,7 +27,7 @@ impl DiscoveryMetrics {
             )?,
             deregistrations: maker.counter(
                 "smg_discovery_deregistrations_total",
-                "workers told to leave",
+                "workers that began to leave",
                 &["source", "reason"],
             )?,
             discovered: maker.gauge(

@@ -199,10 +199,10 @@ mod tests {
         pair.stream().first_event(0.1);
         pair.tokens().input.inc();
         pair.cached(CachedTokens::Reported).inc();
-        let told = series(&metrics, "m");
-        assert!(told > 4);
+        let shown = series(&metrics, "m");
+        assert!(shown > 4);
         drop(one);
-        assert_eq!(series(&metrics, "m"), told, "somebody still serves it");
+        assert_eq!(series(&metrics, "m"), shown, "somebody still serves it");
         metrics
             .model("other")
             .selected(WorkerType::Regular, PolicyKind::Random);
@@ -216,7 +216,7 @@ mod tests {
             .unwrap()
             .requests(false)
             .inc();
-        assert!((1..told).contains(&series(&metrics, "m")));
+        assert!((1..shown).contains(&series(&metrics, "m")));
     }
 
     #[test]

@@ -225,14 +225,18 @@ async fn end_streams(worker: &Worker, streams: Vec<(Bytes, Incoming)>) -> Vec<By
 const STREAM_HEAD: &str =
     "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
-#[tokio::test]
-async fn two_thousand_streams_at_a_time_over_one_connection_are_all_served() {
-    let worker = Worker::doing(vec![
+/// A stream of two events, between which the worker waits.
+fn two_events() -> Vec<Step> {
+    vec![
         Step::Send(format!("{STREAM_HEAD}9\r\ndata: 1\n\n\r\n").into()),
         Step::Wait,
         Step::Send(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n".to_vec()),
-    ])
-    .await;
+    ]
+}
+
+#[tokio::test]
+async fn two_thousand_streams_at_a_time_over_one_connection_are_all_served() {
+    let worker = Worker::doing(two_events()).await;
     let gateway = start(&[&worker]).await;
     let streams = begin_streams(&gateway, 2000).await;
     assert!(streams.iter().all(|(first, _)| first == "data: 1\n\n"));
@@ -320,12 +324,7 @@ async fn silent_streams_on_all_lanes_are_kept_alive() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_of_one_connection_finish_on_all_lanes_when_the_gateway_stops() {
-    let worker = Worker::doing(vec![
-        Step::Send(format!("{STREAM_HEAD}9\r\ndata: 1\n\n\r\n").into()),
-        Step::Wait,
-        Step::Send(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n".to_vec()),
-    ])
-    .await;
+    let worker = Worker::doing(two_events()).await;
     let gateway = start(&[&worker]).await;
     let streams = begin_streams(&gateway, 16).await;
     gateway.gateway.drain();

@@ -266,7 +266,7 @@ impl Watch {
             .iter()
             .filter(|change| change.version > self.version);
         let mut lines: Vec<String> = news
-            .filter_map(|change| told(&self.selector, change))
+            .filter_map(|change| event_for(&self.selector, change))
             .collect();
         self.version = state.version;
         if state.faults.repeats {
@@ -308,7 +308,7 @@ fn disturbed(lines: &[String]) -> Vec<String> {
     all
 }
 
-fn told(selector: &str, change: &Change) -> Option<String> {
+fn event_for(selector: &str, change: &Change) -> Option<String> {
     let before = change.old.as_ref().filter(|pod| selected(selector, pod));
     let after = change.new.as_ref().filter(|pod| selected(selector, pod));
     match (before, after) {
