@@ -7,7 +7,7 @@ import sys
 from ._doctor.finding import Finding, as_json, as_text, has_failed
 from ._doctor.issuer import check_issuer
 from ._doctor.machine import check_machine
-from ._doctor.options import check_idle_options, check_options
+from ._doctor.options import check_idle_options, check_options, with_file
 from ._doctor.ports import check_ports
 from ._doctor.workers import check_workers
 from ._options.help import Parser, program
@@ -38,8 +38,10 @@ def examine(args: RouterArgs, timeout_secs: float = 5.0) -> list[Finding]:
     Returns:
         What was found, at least one finding per check.
     """
+    findings = check_options(args)
+    args = with_file(args)
     return [
-        *check_options(args),
+        *findings,
         *check_idle_options(args),
         *check_ports(args),
         *check_machine(args),

@@ -59,6 +59,8 @@ def launch_router(args: argparse.Namespace | RouterArgs) -> None:
     try:
         router_args = args if isinstance(args, RouterArgs) else RouterArgs.from_cli_args(args)
         if router_args.mini_lb:
+            if router_args.config:
+                raise ValueError("option 'config' is not for --mini-lb; give it flags")
             sys.modules[__name__].MiniLoadBalancer(
                 router_args
             ).start()  # through the module: upstream's tests replace it there

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from ._options import values
-from ._options.flags import add_flags, option, read_namespace
+from ._options.flags import add_flags, differs, given_fields, option, read_namespace
 from ._options.names import (
     get_available_tool_call_parsers as get_available_tool_call_parsers,  # programs import it from here
 )
@@ -44,8 +44,15 @@ TRACE = "Tracing (OpenTelemetry)"
 AUTH = "Control Plane Authentication"
 
 
+class _FlagsGiven:
+    """Remembers which flags were typed, in a slot: `vars` and comparisons know fields only."""
+
+    __slots__ = ("_flags_given",)
+    _flags_given: frozenset[str]
+
+
 @dataclass
-class RouterArgs:
+class RouterArgs(_FlagsGiven):
     """The options, flat. Nothing is checked here; `Router` does that.
 
     Usage:
@@ -222,6 +229,8 @@ class RouterArgs:
     model_id_from: str | None = option(None, DISCOVERY, "what names the model of a discovered pod: namespace, label:KEY or annotation:KEY; unset means what the worker reports", metavar="SOURCE")
     discovery_file: str | None = option(None, DISCOVERY, "file with a list of workers, YAML or JSON, each its URL or the fields of POST /workers; read again when it changes", metavar="PATH")
     trace_sample_ratio: float = option(1.0, TRACE, "share of traces that are recorded (0..1), of requests without a valid traceparent; others follow the flag in theirs", metavar="RATIO")
+    config: str | None = option(None, WORKER, "configuration file, YAML or JSON: every option by its name; flags win over it", metavar="PATH")
+    config_watch: bool = option(False, WORKER, "read the configuration file again when it changes, not only by POST /reload and SIGHUP")
     # fmt: on
 
     @staticmethod
@@ -250,7 +259,15 @@ class RouterArgs:
         Raises:
             ValueError: a structured value is malformed.
         """
-        return cls(**read_namespace(vars(args), cls, prefix=use_router_prefix))
+        read = cls(**read_namespace(vars(args), cls, prefix=use_router_prefix))
+        read._flags_given = given_fields(vars(args), cls, prefix=use_router_prefix)
+        return read
+
+    def given(self) -> set[str]:
+        """The fields that win over a configuration file: their flags were on the command line, or they differ from
+        their defaults."""
+        changed = {owner.name for owner in fields(self) if differs(owner, getattr(self, owner.name))}
+        return changed | getattr(self, "_flags_given", frozenset())
 
     _parse_selector = staticmethod(values.selector)
     _parse_prefill_urls = staticmethod(values.prefill_urls)

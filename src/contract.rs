@@ -9,7 +9,6 @@ use pyo3::types::PyDict;
 use pythonize::pythonize;
 use serde_json::{Map, Value, json};
 
-use crate::convert::SECRET;
 use crate::enums::{BackendType, Enum, HistoryBackendType, PolicyType};
 use crate::version::TOOL_CALL_PARSERS;
 use crate::{errors, words};
@@ -45,7 +44,7 @@ pub(crate) fn shown<'py>(
         ("policy" | "prefill_policy" | "decode_policy", Some(word)) => PolicyType::named(py, word)?,
         ("backend", Some(word)) => BackendType::named(py, word)?,
         ("history_backend", Some(word)) => HistoryBackendType::named(py, word)?,
-        _ if SECRET.contains(&name) => "MASKED".into_pyobject(py)?.into_any(),
+        _ if Options::SECRET.contains(&name) => "MASKED".into_pyobject(py)?.into_any(),
         _ => pythonize(py, &value)?,
     };
     Ok(Some(object))

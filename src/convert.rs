@@ -1,5 +1,6 @@
 //! Makes options from Python keywords: by name, strictly typed; each error names its keyword.
 
+use gateway::Options;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
@@ -10,15 +11,6 @@ use serde_json::{Map, Number, Value};
 use crate::enums::{BackendType, HistoryBackendType, PolicyType};
 use crate::errors;
 use crate::objects::{ControlPlaneAuthConfig, OracleConfig, PostgresConfig, RedisConfig};
-
-/// Options that hold a secret: never shown, neither as an attribute nor in an error.
-pub(crate) const SECRET: &[&str] = &[
-    "api_key",
-    "oracle_config",
-    "postgres_config",
-    "redis_config",
-    "control_plane_auth",
-];
 
 /// Makes options from `base`, overridden by the given keywords. `class` is for messages.
 pub(crate) fn options<T: DeserializeOwned>(
@@ -42,7 +34,7 @@ pub(crate) fn options<T: DeserializeOwned>(
 /// The error for one keyword that serde refused.
 fn blame(value: &Bound<'_, PyAny>, name: &str, place: &str, error: &serde_json::Error) -> PyErr {
     // A member of a wrong enum reaches serde as an unknown word; a secret must not be shown.
-    if member(value).is_some() || SECRET.contains(&name) {
+    if member(value).is_some() || Options::SECRET.contains(&name) {
         let class = value.get_type();
         return PyTypeError::new_err(format!("{place}: {class} does not fit here"));
     }

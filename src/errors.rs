@@ -3,7 +3,7 @@
 //! of the environment is `RuntimeError`.
 
 use gateway::StartError;
-use gateway::config::ConfigError;
+use gateway::config::{ConfigError, plain_words};
 use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PySystemError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -49,17 +49,10 @@ pub(crate) fn start(error: &StartError) -> PyErr {
     }
 }
 
-/// Serde's words for types, and the words for them in Python.
-const PYTHON_WORDS: [(&str, &str); 9] = [
+/// Words of messages, and the words for them in Python.
+const PYTHON_WORDS: [(&str, &str); 2] = [
     ("invalid type: null", "invalid type: None"),
-    ("expected u16", "expected an integer from 0 to 65535"),
-    ("expected u32", "expected an integer from 0 to 2^32-1"),
-    ("expected u64", "expected an integer from 0 to 2^64-1"),
-    ("expected usize", "expected an integer from 0 to 2^64-1"),
-    ("expected i32", "expected an integer from -2^31 to 2^31-1"),
-    ("expected f64", "expected a number"),
-    ("expected a sequence", "expected a list"),
-    ("expected a map", "expected a dict"),
+    ("expected a mapping", "expected a dict"),
 ];
 
 /// The error for one keyword that serde refused. Serde's errors have no kinds, so the wording
@@ -67,8 +60,8 @@ const PYTHON_WORDS: [(&str, &str); 9] = [
 pub(crate) fn keyword(py: Python<'_>, place: &str, error: &serde_json::Error) -> PyErr {
     let text = error.to_string();
     let words = PYTHON_WORDS.iter();
-    let plain = words.fold(text.clone(), |text, (rust, python)| {
-        text.replace(rust, python)
+    let plain = words.fold(plain_words(&text), |text, (plain, python)| {
+        text.replace(plain, python)
     });
     let message = format!("{place}: {plain}");
     if text.starts_with("invalid type") {

@@ -4,6 +4,7 @@
 //! `errors` makes exceptions from errors. `running` and `signals` run a server in a Python
 //! process. `simulate` and `routing` are routing without a gateway.
 
+mod config;
 mod contract;
 mod convert;
 mod enums;
@@ -26,6 +27,8 @@ use pyo3::prelude::*;
 mod sgl_model_gateway_rs {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::config::{check_config, config_schema};
     #[pymodule_export]
     use crate::contract::{
         constructor_defaults, option_choices, option_defaults, option_names, routes,

@@ -3,13 +3,28 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use gateway::{Gateway, Options, config};
+use gateway::config::Configuration;
+use gateway::{Gateway, Options};
 use pyo3::exceptions::{PyAttributeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple, PyType};
 
 use crate::running::{Run, Running, Server, url};
 use crate::{contract, convert, errors};
+
+impl Router {
+    fn of(keywords: &Bound<'_, PyDict>, given: Vec<String>) -> PyResult<Self> {
+        let base: Options = convert::options("Router", contract::overrides(), keywords)?;
+        let configuration = Configuration::new(base, given);
+        let loaded = keywords.py().detach(|| configuration.load());
+        let loaded = loaded.map_err(|error| errors::rule(&error))?;
+        Ok(Self {
+            configuration,
+            options: loaded.options().clone(),
+            running: Running::default(),
+        })
+    }
+}
 
 impl Server for Gateway {
     fn addr(&self) -> SocketAddr {
@@ -28,6 +43,10 @@ impl Server for Gateway {
         Self::abort(self);
     }
 
+    fn hang_up(&self) -> bool {
+        self.reload_file()
+    }
+
     fn wait(&self, timeout: Duration) -> bool {
         Self::wait(self, timeout)
     }
@@ -44,6 +63,8 @@ impl Server for Gateway {
 /// as "MASKED".
 #[pyclass(frozen, module = "sgl_model_gateway.sgl_model_gateway_rs")]
 pub(crate) struct Router {
+    configuration: Configuration,
+    /// As they were when the router was made; a reload may change those of the gateway.
     options: Options,
     running: Running<Gateway>,
 }
@@ -54,16 +75,27 @@ impl Router {
     #[pyo3(signature = (*args, **kwargs))]
     fn new(args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         let given = convert::arguments("Router", &contract::names(), args, kwargs)?;
-        if !given.contains("worker_urls")? {
+        // A file may name them.
+        if !given.contains("worker_urls")? && !given.contains("config")? {
             let message = "Router() missing 1 required argument: 'worker_urls'";
             return Err(PyTypeError::new_err(message));
         }
-        let options: Options = convert::options("Router", contract::overrides(), &given)?;
-        config::check(&options).map_err(|error| errors::rule(&error))?;
-        Ok(Self {
-            options,
-            running: Running::default(),
-        })
+        let names: Vec<String> = given.keys().extract()?;
+        Self::of(&given, names)
+    }
+
+    /// A router of all options by keyword, of which those in `given` win over the configuration file.
+    #[classmethod]
+    #[pyo3(name = "_configured")]
+    fn configured(
+        _class: &Bound<'_, PyType>,
+        keywords: &Bound<'_, PyDict>,
+        given: Vec<String>,
+    ) -> PyResult<Self> {
+        let args = PyTuple::empty(keywords.py());
+        let names = contract::names();
+        let keywords = convert::arguments("Router", &names, &args, Some(keywords))?;
+        Self::of(&keywords, given)
     }
 
     /// Built from the list of all options, so that `help()` and notebooks show them.
@@ -86,17 +118,24 @@ impl Router {
     }
 
     /// Serves until SIGINT, SIGTERM, SIGQUIT (in the main thread) or `stop()`. The first one lets
-    /// requests in flight finish, the second ends them.
+    /// requests in flight finish, the second ends them. SIGHUP reads the configuration file again;
+    /// without one it stops, too.
     fn start(&self, py: Python<'_>) -> PyResult<()> {
-        self.running
-            .block(py, || Gateway::start(&self.options), errors::start)
+        self.running.block(
+            py,
+            || Gateway::start_configured(&self.configuration),
+            errors::start,
+        )
     }
 
     /// Starts serving and returns the router.
     fn start_background<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
         let this = slf.get();
-        this.running
-            .launch(slf.py(), || Gateway::start(&this.options), errors::start)?;
+        this.running.launch(
+            slf.py(),
+            || Gateway::start_configured(&this.configuration),
+            errors::start,
+        )?;
         Ok(slf.clone())
     }
 
@@ -105,6 +144,12 @@ impl Router {
     #[pyo3(signature = (timeout = 0.0))]
     fn stop(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         self.running.stop(py, timeout)
+    }
+
+    /// Has the configuration file read again; what comes of it is in the log. False without a file.
+    fn reload(&self, py: Python<'_>) -> PyResult<bool> {
+        let run = self.running.require(py)?;
+        Ok(run.with(false, Gateway::reload_file))
     }
 
     /// Waits for the end without asking for it; true once everything has stopped.

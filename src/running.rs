@@ -9,7 +9,7 @@ use std::time::Duration;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::signals::Handlers;
+use crate::signals::{Handlers, Signal};
 
 /// Longest time between two checks of Python's signals.
 const SLICE: Duration = Duration::from_millis(50);
@@ -28,6 +28,10 @@ pub(crate) trait Server: Send + Sync {
     fn drain(&self);
     /// Stops at once.
     fn abort(&self);
+    /// Reads its options again, where it knows from where; otherwise false.
+    fn hang_up(&self) -> bool {
+        false
+    }
     /// Waits up to `timeout` for the end; true once it has stopped.
     fn wait(&self, timeout: Duration) -> bool;
     /// The reason for a stop that was not requested.
@@ -91,8 +95,11 @@ impl<S: Server> Run<S> {
 
     /// Passes a signal on. After Ctrl-C the server drains at once, without time for clients to
     /// move to another gateway.
-    fn signal(&self, is_interrupt: bool) {
-        if is_interrupt || self.stopping.load(Ordering::Acquire) {
+    fn signal(&self, signal: Signal) {
+        if signal == Signal::HangUp && self.with(false, Server::hang_up) {
+            return;
+        }
+        if signal == Signal::Interrupt || self.stopping.load(Ordering::Acquire) {
             self.stop();
         } else {
             self.stopping.store(true, Ordering::Release);
@@ -140,8 +147,8 @@ impl<S: Server> Run<S> {
     fn serve(&self, py: Python<'_>, signals: &Handlers<'_>) -> PyResult<()> {
         let mut seen = 0;
         loop {
-            for is_interrupt in signals.since(seen) {
-                self.signal(is_interrupt);
+            for signal in signals.since(seen) {
+                self.signal(signal);
                 seen += 1;
             }
             match self.wait(py, Some(SLICE)) {

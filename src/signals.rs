@@ -8,8 +8,21 @@ use pyo3::types::PyModule;
 /// The signals that end a server.
 const NAMES: [&str; 4] = ["SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP"];
 
+/// The number of SIGHUP on every platform that has it.
+const SIGHUP: i32 = 1;
 /// The number of SIGINT on every platform of Python.
 const SIGINT: i32 = 2;
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// Options are to be read again, or else a stop.
+    HangUp,
+    /// A stop by a person at a terminal.
+    Interrupt,
+    /// A stop.
+    Stop,
+}
 
 /// A Python signal handler that records the signals it gets.
 #[pyclass(frozen)]
@@ -75,11 +88,15 @@ impl<'py> Handlers<'py> {
         Ok(())
     }
 
-    /// For each signal after the first `seen` ones: whether it is an interrupt.
-    pub(crate) fn since(&self, seen: usize) -> Vec<bool> {
+    /// The signals after the first `seen` ones.
+    pub(crate) fn since(&self, seen: usize) -> Vec<Signal> {
         let received = self.recorder.get().received();
-        let new = received.into_iter().skip(seen);
-        new.map(|number| number == SIGINT).collect()
+        let signal = |number| match number {
+            SIGHUP => Signal::HangUp,
+            SIGINT => Signal::Interrupt,
+            _ => Signal::Stop,
+        };
+        received.into_iter().skip(seen).map(signal).collect()
     }
 
     /// Restores the previous handlers, then calls them with the recorded signals. The default

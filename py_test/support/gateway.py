@@ -30,7 +30,9 @@ class Gateway(Process):
         fixed = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-host", "127.0.0.1"]
         fixed += ["--prometheus-port", "0", "--json-log", "--worker-startup-check-interval", "1"]
         module = "sgl_model_gateway.launch_router"
-        super().__init__("-m", module, *fixed, *flags, "--worker-urls", *worker_urls, python=python)
+        named = list(worker_urls)
+        workers = ["--worker-urls", *named] if named else []
+        super().__init__("-m", module, *fixed, *flags, *workers, python=python)
         said = self.wait_for_start(r'gateway listening.*"addr":"([^"]+)".*"metrics":"Some\(([^)]+)\)')
         self.url, self.metrics_url = (f"http://{address}" for address in said.groups())
 

@@ -111,7 +111,7 @@ def test_a_published_flag_keeps_group_default_type_and_choices(
     else:
         assert action.type.__name__ == kind  # type: ignore[union-attr]
         assert [str(action.nargs)] == ([part.removeprefix("nargs=") for part in arity if "nargs" in part] or ["None"])
-    assert ("append" in arity) == (type(action).__name__ == "_AppendAction")
+    assert ("append" in arity) == (type(action).__name__ == "_Append")
 
 
 def test_the_99_published_fields_keep_their_positions() -> None:
@@ -170,6 +170,8 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "model_id_from",
         "discovery_file",
         "trace_sample_ratio",
+        "config",
+        "config_watch",
     ]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from .._options.flags import default_of, flag_of
-from ..router_args import RouterArgs
+from ..router_args import RouterArgs, keyword_fields
 from .finding import Finding
 from .workers import urls_of
+
+# A secret cannot be read, and no check asks what stands behind the gateway.
+_NOT_READ = ("api_key", "backend", "history_backend")
 
 
 def check_options(args: RouterArgs) -> list[Finding]:
@@ -26,6 +29,25 @@ def check_options(args: RouterArgs) -> list[Finding]:
         why = f"no policy is named {error}" if isinstance(error, KeyError) else str(error)
         return [Finding("options", "fail", why, "change the option; docs/options.md lists all of them")]
     return [Finding("options", "ok", "a gateway can be made of them")]
+
+
+def with_file(args: RouterArgs) -> RouterArgs:
+    """The options with those of the configuration file among them; `args` itself without one that can be used."""
+    if args.config is None or args.mini_lb:
+        return args
+    try:
+        from ..router import PolicyType, Router
+
+        router = Router.from_args(args)
+    except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError):
+        return args  # said already
+    words = {member: word for word, member in PolicyType.members().items()}
+    merged = replace(args)
+    for name in keyword_fields():
+        if name not in _NOT_READ:
+            value = getattr(router, name)
+            setattr(merged, name, words[value] if isinstance(value, PolicyType) else value)
+    return merged
 
 
 @dataclass(frozen=True)

@@ -144,18 +144,74 @@ def _add_flag(
     spelling = flag.spelling(owner)
     lead = f"{PREFIX}-" if prefix and flag.prefixed else ""
     default = default_of(owner) if flag.cli_default is _SAME else flag.cli_default
-    settings: dict[str, Any] = {"help": flag.help, "default": default}
+    settings: dict[str, Any] = {"help": flag.help, "default": default, "action": _Store}
     if item is bool:
-        settings["action"] = "store_true"
+        settings |= {"nargs": 0, "const": True}
     else:
         settings["type"] = _with_environment(item) if flag.env else item
         given = {"choices": choices, "nargs": flag.nargs, "metavar": None if choices else _metavar(owner, item)}
         settings |= {name: value for name, value in given.items() if value is not None}
         if flag.append:
-            settings["action"] = "append"
+            settings["action"] = _Append
         if flag.env:
             settings["default"] = _FromEnvironment(flag.env, default)
     group.add_argument(f"--{lead}{spelling.replace('_', '-')}", **settings)
+
+
+GIVEN = "_router_flags_given"
+"""Where a namespace notes which flags were on the command line, by their names there."""
+
+
+class _Store(argparse.Action):
+    """Stores a value, or `const` where the flag takes none, and notes that the flag was there."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
+        _note(namespace, self.dest)
+
+
+class _Append(argparse.Action):
+    """Adds a value to a list, and notes that the flag was there."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest, None) or []
+        setattr(namespace, self.dest, [*before, values])
+        _note(namespace, self.dest)
+
+
+def _note(namespace: argparse.Namespace, dest: str) -> None:
+    setattr(namespace, GIVEN, getattr(namespace, GIVEN, frozenset()) | {dest})
+
+
+def given_fields(namespace: Mapping[str, Any], table: type, *, prefix: bool) -> frozenset[str]:
+    """The fields of `table` whose flags were on the command line, whatever their values."""
+    noted = namespace.get(GIVEN, frozenset())
+
+    def dest(owner: Owner) -> str:
+        flag = flag_of(owner)
+        lead = f"{PREFIX}_" if prefix and flag.prefixed else ""
+        return lead + flag.spelling(owner)
+
+    return frozenset(owner.name for owner in fields(table) if dest(owner) in noted)
+
+
+def differs(owner: Owner, value: Any) -> bool:
+    """Whether a field holds neither its default nor that of its flag."""
+    flag = flag_of(owner)
+    defaults = [default_of(owner)] if flag.cli_default is _SAME else [default_of(owner), flag.cli_default]
+    return all(value != default for default in defaults)
 
 
 # What the end of a field's name says of its values.

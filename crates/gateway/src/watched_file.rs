@@ -54,6 +54,21 @@ impl Stamp {
 }
 
 impl WatchedFile {
+    /// A file as it is now, whether it is there or not. Blocks.
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            seen: Stamp::of(path).ok(),
+            unread: false,
+        }
+    }
+
+    /// Whether it has changed since the last call. Blocks.
+    pub(crate) fn has_changed(&mut self) -> bool {
+        let found = Stamp::of(&self.path).ok();
+        found != std::mem::replace(&mut self.seen, found)
+    }
+
     /// Reads a file for the first time. Blocks.
     ///
     /// # Errors
@@ -63,13 +78,8 @@ impl WatchedFile {
         read: impl FnOnce(&Path) -> Result<T, E>,
     ) -> Result<(Self, T), E> {
         // Before the file is read: a change meanwhile is seen later.
-        let seen = Stamp::of(path).ok();
+        let file = Self::new(path);
         let found = read(path)?;
-        let file = Self {
-            path: path.to_owned(),
-            seen,
-            unread: false,
-        };
         Ok((file, found))
     }
 

@@ -217,6 +217,11 @@ impl Worker {
         received
     }
 
+    /// Forgets the requests so far, for tests with many.
+    pub fn forget_received(&self) {
+        *self.state.received.lock().unwrap() = Vec::new();
+    }
+
     /// Times the gateway closed a connection amid a request.
     pub fn disconnects(&self) -> usize {
         self.state.disconnects.load(Ordering::SeqCst)

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::{ArcSwap, Guard};
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, Notify, TryAcquireError};
 use tokio::time::{Instant, interval, timeout_at};
 
+use super::cap::{Cap, Share};
+use super::rate::Rate;
 use super::waiters::Waiters;
 use crate::config::AdmissionSection;
 use crate::error::Error;
@@ -18,60 +21,82 @@ const REFILL_INTERVAL: Duration = Duration::from_millis(10);
 /// The limits in force. Without any, a request passes without touching anything shared.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    cap: Option<Cap>,
-    rate: Option<Rate>,
-    queue: Queue,
+    limits: ArcSwap<Limits>,
+    waiting: Waiters,
+    /// Notified when there is a rate.
+    rate_set: Notify,
     metrics: AdmissionMetrics,
 }
 
-/// Requests in flight, from here to the last byte of their replies.
 #[derive(Debug)]
-struct Cap {
-    limit: usize,
-    permits: Arc<Semaphore>,
-}
-
-/// Requests per second: a token bucket that holds one second's worth. Waiting requests are
-/// served in the order of arrival.
-#[derive(Debug)]
-struct Rate {
-    per_second: usize,
-    bucket: Semaphore,
-}
-
-#[derive(Debug)]
-struct Queue {
-    limit: usize,
+struct Limits {
+    cap: Option<Arc<Cap>>,
+    rate: Option<Arc<Rate>>,
+    /// Requests that may wait.
+    queue_size: usize,
     max_wait: Duration,
-    waiting: Waiters,
 }
 
 /// A request's share of the cap, given back when dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Permit {
-    _permit: Option<OwnedSemaphorePermit>,
+    _share: Option<Share>,
 }
 
 impl Admission {
     pub(crate) fn new(options: &AdmissionSection, metrics: &Metrics) -> Self {
-        let cap = |limit| Cap {
-            limit,
-            permits: Arc::new(Semaphore::new(limit)),
-        };
-        let rate = |per_second| Rate {
-            per_second,
-            bucket: Semaphore::new(per_second),
-        };
+        let cap = options.max_concurrent_requests.map(Cap::new);
+        let rate = options.rate.map(Rate::new);
         Self {
-            cap: options.max_concurrent_requests.map(cap),
-            rate: options.rate.map(rate),
-            queue: Queue {
-                limit: options.queue_size,
+            limits: ArcSwap::from_pointee(Limits {
+                cap: cap.map(Arc::new),
+                rate: rate.map(Arc::new),
+                queue_size: options.queue_size,
                 max_wait: options.queue_timeout,
-                waiting: Waiters::default(),
-            },
+            }),
+            waiting: Waiters::default(),
+            rate_set: Notify::new(),
             metrics: metrics.admission(),
         }
+    }
+
+    /// Sets other limits. Requests in flight keep their shares, those that wait their places; a cap
+    /// where there was none counts from here. Only one call at a time.
+    pub(crate) fn set(&self, options: &AdmissionSection) {
+        let before = self.limits.load_full();
+        let cap = match (&before.cap, options.max_concurrent_requests) {
+            (Some(cap), Some(limit)) => {
+                cap.resize(limit);
+                Some(Arc::clone(cap))
+            }
+            (_, limit) => limit.map(|limit| Arc::new(Cap::new(limit))),
+        };
+        let rate = match (&before.rate, options.rate) {
+            (Some(rate), Some(per_second)) => {
+                rate.set(per_second);
+                Some(Arc::clone(rate))
+            }
+            (_, per_second) => per_second.map(|per_second| Arc::new(Rate::new(per_second))),
+        };
+        let (no_cap, no_rate) = (cap.is_none(), rate.is_none());
+        self.limits.store(Arc::new(Limits {
+            cap,
+            rate,
+            queue_size: options.queue_size,
+            max_wait: options.queue_timeout,
+        }));
+        // Those that wait for a limit that is gone wait no longer.
+        before
+            .cap
+            .iter()
+            .filter(|_| no_cap)
+            .for_each(|cap| cap.lift());
+        before
+            .rate
+            .iter()
+            .filter(|_| no_rate)
+            .for_each(|rate| rate.lift());
+        self.rate_set.notify_one();
     }
 
     /// Lets a request in, perhaps after a wait.
@@ -79,10 +104,14 @@ impl Admission {
     /// # Errors
     /// [`Error::QueueFull`] when too many wait, [`Error::QueueTimeout`] after too long a wait.
     pub(crate) async fn admit(&self) -> Result<Permit, Error> {
-        if self.cap.is_none() && self.rate.is_none() {
-            return Ok(Permit::default());
-        }
-        let permit = self.enter().await;
+        let limits = {
+            let limits = self.limits.load();
+            if limits.cap.is_none() && limits.rate.is_none() {
+                return Ok(Permit::default());
+            }
+            Guard::into_inner(limits)
+        };
+        let permit = self.enter(&limits).await;
         match &permit {
             Ok(_) => self.metrics.allowed.inc(),
             Err(_) => self.metrics.rejected.inc(),
@@ -90,85 +119,78 @@ impl Admission {
         permit
     }
 
-    async fn enter(&self) -> Result<Permit, Error> {
-        let deadline = Instant::now() + self.queue.max_wait;
-        if let Some(rate) = &self.rate {
-            let taken = if let Ok(taken) = rate.bucket.try_acquire() {
-                taken
-            } else {
-                let taken = rate.bucket.acquire();
-                self.wait("rate_limit_tokens_per_second", deadline, taken)
-                    .await?
-            };
-            // The token is not returned: `refill` adds new ones.
-            taken.forget();
+    async fn enter(&self, limits: &Limits) -> Result<Permit, Error> {
+        let deadline = Instant::now() + limits.max_wait;
+        if let Some(rate) = &limits.rate
+            && matches!(rate.try_take(), Err(TryAcquireError::NoPermits))
+        {
+            let what = "rate_limit_tokens_per_second";
+            self.wait(what, limits, deadline, rate.take()).await?;
         }
-        let Some(cap) = &self.cap else {
+        let Some(cap) = &limits.cap else {
             return Ok(Permit::default());
         };
-        let permit = if let Ok(permit) = Arc::clone(&cap.permits).try_acquire_owned() {
-            permit
-        } else {
-            let permit = Arc::clone(&cap.permits).acquire_owned();
-            self.wait("max_concurrent_requests", deadline, permit)
-                .await?
+        let share = match cap.try_share() {
+            Ok(share) => Some(share),
+            Err(TryAcquireError::Closed) => None,
+            Err(TryAcquireError::NoPermits) => {
+                let what = "max_concurrent_requests";
+                self.wait(what, limits, deadline, cap.share()).await?
+            }
         };
-        Ok(Permit {
-            _permit: Some(permit),
-        })
+        Ok(Permit { _share: share })
     }
 
-    /// Waits in the queue for `permit`.
-    async fn wait<T, E>(
+    /// Waits in the queue for what a limit gives; `None` when the limit is lifted meanwhile.
+    async fn wait<T>(
         &self,
         what: &'static str,
+        limits: &Limits,
         deadline: Instant,
-        permit: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, Error> {
-        let (before, _waiting) = self.queue.waiting.enter();
-        if before >= self.queue.limit {
+        granted: impl Future<Output = Result<T, AcquireError>>,
+    ) -> Result<Option<T>, Error> {
+        let (before, _waiting) = self.waiting.enter();
+        if before >= limits.queue_size {
             return Err(Error::QueueFull {
                 what,
                 waiting: before,
                 retry_after: 1,
             });
         }
-        // Semaphores are never closed.
-        match timeout_at(deadline, permit).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Error::QueueTimeout {
+        match timeout_at(deadline, granted).await {
+            Ok(granted) => Ok(granted.ok()),
+            Err(_) => Err(Error::QueueTimeout {
                 what,
-                seconds: self.queue.max_wait.as_secs(),
+                seconds: limits.max_wait.as_secs(),
             }),
         }
     }
 
     /// Requests that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.queue.waiting.count()
+        self.waiting.count()
     }
 
     /// The limits in force, for the log.
     pub(crate) fn summary(&self, per_worker: Option<usize>) -> String {
-        let limits = [
-            (
-                "max_concurrent_requests",
-                self.cap.as_ref().map(|cap| cap.limit),
-            ),
+        let limits = self.limits.load();
+        let (cap, rate) = (limits.cap.as_ref(), limits.rate.as_ref());
+        let numbers = [
+            ("max_concurrent_requests", cap.map(|cap| cap.limit())),
             (
                 "rate_limit_tokens_per_second",
-                self.rate.as_ref().map(|rate| rate.per_second),
+                rate.map(|rate| rate.per_second()),
             ),
             ("max_requests_per_worker", per_worker),
         ];
-        let set = limits
+        let set = numbers
             .into_iter()
             .filter_map(|(name, limit)| Some((name, limit?)));
         let words: Vec<_> = set.map(|(name, limit)| format!("{name} {limit}")).collect();
         if words.is_empty() {
             return "none".to_owned();
         }
-        let (size, wait) = (self.queue.limit, self.queue.max_wait.as_secs());
+        let (size, wait) = (limits.queue_size, limits.max_wait.as_secs());
         format!(
             "{}; {size} requests may wait, {wait} s each",
             words.join(", ")
@@ -180,38 +202,38 @@ impl Admission {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let waiting = self.waiting() + waiting_for_workers;
         metrics.http.queued.set(number(waiting));
-        metrics.http.queue_limit.set(number(self.queue.limit));
+        metrics
+            .http
+            .queue_limit
+            .set(number(self.limits.load().queue_size));
     }
 
-    /// Refills the rate's bucket; ends at once when there is no rate.
+    /// Refills the bucket of the rate, while there is one; runs until dropped.
     pub(crate) async fn refill(&self) {
-        let Some(rate) = &self.rate else { return };
-        let started = Instant::now();
-        let (mut ticks, mut paid) = (interval(REFILL_INTERVAL), 0);
+        let (mut ticks, mut paid) = (interval(REFILL_INTERVAL), None);
         loop {
-            ticks.tick().await;
-            let due = started.elapsed().as_micros() * rate.per_second as u128 / 1_000_000;
-            let owed = usize::try_from(due.saturating_sub(paid)).unwrap_or(usize::MAX);
-            paid = due;
-            let missing = rate
-                .per_second
-                .saturating_sub(rate.bucket.available_permits());
-            rate.bucket.add_permits(owed.min(missing));
+            let rate = self.limits.load().rate.clone();
+            if let Some(rate) = rate {
+                ticks.tick().await;
+                rate.refill(&mut paid);
+            } else {
+                paid = None;
+                self.rate_set.notified().await;
+                ticks.reset();
+            }
         }
     }
 
     /// What is in force, for `GET /debug/limits`.
     pub(crate) fn to_json(&self) -> Value {
-        let in_flight = self
-            .cap
-            .as_ref()
-            .map(|cap| cap.limit - cap.permits.available_permits());
+        let limits = self.limits.load();
+        let (cap, rate) = (limits.cap.as_ref(), limits.rate.as_ref());
         json!({
-            "max_concurrent_requests": self.cap.as_ref().map(|cap| cap.limit),
-            "concurrent_requests": in_flight,
-            "rate_limit_tokens_per_second": self.rate.as_ref().map(|rate| rate.per_second),
-            "queue_size": self.queue.limit,
-            "queue_timeout_secs": self.queue.max_wait.as_secs(),
+            "max_concurrent_requests": cap.map(|cap| cap.limit()),
+            "concurrent_requests": cap.map(|cap| cap.in_flight()),
+            "rate_limit_tokens_per_second": rate.map(|rate| rate.per_second()),
+            "queue_size": limits.queue_size,
+            "queue_timeout_secs": limits.max_wait.as_secs(),
             "queued": self.waiting(),
         })
     }
@@ -306,13 +328,67 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn lifted_limits_let_those_in_that_wait_and_new_ones_hold_for_later_requests() {
+        let section = |cap, rate| {
+            AdmissionSection::from(&Options {
+                max_concurrent_requests: cap,
+                rate_limit_tokens_per_second: rate,
+                queue_size: 9,
+                queue_timeout_secs: 5,
+                ..Options::default()
+            })
+        };
+        let metrics = Metrics::new(None).unwrap();
+        for limited in [section(1, None), section(0, Some(1))] {
+            let admission = Admission::new(&limited, &metrics);
+            let _first = admission.admit().await.unwrap();
+            let mut second = Box::pin(admission.admit());
+            assert!(poll!(&mut second).is_pending());
+            admission.set(&section(0, None));
+            second.await.unwrap();
+            admission.set(&section(1, None));
+            let third = admission.admit().await.unwrap();
+            let mut fourth = Box::pin(admission.admit());
+            assert!(poll!(&mut fourth).is_pending());
+            drop(third);
+            fourth.await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rate_that_is_set_while_running_is_refilled() {
+        let admission = admission(|_| {});
+        let section = AdmissionSection::from(&Options {
+            rate_limit_tokens_per_second: Some(10),
+            queue_size: 100,
+            ..Options::default()
+        });
+        let started = Instant::now();
+        let requests = async {
+            tokio::task::yield_now().await;
+            admission.set(&section);
+            join_all((0..30).map(|_| admission.admit())).await
+        };
+        tokio::select! {
+            permits = requests => assert!(permits.iter().all(Result::is_ok)),
+            () = admission.refill() => unreachable!("pays in for ever"),
+        }
+        let took = started.elapsed();
+        assert!(
+            took >= Duration::from_secs(2) && took < Duration::from_millis(2100),
+            "{took:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn zero_or_negative_limit_means_no_limit() {
         for number in [0, -1] {
             let admission = admission(|options| {
                 options.max_concurrent_requests = number;
                 options.rate_limit_tokens_per_second = Some(number);
             });
-            assert!(admission.cap.is_none() && admission.rate.is_none());
+            let limits = admission.limits.load();
+            assert!(limits.cap.is_none() && limits.rate.is_none());
         }
     }
 }

@@ -1,6 +1,8 @@
 //! How many requests are in progress, how fast they come, and which wait.
 
+mod cap;
 mod limiter;
+mod rate;
 mod waiters;
 mod worker_queue;
 

@@ -7,6 +7,7 @@ use tokio::sync::futures::Notified;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::waiters::Waiters;
+use crate::config::AdmissionSection;
 
 /// A waiter looks again after this time at the latest: the worker it was woken for may not
 /// have been one for it, but for another.
@@ -21,6 +22,18 @@ pub(crate) struct QueueLimits {
     pub(crate) size: usize,
     /// Longest wait.
     pub(crate) max_wait: Duration,
+}
+
+impl QueueLimits {
+    /// `None` where requests per worker are not limited.
+    pub(crate) fn new(options: &AdmissionSection) -> Option<Self> {
+        let per_worker = options.max_requests_per_worker?;
+        Some(Self {
+            per_worker,
+            size: options.queue_size,
+            max_wait: options.queue_timeout,
+        })
+    }
 }
 
 /// The requests that wait for the workers of one pool, longest wait first.

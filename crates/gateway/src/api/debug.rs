@@ -13,6 +13,7 @@ use super::routes::Routes;
 use crate::admission::Admission;
 use crate::auth::Access;
 use crate::balancer::Balancer;
+use crate::config::Reloads;
 use crate::error::Error;
 use crate::proxy::Proxy;
 use crate::telemetry::{LogLevelError, logging};
@@ -32,11 +33,25 @@ const DECISIONS: usize = 100;
 
 pub(super) fn routes() -> Routes {
     Routes::default()
+        .get("/debug/config", Access::Control, config)
+        .post("/reload", Access::Control, reload)
         .get("/debug/limits", Access::Control, limits)
         .get("/debug/decisions", Access::Control, decisions)
         .get("/debug/log-level", Access::Control, log_level)
         .put("/debug/log-level", Access::Control, set_log_level)
         .post("/route/explain", Access::Control, explain)
+}
+
+/// Every option in force, and where it comes from.
+async fn config(State(reloads): State<Reloads>) -> Json<Value> {
+    Json(reloads.to_json())
+}
+
+/// Reads the configuration file again.
+async fn reload(State(reloads): State<Reloads>) -> Result<Json<Value>, Error> {
+    let reloaded = reloads.reload_file().await;
+    let changed = reloaded.map_err(|error| Error::Configuration(error.to_string()))?;
+    Ok(Json(json!({"status": "success", "changed": changed})))
 }
 
 /// What limits are in force, and how far they are used up.

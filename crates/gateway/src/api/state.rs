@@ -10,6 +10,7 @@ use super::shared_answer::SharedAnswer;
 use crate::admission::Admission;
 use crate::auth::Principal;
 use crate::balancer::Balancer;
+use crate::config::Reloads;
 use crate::cpu_pool::CpuPool;
 use crate::fleet::{Fleet, Registry};
 use crate::lane::Lane;
@@ -29,6 +30,7 @@ pub(crate) struct ApiState {
     pub(crate) orders: Orders,
     pub(crate) client: ControlClient,
     pub(crate) cpu_pool: CpuPool,
+    pub(crate) reloads: Reloads,
     pub(crate) shared: Arc<SharedAnswers>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) shutdown: Shutdown,

@@ -1,23 +1,26 @@
 //! Credentials that are read at start, and the tasks that keep them as they are now.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use tokio::runtime::Runtime;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::error::StartError;
+use crate::api::Cors;
 use crate::auth::{Audit, AuditLog, AuditWriter, Authenticator, ClientKeys, Issuer};
-use crate::config::{AuditTo, AuthSection, Options};
-use crate::server::Auth;
+use crate::config::{AuditTo, AuthSection, JwtConfig, Options, ServerSection};
+use crate::server::ServiceRules;
 use crate::telemetry::Metrics;
 use crate::upstream::ControlClient;
 
-/// What runs as long as the gateway does.
+/// What credentials are checked against, kept as it is now until dropped.
 #[derive(Debug)]
 pub(super) struct Access {
+    section: AuthSection,
     client_keys: Option<Arc<ClientKeys>>,
     issuer: Option<Arc<Issuer>>,
-    pub(super) audit_writer: Option<AuditWriter>,
+    watches: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// Reads what the options name.
@@ -29,48 +32,16 @@ pub(super) fn build(
     metrics: &Arc<Metrics>,
     client: &ControlClient,
     runtime: &Runtime,
-) -> Result<(Auth, Access), StartError> {
+) -> Result<Access, StartError> {
     let section = AuthSection::from(options);
-    let client_keys = section.client_keys.as_deref();
-    let client_keys = client_keys.map(|path| ClientKeys::open(path, metrics));
-    let client_keys = client_keys
-        .transpose()
-        .map_err(|error| StartError::environment("use the api_keys_file", error))?;
-    let issuer = issuer(&section, client, runtime)?;
-    let (audit, audit_writer) = audit(options)?;
-    let auth = Auth {
-        authenticator: Authenticator::new(&section, client_keys.clone(), issuer.clone()),
-        audit,
-    };
-    let access = Access {
-        client_keys,
-        issuer,
-        audit_writer,
-    };
-    Ok((auth, access))
-}
-
-/// The issuer of tokens, whose keys are fetched.
-fn issuer(
-    section: &AuthSection,
-    client: &ControlClient,
-    runtime: &Runtime,
-) -> Result<Option<Arc<Issuer>>, StartError> {
-    let control_plane = section.control_plane.as_ref();
-    let Some(options) = control_plane.and_then(|options| options.jwt.as_ref()) else {
-        return Ok(None);
-    };
-    let connect = || runtime.block_on(Issuer::connect(options, client.clone()));
+    let read = || runtime.block_on(Access::new(section, None, metrics, client));
     // The caller's thread may be one that must not wait for a future.
-    let connected = thread::scope(|scope| scope.spawn(connect).join());
-    let connected =
-        connected.map_err(|_| StartError::environment("use the jwt_issuer", "a thread ended"))?;
-    let issuer = connected.map_err(|error| StartError::environment("use the jwt_issuer", error))?;
-    Ok(Some(issuer))
+    let access = thread::scope(|scope| scope.spawn(read).join());
+    access.map_err(|_| StartError::environment("read credentials", "a thread ended"))?
 }
 
 /// What records calls of the control plane, and the thread that writes, if they are recorded.
-fn audit(options: &Options) -> Result<(Audit, Option<AuditWriter>), StartError> {
+pub(super) fn audit(options: &Options) -> Result<(Audit, Option<AuditWriter>), StartError> {
     let Some(to) = AuditTo::new(options) else {
         return Ok((Audit::default(), None));
     };
@@ -80,13 +51,94 @@ fn audit(options: &Options) -> Result<(Audit, Option<AuditWriter>), StartError> 
 }
 
 impl Access {
+    /// What `section` names; what `before` has of it already is kept, with what it knows.
+    async fn new(
+        section: AuthSection,
+        before: Option<&Self>,
+        metrics: &Arc<Metrics>,
+        client: &ControlClient,
+    ) -> Result<Self, StartError> {
+        let known = before.filter(|before| before.section.client_keys == section.client_keys);
+        let client_keys = match (known, section.client_keys.clone()) {
+            (Some(before), _) => before.client_keys.clone(),
+            (None, None) => None,
+            (None, Some(path)) => {
+                let metrics = Arc::clone(metrics);
+                let opened = spawn_blocking(move || ClientKeys::open(&path, &metrics)).await;
+                let what = "use the api_keys_file";
+                let opened = opened.map_err(|error| StartError::environment(what, error))?;
+                Some(opened.map_err(|error| StartError::environment(what, error))?)
+            }
+        };
+        let known = before.filter(|before| jwt(&before.section) == jwt(&section));
+        let issuer = match (known, jwt(&section)) {
+            (Some(before), _) => before.issuer.clone(),
+            (None, None) => None,
+            (None, Some(options)) => {
+                let issuer = Issuer::connect(options, client.clone()).await;
+                Some(issuer.map_err(|error| StartError::environment("use the jwt_issuer", error))?)
+            }
+        };
+        Ok(Self {
+            section,
+            client_keys,
+            issuer,
+            watches: Mutex::default(),
+        })
+    }
+
+    /// The credentials of other options.
+    ///
+    /// # Errors
+    /// The first part that cannot be set up.
+    pub(super) async fn with(
+        &self,
+        options: &Options,
+        metrics: &Arc<Metrics>,
+        client: &ControlClient,
+    ) -> Result<Self, StartError> {
+        Self::new(options.into(), Some(self), metrics, client).await
+    }
+
+    /// How requests are judged by these options.
+    pub(super) fn rules(&self, options: &Options) -> ServiceRules {
+        let (client_keys, issuer) = (self.client_keys.clone(), self.issuer.clone());
+        let origins = ServerSection::from(options).cors_allowed_origins;
+        ServiceRules {
+            authenticator: Authenticator::new(&self.section, client_keys, issuer),
+            cors: Cors::new(&origins),
+        }
+    }
+
+    /// Is replaced: what is not needed any more is counted no longer.
+    pub(super) fn retire(&self, successor: &Self) {
+        let new = successor.client_keys.as_ref();
+        let old = self.client_keys.iter();
+        for keys in old.filter(|old| !new.is_some_and(|new| Arc::ptr_eq(old, new))) {
+            keys.retire(new.map(Arc::as_ref));
+        }
+    }
+
     /// Keeps credentials as they are now, by tasks of this runtime.
     pub(super) fn watch(&self) {
-        if let Some(keys) = &self.client_keys {
-            tokio::spawn(Arc::clone(keys).watch());
-        }
-        if let Some(issuer) = &self.issuer {
-            tokio::spawn(Arc::clone(issuer).watch());
+        let keys = self.client_keys.iter();
+        let keys = keys.map(|keys| tokio::spawn(Arc::clone(keys).watch()));
+        let issuer = self.issuer.iter();
+        let issuer = issuer.map(|issuer| tokio::spawn(Arc::clone(issuer).watch()));
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        watches.extend(keys.chain(issuer));
+    }
+}
+
+fn jwt(section: &AuthSection) -> Option<&JwtConfig> {
+    section.control_plane.as_ref()?.jwt.as_ref()
+}
+
+impl Drop for Access {
+    fn drop(&mut self) {
+        let watches = self.watches.get_mut();
+        for watch in watches.unwrap_or_else(PoisonError::into_inner) {
+            watch.abort();
         }
     }
 }

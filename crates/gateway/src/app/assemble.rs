@@ -13,23 +13,25 @@ use super::error::StartError;
 use super::lifecycle::Control;
 use super::listen;
 use super::maintenance::Maintenance;
+use super::reload::{Parts, Reloader};
 use super::reporting::report;
-use super::sources;
+use super::sources::Sources;
 use crate::admission::Admission;
 use crate::api::ApiState;
 use crate::balancer::{Balancer, RoleKinds, RolePolicies};
 use crate::config::{
-    AdmissionSection, ClientSection, ConnectionSection, FleetSection, HealthSection, Live,
-    ModelMatching, Options, ProxySection, ServerSection, seconds,
+    AdmissionSection, ClientSection, Configuration, ConnectionSection, FleetSection, Live, Loaded,
+    ModelMatching, Options, ProxySection, Reloads, ServerSection, seconds,
 };
 use crate::cpu_pool::CpuPool;
-use crate::fleet::{Endpoint, Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory};
+use crate::fleet::{Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory};
 use crate::proxy::{Dispatcher, FanOut, Orders, Proxy, WorkerCalls};
 use crate::server::{Auth, Lanes, Service};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
 use crate::upstream::{ConnectionLimits, ControlClient, Resolver, WorkerTls};
 use crate::via::Via;
+use crate::watched_file::WatchedFile;
 
 /// What the machine gives to the gateway.
 #[derive(Clone, Copy, Debug)]
@@ -41,105 +43,170 @@ pub(super) struct Machine {
     pub(super) memory: u64,
 }
 
+/// The options, and the file they were read from, as it was before.
+pub(super) struct Read<'a> {
+    pub(super) configuration: &'a Configuration,
+    pub(super) file: Option<WatchedFile>,
+    pub(super) loaded: Loaded,
+}
+
+/// The client of the gateway's own calls, and how connections to workers are kept.
+struct Upstream {
+    client: ControlClient,
+    limits: ConnectionLimits,
+}
+
+/// The fleet, and what adds, removes and probes its workers.
+struct Workers {
+    fleet: Arc<Fleet>,
+    live: Live,
+    registry: Arc<Registry>,
+    sources: Sources,
+    health_checks: HealthChecks,
+}
+
 /// Puts everything together; nothing is served yet. The gateway's own calls run on `runtime`.
 pub(super) fn build(
-    options: &Options,
+    read: Read<'_>,
     runtime: &Runtime,
     machine: Machine,
 ) -> Result<Control, StartError> {
-    let (lanes, via, shutdown) = (machine.lanes, Via::new(), Shutdown::default());
+    let options = &read.loaded.options().clone();
+    let via = Via::new();
     let (metrics_listeners, (metrics, reporting)) = (listen::metrics(options)?, report(options)?);
     let certificates = Certificates::new(options, &metrics, reporting.collector_tls.clone())?;
-    let (fleet, live) = (Fleet::new(FleetSection::from(options)), Live::new(options));
-    let (client, limits) = upstream(options, runtime, lanes, &certificates.workers, &via)?;
+    let live = Live::new(read.loaded);
+    let (reloads, requests) = Reloads::new(live.clone());
+    let upstream = upstream(options, runtime, machine.lanes, &certificates.workers, &via)?;
     let clients = ClientSection::new(options, machine.descriptors);
-    let (auth, access) = access::build(options, &metrics, &client, runtime)?;
-    let (joining, joined) = mpsc::unbounded_channel();
-    let registry = registry(options, &metrics, &fleet, limits, joining);
-    sources::start(options, &registry, runtime.handle())?;
-    let health_checks = HealthChecks {
-        fleet: Arc::clone(&fleet),
-        metrics: Arc::clone(&metrics),
-        options: Arc::new(HealthSection::from(options)),
-        live: live.clone(),
-        client: client.clone(),
-        registry: Arc::clone(&registry),
-        joined,
+    let access = access::build(options, &metrics, &upstream.client, runtime)?;
+    let (audit, audit_writer) = access::audit(options)?;
+    let workers = workers(options, live.clone(), upstream, &metrics, runtime)?;
+    let state = state(options, machine, &workers, &via, reloads)?;
+    let auth = Auth {
+        rules: access.rules(options),
+        audit,
     };
-    let balancer = balancer(options, &fleet);
-    let admission = Arc::new(Admission::new(&AdmissionSection::from(options), &metrics));
-    let cpu_pool = CpuPool::new().map_err(|e| StartError::environment("start threads", e))?;
-    let section = ProxySection::new(options, machine.memory, lanes);
-    let calls = WorkerCalls::new(&section, &via, client.clone(), &cpu_pool);
-    let dispatcher = Dispatcher::new(&section, calls, live.clone(), &balancer, &metrics);
-    let proxy = Arc::new(Proxy::new(&section, dispatcher, cpu_pool.clone()));
-    let state = ApiState {
-        fleet: Arc::clone(&fleet),
-        balancer: Arc::clone(&balancer),
-        registry,
-        proxy: Arc::clone(&proxy),
-        orders: Orders::new(client.clone(), seconds(options.engine_control_timeout_secs)),
-        fan_out: FanOut::new(Arc::clone(&fleet), client.clone()),
-        client,
-        cpu_pool,
-        shared: Arc::default(),
-        admission: Arc::clone(&admission),
-        shutdown: shutdown.clone(),
-    };
-    let service = service(options, auth, &metrics, state, via)?;
+    let service = service(options, auth, &metrics, state.clone(), via)?;
     let tls = certificates.clients.as_ref();
-    let lanes = Lanes::start(lanes, &service, tls, &clients, &shutdown)
+    let lanes = Lanes::start(machine.lanes, &service, tls, &clients, &state.shutdown)
         .map_err(|error| StartError::environment("start threads", error))?;
     Ok(Control {
         metrics_listeners,
         reporting,
-        access,
-        live,
+        audit_writer,
+        reloader: Reloader {
+            configuration: read.configuration.clone(),
+            file: read.file,
+            requests,
+            parts: Parts {
+                metrics: Arc::clone(&metrics),
+                state: state.clone(),
+                service,
+                access,
+                sources: workers.sources,
+            },
+        },
         metrics,
         lanes,
         clients,
-        health_checks,
+        health_checks: workers.health_checks,
         certificates,
-        proxy,
-        maintenance: maintenance(options, &balancer, &admission),
-        balancer,
-        admission,
-        shutdown,
+        maintenance: maintenance(live, &state.balancer, &state.admission),
+        state,
         grace: Duration::from_secs(options.shutdown_grace_period_secs),
+    })
+}
+
+fn workers(
+    options: &Options,
+    live: Live,
+    upstream: Upstream,
+    metrics: &Arc<Metrics>,
+    runtime: &Runtime,
+) -> Result<Workers, StartError> {
+    let fleet = Fleet::new(FleetSection::from(options));
+    let (joining, joined) = mpsc::unbounded_channel();
+    let factory = WorkerFactory::new(&fleet, &live, upstream.limits, metrics);
+    let registry = Arc::new(Registry::new(Arc::clone(&fleet), factory, joining));
+    let sources = {
+        let _inside = runtime.enter();
+        Sources::start(options, &registry)?
+    };
+    let health_checks = HealthChecks {
+        fleet: Arc::clone(&fleet),
+        metrics: Arc::clone(metrics),
+        live: live.clone(),
+        client: upstream.client,
+        registry: Arc::clone(&registry),
+        joined,
+    };
+    Ok(Workers {
+        fleet,
+        live,
+        registry,
+        sources,
+        health_checks,
+    })
+}
+
+/// What handlers work with, and lanes with some of it.
+fn state(
+    options: &Options,
+    machine: Machine,
+    workers: &Workers,
+    via: &Via,
+    reloads: Reloads,
+) -> Result<ApiState, StartError> {
+    let HealthChecks {
+        client, metrics, ..
+    } = &workers.health_checks;
+    let fleet = Arc::clone(&workers.fleet);
+    let balancer = balancer(options, &fleet);
+    let cpu_pool = CpuPool::new().map_err(|e| StartError::environment("start threads", e))?;
+    let section = ProxySection::new(options, machine.memory, machine.lanes);
+    let calls = WorkerCalls::new(&section, via, client.clone(), &cpu_pool);
+    let dispatcher = Dispatcher::new(&section, calls, workers.live.clone(), &balancer, metrics);
+    Ok(ApiState {
+        balancer,
+        registry: Arc::clone(&workers.registry),
+        proxy: Arc::new(Proxy::new(&section, dispatcher, cpu_pool.clone())),
+        orders: Orders::new(client.clone(), seconds(options.engine_control_timeout_secs)),
+        fan_out: FanOut::new(Arc::clone(&fleet), client.clone()),
+        client: client.clone(),
+        cpu_pool,
+        reloads,
+        shared: Arc::default(),
+        admission: Arc::new(Admission::new(&AdmissionSection::from(options), metrics)),
+        shutdown: Shutdown::default(),
+        fleet,
     })
 }
 
 fn balancer(options: &Options, fleet: &Arc<Fleet>) -> Arc<Balancer> {
     let params = Params::from(options);
-    let (prefill, decode) = (options.prefill_policy, options.decode_policy);
-    let kinds = RoleKinds::new(options.policy, prefill, decode);
-    let policies = RolePolicies::new(kinds, move |kind| kind.build(&params));
+    let policies = RolePolicies::new(RoleKinds::from(options), move |kind| kind.build(&params));
     let matching = ModelMatching::from(options);
     let admission = AdmissionSection::from(options);
     Balancer::new(Arc::clone(fleet), policies, &admission, matching)
 }
 
-fn maintenance(
-    options: &Options,
-    balancer: &Arc<Balancer>,
-    admission: &Arc<Admission>,
-) -> Maintenance {
+fn maintenance(live: Live, balancer: &Arc<Balancer>, admission: &Arc<Admission>) -> Maintenance {
     Maintenance {
         balancer: Arc::clone(balancer),
         admission: Arc::clone(admission),
         outliers: OutlierDetector::new(&balancer.fleet),
-        eviction_interval: Duration::from_secs(options.eviction_interval_secs),
+        live,
     }
 }
 
-/// The client of the gateway's own calls, and how connections to workers are kept.
 fn upstream(
     options: &Options,
     runtime: &Runtime,
     lanes: usize,
     tls: &Arc<WorkerTls>,
     via: &Via,
-) -> Result<(ControlClient, ConnectionLimits), StartError> {
+) -> Result<Upstream, StartError> {
     let options = ConnectionSection::from(options);
     let resolver = Resolver::new(runtime.handle().clone());
     let (runtime, trust) = (runtime.handle().clone(), Arc::clone(tls));
@@ -147,19 +214,7 @@ fn upstream(
         .map_err(|error| StartError::environment("make an HTTP client", error))?;
     let limits = ConnectionLimits::new(&options, lanes);
     let limits = limits.with_resolver(resolver).with_tls(Arc::clone(tls));
-    Ok((client, limits))
-}
-
-fn registry(
-    options: &Options,
-    metrics: &Arc<Metrics>,
-    fleet: &Arc<Fleet>,
-    limits: ConnectionLimits,
-    joining: mpsc::UnboundedSender<Arc<Endpoint>>,
-) -> Arc<Registry> {
-    let health = HealthSection::from(options);
-    let factory = WorkerFactory::new(&FleetSection::from(options), &health, limits, metrics);
-    Arc::new(Registry::new(Arc::clone(fleet), factory, joining))
+    Ok(Upstream { client, limits })
 }
 
 fn service(

@@ -8,16 +8,18 @@ use std::time::Duration;
 use tokio::runtime;
 use tracing::info;
 
-use super::assemble::{self, Machine};
+use super::assemble::{self, Machine, Read};
 use super::error::StartError;
 use super::listen::{self, Port, Sharing};
 use super::memory::available_memory;
 use super::rlimit::raise_file_limit;
 use super::stopped::Stopped;
-use crate::config::{ConfigError, Live, Options, check};
+use crate::api::ApiState;
+use crate::config::{Configuration, Options, ReloadError, Reloaded, Reloads};
 use crate::fleet::{Fleet, suspect};
 use crate::shutdown::Shutdown;
-use crate::telemetry::{Metrics, logging};
+use crate::telemetry::logging;
+use crate::watched_file::WatchedFile;
 
 /// A running gateway. Dropping it ends requests in flight.
 #[derive(Debug)]
@@ -27,8 +29,7 @@ pub struct Gateway {
     shutdown: Shutdown,
     stopped: Arc<Stopped>,
     fleet: Arc<Fleet>,
-    live: Live,
-    metrics: Arc<Metrics>,
+    reloads: Reloads,
 }
 
 impl Gateway {
@@ -41,7 +42,23 @@ impl Gateway {
     /// [`StartError::Config`] for wrong options, [`StartError::Environment`] for what the
     /// machine refuses: a port in use, an unknown host, an unwritable log directory.
     pub fn start(options: &Options) -> Result<Self, StartError> {
-        check(options)?;
+        Self::start_configured(&options.into())
+    }
+
+    /// The same with options that a file may say, and that are read again by a reload.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start); also for mistakes in the file.
+    pub fn start_configured(configuration: &Configuration) -> Result<Self, StartError> {
+        // Before it is read: a change meanwhile is seen later.
+        let file = configuration.path().map(WatchedFile::new);
+        let loaded = configuration.load()?;
+        let options = &loaded.options().clone();
+        let read = Read {
+            configuration,
+            file,
+            loaded,
+        };
         logging::install(options)
             .map_err(|error| StartError::environment("write logs to log_dir", error))?;
         let descriptors = raise_file_limit();
@@ -55,7 +72,7 @@ impl Gateway {
             descriptors,
             memory: available_memory(),
         };
-        let control = match assemble::build(options, &runtime, machine) {
+        let control = match assemble::build(read, &runtime, machine) {
             Ok(control) => control,
             Err(error) => {
                 // The caller may be a task: there a runtime must not be waited for.
@@ -65,11 +82,16 @@ impl Gateway {
         };
         let metrics_listener = control.metrics_listeners.first();
         let metrics_addr = metrics_listener.map(listen::local_addr).transpose()?;
-        let (shutdown, fleet) = (control.shutdown.clone(), &control.balancer.fleet);
-        let fleet = Arc::clone(fleet);
-        let (live, metrics) = (control.live.clone(), Arc::clone(&control.metrics));
-        let per_worker = control.balancer.limits().map(|limits| limits.per_worker);
-        let limits = control.admission.summary(per_worker);
+        let ApiState {
+            shutdown,
+            fleet,
+            reloads,
+            balancer,
+            admission,
+            ..
+        } = control.state.clone();
+        let per_worker = balancer.limits().map(|limits| limits.per_worker);
+        let limits = admission.summary(per_worker);
         let what = match port.sharing() {
             Sharing::Exclusive => "gateway listening",
             Sharing::Shared => "gateway started",
@@ -85,8 +107,7 @@ impl Gateway {
             shutdown,
             stopped,
             fleet,
-            live,
-            metrics,
+            reloads,
         })
     }
 
@@ -125,15 +146,25 @@ impl Gateway {
         suspect(&self.fleet, worker_url)
     }
 
-    /// Puts other options in force for new requests: time-outs, retries, explanations. All or
-    /// none: an option that differs and cannot change at run time is an error.
+    /// Puts other options in force for new requests, all or none: an option that differs and cannot
+    /// change at run time is an error. Blocks.
     ///
     /// # Errors
     /// Names the option, and why.
-    pub fn reload(&self, options: &Options) -> Result<(), ConfigError> {
-        let reloaded = self.live.reload(options);
-        self.metrics.reloaded(reloaded.is_ok());
-        reloaded
+    pub fn reload(&self, options: &Options) -> Result<(), ReloadError> {
+        let (answer, answered) = std::sync::mpsc::channel();
+        let options = Some(Box::new(options.clone()));
+        self.reloads.ask(options, move |reloaded: Reloaded| {
+            let _ = answer.send(reloaded);
+        })?;
+        let reloaded = answered.recv().map_err(|_| ReloadError::Stopping)?;
+        reloaded.map(|_| ())
+    }
+
+    /// Has the configuration file read again; returns at once. False where there is none. The log
+    /// says how it ended.
+    pub fn reload_file(&self) -> bool {
+        self.reloads.ask(None, |_| ()).is_ok()
     }
 
     /// Why it ended without being asked to: a port that could not be listened on, a lost thread.

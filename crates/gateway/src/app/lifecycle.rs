@@ -12,18 +12,18 @@ use tokio::runtime::Runtime;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
-use super::access::Access;
 use super::certificates::Certificates;
 use super::error::StartError;
 use super::listen::{self, Port};
 use super::maintenance::Maintenance;
+use super::reload::Reloader;
 use super::reporting::Reporting;
 use super::stopped::Stopped;
-use crate::admission::Admission;
+use crate::api::ApiState;
+use crate::auth::AuditWriter;
 use crate::balancer::Balancer;
-use crate::config::{ClientSection, Live};
+use crate::config::ClientSection;
 use crate::fleet::HealthChecks;
-use crate::proxy::Proxy;
 use crate::server::{Lanes, Listeners, MetricsPage, serve_metrics};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
@@ -42,18 +42,15 @@ const HANDSHAKE_GRACE: Duration = Duration::from_millis(100);
 pub(super) struct Control {
     pub(super) metrics_listeners: Vec<StdTcpListener>,
     pub(super) reporting: Reporting,
-    pub(super) access: Access,
-    pub(super) balancer: Arc<Balancer>,
-    pub(super) live: Live,
+    pub(super) audit_writer: Option<AuditWriter>,
+    pub(super) reloader: Reloader,
+    pub(super) state: ApiState,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) admission: Arc<Admission>,
-    pub(super) proxy: Arc<Proxy>,
     pub(super) lanes: Lanes,
     pub(super) clients: ClientSection,
     pub(super) health_checks: HealthChecks,
     pub(super) maintenance: Maintenance,
     pub(super) certificates: Certificates,
-    pub(super) shutdown: Shutdown,
     pub(super) grace: Duration,
 }
 
@@ -65,7 +62,7 @@ struct Serving {
     grace: Duration,
     metrics_addr: Option<SocketAddr>,
     reporting: Reporting,
-    access: Access,
+    audit_writer: Option<AuditWriter>,
 }
 
 impl Control {
@@ -91,14 +88,15 @@ impl Control {
 
     async fn run(self, port: Port) -> io::Result<()> {
         tokio::spawn(self.health_checks.run());
-        self.access.watch();
+        self.reloader.parts.access.watch();
+        tokio::spawn(self.reloader.run());
         let first = self.metrics_listeners.first();
         let metrics_addr = first.and_then(|listener| listener.local_addr().ok());
         let page = MetricsPage {
             metrics: self.metrics,
-            balancer: Arc::clone(&self.balancer),
-            admission: Arc::clone(&self.admission),
-            proxy: Some(self.proxy),
+            balancer: Arc::clone(&self.state.balancer),
+            admission: Arc::clone(&self.state.admission),
+            proxy: Some(self.state.proxy),
         };
         let listeners = self.metrics_listeners.into_iter();
         let listeners = listeners.map(TcpListener::from_std);
@@ -106,16 +104,16 @@ impl Control {
         tokio::spawn(serve_metrics(listeners, page, self.clients));
         tokio::spawn(self.maintenance.run());
         tokio::spawn(self.certificates.run());
-        let admission = self.admission;
+        let admission = self.state.admission;
         tokio::spawn(async move { admission.refill().await });
         let serving = Serving {
-            balancer: self.balancer,
+            balancer: self.state.balancer,
             lanes: self.lanes,
-            shutdown: self.shutdown,
+            shutdown: self.state.shutdown,
             grace: self.grace,
             metrics_addr,
             reporting: self.reporting,
-            access: self.access,
+            audit_writer: self.audit_writer,
         };
         serving.run(port).await
     }
@@ -132,7 +130,7 @@ impl Serving {
         self.lanes.ended().await;
         self.lanes.join();
         self.reporting.finish().await;
-        if let Some(audit) = self.access.audit_writer.take() {
+        if let Some(audit) = self.audit_writer.take() {
             audit.finish().await;
         }
         info!("gateway stopped");

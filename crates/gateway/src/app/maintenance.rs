@@ -8,6 +8,7 @@ use tracing::info;
 
 use crate::admission::Admission;
 use crate::balancer::Balancer;
+use crate::config::Live;
 use crate::fleet::{OutlierDetector, advance_timers};
 
 /// Pause between sweeps of idle connections.
@@ -20,8 +21,7 @@ pub(super) struct Maintenance {
     pub(super) balancer: Arc<Balancer>,
     pub(super) admission: Arc<Admission>,
     pub(super) outliers: Option<OutlierDetector>,
-    /// Pause between sweeps of routing state.
-    pub(super) eviction_interval: Duration,
+    pub(super) live: Live,
 }
 
 /// A queue that stays.
@@ -48,7 +48,7 @@ impl Maintenance {
                 }
                 compared = now;
             }
-            if now - policies_swept >= self.eviction_interval {
+            if now - policies_swept >= self.live.in_force().eviction_interval {
                 self.balancer.sweep_policies();
                 policies_swept = now;
             }

@@ -9,6 +9,7 @@ mod lifecycle;
 mod listen;
 mod maintenance;
 mod memory;
+mod reload;
 mod reporting;
 mod rlimit;
 mod sources;

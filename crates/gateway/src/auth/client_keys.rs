@@ -139,6 +139,18 @@ impl ClientKeys {
         }
     }
 
+    /// Another file is read from now on: keys that it does not name are counted no longer.
+    pub(crate) fn retire(&self, successor: Option<&Self>) {
+        let new = successor.map(|keys| keys.table.load_full());
+        let new = new.iter().flat_map(|table| table.values());
+        let counted: HashSet<_> = new.map(|key| &key.metrics.label).collect();
+        for key in self.table.load().values() {
+            if !counted.contains(&key.metrics.label) {
+                key.metrics.forget();
+            }
+        }
+    }
+
     fn replace(&self, entries: Vec<KeyEntry>) {
         let before = self.table.load_full();
         let old: HashMap<_, _> = before

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, Guard};
-use routing::{Candidates, LearntRatio, PolicyKind, Ranked, Request, TextRatio};
+use routing::{Candidates, LearntRatio, Params, PolicyKind, Ranked, Request, TextRatio};
 
 use super::model_names::ModelNames;
 use super::model_policies::{MembersByModel, ModelMember, PolicyInstance};
-use super::role_policies::RolePolicies;
+use super::role_policies::{RoleKinds, RolePolicies};
 use super::select_error::SelectError;
 use super::snapshot::{AvailableWorkers, Queues, Snapshot};
 use super::text_ratios::TextRatios;
@@ -27,7 +27,7 @@ pub(crate) struct Balancer {
     /// Held while the snapshot is rebuilt: an older view must not win.
     rebuilding: Mutex<()>,
     /// `None` where requests per worker are not limited.
-    limits: Option<QueueLimits>,
+    limits: ArcSwap<Option<QueueLimits>>,
     queues: Queues,
     text_ratios: TextRatios,
     matching: ModelMatching,
@@ -41,13 +41,6 @@ impl Balancer {
         options: &AdmissionSection,
         matching: ModelMatching,
     ) -> Arc<Self> {
-        let limits = options
-            .max_requests_per_worker
-            .map(|per_worker| QueueLimits {
-                per_worker,
-                size: options.queue_size,
-                max_wait: options.queue_timeout,
-            });
         let queues = Queues::default();
         let (none, names) = (AvailableWorkers::default(), ModelNames::default());
         let text_ratios = TextRatios::default();
@@ -57,7 +50,7 @@ impl Balancer {
             policies,
             snapshot: ArcSwap::from_pointee(snapshot),
             rebuilding: Mutex::default(),
-            limits,
+            limits: ArcSwap::from_pointee(QueueLimits::new(options)),
             queues,
             text_ratios,
             matching,
@@ -90,7 +83,19 @@ impl Balancer {
 
     /// The limit on requests per worker, and on those that wait because of it.
     pub(crate) fn limits(&self) -> Option<QueueLimits> {
-        self.limits
+        **self.limits.load()
+    }
+
+    /// Sets another limit. Requests that wait look again.
+    pub(crate) fn set_limits(&self, options: &AdmissionSection) {
+        self.limits.store(Arc::new(QueueLimits::new(options)));
+        self.queues.wake_all();
+    }
+
+    /// Chooses by other policies. What is learnt stays where the kinds agree.
+    pub(crate) fn set_policies(&self, kinds: RoleKinds, params: &Params) {
+        self.policies.set(kinds, params);
+        self.membership_changed();
     }
 
     /// Requests that wait for a worker.
@@ -167,7 +172,7 @@ impl Balancer {
 
     /// A request at a worker has ended.
     pub(super) fn request_finished(&self, worker: &Worker) {
-        if self.limits.is_some() {
+        if self.limits().is_some() {
             self.snapshot.load().wake_for(worker);
         }
         worker.request_finished();
@@ -288,7 +293,7 @@ impl Balancer {
         self.snapshot.store(Arc::new(snapshot));
         self.policies.set_cache_sizes(&capacity);
         drop(one_at_a_time);
-        if self.limits.is_some() {
+        if self.limits().is_some() {
             self.queues.wake_all();
         }
     }

@@ -6,7 +6,7 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use routing::{Candidate, Policy, PolicyKind};
+use routing::{Candidate, Params, Policy, PolicyKind};
 use uuid::Uuid;
 
 type PolicyFactory = dyn Fn(PolicyKind) -> Box<dyn Policy> + Send + Sync;
@@ -51,8 +51,10 @@ enum Assignment {
     Dedicated(PolicyInstance),
 }
 
-#[derive(Debug)]
 struct Active {
+    /// Unless a label asks for another.
+    kind: PolicyKind,
+    factory: Box<PolicyFactory>,
     /// Workers, ready or not.
     workers: usize,
     shared: PolicyInstance,
@@ -61,17 +63,16 @@ struct Active {
 
 /// One instance for requests of any model and, where several models are served or a label asks
 /// for it, one for each model: prompts of one model say nothing about caches of another.
+#[derive(Debug)]
 pub(crate) struct ModelPolicies {
-    /// Unless a label asks for another.
-    kind: PolicyKind,
-    factory: Box<PolicyFactory>,
     active: Mutex<Active>,
 }
 
-impl fmt::Debug for ModelPolicies {
+impl fmt::Debug for Active {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ModelPolicies")
-            .field("active", &self.active)
+        f.debug_struct("Active")
+            .field("shared", &self.shared)
+            .field("models", &self.models)
             .finish_non_exhaustive()
     }
 }
@@ -86,9 +87,9 @@ impl ModelPolicies {
         let shared = PolicyInstance { kind, policy };
         let models = BTreeMap::new();
         Self {
-            kind,
-            factory: Box::new(factory),
             active: Mutex::new(Active {
+                kind,
+                factory: Box::new(factory),
                 workers: 0,
                 shared,
                 models,
@@ -98,7 +99,33 @@ impl ModelPolicies {
 
     /// The kind of the models that no label decides about.
     pub(super) fn kind(&self) -> PolicyKind {
-        self.kind
+        self.active().kind
+    }
+
+    /// Chooses by another kind where no label decides, and all kinds by these tunables. Instances
+    /// whose kind stays keep what they have learnt. The members are to be set afterwards.
+    pub(super) fn set(&self, kind: PolicyKind, params: &Params) {
+        let mut active = self.active();
+        let of_params = params.clone();
+        active.kind = kind;
+        active.factory = Box::new(move |kind| kind.build(&of_params));
+        active.shared.tune(params);
+        let Active { shared, models, .. } = &mut *active;
+        for model in models.values_mut() {
+            if let Assignment::Dedicated(dedicated) = &mut model.assignment {
+                dedicated.tune(params);
+            }
+            let wanted = model.label.unwrap_or(kind);
+            if model.kind != wanted {
+                (model.kind, model.assignment) = (wanted, Assignment::None);
+            } else if shared.kind != kind && matches!(model.assignment, Assignment::Shared) {
+                // Its label asks for the kind that the others give up.
+                model.assignment = Assignment::Dedicated(shared.clone());
+            }
+        }
+        if active.shared.kind != kind {
+            active.shared = active.instance(kind);
+        }
     }
 
     /// Sets the members of every instance, ready or not; makes instances for new models and
@@ -108,8 +135,8 @@ impl ModelPolicies {
         if mem::replace(&mut active.workers, all.len()) == 0 && all.is_empty() {
             return;
         }
-        self.assign_kinds(&mut active, members);
-        self.assign(&mut active, members.len());
+        active.assign_kinds(members);
+        active.assign(members.len());
         active.shared.policy.set_members(all);
         for (name, by) in members {
             let dedicated = active.models.get(name).and_then(Model::dedicated);
@@ -124,71 +151,6 @@ impl ModelPolicies {
                 policy.set_members(&those);
             }
         }
-    }
-
-    /// Chooses the policy of each model.
-    fn assign_kinds(&self, active: &mut Active, members: &MembersByModel) {
-        let before = mem::take(&mut active.models).into_iter();
-        let (mut stay, mut departed): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            before.partition(|(name, _)| members.contains_key(name));
-        for (name, by) in members {
-            let Some(first) = by.first() else { continue };
-            let known = stay.remove(name).or_else(|| renamed(&mut departed, by));
-            let mut model = known.unwrap_or(Model {
-                label_owner: first.id,
-                label: first.label,
-                kind: first.label.unwrap_or(self.kind),
-                assignment: Assignment::None,
-            });
-            let label_owner = by.iter().find(|server| server.id == model.label_owner);
-            if label_owner.is_none() {
-                // The decision stands until the label of the next worker changes.
-                (model.label_owner, model.label) = (first.id, first.label);
-            }
-            let label = label_owner.unwrap_or(first).label;
-            if label != model.label {
-                model.label = label;
-                self.change(&mut model, label.unwrap_or(self.kind), &mut active.shared);
-            }
-            active.models.insert(name.clone(), model);
-        }
-    }
-
-    /// Gives a model another policy, which begins without state.
-    fn change(&self, model: &mut Model, kind: PolicyKind, shared: &mut PolicyInstance) {
-        if model.kind == kind {
-            return;
-        }
-        model.kind = kind;
-        if let Assignment::Shared = mem::take(&mut model.assignment) {
-            *shared = self.instance(self.kind);
-        }
-    }
-
-    /// Gives every model its instance. State is kept: when a second model joins, the first takes
-    /// the shared instance along; when only one is left, its own becomes the shared one.
-    fn assign(&self, active: &mut Active, served: usize) {
-        let Active { shared, models, .. } = active;
-        for model in models.values_mut() {
-            let shares = served == 1 && model.kind == self.kind;
-            model.assignment = match (mem::take(&mut model.assignment), shares) {
-                (Assignment::Dedicated(dedicated), true) => {
-                    *shared = dedicated;
-                    Assignment::Shared
-                }
-                (_, true) => Assignment::Shared,
-                (Assignment::Shared, false) => {
-                    Assignment::Dedicated(mem::replace(shared, self.instance(self.kind)))
-                }
-                (Assignment::None, false) => Assignment::Dedicated(self.instance(model.kind)),
-                (dedicated, false) => dedicated,
-            };
-        }
-    }
-
-    fn instance(&self, kind: PolicyKind) -> PolicyInstance {
-        let policy = (self.factory)(kind).into();
-        PolicyInstance { kind, policy }
     }
 
     /// The instance for requests of any model.
@@ -257,6 +219,94 @@ impl ModelPolicies {
 
     fn active(&self) -> MutexGuard<'_, Active> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Active {
+    /// Chooses the policy of each model.
+    fn assign_kinds(&mut self, members: &MembersByModel) {
+        let before = mem::take(&mut self.models).into_iter();
+        let (mut stay, mut departed): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            before.partition(|(name, _)| members.contains_key(name));
+        for (name, by) in members {
+            let Some(first) = by.first() else { continue };
+            let known = stay.remove(name).or_else(|| renamed(&mut departed, by));
+            let mut model = known.unwrap_or(Model {
+                label_owner: first.id,
+                label: first.label,
+                kind: first.label.unwrap_or(self.kind),
+                assignment: Assignment::None,
+            });
+            let label_owner = by.iter().find(|server| server.id == model.label_owner);
+            if label_owner.is_none() {
+                // The decision stands until the label of the next worker changes.
+                (model.label_owner, model.label) = (first.id, first.label);
+            }
+            let label = label_owner.unwrap_or(first).label;
+            if label != model.label {
+                model.label = label;
+                self.change(&mut model, label.unwrap_or(self.kind));
+            }
+            self.models.insert(name.clone(), model);
+        }
+    }
+
+    /// Gives a model another policy, which begins without state.
+    fn change(&mut self, model: &mut Model, kind: PolicyKind) {
+        if model.kind == kind {
+            return;
+        }
+        model.kind = kind;
+        if let Assignment::Shared = mem::take(&mut model.assignment) {
+            self.shared = self.instance(self.kind);
+        }
+    }
+
+    /// Gives every model its instance. State is kept: when a second model joins, the first takes
+    /// the shared instance along; when only one is left, its own becomes the shared one.
+    fn assign(&mut self, served: usize) {
+        let Self {
+            kind,
+            factory,
+            shared,
+            models,
+            ..
+        } = self;
+        for model in models.values_mut() {
+            let shares = served == 1 && model.kind == *kind;
+            model.assignment = match (mem::take(&mut model.assignment), shares) {
+                (Assignment::Dedicated(dedicated), true) => {
+                    *shared = dedicated;
+                    Assignment::Shared
+                }
+                (_, true) => Assignment::Shared,
+                (Assignment::Shared, false) => {
+                    Assignment::Dedicated(mem::replace(shared, PolicyInstance::new(*kind, factory)))
+                }
+                (Assignment::None, false) => {
+                    Assignment::Dedicated(PolicyInstance::new(model.kind, factory))
+                }
+                (dedicated, false) => dedicated,
+            };
+        }
+    }
+
+    fn instance(&self, kind: PolicyKind) -> PolicyInstance {
+        PolicyInstance::new(kind, &*self.factory)
+    }
+}
+
+impl PolicyInstance {
+    fn new(kind: PolicyKind, factory: &PolicyFactory) -> Self {
+        let policy = factory(kind).into();
+        Self { kind, policy }
+    }
+
+    /// Decides by other tunables, with what it has learnt.
+    fn tune(&mut self, params: &Params) {
+        if let Some(tuned) = self.policy.with_params(params) {
+            self.policy = tuned.into();
+        }
     }
 }
 

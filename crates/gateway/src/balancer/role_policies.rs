@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use routing::{Policy, PolicyKind};
+use routing::{Params, Policy, PolicyKind};
 
 use super::model_policies::ModelPolicies;
+use crate::config::Options;
 use crate::fleet::Role;
 
 /// Which policy chooses among the workers of each role.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RoleKinds {
     pub(crate) regular: PolicyKind,
     pub(crate) prefill: PolicyKind,
@@ -19,11 +20,7 @@ impl RoleKinds {
     /// The policies of options, where those of pairs may be left out. Decode workers hold no
     /// prompts that a later request could use, so in place of a policy that follows prompts the
     /// load decides there.
-    pub(crate) fn new(
-        policy: PolicyKind,
-        prefill: Option<PolicyKind>,
-        decode: Option<PolicyKind>,
-    ) -> Self {
+    fn new(policy: PolicyKind, prefill: Option<PolicyKind>, decode: Option<PolicyKind>) -> Self {
         let fallback = match policy {
             PolicyKind::CacheAware | PolicyKind::Bucket => PolicyKind::LeastLoad,
             other => other,
@@ -33,6 +30,13 @@ impl RoleKinds {
             prefill: prefill.unwrap_or(policy),
             decode: decode.unwrap_or(fallback),
         }
+    }
+}
+
+impl From<&Options> for RoleKinds {
+    fn from(options: &Options) -> Self {
+        let (prefill, decode) = (options.prefill_policy, options.decode_policy);
+        Self::new(options.policy, prefill, decode)
     }
 }
 
@@ -63,6 +67,13 @@ impl RolePolicies {
             prefill: of(kinds.prefill),
             decode: of(kinds.decode),
         }
+    }
+
+    /// Chooses by other kinds, or by the same with other tunables.
+    pub(super) fn set(&self, kinds: RoleKinds, params: &Params) {
+        self.regular.set(kinds.regular, params);
+        self.prefill.set(kinds.prefill, params);
+        self.decode.set(kinds.decode, params);
     }
 
     pub(super) fn of(&self, role: Role) -> &ModelPolicies {

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use thiserror::Error;
 
 use super::feature::Feature;
+use super::file::FileError;
 use super::worker_url::WorkerUrl;
 
 /// A configuration mistake: which option, its value, and what is allowed.
@@ -28,6 +29,19 @@ pub enum ConfigError {
         /// The feature it waits for.
         feature: Feature,
     },
+    /// The configuration file has mistakes, or cannot be read.
+    #[error("Configuration error: {0}")]
+    File(FileError),
+    /// The value differs from the one in force and takes a restart.
+    #[error("Configuration error: {} cannot change while the gateway runs; restart it", quoted(.0))]
+    Fixed(Vec<&'static str>),
+}
+
+/// `option 'a'`, or `options 'a', 'b'`.
+fn quoted(names: &[&str]) -> String {
+    let plural = if names.len() == 1 { "" } else { "s" };
+    let names: Vec<_> = names.iter().map(|name| format!("'{name}'")).collect();
+    format!("option{plural} {}", names.join(", "))
 }
 
 impl ConfigError {

@@ -1,29 +1,75 @@
-//! Options that can change while the gateway runs, behind one swap.
+//! The options in force, behind one swap.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use routing::RetryRules;
-use serde_json::Value;
 
-use super::check::check;
+use super::configuration::Loaded;
 use super::error::ConfigError;
 use super::options::Options;
-use super::sections::{retry_rules, seconds};
+use super::sections::{HealthSection, retry_rules, seconds};
 
-/// Names of the options in [`LiveSection`].
-const LIVE: [&str; 10] = [
+/// Options that can change while the gateway runs. `app::reload` puts them in force.
+const LIVE: [&str; 57] = [
+    "api_key",
+    "api_keys_file",
+    "assignment_mode",
+    "balance_abs_threshold",
+    "balance_rel_threshold",
+    "bootstrap_port_annotation",
+    "bucket_adjust_interval_secs",
+    "cache_threshold",
+    "cb_failure_threshold",
+    "cb_success_threshold",
+    "cb_timeout_duration_secs",
+    "cb_window_duration_secs",
+    "config_watch",
+    "control_plane_auth",
+    "cors_allowed_origins",
+    "decode_policy",
+    "decode_selector",
+    "decode_urls",
+    "disable_circuit_breaker",
+    "disable_health_check",
     "disable_retries",
+    "discovery_file",
+    "eviction_interval_secs",
     "explain_routing",
+    "health_check_endpoint",
+    "health_check_interval_secs",
     "health_check_timeout_secs",
+    "health_failure_threshold",
+    "health_success_threshold",
+    "log_level",
+    "max_concurrent_requests",
+    "max_idle_secs",
+    "max_requests_per_worker",
+    "model_id_from",
+    "policy",
+    "prefill_policy",
+    "prefill_selector",
+    "prefill_urls",
+    "queue_size",
+    "queue_timeout_secs",
+    "rate_limit_tokens_per_second",
     "request_timeout_secs",
     "retry_backoff_multiplier",
     "retry_initial_backoff_ms",
     "retry_jitter_factor",
     "retry_max_backoff_ms",
     "retry_max_retries",
+    "selector",
+    "service_discovery",
+    "service_discovery_namespace",
+    "service_discovery_port",
+    "slow_start_secs",
     "sse_keepalive_secs",
+    "worker_drain_timeout_secs",
+    "worker_startup_check_interval",
+    "worker_startup_timeout_secs",
+    "worker_urls",
 ];
 
 /// The options that are read for every request and every probe.
@@ -38,23 +84,32 @@ pub(crate) struct LiveSection {
     pub(crate) explain_all: bool,
     /// The silence of a stream of events that is broken by a comment.
     pub(crate) keep_alive: Option<Duration>,
+    /// Clients show the gateway's key, so that `authorization` distinguishes none of them.
+    pub(crate) clients_need_key: bool,
 }
 
 /// The options in force. Requests in progress keep those that they came with.
 #[derive(Clone, Debug)]
 pub(crate) struct Live(Arc<ArcSwap<InForce>>);
 
+/// Options, and what is made of them.
 #[derive(Debug)]
-struct InForce {
-    options: Options,
+pub(crate) struct InForce {
+    pub(crate) loaded: Loaded,
     section: LiveSection,
+    pub(crate) health: Arc<HealthSection>,
+    /// Pause between sweeps of routing state.
+    pub(crate) eviction_interval: Duration,
 }
 
-impl From<&Options> for InForce {
-    fn from(options: &Options) -> Self {
+impl From<Loaded> for InForce {
+    fn from(loaded: Loaded) -> Self {
+        let options = loaded.options();
         Self {
-            options: options.clone(),
             section: options.into(),
+            health: Arc::new(options.into()),
+            eviction_interval: Duration::from_secs(options.eviction_interval_secs),
+            loaded,
         }
     }
 }
@@ -68,82 +123,99 @@ impl From<&Options> for LiveSection {
             explain_all: options.explain_routing,
             keep_alive: Some(seconds(options.sse_keepalive_secs))
                 .filter(|silence| !silence.is_zero()),
+            clients_need_key: options.clients_need_key(),
         }
     }
 }
 
+#[cfg(test)]
+impl From<&Options> for Live {
+    fn from(options: &Options) -> Self {
+        Self::new(super::Configuration::from(options).load().unwrap())
+    }
+}
+
 impl Live {
-    pub(crate) fn new(options: &Options) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(options.into())))
+    pub(crate) fn new(loaded: Loaded) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(loaded.into())))
     }
 
-    /// The options in force: a copy, for nothing may hold the swap while it waits.
+    /// What is read for every request: a copy, for nothing may hold the swap while it waits.
     pub(crate) fn get(&self) -> LiveSection {
         self.0.load().section
     }
 
-    /// Puts other options in force, all or none.
+    /// Everything; for a moment.
+    pub(crate) fn in_force(&self) -> Guard<Arc<InForce>> {
+        self.0.load()
+    }
+
+    /// How workers are probed.
+    pub(crate) fn health(&self) -> Arc<HealthSection> {
+        Arc::clone(&self.0.load().health)
+    }
+
+    /// The names of the options that differ in `loaded`.
     ///
     /// # Errors
-    /// A rule that is broken, or an option that differs and cannot change at run time.
-    pub(crate) fn reload(&self, options: &Options) -> Result<(), ConfigError> {
-        check(options)?;
-        let as_json = |options: &Options| serde_json::to_value(options).unwrap_or_default();
-        let (now, then) = (as_json(&self.0.load().options), as_json(options));
-        let differs = |name: &&&str| now[**name] != then[**name] && !LIVE.contains(*name);
-        if let Some(name) = Options::NAMES.iter().find(|name| differs(name)) {
-            let value = match &then[*name] {
-                // A secret must not be printed.
-                Value::String(_) => "(another value)".to_owned(),
-                value => value.to_string(),
-            };
-            let why = "cannot change while the gateway runs; restart it";
-            return Err(ConfigError::invalid(name, value, why));
+    /// One of them cannot change at run time.
+    pub(crate) fn changes(&self, loaded: &Loaded) -> Result<Vec<&'static str>, ConfigError> {
+        let changed = loaded.changed(self.in_force().loaded.options());
+        let fixed = changed.iter().filter(|name| !LIVE.contains(name));
+        let fixed: Vec<_> = fixed.copied().collect();
+        if fixed.is_empty() {
+            Ok(changed)
+        } else {
+            Err(ConfigError::Fixed(fixed))
         }
-        self.0.store(Arc::new(options.into()));
-        Ok(())
+    }
+
+    /// Puts other options in force.
+    pub(crate) fn store(&self, loaded: Loaded) {
+        self.0.store(Arc::new(loaded.into()));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Configuration;
     use super::*;
+
+    fn loaded(change: impl FnOnce(&mut Options)) -> Loaded {
+        let mut options = Options::default();
+        change(&mut options);
+        Configuration::from(&options).load().unwrap()
+    }
 
     #[test]
     fn live_options_are_options_and_change_at_once() {
         assert!(LIVE.iter().all(|name| Options::NAMES.contains(name)));
-        let live = Live::new(&Options::default());
-        let options = Options {
-            request_timeout_secs: 7,
-            retry_max_retries: 2,
-            ..Options::default()
-        };
-        live.reload(&options).unwrap();
+        assert!(LIVE.is_sorted());
+        let live = Live::new(loaded(|_| {}));
+        let other = loaded(|options| {
+            options.request_timeout_secs = 7;
+            options.retry_max_retries = 2;
+        });
+        let changed = live.changes(&other).unwrap();
+        assert_eq!(changed, ["request_timeout_secs", "retry_max_retries"]);
+        live.store(other);
         let section = live.get();
         assert_eq!(section.request_timeout, Duration::from_secs(7));
         assert_eq!(section.retry.attempts, 2);
     }
 
     #[test]
-    fn reload_with_a_fixed_or_wrong_option_changes_nothing() {
-        let live = Live::new(&Options::default());
-        let changed = Options {
-            request_timeout_secs: 7,
-            ..Options::default()
-        };
-        let fixed = Options {
-            port: 1,
-            ..changed.clone()
-        };
-        let wrong = Options {
-            cache_threshold: 2.0,
-            ..changed
-        };
-        for (options, name) in [(fixed, "'port'"), (wrong, "'cache_threshold'")] {
-            let error = live.reload(&options).unwrap_err().to_string();
-            assert!(error.contains(name), "{error}");
-        }
-        let timeout = live.get().request_timeout;
-        assert_eq!(timeout, Duration::from_mins(30));
+    fn every_option_that_cannot_change_is_named() {
+        let live = Live::new(loaded(|_| {}));
+        let other = loaded(|options| {
+            options.port = 1;
+            options.host = "::1".to_owned();
+            options.queue_size = 3;
+        });
+        let error = live.changes(&other).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "Configuration error: options 'host', 'port' cannot change while the gateway runs; restart it"
+        );
     }
 }

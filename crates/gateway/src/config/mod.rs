@@ -5,6 +5,7 @@
 
 mod auth;
 mod check;
+mod configuration;
 #[cfg(feature = "kubernetes")]
 mod discovery;
 mod error;
@@ -15,6 +16,9 @@ mod live;
 mod objects;
 mod options;
 mod origin;
+mod plain_words;
+mod reloads;
+mod schema;
 mod secret;
 mod sections;
 mod tls;
@@ -25,11 +29,12 @@ mod worker_url;
 
 pub(crate) use auth::{AuditTo, AuthSection, is_sendable};
 pub use check::check;
+pub use configuration::{Configuration, Loaded};
 #[cfg(feature = "kubernetes")]
 pub(crate) use discovery::{DiscoverySection, ModelIdFrom};
 pub use error::ConfigError;
 pub use feature::Feature;
-pub use file::{FileError, Place, Problem};
+pub use file::{FileError, Origin, Place, Problem};
 pub(crate) use issuer_url::IssuerUrl;
 pub(crate) use live::{Live, LiveSection};
 pub use objects::{
@@ -39,6 +44,10 @@ pub use options::{
     Backend, EngineControl, HistoryBackend, LogLevel, ModelMatching, Options, PdMetadata,
 };
 pub(crate) use origin::AllowedOrigin;
+pub use plain_words::plain_words;
+pub use reloads::ReloadError;
+pub(crate) use reloads::{ReloadRequest, Reloaded, Reloads};
+pub use schema::schema;
 pub use secret::Secret;
 pub(crate) use sections::{
     AdmissionSection, ClientSection, ConnectionSection, FleetSection, HealthSection, ProxySection,

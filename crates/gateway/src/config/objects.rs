@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Secret;
 
 /// What a control-plane key may do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Everything.
@@ -18,7 +19,7 @@ pub enum Role {
 }
 
 /// One control-plane API key.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApiKeyEntry {
     /// Identifier of the key.
@@ -33,7 +34,7 @@ pub struct ApiKeyEntry {
 }
 
 /// JWT / OIDC checks for the control plane.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JwtConfig {
     /// OIDC issuer.
@@ -43,25 +44,33 @@ pub struct JwtConfig {
     /// Where the keys are; unset means OIDC discovery.
     pub jwks_uri: Option<String>,
     /// Role names of the identity provider, and what they mean here.
+    #[serde(default)]
     pub role_mapping: BTreeMap<String, Role>,
     /// The claim that holds the role.
+    #[serde(default = "role_claim")]
     pub role_claim: String,
 }
 
+fn role_claim() -> String {
+    "roles".to_owned()
+}
+
 /// Credentials of the control plane.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ControlPlaneAuth {
     /// JWT checks, when tokens are accepted.
     pub jwt: Option<JwtConfig>,
     /// API keys, when keys are accepted.
+    #[serde(default)]
     pub api_keys: Vec<ApiKeyEntry>,
     /// Whether every control-plane call is logged.
+    #[serde(default)]
     pub audit_enabled: bool,
 }
 
 /// Oracle history store.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OracleConfig {
     /// Database password.
@@ -81,7 +90,7 @@ pub struct OracleConfig {
 }
 
 /// PostgreSQL history store.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PostgresConfig {
     /// Connection URL.
@@ -91,7 +100,7 @@ pub struct PostgresConfig {
 }
 
 /// Redis history store.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RedisConfig {
     /// Connection URL.

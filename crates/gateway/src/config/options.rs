@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use routing::PolicyKind;
 use routing::policy::AssignmentMode;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{ControlPlaneAuth, OracleConfig, PostgresConfig, RedisConfig, Secret};
 
 /// What kind of server stands behind the gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// SGLang workers.
@@ -19,7 +20,7 @@ pub enum Backend {
 }
 
 /// Where responses and conversations are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HistoryBackend {
     /// In this process.
@@ -35,7 +36,7 @@ pub enum HistoryBackend {
 }
 
 /// Which workers a request whose `model` names none of the served models may go to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelMatching {
     /// Any worker, while one model is served; none, once several are.
@@ -48,7 +49,7 @@ pub enum ModelMatching {
 }
 
 /// Whether clients may control engines through the gateway.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineControl {
     /// `SGLang`'s control routes go to the workers.
@@ -59,7 +60,7 @@ pub enum EngineControl {
 }
 
 /// How the two workers of a pair are given what they share.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PdMetadata {
     /// In headers where both are found to obey them, otherwise in the body.
@@ -72,7 +73,7 @@ pub enum PdMetadata {
 }
 
 /// The least important log lines that are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// Everything.
@@ -89,7 +90,7 @@ pub enum LogLevel {
 macro_rules! options {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr;)+) => {
         /// All options, flat, under the names users write.
-        #[derive(Clone, Debug, Serialize, Deserialize)]
+        #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
         #[serde(default, deny_unknown_fields)]
         pub struct Options {
             $($(#[doc = $doc])+ pub $name: $type,)+
@@ -104,6 +105,15 @@ macro_rules! options {
         impl Options {
             /// The names, in positional order.
             pub const NAMES: &[&str] = &[$(stringify!($name),)+];
+
+            /// Those that hold a secret: neither shown nor repeated in an error.
+            pub const SECRET: &[&str] = &[
+                "api_key",
+                "oracle_config",
+                "postgres_config",
+                "redis_config",
+                "control_plane_auth",
+            ];
 
             /// Whether inference needs a key, so that clients' keys are meant for the gateway.
             pub(crate) fn clients_need_key(&self) -> bool {
@@ -402,4 +412,31 @@ options! {
     /// Share of traces that are recorded (0..1). It decides for requests without a valid
     /// `traceparent`; the others follow the flag in theirs.
     trace_sample_ratio: f64 = 1.0;
+    /// Configuration file, YAML or JSON: every option by its name. What is given elsewhere wins.
+    config: Option<String> = None;
+    /// Read the configuration file again when it changes; otherwise by `POST /reload` and SIGHUP.
+    config_watch: bool = false;
+}
+
+impl Options {
+    /// A copy in which every secret reads `MASKED`.
+    pub(crate) fn masked(&self) -> Self {
+        let mut masked = self.clone();
+        let mask = |secret: &mut Secret| *secret = Secret::from("MASKED".to_owned());
+        masked.api_key.iter_mut().for_each(mask);
+        let oracle = masked.oracle_config.as_mut();
+        let oracle = oracle.and_then(|config| config.password.as_mut());
+        let postgres = masked.postgres_config.as_mut();
+        let postgres = postgres.and_then(|config| config.db_url.as_mut());
+        let redis = masked.redis_config.as_mut().map(|config| &mut config.url);
+        oracle
+            .into_iter()
+            .chain(postgres)
+            .chain(redis)
+            .for_each(mask);
+        let control_plane = masked.control_plane_auth.iter_mut();
+        let keys = control_plane.flat_map(|auth| auth.api_keys.iter_mut());
+        keys.for_each(|entry| mask(&mut entry.key));
+        masked
+    }
 }

@@ -25,7 +25,7 @@ pub(crate) struct ConnectionSection {
 }
 
 /// How workers are probed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct HealthSection {
     /// Path of a probe.
     pub(crate) path: String,
@@ -40,7 +40,7 @@ pub(crate) struct HealthSection {
 }
 
 /// How the fleet treats its workers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct FleetSection {
     /// Time over which a worker that came back gets its full share again.
     pub(crate) slow_start: Duration,
@@ -60,7 +60,7 @@ pub(crate) struct FleetSection {
 }
 
 /// Limits on what clients may have in progress, and the queue in front of them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct AdmissionSection {
     pub(crate) max_concurrent_requests: Option<usize>,
     /// Requests per second.
@@ -87,8 +87,6 @@ pub(crate) struct ProxySection {
     pub(crate) retry_budget_ratio: f64,
     /// Retries per second that are always granted.
     pub(crate) retry_budget_floor: u32,
-    /// The gateway has a key, so a client's `authorization` is meant for the gateway.
-    pub(crate) has_key: bool,
     /// Clients may send engines `x-override-*`.
     pub(crate) forward_overrides: bool,
     /// Clients neither see nor choose workers.
@@ -247,7 +245,6 @@ impl ProxySection {
             max_buffered: options.max_buffered_bytes.unwrap_or(memory / 4),
             retry_budget_ratio: options.retry_budget_ratio,
             retry_budget_floor: options.retry_budget_min_per_sec,
-            has_key: options.clients_need_key(),
             forward_overrides: options.forward_override_headers,
             hide_routing: options.hide_routing,
             media_tokens: MediaTokens {

@@ -191,6 +191,9 @@ pub(crate) enum Error {
     /// The text is no log level.
     #[error("{0}")]
     LogLevel(String),
+    /// A configuration was not put in force.
+    #[error("{0}")]
+    Configuration(String),
     /// A route of the field that this gateway does not have.
     #[error("not implemented: {0}")]
     NotImplemented(&'static str),
@@ -226,6 +229,7 @@ impl Error {
             | Self::WorkerSpec(_)
             | Self::NotUp { .. }
             | Self::LogLevel(_)
+            | Self::Configuration(_)
             | Self::Legacy(_) => StatusCode::BAD_REQUEST,
             Self::WorkerExists(_) | Self::WorkerLeaving(_) => StatusCode::CONFLICT,
             Self::RegistrationFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -291,6 +295,7 @@ impl Error {
             Self::UnknownUrl { .. } => "unknown_url",
             Self::WorkerId { .. } | Self::WorkerSpec(_) | Self::NotUp { .. } => "BAD_REQUEST",
             Self::LogLevel(_) => "invalid_log_level",
+            Self::Configuration(_) => "invalid_configuration",
             Self::WorkerNotFound(_) => "WORKER_NOT_FOUND",
             Self::WorkerExists(_) => "WORKER_ALREADY_EXISTS",
             Self::WorkerLeaving(_) => "WORKER_DRAINING",

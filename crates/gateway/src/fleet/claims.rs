@@ -96,6 +96,12 @@ impl Claims {
         self.of.insert(source, claims);
     }
 
+    /// What a source lists.
+    pub(super) fn listed(&self, source: Source) -> Vec<Listed> {
+        let claims = self.of.get(&source).into_iter().flatten();
+        claims.filter_map(|claim| claim.listed.clone()).collect()
+    }
+
     /// A client registers a worker.
     pub(super) fn request(&mut self, url: &WorkerUrl) {
         let requested = self.of.entry(Source::API).or_default();

@@ -62,7 +62,7 @@ async fn wait_idle(fleet: &Fleet, worker: &Worker) {
             let _ = timeout(LOOK_AGAIN, worker.request_done.notified()).await;
         }
     };
-    let _ = timeout(fleet.options.drain_timeout, done).await;
+    let _ = timeout(fleet.options().drain_timeout, done).await;
 }
 
 /// Waits for the end of what a draining worker has, though not for ever; then removes it.

@@ -1,9 +1,10 @@
 //! The list of workers, and the one way their state changes.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use routing::Circuit;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -35,7 +36,7 @@ pub(crate) struct Fleet {
     slots: Mutex<Slots>,
     /// Held while a worker's model is set, and while a worker is removed.
     pub(super) model_lock: Mutex<()>,
-    pub(super) options: FleetSection,
+    options: ArcSwap<FleetSection>,
     /// What the age of routing state is counted from.
     started: Instant,
 }
@@ -58,9 +59,26 @@ impl Fleet {
             changed: Notify::new(),
             slots: Mutex::default(),
             model_lock: Mutex::default(),
-            options,
+            options: ArcSwap::from_pointee(options),
             started: Instant::now(),
         })
+    }
+
+    /// How workers are treated.
+    pub(super) fn options(&self) -> Guard<Arc<FleetSection>> {
+        self.options.load()
+    }
+
+    /// Treats workers otherwise from now on. What their breakers have counted stays.
+    pub(super) fn set_options(&self, options: FleetSection) {
+        let breaker = options.breaker;
+        // A worker that is being added was made by the old options, and is in the list after this.
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        self.options.store(Arc::new(options));
+        drop(slots);
+        for worker in self.workers().iter() {
+            self.update_state(worker, |state| state.set_breaker_rules(breaker));
+        }
     }
 
     /// Sets what hears of changes; only the first call counts.
@@ -80,7 +98,7 @@ impl Fleet {
 
     /// Time over which a worker that came back gets its full share again.
     pub(crate) fn slow_start(&self) -> Duration {
-        self.options.slow_start
+        self.options.load().slow_start
     }
 
     /// The worker at a URL, however it is spelt; never one that is draining.
@@ -97,6 +115,20 @@ impl Fleet {
         named
             .min_by_key(|worker| (worker.is_draining(), !worker.is_first_rank()))
             .cloned()
+    }
+
+    /// Waits until a worker joins, changes its availability, or leaves; `look` sees the fleet before
+    /// each wait, and ends it by returning something.
+    pub(crate) async fn watch<T>(&self, mut look: impl FnMut(&Self) -> Option<T>) -> T {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            // No change from here on is missed.
+            changed.as_mut().enable();
+            if let Some(seen) = look(self) {
+                return seen;
+            }
+            changed.await;
+        }
     }
 
     /// The routable workers of an endpoint.
@@ -130,7 +162,7 @@ impl Fleet {
     /// clear it.
     pub(crate) fn is_probed(&self, endpoint: &Endpoint) -> bool {
         let disabled = endpoint.config.load().spec.health.disabled;
-        disabled.map_or(self.options.health_checks, |disabled| !disabled)
+        disabled.map_or(self.options().health_checks, |disabled| !disabled)
     }
 
     /// The status of the registration of a worker that has never been ready.

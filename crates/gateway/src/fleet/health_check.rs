@@ -20,7 +20,7 @@ use super::registry::Registry;
 use super::role::Role;
 use super::spec::HealthSpec;
 use super::transitions;
-use crate::config::{HealthSection, Live, PdMetadata, seconds};
+use crate::config::{Live, PdMetadata, seconds};
 use crate::telemetry::{LogLimit, Metrics};
 use crate::upstream::{ControlClient, UpstreamError};
 
@@ -48,7 +48,6 @@ pub(super) struct Prober {
     pub(super) fleet: Arc<Fleet>,
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) options: Arc<HealthSection>,
     pub(super) live: Live,
     pub(super) client: ControlClient,
     pub(super) registry: Arc<Registry>,
@@ -121,7 +120,7 @@ impl Prober {
     /// Whether probes decide about the worker; where they are off, only until it is ready.
     fn decides(&self) -> bool {
         let disabled = self.health().disabled;
-        disabled.map_or(self.options.enabled, |disabled| !disabled)
+        disabled.map_or(self.live.health().enabled, |disabled| !disabled)
             || self.endpoint.verdict() != Verdict::Ready
     }
 
@@ -131,7 +130,7 @@ impl Prober {
 
     fn interval(&self) -> Duration {
         let own = self.health().interval_secs;
-        own.map_or(self.options.interval, seconds)
+        own.map_or(self.live.health().interval, seconds)
     }
 
     /// The pause before the next probe: the interval for a ready worker; otherwise short, and
@@ -151,30 +150,31 @@ impl Prober {
 
     /// Waits for the first answer; after the start-up time at a slow pace, but for ever.
     async fn start_up(&self) {
-        let deadline = || Instant::now().checked_add(self.options.startup_timeout);
-        let first_pause = FIRST_PAUSE.min(self.options.startup_interval);
-        let (mut fail_at, mut failed, mut pause) = (deadline(), false, first_pause);
+        let first_pause = FIRST_PAUSE.min(self.live.health().startup_interval);
+        let (mut since, mut failed, mut pause) = (Instant::now(), false, first_pause);
         while self.probe().await != Some(Probe::Passed) {
             let pending = self.endpoint.verdict() == Verdict::Pending;
             if failed && pending {
                 // Registered once more.
-                (fail_at, failed, pause) = (deadline(), false, first_pause);
+                (since, failed, pause) = (Instant::now(), false, first_pause);
             }
-            let late = fail_at.is_some_and(|at| Instant::now() >= at);
+            // Read every time: they may change meanwhile.
+            let health = self.live.health();
+            let late = since.elapsed() >= health.startup_timeout;
             if late && pending && !failed {
                 failed = true;
                 transitions::mark_failed(&self.fleet, &self.endpoint);
                 self.count("failed");
-                let seconds = self.options.startup_timeout.as_secs();
+                let seconds = health.startup_timeout.as_secs();
                 warn!(worker = %self.endpoint.url, seconds, "worker did not become ready, probing on");
             }
-            let slow = self.options.startup_interval.max(self.interval());
+            let slow = health.startup_interval.max(self.interval());
             let notified = self.endpoint.probe_now.notified();
             let _ = timeout(if late { slow } else { pause }, notified).await;
             if self.endpoint.is_removed() {
                 return;
             }
-            pause = (pause * 2).min(self.options.startup_interval);
+            pause = (pause * 2).min(health.startup_interval);
         }
         // Requests need not wait long for a worker to report its model.
         let identified = timeout(IDENTIFY_FIRST, self.identify()).await;
@@ -236,10 +236,11 @@ impl Prober {
         let workers = self.fleet.workers_of(&self.endpoint);
         let was_paused = workers.iter().any(|worker| worker.availability().paused);
         if !self.has_ready.load(Relaxed) {
+            let health = self.live.health();
             let path = if was_paused {
                 "/v1/models"
             } else {
-                &self.options.path
+                &health.path
             };
             return self.ask(path).await;
         }
@@ -257,7 +258,7 @@ impl Prober {
                 if was_paused {
                     transitions::mark_running(&self.fleet, &self.endpoint);
                 }
-                self.ask(&self.options.path).await
+                self.ask(&self.live.health().path).await
             }
         }
     }
@@ -292,7 +293,7 @@ impl Prober {
     /// Finds out whether an engine in pairs obeys headers in place of fields. Those that are found to
     /// are not asked again while they stay: an engine logs every request that it refuses.
     async fn learn_overrides(&self) {
-        let (endpoint, wanted) = (&self.endpoint, self.options.pd_metadata);
+        let (endpoint, wanted) = (&self.endpoint, self.live.health().pd_metadata);
         let role = endpoint.model_info.load().role;
         if role == Role::Regular || wanted == PdMetadata::Body {
             return;

@@ -9,7 +9,7 @@ use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::health_check::Prober;
 use super::registry::Registry;
-use crate::config::{HealthSection, Live};
+use crate::config::Live;
 use crate::telemetry::{LogLimit, Metrics};
 use crate::upstream::ControlClient;
 
@@ -18,7 +18,6 @@ use crate::upstream::ControlClient;
 pub(crate) struct HealthChecks {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) options: Arc<HealthSection>,
     pub(crate) live: Live,
     pub(crate) client: ControlClient,
     pub(crate) registry: Arc<Registry>,
@@ -34,7 +33,6 @@ impl HealthChecks {
                 fleet: Arc::clone(&self.fleet),
                 endpoint,
                 metrics: Arc::clone(&self.metrics),
-                options: Arc::clone(&self.options),
                 live: self.live.clone(),
                 client: self.client.clone(),
                 registry: Arc::clone(&self.registry),

@@ -21,7 +21,7 @@ pub(crate) struct OutlierDetector {
 impl OutlierDetector {
     /// `None` where the options compare no workers.
     pub(crate) fn new(fleet: &Arc<Fleet>) -> Option<Self> {
-        let max_ejected = fleet.options.max_ejected?;
+        let max_ejected = fleet.options().max_ejected?;
         Some(Self {
             fleet: Arc::clone(fleet),
             outliers: Mutex::new(Outliers::new(max_ejected)),

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::model_info::Labels;
-use super::registry::{RegistrationError, Registry};
+use super::registration_error::RegistrationError;
+use super::registry::Registry;
 use super::spec::WorkerSpec;
 use super::transitions;
 use super::worker::Worker;

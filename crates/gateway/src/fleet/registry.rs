@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use routing::Verdict;
-use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -16,6 +15,7 @@ use super::claims::{Change, Claims, Listed, Registered};
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::model_info::Labels;
+use super::registration_error::RegistrationError;
 use super::source::Source;
 use super::source_state::SourceState;
 use super::source_state::{SourceReport, SourceStates};
@@ -23,30 +23,8 @@ use super::spec::WorkerSpec;
 use super::worker::Worker;
 use super::worker_factory::WorkerFactory;
 use super::{drain, transitions};
-use crate::config::WorkerUrl;
+use crate::config::{FleetSection, WorkerUrl};
 use crate::telemetry::Metrics;
-
-/// Why a worker was not registered, or not changed.
-#[derive(Debug, Error)]
-pub(crate) enum RegistrationError {
-    /// Its description is wrong.
-    #[error("{0}")]
-    Invalid(String),
-    /// Its URL is registered with other properties.
-    #[error(
-        "Worker {url} already exists with id {id} and other properties; change it by PUT or PATCH /workers/{id}"
-    )]
-    Exists { url: String, id: Uuid },
-    /// It has been removed.
-    #[error("Worker {0} not found")]
-    Removed(Uuid),
-    /// It is being removed.
-    #[error("Worker {url} with id {id} is being removed and cannot be changed")]
-    Draining { url: String, id: Uuid },
-    /// No prober would start for it.
-    #[error("the gateway is stopping")]
-    Stopping,
-}
 
 /// Adds, changes and removes workers, one change at a time.
 #[derive(Debug)]
@@ -131,7 +109,34 @@ impl Registry {
 
     /// How long a worker may take to become ready.
     pub(crate) fn startup_timeout(&self) -> Duration {
-        self.factory.startup_timeout
+        self.factory.startup_timeout()
+    }
+
+    /// Treats workers by other options, and probes them by those that are in force now.
+    pub(crate) fn reconfigure(&self, options: FleetSection) {
+        // No spec changes meanwhile.
+        let _entries = self.entries();
+        self.fleet.set_options(options);
+        for server in self.fleet.servers() {
+            let endpoint = &server.endpoint;
+            let thresholds = self.factory.thresholds(&endpoint.config.load().spec.health);
+            endpoint.update_health(|health| health.set_thresholds(thresholds));
+            // Its prober reads the new settings.
+            endpoint.probe_now.notify_one();
+        }
+    }
+
+    /// The last list of a source.
+    pub(crate) fn listed(&self, source: Source) -> Vec<Listed> {
+        self.entries().claims.listed(source)
+    }
+
+    /// A source is no more: nor are its workers, unless another one lists them.
+    pub(crate) fn retire(&self, source: Source) {
+        // Fails only when the gateway stops.
+        let _ = self.reconcile(source, &[]);
+        self.sources.forget(source);
+        self.factory.metrics.discovery.ended(source.name());
     }
 
     /// Makes the workers of a source those of `list`: adds what is missing, in order, changes what

@@ -70,6 +70,10 @@ impl SourceStates {
         }
     }
 
+    pub(super) fn forget(&self, source: Source) {
+        self.reported().remove(&source);
+    }
+
     pub(super) fn all(&self) -> Vec<SourceReport> {
         let now = Instant::now();
         let reported = self.reported();

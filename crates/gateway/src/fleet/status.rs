@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use routing::{Breaker, Circuit, Standing, Tier, Verdict};
+use routing::{Breaker, BreakerRules, Circuit, Standing, Tier, Verdict};
 
 /// How long other workers are preferred to one that refused a request; doubles with each
 /// refusal in a row.
@@ -129,6 +129,14 @@ impl WorkerState {
             member: was_ready && !self.draining,
             paused: self.paused,
             clean: breaker.is_none_or(Breaker::is_clean) && self.refusals == 0,
+        }
+    }
+
+    /// Sets the rules of its breaker; `None` turns breakers off.
+    pub(super) fn set_breaker_rules(&mut self, rules: Option<BreakerRules>) {
+        match (&mut self.breaker, rules) {
+            (Some(breaker), Some(rules)) => breaker.set_rules(rules),
+            (breaker, rules) => *breaker = rules.map(Breaker::new),
         }
     }
 

@@ -1,13 +1,11 @@
 //! How probes, requests and time change the state of workers.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use routing::{
     Breaker, BreakerSignal, Circuit, Consequence, Health, Probe, Thresholds, Trial, Verdict,
 };
-use tokio::sync::futures::Notified;
 use tokio::time::timeout;
 use tracing::info;
 
@@ -317,17 +315,10 @@ pub(crate) fn set_role(fleet: &Fleet, endpoint: &Arc<Endpoint>, role: Role, metr
 
 /// Waits for a worker to become ready; false when it takes too long, or drains.
 pub(super) async fn wait_ready(fleet: &Fleet, worker: &Worker, limit: Duration) -> bool {
-    let ready = async {
-        loop {
-            let mut changed = pin!(fleet.changed.notified());
-            // From here on, no change is missed.
-            Notified::enable(changed.as_mut());
-            if worker.is_ready() || worker.is_draining() {
-                return worker.is_ready();
-            }
-            changed.await;
-        }
-    };
+    let ready = fleet.watch(|_| {
+        let is_ready = worker.is_ready();
+        (is_ready || worker.is_draining()).then_some(is_ready)
+    });
     timeout(limit, ready).await.unwrap_or(false)
 }
 

@@ -106,7 +106,7 @@ async fn send_once(
 ) -> (Outcome, Answer) {
     let endpoint = &worker.endpoint;
     let path = request_head::path(request.parts, request.row.worker_path);
-    let head = dispatcher.rules.head(endpoint, &request.parts.headers);
+    let head = dispatcher.head(request, worker);
     let is_rank = worker.rank().is_some();
     let forwards = |name: &_| {
         if is_rank {

@@ -163,7 +163,9 @@ async fn ask_one(
 ) -> Option<Found> {
     let mut in_flight = InFlight::unrouted(&dispatcher.balancer, worker);
     let path = request_head::path(parts, parts.uri.path());
-    let head = dispatcher.rules.head(&worker.endpoint, &parts.headers);
+    let head = dispatcher
+        .rules
+        .head(&worker.endpoint, &parts.headers, context.principal);
     let forwards = |name: &_| head.forwards(name);
     let call = Call {
         method: &parts.method,

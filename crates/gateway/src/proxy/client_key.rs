@@ -4,14 +4,25 @@ use http::HeaderMap;
 use http::header::{AUTHORIZATION, COOKIE, HeaderName};
 use routing::ClientKey;
 
+use crate::config::LiveSection;
+
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The headers of a client that may send no routing key.
 #[derive(Debug)]
 pub(super) struct ClientHeaders<'a> {
-    pub(super) headers: &'a HeaderMap,
+    headers: &'a HeaderMap,
     /// All clients send the gateway's key: their `authorization` distinguishes none.
-    pub(super) shared_credentials: bool,
+    shared_credentials: bool,
+}
+
+impl<'a> ClientHeaders<'a> {
+    pub(super) fn new(headers: &'a HeaderMap, live: &LiveSection) -> Self {
+        Self {
+            headers,
+            shared_credentials: live.clients_need_key,
+        }
+    }
 }
 
 impl ClientKey for ClientHeaders<'_> {

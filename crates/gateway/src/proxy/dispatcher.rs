@@ -3,18 +3,16 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use http::HeaderMap;
 use routing::{Outcome, Retry, RetryBudget, SeededRng};
 use tokio::time::{Instant, sleep};
 
 use super::attempts::Attempts;
-use super::client_key::ClientHeaders;
 use super::explain::{CandidateRanking, Explainer};
 use super::idle_timeout::Supervision;
 use super::owners::Owners;
 use super::pair::{Aborts, Rooms};
 use super::request::ProxyRequest;
-use super::request_head::HeaderRules;
+use super::request_head::{ForwardedHead, HeaderRules};
 use crate::balancer::Balancer;
 use crate::config::{Live, LiveSection, PdMetadata, ProxySection, WorkerNames};
 use crate::cpu_pool::CpuPool;
@@ -101,12 +99,11 @@ impl Dispatcher {
         }
     }
 
-    /// What keeps the requests of one client together, where it sends no routing key.
-    pub(super) fn client_key<'a>(&self, headers: &'a HeaderMap) -> ClientHeaders<'a> {
-        ClientHeaders {
-            headers,
-            shared_credentials: self.rules.credentials_are_ours,
-        }
+    /// What of a request's head goes to a worker.
+    pub(super) fn head(&self, request: &ProxyRequest<'_>, worker: &Worker) -> ForwardedHead<'_> {
+        let principal = request.context.principal;
+        self.rules
+            .head(&worker.endpoint, &request.parts.headers, principal)
     }
 
     /// Whether clients learn which worker an error is about.
@@ -143,7 +140,7 @@ impl Dispatcher {
         let headers = &request.parts.headers;
         match status {
             401 | 403 => {
-                let head = self.rules.head(&worker.endpoint, headers);
+                let head = self.head(request, worker);
                 !head.shows_clients_key(headers)
             }
             404 => self.is_served(request.row),

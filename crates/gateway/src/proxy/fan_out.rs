@@ -205,7 +205,7 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::config::{ConnectionSection, FleetSection, HealthSection, Options, WorkerUrl};
+    use crate::config::{ConnectionSection, FleetSection, Live, Options, WorkerUrl};
     use crate::fleet::{WorkerFactory, WorkerSpec, record_probe};
     use crate::telemetry::Metrics;
     use crate::upstream::{ConnectionLimits, Resolver};
@@ -224,12 +224,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let options = &Options::default();
-        let (connections, section) = (ConnectionSection::from(options), options.into());
+        let connections = ConnectionSection::from(options);
         let metrics = Arc::new(Metrics::new(None).unwrap());
         let limits = ConnectionLimits::new(&connections, 1);
-        let health = HealthSection::from(options);
-        let factory = WorkerFactory::new(&section, &health, limits, &metrics);
         let fleet = Fleet::new(FleetSection::from(options));
+        let factory = WorkerFactory::new(&fleet, &Live::from(options), limits, &metrics);
         for at in 0..count {
             let url = WorkerUrl::parse(&format!("http://127.0.0.1:{port}/{at}")).unwrap();
             let worker = fleet.add(|slot| factory.build(WorkerSpec::new(url), slot, None));

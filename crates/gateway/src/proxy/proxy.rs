@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::body_budget::BodyBudget;
 use super::body_fields::{BodyFields, OpenBody};
+use super::client_key::ClientHeaders;
 use super::dispatcher::Dispatcher;
 use super::exchange::{Exchange, Finished};
 use super::explain::Explainer;
@@ -240,7 +241,7 @@ impl Proxy {
             None => None,
             Some(reading) => Box::pin(reading).await,
         };
-        let client_key = self.dispatcher.client_key(&parts.headers);
+        let client_key = ClientHeaders::new(&parts.headers, live);
         let prompt = self.prompt(fields, row);
         let charge = TokenCharge::take(context, row, &prompt)?;
         let grant = context.grant(|| fields.adapters(row));
@@ -383,8 +384,8 @@ impl Proxy {
     ) -> Result<Response<ReplyBody>, Failure> {
         let UpgradeRequest { parts, client } = request;
         let model = handshake::model(&parts.uri);
-        let client_key = self.dispatcher.client_key(&parts.headers);
         let live = &self.dispatcher.live.get();
+        let client_key = ClientHeaders::new(&parts.headers, live);
         let grant = context.grant(NamedAdapters::default);
         let request = ProxyRequest {
             row,
@@ -483,7 +484,8 @@ impl Proxy {
         body: &Bytes,
     ) -> Result<Value, Error> {
         let fields = BodyFields::read_off_lane(body, &self.cpu_pool).await?;
-        let client_key = self.dispatcher.client_key(headers);
+        let live = self.dispatcher.live.get();
+        let client_key = ClientHeaders::new(headers, &live);
         let endpoint = fields.likely_endpoint();
         let request = RoutingRequest {
             model: fields.model.as_deref(),

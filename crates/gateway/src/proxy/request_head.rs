@@ -7,7 +7,7 @@ use arc_swap::Guard;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Version, request};
 
-use crate::auth::carries_a_key;
+use crate::auth::{Principal, carries_a_key};
 use crate::config::ProxySection;
 use crate::fleet::{Endpoint, WorkerConfig};
 use crate::upstream::{CallHeaders, is_hop_by_hop};
@@ -20,8 +20,6 @@ static VIA: HeaderName = header::VIA;
 /// Which client headers are forwarded: all but hop-by-hop ones and those replaced below.
 #[derive(Debug)]
 pub(crate) struct HeaderRules {
-    /// The gateway has a key, so `authorization` is meant for it and not for a worker.
-    pub(super) credentials_are_ours: bool,
     /// Clients may steer engines by `x-override-*` (SGLang's request header overrides).
     pub(super) forward_overrides: bool,
     /// The gateway's mark.
@@ -32,7 +30,7 @@ pub(crate) struct HeaderRules {
 pub(super) struct ForwardedHead<'r> {
     via: &'r HeaderValue,
     config: Guard<Arc<WorkerConfig>>,
-    /// The gateway has a key: what carries keys is meant for it.
+    /// What carries keys is meant for the gateway.
     credentials_are_ours: bool,
     forward_overrides: bool,
     /// Headers that the client's `connection` names as hop-by-hop.
@@ -42,18 +40,23 @@ pub(super) struct ForwardedHead<'r> {
 impl HeaderRules {
     pub(crate) fn new(options: &ProxySection, via: &Via) -> Self {
         Self {
-            credentials_are_ours: options.has_key,
             forward_overrides: options.forward_overrides,
             via: via.line().clone(),
         }
     }
 
-    /// The head of a call to `endpoint` for a client that sent these headers.
-    pub(super) fn head(&self, endpoint: &Endpoint, headers: &HeaderMap) -> ForwardedHead<'_> {
+    /// The head of a call to `endpoint` for a client that sent these headers. A key that opened the
+    /// gateway is meant for it, and not for a worker.
+    pub(super) fn head(
+        &self,
+        endpoint: &Endpoint,
+        headers: &HeaderMap,
+        principal: &Principal,
+    ) -> ForwardedHead<'_> {
         let config = endpoint.config.load();
         ForwardedHead {
             via: &self.via,
-            credentials_are_ours: self.credentials_are_ours,
+            credentials_are_ours: !matches!(principal, Principal::Anonymous),
             forward_overrides: self.forward_overrides,
             named: named_hop_by_hop(headers),
             config,

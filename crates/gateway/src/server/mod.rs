@@ -20,5 +20,5 @@ mod watched_reply;
 pub(crate) use lanes::Lanes;
 pub(crate) use listeners::Listeners;
 pub(crate) use metrics_listener::{MetricsPage, serve_metrics};
-pub(crate) use service::{Auth, Service};
+pub(crate) use service::{Auth, Service, ServiceRules};
 pub(crate) use tls::ServerTls;

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
@@ -37,9 +38,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) struct Service {
     routes: RouteTable,
     api: Router,
-    authenticator: Authenticator,
+    rules: ArcSwap<ServiceRules>,
     audit: Audit,
-    cors: Cors,
     ids: RequestIds,
     worker_names: WorkerNames,
     via: Via,
@@ -47,18 +47,25 @@ pub(crate) struct Service {
     state: ApiState,
 }
 
-/// A request that has been answered, and in whose dialect its client reads errors.
-struct Served {
-    record: RequestRecord,
-    vendor: Vendor,
-    outcome: Result<Response<ReplyBody>, Error>,
+/// What may change while the service runs.
+#[derive(Debug)]
+pub(crate) struct ServiceRules {
+    pub(crate) authenticator: Authenticator,
+    pub(crate) cors: Cors,
 }
 
 /// What decides whether a request may use its route, and the record of it.
 #[derive(Debug)]
 pub(crate) struct Auth {
-    pub(crate) authenticator: Authenticator,
+    pub(crate) rules: ServiceRules,
     pub(crate) audit: Audit,
+}
+
+/// A request that has been answered, and in whose dialect its client reads errors.
+struct Served {
+    record: RequestRecord,
+    vendor: Vendor,
+    outcome: Result<Response<ReplyBody>, Error>,
 }
 
 /// A request that may use its route.
@@ -80,15 +87,19 @@ impl Service {
         Ok(Self {
             routes: RouteTable::new(routes, metrics)?,
             api,
-            authenticator: auth.authenticator,
+            rules: ArcSwap::from_pointee(auth.rules),
             audit: auth.audit,
-            cors: Cors::new(&options.cors_allowed_origins),
             ids: RequestIds::new(options.request_id_headers.as_deref()),
             worker_names: options.worker_names,
             via,
             lines: Arc::clone(&metrics.lines),
             state,
         })
+    }
+
+    /// Decides by other rules about requests from now on.
+    pub(crate) fn set_rules(&self, rules: ServiceRules) {
+        self.rules.store(Arc::new(rules));
     }
 
     fn proxy(&self) -> &Proxy {
@@ -127,8 +138,8 @@ impl Service {
         record.respond_with(response.status(), error, log);
         record.set_method(&method);
         if let Some((access, origin)) = &origin {
-            self.cors
-                .add_response_headers(*access, origin, response.headers_mut());
+            let cors = &self.rules.load().cors;
+            cors.add_response_headers(*access, origin, response.headers_mut());
         }
         response.headers_mut().insert(REQUEST_ID, id);
         let (mut parts, body) = response.into_parts();
@@ -161,9 +172,8 @@ impl Service {
         mut request: Request<Incoming>,
     ) -> Served {
         if Cors::preflight_method(request.method(), request.headers()).is_some() {
-            let answer = self
-                .cors
-                .preflight(self.access(&request), request.headers());
+            let cors = &self.rules.load().cors;
+            let answer = cors.preflight(self.access(&request), request.headers());
             return Served {
                 record: RequestRecord::begin(self.routes.other(), lane, request_id, log),
                 vendor: Vendor::default(),
@@ -222,7 +232,8 @@ impl Service {
 
     /// Lets a request go that may not use its route; its record has the name of a key that is known.
     fn refuse(&self, entry: &Entry, request: Request<Incoming>, record: &mut RequestRecord) {
-        let shown = self.authenticator.identify(credentials(entry, &request));
+        let rules = self.rules.load();
+        let shown = rules.authenticator.identify(credentials(entry, &request));
         if let Some(principal) = shown {
             record.authorize(principal);
         }
@@ -261,14 +272,19 @@ impl Service {
     }
 
     /// What holds for the requests of all routes.
-    fn check(&self, entry: &Entry, request: &Request<Incoming>) -> Result<(), Error> {
+    fn check(
+        &self,
+        rules: &ServiceRules,
+        entry: &Entry,
+        request: &Request<Incoming>,
+    ) -> Result<(), Error> {
         let headers = request.headers();
         if let Some(found) = self.via.find_loop(headers) {
             return Err(loop_error(found));
         }
         // The size is checked before the key: a client without one learns it, too.
         self.proxy().check_length(request)?;
-        self.cors.check_site(&entry.route, request)
+        rules.cors.check_site(&entry.route, request)
     }
 
     /// Where a request comes from, and what it holds, if it may use its route.
@@ -288,9 +304,10 @@ impl Service {
 
     /// The same where that is known at once.
     fn authorize(&self, entry: &Entry, request: &Request<Incoming>) -> Result<Granted, Error> {
-        self.check(entry, request)?;
+        let rules = self.rules.load();
+        self.check(&rules, entry, request)?;
         let credentials = credentials(entry, request);
-        let principal = self.authenticator.authenticate(credentials)?;
+        let principal = rules.authenticator.authenticate(credentials)?;
         let share = if entry.route.access == Access::Inference {
             principal.enter()?
         } else {
@@ -318,8 +335,10 @@ impl Service {
             request_id,
         };
         let credentials = credentials(entry, request);
-        let came = match self.check(entry, request) {
-            Ok(()) => self.authenticator.authenticate_control(credentials).await,
+        // Kept for as long as an issuer takes to answer.
+        let rules = self.rules.load_full();
+        let came = match self.check(&rules, entry, request) {
+            Ok(()) => rules.authenticator.authenticate_control(credentials).await,
             Err(error) => Err(error),
         };
         let principal = came.inspect_err(|error| self.audit.deny(call, None, error))?;

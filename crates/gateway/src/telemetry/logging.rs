@@ -141,6 +141,13 @@ pub(crate) fn set_level(text: &str) -> Result<String, LogLevelError> {
     Ok(to)
 }
 
+/// Sets the level to that of other options; `RUST_LOG` stands above them.
+pub(crate) fn set_level_of(options: &Options) {
+    if let Some(log) = LOG.get() {
+        log.set(directives(options).0);
+    }
+}
+
 /// Lines that each part of the log has lost so far.
 pub(crate) fn dropped_lines() -> impl Iterator<Item = (&'static str, u64)> {
     let parts = LOG.get().map_or(&[][..], |log| &log.dropped);

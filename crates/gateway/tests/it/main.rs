@@ -4,6 +4,7 @@
 
 mod api;
 mod auth;
+mod config;
 mod lifecycle;
 mod pairs;
 mod resilience;

@@ -18,7 +18,7 @@ macro_rules! policies {
         )+
 
         /// The policies by name, as flags, fields and metrics spell them.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "snake_case")]
         pub enum PolicyKind {
             $(#[doc = $doc] $kind,)+

@@ -1,6 +1,6 @@
 //! Sticky sessions, by routing key.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -23,14 +23,14 @@ use crate::{Candidate, Candidates, Pick, Request};
 /// served last. Ties are broken at random.
 #[derive(Debug)]
 pub(super) struct Manual {
-    keys: Mutex<StickyKeys>,
+    keys: Arc<Mutex<StickyKeys>>,
     assignment: AssignmentMode,
 }
 
 impl Manual {
     pub(super) fn new(params: &Params) -> Self {
         Self {
-            keys: Mutex::new(StickyKeys::new(MAX_KEYS, params.max_idle)),
+            keys: Arc::new(Mutex::new(StickyKeys::new(MAX_KEYS, params.max_idle))),
             assignment: params.assignment,
         }
     }
@@ -70,6 +70,14 @@ impl Policy for Manual {
         let worker = self.choose(from, request, &keys);
         keys.assign(key, worker, request.now);
         Pick::by(branch, worker)
+    }
+
+    fn with_params(&self, params: &Params) -> Option<Box<dyn Policy>> {
+        self.lock().set_max_idle(params.max_idle);
+        Some(Box::new(Self {
+            keys: Arc::clone(&self.keys),
+            assignment: params.assignment,
+        }))
     }
 
     fn keys(&self) -> Option<usize> {

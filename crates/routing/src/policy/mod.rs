@@ -7,6 +7,7 @@ mod branch;
 mod params;
 mod pick;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use branch::Branch;

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How the manual policy chooses a worker for a new key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AssignmentMode {
     /// At random.
@@ -17,7 +18,7 @@ pub enum AssignmentMode {
 }
 
 /// Tunables. The guards of `cache_aware` are `None`, that is off, unless configured.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Params {
     /// Bytes that all prefix indexes of a policy may use.
     pub index_bytes: usize,

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use super::Branch;
+use super::{Branch, Params};
 use crate::{Candidate, Candidates, Request};
 
 /// Chooses a worker for each request.
@@ -32,6 +32,12 @@ pub trait Policy: Send + Sync + Debug {
 
     /// Bytes of memory that the policy's index of prompts uses; `None` if it has none.
     fn index_bytes(&self) -> Option<usize> {
+        None
+    }
+
+    /// This policy with other tunables; both share what has been learnt. `None` if no tunable that
+    /// may differ matters to it.
+    fn with_params(&self, _params: &Params) -> Option<Box<dyn Policy>> {
         None
     }
 

@@ -9,7 +9,7 @@ use crate::BreakerSignal;
 const MOST_FAILURES: usize = 1 << 16;
 
 /// The conditions under which a breaker opens and closes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BreakerRules {
     /// Failures in a row, none older than `window`, that open the breaker.
     pub failures: u32,
@@ -92,6 +92,14 @@ impl Breaker {
             round: 0,
             awaiting_first_byte: false,
             trials: 0,
+        }
+    }
+
+    /// Sets other rules. What has been counted stays, and is judged by them from now on.
+    pub fn set_rules(&mut self, rules: BreakerRules) {
+        self.rules = rules;
+        if self.circuit == Circuit::HalfOpen && self.successes >= rules.successes {
+            self.close();
         }
     }
 
@@ -305,6 +313,30 @@ mod tests {
         breaker.end_trial(trial, Failure, secs(61));
         breaker.probe_passed();
         assert_eq!(breaker.circuit(), Circuit::Open);
+    }
+
+    #[test]
+    fn other_rules_judge_what_has_been_counted() {
+        let rules = |failures, successes, open_for| BreakerRules {
+            failures,
+            successes,
+            open_for: secs(open_for),
+            window: secs(120),
+        };
+        let mut breaker = breaker();
+        breaker.record(Failure, secs(0));
+        breaker.set_rules(rules(2, 2, 60));
+        breaker.record(Failure, secs(1));
+        assert_eq!(breaker.circuit(), Circuit::Open);
+        breaker.set_rules(rules(2, 2, 5));
+        assert_eq!(breaker.half_opens_at(), Some(secs(6)));
+        breaker.advance(secs(6));
+        let trial = breaker.begin_trial().unwrap();
+        breaker.end_trial(trial, Success, secs(6));
+        assert_eq!(breaker.circuit(), Circuit::HalfOpen);
+        // As many successes as are wanted now: no further trial would be let through.
+        breaker.set_rules(rules(2, 1, 5));
+        assert!(breaker.is_clean());
     }
 
     #[test]

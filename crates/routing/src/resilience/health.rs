@@ -1,7 +1,7 @@
 //! Health: the number of probes in a row that changes the verdict on a worker.
 
 /// Probes in a row that change a verdict; both at least 1.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Thresholds {
     /// Failures in a row that make a ready worker not ready.
     pub failure: u32,

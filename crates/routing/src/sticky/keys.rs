@@ -63,6 +63,11 @@ impl StickyKeys {
         }
     }
 
+    /// Sets the time after which an idle key is forgotten.
+    pub(crate) fn set_max_idle(&mut self, max_idle: Duration) {
+        self.max_idle = max_idle;
+    }
+
     /// The worker of a key. The key counts as used if the worker is a candidate.
     pub(crate) fn find<'a>(&mut self, key: u64, from: Candidates<'a>, now: Duration) -> Lookup<'a> {
         self.forget_idle(now);

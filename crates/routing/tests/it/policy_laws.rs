@@ -1,10 +1,11 @@
 //! Laws that hold for every policy; a new policy is tested here without further code.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use routing::policy::AssignmentMode;
-use routing::{Candidate, Candidates, Params, Policy, PolicyKind, Prompt, Request};
+use routing::policy::{AssignmentMode, Ranked};
+use routing::{Candidate, Candidates, Params, Pick, Policy, PolicyKind, Prompt, Request};
 
 use crate::support::{fleet, picks_per_worker, slot};
 
@@ -13,6 +14,28 @@ fn all_policies() -> Vec<(PolicyKind, Box<dyn Policy>)> {
         .iter()
         .map(|&kind| (kind, kind.build(&Params::default())))
         .collect()
+}
+
+/// A policy that takes its tunables anew before every choice.
+#[derive(Debug)]
+struct Tuned(Mutex<Box<dyn Policy>>);
+
+impl Policy for Tuned {
+    fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
+        let mut policy = self.0.lock().unwrap();
+        if let Some(tuned) = policy.with_params(&Params::default()) {
+            *policy = tuned;
+        }
+        policy.pick(from, request)
+    }
+
+    fn rank<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Vec<Ranked<'a>> {
+        self.0.lock().unwrap().rank(from, request)
+    }
+
+    fn set_members(&self, all: &[Candidate]) {
+        self.0.lock().unwrap().set_members(all);
+    }
 }
 
 /// One event in the life of a policy.
@@ -152,6 +175,18 @@ proptest! {
             let first = play(kind, one.as_ref(), &steps);
             prop_assert!(first.is_ok(), "{:?}: {:?}", kind, first);
             prop_assert_eq!(first, play(kind, other.as_ref(), &steps), "{:?} does not replay", kind);
+        }
+    }
+
+    #[test]
+    fn policy_that_is_tuned_amid_a_history_goes_on_with_what_it_has_learnt(steps in history()) {
+        for (kind, plain) in all_policies() {
+            let tuned = Tuned(Mutex::new(kind.build(&Params::default())));
+            prop_assert_eq!(
+                play(kind, plain.as_ref(), &steps),
+                play(kind, &tuned, &steps),
+                "{:?} forgets", kind
+            );
         }
     }
 

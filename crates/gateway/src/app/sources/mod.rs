@@ -1,34 +1,17 @@
 //! Where workers come from: a file for each source, and the one list of them.
 
+mod followed;
 mod source;
 
-use std::sync::Arc;
+pub(super) use self::followed::{Prepared, Sources};
+use self::source::Listed;
 
-use tokio::runtime::Handle;
-
-use self::source::WorkerSource;
-use super::error::StartError;
-use crate::config::Options;
-use crate::fleet::Registry;
-
-/// Declares the file of each source, and starts them in this order.
+/// Declares the file of each source, and lists them in the order of their start.
 macro_rules! worker_sources {
     ($($(#[$attribute:meta])* mod $file:ident: $source:ident;)+) => {
         $($(#[$attribute])* mod $file;)+
 
-        /// Starts every source.
-        ///
-        /// # Errors
-        /// Options of a source that are wrong.
-        pub(super) fn start(
-            options: &Options,
-            registry: &Arc<Registry>,
-            control: &Handle,
-        ) -> Result<(), StartError> {
-            let _inside = control.enter();
-            $($(#[$attribute])* $file::$source::start(options, registry)?;)+
-            Ok(())
-        }
+        static LIST: &[Listed] = &[$($(#[$attribute])* Listed::new::<$file::$source>(),)+];
     };
 }
 

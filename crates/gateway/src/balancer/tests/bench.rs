@@ -8,8 +8,7 @@ use serde_json::json;
 
 use super::super::{Balancer, RolePolicies};
 use crate::config::{
-    AdmissionSection, ConnectionSection, FleetSection, HealthSection, ModelMatching, Options,
-    WorkerUrl,
+    AdmissionSection, ConnectionSection, FleetSection, Live, ModelMatching, Options, WorkerUrl,
 };
 use crate::fleet::{
     Fleet, Report, Worker, WorkerFactory, WorkerSpec, advance_timers, finish_drain, record_probe,
@@ -39,9 +38,8 @@ impl Bench {
             ..Options::default()
         };
         let limits = ConnectionLimits::new(&ConnectionSection::from(&defaults), 1);
-        let health = HealthSection::from(&defaults);
-        let factory = WorkerFactory::new(&options, &health, limits, &metrics);
         let fleet = Fleet::new(options);
+        let factory = WorkerFactory::new(&fleet, &Live::from(&defaults), limits, &metrics);
         for slot in 0..count {
             fleet.add(|at| factory.build(spec(&format!("w{slot}")), at, None));
         }

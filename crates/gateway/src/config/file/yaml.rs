@@ -11,7 +11,7 @@ use super::problem::{Place, Problem};
 /// Deepest nesting of lists and mappings; options need four levels.
 const MAX_DEPTH: usize = 16;
 
-/// An item of a list.
+/// An item of a list, or the value of a key.
 pub(crate) struct Item {
     pub(crate) value: Value,
     pub(crate) at: Place,
@@ -20,6 +20,13 @@ pub(crate) struct Item {
 }
 
 impl Item {
+    fn read(node: &MarkedYaml<'_>) -> Result<Self, Problem> {
+        let mut inner = Vec::new();
+        let value = to_json(node, &mut inner)?;
+        let at = place(node.span.start);
+        Ok(Self { value, at, inner })
+    }
+
     /// The place of the key or text within the value that `message` names first; else that of the
     /// item.
     pub(crate) fn place_in(&self, message: &str) -> Place {
@@ -44,43 +51,74 @@ fn find_word(message: &str, text: &str) -> Option<usize> {
     found.map(|(at, _)| at)
 }
 
+/// An option of a file.
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) key_at: Place,
+    pub(crate) item: Item,
+}
+
 /// The items of a file that is a list, in its order.
 ///
 /// # Errors
 /// What is no YAML, or no list.
 pub(crate) fn list(text: &str) -> Result<Vec<Item>, Vec<Problem>> {
+    let Some(root) = root(text)? else {
+        return Ok(Vec::new());
+    };
+    let YamlData::Sequence(items) = &root.data else {
+        let why = "expected a list, `- name: value`";
+        return Err(vec![Problem::at(place(root.span.start), why)]);
+    };
+    all_or_problems(items.iter().map(Item::read))
+}
+
+/// The keys of a file that is a mapping, in its order.
+///
+/// # Errors
+/// What is no YAML, or no mapping.
+pub(crate) fn mapping(text: &str) -> Result<Vec<Entry>, Vec<Problem>> {
+    let Some(root) = root(text)? else {
+        return Ok(Vec::new());
+    };
+    let YamlData::Mapping(pairs) = &root.data else {
+        let why = "expected options, `name: value`";
+        return Err(vec![Problem::at(place(root.span.start), why)]);
+    };
+    all_or_problems(pairs.iter().map(|(key, value)| {
+        Ok(Entry {
+            key_at: place(key.span.start),
+            key: name(key)?,
+            item: Item::read(value)?,
+        })
+    }))
+}
+
+fn all_or_problems<T>(
+    read: impl Iterator<Item = Result<T, Problem>>,
+) -> Result<Vec<T>, Vec<Problem>> {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for one in read {
+        match one {
+            Ok(one) => good.push(one),
+            Err(problem) => bad.push(problem),
+        }
+    }
+    if bad.is_empty() { Ok(good) } else { Err(bad) }
+}
+
+/// The one document of a file; `None` where it is empty.
+fn root(text: &str) -> Result<Option<MarkedYaml<'_>>, Vec<Problem>> {
     check_depth(text).map_err(|problem| vec![problem])?;
     let documents = MarkedYaml::load_from_str(text)
         .map_err(|error| vec![Problem::at(place(*error.marker()), error.info())])?;
-    let mut documents = documents.iter();
-    let Some(root) = documents.next() else {
-        return Ok(Vec::new());
-    };
+    let mut documents = documents.into_iter();
+    let root = documents.next();
     if let Some(second) = documents.next() {
         let why = "a second document; expected one";
         return Err(vec![Problem::at(place(second.span.start), why)]);
     }
-    let items = match &root.data {
-        YamlData::Sequence(items) => items,
-        YamlData::Value(Scalar::Null) => return Ok(Vec::new()),
-        _ => {
-            let why = "expected a list, `- name: value`";
-            return Err(vec![Problem::at(place(root.span.start), why)]);
-        }
-    };
-    let read = items.iter().map(|node| {
-        let mut inner = Vec::new();
-        let value = to_json(node, &mut inner)?;
-        let at = place(node.span.start);
-        Ok(Item { value, at, inner })
-    });
-    let (good, bad): (Vec<_>, Vec<_>) = read.partition(Result::is_ok);
-    let bad: Vec<_> = bad.into_iter().filter_map(Result::err).collect();
-    if bad.is_empty() {
-        Ok(good.into_iter().filter_map(Result::ok).collect())
-    } else {
-        Err(bad)
-    }
+    Ok(root.filter(|root| !matches!(root.data, YamlData::Value(Scalar::Null))))
 }
 
 fn name(key: &MarkedYaml<'_>) -> Result<String, Problem> {
@@ -156,6 +194,27 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn mapping_is_read_with_the_places_of_its_keys() {
+        let text = "# a gateway\nport: 8080  # here\n\nworker_urls:\n  - http://a:1\n";
+        let entries = mapping(text).unwrap_or_default();
+        let keys: Vec<_> = entries
+            .iter()
+            .map(|it| (&*it.key, it.key_at.line))
+            .collect();
+        assert_eq!(keys, [("port", 2), ("worker_urls", 4)]);
+        assert_eq!(entries[1].item.value, json!(["http://a:1"]));
+        for (wrong, line) in [
+            ("port: 1\nport: 2\n", 2),
+            ("- port\n", 1),
+            ("port: 1\n bad: [\n", 2),
+            ("port: !!int 1\nx: {1: 2}\n", 2),
+        ] {
+            let problem = mapping(wrong).err().unwrap().remove(0);
+            assert_eq!(problem.place.unwrap().line, line, "{wrong}");
+        }
+    }
 
     #[test]
     fn list_is_read_as_yaml_or_json_with_places() {

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 
-use crate::config::{ConnectionSection, FleetSection, HealthSection, Options, WorkerUrl};
+use crate::config::{ConnectionSection, FleetSection, Live, Options, WorkerUrl};
 use crate::fleet::model_info::{Labels, Report, UNKNOWN_MODEL};
 use crate::fleet::{
     Endpoint, Fleet, Listed, PendingRegistration, Registry, Source, Worker, WorkerFactory,
@@ -37,11 +37,10 @@ impl Bench {
         let metrics = Arc::new(Metrics::new(None).unwrap());
         let options = &Options::default();
         let limits = ConnectionLimits::new(&ConnectionSection::from(options), 1);
-        let section = FleetSection::from(options);
-        let health = HealthSection::from(options);
+        let fleet = Fleet::new(FleetSection::from(options));
         Self {
-            factory: WorkerFactory::new(&section, &health, limits, &metrics),
-            fleet: Fleet::new(section),
+            factory: WorkerFactory::new(&fleet, &Live::from(options), limits, &metrics),
+            fleet,
             metrics,
         }
     }

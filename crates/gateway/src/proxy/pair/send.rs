@@ -395,7 +395,7 @@ async fn send_decode(
 ) -> DecodeEnd {
     let path = request_head::path(request.parts, request.row.worker_path);
     let client = &request.parts.headers;
-    let head = dispatcher.rules.head(&worker.endpoint, client);
+    let head = dispatcher.head(request, worker);
     let forwards = |name: &_| head.forwards_unsteered(name);
     let call = Call {
         method: &request.parts.method,
@@ -446,7 +446,7 @@ fn prefill_lines(
     parts: &LegParts,
 ) -> HeaderMap {
     let client = &request.parts.headers;
-    let head = dispatcher.rules.head(&worker.endpoint, client);
+    let head = dispatcher.head(request, worker);
     let forwards = |name: &_| head.forwards_unsteered(name);
     owned_lines(CallHeaders {
         steering: &parts.lines,

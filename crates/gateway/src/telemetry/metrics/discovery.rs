@@ -86,6 +86,11 @@ impl DiscoveryMetrics {
         self.up.with_label_values(&[source]).set(1);
     }
 
+    /// A source is no more.
+    pub(crate) fn ended(&self, source: &str) {
+        let _ = self.up.remove_label_values(&[source]);
+    }
+
     /// A source could not be read.
     pub(crate) fn failed(&self, source: &str, reason: &str) {
         self.waits(source);

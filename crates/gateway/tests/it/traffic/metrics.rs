@@ -180,7 +180,7 @@ async fn reloads_are_counted_with_their_result() {
     let gateway = start_with(options.clone()).await;
     gateway.gateway.reload(&options).unwrap();
     let other = gateway::Options {
-        policy: PolicyKind::Random,
+        model_matching: gateway::config::ModelMatching::Any,
         ..options
     };
     gateway.gateway.reload(&other).unwrap_err();

@@ -61,6 +61,11 @@ impl BucketBoundaries {
         }
     }
 
+    /// Sets the interval between recalculations, from the next one on.
+    pub(crate) fn set_interval(&mut self, interval: Duration) {
+        self.interval = interval;
+    }
+
     /// Replaces the list of workers.
     pub(crate) fn set_members(&mut self, all: &[Candidate]) {
         for assignment in &mut self.assignments {

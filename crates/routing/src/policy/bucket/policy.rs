@@ -1,6 +1,6 @@
 //! The policy: the bucket that a prompt belongs to, and the guard on balance.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::boundaries::BucketBoundaries;
 use crate::policy::{Balance, Params, Policy};
@@ -26,14 +26,16 @@ const BALANCE: Balance = Balance {
 /// it goes to the worker with the fewest requests in flight. Ties are broken at random.
 #[derive(Debug)]
 pub(crate) struct Bucket {
-    boundaries: Mutex<BucketBoundaries>,
+    boundaries: Arc<Mutex<BucketBoundaries>>,
     balance: Balance,
 }
 
 impl Bucket {
     pub(crate) fn new(params: &Params) -> Self {
         Self {
-            boundaries: Mutex::new(BucketBoundaries::new(params.bucket_adjust_interval)),
+            boundaries: Arc::new(Mutex::new(BucketBoundaries::new(
+                params.bucket_adjust_interval,
+            ))),
             balance: params.balance.unwrap_or(BALANCE),
         }
     }
@@ -73,6 +75,14 @@ impl Policy for Bucket {
         };
         boundaries.record(candidate, bytes, request.now);
         candidate.into()
+    }
+
+    fn with_params(&self, params: &Params) -> Option<Box<dyn Policy>> {
+        self.lock().set_interval(params.bucket_adjust_interval);
+        Some(Box::new(Self {
+            boundaries: Arc::clone(&self.boundaries),
+            balance: params.balance.unwrap_or(BALANCE),
+        }))
     }
 
     fn set_members(&self, all: &[Candidate]) {

@@ -1,6 +1,7 @@
 //! The policy: predicts the cost of a prompt at each worker and takes the lowest.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{CongestionFactor, ReplicationDiscount};
@@ -24,8 +25,8 @@ use crate::{Candidate, Candidates, Request, SeededRng};
 /// spreads to further workers before its queue is long.
 #[derive(Debug)]
 pub(crate) struct CacheAware {
-    index: PrefixIndex,
-    congestion: CongestionFactor,
+    index: Arc<PrefixIndex>,
+    congestion: Arc<CongestionFactor>,
     threshold: f64,
     balance: Option<Balance>,
 }
@@ -72,8 +73,8 @@ struct Cost {
 impl CacheAware {
     pub(crate) fn new(params: &Params) -> Self {
         Self {
-            index: PrefixIndex::new(params.index_bytes, params.index_text),
-            congestion: CongestionFactor::default(),
+            index: Arc::new(PrefixIndex::new(params.index_bytes, params.index_text)),
+            congestion: Arc::default(),
             threshold: params.cache_threshold.unwrap_or(0.0),
             balance: params.balance,
         }
@@ -240,6 +241,16 @@ impl Policy for CacheAware {
 
     fn set_cache_sizes(&self, bytes_by_slot: &[Option<u64>]) {
         self.index.set_cache_sizes(bytes_by_slot);
+    }
+
+    /// The size of the index stays.
+    fn with_params(&self, params: &Params) -> Option<Box<dyn Policy>> {
+        Some(Box::new(Self {
+            index: Arc::clone(&self.index),
+            congestion: Arc::clone(&self.congestion),
+            threshold: params.cache_threshold.unwrap_or(0.0),
+            balance: params.balance,
+        }))
     }
 
     fn sweep(&self, _now: Duration) {

@@ -1,17 +1,16 @@
 //! The source, and how it reaches the API server.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use kube::{Client, Config};
 
 use super::rules::Rules;
 use super::trouble::Trouble;
-use super::watch::{Follower, Timing};
+use super::watch::{Follower, SOURCE, Timing};
 use crate::app::error::StartError;
-use crate::app::sources::source::WorkerSource;
+use crate::app::sources::source::{Follow, WorkerSource};
 use crate::config::{DiscoverySection, Options};
-use crate::fleet::Registry;
+use crate::fleet::Source;
 
 /// Longest time to connect to the API server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,16 +19,32 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(in crate::app::sources) struct Kubernetes;
 
 impl WorkerSource for Kubernetes {
-    fn start(options: &Options, registry: &Arc<Registry>) -> Result<(), StartError> {
-        if options.service_discovery {
-            let rules = Rules {
-                options: DiscoverySection::from(options),
-            };
-            let timing = Timing::default();
-            let follower = Follower::new(rules, registry, timing);
-            tokio::spawn(follower.run(move || connect(timing)));
+    const SOURCE: Source = SOURCE;
+    const OPTIONS: &'static [&'static str] = &[
+        "api_key",
+        "bootstrap_port_annotation",
+        "decode_selector",
+        "model_id_from",
+        "prefill_selector",
+        "selector",
+        "service_discovery",
+        "service_discovery_namespace",
+        "service_discovery_port",
+    ];
+
+    fn prepare(options: &Options) -> Result<Option<Follow>, StartError> {
+        if !options.service_discovery {
+            return Ok(None);
         }
-        Ok(())
+        let rules = Rules {
+            options: DiscoverySection::from(options),
+        };
+        let timing = Timing::default();
+        Ok(Some(Box::new(move |registry| {
+            let follower = Follower::new(rules, registry, timing);
+            let following = follower.run(move || connect(timing));
+            Ok(Some(tokio::spawn(following)))
+        })))
     }
 }
 

@@ -3,20 +3,22 @@
 mod follower;
 mod resolver;
 
-use std::sync::Arc;
-
-use self::follower::{Follower, NamedWorkers};
+use self::follower::{Follower, NamedWorkers, SOURCE};
 use self::resolver::SystemResolver;
-use super::source::WorkerSource;
+use super::source::{Follow, WorkerSource};
 use crate::app::error::StartError;
 use crate::config::{ConfigError, Options, WorkerName};
-use crate::fleet::{Registry, Role};
+use crate::fleet::{Role, Source};
 
 /// The names in `worker_urls`, `prefill_urls` and `decode_urls`.
 pub(super) struct Names;
 
 impl WorkerSource for Names {
-    fn start(options: &Options, registry: &Arc<Registry>) -> Result<(), StartError> {
+    const SOURCE: Source = SOURCE;
+    const OPTIONS: &'static [&'static str] =
+        &["worker_urls", "prefill_urls", "decode_urls", "api_key"];
+
+    fn prepare(options: &Options) -> Result<Option<Follow>, StartError> {
         let named = |text: &str, role, bootstrap_port| {
             let parsed = WorkerName::parse(text)?;
             Some(
@@ -35,10 +37,14 @@ impl WorkerSource for Names {
         let decode = decode.filter_map(|url| named(url, Some(Role::Decode), None));
         let all: Result<Vec<_>, ConfigError> = regular.chain(prefill).chain(decode).collect();
         let all = all?;
-        if !all.is_empty() {
-            let follower = Follower::new(all, options.api_key.clone(), registry);
-            tokio::spawn(follower.run(SystemResolver::default()));
+        if all.is_empty() {
+            return Ok(None);
         }
-        Ok(())
+        let key = options.api_key.clone();
+        Ok(Some(Box::new(move |registry| {
+            let follower = Follower::new(all, key, registry);
+            let following = follower.run(SystemResolver::default());
+            Ok(Some(tokio::spawn(following)))
+        })))
     }
 }

@@ -15,7 +15,7 @@ use super::super::source::client;
 use super::super::watch::{Follower, Timing};
 use super::api_server::ApiServer;
 use super::rules;
-use crate::config::{ConnectionSection, FleetSection, HealthSection, Options};
+use crate::config::{ConnectionSection, FleetSection, Live, Options};
 use crate::fleet::{Endpoint, Fleet, Registry, SourceState, WorkerFactory};
 use crate::telemetry::Metrics;
 use crate::upstream::ConnectionLimits;
@@ -54,11 +54,10 @@ impl Stage {
         let metrics = Arc::new(Metrics::new(None).unwrap());
         let options = &Options::default();
         let limits = ConnectionLimits::new(&ConnectionSection::from(options), 1);
-        let section = FleetSection::from(options);
-        let health = HealthSection::from(options);
-        let factory = WorkerFactory::new(&section, &health, limits, &metrics);
+        let fleet = Fleet::new(FleetSection::from(options));
+        let factory = WorkerFactory::new(&fleet, &Live::from(options), limits, &metrics);
         let (joining, joined) = mpsc::unbounded_channel();
-        let registry = Registry::new(Fleet::new(section), factory, joining);
+        let registry = Registry::new(fleet, factory, joining);
         Self {
             api,
             registry: Arc::new(registry),
