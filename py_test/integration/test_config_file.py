@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support.client import call, get_json
 from support.gateway import Gateway
+from support.launcher import Launcher
 from support.waiting import wait_for
 
 from sgl_model_gateway.config import check
@@ -128,3 +129,16 @@ def test_doctor_checks_the_options_of_the_file(file: Path) -> None:
     assert (worker.status, "127.0.0.1:1" in worker.finding) == ("fail", True)
     idle = [found.finding for found in findings if found.check == "no effect"]
     assert any("queue" in finding for finding in idle), idle
+
+
+def test_hang_up_of_a_launcher_reads_the_file_of_its_gateway_again(file: Path) -> None:
+    file.write_text("queue_size: 7\n")
+    launcher = Launcher("--router-config", str(file))
+    try:
+        url = launcher.url()
+        file.write_text("queue_size: 8\n")
+        launcher.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: options(url)["queue_size"]["value"] == 8, "reload")
+        assert len(get_json(f"{url}/workers")["workers"]) == 1
+    finally:
+        launcher.destroy()

@@ -18,6 +18,7 @@ import pytest
 import requests
 from support.launcher import STUB, forget_sglang
 from support.ports import free_base
+from support.waiting import wait_for
 
 from sgl_model_gateway import launch_server
 from sgl_model_gateway._launcher import engines, supervisor
@@ -256,6 +257,24 @@ def test_elsewhere_there_are_lines_alone_and_a_closed_stream_is_no_problem() -> 
     assert screen.getvalue() == "news\n"
     screen.close()
     console.line("unheard")
+
+
+def test_hang_up_that_does_something_else_is_no_stop() -> None:
+    stop, reloads = StopSignals(), list[int]()
+    stop.install()
+    try:
+        stop.defer()
+        stop.on_hang_up = lambda: reloads.append(1) is None
+        os.kill(os.getpid(), signal.SIGHUP)
+        wait_for(lambda: reloads, "the signal")
+        assert stop.received == []
+        stop.on_hang_up = lambda: False
+        os.kill(os.getpid(), signal.SIGHUP)
+        wait_for(lambda: stop.received, "the signal")
+        assert stop.exit_code == 128 + signal.SIGHUP
+    finally:
+        stop.restore()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def test_signals_end_the_program_until_they_are_deferred() -> None:

@@ -70,6 +70,8 @@ def run(
     supervisor.api_key = control_key(router_args)
     # What is wrong with the gateway shows before the first worker starts.
     gateway.start_background()
+    # Its configuration file, if it has one, is read again.
+    stop.on_hang_up = lambda: gateway.running and gateway.reload()
     return supervisor.run()
 
 

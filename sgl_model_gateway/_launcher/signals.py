@@ -19,12 +19,13 @@ class StopSignals:
     """SIGINT, SIGTERM, SIGQUIT, and SIGHUP unless it is ignored (`nohup`).
 
     Until `defer` a signal ends the program at once (`SystemExit` with 128 + signal). From then on it is noted and
-    ends a `wait`, as does the end of a child.
+    ends a `wait`, as does the end of a child. SIGHUP is no stop where `on_hang_up` does something else.
     """
 
     def __init__(self) -> None:
         self.received: list[int] = []
         self.on_third: Callable[[], None] = lambda: None
+        self.on_hang_up: Callable[[], bool] = lambda: False
         self._deferred = False
         self._saved: dict[int, _Handler] = {}
         self._wake_read, self._wake_write = os.pipe()
@@ -73,6 +74,8 @@ class StopSignals:
                 pass
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self.on_hang_up():
+            return
         self.received.append(number)
         if not self._deferred:
             raise SystemExit(self.exit_code)
