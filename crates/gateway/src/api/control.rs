@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, RawQuery, Request, State};
 use axum::response::Response;
 use axum::{Extension, Json};
 use bytes::Bytes;
@@ -11,12 +11,13 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::disclosure;
-use super::extract::Payload;
+use super::extract::{Payload, parameter};
 use super::routes::Routes;
-use super::state::Caller;
+use super::scope::{SCOPE, scope};
+use super::state::{ApiState, Caller};
 use crate::auth::Access;
 use crate::error::Error;
-use crate::fleet::{Fleet, invalidate_cache};
+use crate::fleet::invalidate_cache;
 use crate::proxy::{FanOut, Proxy, WorkerAnswer, WorkerQuery, broadcast};
 use crate::upstream::PrivateAnswer;
 
@@ -33,9 +34,14 @@ pub(super) fn routes() -> Routes {
         )
         .get("/get_loads", Access::Control, loads)
         .get("/v1/loads", Access::Control, loads)
+        .post("/abort_request", Access::Control, abort)
+}
+
+/// Those about the workers' caches.
+pub(super) fn cache_routes() -> Routes {
+    Routes::default()
         .post("/flush_cache", Access::Control, flush_cache)
         .get("/flush_cache", Access::Engine, flush_cache)
-        .post("/abort_request", Access::Control, abort)
 }
 
 /// Passed on to the worker that keeps the response, or to all, because only one of them has it.
@@ -118,19 +124,26 @@ fn ranks(asked: &WorkerAnswer) -> Vec<Map<String, Value>> {
     serde_json::from_value(list).unwrap_or_default()
 }
 
-/// Flushes every worker's prefix cache: 200 when all did, 206 when some did not.
+/// Flushes the prefix cache of every worker, or of those that the query names: 200 when all did,
+/// 206 when some did not.
 async fn flush_cache(
-    State(fleet): State<Arc<Fleet>>,
-    State(fan_out): State<FanOut>,
-) -> (StatusCode, Json<Value>) {
+    State(state): State<ApiState>,
+    RawQuery(query): RawQuery,
+) -> Result<(StatusCode, Json<Value>), Error> {
     let question = WorkerQuery::post(&["/flush_cache"], Bytes::new());
-    let asked = fan_out.ask_all(&question).await;
+    let query = query.as_deref();
+    let workers = if SCOPE.iter().any(|name| parameter(query, name).is_some()) {
+        scope(&state, query)?
+    } else {
+        state.fleet.servers()
+    };
+    let asked = state.fan_out.ask_each(&workers, &question).await;
     let (mut successful, mut failed) = (Vec::new(), Vec::new());
     for asked in &asked {
         let url = asked.worker.url().as_str();
         match failure(&asked.answer) {
             None => {
-                invalidate_cache(&fleet, &asked.worker);
+                invalidate_cache(&state.fleet, &asked.worker);
                 successful.push(json!(url));
             }
             Some(error) => failed.push(json!({"worker": url, "error": error})),
@@ -145,12 +158,12 @@ async fn flush_cache(
         "total_workers": total,
     });
     if failed.is_empty() {
-        return (StatusCode::OK, Json(reply));
+        return Ok((StatusCode::OK, Json(reply)));
     }
     reply["status"] = "partial_success".into();
     reply["successful"] = successful.into();
     reply["failed"] = failed.into();
-    (StatusCode::PARTIAL_CONTENT, Json(reply))
+    Ok((StatusCode::PARTIAL_CONTENT, Json(reply)))
 }
 
 /// Why a worker did not do what it was asked to, without a word of its answer's body.

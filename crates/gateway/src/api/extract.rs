@@ -51,14 +51,14 @@ impl FromRequest<ApiState> for WorkerJson {
     }
 }
 
-/// The worker whose id, or percent-encoded URL, is the last part of the path.
+/// The worker whose id, or percent-encoded URL, is the second part of the path.
 pub(super) struct WorkerById(pub(super) Arc<Worker>);
 
 impl FromRequestParts<ApiState> for WorkerById {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Error> {
-        let name = parts.uri.path().rsplit('/').next().unwrap_or_default();
+        let name = parts.uri.path().split('/').nth(2).unwrap_or_default();
         let name = percent_decode_str(name).decode_utf8_lossy();
         let found = match Uuid::parse_str(&name) {
             Ok(id) => {

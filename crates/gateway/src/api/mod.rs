@@ -15,6 +15,7 @@ mod not_carried;
 pub(crate) mod properties;
 mod route_table;
 mod routes;
+mod scope;
 mod shared_answer;
 mod state;
 mod workers;
@@ -42,6 +43,7 @@ fn all_but_engine() -> Routes {
         .merge(models::routes())
         .merge(engine_metrics::routes())
         .merge(control::routes())
+        .merge(control::cache_routes())
         .merge(workers::routes())
         .merge(debug::routes())
         .merge(not_carried::routes())

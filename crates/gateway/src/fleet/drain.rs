@@ -1,4 +1,4 @@
-//! Removing a worker without losing what it has.
+//! Workers that get nothing new and finish what they have: to be removed, or for a while.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,23 @@ pub(crate) fn start_drain(fleet: &Fleet, worker: &Worker) -> bool {
     let in_flight = worker.load.requests();
     info!(worker = %worker.url(), in_flight, "worker is draining");
     newly
+}
+
+/// No new requests for a worker, with all its ranks, until it is undrained. It stays in the fleet.
+pub(crate) fn drain_worker(fleet: &Fleet, worker: &Worker) {
+    for rank in fleet.workers_of(&worker.endpoint) {
+        fleet.update_state(&rank, |state| state.drained = true);
+    }
+    let in_flight = worker.load.requests();
+    info!(worker = %worker.url(), in_flight, "worker is drained by request");
+}
+
+/// A worker that was drained gets requests again, as its health allows.
+pub(crate) fn undrain_worker(fleet: &Fleet, worker: &Worker) {
+    for rank in fleet.workers_of(&worker.endpoint) {
+        fleet.update_state(&rank, |state| state.drained = false);
+    }
+    info!(worker = %worker.url(), "worker is undrained by request");
 }
 
 /// A worker, with all its ranks, that gets nothing new until this is dropped. It stays in the fleet.

@@ -32,7 +32,7 @@ mod worker_factory;
 
 pub(crate) use adapters::read_adapters;
 pub(crate) use claims::Listed;
-pub(crate) use drain::Withheld;
+pub(crate) use drain::{Withheld, drain_worker, undrain_worker};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use fleet::{Fleet, FleetObserver};
 pub(crate) use gauges::update_gauges;

@@ -24,6 +24,8 @@ pub(crate) struct WorkerState {
     pub(super) draining: bool,
     /// How many want it to get nothing new for a while; it stays in the fleet.
     pub(super) withheld: usize,
+    /// An operator wants it to get nothing new until further notice; it stays in the fleet.
+    pub(super) drained: bool,
     /// The source that lists it says that it is not ready.
     pub(super) unready: bool,
     /// An outlier among its peers is ejected until then.
@@ -59,9 +61,12 @@ pub(crate) struct Availability {
     pub(crate) draining: bool,
     /// It gets nothing new for a while.
     pub(crate) withheld: bool,
+    /// An operator has drained it.
+    pub(crate) drained: bool,
     /// The source that lists it says that it is not ready.
     pub(crate) unready: bool,
-    /// It is not draining, its source does not hold it back, and its verdict is ready or suspect.
+    /// It is not draining or drained, its source does not hold it back, and its verdict is ready or
+    /// suspect.
     pub(crate) ready: bool,
     /// It gets requests.
     pub(crate) selectable: bool,
@@ -91,6 +96,7 @@ impl WorkerState {
             breaker,
             draining: false,
             withheld: 0,
+            drained: false,
             unready: false,
             ejected_until: None,
             busy_until: None,
@@ -106,7 +112,7 @@ impl WorkerState {
         let verdict = self.verdict;
         let breaker = self.breaker.as_ref();
         // A suspect counts as ready until a probe says otherwise.
-        let eligible = !self.draining && !self.unready;
+        let eligible = !self.draining && !self.drained && !self.unready;
         let ready = matches!(verdict, Verdict::Ready | Verdict::Suspect) && eligible;
         let was_ready = !matches!(verdict, Verdict::Pending | Verdict::Failed);
         let standing = Standing {
@@ -120,6 +126,7 @@ impl WorkerState {
             circuit: breaker.map_or(Circuit::Closed, Breaker::circuit),
             draining: self.draining,
             withheld: self.withheld > 0,
+            drained: self.drained,
             unready: self.unready,
             ready,
             selectable: is(Tier::Selectable),
@@ -183,6 +190,8 @@ impl Availability {
     pub(crate) fn status(self) -> &'static str {
         if self.draining {
             "draining"
+        } else if self.drained {
+            "drained"
         } else if self.withheld {
             "withheld"
         } else if self.unready {

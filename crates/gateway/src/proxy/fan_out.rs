@@ -68,7 +68,15 @@ impl FanOut {
     /// Every worker's answer, in configuration order. A worker that is not ready is only asked
     /// to do things (POST), not to show them.
     pub(crate) async fn ask_all(&self, question: &WorkerQuery) -> Vec<WorkerAnswer> {
-        let workers = self.fleet.servers();
+        self.ask_each(&self.fleet.servers(), question).await
+    }
+
+    /// The same of these workers.
+    pub(crate) async fn ask_each(
+        &self,
+        workers: &[Arc<Worker>],
+        question: &WorkerQuery,
+    ) -> Vec<WorkerAnswer> {
         let mut asked: Vec<BoxFuture<'_, (usize, Answer)>> = Vec::new();
         for (at, worker) in workers.iter().enumerate() {
             asked.push(Box::pin(async move {

@@ -1,7 +1,5 @@
 //! A call to engines: which workers it goes to, and what follows from it.
 
-use std::sync::Arc;
-
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use serde_json::Value;
@@ -9,16 +7,14 @@ use url::form_urlencoded;
 
 use super::answer;
 use super::table::{ENGINE, Effect};
-use crate::api::extract::{Payload, parameter};
+use crate::api::extract::Payload;
 use crate::api::routes::Routes;
+use crate::api::scope::{SCOPE, scope};
 use crate::api::state::ApiState;
 use crate::auth::Access;
 use crate::error::Error;
-use crate::fleet::{Worker, invalidate_cache, mark_paused, mark_running, read_adapters};
+use crate::fleet::{invalidate_cache, mark_paused, mark_running, read_adapters};
 use crate::proxy::{Order, WorkerAnswer};
-
-/// Query parameters that name workers; all others go to them.
-const SCOPE: [&str; 2] = ["model", "worker"];
 
 pub(super) fn routes() -> Routes {
     let rows = ENGINE.iter().flat_map(|row| {
@@ -62,34 +58,6 @@ async fn call(
         [one] => answer::of_one(one),
         all => answer::of_all(all),
     })
-}
-
-/// The workers that a query names; all that are not leaving if it names none.
-pub(super) fn scope(state: &ApiState, query: Option<&str>) -> Result<Vec<Arc<Worker>>, Error> {
-    let (model, named) = (parameter(query, "model"), parameter(query, "worker"));
-    let workers = state.fleet.servers();
-    let mut workers: Vec<_> = workers.iter().filter(|it| !it.is_draining()).collect();
-    if workers.is_empty() {
-        return Err(Error::NoWorkers);
-    }
-    if let Some(model) = model {
-        workers.retain(|worker| worker.endpoint.model_info.load().model == model);
-        if workers.is_empty() {
-            let served = state.balancer.served_models(None).join(", ");
-            return Err(Error::ModelNotFound { model, served });
-        }
-    }
-    if let Some(named) = named {
-        let at_url = state.fleet.find(&named);
-        let is = |worker: &&Arc<Worker>| {
-            worker.has_id(&named) || at_url.as_ref().is_some_and(|it| it.id == worker.id)
-        };
-        workers.retain(is);
-        if workers.is_empty() {
-            return Err(Error::WorkerNotFound(named));
-        }
-    }
-    Ok(workers.into_iter().cloned().collect())
 }
 
 /// The path at the workers: with the query, less what is the gateway's.

@@ -12,9 +12,9 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use super::answer;
-use super::handler::scope;
 use crate::api::extract::Payload;
 use crate::api::routes::Routes;
+use crate::api::scope::scope;
 use crate::api::state::ApiState;
 use crate::auth::Access;
 use crate::error::Error;

@@ -18,7 +18,7 @@ use crate::config::{Secret, WorkerUrl};
 use crate::error::Error;
 use crate::fleet::{
     Fleet, Labels, PendingRegistration, RegistrationError, Registry, Role, StartupError, Worker,
-    WorkerSpec,
+    WorkerSpec, drain_worker, undrain_worker,
 };
 use crate::shutdown::Shutdown;
 
@@ -33,6 +33,8 @@ pub(crate) fn routes() -> Routes {
         .put("/workers/{id}", Access::Control, put)
         .patch("/workers/{id}", Access::Control, patch)
         .delete("/workers/{id}", Access::Control, remove)
+        .post("/workers/{id}/drain", Access::Control, drain)
+        .post("/workers/{id}/undrain", Access::Control, undrain)
         .post("/add_worker", Access::Control, add_and_wait)
         .post("/remove_worker", Access::Control, remove_by_url)
         .get("/list_workers", Access::Control, list_urls)
@@ -158,6 +160,44 @@ async fn remove(State(registry): State<Arc<Registry>>, WorkerById(worker): Worke
         "message": "Worker removal queued for background processing",
     });
     (StatusCode::ACCEPTED, Json(shown))
+}
+
+/// No new requests for a worker, which stays in the fleet.
+async fn drain(
+    State(registry): State<Arc<Registry>>,
+    WorkerById(worker): WorkerById,
+) -> Result<Json<Value>, Error> {
+    check_stays(&worker)?;
+    drain_worker(registry.fleet(), &worker);
+    Ok(status_of(&worker))
+}
+
+/// It gets requests again.
+async fn undrain(
+    State(registry): State<Arc<Registry>>,
+    WorkerById(worker): WorkerById,
+) -> Result<Json<Value>, Error> {
+    check_stays(&worker)?;
+    undrain_worker(registry.fleet(), &worker);
+    Ok(status_of(&worker))
+}
+
+/// Refuses to change a worker that is being removed.
+fn check_stays(worker: &Worker) -> Result<(), Error> {
+    if worker.is_draining() {
+        let (url, id) = (worker.url().to_string(), worker.id);
+        return Err(refusal(RegistrationError::Draining { url, id }));
+    }
+    Ok(())
+}
+
+fn status_of(worker: &Worker) -> Json<Value> {
+    Json(json!({
+        "worker_id": worker.id.to_string(),
+        "url": worker.url().as_str(),
+        "status": worker.availability().status(),
+        "in_flight": worker.load.requests(),
+    }))
 }
 
 /// An error of the routes from before 0.3: plain text.

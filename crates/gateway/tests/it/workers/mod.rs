@@ -1,6 +1,7 @@
 //! Workers that come and go at run time.
 
 mod discovery_file;
+mod drained;
 mod models;
 mod names;
 mod policies;
