@@ -26,6 +26,7 @@ mod spec;
 mod status;
 #[cfg(test)]
 mod tests;
+mod totals;
 mod transitions;
 mod worker;
 mod worker_factory;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::HeaderValue;
-use routing::{Candidate, Load, Turns};
+use routing::{Breaker, Candidate, Load, Turns};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -16,6 +16,7 @@ use super::outlier_stats::OutlierStats;
 use super::role::Role;
 use super::slots::Slot;
 use super::status::{Availability, WorkerState};
+use super::totals::WorkerTotals;
 use crate::config::WorkerUrl;
 use crate::telemetry::WorkerMetrics;
 
@@ -32,6 +33,8 @@ pub(crate) struct Worker {
     rank: usize,
     /// Requests in flight.
     pub(crate) load: Arc<Load>,
+    /// What it has done so far.
+    pub(crate) totals: WorkerTotals,
     /// Routing keys of the requests in flight.
     pub(crate) active_keys: ActiveKeys,
     metrics: WorkerMetrics,
@@ -75,6 +78,7 @@ impl Worker {
             id_header: id_header.unwrap_or(HeaderValue::from_static("unknown")),
             rank: new.rank,
             load: Arc::default(),
+            totals: WorkerTotals::default(),
             active_keys: ActiveKeys::default(),
             metrics: new.metrics,
             rank_metrics: OnceLock::new(),
@@ -212,6 +216,11 @@ impl Worker {
 
     pub(crate) fn availability(&self) -> Availability {
         self.state().availability()
+    }
+
+    /// Failures in the present run that its breaker has counted.
+    pub(crate) fn breaker_failures(&self) -> usize {
+        self.with_state(|state| state.breaker.as_ref().map_or(0, Breaker::failures))
     }
 
     /// Reads its state.

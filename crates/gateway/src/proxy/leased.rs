@@ -104,7 +104,10 @@ where
             && self.status.is_success()
             && (!piece.starts_with(b":") || has_data(piece))
         {
-            timer.first_event();
+            let wait = timer.first_event();
+            if let (Some(wait), Some(in_flight)) = (wait, &self.in_flight) {
+                in_flight.worker.totals.first_event(wait);
+            }
         }
     }
 
@@ -112,6 +115,11 @@ where
     fn finish(&mut self) {
         if let Some(timer) = self.timer.take() {
             let (usage, events) = self.usage.finish(self.body.has_events());
+            if let (Some(in_flight), Some(usage)) = (&self.in_flight, usage)
+                && let (Some(prompt), Some(cached)) = (usage.prompt, usage.cached)
+            {
+                in_flight.worker.totals.report(prompt, cached);
+            }
             timer.complete(usage, events);
         }
         if let Some(in_flight) = &mut self.in_flight {

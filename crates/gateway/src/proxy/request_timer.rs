@@ -1,6 +1,7 @@
 //! What is measured of a request, from the routing decision to its end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use routing::PolicyKind;
 use tokio::time::Instant;
@@ -84,18 +85,21 @@ impl RequestTimer {
         self.progress == Progress::AwaitsEvent
     }
 
-    /// The first event of a stream has come.
-    pub(super) fn first_event(&mut self) {
+    /// The first event of a stream has come; returns how long after the decision, if it was
+    /// awaited.
+    pub(super) fn first_event(&mut self) -> Option<Duration> {
         if !self.awaits_event() {
-            return;
+            return None;
         }
         let now = Instant::now();
-        let seconds = (now - self.decided).as_secs_f64();
+        let wait = now - self.decided;
+        let seconds = wait.as_secs_f64();
         self.log.first_byte(now);
         self.progress = Progress::Streams(seconds);
         if let Some(metrics) = self.model.endpoint(self.backend, self.row.index) {
             metrics.stream().first_event(seconds);
         }
+        Some(wait)
     }
 
     /// The reply is complete; `events` are those of a stream that carry tokens.

@@ -90,6 +90,8 @@ impl DecisionLog {
                     .unwrap_or_else(PoisonError::into_inner)
                     .latest
                     .iter()
+                    .rev()
+                    .take(most)
                     .cloned(),
             );
         }

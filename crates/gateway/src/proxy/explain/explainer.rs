@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use routing::{Candidate, Ranked, Request as RoutingRequest};
+use routing::{Candidate, PolicyKind, Ranked, Request as RoutingRequest};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -135,6 +135,10 @@ impl Explainer {
             requests: weighed.requests_before,
             attempts,
         };
+        if weighed.policy == PolicyKind::CacheAware {
+            let totals = &weighed.in_flight.worker.totals;
+            totals.predict(decision.prompt_tokens, decision.matched_tokens);
+        }
         let details = ranking.map(|ranking| {
             let others = ranking
                 .ranked
@@ -187,7 +191,7 @@ impl Explainer {
         endpoint: &'static str,
     ) -> Result<Value, SelectError> {
         let tokens = request.prompt.tokens();
-        let rank = |policy: routing::PolicyKind, ranked: &[Ranked<'_>]| {
+        let rank = |policy: PolicyKind, ranked: &[Ranked<'_>]| {
             (policy.as_str(), self.describe(tokens, ranked))
         };
         let (policy, ranked) = self.balancer.rank(request, rank)?;
