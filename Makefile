@@ -72,8 +72,13 @@ test: ## Rust tests, then Python tests; PYTEST_ARGS="-k signals"
 test-sglang: $(BUILT) $(SGLANG_VENV)/.installed ## the launcher with the real SGLang on this CPU; installs some 8 GB once
 	SGLANG_VENV=$(SGLANG_VENV) $(BIN)/python -m pytest $(REAL) $(PYTEST_ARGS)
 
-test-browser: $(BUILT) ## a page in Chromium (apt-get install chromium) that talks to a gateway of another origin
+test-browser: $(BUILT) $(VENV)/.browser ## the fleet page, and a page of another origin, in Chromium (apt-get install chromium); SCREENSHOTS=DIR
 	BROWSER=$(BROWSER) $(BIN)/python -m pytest py_test/browser $(PYTEST_ARGS)
+
+# Drives the Chromium that is there; it brings none of its own.
+$(VENV)/.browser: $(BUILT)
+	$(BIN)/python -m pip install --quiet 'playwright>=1.50,<2'
+	@touch $@
 
 $(SGLANG_VENV)/.installed: $(REAL)/install.sh $(REAL)/requirements.txt $(REAL)/make_model.py
 	PYTHON=$(PYTHON) $(REAL)/install.sh $(SGLANG_VENV)

@@ -231,6 +231,7 @@ class RouterArgs(_FlagsGiven):
     trace_sample_ratio: float = option(1.0, TRACE, "share of traces that are recorded (0..1), of requests without a valid traceparent; others follow the flag in theirs", metavar="RATIO")
     config: str | None = option(None, WORKER, "configuration file, YAML or JSON: every option by its name; flags win over it", metavar="PATH")
     config_watch: bool = option(False, WORKER, "read the configuration file again when it changes, not only by POST /reload and SIGHUP")
+    fleet_page: str = option("main", WORKER, "port that serves the page at /debug/fleet: main, metrics (with the control routes that the page uses), or off for none")
     # fmt: on
 
     @staticmethod

@@ -172,6 +172,7 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "trace_sample_ratio",
         "config",
         "config_watch",
+        "fleet_page",
     ]
 
 

@@ -41,6 +41,15 @@ pub async fn raw(server: impl Into<SocketAddr>, bytes: &[u8]) -> Reply {
     client.reply().await
 }
 
+/// Sends these bytes on a connection of its own, and reads the head of one reply: its body may have
+/// no end.
+pub async fn head_of(server: impl Into<SocketAddr>, bytes: &[u8]) -> Reply {
+    let mut client = Client::to(server).await;
+    client.send(bytes).await;
+    let head = client.head().await.ok().flatten();
+    head.unwrap_or_else(|| panic!("closed before a head: {:?}", client.buffer))
+}
+
 impl Client {
     /// A client that has connected to a server.
     pub async fn to(server: impl Into<SocketAddr>) -> Self {

@@ -14,7 +14,7 @@ mod requests;
 mod wait;
 mod worker;
 
-pub use client::{Client, get, post, raw};
+pub use client::{Client, get, head_of, post, raw};
 pub use reply::Reply;
 pub use requests::{chat_stream, generate, posting, request};
 pub use wait::{DEADLINE, until};

@@ -35,10 +35,15 @@ pub(super) fn routes() -> Routes {
     Routes::default()
         .get("/debug/config", Access::Control, config)
         .post("/reload", Access::Control, reload)
-        .get("/debug/limits", Access::Control, limits)
-        .get("/debug/decisions", Access::Control, decisions)
         .get("/debug/log-level", Access::Control, log_level)
         .put("/debug/log-level", Access::Control, set_log_level)
+}
+
+/// Those that say why requests go where they go, and why they wait.
+pub(super) fn reason_routes() -> Routes {
+    Routes::default()
+        .get("/debug/limits", Access::Control, limits)
+        .get("/debug/decisions", Access::Control, decisions)
         .post("/route/explain", Access::Control, explain)
 }
 
@@ -59,10 +64,14 @@ async fn limits(
     State(balancer): State<Arc<Balancer>>,
     State(admission): State<Arc<Admission>>,
 ) -> Json<Value> {
+    Json(limits_in_force(&balancer, &admission))
+}
+
+pub(super) fn limits_in_force(balancer: &Balancer, admission: &Admission) -> Value {
     let mut limits = admission.to_json();
     limits["max_requests_per_worker"] = json!(balancer.limits().map(|limits| limits.per_worker));
     limits["queued_for_a_worker"] = json!(balancer.waiting());
-    Json(limits)
+    limits
 }
 
 /// The last decisions, newest first.

@@ -2,6 +2,7 @@
 
 mod control;
 mod cors;
+mod dashboard;
 mod debug;
 mod disclosure;
 mod engine;
@@ -20,7 +21,7 @@ mod shared_answer;
 mod state;
 mod workers;
 
-use crate::config::EngineControl;
+use crate::config::{EngineControl, FleetPage, ServerSection};
 
 pub(crate) use cors::Cors;
 pub(crate) use route_table::{Entry, RouteTable, Target};
@@ -29,16 +30,37 @@ pub(crate) use routes::Routes;
 pub(crate) use state::{ApiState, Caller};
 pub(crate) use workers::{has_worker_field, read_worker};
 
-/// The routes that axum serves.
-pub(crate) fn routes(engine_control: EngineControl) -> Routes {
-    let routes = all_but_engine();
-    match engine_control {
-        EngineControl::On => routes.merge(engine::routes()),
-        EngineControl::Off => routes,
+/// Where a client's connection comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Port {
+    /// The gateway's own.
+    Main,
+    /// That of metrics.
+    Metrics,
+}
+
+/// The routes that axum serves at a port.
+pub(crate) fn routes(port: Port, options: &ServerSection) -> Routes {
+    match port {
+        Port::Main => {
+            let mut routes = all_but_switched();
+            if options.engine_control == EngineControl::On {
+                routes = routes.merge(engine::routes());
+            }
+            if options.fleet_page == FleetPage::Main {
+                routes = routes.merge(dashboard::routes());
+            }
+            routes
+        }
+        Port::Metrics => dashboard::routes()
+            .merge(workers::routes())
+            .merge(control::cache_routes())
+            .merge(debug::reason_routes()),
     }
 }
 
-fn all_but_engine() -> Routes {
+/// Those that no option takes away.
+fn all_but_switched() -> Routes {
     info::routes()
         .merge(models::routes())
         .merge(engine_metrics::routes())
@@ -46,11 +68,14 @@ fn all_but_engine() -> Routes {
         .merge(control::cache_routes())
         .merge(workers::routes())
         .merge(debug::routes())
+        .merge(debug::reason_routes())
         .merge(not_carried::routes())
 }
 
 /// Every route of the gateway, relayed ones first.
 pub fn route_table() -> Vec<Route> {
-    let api = routes(EngineControl::On).into_list();
-    RouteTable::relayed().chain(api).collect()
+    let api = all_but_switched()
+        .merge(engine::routes())
+        .merge(dashboard::routes());
+    RouteTable::relayed().chain(api.into_list()).collect()
 }

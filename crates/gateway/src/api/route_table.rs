@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use http::Method;
 use matchit::{InsertError, Router};
 
+use super::Port;
 use super::routes::Route;
 use crate::auth::Access;
 use crate::endpoint::{INFERENCE, Inference, Vendor};
@@ -68,9 +69,18 @@ pub(crate) struct RouteTable {
 }
 
 impl RouteTable {
-    /// The table of the relayed routes and of those that axum serves.
-    pub(crate) fn new(api: Vec<Route>, metrics: &Arc<Metrics>) -> Result<Self, InsertError> {
-        let relayed = INFERENCE.iter().flat_map(|row| {
+    /// The table of the relayed routes, which the gateway's own port has, and of those that axum
+    /// serves.
+    pub(crate) fn new(
+        port: Port,
+        api: Vec<Route>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, InsertError> {
+        let rows = match port {
+            Port::Main => &INFERENCE as &'static [Inference],
+            Port::Metrics => &[],
+        };
+        let relayed = rows.iter().flat_map(|row| {
             let routes = routes_of(row);
             routes.map(|route| (route, Target::of(row)))
         });

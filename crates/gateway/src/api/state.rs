@@ -6,6 +6,7 @@ use axum::extract::FromRef;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 
+use super::dashboard::Feed;
 use super::shared_answer::SharedAnswer;
 use crate::admission::Admission;
 use crate::auth::Principal;
@@ -32,6 +33,7 @@ pub(crate) struct ApiState {
     pub(crate) cpu_pool: CpuPool,
     pub(crate) reloads: Reloads,
     pub(crate) shared: Arc<SharedAnswers>,
+    pub(crate) feed: Arc<Feed>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) shutdown: Shutdown,
 }

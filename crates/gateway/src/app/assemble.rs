@@ -17,11 +17,11 @@ use super::reload::{Parts, Reloader};
 use super::reporting::report;
 use super::sources::Sources;
 use crate::admission::Admission;
-use crate::api::ApiState;
+use crate::api::{ApiState, Port};
 use crate::balancer::{Balancer, RoleKinds, RolePolicies};
 use crate::config::{
-    AdmissionSection, ClientSection, Configuration, ConnectionSection, FleetSection, Live, Loaded,
-    ModelMatching, Options, ProxySection, Reloads, ServerSection, seconds,
+    AdmissionSection, ClientSection, Configuration, ConnectionSection, FleetPage, FleetSection,
+    Live, Loaded, ModelMatching, Options, ProxySection, Reloads, ServerSection, seconds,
 };
 use crate::cpu_pool::CpuPool;
 use crate::fleet::{Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory};
@@ -83,16 +83,14 @@ pub(super) fn build(
     let (audit, audit_writer) = access::audit(options)?;
     let workers = workers(options, live.clone(), upstream, &metrics, runtime)?;
     let state = state(options, machine, &workers, &via, reloads)?;
-    let auth = Auth {
-        rules: access.rules(options),
-        audit,
-    };
-    let service = service(options, auth, &metrics, state.clone(), via)?;
+    let auth = Auth::new(access.rules(options), audit);
+    let (service, metrics_service) = services(options, &auth, &state, &via)?;
     let tls = certificates.clients.as_ref();
     let lanes = Lanes::start(machine.lanes, &service, tls, &clients, &state.shutdown)
         .map_err(|error| StartError::environment("start threads", error))?;
     Ok(Control {
         metrics_listeners,
+        metrics_service,
         reporting,
         audit_writer,
         reloader: Reloader {
@@ -177,6 +175,7 @@ fn state(
         cpu_pool,
         reloads,
         shared: Arc::default(),
+        feed: Arc::default(),
         admission: Arc::new(Admission::new(&AdmissionSection::from(options), metrics)),
         shutdown: Shutdown::default(),
         fleet,
@@ -217,14 +216,20 @@ fn upstream(
     Ok(Upstream { client, limits })
 }
 
-fn service(
+/// The service of the gateway's own port, and that of metrics, if it has any.
+fn services(
     options: &Options,
-    auth: Auth,
-    metrics: &Arc<Metrics>,
-    state: ApiState,
-    via: Via,
-) -> Result<Arc<Service>, StartError> {
-    let service = Service::new(&ServerSection::from(options), auth, metrics, state, via);
-    let service = service.map_err(|error| StartError::environment("build the routes", error))?;
-    Ok(Arc::new(service))
+    auth: &Arc<Auth>,
+    state: &ApiState,
+    via: &Via,
+) -> Result<(Arc<Service>, Option<Arc<Service>>), StartError> {
+    let section = ServerSection::from(options);
+    let of = |port| {
+        let service = Service::new(port, &section, auth, state, via);
+        let service = service.map_err(|error| StartError::environment("build the routes", error));
+        service.map(Arc::new)
+    };
+    let on_metrics = section.fleet_page == FleetPage::Metrics;
+    let metrics = on_metrics.then(|| of(Port::Metrics)).transpose()?;
+    Ok((of(Port::Main)?, metrics))
 }

@@ -24,7 +24,7 @@ use crate::auth::AuditWriter;
 use crate::balancer::Balancer;
 use crate::config::ClientSection;
 use crate::fleet::HealthChecks;
-use crate::server::{Lanes, Listeners, MetricsPage, serve_metrics};
+use crate::server::{Lanes, Listeners, MetricsPage, Service, serve_metrics};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
 
@@ -41,6 +41,8 @@ const HANDSHAKE_GRACE: Duration = Duration::from_millis(100);
 /// Everything the control thread runs.
 pub(super) struct Control {
     pub(super) metrics_listeners: Vec<StdTcpListener>,
+    /// What the metrics port serves besides metrics.
+    pub(super) metrics_service: Option<Arc<Service>>,
     pub(super) reporting: Reporting,
     pub(super) audit_writer: Option<AuditWriter>,
     pub(super) reloader: Reloader,
@@ -101,7 +103,8 @@ impl Control {
         let listeners = self.metrics_listeners.into_iter();
         let listeners = listeners.map(TcpListener::from_std);
         let listeners = Listeners(listeners.collect::<io::Result<_>>()?);
-        tokio::spawn(serve_metrics(listeners, page, self.clients));
+        let others = self.metrics_service;
+        tokio::spawn(serve_metrics(listeners, page, others, self.clients));
         tokio::spawn(self.maintenance.run());
         tokio::spawn(self.certificates.run());
         let admission = self.state.admission;

@@ -129,7 +129,8 @@ impl Principal {
         }
     }
 
-    pub(super) fn role(&self) -> Role {
+    /// What it may do on the control plane.
+    pub(crate) fn role(&self) -> Role {
         match self {
             Self::Anonymous | Self::ApiKey => Role::Admin,
             Self::Client(_) => Role::User,

@@ -9,6 +9,7 @@ use routing::{Candidates, LearntRatio, Params, PolicyKind, Ranked, Request, Text
 
 use super::model_names::ModelNames;
 use super::model_policies::{MembersByModel, ModelMember, PolicyInstance};
+use super::pool_summary::{PoolSummary, summarize};
 use super::role_policies::{RoleKinds, RolePolicies};
 use super::select_error::SelectError;
 use super::snapshot::{AvailableWorkers, Queues, Snapshot};
@@ -168,6 +169,11 @@ impl Balancer {
         let snapshot = self.snapshot.load();
         let pool = &snapshot.of(role).any_model;
         pool.selectable.len() + pool.fallback.len()
+    }
+
+    /// The pools of workers.
+    pub(crate) fn pools(&self) -> Vec<PoolSummary> {
+        summarize(&self.snapshot.load())
     }
 
     /// A request at a worker has ended.

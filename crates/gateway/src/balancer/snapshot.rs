@@ -1,6 +1,7 @@
 //! The workers that may be given requests, at one moment.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter::once;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -202,6 +203,14 @@ impl RolePools {
             Resolved::Missing => Err(SelectError::MissingModel),
             Resolved::Unknown => Err(SelectError::UnknownModel),
         }
+    }
+
+    /// Its pools by model. That for requests of any model comes first, with the name of the only
+    /// model if there is but one.
+    pub(super) fn each(&self) -> impl Iterator<Item = (Option<&str>, &WorkerPool)> {
+        let any = (self.only_model.as_deref(), &self.any_model);
+        let models = self.models.iter();
+        once(any).chain(models.map(|(name, pool)| (Some(name.as_str()), pool)))
     }
 
     fn serves(&self, model: &str) -> bool {

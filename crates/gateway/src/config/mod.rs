@@ -41,7 +41,7 @@ pub use objects::{
     ApiKeyEntry, ControlPlaneAuth, JwtConfig, OracleConfig, PostgresConfig, RedisConfig, Role,
 };
 pub use options::{
-    Backend, EngineControl, HistoryBackend, LogLevel, ModelMatching, Options, PdMetadata,
+    Backend, EngineControl, FleetPage, HistoryBackend, LogLevel, ModelMatching, Options, PdMetadata,
 };
 pub(crate) use origin::AllowedOrigin;
 pub use plain_words::plain_words;

@@ -9,6 +9,19 @@ use serde::{Deserialize, Serialize};
 
 use super::{ControlPlaneAuth, OracleConfig, PostgresConfig, RedisConfig, Secret};
 
+/// Which port serves the page that shows the fleet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FleetPage {
+    /// The gateway's own.
+    #[default]
+    Main,
+    /// That of metrics, with the control routes that the page uses.
+    Metrics,
+    /// None.
+    Off,
+}
+
 /// What kind of server stands behind the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -416,6 +429,8 @@ options! {
     config: Option<String> = None;
     /// Read the configuration file again when it changes; otherwise by `POST /reload` and SIGHUP.
     config_watch: bool = false;
+    /// Which port serves the page at `/debug/fleet`: `main`, `metrics`, or `off` for none.
+    fleet_page: FleetPage = FleetPage::Main;
 }
 
 impl Options {

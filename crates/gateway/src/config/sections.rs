@@ -5,7 +5,7 @@ use std::time::Duration;
 use routing::policy::Balance;
 use routing::{BreakerRules, MediaTokens, Params, RetryRules, Thresholds};
 
-use super::{AllowedOrigin, EngineControl, Options, PdMetadata};
+use super::{AllowedOrigin, EngineControl, FleetPage, Options, PdMetadata};
 
 /// No time is longer: "never" is spelt with large numbers, and sums of times must not overflow.
 const LONGEST: Duration = Duration::from_hours(24 * 365);
@@ -148,6 +148,7 @@ pub(crate) struct ServerSection {
     /// Whether errors name workers.
     pub(crate) worker_names: WorkerNames,
     pub(crate) engine_control: EngineControl,
+    pub(crate) fleet_page: FleetPage,
 }
 
 /// An option in seconds as a time that can be counted with.
@@ -266,6 +267,7 @@ impl From<&Options> for ServerSection {
             cors_allowed_origins: origins.filter_map(Result::ok).collect(),
             request_id_headers: options.request_id_headers.clone(),
             engine_control: options.engine_control,
+            fleet_page: options.fleet_page,
             worker_names: if options.hide_routing {
                 WorkerNames::Hidden
             } else {

@@ -188,6 +188,9 @@ pub(crate) enum Error {
         "this route takes WebSocket connections only: a GET over HTTP/1.1 with \"Connection: Upgrade\" and \"Upgrade: {0}\""
     )]
     UpgradeRequired(&'static str),
+    /// The page that shows the fleet is open too often.
+    #[error("{0} viewers watch the fleet already, and no more may; close one of them")]
+    TooManyViewers(usize),
     /// The text is no log level.
     #[error("{0}")]
     LogLevel(String),
@@ -204,6 +207,7 @@ impl Error {
         match self {
             Self::NoAvailableWorkers { .. }
             | Self::NoWorkers
+            | Self::TooManyViewers(_)
             | Self::BodyMemory { .. }
             | Self::AuditUnavailable
             | Self::Upstream {
@@ -294,6 +298,7 @@ impl Error {
             Self::CrossSite { .. } => "cross_site_request",
             Self::UnknownUrl { .. } => "unknown_url",
             Self::WorkerId { .. } | Self::WorkerSpec(_) | Self::NotUp { .. } => "BAD_REQUEST",
+            Self::TooManyViewers(_) => "too_many_viewers",
             Self::LogLevel(_) => "invalid_log_level",
             Self::Configuration(_) => "invalid_configuration",
             Self::WorkerNotFound(_) => "WORKER_NOT_FOUND",

@@ -31,6 +31,13 @@ pub(crate) fn drain_worker(fleet: &Fleet, worker: &Worker) {
     info!(worker = %worker.url(), in_flight, "worker is drained by request");
 }
 
+/// New ranks of a worker that was drained get nothing, either.
+pub(super) fn drain_new_ranks(fleet: &Fleet, first: &Worker) {
+    if first.availability().drained {
+        drain_worker(fleet, first);
+    }
+}
+
 /// A worker that was drained gets requests again, as its health allows.
 pub(crate) fn undrain_worker(fleet: &Fleet, worker: &Worker) {
     for rank in fleet.workers_of(&worker.endpoint) {

@@ -393,13 +393,10 @@ impl Registry {
             let build = |slot| self.factory.build_rank(endpoint, slot, rank, joined_at);
             self.fleet.add(build);
         }
-        let availability = first.availability();
-        if availability.unready {
+        if first.availability().unready {
             transitions::hold_back(&self.fleet, endpoint);
         }
-        if availability.drained {
-            drain::drain_worker(&self.fleet, first);
-        }
+        drain::drain_new_ranks(&self.fleet, first);
         let source = entries.source_of(first);
         for surplus in workers.iter().filter(|worker| !worker.is_below(ranks)) {
             self.drain(surplus, source);

@@ -1,9 +1,12 @@
-//! The metrics listener: `GET /metrics` for Prometheus.
+//! The metrics listener: `GET /metrics` for Prometheus, and the page that shows the fleet where an
+//! option puts it here.
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -24,16 +27,22 @@ use super::connection_state::{ClientLimits, ConnectionState, InProgress};
 use super::lane_status::{LaneStatus, Shed};
 use super::lanes::ACCEPT_PAUSE;
 use super::listeners::Listeners;
+use super::service::Service;
 use super::watchdog::{LOOK_INTERVAL, Watchdog};
 use crate::admission::Admission;
 use crate::balancer::Balancer;
 use crate::config::ClientSection;
 use crate::fleet::update_gauges;
+use crate::lane::Lane;
 use crate::proxy::Proxy;
 use crate::telemetry::{LogLimit, Metrics};
 
 /// Connections at a time. Another one has the one end that has been idle for longest, or waits.
 const MAX_CONNECTIONS: usize = 64;
+
+const METRICS: &str = "/metrics";
+/// Requests here are counted with those of the first lane. None of them goes to a worker.
+const LANE: Lane = Lane(0);
 
 /// What the page is made from.
 #[derive(Clone, Debug)]
@@ -45,11 +54,43 @@ pub(crate) struct MetricsPage {
     pub(crate) proxy: Option<Arc<Proxy>>,
 }
 
-/// Serves metrics until dropped, with the time limits of clients.
-pub(crate) async fn serve_metrics(listeners: Listeners, page: MetricsPage, clients: ClientSection) {
-    let router = Router::new()
-        .route("/metrics", get(render))
-        .with_state(page);
+/// What this port serves.
+#[derive(Clone, Debug)]
+struct Served {
+    metrics: Router,
+    /// Everything else, with the rights that it needs.
+    others: Option<Arc<Service>>,
+}
+
+impl Served {
+    async fn answer(
+        self,
+        request: Request<Incoming>,
+        in_progress: InProgress,
+    ) -> Result<Response, Infallible> {
+        match self.others {
+            Some(service) if request.uri().path() != METRICS => {
+                let response = service.answer(LANE, in_progress, request).await;
+                Ok(response.map(Body::new))
+            }
+            _ => {
+                let response = self.metrics.oneshot(request).await;
+                drop(in_progress);
+                response
+            }
+        }
+    }
+}
+
+/// Serves metrics until dropped, with the time limits of clients, and by `others` everything else.
+pub(crate) async fn serve_metrics(
+    listeners: Listeners,
+    page: MetricsPage,
+    others: Option<Arc<Service>>,
+    clients: ClientSection,
+) {
+    let metrics = Router::new().route(METRICS, get(render)).with_state(page);
+    let served = Served { metrics, others };
     let status = Arc::new(LaneStatus::default());
     let watchdog = Watchdog::new(ClientLimits::from(&clients), &status);
     let mut looks = interval(LOOK_INTERVAL);
@@ -60,12 +101,12 @@ pub(crate) async fn serve_metrics(listeners: Listeners, page: MetricsPage, clien
         }
     };
     tokio::select! {
-        () = accept(listeners, router, &watchdog, &status) => {}
+        () = accept(listeners, served, &watchdog, &status) => {}
         () = look => {}
     }
 }
 
-async fn accept(listeners: Listeners, router: Router, watchdog: &Watchdog, status: &LaneStatus) {
+async fn accept(listeners: Listeners, served: Served, watchdog: &Watchdog, status: &LaneStatus) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let refusals = LogLimit::default();
     loop {
@@ -87,9 +128,9 @@ async fn accept(listeners: Listeners, router: Router, watchdog: &Watchdog, statu
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
-        let (router, state) = (router.clone(), watchdog.watch());
+        let (served, state) = (served.clone(), watchdog.watch());
         tokio::spawn(async move {
-            if let Err(error) = serve_connection(stream, router, &state).await {
+            if let Err(error) = serve_connection(stream, served, &state).await {
                 debug!(%error, "metrics connection ended abnormally");
             }
             drop(place);
@@ -100,17 +141,12 @@ async fn accept(listeners: Listeners, router: Router, watchdog: &Watchdog, statu
 /// The life of one connection.
 async fn serve_connection(
     stream: TcpStream,
-    router: Router,
+    served: Served,
     state: &Arc<ConnectionState>,
 ) -> hyper::Result<()> {
     let respond = service_fn(|request: Request<Incoming>| {
         let in_progress = InProgress::new(state);
-        let response = router.clone().oneshot(request);
-        async move {
-            let response = response.await;
-            drop(in_progress);
-            response
-        }
+        served.clone().answer(request, in_progress)
     });
     let mut builder = Builder::new();
     // Its times are the watchdog's.
@@ -176,7 +212,12 @@ mod tests {
             idle_timeout: Duration::from_secs(IDLE),
             ..ClientSection::new(options, 1024)
         };
-        tokio::spawn(serve_metrics(Listeners(vec![listener]), page, clients));
+        tokio::spawn(serve_metrics(
+            Listeners(vec![listener]),
+            page,
+            None,
+            clients,
+        ));
         addr
     }
 

@@ -18,7 +18,7 @@ use super::request_record::RequestRecord;
 use super::response::{Reply, strip_body};
 use super::tunnels::spawn_tunnel;
 use crate::admission::Permit;
-use crate::api::{self, ApiState, Caller, Cors, Entry, RouteTable, Target};
+use crate::api::{self, ApiState, Caller, Cors, Entry, Port, RouteTable, Target};
 use crate::auth::{
     Access, Audit, AuditRecord, Authenticator, Call, Credentials, KeyShare, Principal,
 };
@@ -27,19 +27,18 @@ use crate::endpoint::{Inference, Vendor};
 use crate::error::{Error, ErrorContext};
 use crate::lane::Lane;
 use crate::proxy::{Proxy, ReplyBody, RequestContext, discard_in_background};
-use crate::telemetry::{Metrics, RequestLines, RequestLog};
+use crate::telemetry::{RequestLines, RequestLog};
 use crate::via::{Loop, Via};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The service that all lanes share: it relays inference requests itself, and hands all others
-/// to axum.
+/// The service of a port, which all lanes share: it relays inference requests itself, and hands all
+/// others to axum.
 #[derive(Debug)]
 pub(crate) struct Service {
     routes: RouteTable,
     api: Router,
-    rules: ArcSwap<ServiceRules>,
-    audit: Audit,
+    auth: Arc<Auth>,
     ids: RequestIds,
     worker_names: WorkerNames,
     via: Via,
@@ -54,11 +53,18 @@ pub(crate) struct ServiceRules {
     pub(crate) cors: Cors,
 }
 
-/// What decides whether a request may use its route, and the record of it.
+/// What decides, at every port, whether a request may use its route, and the record of it.
 #[derive(Debug)]
 pub(crate) struct Auth {
-    pub(crate) rules: ServiceRules,
-    pub(crate) audit: Audit,
+    rules: ArcSwap<ServiceRules>,
+    audit: Audit,
+}
+
+impl Auth {
+    pub(crate) fn new(rules: ServiceRules, audit: Audit) -> Arc<Self> {
+        let rules = ArcSwap::from_pointee(rules);
+        Arc::new(Self { rules, audit })
+    }
 }
 
 /// A request that has been answered, and in whose dialect its client reads errors.
@@ -77,29 +83,29 @@ struct Granted {
 
 impl Service {
     pub(crate) fn new(
+        port: Port,
         options: &ServerSection,
-        auth: Auth,
-        metrics: &Arc<Metrics>,
-        state: ApiState,
-        via: Via,
+        auth: &Arc<Auth>,
+        state: &ApiState,
+        via: &Via,
     ) -> Result<Self, matchit::InsertError> {
-        let (routes, api) = api::routes(options.engine_control).with_state(state.clone());
+        let (routes, api) = api::routes(port, options).with_state(state.clone());
+        let metrics = state.registry.metrics();
         Ok(Self {
-            routes: RouteTable::new(routes, metrics)?,
+            routes: RouteTable::new(port, routes, metrics)?,
             api,
-            rules: ArcSwap::from_pointee(auth.rules),
-            audit: auth.audit,
+            auth: Arc::clone(auth),
             ids: RequestIds::new(options.request_id_headers.as_deref()),
             worker_names: options.worker_names,
-            via,
+            via: via.clone(),
             lines: Arc::clone(&metrics.lines),
-            state,
+            state: state.clone(),
         })
     }
 
-    /// Decides by other rules about requests from now on.
+    /// Decides by other rules about requests from now on, here and at the other port.
     pub(crate) fn set_rules(&self, rules: ServiceRules) {
-        self.rules.store(Arc::new(rules));
+        self.auth.rules.store(Arc::new(rules));
     }
 
     fn proxy(&self) -> &Proxy {
@@ -138,7 +144,7 @@ impl Service {
         record.respond_with(response.status(), error, log);
         record.set_method(&method);
         if let Some((access, origin)) = &origin {
-            let cors = &self.rules.load().cors;
+            let cors = &self.auth.rules.load().cors;
             cors.add_response_headers(*access, origin, response.headers_mut());
         }
         response.headers_mut().insert(REQUEST_ID, id);
@@ -172,7 +178,7 @@ impl Service {
         mut request: Request<Incoming>,
     ) -> Served {
         if Cors::preflight_method(request.method(), request.headers()).is_some() {
-            let cors = &self.rules.load().cors;
+            let cors = &self.auth.rules.load().cors;
             let answer = cors.preflight(self.access(&request), request.headers());
             return Served {
                 record: RequestRecord::begin(self.routes.other(), lane, request_id, log),
@@ -232,7 +238,7 @@ impl Service {
 
     /// Lets a request go that may not use its route; its record has the name of a key that is known.
     fn refuse(&self, entry: &Entry, request: Request<Incoming>, record: &mut RequestRecord) {
-        let rules = self.rules.load();
+        let rules = self.auth.rules.load();
         let shown = rules.authenticator.identify(credentials(entry, &request));
         if let Some(principal) = shown {
             record.authorize(principal);
@@ -304,7 +310,7 @@ impl Service {
 
     /// The same where that is known at once.
     fn authorize(&self, entry: &Entry, request: &Request<Incoming>) -> Result<Granted, Error> {
-        let rules = self.rules.load();
+        let rules = self.auth.rules.load();
         self.check(&rules, entry, request)?;
         let credentials = credentials(entry, request);
         let principal = rules.authenticator.authenticate(credentials)?;
@@ -336,16 +342,16 @@ impl Service {
         };
         let credentials = credentials(entry, request);
         // Kept for as long as an issuer takes to answer.
-        let rules = self.rules.load_full();
+        let rules = self.auth.rules.load_full();
         let came = match self.check(&rules, entry, request) {
             Ok(()) => rules.authenticator.authenticate_control(credentials).await,
             Err(error) => Err(error),
         };
-        let principal = came.inspect_err(|error| self.audit.deny(call, None, error))?;
+        let principal = came.inspect_err(|error| self.auth.audit.deny(call, None, error))?;
         let allowed = principal.check_role(entry.route.access, method);
-        match allowed.and_then(|()| self.audit.check()) {
+        match allowed.and_then(|()| self.auth.audit.check()) {
             Ok(()) => {
-                let audit = self.audit.allow(call, &principal);
+                let audit = self.auth.audit.allow(call, &principal);
                 Ok(Granted {
                     principal,
                     audit,
@@ -353,7 +359,7 @@ impl Service {
                 })
             }
             Err(error) => {
-                self.audit.deny(call, Some(&principal), &error);
+                self.auth.audit.deny(call, Some(&principal), &error);
                 Err(error)
             }
         }

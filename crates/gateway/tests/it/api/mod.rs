@@ -2,5 +2,6 @@
 
 mod admin;
 mod engine;
+mod fleet_page;
 mod rights;
 mod routes;

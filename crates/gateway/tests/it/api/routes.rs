@@ -2,7 +2,7 @@
 
 use gateway::{Access, Route, route_table};
 
-use crate::support::{Client, Running, Worker, get, ok, options, raw, start, start_with};
+use crate::support::{Client, Running, Worker, get, head_of, ok, options, raw, start, start_with};
 
 const METHODS: [&str; 7] = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"];
 
@@ -32,7 +32,7 @@ async fn every_route_is_served() {
         let worker = Worker::doing(ok()).await;
         let gateway = start(&[&worker]).await;
         let path = path(&route, &worker_id(&gateway).await);
-        let reply = raw(&gateway, bare(route.method.as_str(), &path).as_bytes()).await;
+        let reply = head_of(&gateway, bare(route.method.as_str(), &path).as_bytes()).await;
         assert!(!matches!(reply.status, 404 | 405), "{route:?}: {reply:?}");
         let (method, path) = (&route.method, route.path);
         let counted = format!("smg_http_requests_total{{method=\"{method}\",path=\"{path}\"}} ");
@@ -74,7 +74,7 @@ async fn head_is_answered_wherever_get_is() {
     let id = worker_id(&gateway).await;
     for route in route_table().iter().filter(|route| route.method == "GET") {
         let path = path(route, &id);
-        let expected = get(&gateway, &path).await;
+        let expected = head_of(&gateway, bare("GET", &path).as_bytes()).await;
         let mut client = Client::to(&gateway).await;
         client.send(bare("HEAD", &path).as_bytes()).await;
         // The next reply follows at once: there is no body.
@@ -98,7 +98,7 @@ async fn key_is_needed_for_inference_and_control_alone() {
     for route in route_table() {
         let open = matches!(route.access, Access::Probe | Access::Info);
         let request = bare(route.method.as_str(), &path(&route, "w"));
-        let reply = raw(&gateway, request.as_bytes()).await;
+        let reply = head_of(&gateway, request.as_bytes()).await;
         assert_eq!(reply.status != 401, open, "{route:?}: {reply:?}");
     }
 }

@@ -1,12 +1,15 @@
 //! Every route by every credential, in every set-up.
 
+use std::net::SocketAddr;
+
+use gateway::config::FleetPage;
 use gateway::{Access, Options, Route, route_table};
 use http::Method;
 use serde_json::json;
 
 use super::issuer::{Signer, TestIssuer};
 use super::support::{TempDir, bearer, with_control_keys};
-use crate::support::{Reply, Running, options, raw, start_with};
+use crate::support::{Reply, get, head_of, options, start_with};
 use Verdict::{Admin, Control, Key, Pass};
 
 /// Parts of the route table that differ in what opens them.
@@ -148,13 +151,55 @@ const TABLE: &[(&str, &str, [Verdict; 3])] = &[
     ("all", "wrong", [Key, Control, Control]),
 ];
 
-async fn verdict(gateway: &Running, route: &Route, lines: &str) -> Verdict {
+async fn verdict(server: SocketAddr, route: &Route, lines: &str) -> Verdict {
     let path = route.path.replace("{id}", "none");
     let path = path.replace("{*model}", "none");
     let method = &route.method;
     let request =
         format!("{method} {path} HTTP/1.1\r\nhost: g\r\n{lines}content-length: 0\r\n\r\n");
-    Verdict::of(&raw(gateway, request.as_bytes()).await)
+    Verdict::of(&head_of(server, request.as_bytes()).await)
+}
+
+/// What the metrics port serves beside metrics, where the page of the fleet is there.
+fn is_on_metrics_port(route: &Route) -> bool {
+    let groups = ["/debug/fleet", "/workers", "/flush_cache"];
+    let others = ["/debug/limits", "/debug/decisions", "/route/explain"];
+    let older = ["/add_worker", "/remove_worker", "/list_workers"];
+    groups.iter().any(|prefix| route.path.starts_with(prefix))
+        || others.contains(&route.path)
+        || older.contains(&route.path)
+}
+
+/// Checks the rows of a set-up against the routes that a server has; returns how many requests
+/// that took.
+async fn check_rows(
+    (setup, server): (&str, SocketAddr),
+    routes: &[Route],
+    token: impl Fn(&str) -> String,
+) -> usize {
+    let mut checked = 0;
+    for (_, credential, opens) in TABLE.iter().filter(|row| row.0 == setup) {
+        let lines = match *credential {
+            "none" => vec![String::new()],
+            "admin token" => vec![token("admin")],
+            "user token" => vec![token("user")],
+            "wrong" => WRONG.map(bearer).to_vec(),
+            key => vec![bearer(key)],
+        };
+        let all = |line| routes.iter().map(move |route| (line, route));
+        for (lines, route) in lines.iter().flat_map(all) {
+            let expected = match Group::of(route) {
+                Group::Open => Pass,
+                Group::Inference => opens[0],
+                Group::Reads => opens[1],
+                Group::Writes => opens[2],
+            };
+            let found = verdict(server, route, lines).await;
+            assert_eq!(found, expected, "{setup}, {credential}: {route:?}");
+            checked += 1;
+        }
+    }
+    checked
 }
 
 #[tokio::test]
@@ -165,29 +210,34 @@ async fn every_credential_opens_its_own_plane_and_no_other() {
     let token = |role: &str| bearer(&key.sign(&issuer.claims(&json!({"roles": role}))));
     for (setup, options) in setups(&dir, &issuer) {
         let gateway = start_with(options).await;
-        let rows = TABLE.iter().filter(|row| row.0 == setup);
-        let mut checked = 0;
-        for (_, credential, opens) in rows {
-            let lines = match *credential {
-                "none" => vec![String::new()],
-                "admin token" => vec![token("admin")],
-                "user token" => vec![token("user")],
-                "wrong" => WRONG.map(bearer).to_vec(),
-                key => vec![bearer(key)],
-            };
-            let all = |line| routes.iter().map(move |route| (line, route));
-            for (lines, route) in lines.iter().flat_map(all) {
-                let expected = match Group::of(route) {
-                    Group::Open => Pass,
-                    Group::Inference => opens[0],
-                    Group::Reads => opens[1],
-                    Group::Writes => opens[2],
-                };
-                let found = verdict(&gateway, route, lines).await;
-                assert_eq!(found, expected, "{setup}, {credential}: {route:?}");
-                checked += 1;
-            }
-        }
+        let main = (setup, gateway.gateway.addr());
+        let checked = check_rows(main, &routes, token).await;
         assert!(checked >= 8 * routes.len(), "{setup}");
+    }
+}
+
+#[tokio::test]
+async fn fleet_page_on_the_metrics_port_has_the_same_rights_and_nothing_else_is_there() {
+    let dir = TempDir::new("matrix-metrics");
+    let (there, elsewhere): (Vec<_>, Vec<_>) =
+        route_table().into_iter().partition(is_on_metrics_port);
+    let key = Signer::new("k1");
+    let issuer = TestIssuer::start(&[&key]);
+    let token = |role: &str| bearer(&key.sign(&issuer.claims(&json!({"roles": role}))));
+    for (setup, mut options) in setups(&dir, &issuer) {
+        options.fleet_page = FleetPage::Metrics;
+        let gateway = start_with(options).await;
+        let metrics = gateway.gateway.metrics_addr().unwrap();
+        let checked = check_rows((setup, metrics), &there, token).await;
+        assert!(checked >= 8 * there.len(), "{setup}");
+        for route in elsewhere.iter().filter(|route| route.path != "/metrics") {
+            let path = route.path.replace(['{', '}', '*'], "");
+            let request = format!("{} {path} HTTP/1.1\r\nhost: g\r\n\r\n", route.method);
+            let reply = head_of(metrics, request.as_bytes()).await;
+            assert_eq!(reply.status, 404, "{setup}: {route:?}");
+        }
+        let page = get(&gateway, "/debug/fleet").await;
+        assert_eq!(page.status, 404, "{setup}: the page is on one port only");
+        assert_eq!(get(metrics, "/metrics").await.status, 200, "{setup}");
     }
 }

@@ -1,6 +1,7 @@
 //! Each kind of option that can change, and those that cannot.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::net::TcpListener;
 
 use gateway::Gateway;
@@ -235,6 +236,23 @@ async fn keys_and_origins_change_at_once_and_no_gateway_key_reaches_a_worker() {
     for Received { head, .. } in relayed {
         assert!(!head.contains("third"), "{head}");
     }
+}
+
+#[tokio::test]
+async fn keys_change_at_the_metrics_port_as_well() {
+    let text = |key: &str| format!("fleet_page: metrics\napi_key: {key}\n");
+    let file = ConfigFile::new("metrics-keys", &text("first"));
+    let gateway = file.start().await;
+    let metrics = gateway.gateway.metrics_addr().unwrap();
+    let status = |server: SocketAddr, line: &'static str, key: &'static str| async move {
+        let head = format!("{line} HTTP/1.1\r\nhost: g\r\nauthorization: Bearer {key}\r\n\r\n");
+        raw(server, head.as_bytes()).await.status
+    };
+    let asked = |key| status(metrics, "GET /debug/fleet.json", key);
+    assert_eq!((asked("first").await, asked("second").await), (200, 401));
+    file.replace(&text("second"));
+    assert_eq!(status(gateway.gateway.addr(), "POST /reload", "first").await, 200);
+    assert_eq!((asked("first").await, asked("second").await), (401, 200));
 }
 
 #[tokio::test]
