@@ -18,6 +18,7 @@ examples:
   %(prog)s demo --workers 4
   %(prog)s simulate --trace trace.jsonl --workers 8 --policy all
   %(prog)s config check gateway.yaml
+  %(prog)s top --url http://127.0.0.1:30000
   %(prog)s doctor --worker-urls http://gpu-1:30000 http://gpu-2:30000
 """
 
@@ -124,6 +125,12 @@ def _doctor(argv: list[str]) -> None:
     doctor.main(argv, prog=f"{_program()} doctor")
 
 
+def _top(argv: list[str]) -> None:
+    from . import top
+
+    top.main(argv, prog=f"{_program()} top")
+
+
 # Command, its line in the help, and what runs it.
 _COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "launch": ("start a gateway", _launch),
@@ -132,6 +139,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "demo": ("start simulated workers and a gateway, and send them some load", _demo),
     "simulate": ("replay a trace under several policies in virtual time, and compare them", _simulate),
     "config": ("check a configuration file, or print its schema", _config),
+    "top": ("show the workers of a running gateway", _top),
     "doctor": ("check options, ports, this machine and the workers before a start", _doctor),
 }
 

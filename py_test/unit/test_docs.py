@@ -23,7 +23,7 @@ from urllib.parse import quote
 import pytest
 from support.pages import DOCS, LINKED, PAGES, ROOT, TIMEOUT, Block, anchors, blocks, name_of, send, without_blocks
 
-from sgl_model_gateway import doctor, launch_server
+from sgl_model_gateway import doctor, launch_server, top
 from sgl_model_gateway.launch_router import parse_router_args
 from sgl_model_gateway.mini_lb import MiniLoadBalancer
 from sgl_model_gateway.router import PolicyType, Router
@@ -148,6 +148,10 @@ def check_doctor(args: list[str]) -> None:
     RouterArgs.from_cli_args(doctor.create_parser().parse_args(args))
 
 
+def check_top(args: list[str]) -> None:
+    top.create_parser().parse_args(args)
+
+
 def check_make(args: list[str]) -> None:
     (target,) = args
     assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.M), target
@@ -173,6 +177,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "demo": check_demo,
     "simulate": check_simulate,
     "doctor": check_doctor,
+    "top": check_top,
     "make": check_make,
     "pip": check_pip,
     "docker": check_docker,
@@ -307,7 +312,7 @@ def flags_of_the_package() -> set[str]:
         parser = argparse.ArgumentParser()
         RouterArgs.add_cli_args(parser, use_router_prefix=prefix)
         known |= {flag for action in parser._actions for flag in action.option_strings}
-    for command in (["server", "--engine", "sim"], ["demo"], ["simulate"], ["sim-worker"], ["doctor"], []):
+    for command in (["server", "--engine", "sim"], ["demo"], ["simulate"], ["sim-worker"], ["doctor"], ["top"], []):
         with package("-m", "sgl_model_gateway", *command, "--help") as process:
             known |= set(re.findall(r"--[a-z][a-z0-9-]+", process.communicate(timeout=TIMEOUT)[0]))
     return known

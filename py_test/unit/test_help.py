@@ -47,7 +47,10 @@ def test_usage_is_one_line_and_examples_come_last(parser: argparse.ArgumentParse
     assert lines[-2:] == ["examples:", "  smg launch --port 1"]
 
 
-@pytest.mark.parametrize("module", ["launch_router", "launch_server", "sim_worker", "simulate", "demo", "doctor"])
+MODULES = ["launch_router", "launch_server", "sim_worker", "simulate", "demo", "doctor", "top"]
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_a_module_run_as_a_script_is_called_by_its_name(module: str) -> None:
     command = [sys.executable, "-m", f"sgl_model_gateway.{module}", "--help"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -55,7 +58,7 @@ def test_a_module_run_as_a_script_is_called_by_its_name(module: str) -> None:
     assert "\nexamples:\n" in run.stdout
 
 
-@pytest.mark.parametrize("command", ["launch", "server", "sim-worker", "demo", "simulate", "doctor"])
+@pytest.mark.parametrize("command", ["launch", "server", "sim-worker", "demo", "simulate", "doctor", "top"])
 def test_a_command_is_called_by_its_name(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
