@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ._options import values
 from ._options.flags import add_flags, differs, given_fields, option, read_namespace
@@ -232,6 +232,9 @@ class RouterArgs(_FlagsGiven):
     config: str | None = option(None, WORKER, "configuration file, YAML or JSON: every option by its name; flags win over it", metavar="PATH")
     config_watch: bool = option(False, WORKER, "read the configuration file again when it changes, not only by POST /reload and SIGHUP")
     fleet_page: str = option("main", WORKER, "port that serves the page at /debug/fleet: main, metrics (with the control routes that the page uses), or off for none")
+    service_discovery_groups: list[dict[str, Any]] = option([], DISCOVERY, "pods of several kinds, a JSON list of objects with name, namespace, selector, prefill_selector, decode_selector, port, port_name, bootstrap_port_annotation, model_id, model_id_from; what one leaves out is what the other options say", cli_default=None, parse=values.discovery_groups, metavar="JSON")
+    service_discovery_by: str = option("pods", DISCOVERY, "what the API server is asked for to find workers: pods, or the endpoints of services whose labels match (needs rights on endpointslices)")
+    service_discovery_port_name: str | None = option(None, DISCOVERY, "name of a discovered worker's port, in the pod or the service, instead of --service-discovery-port", metavar="NAME")
     # fmt: on
 
     @staticmethod

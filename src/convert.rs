@@ -23,8 +23,10 @@ pub(crate) fn options<T: DeserializeOwned>(
         let place = format!("{class}() argument '{name}'");
         let json = to_json(&value, &place, 0)?;
         let alone = Value::Object(Map::from_iter([(name.clone(), json.clone())]));
-        if let Err(error) = serde_json::from_value::<T>(alone) {
-            return Err(blame(&value, &name, &place, &error));
+        if let Err(error) = serde_path_to_error::deserialize::<_, T>(alone) {
+            // Within a structured value, where in it.
+            let place = format!("{class}() argument '{}'", error.path());
+            return Err(blame(&value, &name, &place, error.inner()));
         }
         base.insert(name, json);
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 from support.backend import Backend, says
 from support.client import call, get_json
 from support.gateway import Gateway
-from support.kube_api import KubeApi, kube_api, pod
+from support.kube_api import KubeApi, kube_api, pod, slice_of
 from support.waiting import wait_for
 
 Start = Callable[..., Gateway]
@@ -58,10 +59,18 @@ OME = "--service-discovery-namespace ns --selector 'component=engine ome.io/infe
 WORDS = "--selector component=engine ome.io/inferenceservice=x --service-discovery-namespace ns"
 
 
-@pytest.mark.parametrize("flags", [OME, WORDS, f"{OME} --policy cache_aware --model-id-from label:model"])
+COMMAS = "--selector component=engine,ome.io/inferenceservice=x --service-discovery-namespace ns"
+LWS = "leaderworkerset.sigs.k8s.io"
+LEADERS = f"--selector {LWS}/name=x {LWS}/worker-index=0 --service-discovery-namespace ns"
+
+
+@pytest.mark.parametrize(
+    "flags", [OME, WORDS, COMMAS, LEADERS, f"{OME} --policy cache_aware --model-id-from label:model"]
+)
 def test_published_command_lines_find_pods(sim_workers: Any, api: KubeApi, start: Start, flags: str) -> None:
     first, second = (worker.url for worker in sim_workers(2))
     labels = {"component": "engine", "ome.io/inferenceservice": "x", "model": "m-1"}
+    labels |= {f"{LWS}/name": "x", f"{LWS}/worker-index": "0"}
     api.put(pod("a", port(first), **labels), pod("b", port(second), **labels))
     api.put(pod("other", 1, component="router"), pod("foreign", 2, component="engine"))
     gateway = start(*shlex.split(flags)).wait_ready(2)
@@ -76,9 +85,13 @@ def test_published_command_lines_find_pods(sim_workers: Any, api: KubeApi, start
     assert gateway.metrics("smg_discovery_up") == {'{source="kubernetes"}': 1}
 
 
+RBG = "rolebasedgroup.workloads.x-k8s.io"
 PAIRS = [
     "--pd-disaggregation --prefill-selector app=sglang component=prefill --decode-selector app=sglang component=decode",
     "--pd-disaggregation --prefill-selector 'app=sglang component=prefill' --decode-selector 'component=decode'",
+    # Of a RoleBasedGroup: one word, with a comma.
+    f"--pd-disaggregation --service-discovery-namespace ns --prefill-selector {RBG}/name=w-1,{RBG}/role=prefill"
+    f" --decode-selector {RBG}/name=w-1,{RBG}/role=decode",
 ]
 
 
@@ -88,15 +101,50 @@ def test_pods_of_two_roles_serve_as_pairs(sim_workers: Any, api: KubeApi, start:
         sim_workers(1, disaggregation_mode=role, disaggregation_bootstrap_port=0)[0].url
         for role in ("prefill", "decode")
     )
-    leader = {"leaderworkerset.sigs.k8s.io/worker-index": "0"}
-    api.put(pod("p", port(prefill), app="sglang", component="prefill", **leader))
+    leader = {f"{LWS}/worker-index": "0"}
+    group = {role: {f"{RBG}/name": "w-1", f"{RBG}/role": role} for role in ("prefill", "decode")}
+    api.put(pod("p", port(prefill), app="sglang", component="prefill", **leader, **group["prefill"]))
     gateway = start(*shlex.split(flags))
     wait_for(lambda: urls(gateway) == [prefill], "the prefill pod is found")
     assert call(gateway.url, "GET", "/readiness")[0] == 503
-    api.put(pod("d", port(decode), app="sglang", component="decode", **leader))
+    api.put(pod("d", port(decode), app="sglang", component="decode", **leader, **group["decode"]))
     gateway.wait_ready(2)
     assert call(gateway.url, "POST", "/generate", {"text": "hi"})[0] == 200
     assert {worker["worker_type"] for worker in gateway.workers()} == {"prefill", "decode"}
+
+
+def test_groups_find_pods_of_several_namespaces_and_models(sim_workers: Any, api: KubeApi, start: Start) -> None:
+    chat, code = (sim_workers(1, model=model)[0].url for model in ("m-chat", "m-code"))
+    api.put(pod("a", port(chat), namespace="team-a", app="chat"), pod("b", port(code), namespace="team-b", app="code"))
+    groups = [
+        {"name": "chat", "namespace": "team-a", "selector": {"app": "chat"}, "model_id": "chat"},
+        {"name": "code", "namespace": "team-b", "selector": {"app": "code"}, "model_id": "code"},
+    ]
+    api.denied.add("team-b")
+    gateway = start("--service-discovery-groups", json.dumps(groups)).wait_ready(1)
+    gateway.wait_for_line("may not list pods in namespace team-b; the service account needs a Role")
+    shown = discovery(gateway)
+    assert (shown["status"], shown["failing"]) == ("failing", {"namespace team-b": "denied"})
+    assert urls(gateway) == [chat]
+    assert call(gateway.url, "POST", "/v1/completions", {"model": "chat", "prompt": "hi", "max_tokens": 1})[0] == 200
+    api.denied.clear()
+    gateway.wait_ready(2)
+    assert {worker["url"]: worker["model_id"] for worker in gateway.workers()} == {chat: "chat", code: "code"}
+    assert discovery(gateway)["status"] == "ok" and "failing" not in discovery(gateway)
+
+
+def test_endpoint_slices_of_services_give_workers(sim_workers: Any, api: KubeApi, start: Start) -> None:
+    (worker,) = sim_workers(1)
+    one = pod("a", port(worker.url))
+    api.put(slice_of("engine", one, port=port(worker.url), app="engine"))
+    by = ["--service-discovery-by", "endpointslices", "--service-discovery-port-name", "http"]
+    gateway = start("--selector", "app=engine", *by).wait_ready(1)
+    assert gateway.worker(worker.url)["labels"]["smg.ai/pod-name"] == "a"
+    assert all(path.startswith("/apis/discovery.k8s.io/v1/endpointslices?") for path in api.asked)
+    assert (discovery(gateway)["status"], discovery(gateway)["workers"]) == ("ok", 1)
+    one["status"]["conditions"][0]["status"] = "False"
+    api.put(slice_of("engine", one, port=port(worker.url), app="engine"))
+    wait_for(lambda: gateway.worker(worker.url)["status"] == "not_ready", "it is held back", 2)
 
 
 def serving_backend() -> Backend:

@@ -1,4 +1,4 @@
-"""A scripted Kubernetes API server: lists and watches of pods, for a gateway that is a process."""
+"""A scripted Kubernetes API server for a gateway that is a process: lists and watches of pods and endpoint slices."""
 
 from __future__ import annotations
 
@@ -15,14 +15,41 @@ from urllib.parse import parse_qs, urlsplit
 TOKEN = "token-of-the-gateway"
 
 Pod = dict[str, Any]
+"""A pod or an endpoint slice."""
 
 
-def pod(name: str, port: int, *, ip: str = "127.0.0.1", **labels: str) -> Pod:
+def slice_of(service: str, *pods: Pod, port: int | None = None, **labels: str) -> Pod:
+    """The endpoint slice of a service that selects these pods. In labels, `_` stands for `-`."""
+    endpoints = []
+    for one in pods:
+        meta, status = one["metadata"], one["status"]
+        ready = status["conditions"][0]["status"] == "True"
+        target = {"kind": "Pod", "name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]}
+        conditions = {"ready": ready, "serving": ready, "terminating": False}
+        endpoints.append({"addresses": [status["podIP"]], "conditions": conditions, "targetRef": target})
+    found = {key.replace("_", "-"): value for key, value in labels.items()}
+    return {
+        "kind": "EndpointSlice",
+        "apiVersion": "discovery.k8s.io/v1",
+        "addressType": "IPv4",
+        "metadata": {
+            "name": f"{service}-slice",
+            "namespace": "ns",
+            "uid": f"uid-{service}",
+            "labels": {"kubernetes.io/service-name": service, **found},
+            "creationTimestamp": "2026-11-01T00:00:00Z",
+        },
+        "endpoints": endpoints,
+        "ports": [{"name": "http", "port": port}] if port else [],
+    }
+
+
+def pod(name: str, port: int, *, ip: str = "127.0.0.1", namespace: str = "ns", **labels: str) -> Pod:
     """A pod that runs and is ready, whose engine has this port. In labels, `_` stands for `-`."""
     return {
         "metadata": {
             "name": name,
-            "namespace": "ns",
+            "namespace": namespace,
             "uid": f"uid-{name}",
             "labels": {key.replace("_", "-"): value for key, value in labels.items()},
             "annotations": {"smg.ai/worker-ports": str(port)},
@@ -47,27 +74,30 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         self.server.asked.append(self.path)
+        scope = Scope(url.path, query.get("labelSelector", ""))
         code = self.server.refuse_with
+        if scope.namespace in self.server.denied:
+            code = 403
         if self.headers.get("authorization") != f"Bearer {TOKEN}":
             code = 401
         if code:
             self.answer(code, {"kind": "Status", "code": code, "message": "pods is forbidden", "reason": "Forbidden"})
         elif query.get("watch") in ("true", "1"):
-            self.watch(query)
+            self.watch(query, scope)
         else:
             with self.server.changed:
-                items = [it for it in self.server.pods.values() if selects(query.get("labelSelector", ""), it)]
+                items = [it for it in self.server.pods.values() if scope.has(it)]
                 version = str(self.server.version)
-            self.answer(200, {"kind": "PodList", "metadata": {"resourceVersion": version}, "items": items})
+            self.answer(200, {"kind": "List", "metadata": {"resourceVersion": version}, "items": items})
 
-    def watch(self, query: dict[str, str]) -> None:
+    def watch(self, query: dict[str, str], scope: Scope) -> None:
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
         seen, end = int(query["resourceVersion"]), time.monotonic() + int(query["timeoutSeconds"])
         try:
-            for kind, found in self.server.changes(query.get("labelSelector", ""), seen, end):
+            for kind, found in self.server.changes(scope, seen, end):
                 line = json.dumps({"type": kind, "object": found}).encode() + b"\n"
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
             self.wfile.write(b"0\r\n\r\n")
@@ -84,6 +114,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+
+class Scope:
+    """Which objects a request is for."""
+
+    def __init__(self, path: str, selector: str) -> None:
+        self._kind = "EndpointSlice" if path.endswith("/endpointslices") else "Pod"
+        self.namespace = path.partition("/namespaces/")[2].partition("/")[0] or None
+        self._selector = selector
+
+    def has(self, found: Pod) -> bool:
+        is_here = self.namespace in (None, found["metadata"]["namespace"])
+        return is_here and found.get("kind", "Pod") == self._kind and selects(self._selector, found)
 
 
 def selects(selector: str, found: Pod) -> bool:
@@ -113,6 +156,8 @@ class KubeApi(ThreadingHTTPServer):
         self.version = 1
         self.asked: list[str] = []
         self.refuse_with = 0
+        self.denied: set[str | None] = set()
+        """Namespaces that may not be read."""
         self.changed = threading.Condition()
         self._log: list[tuple[int, Pod | None, Pod | None]] = []
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -149,7 +194,7 @@ class KubeApi(ThreadingHTTPServer):
             self._log.append((self.version, old, new))
             self.changed.notify_all()
 
-    def changes(self, selector: str, seen: int, end: float) -> Iterator[tuple[str, Pod]]:
+    def changes(self, scope: Scope, seen: int, end: float) -> Iterator[tuple[str, Pod]]:
         """The events of a watch from the version `seen` to its end."""
         while True:
             with self.changed:
@@ -162,7 +207,7 @@ class KubeApi(ThreadingHTTPServer):
                     continue
             seen = news[-1][0]
             for _, old, new in news:
-                before, after = old and selects(selector, old), new and selects(selector, new)
+                before, after = old and scope.has(old), new and scope.has(new)
                 if new and after:
                     yield ("MODIFIED" if before else "ADDED"), new
                 elif old and before:

@@ -173,6 +173,9 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "config",
         "config_watch",
         "fleet_page",
+        "service_discovery_groups",
+        "service_discovery_by",
+        "service_discovery_port_name",
     ]
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import pickle
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
 from sgl_model_gateway import router_args
 from sgl_model_gateway.launch_router import CustomHelpFormatter, parse_router_args
+from sgl_model_gateway.router import Router
 from sgl_model_gateway.router_args import RouterArgs
 
 ENVIRONMENT = {
@@ -251,12 +254,40 @@ def test_help_survives_a_bad_variable_and_shows_no_value(
         (["a=b c=d  e=f"], {"a": "b", "c": "d", "e": "f"}),
         (["a=b c=d", "e=f"], {"a": "b", "c": "d", "e": "f"}),
         (["a=b\tc=d"], {"a": "b", "c": "d"}),
-        (["a=b,c=d"], {"a": "b,c=d"}),
+        (["a=b,c=d"], {"a": "b", "c": "d"}),  # as RoleBasedGroup's examples write it
         ("a=b c=d", {"a": "b", "c": "d"}),
     ],
 )
 def test_selector_tokens_become_a_dict(items: object, labels: dict[str, str]) -> None:
     assert RouterArgs._parse_selector(items) == labels  # type: ignore[arg-type]
+
+
+def test_groups_of_pods_are_json() -> None:
+    groups = [{"name": "chat", "selector": {"app": "chat"}}, {"selector": {"app": "code"}, "port": 30001}]
+    args = parse_router_args(["--service-discovery", "--service-discovery-groups", json.dumps(groups)])
+    assert args.service_discovery_groups == groups
+    assert Router.from_args(args).service_discovery_groups[1]["port"] == 30001
+
+
+@pytest.mark.parametrize("wrong", ["{", '{"selector": {}}', "[1]", '"x"'])
+def test_groups_of_pods_that_are_no_list_of_objects_are_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match="groups of service discovery"):
+        parse_router_args(["--service-discovery", "--service-discovery-groups", wrong])
+
+
+@pytest.mark.parametrize(
+    ("group", "place"),
+    [
+        ({"port": "x"}, r"'service_discovery_groups\[1\].port'.*an integer"),
+        ({"selektor": {"a": "b"}}, r"service_discovery_groups\[1\].*selektor"),
+        ({"selector": {"a": 1}}, r"'service_discovery_groups\[1\].selector.a'"),
+        ({"selector": {"a": "b"}, "port": 0}, r"group 2, port"),
+    ],
+)
+def test_mistake_in_a_group_of_pods_is_named_by_group_and_field(group: dict[str, Any], place: str) -> None:
+    good = {"selector": {"a": "b"}}
+    with pytest.raises((TypeError, ValueError), match=place):
+        Router([], service_discovery=True, service_discovery_groups=[good, group])
 
 
 def test_a_selector_token_without_equals_is_dropped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,9 +1,11 @@
-"""Structured flag values: labels, workers with a bootstrap port, admin keys, role names."""
+"""Structured flag values: labels, groups of pods, workers with a bootstrap port, admin keys, role names."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from .names import ROLES
 
@@ -11,17 +13,31 @@ logger = logging.getLogger(__name__)
 
 
 def selector(items: Iterable[str] | Mapping[str, str] | str | None) -> dict[str, str]:
-    """`["a=b", "c=d e=f"]` as a dict. A token without `=` is dropped with a warning."""
+    """`["a=b", "c=d e=f", "g=h,i=j"]` as a dict. A token without `=` is dropped with a warning."""
     if isinstance(items, Mapping):
         return dict(items)
     labels = {}
-    for token in " ".join([items] if isinstance(items, str) else items or ()).split():
+    # No value of a label has a comma.
+    for token in " ".join([items] if isinstance(items, str) else items or ()).replace(",", " ").split():
         key, equals, value = token.partition("=")
         if equals:
             labels[key] = value
         else:
             logger.warning("selector %r is ignored: expected key=value", token)
     return labels
+
+
+def discovery_groups(text: str | None) -> list[dict[str, Any]]:
+    """`[{"selector": {"app": "x"}, "port": 30000}]` as a list of dicts. The gateway checks their fields."""
+    if not text:
+        return []
+    try:
+        groups = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"Invalid groups of service discovery: no JSON: {error}") from None
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise ValueError("Invalid groups of service discovery: expected a list of objects")
+    return groups
 
 
 def prefill_urls(occurrences: Iterable[Sequence[str]] | None) -> list[tuple[str, int | None]]:

@@ -59,6 +59,9 @@ fn describe_source(report: &SourceReport) -> (String, Value) {
     if let Some(reason) = reason {
         shown["reason"] = reason.into();
     }
+    if !report.failing.is_empty() {
+        shown["failing"] = json!(report.failing);
+    }
     (report.source.name().to_owned(), shown)
 }
 

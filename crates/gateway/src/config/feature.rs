@@ -61,6 +61,9 @@ features! {
             decode_selector
             bootstrap_port_annotation
             model_id_from
+            service_discovery_groups
+            service_discovery_by
+            service_discovery_port_name
         ];
     Encode: "encode-only workers", instead: "SGLang's language servers find them by themselves";
     Tokenizers: "tokenizers",

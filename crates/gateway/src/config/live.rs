@@ -12,7 +12,7 @@ use super::options::Options;
 use super::sections::{HealthSection, retry_rules, seconds};
 
 /// Options that can change while the gateway runs. `app::reload` puts them in force.
-const LIVE: [&str; 57] = [
+const LIVE: [&str; 60] = [
     "api_key",
     "api_keys_file",
     "assignment_mode",
@@ -62,8 +62,11 @@ const LIVE: [&str; 57] = [
     "retry_max_retries",
     "selector",
     "service_discovery",
+    "service_discovery_by",
+    "service_discovery_groups",
     "service_discovery_namespace",
     "service_discovery_port",
+    "service_discovery_port_name",
     "slow_start_secs",
     "sse_keepalive_secs",
     "worker_drain_timeout_secs",

@@ -8,6 +8,7 @@ mod check;
 mod configuration;
 #[cfg(feature = "kubernetes")]
 mod discovery;
+mod discovery_group;
 mod error;
 mod feature;
 pub(crate) mod file;
@@ -31,7 +32,8 @@ pub(crate) use auth::{AuditTo, AuthSection, is_sendable};
 pub use check::check;
 pub use configuration::{Configuration, Loaded};
 #[cfg(feature = "kubernetes")]
-pub(crate) use discovery::{DiscoverySection, ModelIdFrom};
+pub(crate) use discovery::{DiscoverySection, GroupSection, ModelIdFrom, PodPort};
+pub use discovery_group::{DiscoveryBy, DiscoveryGroup};
 pub use error::ConfigError;
 pub use feature::Feature;
 pub use file::{FileError, Origin, Place, Problem};

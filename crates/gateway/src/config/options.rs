@@ -7,7 +7,10 @@ use routing::policy::AssignmentMode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ControlPlaneAuth, OracleConfig, PostgresConfig, RedisConfig, Secret};
+use super::{
+    ControlPlaneAuth, DiscoveryBy, DiscoveryGroup, OracleConfig, PostgresConfig, RedisConfig,
+    Secret,
+};
 
 /// Which port serves the page that shows the fleet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -431,6 +434,14 @@ options! {
     config_watch: bool = false;
     /// Which port serves the page at `/debug/fleet`: `main`, `metrics`, or `off` for none.
     fleet_page: FleetPage = FleetPage::Main;
+    /// Pods of several kinds: of other namespaces, selectors, models. What a group leaves out is what
+    /// the other options of service discovery say.
+    service_discovery_groups: Vec<DiscoveryGroup> = Vec::new();
+    /// What the API server is asked for to find workers.
+    service_discovery_by: DiscoveryBy = DiscoveryBy::Pods;
+    /// Name of the port of a discovered pod, in the pod or the service; unset means
+    /// `service_discovery_port`.
+    service_discovery_port_name: Option<String> = None;
 }
 
 impl Options {

@@ -426,6 +426,11 @@ impl Registry {
         }
     }
 
+    /// A source that consists of several says which of them fail, and why.
+    pub(crate) fn report_parts(&self, source: Source, failing: BTreeMap<String, &'static str>) {
+        self.sources.parts(source, failing);
+    }
+
     /// How the sources that come and go by themselves are doing.
     pub(crate) fn sources(&self) -> Vec<SourceReport> {
         self.sources.all()

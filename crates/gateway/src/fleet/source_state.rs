@@ -20,7 +20,7 @@ pub(crate) enum SourceState {
 }
 
 /// What a source has reported.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SourceReport {
     pub(crate) source: Source,
     pub(crate) state: SourceState,
@@ -28,6 +28,8 @@ pub(crate) struct SourceReport {
     pub(crate) age: Duration,
     /// Workers in its last list.
     pub(crate) listed: usize,
+    /// Parts of it that fail, and why.
+    pub(crate) failing: BTreeMap<String, &'static str>,
 }
 
 /// The sources that have reported.
@@ -41,6 +43,7 @@ struct Reported {
     state: SourceState,
     since: Instant,
     listed: usize,
+    failing: BTreeMap<String, &'static str>,
 }
 
 impl SourceStates {
@@ -51,6 +54,7 @@ impl SourceStates {
             state,
             since,
             listed,
+            failing: BTreeMap::new(),
         };
         let known = reported.entry(source).or_insert(fresh);
         let same = matches!(
@@ -74,6 +78,13 @@ impl SourceStates {
         self.reported().remove(&source);
     }
 
+    /// Which parts of a source that reports fail, and why.
+    pub(super) fn parts(&self, source: Source, failing: BTreeMap<String, &'static str>) {
+        if let Some(known) = self.reported().get_mut(&source) {
+            known.failing = failing;
+        }
+    }
+
     pub(super) fn all(&self) -> Vec<SourceReport> {
         let now = Instant::now();
         let reported = self.reported();
@@ -82,6 +93,7 @@ impl SourceStates {
             state: known.state,
             age: now.saturating_duration_since(known.since),
             listed: known.listed,
+            failing: known.failing.clone(),
         });
         all.collect()
     }

@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::misfit::Misfit;
 use super::pod::Pod;
-use super::rules::Rules;
-use crate::config::WorkerUrl;
+use super::pods::Pods;
+use super::rules::{Namespace, Rules, model, role};
+use crate::config::{GroupSection, PodPort, WorkerUrl};
 use crate::fleet::{Listed, Role, WorkerSpec};
 
 /// Ports of the engines in a pod that has several, separated by commas.
@@ -31,25 +32,31 @@ struct Found {
     listed: Listed,
 }
 
+/// A pod, and what it is to its group.
+struct Chosen<'a> {
+    pod: &'a Pod,
+    group: &'a GroupSection,
+    role: Role,
+}
+
 impl Desired {
-    /// The workers among these pods. A pod that is not ready is listed so: it stays if it is known.
-    pub(super) fn new<'a>(pods: impl Iterator<Item = &'a Pod> + Clone, rules: &Rules) -> Self {
-        let gateways = gateways(pods.clone(), rules);
-        let serving = |pod: &&Pod| {
-            pod.runs && !pod.terminates && !pod.only_encodes && !gateways.contains(&*pod.uid)
-        };
-        let controlled = |pod: &&Pod| {
-            let controller = pod.controller.as_deref();
-            controller.is_none_or(|controller| !gateways.contains(controller))
-        };
-        let mut serving: Vec<_> = pods.filter(serving).filter(controlled).collect();
-        serving.sort_unstable_by_key(|pod| (&pod.namespace, &pod.name, &pod.uid));
+    /// The workers among the pods of each namespace that is followed. A pod that is not ready is
+    /// listed so: it stays if it is known.
+    pub(super) fn new(pods: &BTreeMap<Namespace, Pods>, rules: &Rules) -> Self {
+        let gateways = gateways(pods, rules);
+        let mut chosen = chosen(pods, rules);
+        chosen.retain(|it| {
+            let controller = it.pod.controller.as_deref();
+            !gateways.contains(&*it.pod.uid)
+                && controller.is_none_or(|controller| !gateways.contains(controller))
+        });
+        chosen.sort_unstable_by_key(|it| (&it.pod.namespace, &it.pod.name, &it.pod.uid));
         let (mut found, mut misfits) = (Vec::new(), BTreeMap::new());
-        for pod in serving {
-            match workers_of(pod, rules) {
+        for it in chosen {
+            match workers_of(&it, rules) {
                 Ok(workers) => found.extend(workers),
                 Err(why) => {
-                    misfits.insert(format!("{}/{}", pod.namespace, pod.name), why);
+                    misfits.insert(format!("{}/{}", it.pod.namespace, it.pod.name), why);
                 }
             }
         }
@@ -58,26 +65,61 @@ impl Desired {
     }
 }
 
+/// The pods that can serve, each by the first group that selects it.
+fn chosen<'a>(pods: &'a BTreeMap<Namespace, Pods>, rules: &'a Rules) -> Vec<Chosen<'a>> {
+    let all = pods.values().flat_map(Pods::iter);
+    // Several objects may stand for a pod, and one of them may be late.
+    let ending: HashSet<&str> = all
+        .filter(|pod| pod.terminates)
+        .map(|pod| &*pod.uid)
+        .collect();
+    let mut chosen: HashMap<&str, Chosen<'a>> = HashMap::new();
+    for group in &rules.options.groups {
+        let namespace = Namespace(group.namespace.clone());
+        let known = pods.get(&namespace).into_iter().flat_map(Pods::iter);
+        let serving = known.filter(|pod| pod.runs && !pod.only_encodes && pod.ip.is_some());
+        for pod in serving.filter(|pod| !ending.contains(&*pod.uid)) {
+            let Some(role) = role(group, pod) else {
+                continue;
+            };
+            let new = Chosen { pod, group, role };
+            let known = chosen.entry(&pod.uid).or_insert(new);
+            if std::ptr::eq(known.group, group) && rank(pod) < rank(known.pod) {
+                *known = Chosen { pod, group, role };
+            }
+        }
+    }
+    chosen.into_values().collect()
+}
+
+/// Which of several descriptions of a pod counts: the least. A service may list a pod by two
+/// addresses, and for a while twice.
+fn rank(pod: &Pod) -> impl Ord {
+    (!pod.ready, pod.ip.is_some_and(|ip| ip.is_ipv6()), pod.ip)
+}
+
 /// The gateway's own pod, and what controls it: its other replicas are no workers either.
-fn gateways<'a>(pods: impl Iterator<Item = &'a Pod>, rules: &Rules) -> HashSet<&'a str> {
+fn gateways<'a>(pods: &'a BTreeMap<Namespace, Pods>, rules: &Rules) -> HashSet<&'a str> {
     let own_ports = &rules.options.own_ports;
     let is_own = |pod: &&Pod| {
-        let ports = ports(pod, rules).unwrap_or_default();
-        pod.is_local && ports.iter().any(|port| own_ports.contains(port))
+        let ports = |group| ports(pod, group).unwrap_or_default();
+        let mut ports = rules.options.groups.iter().flat_map(ports);
+        pod.is_local && ports.any(|port| own_ports.contains(&port))
     };
-    let own = pods.filter(is_own);
+    let own = pods.values().flat_map(Pods::iter).filter(is_own);
     own.flat_map(|pod| [Some(&*pod.uid), pod.controller.as_deref()])
         .flatten()
         .collect()
 }
 
-fn workers_of(pod: &Pod, rules: &Rules) -> Result<Vec<Found>, Misfit> {
-    let (Some(role), Some(ip)) = (rules.role(pod), pod.ip) else {
+fn workers_of(chosen: &Chosen<'_>, rules: &Rules) -> Result<Vec<Found>, Misfit> {
+    let Chosen { pod, group, role } = *chosen;
+    let Some(ip) = pod.ip else {
         return Ok(Vec::new());
     };
-    let ports = ports(pod, rules)?;
+    let ports = ports(pod, group)?;
     let bootstrap_ports = match role {
-        Role::Prefill => bootstrap_ports(pod, rules, ports.len())?,
+        Role::Prefill => bootstrap_ports(pod, group, ports.len())?,
         Role::Regular | Role::Decode => vec![None; ports.len()],
     };
     let scheme = scheme(pod)?;
@@ -87,7 +129,7 @@ fn workers_of(pod: &Pod, rules: &Rules) -> Result<Vec<Found>, Misfit> {
             key: rules.options.key.clone(),
             role: Some(role),
             bootstrap_port,
-            model: rules.model(pod),
+            model: model(group, pod),
             labels: labels(pod),
             ..WorkerSpec::new(url(scheme, ip, *port)?)
         };
@@ -123,16 +165,26 @@ fn newest_of_each_url(found: Vec<Found>) -> Vec<Listed> {
     found.into_iter().map(|it| it.listed).collect()
 }
 
-fn ports(pod: &Pod, rules: &Rules) -> Result<Vec<u16>, Misfit> {
-    match pod.annotations.get(WORKER_PORTS) {
-        Some(text) => read_ports(WORKER_PORTS, text),
-        None => Ok(vec![rules.options.port]),
+fn ports(pod: &Pod, group: &GroupSection) -> Result<Vec<u16>, Misfit> {
+    if let Some(text) = pod.annotations.get(WORKER_PORTS) {
+        return read_ports(WORKER_PORTS, text);
+    }
+    match &group.port {
+        PodPort::Number(port) => Ok(vec![*port]),
+        PodPort::Name(name) => {
+            let port = pod.ports.get(name).ok_or(Misfit::NoPort(name.clone()))?;
+            Ok(vec![*port])
+        }
     }
 }
 
 /// One for all workers of the pod, or as many as these.
-fn bootstrap_ports(pod: &Pod, rules: &Rules, workers: usize) -> Result<Vec<Option<u16>>, Misfit> {
-    let annotation = &rules.options.bootstrap_annotation;
+fn bootstrap_ports(
+    pod: &Pod,
+    group: &GroupSection,
+    workers: usize,
+) -> Result<Vec<Option<u16>>, Misfit> {
+    let annotation = &group.bootstrap_annotation;
     let Some(text) = pod.annotations.get(annotation) else {
         return Ok(vec![None; workers]);
     };

@@ -1,4 +1,4 @@
-//! Annotations that cannot be followed.
+//! Pods that cannot be followed.
 
 use thiserror::Error;
 
@@ -18,6 +18,8 @@ pub(super) enum Misfit {
         annotation: &'static str,
         text: String,
     },
+    #[error("it has no port that is named {0:?}")]
+    NoPort(String),
     #[error("{url} {why}")]
     Url { url: String, why: &'static str },
 }

@@ -1,6 +1,8 @@
 //! Workers that are pods of a Kubernetes cluster: listed, then watched.
 
 mod desired;
+mod endpoint_slice;
+mod follow;
 mod misfit;
 mod pod;
 mod pods;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
 
-use kube::core::Object;
+use kube::core::{Object, ObjectMeta};
 use serde::Deserialize;
 
 /// A pod as the API server sends it, as far as it is read: what is left out cannot fail to be
@@ -20,6 +20,14 @@ pub(super) struct PodSpec {
 struct Container {
     command: Option<Vec<String>>,
     args: Option<Vec<String>>,
+    ports: Option<Vec<ContainerPort>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ContainerPort {
+    name: Option<String>,
+    container_port: u16,
 }
 
 /// What became of it.
@@ -38,7 +46,7 @@ struct Condition {
     status: String,
 }
 
-/// A pod, read.
+/// A pod, read: itself, or what a service says of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pod {
     /// Another pod of the same name has another one.
@@ -47,6 +55,8 @@ pub(super) struct Pod {
     pub(super) name: String,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) annotations: BTreeMap<String, String>,
+    /// By name.
+    pub(super) ports: BTreeMap<String, u16>,
     /// Seconds since 1970.
     pub(super) created: i64,
     /// What made it: a `ReplicaSet`, a `StatefulSet`.
@@ -64,12 +74,28 @@ pub(super) struct Pod {
 
 impl From<PodObject> for Pod {
     fn from(object: PodObject) -> Self {
-        let (meta, status) = (object.metadata, object.status.unwrap_or_default());
-        let mut owners = meta.owner_references.unwrap_or_default().into_iter();
-        let controller = owners.find(|owner| owner.controller == Some(true));
+        let status = object.status.unwrap_or_default();
         let ip: Option<IpAddr> = status.pod_ip.and_then(|ip| ip.parse().ok());
         let is_true = |it: &Condition| it.r#type == "Ready" && it.status == "True";
         let containers = object.spec.containers.unwrap_or_default();
+        let ports = containers.iter().flat_map(|it| it.ports.iter().flatten());
+        let ports = ports.filter_map(|port| Some((port.name.clone()?, port.container_port)));
+        Self {
+            ports: ports.collect(),
+            ip,
+            is_local: ip.is_some_and(is_local),
+            runs: status.phase.as_deref() == Some("Running"),
+            ready: status.conditions.iter().flatten().any(is_true),
+            only_encodes: containers.iter().any(Container::only_encodes),
+            ..Self::from(object.metadata)
+        }
+    }
+}
+
+impl From<ObjectMeta> for Pod {
+    fn from(meta: ObjectMeta) -> Self {
+        let mut owners = meta.owner_references.unwrap_or_default().into_iter();
+        let controller = owners.find(|owner| owner.controller == Some(true));
         Self {
             uid: meta.uid.unwrap_or_default(),
             namespace: meta.namespace.unwrap_or_default(),
@@ -78,12 +104,8 @@ impl From<PodObject> for Pod {
             annotations: meta.annotations.unwrap_or_default(),
             created: meta.creation_timestamp.map_or(0, |at| at.0.as_second()),
             controller: controller.map(|owner| owner.uid),
-            ip,
-            is_local: ip.is_some_and(is_local),
-            runs: status.phase.as_deref() == Some("Running"),
-            ready: status.conditions.iter().flatten().any(is_true),
             terminates: meta.deletion_timestamp.is_some(),
-            only_encodes: containers.iter().any(Container::only_encodes),
+            ..Self::default()
         }
     }
 }
@@ -98,6 +120,6 @@ impl Container {
 }
 
 /// Whether sockets of this machine may have this address.
-fn is_local(ip: IpAddr) -> bool {
+pub(super) fn is_local(ip: IpAddr) -> bool {
     UdpSocket::bind((ip, 0)).is_ok()
 }

@@ -2,12 +2,37 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 
+use super::endpoint_slice::pods_of;
 use super::pod::{Pod, PodObject};
 
-/// Pods by uid.
+/// An object of the API server, read.
+#[derive(Debug)]
+pub(super) struct Known {
+    uid: String,
+    /// Rises with every change.
+    version: u64,
+    /// The pods that it stands for.
+    pods: Vec<Pod>,
+}
+
+/// What the API server sends.
+#[derive(Debug)]
+pub(super) enum Update {
+    /// A list begins.
+    Begin,
+    /// Of the list.
+    Listed(Known),
+    /// The list is complete.
+    Complete,
+    Applied(Known),
+    Deleted(Known),
+}
+
+/// Pods by the uid of the object that stands for them.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
     known: BTreeMap<String, Known>,
@@ -15,13 +40,6 @@ pub(super) struct Pods {
     gone: BTreeMap<String, u64>,
     /// Those of a list that has begun: it replaces the others when it is complete.
     listing: Option<BTreeMap<String, Known>>,
-}
-
-#[derive(Debug)]
-struct Known {
-    /// Rises with every change.
-    version: u64,
-    pod: Pod,
 }
 
 /// What has changed.
@@ -35,30 +53,29 @@ pub(super) enum Heard {
 
 impl Pods {
     /// Takes in what the API server sends.
-    pub(super) fn hear(&mut self, event: Event<PodObject>) -> Heard {
-        match event {
-            Event::Init => {
+    pub(super) fn hear(&mut self, update: Update) -> Heard {
+        match update {
+            Update::Begin => {
                 self.listing = Some(BTreeMap::new());
                 Heard::Nothing
             }
-            Event::InitApply(object) => {
-                let known = Known::from(object);
+            Update::Listed(known) => {
                 let listing = self.listing.get_or_insert_default();
-                listing.insert(known.pod.uid.clone(), known);
+                listing.insert(known.uid.clone(), known);
                 Heard::Nothing
             }
-            Event::InitDone => {
+            Update::Complete => {
                 self.known = self.listing.take().unwrap_or_default();
                 self.gone.clear();
                 Heard::List
             }
-            Event::Apply(object) => self.apply(object.into()),
-            Event::Delete(object) => self.delete(&object.into()),
+            Update::Applied(new) => self.apply(new),
+            Update::Deleted(last) => self.delete(&last),
         }
     }
 
     fn apply(&mut self, new: Known) -> Heard {
-        let uid = &new.pod.uid;
+        let uid = &new.uid;
         let known = self.known.get(uid);
         let version = known
             .map(|known| known.version)
@@ -67,13 +84,13 @@ impl Pods {
             return Heard::Nothing;
         }
         // Most changes of a pod's status are none to a worker.
-        let same = known.is_some_and(|known| known.pod == new.pod);
+        let same = known.is_some_and(|known| known.pods == new.pods);
         self.known.insert(uid.clone(), new);
         if same { Heard::Nothing } else { Heard::Change }
     }
 
     fn delete(&mut self, last: &Known) -> Heard {
-        let uid = &last.pod.uid;
+        let uid = &last.uid;
         if self
             .known
             .get(uid)
@@ -89,19 +106,44 @@ impl Pods {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Pod> + Clone {
-        self.known.values().map(|known| &known.pod)
+        self.known.values().flat_map(|known| &known.pods)
+    }
+}
+
+impl Known {
+    /// `version` is a number in every release; where it is not, no event counts as old.
+    fn new(uid: Option<String>, version: Option<&str>, pods: Vec<Pod>) -> Self {
+        let version = version.and_then(|version| version.parse().ok());
+        Self {
+            uid: uid.unwrap_or_default(),
+            version: version.unwrap_or(0),
+            pods,
+        }
     }
 }
 
 impl From<PodObject> for Known {
     fn from(object: PodObject) -> Self {
-        let version = object.resource_version();
-        Self {
-            // A number in every release; where it is not, no event counts as old.
-            version: version
-                .and_then(|version| version.parse().ok())
-                .unwrap_or(0),
-            pod: object.into(),
+        let (uid, version) = (object.uid(), object.resource_version());
+        Self::new(uid, version.as_deref(), vec![object.into()])
+    }
+}
+
+impl From<EndpointSlice> for Known {
+    fn from(slice: EndpointSlice) -> Self {
+        let (uid, version) = (slice.uid(), slice.resource_version());
+        Self::new(uid, version.as_deref(), pods_of(slice))
+    }
+}
+
+impl<K: Into<Known>> From<Event<K>> for Update {
+    fn from(event: Event<K>) -> Self {
+        match event {
+            Event::Init => Self::Begin,
+            Event::InitApply(object) => Self::Listed(object.into()),
+            Event::InitDone => Self::Complete,
+            Event::Apply(object) => Self::Applied(object.into()),
+            Event::Delete(object) => Self::Deleted(object.into()),
         }
     }
 }

@@ -1,10 +1,24 @@
 //! Which pods are workers, by their labels.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Display, Formatter};
 
 use super::pod::Pod;
-use crate::config::{DiscoverySection, ModelIdFrom};
+use crate::config::{DiscoverySection, GroupSection, ModelIdFrom};
 use crate::fleet::Role;
+
+/// Where pods are; `None` is everywhere.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Namespace(pub(super) Option<String>);
+
+impl Display for Namespace {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(name) => write!(out, "namespace {name}"),
+            None => out.write_str("all namespaces"),
+        }
+    }
+}
 
 /// Which pods are workers, and in which role.
 #[derive(Clone, Debug)]
@@ -13,34 +27,20 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// The selectors that are set, in the order in which they count.
-    fn selectors(&self) -> impl Iterator<Item = (Role, &BTreeMap<String, String>)> {
-        let selectors = [
-            (Role::Prefill, &self.options.prefill_selector),
-            (Role::Decode, &self.options.decode_selector),
-            (Role::Regular, &self.options.selector),
-        ];
-        selectors
-            .into_iter()
-            .filter(|(_, labels)| !labels.is_empty())
+    /// Where pods are looked for, each once.
+    pub(super) fn namespaces(&self) -> BTreeSet<Namespace> {
+        let groups = self.options.groups.iter();
+        groups
+            .map(|group| Namespace(group.namespace.clone()))
+            .collect()
     }
 
-    /// The role of a pod; `None` for one that no selector matches.
-    pub(super) fn role(&self, pod: &Pod) -> Option<Role> {
-        let matches = |labels: &BTreeMap<String, String>| {
-            let mut labels = labels.iter();
-            labels.all(|(key, value)| pod.labels.get(key) == Some(value))
-        };
-        let mut selectors = self.selectors();
-        selectors
-            .find(|(_, labels)| matches(labels))
-            .map(|(role, _)| role)
-    }
-
-    /// A label selector that leaves out no worker: what all selectors ask for. `None` where they
-    /// have no label in common.
-    pub(super) fn label_selector(&self) -> Option<String> {
-        let selectors: Vec<_> = self.selectors().map(|(_, labels)| labels).collect();
+    /// A label selector that leaves out no worker: what all selectors of the groups in a namespace
+    /// ask for. `None` where they have no label in common.
+    pub(super) fn label_selector(&self, namespace: &Namespace) -> Option<String> {
+        let groups = self.options.groups.iter();
+        let groups = groups.filter(|group| group.namespace == namespace.0);
+        let selectors: Vec<_> = groups.flat_map(selectors).map(|(_, it)| it).collect();
         let (first, others) = selectors.split_first()?;
         let terms = first.iter().filter_map(|(key, value)| {
             let others = others.iter().map(|labels| labels.get(key));
@@ -54,14 +54,38 @@ impl Rules {
         let terms: Vec<_> = terms.collect();
         (!terms.is_empty()).then(|| terms.join(","))
     }
+}
 
-    /// The model that the pod's namespace, label or annotation names.
-    pub(super) fn model(&self, pod: &Pod) -> Option<String> {
-        let named = match self.options.model_id.as_ref()? {
-            ModelIdFrom::Namespace => Some(&pod.namespace),
-            ModelIdFrom::Label(key) => pod.labels.get(key),
-            ModelIdFrom::Annotation(key) => pod.annotations.get(key),
-        };
-        named.filter(|name| !name.is_empty()).cloned()
-    }
+/// The selectors of a group that are set, in the order in which they count.
+fn selectors(group: &GroupSection) -> impl Iterator<Item = (Role, &BTreeMap<String, String>)> {
+    let selectors = [
+        (Role::Prefill, &group.prefill_selector),
+        (Role::Decode, &group.decode_selector),
+        (Role::Regular, &group.selector),
+    ];
+    selectors
+        .into_iter()
+        .filter(|(_, labels)| !labels.is_empty())
+}
+
+/// The role of a pod in a group; `None` for one that no selector matches.
+pub(super) fn role(group: &GroupSection, pod: &Pod) -> Option<Role> {
+    let matches = |labels: &BTreeMap<String, String>| {
+        let mut labels = labels.iter();
+        labels.all(|(key, value)| pod.labels.get(key) == Some(value))
+    };
+    let mut selectors = selectors(group);
+    let found = selectors.find(|(_, labels)| matches(labels));
+    found.map(|(role, _)| role)
+}
+
+/// The model that a group, or the pod's namespace, label or annotation names.
+pub(super) fn model(group: &GroupSection, pod: &Pod) -> Option<String> {
+    let named = match group.model_id.as_ref()? {
+        ModelIdFrom::Group(id) => Some(id),
+        ModelIdFrom::Namespace => Some(&pod.namespace),
+        ModelIdFrom::Label(key) => pod.labels.get(key),
+        ModelIdFrom::Annotation(key) => pod.annotations.get(key),
+    };
+    named.filter(|name| !name.is_empty()).cloned()
 }

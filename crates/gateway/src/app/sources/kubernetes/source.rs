@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use kube::{Client, Config};
 
+use super::follow::{Follower, SOURCE};
 use super::rules::Rules;
 use super::trouble::Trouble;
-use super::watch::{Follower, SOURCE, Timing};
+use super::watch::Timing;
 use crate::app::error::StartError;
 use crate::app::sources::source::{Follow, WorkerSource};
 use crate::config::{DiscoverySection, Options};
@@ -28,8 +29,11 @@ impl WorkerSource for Kubernetes {
         "prefill_selector",
         "selector",
         "service_discovery",
+        "service_discovery_by",
+        "service_discovery_groups",
         "service_discovery_namespace",
         "service_discovery_port",
+        "service_discovery_port_name",
     ];
 
     fn prepare(options: &Options) -> Result<Option<Follow>, StartError> {

@@ -1,10 +1,13 @@
-//! Why the pods cannot be followed.
+//! What is watched, and why it cannot be.
 
 use std::error::Error as StdError;
 
 use kube::Error;
 use kube::core::Status;
 use kube::runtime::watcher;
+
+use super::rules::Namespace;
+use crate::config::DiscoveryBy;
 
 /// Why the pods cannot be followed at the moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,9 +27,10 @@ impl Trouble {
         }
     }
 
-    /// What a watcher reports; `None` where it goes on by itself: it watches or lists again.
-    pub(super) fn of_watcher(error: &watcher::Error, namespace: Option<&str>) -> Option<Self> {
-        let asked = |verb| Asked { verb, namespace };
+    /// What a watcher of `target` reports; `None` where it goes on by itself: it watches or lists
+    /// again.
+    pub(super) fn of_watcher(error: &watcher::Error, target: &Target) -> Option<Self> {
+        let asked = |verb| Asked { verb, target };
         match error {
             watcher::Error::InitialListFailed(error) => Some(asked("list").failed(error)),
             watcher::Error::WatchStartFailed(error) => Some(asked("watch").failed(error)),
@@ -46,11 +50,28 @@ impl Trouble {
     }
 }
 
+/// What is watched.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) by: DiscoveryBy,
+    pub(super) namespace: Namespace,
+}
+
+impl Target {
+    /// As rules of access name it.
+    fn resource(&self) -> &'static str {
+        match self.by {
+            DiscoveryBy::Pods => "pods",
+            DiscoveryBy::EndpointSlices => "endpointslices",
+        }
+    }
+}
+
 /// What was asked of the API server.
 #[derive(Clone, Copy)]
 struct Asked<'a> {
     verb: &'static str,
-    namespace: Option<&'a str>,
+    target: &'a Target,
 }
 
 impl Asked<'_> {
@@ -59,9 +80,12 @@ impl Asked<'_> {
             return self.refused(status);
         }
         let (reason, what) = match error {
-            Error::SerdeError(_) => ("protocol", "sends what are no pods"),
-            Error::Auth(_) => ("unauthenticated", "cannot be shown credentials"),
-            _ => ("unreachable", "does not answer"),
+            Error::SerdeError(_) => {
+                let what = format!("sends what are no {}", self.target.resource());
+                ("protocol", what)
+            }
+            Error::Auth(_) => ("unauthenticated", "cannot be shown credentials".to_owned()),
+            _ => ("unreachable", "does not answer".to_owned()),
         };
         let text = format!("the API server {what}: {}", chain(error));
         Trouble { reason, text }
@@ -69,25 +93,33 @@ impl Asked<'_> {
 
     fn refused(self, status: &Status) -> Trouble {
         let (verb, said) = (self.verb, &status.message);
-        let (place, role) = match self.namespace {
-            Some(name) => (format!("in namespace {name}"), "Role"),
-            None => ("in all namespaces".to_owned(), "ClusterRole"),
+        let resource = self.target.resource();
+        let group = match self.target.by {
+            DiscoveryBy::Pods => "",
+            DiscoveryBy::EndpointSlices => " of discovery.k8s.io",
+        };
+        let place = format!("in {}", self.target.namespace);
+        let role = match self.target.namespace.0 {
+            Some(_) => "Role",
+            None => "ClusterRole",
         };
         let (reason, text) = match status.code {
             403 => (
                 "denied",
                 format!(
-                    "may not {verb} pods {place}; the service account needs a {role} with the verbs get, list, watch on pods: {said}"
+                    "may not {verb} {resource} {place}; the service account needs a {role} with the verbs get, list, watch on {resource}{group}: {said}"
                 ),
             ),
             401 => (
                 "unauthenticated",
-                format!("the API server does not accept the credentials for {verb} pods: {said}"),
+                format!(
+                    "the API server does not accept the credentials for {verb} {resource}: {said}"
+                ),
             ),
-            410 => ("expired", format!("{verb} pods {place}: {said}")),
+            410 => ("expired", format!("{verb} {resource} {place}: {said}")),
             code => (
                 "refused",
-                format!("the API server refuses to {verb} pods {place}, {code}: {said}"),
+                format!("the API server refuses to {verb} {resource} {place}, {code}: {said}"),
             ),
         };
         Trouble { reason, text }

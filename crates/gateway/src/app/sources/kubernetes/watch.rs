@@ -1,30 +1,28 @@
-//! Follows the pods: a list, then the changes since; from time to time a list anyway.
+//! Watches one namespace, or all: a list, then the changes since; from time to time a list anyway.
 
-use std::collections::BTreeMap;
-use std::future::{Future, pending};
-use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::fmt::Debug;
+use std::future::Future;
+use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod as FullPod;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::ApiResource;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Config, DefaultBackoff, Event, watcher};
-use kube::{Api, Client};
+use kube::runtime::watcher::{Config, DefaultBackoff, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{debug, info, warn};
+use tracing::debug;
 
-use super::desired::Desired;
-use super::misfit::Misfit;
 use super::pod::PodObject;
-use super::pods::{Heard, Pods};
-use super::rules::Rules;
-use super::trouble::Trouble;
-use crate::fleet::{Registry, Source, SourceState};
-use crate::telemetry::LogLimit;
+use super::pods::{Known, Update};
+use super::rules::Namespace;
+use super::trouble::{Target, Trouble};
+use crate::config::DiscoveryBy;
 
-pub(super) const SOURCE: Source = Source::discovery("kubernetes");
 /// The watcher gives up a watch that is silent for so long beyond its time.
 const WATCH_MARGIN: Duration = Duration::from_secs(5);
 /// A list may take so long beyond that.
@@ -59,42 +57,38 @@ impl Timing {
     }
 }
 
+/// What a watch has to say.
+#[derive(Debug)]
+pub(super) enum Report {
+    Update(Update),
+    Trouble(Trouble),
+}
+
 /// Why one list is followed no longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     /// It is time for the next one.
     ListAgain,
     Trouble,
+    /// Nothing listens to the reports.
+    Unheard,
 }
 
-/// Follows pods, and has the registry follow them.
-pub(super) struct Follower {
-    rules: Rules,
-    registry: Arc<Registry>,
-    timing: Timing,
-    pods: Pods,
-    /// Pods that cannot be followed, and why.
-    misfits: BTreeMap<String, Misfit>,
-    failing: bool,
-    failures: LogLimit,
+/// The reports are received no longer.
+struct Unheard;
+
+/// A watch of one namespace, or of all.
+pub(super) struct Watch {
+    pub(super) target: Target,
+    pub(super) label_selector: Option<String>,
+    pub(super) timing: Timing,
+    /// With the namespace that they are of.
+    pub(super) reports: mpsc::Sender<(Namespace, Report)>,
 }
 
-impl Follower {
-    pub(super) fn new(rules: Rules, registry: &Arc<Registry>, timing: Timing) -> Self {
-        registry.report(SOURCE, SourceState::Starting);
-        Self {
-            rules,
-            registry: Arc::clone(registry),
-            timing,
-            pods: Pods::default(),
-            misfits: BTreeMap::new(),
-            failing: false,
-            failures: LogLimit::default(),
-        }
-    }
-
-    /// Runs for ever. While the API server is away, the workers stay those that are known.
-    pub(super) async fn run<C, F>(mut self, connect: C)
+impl Watch {
+    /// Runs for as long as its reports are received.
+    pub(super) async fn run<C, F>(self, connect: C)
     where
         C: Fn() -> F,
         F: Future<Output = Result<Client, Trouble>>,
@@ -103,106 +97,93 @@ impl Follower {
         loop {
             match connect().await {
                 // Credentials are read again after trouble.
-                Ok(client) => while self.follow(&client).await == End::ListAgain {},
-                Err(trouble) => self.fail(&trouble),
+                Ok(client) => {
+                    while match self.follow(&client).await {
+                        End::ListAgain => true,
+                        End::Trouble => false,
+                        End::Unheard => return,
+                    } {}
+                }
+                Err(trouble) => {
+                    if self.report(Report::Trouble(trouble)).await.is_err() {
+                        return;
+                    }
+                }
             }
             let pause = pauses.next();
             sleep(pause.unwrap_or(self.timing.list_again)).await;
         }
     }
 
-    /// Lists the pods, and follows their changes.
-    async fn follow(&mut self, client: &Client) -> End {
-        let (resource, client) = (ApiResource::erase::<FullPod>(&()), client.clone());
-        let api: Api<PodObject> = match self.rules.options.namespace.as_deref() {
-            Some(namespace) => Api::namespaced_with(client, namespace, &resource),
-            None => Api::all_with(client, &resource),
-        };
-        let mut config = Config::default().timeout(self.timing.watch_secs);
-        config.label_selector = self.rules.label_selector();
-        let events = watcher(api, config).default_backoff();
-        self.take_in(pin!(events)).await
+    /// Lists, and follows the changes.
+    async fn follow(&self, client: &Client) -> End {
+        let client = client.clone();
+        match self.target.by {
+            DiscoveryBy::Pods => {
+                let resource = ApiResource::erase::<FullPod>(&());
+                let api: Api<PodObject> = match &self.target.namespace.0 {
+                    Some(namespace) => Api::namespaced_with(client, namespace, &resource),
+                    None => Api::all_with(client, &resource),
+                };
+                self.take_in(api).await
+            }
+            DiscoveryBy::EndpointSlices => {
+                let api: Api<EndpointSlice> = match &self.target.namespace.0 {
+                    Some(namespace) => Api::namespaced(client, namespace),
+                    None => Api::all(client),
+                };
+                self.take_in(api).await
+            }
+        }
     }
 
-    async fn take_in<S>(&mut self, mut events: Pin<&mut S>) -> End
+    async fn take_in<K>(&self, api: Api<K>) -> End
     where
-        S: Stream<Item = watcher::Result<Event<PodObject>>>,
+        K: Resource + Clone + Debug + DeserializeOwned + Into<Known> + Send + 'static,
     {
-        let (mut due, mut list_at): (Option<Instant>, Option<Instant>) = (None, None);
+        let mut config = Config::default().timeout(self.timing.watch_secs);
+        config.label_selector.clone_from(&self.label_selector);
+        let mut events = pin!(watcher(api, config).default_backoff());
+        let mut list_at = None;
         loop {
-            tokio::select! {
-                event = events.next() => match event {
-                    Some(Ok(event)) => match self.pods.hear(event) {
-                        Heard::Nothing => {}
-                        Heard::Change => {
-                            due.get_or_insert_with(|| Instant::now() + self.timing.burst);
-                        }
-                        Heard::List => {
-                            self.succeed();
-                            self.reconcile();
-                            due = None;
-                            list_at = Some(Instant::now() + self.timing.list_again);
-                        }
-                    },
-                    Some(Err(error)) => {
-                        let namespace = self.rules.options.namespace.as_deref();
-                        let Some(trouble) = Trouble::of_watcher(&error, namespace) else {
-                            debug!(%error, "pods are listed or watched again");
-                            continue;
-                        };
-                        self.fail(&trouble);
-                        return End::Trouble;
-                    }
-                    None => return End::Trouble,
-                },
-                () = at(due) => {
-                    self.reconcile();
-                    due = None;
-                }
+            let event = tokio::select! {
+                event = events.next() => event,
                 () = at(list_at) => return End::ListAgain,
+            };
+            let (report, end) = match event {
+                None => return End::Trouble,
+                Some(Ok(event)) => (Report::Update(event.into()), None),
+                Some(Err(error)) => {
+                    let Some(trouble) = Trouble::of_watcher(&error, &self.target) else {
+                        debug!(%error, "workers are listed or watched again");
+                        continue;
+                    };
+                    (Report::Trouble(trouble), Some(End::Trouble))
+                }
+            };
+            if matches!(report, Report::Update(Update::Complete)) {
+                list_at = Some(Instant::now() + self.timing.list_again);
+            }
+            if self.report(report).await.is_err() {
+                return End::Unheard;
+            }
+            if let Some(end) = end {
+                return end;
             }
         }
     }
 
-    /// Has the registry follow what is known.
-    fn reconcile(&mut self) {
-        let desired = Desired::new(self.pods.iter(), &self.rules);
-        for (pod, why) in &desired.misfits {
-            if self.misfits.get(pod) != Some(why) {
-                warn!(pod, %why, "this pod is no worker: its annotations are wrong");
-            }
-        }
-        self.misfits = desired.misfits;
-        if let Err(error) = self.registry.reconcile(SOURCE, &desired.workers) {
-            debug!(%error, "pods are not followed any longer");
-        }
-    }
-
-    fn succeed(&mut self) {
-        if std::mem::take(&mut self.failing) {
-            info!("pods are followed again");
-        }
-        self.registry.report(SOURCE, SourceState::Following);
-    }
-
-    fn fail(&mut self, trouble: &Trouble) {
-        self.failing = true;
-        self.registry
-            .report(SOURCE, SourceState::Failing(trouble.reason));
-        if let Some(left_out) = self.failures.pass() {
-            let (reason, why) = (trouble.reason, &trouble.text);
-            warn!(
-                reason,
-                left_out, "service discovery {why}; the workers stay those that are known"
-            );
-        }
+    async fn report(&self, report: Report) -> Result<(), Unheard> {
+        let namespace = self.target.namespace.clone();
+        let sent = self.reports.send((namespace, report)).await;
+        sent.map_err(|_| Unheard)
     }
 }
 
 /// Waits until then; for ever if there is no such time.
-async fn at(time: Option<Instant>) {
+pub(super) async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
-        None => pending().await,
+        None => std::future::pending().await,
     }
 }

@@ -1,6 +1,6 @@
 //! A scripted API server: lists and watches of pods, and what goes wrong with them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -38,6 +38,8 @@ pub(super) struct Faults {
     pub(super) repeats: bool,
     /// So many deletions make no event.
     pub(super) lost_deletions: usize,
+    /// Namespaces that may not be read.
+    pub(super) denied: BTreeSet<&'static str>,
     /// So many watches get the event that their version is too old.
     pub(super) expired: usize,
 }
@@ -166,15 +168,19 @@ impl ApiServer {
                 faults.lists.pop_front()
             }
         };
-        if let Some(code) = refused {
+        let scope = Scope::new(
+            uri.path(),
+            query.get("labelSelector").map_or("", String::as_str),
+        );
+        let denied = scope.is_one_of(&self.state().faults.denied);
+        if let Some(code) = refused.or(denied.then_some(403)) {
             return refusal(code);
         }
-        let selector = query.get("labelSelector").cloned().unwrap_or_default();
         if watches {
             let number = |name: &str| query.get(name).and_then(|it| it.parse().ok()).unwrap_or(0);
             return self.watch(Watch {
                 server: self.clone(),
-                selector,
+                scope,
                 version: number("resourceVersion"),
                 end: Instant::now() + Duration::from_secs(number("timeoutSeconds")),
                 sent: 0,
@@ -185,12 +191,12 @@ impl ApiServer {
         let delay = self.state().faults.list_delay;
         sleep(delay).await;
         let state = self.state();
-        let items = state.pods.values().filter(|pod| selected(&selector, pod));
+        let items = state.pods.values().filter(|object| scope.has(object));
         let items: Vec<_> = items.collect();
         json_reply(
             200,
             &json!({
-                "kind": "PodList", "apiVersion": "v1", "items": items,
+                "kind": "List", "apiVersion": "v1", "items": items,
                 "metadata": {"resourceVersion": state.version.to_string()},
             }),
         )
@@ -216,7 +222,7 @@ impl ApiServer {
 /// One watch.
 struct Watch {
     server: ApiServer,
-    selector: String,
+    scope: Scope,
     version: u64,
     end: Instant,
     sent: usize,
@@ -266,7 +272,7 @@ impl Watch {
             .iter()
             .filter(|change| change.version > self.version);
         let mut lines: Vec<String> = news
-            .filter_map(|change| event_for(&self.selector, change))
+            .filter_map(|change| event_for(&self.scope, change))
             .collect();
         self.version = state.version;
         if state.faults.repeats {
@@ -308,9 +314,9 @@ fn disturbed(lines: &[String]) -> Vec<String> {
     all
 }
 
-fn event_for(selector: &str, change: &Change) -> Option<String> {
-    let before = change.old.as_ref().filter(|pod| selected(selector, pod));
-    let after = change.new.as_ref().filter(|pod| selected(selector, pod));
+fn event_for(scope: &Scope, change: &Change) -> Option<String> {
+    let before = change.old.as_ref().filter(|object| scope.has(object));
+    let after = change.new.as_ref().filter(|object| scope.has(object));
     match (before, after) {
         (None, None) => None,
         (None, Some(pod)) => Some(line("ADDED", pod)),
@@ -327,8 +333,35 @@ fn line(kind: &str, object: &Value) -> String {
     format!("{}\n", json!({"type": kind, "object": object}))
 }
 
-fn selected(selector: &str, pod: &Value) -> bool {
-    matches(selector, &pod["metadata"]["labels"])
+/// Which objects a request is for.
+struct Scope {
+    namespace: Option<String>,
+    is_of_slices: bool,
+    selector: String,
+}
+
+impl Scope {
+    fn new(path: &str, selector: &str) -> Self {
+        let mut parts = path.split('/').skip_while(|part| *part != "namespaces");
+        Self {
+            namespace: parts.nth(1).map(str::to_owned),
+            is_of_slices: path.ends_with("/endpointslices"),
+            selector: selector.to_owned(),
+        }
+    }
+
+    fn is_one_of(&self, namespaces: &BTreeSet<&str>) -> bool {
+        self.namespace
+            .as_deref()
+            .is_some_and(|it| namespaces.contains(it))
+    }
+
+    fn has(&self, object: &Value) -> bool {
+        let namespace = self.namespace.as_ref();
+        namespace.is_none_or(|name| object["metadata"]["namespace"] == name.as_str())
+            && self.is_of_slices == (object["kind"] == "EndpointSlice")
+            && matches(&self.selector, &object["metadata"]["labels"])
+    }
 }
 
 /// Whether a label selector matches: `a=1,b in (1,2)`.

@@ -4,21 +4,30 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::super::desired::Desired;
-use super::super::pod::{Pod, PodObject};
+use super::super::pod::PodObject;
+use super::super::pods::{Pods, Update};
+use super::super::rules::Namespace;
 use super::{pod, rules, set_ready};
 use crate::fleet::{Listed, Role};
 
 const REGULAR: [(&str, &str); 1] = [("app", "engine")];
 
-fn read(pod: &Value) -> Pod {
-    serde_json::from_value::<PodObject>(pod.clone())
-        .unwrap()
-        .into()
+fn read(pod: &Value) -> PodObject {
+    serde_json::from_value(pod.clone()).unwrap()
 }
 
 fn desired(options: Value, pods: &[Value]) -> Desired {
-    let pods: Vec<Pod> = pods.iter().map(read).collect();
-    Desired::new(pods.iter(), &rules(options))
+    let rules = rules(options);
+    let followed = rules.namespaces().into_iter().map(|namespace| {
+        let mut known = Pods::default();
+        known.hear(Update::Begin);
+        for update in pods.iter().map(|it| Update::Listed(read(it).into())) {
+            known.hear(update);
+        }
+        known.hear(Update::Complete);
+        (namespace, known)
+    });
+    Desired::new(&followed.collect(), &rules)
 }
 
 fn one_selector(pods: &[Value]) -> Desired {
@@ -244,7 +253,7 @@ fn address_that_several_pods_have_is_that_of_the_newest() {
 
 #[test]
 fn label_selector_asks_for_what_all_selectors_have_in_common() {
-    let selector = |options: Value| rules(options).label_selector();
+    let selector = |options: Value| rules(options).label_selector(&Namespace(None));
     let one = json!({"selector": {"b": "2", "a": "1"}});
     assert_eq!(selector(one).as_deref(), Some("a=1,b=2"));
     let pairs = json!({
@@ -309,7 +318,7 @@ proptest! {
         let count = seen.len();
         seen.dedup();
         prop_assert_eq!(seen.len(), count);
-        let filter = rules(options).label_selector();
+        let filter = rules(options).label_selector(&Namespace(None));
         for worker in &found.workers {
             let uid = worker.identity.clone().unwrap();
             let of = |pod: &&Value| pod["metadata"]["uid"] == uid.as_str();

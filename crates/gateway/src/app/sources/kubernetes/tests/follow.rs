@@ -173,7 +173,7 @@ async fn what_is_known_stays_while_the_api_server_is_away() {
     stage.stop_api().await;
     stage.until_state(SourceState::Failing("unreachable")).await;
     stage.until(&[(A, "uid-a regular")]).await;
-    let report = stage.registry.sources()[0];
+    let report = stage.registry.sources().remove(0);
     assert_eq!((report.listed, report.source.name()), (1, "kubernetes"));
     stage.api.delete("a");
     stage.start_api().await;

@@ -3,7 +3,9 @@
 mod api_server;
 mod desired;
 mod follow;
+mod groups;
 mod seeded;
+mod slices;
 mod stage;
 
 use std::collections::BTreeMap;

@@ -11,8 +11,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
+use super::super::follow::Follower;
 use super::super::source::client;
-use super::super::watch::{Follower, Timing};
+use super::super::watch::Timing;
 use super::api_server::ApiServer;
 use super::rules;
 use crate::config::{ConnectionSection, FleetSection, Live, Options};
