@@ -1,6 +1,6 @@
 # The few verbs of this project. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo build wheel wheel-start lint test test-sglang test-browser coverage chaos fuzz bench fmt
+.PHONY: help demo build wheel wheel-start lint test test-sglang test-k8s test-browser coverage chaos fuzz bench fmt
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
@@ -34,6 +34,9 @@ BUILT := $(VENV)/.built
 REAL := py_test/real_sglang
 BROWSER ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 SGLANG_VENV ?= $(CURDIR)/.venv-sglang
+CLUSTER := py_test/real_kubernetes
+KUBERNETES_DIR ?= $(CURDIR)/.kubernetes
+OPERATIONS ?= 1000
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +75,9 @@ test: ## Rust tests, then Python tests; PYTEST_ARGS="-k signals"
 test-sglang: $(BUILT) $(SGLANG_VENV)/.installed ## the launcher with the real SGLang on this CPU; installs some 8 GB once
 	SGLANG_VENV=$(SGLANG_VENV) $(BIN)/python -m pytest $(REAL) $(PYTEST_ARGS)
 
+test-k8s: $(BUILT) $(KUBERNETES_DIR)/.installed ## pods of a real kube-apiserver; builds it once from Debian's source package, some minutes; SEED=7
+	KUBERNETES_DIR=$(KUBERNETES_DIR) SEED=$(SEED) OPERATIONS=$(OPERATIONS) $(BIN)/python -m pytest -s $(CLUSTER) $(PYTEST_ARGS)
+
 test-browser: $(BUILT) $(VENV)/.browser ## the fleet page, and a page of another origin, in Chromium (apt-get install chromium); SCREENSHOTS=DIR
 	BROWSER=$(BROWSER) $(BIN)/python -m pytest py_test/browser $(PYTEST_ARGS)
 
@@ -82,6 +88,10 @@ $(VENV)/.browser: $(BUILT)
 
 $(SGLANG_VENV)/.installed: $(REAL)/install.sh $(REAL)/requirements.txt $(REAL)/make_model.py
 	PYTHON=$(PYTHON) $(REAL)/install.sh $(SGLANG_VENV)
+	@touch $@
+
+$(KUBERNETES_DIR)/.installed: $(CLUSTER)/install.sh
+	$(CLUSTER)/install.sh $(KUBERNETES_DIR)
 	@touch $@
 
 # Not the launchers that are ended at a random moment: coverage's own start may take the signal.

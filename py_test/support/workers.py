@@ -18,10 +18,10 @@ SCRIPTED = Path(__file__).with_name("scripted_worker.py")
 class Worker(Process):
     """A simulated worker; it keeps its port through `kill` and `restart`."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, port: int = 0, **options: Any) -> None:
         flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         self._flags = ["-m", "sgl_model_gateway.sim_worker", *flags]
-        super().__init__(*self._flags, "--port", "0")
+        super().__init__(*self._flags, "--port", str(port))
         self.url = self.wait_for_start(r"listening on (http://\S+)").group(1)
 
     def kill(self) -> None:
