@@ -1,9 +1,10 @@
-"""bench/compare.py, replay.py and pair_failures.py as processes: a short run of each, a taken port, a sudden end."""
+"""Tools of bench/ as processes: a short run of each, a taken port, a sudden end."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -112,3 +113,19 @@ def test_a_failed_leg_is_the_answer_and_the_other_is_free(tmp_path: Path) -> Non
         assert (row["end"], set(row["left"].values()), row["died"]) == ("422", {0}, [])
         assert row["client_s"] < 5 and f"| {row['kind']} | 422 " in done.stdout
     assert all(map(is_free, range(base, base + ports)))
+
+
+def test_cost_of_changing_pods_is_measured_under_traffic() -> None:
+    short = ["--pods", "20", "--seconds", "1", "--rounds", "1", "--rate", "20"]
+    done = finished([sys.executable, str(BENCH / "discovery.py"), *short])
+    assert done.returncode == 0, done.stdout + done.stderr
+    quiet, busy = (line.split(" | ") for line in done.stdout.splitlines()[2:4])
+    assert (quiet[0], busy[0]) == ("| other pods change", "| these pods change")
+    assert [row[4] for row in (quiet, busy)] == ["0", "0"]
+
+
+def test_gateway_leaves_a_pod_that_terminates_alone() -> None:
+    done = finished([sys.executable, str(BENCH / "pod_changes.py"), "--only", "ours", "--rows", "terminates"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"terminates, ours: last request after (\S+) s", done.stderr)
+    assert found and float(found[1]) < 1

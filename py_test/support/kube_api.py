@@ -158,6 +158,7 @@ class KubeApi(ThreadingHTTPServer):
         self.refuse_with = 0
         self.denied: set[str | None] = set()
         """Namespaces that may not be read."""
+        self._silenced = -1
         self.changed = threading.Condition()
         self._log: list[tuple[int, Pod | None, Pod | None]] = []
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -182,6 +183,16 @@ class KubeApi(ThreadingHTTPServer):
     def delete(self, name: str) -> None:
         self._log_change(name, None)
 
+    def lose(self, name: str) -> None:
+        """Deletes it, and no watch hears of that."""
+        with self.changed:
+            self.version += 1
+            del self.pods[name]
+
+    def silence(self) -> None:
+        """The watches that there are say nothing from now on, and do not end."""
+        self._silenced = self.version
+
     def _log_change(self, name: str, new: Pod | None) -> None:
         with self.changed:
             self.version += 1
@@ -196,8 +207,11 @@ class KubeApi(ThreadingHTTPServer):
 
     def changes(self, scope: Scope, seen: int, end: float) -> Iterator[tuple[str, Pod]]:
         """The events of a watch from the version `seen` to its end."""
+        begun = self.version
         while True:
             with self.changed:
+                while begun <= self._silenced:
+                    self.changed.wait()
                 news = [change for change in self._log if change[0] > seen]
                 if not news:
                     left = end - time.monotonic()
