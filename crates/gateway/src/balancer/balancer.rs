@@ -244,12 +244,16 @@ impl Balancer {
         let mut members = MembersByModel::new();
         // A worker counts once it has been ready, and until it drains.
         for worker in workers.iter().filter(|worker| worker.availability().member) {
-            let model = worker.endpoint.model_info.load().model.clone();
-            members.entry(model).or_default().push(ModelMember {
+            let member = ModelMember {
                 id: worker.id,
                 label: worker.endpoint.config.load().spec.policy,
                 candidate: worker.candidate(),
-            });
+            };
+            let info = worker.endpoint.model_info.load();
+            match members.get_mut(&info.model) {
+                Some(of_model) => of_model.push(member),
+                None => drop(members.insert(info.model.clone(), vec![member])),
+            }
         }
         // Workers of unknown model count only while no model is known.
         if members.len() > 1 {

@@ -61,8 +61,11 @@ impl ModelNames {
             if info.model == UNKNOWN_MODEL || !is_known {
                 continue;
             }
-            let of_model = servers.entry(info.model.clone()).or_default();
-            of_model.push(worker.slot);
+            // Hundreds of workers have one model: its name is copied once.
+            match servers.get_mut(&info.model) {
+                Some(of_model) => of_model.push(worker.slot),
+                None => drop(servers.insert(info.model.clone(), vec![worker.slot])),
+            }
             for adapter in info.adapters() {
                 let adapter = (adapter.to_owned(), info.model.clone());
                 holders.entry(adapter).or_default().push(worker.slot);

@@ -2,6 +2,7 @@
 //! removed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -9,12 +10,13 @@ use super::source::Source;
 use super::spec::WorkerSpec;
 use crate::config::WorkerUrl;
 
-/// A worker in the list of a source.
+/// A worker in the list of a source. A clone is cheap, and so is a comparison with it: lists are
+/// long, and hardly differ from one to the next.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Listed {
-    pub(crate) spec: WorkerSpec,
+    pub(crate) spec: Arc<WorkerSpec>,
     /// What it is apart from its URL: another one at the same URL is another worker.
-    pub(crate) identity: Option<String>,
+    pub(crate) identity: Option<Arc<str>>,
     /// Whether it may be given requests. One that may not stays if it is known, and is not added
     /// if it is not.
     pub(crate) ready: bool,
@@ -23,7 +25,7 @@ pub(crate) struct Listed {
 impl From<WorkerSpec> for Listed {
     fn from(spec: WorkerSpec) -> Self {
         Self {
-            spec,
+            spec: spec.into(),
             identity: None,
             ready: true,
         }
@@ -33,11 +35,16 @@ impl From<WorkerSpec> for Listed {
 /// A URL that a source names.
 #[derive(Debug)]
 struct Claim {
-    url: WorkerUrl,
-    /// `None` for one that a client has registered: its spec is that of the worker.
-    listed: Option<Listed>,
+    by: ClaimedBy,
     /// The worker has been removed by request, and its source has listed it ever since.
     withdrawn: bool,
+}
+
+#[derive(Debug)]
+enum ClaimedBy {
+    List(Listed),
+    /// A client: the spec is that of the worker.
+    Request(WorkerUrl),
 }
 
 /// What all sources claim, in the order of their precedence.
@@ -75,7 +82,7 @@ impl Claims {
         let before = self.of.remove(&source).unwrap_or_default();
         let removed = before.iter().filter(|claim| claim.withdrawn);
         let mut removed: HashMap<_, Vec<_>> = removed.fold(HashMap::new(), |mut at, claim| {
-            let identities: &mut Vec<_> = at.entry(&claim.url).or_default();
+            let identities: &mut Vec<_> = at.entry(claim.url()).or_default();
             identities.push(claim.identity());
             at
         });
@@ -87,8 +94,7 @@ impl Claims {
                 Some(all.swap_remove(at))
             });
             Claim {
-                url: listed.spec.url.clone(),
-                listed: Some(listed.clone()),
+                by: ClaimedBy::List(listed.clone()),
                 withdrawn: found.is_some(),
             }
         });
@@ -99,16 +105,15 @@ impl Claims {
     /// What a source lists.
     pub(super) fn listed(&self, source: Source) -> Vec<Listed> {
         let claims = self.of.get(&source).into_iter().flatten();
-        claims.filter_map(|claim| claim.listed.clone()).collect()
+        claims.filter_map(|claim| claim.listed().cloned()).collect()
     }
 
     /// A client registers a worker.
     pub(super) fn request(&mut self, url: &WorkerUrl) {
         let requested = self.of.entry(Source::API).or_default();
-        if !requested.iter().any(|claim| claim.url == *url) {
+        if !requested.iter().any(|claim| claim.url() == url) {
             requested.push(Claim {
-                url: url.clone(),
-                listed: None,
+                by: ClaimedBy::Request(url.clone()),
                 withdrawn: false,
             });
         }
@@ -117,7 +122,7 @@ impl Claims {
     /// Its registration is undone; what sources list stays.
     pub(super) fn release(&mut self, url: &WorkerUrl) {
         let requested = self.of.entry(Source::API).or_default();
-        requested.retain(|claim| claim.url != *url);
+        requested.retain(|claim| claim.url() != url);
     }
 
     /// A worker is removed by request: no source has it any longer.
@@ -126,7 +131,7 @@ impl Claims {
         for claims in self.of.values_mut() {
             // A list may name a URL twice, for two workers.
             let mut claims = claims.iter_mut();
-            let claim = claims.find(|claim| claim.url == *url && !claim.withdrawn);
+            let claim = claims.find(|claim| claim.url() == url && !claim.withdrawn);
             if let Some(claim) = claim {
                 claim.withdrawn = true;
             }
@@ -135,33 +140,35 @@ impl Claims {
 
     /// The claims that count: of each URL those of the first source that has it.
     fn wanted(&self) -> impl Iterator<Item = (Source, &Claim)> {
-        let mut owners: HashMap<&WorkerUrl, Source> = HashMap::new();
-        let mut discovered = HashSet::new();
+        let count = self.of.values().map(Vec::len).sum();
+        let mut owners: HashMap<&WorkerUrl, Source> = HashMap::with_capacity(count);
+        let mut discovered = HashSet::with_capacity(count);
         let claims = self
             .of
             .iter()
             .flat_map(|(source, claims)| claims.iter().map(|claim| (*source, claim)));
         claims.filter(move |(source, claim)| {
             !claim.withdrawn
-                && *owners.entry(&claim.url).or_insert(*source) == *source
+                && *owners.entry(claim.url()).or_insert(*source) == *source
                 // Only the options mean two workers by a URL that they name twice.
-                && (*source == Source::CONFIGURED || discovered.insert(&claim.url))
+                && (*source == Source::CONFIGURED || discovered.insert(claim.url()))
         })
     }
 
     /// What is to be done where these are registered, in the order of their registration.
     pub(super) fn changes(&self, registered: &[Registered<'_>]) -> Vec<Change> {
-        let mut unclaimed: HashMap<&WorkerUrl, Vec<&Registered<'_>>> = HashMap::new();
+        let mut unclaimed: HashMap<&WorkerUrl, Vec<&Registered<'_>>> =
+            HashMap::with_capacity(registered.len());
         // The first one of a URL is the last in its list, from where it is taken.
         for worker in registered.iter().rev() {
             unclaimed.entry(worker.url).or_default().push(worker);
         }
         let mut changes = Vec::new();
         for (source, claim) in self.wanted() {
-            let at_url = unclaimed.get_mut(&claim.url);
+            let at_url = unclaimed.get_mut(claim.url());
             let same = |worker: &mut &Registered<'_>| claim.is_of(worker);
             if let Some(worker) = at_url.and_then(|workers| workers.pop_if(same)) {
-                let listed = claim.listed.as_ref();
+                let listed = claim.listed();
                 if (worker.source, worker.listed) != (source, listed) {
                     changes.push(Change::Follow {
                         id: worker.id,
@@ -169,7 +176,7 @@ impl Claims {
                         listed: listed.cloned(),
                     });
                 }
-            } else if let Some(listed) = claim.listed.as_ref().filter(|listed| listed.ready) {
+            } else if let Some(listed) = claim.listed().filter(|listed| listed.ready) {
                 changes.push(Change::Add(source, listed.clone()));
             }
         }
@@ -181,8 +188,22 @@ impl Claims {
 }
 
 impl Claim {
+    fn url(&self) -> &WorkerUrl {
+        match &self.by {
+            ClaimedBy::List(listed) => &listed.spec.url,
+            ClaimedBy::Request(url) => url,
+        }
+    }
+
+    fn listed(&self) -> Option<&Listed> {
+        match &self.by {
+            ClaimedBy::List(listed) => Some(listed),
+            ClaimedBy::Request(_) => None,
+        }
+    }
+
     fn identity(&self) -> Option<&str> {
-        self.listed.as_ref()?.identity.as_deref()
+        self.listed()?.identity.as_deref()
     }
 
     /// Whether the worker may be the claimed one: nothing says that it is another.

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use super::header_overrides::HeaderOverrides;
 use super::model_info::ModelInfo;
+use super::registration_error::RegistrationError;
 use super::spec::{WorkerConfig, WorkerSpec};
 use crate::config::WorkerUrl;
 use crate::upstream::{Client, ControlRequest, Repeat};
@@ -74,6 +75,16 @@ impl Endpoint {
             line: None,
             repeat: Repeat::Once,
         }
+    }
+
+    /// Whether `spec` has the name that connections are made with: it stays for as long as the
+    /// endpoint is registered.
+    pub(super) fn check_tls_name(&self, spec: &WorkerSpec) -> Result<(), RegistrationError> {
+        if self.url.tls_name() == spec.url.tls_name() {
+            return Ok(());
+        }
+        let why = "tls_server_name: cannot change; remove the worker and add it again";
+        Err(RegistrationError::Invalid(why.to_owned()))
     }
 
     /// Data-parallel ranks that requests are routed to.

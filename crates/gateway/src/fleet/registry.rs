@@ -17,8 +17,7 @@ use super::fleet::Fleet;
 use super::model_info::Labels;
 use super::registration_error::RegistrationError;
 use super::source::Source;
-use super::source_state::SourceState;
-use super::source_state::{SourceReport, SourceStates};
+use super::source_state::{SourceReport, SourceState, SourceStates};
 use super::spec::WorkerSpec;
 use super::worker::Worker;
 use super::worker_factory::WorkerFactory;
@@ -121,7 +120,6 @@ impl Registry {
             let endpoint = &server.endpoint;
             let thresholds = self.factory.thresholds(&endpoint.config.load().spec.health);
             endpoint.update_health(|health| health.set_thresholds(thresholds));
-            // Its prober reads the new settings.
             endpoint.probe_now.notify_one();
         }
     }
@@ -133,7 +131,6 @@ impl Registry {
 
     /// A source is no more: nor are its workers, unless another one lists them.
     pub(crate) fn retire(&self, source: Source) {
-        // Fails only when the gateway stops.
         let _ = self.reconcile(source, &[]);
         self.sources.forget(source);
         self.factory.metrics.discovery.ended(source.name());
@@ -171,7 +168,8 @@ impl Registry {
         for change in entries.changes() {
             match change {
                 Change::Add(source, listed) => {
-                    self.join(listed.spec.clone(), source, Some(listed), entries)?;
+                    let spec = WorkerSpec::clone(&listed.spec);
+                    self.join(spec, source, Some(listed), entries)?;
                 }
                 Change::Follow { id, source, listed } => {
                     let mut known = entries.known.iter_mut();
@@ -198,9 +196,9 @@ impl Registry {
         let said = entry.listed.as_ref().map(|listed| &listed.spec);
         let says = listed.as_ref().map(|listed| &listed.spec);
         if let Some(spec) = says.filter(|spec| Some(*spec) != said)
-            && endpoint.config.load().spec != *spec
+            && endpoint.config.load().spec != **spec
         {
-            self.apply_spec(endpoint, spec.clone());
+            self.apply_spec(endpoint, WorkerSpec::clone(spec));
         }
         let ready = listed.as_ref().is_none_or(|listed| listed.ready);
         let was_ready = entry.listed.as_ref().is_none_or(|listed| listed.ready);
@@ -254,7 +252,7 @@ impl Registry {
                 &endpoint.config.load().spec,
                 &endpoint.model_info.load().report.labels,
             )?;
-            check_tls_name(endpoint, &spec)?;
+            endpoint.check_tls_name(&spec)?;
             let source = Source::API.name();
             self.factory
                 .metrics
@@ -347,7 +345,7 @@ impl Registry {
             &endpoint.config.load().spec,
             &endpoint.model_info.load().report.labels,
         )?;
-        check_tls_name(endpoint, &spec)?;
+        endpoint.check_tls_name(&spec)?;
         self.factory.warn_without_key(&spec);
         self.apply_spec(endpoint, spec);
         entries.waiters.remove(&worker.id);
@@ -443,8 +441,9 @@ impl Registry {
 
     fn drain(&self, worker: &Arc<Worker>, source: Source) {
         if drain::start_drain(&self.fleet, worker) {
-            let metrics = &self.factory.metrics.discovery;
-            metrics.deregistered(source.name(), "removed");
+            self.metrics()
+                .discovery
+                .deregistered(source.name(), "removed");
             let (fleet, worker) = (Arc::clone(&self.fleet), Arc::clone(worker));
             // Without a runtime everything is ending.
             if let Ok(runtime) = Handle::try_current() {
@@ -491,13 +490,4 @@ impl Registry {
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Connections to an endpoint are made with one name for as long as it is registered.
-fn check_tls_name(endpoint: &Endpoint, spec: &WorkerSpec) -> Result<(), RegistrationError> {
-    if endpoint.url.tls_name() == spec.url.tls_name() {
-        return Ok(());
-    }
-    let why = "tls_server_name: cannot change; remove the worker and add it again";
-    Err(RegistrationError::Invalid(why.to_owned()))
 }

@@ -10,7 +10,7 @@ use super::role::Role;
 use crate::config::{Secret, WorkerUrl};
 
 /// A worker as it is registered.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WorkerSpec {
     pub(crate) url: WorkerUrl,
     /// Sent to the worker.

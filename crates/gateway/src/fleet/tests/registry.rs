@@ -155,7 +155,7 @@ fn listed(url: &str) -> Listed {
 
 fn pod(url: &str, uid: &str) -> Listed {
     Listed {
-        identity: Some(uid.to_owned()),
+        identity: Some(uid.into()),
         ..listed(url)
     }
 }
@@ -249,7 +249,7 @@ fn source_changes_a_worker_without_replacing_it_and_a_request_outlasts_its_next_
     let worker = stage.worker(URL);
     let model = |name: &str| {
         let mut listed = pod(URL, "1");
-        listed.spec.model = Some(name.to_owned());
+        Arc::make_mut(&mut listed.spec).model = Some(name.to_owned());
         listed
     };
     stage.list(PODS, &[model("a")]);

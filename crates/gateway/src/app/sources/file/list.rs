@@ -129,7 +129,8 @@ mod tests {
 
     fn workers(text: &str) -> Vec<WorkerSpec> {
         let listed = parse(text, Some(&Secret::from("default".to_owned())));
-        listed.unwrap().into_iter().map(|it| it.spec).collect()
+        let specs = listed.unwrap().into_iter().map(|it| it.spec);
+        specs.map(std::sync::Arc::unwrap_or_clone).collect()
     }
 
     fn problems(text: &str) -> Vec<String> {

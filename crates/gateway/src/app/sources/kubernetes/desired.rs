@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::misfit::Misfit;
 use super::pod::Pod;
@@ -20,10 +21,78 @@ const TRANSFER_GROUP: &str = "transfer_group";
 /// The workers that pods mean.
 #[derive(Debug, Default)]
 pub(super) struct Desired {
-    /// By namespace and name of their pods.
+    /// Those that are new are by namespace and name of their pods.
     pub(super) workers: Vec<Listed>,
-    /// Pods whose annotations cannot be followed, and why.
+    /// Pods that cannot be followed, and why.
     pub(super) misfits: BTreeMap<String, Misfit>,
+    /// By the uid of pods. Of hundreds of pods, few change at a time.
+    made: HashMap<String, Made>,
+}
+
+/// What was made of a pod.
+#[derive(Debug)]
+struct Made {
+    pod: Arc<Pod>,
+    place: Place,
+    workers: Result<Vec<Listed>, Misfit>,
+}
+
+/// What a pod is to which group, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    group: usize,
+    role: Role,
+}
+
+/// A pod that can serve, and where.
+struct Chosen<'a> {
+    pod: &'a Arc<Pod>,
+    place: Place,
+}
+
+impl Desired {
+    /// Makes them those of the pods of each namespace that is followed. A pod that is not ready is
+    /// listed so: it stays if it is known.
+    pub(super) fn update(&mut self, pods: &BTreeMap<Namespace, Pods>, rules: &Rules) {
+        let gateways = gateways(pods, rules);
+        let mut chosen = chosen(pods, rules);
+        chosen.retain(|it| {
+            let controller = it.pod.controller.as_deref();
+            !gateways.contains(&*it.pod.uid)
+                && controller.is_none_or(|controller| !gateways.contains(controller))
+        });
+        let mut before = std::mem::take(&mut self.made);
+        self.made.reserve(chosen.len());
+        let (mut workers, mut fresh) = (Vec::with_capacity(chosen.len()), Vec::new());
+        self.misfits.clear();
+        for it in chosen {
+            match before.remove_entry(&it.pod.uid) {
+                Some((uid, made)) if made.is_of(&it) => self.keep(uid, made, &mut workers),
+                _ => fresh.push(it),
+            }
+        }
+        fresh.sort_unstable_by_key(|it| (&it.pod.namespace, &it.pod.name));
+        for it in fresh {
+            let made = Made::new(&it, rules);
+            self.keep(it.pod.uid.clone(), made, &mut workers);
+        }
+        self.workers = newest_of_each_url(workers);
+    }
+
+    fn keep(&mut self, uid: String, made: Made, workers: &mut Vec<Found>) {
+        let created = made.pod.created;
+        match &made.workers {
+            Ok(of_pod) => workers.extend(of_pod.iter().map(|listed| Found {
+                created,
+                listed: listed.clone(),
+            })),
+            Err(why) => {
+                let name = format!("{}/{}", made.pod.namespace, made.pod.name);
+                self.misfits.insert(name, why.clone());
+            }
+        }
+        self.made.insert(uid, made);
+    }
 }
 
 /// A worker, and what decides between several at one URL.
@@ -32,49 +101,41 @@ struct Found {
     listed: Listed,
 }
 
-/// A pod, and what it is to its group.
-struct Chosen<'a> {
-    pod: &'a Pod,
-    group: &'a GroupSection,
-    role: Role,
+impl Found {
+    /// The identity keeps two of the same age apart.
+    fn age(&self) -> (i64, Option<&str>) {
+        (self.created, self.listed.identity.as_deref())
+    }
 }
 
-impl Desired {
-    /// The workers among the pods of each namespace that is followed. A pod that is not ready is
-    /// listed so: it stays if it is known.
-    pub(super) fn new(pods: &BTreeMap<Namespace, Pods>, rules: &Rules) -> Self {
-        let gateways = gateways(pods, rules);
-        let mut chosen = chosen(pods, rules);
-        chosen.retain(|it| {
-            let controller = it.pod.controller.as_deref();
-            !gateways.contains(&*it.pod.uid)
-                && controller.is_none_or(|controller| !gateways.contains(controller))
-        });
-        chosen.sort_unstable_by_key(|it| (&it.pod.namespace, &it.pod.name, &it.pod.uid));
-        let (mut found, mut misfits) = (Vec::new(), BTreeMap::new());
-        for it in chosen {
-            match workers_of(&it, rules) {
-                Ok(workers) => found.extend(workers),
-                Err(why) => {
-                    misfits.insert(format!("{}/{}", it.pod.namespace, it.pod.name), why);
-                }
-            }
+impl Made {
+    fn new(chosen: &Chosen<'_>, rules: &Rules) -> Self {
+        let group = rules.options.groups.get(chosen.place.group);
+        let workers = group.map(|group| workers_of(chosen, group, rules));
+        Self {
+            pod: Arc::clone(chosen.pod),
+            place: chosen.place,
+            workers: workers.unwrap_or_else(|| Ok(Vec::new())),
         }
-        let workers = newest_of_each_url(found);
-        Self { workers, misfits }
+    }
+
+    fn is_of(&self, chosen: &Chosen<'_>) -> bool {
+        Arc::ptr_eq(&self.pod, chosen.pod) && self.place == chosen.place
     }
 }
 
 /// The pods that can serve, each by the first group that selects it.
-fn chosen<'a>(pods: &'a BTreeMap<Namespace, Pods>, rules: &'a Rules) -> Vec<Chosen<'a>> {
+fn chosen<'a>(pods: &'a BTreeMap<Namespace, Pods>, rules: &Rules) -> Vec<Chosen<'a>> {
     let all = pods.values().flat_map(Pods::iter);
     // Several objects may stand for a pod, and one of them may be late.
     let ending: HashSet<&str> = all
         .filter(|pod| pod.terminates)
         .map(|pod| &*pod.uid)
         .collect();
-    let mut chosen: HashMap<&str, Chosen<'a>> = HashMap::new();
-    for group in &rules.options.groups {
+    let count = pods.values().flat_map(Pods::iter).count();
+    let mut chosen: Vec<Chosen<'a>> = Vec::with_capacity(count);
+    let mut at: HashMap<&str, usize> = HashMap::with_capacity(count);
+    for (number, group) in rules.options.groups.iter().enumerate() {
         let namespace = Namespace(group.namespace.clone());
         let known = pods.get(&namespace).into_iter().flat_map(Pods::iter);
         let serving = known.filter(|pod| pod.runs && !pod.only_encodes && pod.ip.is_some());
@@ -82,14 +143,21 @@ fn chosen<'a>(pods: &'a BTreeMap<Namespace, Pods>, rules: &'a Rules) -> Vec<Chos
             let Some(role) = role(group, pod) else {
                 continue;
             };
-            let new = Chosen { pod, group, role };
-            let known = chosen.entry(&pod.uid).or_insert(new);
-            if std::ptr::eq(known.group, group) && rank(pod) < rank(known.pod) {
-                *known = Chosen { pod, group, role };
+            let place = Place {
+                group: number,
+                role,
+            };
+            let index = *at.entry(&pod.uid).or_insert(chosen.len());
+            match chosen.get_mut(index) {
+                None => chosen.push(Chosen { pod, place }),
+                Some(known) if known.place.group == number && rank(pod) < rank(known.pod) => {
+                    *known = Chosen { pod, place };
+                }
+                Some(_) => {}
             }
         }
     }
-    chosen.into_values().collect()
+    chosen
 }
 
 /// Which of several descriptions of a pod counts: the least. A service may list a pod by two
@@ -101,10 +169,18 @@ fn rank(pod: &Pod) -> impl Ord {
 /// The gateway's own pod, and what controls it: its other replicas are no workers either.
 fn gateways<'a>(pods: &'a BTreeMap<Namespace, Pods>, rules: &Rules) -> HashSet<&'a str> {
     let own_ports = &rules.options.own_ports;
-    let is_own = |pod: &&Pod| {
-        let ports = |group| ports(pod, group).unwrap_or_default();
-        let mut ports = rules.options.groups.iter().flat_map(ports);
-        pod.is_local && ports.any(|port| own_ports.contains(&port))
+    let serves_there = |pod: &Pod, group: &GroupSection| match &group.port {
+        PodPort::Number(port) if !pod.annotations.contains_key(WORKER_PORTS) => {
+            own_ports.contains(port)
+        }
+        _ => {
+            let ports = ports(pod, group).unwrap_or_default();
+            ports.iter().any(|port| own_ports.contains(port))
+        }
+    };
+    let is_own = |pod: &&Arc<Pod>| {
+        let mut groups = rules.options.groups.iter();
+        pod.is_local && groups.any(|group| serves_there(pod, group))
     };
     let own = pods.values().flat_map(Pods::iter).filter(is_own);
     own.flat_map(|pod| [Some(&*pod.uid), pod.controller.as_deref()])
@@ -112,8 +188,12 @@ fn gateways<'a>(pods: &'a BTreeMap<Namespace, Pods>, rules: &Rules) -> HashSet<&
         .collect()
 }
 
-fn workers_of(chosen: &Chosen<'_>, rules: &Rules) -> Result<Vec<Found>, Misfit> {
-    let Chosen { pod, group, role } = *chosen;
+fn workers_of(
+    chosen: &Chosen<'_>,
+    group: &GroupSection,
+    rules: &Rules,
+) -> Result<Vec<Listed>, Misfit> {
+    let (pod, role) = (chosen.pod, chosen.place.role);
     let Some(ip) = pod.ip else {
         return Ok(Vec::new());
     };
@@ -133,36 +213,31 @@ fn workers_of(chosen: &Chosen<'_>, rules: &Rules) -> Result<Vec<Found>, Misfit> 
             labels: labels(pod),
             ..WorkerSpec::new(url(scheme, ip, *port)?)
         };
-        let listed = Listed {
-            spec,
-            identity: Some(pod.uid.clone()),
+        Ok(Listed {
+            spec: Arc::new(spec),
+            identity: Some(pod.uid.as_str().into()),
             ready: pod.ready,
-        };
-        let created = pod.created;
-        Ok(Found { created, listed })
+        })
     });
     workers.collect()
 }
 
-/// An address is used again when its pod has ended: the newest one has it.
+/// An address is used again when its pod has ended: the newest one has it, by the time of its
+/// creation.
 fn newest_of_each_url(found: Vec<Found>) -> Vec<Listed> {
-    let mut newest: HashMap<WorkerUrl, i64> = HashMap::new();
-    for it in &found {
-        let created = newest
-            .entry(it.listed.spec.url.clone())
-            .or_insert(it.created);
-        *created = it.created.max(*created);
-    }
-    let mut found = found;
-    // Removing it keeps the second one of the same age out.
-    found.retain(|it| match newest.get(&it.listed.spec.url) {
-        Some(created) if *created == it.created => {
-            newest.remove(&it.listed.spec.url);
-            true
+    let mut newest: HashMap<&WorkerUrl, usize> = HashMap::with_capacity(found.len());
+    let mut older = Vec::new();
+    for (at, it) in found.iter().enumerate() {
+        let known = newest.entry(&it.listed.spec.url).or_insert(at);
+        if let Some(other) = found.get(*known).filter(|_| *known != at) {
+            let is_newer = it.age() > other.age();
+            older.push(if is_newer { *known } else { at });
+            *known = if is_newer { at } else { *known };
         }
-        _ => false,
-    });
-    found.into_iter().map(|it| it.listed).collect()
+    }
+    let found = found.into_iter().enumerate();
+    let found = found.filter(|(at, _)| !older.contains(at));
+    found.map(|(_, it)| it.listed).collect()
 }
 
 fn ports(pod: &Pod, group: &GroupSection) -> Result<Vec<u16>, Misfit> {

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::desired::Desired;
-use super::misfit::Misfit;
 use super::pods::{Heard, Pods};
 use super::rules::{Namespace, Rules};
 use super::trouble::{Target, Trouble};
@@ -31,8 +30,7 @@ pub(super) struct Follower {
     /// By the namespace that is watched.
     pods: BTreeMap<Namespace, Pods>,
     watches: BTreeMap<Namespace, WatchState>,
-    /// Pods that cannot be followed, and why.
-    misfits: BTreeMap<String, Misfit>,
+    desired: Desired,
 }
 
 /// How a watch is doing.
@@ -58,7 +56,7 @@ impl Follower {
             rules,
             registry: Arc::clone(registry),
             timing,
-            misfits: BTreeMap::new(),
+            desired: Desired::default(),
         }
     }
 
@@ -82,7 +80,7 @@ impl Follower {
             };
             watches.spawn(watch.run(connect.clone()));
         }
-        let mut due: Option<Instant> = None;
+        let (mut due, mut earliest): (Option<Instant>, _) = (None, Instant::now());
         loop {
             tokio::select! {
                 report = heard.recv() => {
@@ -90,7 +88,8 @@ impl Follower {
                     match self.hear(&namespace, report) {
                         Heard::Nothing => {}
                         Heard::Change => {
-                            due.get_or_insert_with(|| Instant::now() + self.timing.burst);
+                            let soon = Instant::now() + self.timing.burst;
+                            due.get_or_insert(soon.max(earliest));
                         }
                         Heard::List => {
                             self.succeed(&namespace);
@@ -102,6 +101,7 @@ impl Follower {
                 () = at(due) => {
                     self.reconcile();
                     due = None;
+                    earliest = Instant::now() + self.timing.pause;
                 }
             }
         }
@@ -122,14 +122,14 @@ impl Follower {
 
     /// Has the registry follow what is known.
     fn reconcile(&mut self) {
-        let desired = Desired::new(&self.pods, &self.rules);
-        for (pod, why) in &desired.misfits {
-            if self.misfits.get(pod) != Some(why) {
+        let before = self.desired.misfits.clone();
+        self.desired.update(&self.pods, &self.rules);
+        for (pod, why) in &self.desired.misfits {
+            if before.get(pod) != Some(why) {
                 warn!(pod, %why, "this pod is no worker: its annotations or ports are wrong");
             }
         }
-        self.misfits = desired.misfits;
-        if let Err(error) = self.registry.reconcile(SOURCE, &desired.workers) {
+        if let Err(error) = self.registry.reconcile(SOURCE, &self.desired.workers) {
             debug!(%error, "pods are not followed any longer");
         }
     }

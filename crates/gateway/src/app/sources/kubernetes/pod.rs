@@ -1,18 +1,89 @@
 //! What matters of a pod.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
 
-use kube::core::{Object, ObjectMeta};
-use serde::Deserialize;
+use k8s_openapi::api::core::v1::Pod as FullPod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
+use kube::Resource;
+use kube::core::ObjectMeta;
+use serde::{Deserialize, Deserializer};
 
 /// A pod as the API server sends it, as far as it is read: what is left out cannot fail to be
-/// understood.
-pub(super) type PodObject = Object<PodSpec, PodStatus>;
+/// understood, and takes no time.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct PodObject {
+    #[serde(deserialize_with = "read_metadata")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: PodSpec,
+    status: Option<PodStatus>,
+}
+
+impl Resource for PodObject {
+    type DynamicType = ();
+    type Scope = <FullPod as Resource>::Scope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        FullPod::kind(&())
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        FullPod::group(&())
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        FullPod::version(&())
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        FullPod::plural(&())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+/// The metadata that matter. Those of fields that are managed would be half of a pod.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    annotations: Option<BTreeMap<String, String>>,
+    creation_timestamp: Option<Time>,
+    deletion_timestamp: Option<Time>,
+    labels: Option<BTreeMap<String, String>>,
+    name: Option<String>,
+    namespace: Option<String>,
+    owner_references: Option<Vec<OwnerReference>>,
+    resource_version: Option<String>,
+    uid: Option<String>,
+}
+
+fn read_metadata<'de, D: Deserializer<'de>>(from: D) -> Result<ObjectMeta, D::Error> {
+    let read = Metadata::deserialize(from)?;
+    Ok(ObjectMeta {
+        annotations: read.annotations,
+        creation_timestamp: read.creation_timestamp,
+        deletion_timestamp: read.deletion_timestamp,
+        labels: read.labels,
+        name: read.name,
+        namespace: read.namespace,
+        owner_references: read.owner_references,
+        resource_version: read.resource_version,
+        uid: read.uid,
+        ..ObjectMeta::default()
+    })
+}
 
 /// How it was started.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub(super) struct PodSpec {
+struct PodSpec {
     containers: Option<Vec<Container>>,
 }
 
@@ -33,7 +104,7 @@ struct ContainerPort {
 /// What became of it.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct PodStatus {
+struct PodStatus {
     phase: Option<String>,
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,

@@ -1,6 +1,7 @@
 //! The pods that are known, by what the API server sends.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
@@ -15,8 +16,8 @@ pub(super) struct Known {
     uid: String,
     /// Rises with every change.
     version: u64,
-    /// The pods that it stands for.
-    pods: Vec<Pod>,
+    /// The pods that it stands for. The same ones for as long as nothing of them changes.
+    pods: Vec<Arc<Pod>>,
 }
 
 /// What the API server sends.
@@ -65,7 +66,13 @@ impl Pods {
                 Heard::Nothing
             }
             Update::Complete => {
+                let mut before = std::mem::take(&mut self.known);
                 self.known = self.listing.take().unwrap_or_default();
+                for (uid, known) in &mut self.known {
+                    if let Some(before) = before.remove(uid) {
+                        known.keep(before.pods);
+                    }
+                }
                 self.gone.clear();
                 Heard::List
             }
@@ -74,7 +81,7 @@ impl Pods {
         }
     }
 
-    fn apply(&mut self, new: Known) -> Heard {
+    fn apply(&mut self, mut new: Known) -> Heard {
         let uid = &new.uid;
         let known = self.known.get(uid);
         let version = known
@@ -84,8 +91,9 @@ impl Pods {
             return Heard::Nothing;
         }
         // Most changes of a pod's status are none to a worker.
-        let same = known.is_some_and(|known| known.pods == new.pods);
-        self.known.insert(uid.clone(), new);
+        let before = known.map(|known| known.pods.clone());
+        let same = before.is_some_and(|before| new.keep(before));
+        self.known.insert(new.uid.clone(), new);
         if same { Heard::Nothing } else { Heard::Change }
     }
 
@@ -105,7 +113,7 @@ impl Pods {
         }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Pod> + Clone {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Pod>> + Clone {
         self.known.values().flat_map(|known| &known.pods)
     }
 }
@@ -117,8 +125,17 @@ impl Known {
         Self {
             uid: uid.unwrap_or_default(),
             version: version.unwrap_or(0),
-            pods,
+            pods: pods.into_iter().map(Arc::new).collect(),
         }
+    }
+
+    /// Takes the pods as they were if they are the same; returns whether they are.
+    fn keep(&mut self, before: Vec<Arc<Pod>>) -> bool {
+        let same = self.pods == before;
+        if same {
+            self.pods = before;
+        }
+        same
     }
 }
 

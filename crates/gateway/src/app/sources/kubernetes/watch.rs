@@ -6,9 +6,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::Pod as FullPod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::core::ApiResource;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{Config, DefaultBackoff, watcher};
 use kube::{Api, Client, Resource};
@@ -36,8 +34,10 @@ pub(super) struct Timing {
     pub(super) watch_secs: u32,
     /// Time between lists: no event may have been lost for longer.
     pub(super) list_again: Duration,
-    /// Events are collected for so long.
+    /// Events of one moment are collected for so long.
     pub(super) burst: Duration,
+    /// Time from one reconciliation to the next, while pods go on changing.
+    pub(super) pause: Duration,
 }
 
 impl Default for Timing {
@@ -45,7 +45,8 @@ impl Default for Timing {
         Self {
             watch_secs: 20,
             list_again: Duration::from_mins(2),
-            burst: Duration::from_millis(50),
+            burst: Duration::from_millis(5),
+            pause: Duration::from_millis(95),
         }
     }
 }
@@ -120,10 +121,9 @@ impl Watch {
         let client = client.clone();
         match self.target.by {
             DiscoveryBy::Pods => {
-                let resource = ApiResource::erase::<FullPod>(&());
                 let api: Api<PodObject> = match &self.target.namespace.0 {
-                    Some(namespace) => Api::namespaced_with(client, namespace, &resource),
-                    None => Api::all_with(client, &resource),
+                    Some(namespace) => Api::namespaced(client, namespace),
+                    None => Api::all(client),
                 };
                 self.take_in(api).await
             }

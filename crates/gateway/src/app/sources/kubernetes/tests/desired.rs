@@ -1,12 +1,15 @@
 //! Which workers a set of pods means.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::super::desired::Desired;
 use super::super::pod::PodObject;
 use super::super::pods::{Pods, Update};
-use super::super::rules::Namespace;
+use super::super::rules::{Namespace, Rules};
 use super::{pod, rules, set_ready};
 use crate::fleet::{Listed, Role};
 
@@ -16,18 +19,28 @@ fn read(pod: &Value) -> PodObject {
     serde_json::from_value(pod.clone()).unwrap()
 }
 
-fn desired(options: Value, pods: &[Value]) -> Desired {
-    let rules = rules(options);
-    let followed = rules.namespaces().into_iter().map(|namespace| {
-        let mut known = Pods::default();
+/// Every namespace that is followed has listed these.
+fn list(known: &mut BTreeMap<Namespace, Pods>, pods: &[Value]) {
+    for known in known.values_mut() {
         known.hear(Update::Begin);
-        for update in pods.iter().map(|it| Update::Listed(read(it).into())) {
-            known.hear(update);
+        for pod in pods {
+            known.hear(Update::Listed(read(pod).into()));
         }
         known.hear(Update::Complete);
-        (namespace, known)
-    });
-    Desired::new(&followed.collect(), &rules)
+    }
+}
+
+fn followed(rules: &Rules) -> BTreeMap<Namespace, Pods> {
+    let namespaces = rules.namespaces().into_iter();
+    namespaces.map(|it| (it, Pods::default())).collect()
+}
+
+fn desired(options: Value, pods: &[Value]) -> Desired {
+    let rules = rules(options);
+    let (mut desired, mut known) = (Desired::default(), followed(&rules));
+    list(&mut known, pods);
+    desired.update(&known, &rules);
+    desired
 }
 
 fn one_selector(pods: &[Value]) -> Desired {
@@ -304,7 +317,49 @@ fn server_matches(selector: &str, labels: &Value) -> bool {
     super::api_server::matches(selector, labels)
 }
 
+#[test]
+fn worker_of_a_pod_that_has_not_changed_is_made_once() {
+    let rules = rules(json!({"selector": {"app": "engine"}}));
+    let mut pods = [
+        pod("a", "10.0.0.1", &REGULAR),
+        pod("b", "10.0.0.2", &REGULAR),
+    ];
+    let (mut desired, mut known) = (Desired::default(), followed(&rules));
+    list(&mut known, &pods);
+    desired.update(&known, &rules);
+    let before = desired.workers.clone();
+    set_ready(&mut pods[1], false);
+    list(&mut known, &pods);
+    desired.update(&known, &rules);
+    let same = |at: usize| Arc::ptr_eq(&before[at].spec, &desired.workers[at].spec);
+    assert_eq!([same(0), same(1)], [true, false]);
+}
+
 proptest! {
+    #[test]
+    fn what_was_made_before_does_not_matter(
+        lists in prop::collection::vec(prop::collection::vec(any_pod(), 0..9), 1..5),
+        decode in prop::collection::btree_map("[abc]", "[12]", 1..3),
+    ) {
+        let options = json!({"service_discovery_groups": [
+            {"selector": {"a": "1"}, "port": 7}, {"selector": {"a": "2"}, "decode_selector": decode},
+        ]});
+        let rules = rules(options.clone());
+        let (mut kept, mut known) = (Desired::default(), followed(&rules));
+        for pods in lists {
+            list(&mut known, &pods);
+            kept.update(&known, &rules);
+            let fresh = desired(options.clone(), &pods);
+            let by_url = |desired: &Desired| {
+                let workers = desired.workers.iter().cloned();
+                let by_url: BTreeMap<_, _> = workers.map(|it| (it.spec.url.to_string(), it)).collect();
+                by_url
+            };
+            prop_assert_eq!(by_url(&kept), by_url(&fresh));
+            prop_assert_eq!(&kept.misfits, &fresh.misfits);
+        }
+    }
+
     #[test]
     fn every_worker_is_an_eligible_pod_and_every_url_is_listed_once(
         pods in prop::collection::vec(any_pod(), 0..12),
@@ -321,7 +376,7 @@ proptest! {
         let filter = rules(options).label_selector(&Namespace(None));
         for worker in &found.workers {
             let uid = worker.identity.clone().unwrap();
-            let of = |pod: &&Value| pod["metadata"]["uid"] == uid.as_str();
+            let of = |pod: &&Value| pod["metadata"]["uid"] == *uid;
             let pods: Vec<_> = pods.iter().filter(of).collect();
             let fits = |pod: &&Value| {
                 pod["status"]["phase"] == "Running" && pod["metadata"]["deletionTimestamp"].is_null()
@@ -339,7 +394,7 @@ proptest! {
     #[test]
     fn order_of_pods_does_not_matter(pods in prop::collection::vec(any_pod(), 0..12)) {
         // Of one uid there is one pod.
-        let by_uid: std::collections::BTreeMap<_, _> =
+        let by_uid: BTreeMap<_, _> =
             pods.into_iter().map(|pod| (pod["metadata"]["uid"].to_string(), pod)).collect();
         let mut pods: Vec<_> = by_uid.into_values().collect();
         let options = json!({"selector": {"a": "1"}});

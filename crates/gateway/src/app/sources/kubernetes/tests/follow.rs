@@ -225,3 +225,23 @@ async fn list_that_takes_long_changes_nothing_until_it_is_complete() {
         .until(&[(A, "uid-a regular"), (B, "uid-b regular")])
         .await;
 }
+
+#[tokio::test]
+async fn changes_without_end_are_followed_at_intervals_and_a_single_one_at_once() {
+    let timing = Timing {
+        pause: Duration::from_millis(300),
+        ..TIMING
+    };
+    let stage = Stage::new(timing).await;
+    stage.api.put(pod("a", "10.0.0.1", &ENGINE));
+    stage.until(&[(A, "uid-a regular")]).await;
+    // The list has been followed at once; this is the first change, and the second one waits.
+    let begun = Instant::now();
+    stage.api.put(pod("b", "10.0.0.2", &ENGINE));
+    stage
+        .until(&[(A, "uid-a regular"), (B, "uid-b regular")])
+        .await;
+    stage.api.delete("b");
+    stage.until(&[(A, "uid-a regular")]).await;
+    assert!(begun.elapsed() >= timing.pause);
+}

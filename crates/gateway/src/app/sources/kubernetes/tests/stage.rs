@@ -28,6 +28,7 @@ pub(super) const TIMING: Timing = Timing {
     watch_secs: 1,
     list_again: Duration::from_mins(1),
     burst: Duration::from_millis(5),
+    pause: Duration::ZERO,
 };
 
 pub(super) struct Stage {
