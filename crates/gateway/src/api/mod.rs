@@ -12,6 +12,7 @@ mod extract;
 mod info;
 mod models;
 mod not_carried;
+mod port;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 mod route_table;
@@ -24,20 +25,12 @@ mod workers;
 use crate::config::{EngineControl, FleetPage, ServerSection};
 
 pub(crate) use cors::Cors;
+pub(crate) use port::Port;
 pub(crate) use route_table::{Entry, RouteTable, Target};
 pub use routes::Route;
 pub(crate) use routes::Routes;
 pub(crate) use state::{ApiState, Caller};
 pub(crate) use workers::{has_worker_field, read_worker};
-
-/// Where a client's connection comes in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Port {
-    /// The gateway's own.
-    Main,
-    /// That of metrics.
-    Metrics,
-}
 
 /// The routes that axum serves at a port.
 pub(crate) fn routes(port: Port, options: &ServerSection) -> Routes {

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use http::Method;
 use matchit::{InsertError, Router};
 
-use super::Port;
+use super::port::Port;
 use super::routes::Route;
 use crate::auth::Access;
 use crate::endpoint::{INFERENCE, Inference, Vendor};

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
+use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::snapshot;
 use crate::api::shared_answer::SharedAnswer;
-use crate::api::state::ApiState;
 use crate::error::Error;
+use crate::upstream::ControlClient;
 
 /// Viewers at a time.
 const MOST_VIEWERS: usize = 8;
@@ -23,6 +23,13 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// What an event of data begins and ends with.
 const BEGIN: &str = "data: ";
 const END: &str = "\n\n";
+
+/// How many snapshots have been built, this one included.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Number(u64);
+
+/// What is written of the fleet, at the end of a buffer.
+pub(super) type Write = Arc<dyn Fn(Number, &mut Vec<u8>) + Send + Sync>;
 
 /// Snapshots of the fleet for all that look at it.
 #[derive(Debug, Default)]
@@ -51,11 +58,15 @@ pub(super) struct Viewer {
 }
 
 impl Feed {
-    /// Adds a viewer; the first one has the building begin.
+    /// Adds a viewer; the first one has the building begin, by a task of the control thread.
     ///
     /// # Errors
     /// [`Error::TooManyViewers`].
-    pub(super) fn join(self: &Arc<Self>, state: &ApiState) -> Result<Viewer, Error> {
+    pub(super) fn join(
+        self: &Arc<Self>,
+        control: &ControlClient,
+        write: &Write,
+    ) -> Result<Viewer, Error> {
         let mut viewers = self.viewers();
         if viewers.count == MOST_VIEWERS {
             return Err(Error::TooManyViewers(MOST_VIEWERS));
@@ -63,7 +74,7 @@ impl Feed {
         viewers.count += 1;
         if viewers.building.is_none() {
             self.latest.send_replace(None);
-            let building = state.client.spawn(build_snapshots(state.clone()));
+            let building = control.spawn(build_snapshots(Arc::clone(self), Arc::clone(write)));
             viewers.building = Some(AbortOnDropHandle::new(building));
         }
         let mut latest = self.latest.subscribe();
@@ -76,13 +87,17 @@ impl Feed {
 
     /// The snapshot that viewers have, or one that is built for this client and others that ask
     /// now. `None` when the gateway stops meanwhile.
-    pub(super) async fn json(&self, state: &ApiState) -> Option<Bytes> {
+    pub(super) async fn json(
+        self: &Arc<Self>,
+        control: &ControlClient,
+        write: &Write,
+    ) -> Option<Bytes> {
         let event = if let Some(event) = self.shown() {
             event
         } else {
-            let (client, state) = (state.client.clone(), state.clone());
-            let build = async move { state.feed.build(&state) };
-            let building = async move { client.spawn(build).await.ok() };
+            let (control, feed, write) = (control.clone(), Arc::clone(self), Arc::clone(write));
+            let build = async move { feed.build(&write) };
+            let building = async move { control.spawn(build).await.ok() };
             self.asked.get(building).await??
         };
         Some(event.slice(BEGIN.len()..event.len() - END.len()))
@@ -96,10 +111,10 @@ impl Feed {
     }
 
     /// A snapshot, as an event.
-    fn build(&self, state: &ApiState) -> Bytes {
-        let number = self.built.fetch_add(1, Relaxed) + 1;
+    fn build(&self, write: &Write) -> Bytes {
+        let number = Number(self.built.fetch_add(1, Relaxed) + 1);
         let mut event = Vec::from(BEGIN);
-        snapshot::write(state, snapshot::Number(number), &mut event);
+        write(number, &mut event);
         event.extend_from_slice(END.as_bytes());
         event.into()
     }
@@ -109,13 +124,12 @@ impl Feed {
     }
 }
 
-async fn build_snapshots(state: ApiState) {
+async fn build_snapshots(feed: Arc<Feed>, write: Write) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let event = state.feed.build(&state);
-        state.feed.latest.send_replace(Some(event));
+        feed.latest.send_replace(Some(feed.build(&write)));
     }
 }
 

@@ -1,5 +1,6 @@
 //! The page, the stream of snapshots that it reads, and one snapshot for scripts.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
@@ -12,7 +13,8 @@ use http::{HeaderName, header};
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::page;
+use super::feed::Write;
+use super::{page, snapshot};
 use crate::api::routes::Routes;
 use crate::api::state::{ApiState, Caller};
 use crate::auth::Access;
@@ -30,7 +32,7 @@ const NOT_SNIFFED: (HeaderName, &str) = (header::X_CONTENT_TYPE_OPTIONS, "nosnif
 pub(crate) fn routes() -> Routes {
     Routes::default()
         .get("/debug/fleet", Access::Info, page)
-        .get("/debug/fleet.json", Access::Control, snapshot)
+        .get("/debug/fleet.json", Access::Control, one_snapshot)
         .get("/debug/fleet/stream", Access::Control, stream_snapshots)
 }
 
@@ -42,8 +44,9 @@ async fn page() -> Response {
 }
 
 /// The fleet now, or a moment ago: clients that ask at about the same time get the same one.
-async fn snapshot(State(state): State<ApiState>) -> Result<Response, Error> {
-    let json = state.feed.json(&state).await;
+async fn one_snapshot(State(state): State<ApiState>) -> Result<Response, Error> {
+    let feed = Arc::clone(&state.feed);
+    let json = feed.json(&state.client, &writing(&state)).await;
     // `None` only when the gateway ends.
     let json = json.ok_or(Error::NoWorkerResponse)?;
     let kind = (header::CONTENT_TYPE, "application/json");
@@ -55,7 +58,7 @@ async fn stream_snapshots(
     State(state): State<ApiState>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Response, Error> {
-    let viewer = state.feed.join(&state)?;
+    let viewer = state.feed.join(&state.client, &writing(&state))?;
     let hello = json!({"role": caller.principal.role()});
     let hello = Bytes::from(format!("event: viewer\ndata: {hello}\n\n"));
     let end = end_of_stream(state.shutdown);
@@ -64,6 +67,11 @@ async fn stream_snapshots(
     let body = Body::from_stream(events.map(Ok::<_, Error>));
     let kind = (header::CONTENT_TYPE, "text/event-stream");
     Ok(([kind, NOT_STORED, NOT_SNIFFED, UNBUFFERED], body).into_response())
+}
+
+fn writing(state: &ApiState) -> Write {
+    let state = state.clone();
+    Arc::new(move |number, buffer: &mut Vec<u8>| snapshot::write(&state, number, buffer))
 }
 
 /// Waits until a stream that begins now has had its time, or the gateway stops.

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::feed::Number;
 use crate::api::debug;
 use crate::api::state::ApiState;
 use crate::balancer::PoolSummary;
@@ -12,10 +13,6 @@ use crate::fleet::Worker;
 
 /// Decisions shown.
 const DECISIONS: usize = 12;
-
-/// How many snapshots have been built, this one included.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(super) struct Number(pub(super) u64);
 
 #[derive(Serialize)]
 struct Snapshot<'a> {

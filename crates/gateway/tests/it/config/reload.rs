@@ -251,7 +251,10 @@ async fn keys_change_at_the_metrics_port_as_well() {
     let asked = |key| status(metrics, "GET /debug/fleet.json", key);
     assert_eq!((asked("first").await, asked("second").await), (200, 401));
     file.replace(&text("second"));
-    assert_eq!(status(gateway.gateway.addr(), "POST /reload", "first").await, 200);
+    assert_eq!(
+        status(gateway.gateway.addr(), "POST /reload", "first").await,
+        200
+    );
     assert_eq!((asked("first").await, asked("second").await), (401, 200));
 }
 
