@@ -39,7 +39,7 @@ KUBERNETES_DIR ?= $(CURDIR)/.kubernetes
 OPERATIONS ?= 1000
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(BUILT) ## simulated workers, a gateway, some load, a table; DEMO_ARGS="--workers 8 --exit"
 	$(BIN)/python -m sgl_model_gateway demo $(DEMO_ARGS)

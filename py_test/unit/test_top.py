@@ -285,12 +285,13 @@ def test_in_a_terminal_the_fleet_is_drawn_again_and_again_and_the_screen_comes_b
             if select.select([ours], [], [], 1)[0]:
                 output += os.read(ours, 65536).decode()
         process.send_signal(2)
-        assert process.wait(timeout=10) == 0
-        while select.select([ours], [], [], 0)[0]:
+        # A terminal that is not read from would hold up what it still writes.
+        while select.select([ours], [], [], 10)[0]:
             try:
                 output += os.read(ours, 65536).decode()
-            except OSError:
+            except OSError:  # the other end is closed
                 break
+        assert process.wait(timeout=10) == 0
     os.close(ours)
     assert output.startswith("\x1b[?1049h") and output.endswith("\x1b[?25h\x1b[?1049l")
     assert "\x1b[32m" in output
