@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion};
-use routing::{Candidate, Candidates, Lease, Params, Policy, PolicyKind, Prompt, Request};
+use routing::{Candidate, Candidates, Lease, Load, Params, Policy, PolicyKind, Prompt, Request};
 
 const WORKERS: [usize; 3] = [8, 100, 1_000];
 /// Distinct prompts, which recur; at 32 kB they are a million blocks of 64 bytes.
@@ -24,6 +24,9 @@ fn fleet(size: usize) -> (Vec<Candidate>, Vec<Lease>) {
         load: Arc::default(),
     };
     let all: Vec<_> = (0..size).map(candidate).collect();
+    for worker in &all {
+        learn_costs(&worker.load);
+    }
     let busy = |worker: &Candidate| {
         (0..worker.slot % 5)
             .map(|_| worker.load.lease(500))
@@ -32,6 +35,22 @@ fn fleet(size: usize) -> (Vec<Candidate>, Vec<Lease>) {
     let leases = all.iter().flat_map(|worker| -> Vec<_> { busy(worker) });
     let leases = leases.collect();
     (all, leases)
+}
+
+/// Lets a worker's load learn that prefill holds up decode there, so that decisions reckon with it.
+fn learn_costs(load: &Arc<Load>) {
+    load.set_kv_capacity(Some(1 << 20));
+    for round in 0..32 {
+        let prompt = 100 + 50 * (round % 7);
+        let others = load.lease(1000 * (round % 5));
+        let mut decoding = load.lease(0);
+        decoding.first_token(Duration::ZERO);
+        drop(others);
+        load.lease(prompt)
+            .first_token(Duration::from_millis(prompt));
+        let tokens = 20 + round % 11;
+        decoding.last_token(Duration::from_millis(10 * tokens + prompt), tokens + 1);
+    }
 }
 
 /// Pseudo-random letters that follow from `seed`.
@@ -60,6 +79,7 @@ fn request<'a>(number: u64, prompt: &'a [u8], key: &'a str) -> Request<'a> {
         routing_key: Some(key),
         now: Duration::from_micros(100 * number),
         seed: number.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        output_tokens: 300,
         ..Request::default()
     }
 }

@@ -69,7 +69,8 @@ impl<'a> Candidates<'a> {
         self.all.iter()
     }
 
-    /// The candidate of lowest cost, ties at random. Costs must be comparable, so never NaN.
+    /// The candidate of lowest cost, ties at random. Costs must be comparable, so never NaN. They are
+    /// asked for once each, in order.
     pub fn cheapest<C: PartialOrd>(
         self,
         rng: &mut SeededRng,

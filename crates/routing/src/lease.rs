@@ -2,15 +2,51 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::service_costs::{DecodeCosts, Decoded, ServiceCosts};
+
+/// What a request will take of a worker, in tokens, as it is known when the worker is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Prompt tokens that the worker has to compute.
+    pub uncached: u64,
+    /// Expected output.
+    pub output: u64,
+}
+
+impl Work {
+    /// Memory that the request takes on average while it runs: what is cached there is in memory
+    /// already, and perhaps in use by others.
+    pub fn kv_tokens(&self) -> u64 {
+        self.uncached.saturating_add(self.output / 2)
+    }
+}
+
+impl From<u64> for Work {
+    /// A prompt of which nothing is cached, without output.
+    fn from(uncached: u64) -> Self {
+        Self {
+            uncached,
+            output: 0,
+        }
+    }
+}
 
 /// The work of one worker for this gateway.
 ///
 /// Only a [`Lease`] changes it, when it is taken, advanced and dropped. It is never reset.
 #[derive(Debug, Default)]
+// A decision reads the counters of every worker: they are in one cache line.
+#[repr(C, align(64))]
 pub struct Load {
     requests: AtomicUsize,
     waiting: AtomicUsize,
     queued_tokens: AtomicU64,
+    kv_tokens: AtomicU64,
+    kv_capacity: AtomicU64,
+    prefilled_tokens: AtomicU64,
+    costs: ServiceCosts,
 }
 
 impl Load {
@@ -29,29 +65,55 @@ impl Load {
         self.queued_tokens.load(Relaxed)
     }
 
+    /// Memory that the requests in flight take, in tokens.
+    pub fn kv_tokens(&self) -> u64 {
+        self.kv_tokens.load(Relaxed)
+    }
+
+    /// Memory of the worker in tokens, if it reports that.
+    pub fn kv_capacity(&self) -> Option<u64> {
+        Some(self.kv_capacity.load(Relaxed)).filter(|capacity| *capacity > 0)
+    }
+
+    /// Sets the worker's memory.
+    pub fn set_kv_capacity(&self, tokens: Option<u64>) {
+        self.kv_capacity.store(tokens.unwrap_or(0), Relaxed);
+    }
+
+    /// What decode costs there, as far as it is known.
+    pub fn decode_costs(&self) -> Option<DecodeCosts> {
+        self.costs.get()
+    }
+
     /// Like [`lease`](Self::lease), but `None` if `most` or more requests are in flight.
-    pub fn lease_below(self: &Arc<Self>, most: usize, uncached_tokens: u64) -> Option<Lease> {
+    pub fn lease_below(self: &Arc<Self>, most: usize, work: impl Into<Work>) -> Option<Lease> {
         let one_more = |requests| (requests < most).then_some(requests + 1);
         self.requests
             .fetch_update(Relaxed, Relaxed, one_more)
             .ok()?;
-        Some(self.counted(uncached_tokens))
+        Some(self.counted(work.into()))
     }
 
-    /// Counts one more request, with its prompt tokens to prefill, until the lease is dropped.
-    pub fn lease(self: &Arc<Self>, uncached_tokens: u64) -> Lease {
+    /// Counts one more request, with its work, until the lease is dropped.
+    pub fn lease(self: &Arc<Self>, work: impl Into<Work>) -> Lease {
         self.requests.fetch_add(1, Relaxed);
-        self.counted(uncached_tokens)
+        self.counted(work.into())
     }
 
     /// A lease for a request that `requests` counts already.
-    fn counted(self: &Arc<Self>, uncached_tokens: u64) -> Lease {
+    fn counted(self: &Arc<Self>, work: Work) -> Lease {
+        let kv = work.kv_tokens();
         self.waiting.fetch_add(1, Relaxed);
-        self.queued_tokens.fetch_add(uncached_tokens, Relaxed);
+        let queued = self.queued_tokens.fetch_add(work.uncached, Relaxed);
+        self.kv_tokens.fetch_add(kv, Relaxed);
         Lease {
             load: Arc::clone(self),
             waits: true,
-            queued: Some(uncached_tokens),
+            queued: Some(work.uncached),
+            uncached: work.uncached,
+            first_in_line: queued == 0,
+            kv,
+            first_at: None,
             until: Until::FirstByte,
         }
     }
@@ -66,7 +128,21 @@ pub struct Lease {
     waits: bool,
     /// Prompt tokens that count.
     queued: Option<u64>,
+    uncached: u64,
+    /// No other prompt was queued when it was taken.
+    first_in_line: bool,
+    /// Memory that it takes.
+    kv: u64,
+    first_at: Option<FirstToken>,
     until: Until,
+}
+
+/// The worker at the first token of a request.
+#[derive(Clone, Copy, Debug)]
+struct FirstToken {
+    waited: Duration,
+    prefilled_tokens: u64,
+    kv_tokens: u64,
 }
 
 /// How long the prompt tokens of a lease count.
@@ -81,12 +157,56 @@ enum Until {
 impl Lease {
     /// Records that the response has begun: the prompt is prefilled, the request now decodes.
     pub fn first_byte(&mut self) {
+        if self.waits {
+            let prefilled = &self.load.prefilled_tokens;
+            prefilled.fetch_add(self.uncached, Relaxed);
+        }
+        self.end_wait();
+    }
+
+    fn end_wait(&mut self) {
         if std::mem::take(&mut self.waits) {
             self.load.waiting.fetch_sub(1, Relaxed);
         }
         if self.until == Until::FirstByte {
             self.release_tokens();
         }
+    }
+
+    /// The same for a response that comes token by token, so long after the lease was taken. What
+    /// it says of the worker's costs is learnt.
+    pub fn first_token(&mut self, waited: Duration) {
+        if self.first_at.is_some() {
+            return;
+        }
+        self.first_byte();
+        let load = &self.load;
+        if self.first_in_line {
+            let tokens = self.uncached as f64;
+            load.costs.observe_prefill(waited.as_secs_f64(), tokens);
+        }
+        self.first_at = Some(FirstToken {
+            waited,
+            prefilled_tokens: load.prefilled_tokens.load(Relaxed),
+            kv_tokens: load.kv_tokens(),
+        });
+    }
+
+    /// The response that came token by token is complete, so long after the lease was taken, and
+    /// had so many in all.
+    pub fn last_token(&mut self, took: Duration, tokens: u64) {
+        let Some(first) = self.first_at.take() else {
+            return;
+        };
+        let load = &self.load;
+        let prefilled = load.prefilled_tokens.load(Relaxed);
+        let contexts = first.kv_tokens.saturating_add(load.kv_tokens());
+        load.costs.observe_decode(Decoded {
+            secs: took.saturating_sub(first.waited).as_secs_f64(),
+            tokens: tokens.saturating_sub(1) as f64,
+            contexts: contexts as f64 / 2.0,
+            prefilled: prefilled.saturating_sub(first.prefilled_tokens) as f64,
+        });
     }
 
     /// The same at a decode worker: the tokens of the prompt count until the request has ended.
@@ -104,8 +224,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.first_byte();
+        self.end_wait();
         self.release_tokens();
+        self.load.kv_tokens.fetch_sub(self.kv, Relaxed);
         self.load.requests.fetch_sub(1, Relaxed);
     }
 }
@@ -146,6 +267,32 @@ mod tests {
     }
 
     #[test]
+    fn memory_of_a_request_is_what_it_computes_and_half_of_its_output() {
+        let load = Arc::new(Load::default());
+        let work = Work {
+            uncached: 100,
+            output: 40,
+        };
+        let mut lease = load.lease(work);
+        lease.first_token(Duration::ZERO);
+        assert_eq!((load.kv_tokens(), load.queued_tokens()), (120, 0));
+        drop(lease);
+        assert_eq!(load.kv_tokens(), 0);
+        assert_eq!(load.kv_capacity(), None);
+        load.set_kv_capacity(Some(5000));
+        assert_eq!(load.kv_capacity(), Some(5000));
+    }
+
+    #[test]
+    fn prompt_whose_request_ends_without_a_byte_was_not_prefilled() {
+        let load = Arc::new(Load::default());
+        drop(load.lease(100));
+        assert_eq!(load.prefilled_tokens.load(Relaxed), 0);
+        load.lease(100).first_byte();
+        assert_eq!(load.prefilled_tokens.load(Relaxed), 100);
+    }
+
+    #[test]
     fn full_worker_gives_no_lease() {
         let load = Arc::new(Load::default());
         let first = load.lease_below(2, 5).unwrap();
@@ -165,7 +312,7 @@ mod tests {
             let mut leases = Vec::new();
             for (tokens, step, index) in steps {
                 match step {
-                    0 => leases.push(load.lease(tokens.into())),
+                    0 => leases.push(load.lease(u64::from(tokens))),
                     1 if !leases.is_empty() => index.get_mut(&mut leases).first_byte(),
                     _ if !leases.is_empty() => drop(leases.swap_remove(index.index(leases.len()))),
                     _ => {}
@@ -174,6 +321,7 @@ mod tests {
             }
             drop(leases);
             prop_assert_eq!(counts(&load), (0, 0, 0));
+            prop_assert_eq!(load.kv_tokens(), 0);
         }
     }
 }

@@ -8,18 +8,21 @@ mod disaggregation;
 mod hash_ring;
 mod lease;
 mod medium;
+mod output_lengths;
 pub mod policy;
 pub mod prefix;
 mod prompt;
 mod request;
 mod resilience;
+mod service_costs;
 mod sticky;
 mod text_ratio;
 
 pub use candidate::{Candidate, Candidates};
 pub use disaggregation::{ConditionalDisaggregation, PairLoad, PrefillPlace};
-pub use lease::{Lease, Load};
+pub use lease::{Lease, Load, Work};
 pub use medium::{Cut, MediaTokens, Medium, MediumKind};
+pub use output_lengths::OutputLengths;
 pub use policy::{
     Branch, CongestionFactor, Params, Pick, Policy, PolicyKind, Ranked, ReplicationDiscount,
 };
@@ -30,4 +33,5 @@ pub use resilience::{
     OutlierReason, Outliers, PairFault, Probe, Retry, RetryBudget, RetryRules, Standing,
     Thresholds, Tier, Trial, Turns, Verdict, Window, is_panicking, ramp,
 };
+pub use service_costs::DecodeCosts;
 pub use text_ratio::{LearntRatio, TextRatio};

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use crate::Prompt;
 
 /// Identifies the client of a request.
@@ -22,6 +24,8 @@ pub struct Request<'a> {
     pub prompt: Prompt<'a>,
     /// The `X-SMG-Routing-Key` header. Requests with equal keys belong together.
     pub routing_key: Option<&'a str>,
+    /// Output tokens that are expected, as far as anything is known.
+    pub output_tokens: u64,
     /// The client, for policies that keep its requests together without a routing key.
     pub client_key: Option<&'a dyn ClientKey>,
     /// Time since some fixed moment, by which state of policies ages.
@@ -34,6 +38,13 @@ impl Request<'_> {
     /// The routing key, unless it is empty.
     pub(crate) fn key(&self) -> Option<&str> {
         self.routing_key.filter(|key| !key.is_empty())
+    }
+
+    /// A hash of that by which replies are expected to be alike: the routing key, or else the client.
+    pub fn output_key(&self) -> Option<u64> {
+        let client = || self.client_key.and_then(ClientKey::bytes);
+        let key = self.key().map(str::as_bytes).or_else(client);
+        key.map(xxh3_64)
     }
 
     /// The random numbers that follow from `seed`.

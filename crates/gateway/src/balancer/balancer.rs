@@ -5,15 +5,15 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, Guard};
-use routing::{Candidates, LearntRatio, Params, PolicyKind, Ranked, Request, TextRatio};
+use routing::{Candidates, Params, PolicyKind, Ranked, Request, TextRatio};
 
 use super::model_names::ModelNames;
 use super::model_policies::{MembersByModel, ModelMember, PolicyInstance};
 use super::pool_summary::{PoolSummary, summarize};
 use super::role_policies::{RoleKinds, RolePolicies};
 use super::select_error::SelectError;
-use super::snapshot::{AvailableWorkers, Queues, Snapshot};
-use super::text_ratios::TextRatios;
+use super::snapshot::{AvailableWorkers, Queues, Snapshot, WorkerPool};
+use super::token_stats::{ExpectedTokens, ModelTokenStats, TokenStats};
 use crate::admission::{QueueLimits, WorkerQueue};
 use crate::config::{AdmissionSection, ModelMatching};
 use crate::fleet::{Fleet, FleetObserver, Role, UNKNOWN_MODEL, Worker};
@@ -30,7 +30,7 @@ pub(crate) struct Balancer {
     /// `None` where requests per worker are not limited.
     limits: ArcSwap<Option<QueueLimits>>,
     queues: Queues,
-    text_ratios: TextRatios,
+    token_stats: ModelTokenStats,
     matching: ModelMatching,
 }
 
@@ -44,8 +44,8 @@ impl Balancer {
     ) -> Arc<Self> {
         let queues = Queues::default();
         let (none, names) = (AvailableWorkers::default(), ModelNames::default());
-        let text_ratios = TextRatios::default();
-        let snapshot = Snapshot::new(&policies, &queues, &none, names, &text_ratios);
+        let token_stats = ModelTokenStats::default();
+        let snapshot = Snapshot::new(&policies, &queues, &none, names, &token_stats);
         let balancer = Arc::new(Self {
             fleet,
             policies,
@@ -53,7 +53,7 @@ impl Balancer {
             rebuilding: Mutex::default(),
             limits: ArcSwap::from_pointee(QueueLimits::new(options)),
             queues,
-            text_ratios,
+            token_stats,
             matching,
         });
         let observer: Weak<Self> = Arc::downgrade(&balancer);
@@ -112,18 +112,29 @@ impl Balancer {
         Arc::clone(&pool.queue)
     }
 
-    /// How long the tokens of a model are.
-    pub(crate) fn text_ratio(&self, model: Option<&str>, adapter: Option<&str>) -> TextRatio {
+    /// What is expected of the tokens of a request that allows an output of `longest`.
+    pub(crate) fn expected_tokens(
+        &self,
+        request: &Request<'_>,
+        longest: Option<u64>,
+    ) -> ExpectedTokens {
         let snapshot = self.snapshot.load();
-        let pool = snapshot.some_pool(model, adapter);
-        pool.map_or(TextRatio::USUAL, |pool| pool.text_ratio.get())
+        let pool = snapshot.some_pool(request.model, request.adapter);
+        let expected = |pool: &WorkerPool| {
+            let TokenStats { ratio, outputs } = &*pool.token_stats;
+            ExpectedTokens {
+                text_ratio: ratio.get(),
+                output: outputs.expected(request.output_key(), longest),
+            }
+        };
+        pool.map_or_else(|_| ExpectedTokens::default(), expected)
     }
 
-    /// Where it is learnt how long the tokens of a request's model are.
-    pub(crate) fn learnt_ratio(&self, request: &Request<'_>) -> Option<Arc<LearntRatio>> {
+    /// Where it is learnt what the tokens of a request's model are like.
+    pub(crate) fn token_stats(&self, request: &Request<'_>) -> Option<Arc<TokenStats>> {
         let snapshot = self.snapshot.load();
         let pool = snapshot.some_pool(request.model, request.adapter).ok()?;
-        Some(Arc::clone(&pool.text_ratio))
+        Some(Arc::clone(&pool.token_stats))
     }
 
     /// Whether some worker takes requests with fields of the gateway's only: it is in a pair, or a
@@ -290,15 +301,17 @@ impl Balancer {
             &self.queues,
             &available,
             names,
-            &self.text_ratios,
+            &self.token_stats,
         );
         let slots = workers.last().map_or(0, |worker| worker.slot + 1);
         let mut capacity = vec![None; slots];
         for worker in workers.iter() {
             let info = worker.endpoint.model_info.load();
             let pool = snapshot.pool_of(info.role, Some(&info.model), None);
-            let ratio = pool.map_or(TextRatio::USUAL, |pool| pool.text_ratio.get());
-            capacity[worker.slot] = info.cache_tokens().map(|tokens| ratio.to_bytes(tokens));
+            let ratio = pool.map_or(TextRatio::USUAL, |pool| pool.token_stats.ratio.get());
+            let tokens = info.cache_tokens();
+            worker.load.set_kv_capacity(tokens);
+            capacity[worker.slot] = tokens.map(|tokens| ratio.to_bytes(tokens));
         }
         self.snapshot.store(Arc::new(snapshot));
         self.policies.set_cache_sizes(&capacity);

@@ -25,8 +25,10 @@ pub(crate) struct InFlight {
     finished: bool,
     /// Its routing key's number among those of the worker.
     key: Option<u64>,
-    /// When it began and for how many tokens, where workers are compared.
-    measured: Option<(Instant, u64)>,
+    /// When it began.
+    since: Instant,
+    /// For how many tokens, where workers are compared.
+    measured: Option<u64>,
 }
 
 /// What a request's prompt takes of a worker.
@@ -63,7 +65,8 @@ impl InFlight {
             trial,
             finished: false,
             key: None,
-            measured: compared.map(|_| (Instant::now(), prompt.tokens)),
+            since: Instant::now(),
+            measured: compared.map(|_| prompt.tokens),
         }
     }
 
@@ -82,17 +85,29 @@ impl InFlight {
 
     /// The worker has begun to respond.
     pub(crate) fn first_byte(&mut self, first: FirstByte) {
-        if let Some(lease) = &mut self.lease {
-            lease.first_byte();
-        }
         let worker = &self.worker;
-        if let (Some(stats), Some((since, tokens))) = (&worker.outlier_stats, self.measured.take())
-            && first == FirstByte::OfStream
-        {
-            stats.record_first_byte(since.elapsed(), tokens + TOKENS_PER_REQUEST);
+        match (&mut self.lease, first) {
+            (None, _) => {}
+            (Some(lease), FirstByte::OfWhole) => lease.first_byte(),
+            // A decode worker's first byte is late when its partner is.
+            (Some(lease), _) if worker.role() == Role::Decode => lease.first_byte(),
+            (Some(lease), FirstByte::OfStream) => {
+                let waited = self.since.elapsed();
+                lease.first_token(waited);
+                if let (Some(stats), Some(tokens)) = (&worker.outlier_stats, self.measured) {
+                    stats.record_first_byte(waited, tokens + TOKENS_PER_REQUEST);
+                }
+            }
         }
         if let Some(trial) = &mut self.trial {
             trial_answered(&self.balancer.fleet, worker, trial);
+        }
+    }
+
+    /// The response is complete, and has so many tokens.
+    pub(crate) fn last_token(&mut self, tokens: u64) {
+        if let Some(lease) = &mut self.lease {
+            lease.last_token(self.since.elapsed(), tokens);
         }
     }
 

@@ -15,7 +15,7 @@ mod select_error;
 mod snapshot;
 #[cfg(test)]
 mod tests;
-mod text_ratios;
+mod token_stats;
 mod view;
 
 pub(crate) use balancer::Balancer;
@@ -26,4 +26,5 @@ pub(crate) use placement::{Constraints, select};
 pub(crate) use pool_summary::PoolSummary;
 pub(crate) use role_policies::{RoleKinds, RolePolicies};
 pub(crate) use select_error::SelectError;
+pub(crate) use token_stats::TokenStats;
 pub(crate) use view::Selection;

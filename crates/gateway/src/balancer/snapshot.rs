@@ -5,13 +5,13 @@ use std::iter::once;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use routing::{Candidate, LearntRatio, Request, is_panicking};
+use routing::{Candidate, Request, is_panicking};
 
 use super::model_names::{ModelNames, Resolved};
 use super::model_policies::PolicyInstance;
 use super::role_policies::RolePolicies;
 use super::select_error::SelectError;
-use super::text_ratios::TextRatios;
+use super::token_stats::{ModelTokenStats, TokenStats};
 use crate::admission::WorkerQueue;
 use crate::config::WorkerUrl;
 use crate::fleet::{Role, Worker};
@@ -53,8 +53,8 @@ pub(super) struct WorkerPool {
     pub(super) panicking: bool,
     /// Where requests wait while the workers are at their limit.
     pub(super) queue: Arc<WorkerQueue>,
-    /// How long its tokens are.
-    pub(super) text_ratio: Arc<LearntRatio>,
+    /// What is learnt of its tokens.
+    pub(super) token_stats: Arc<TokenStats>,
     /// The models of its workers.
     pub(super) models: BTreeSet<String>,
 }
@@ -155,7 +155,7 @@ impl WorkerPool {
             fallback: of(&self.fallback),
             panicking: self.panicking,
             queue: Arc::clone(&self.queue),
-            text_ratio: Arc::clone(&self.text_ratio),
+            token_stats: Arc::clone(&self.token_stats),
             models: self.models.clone(),
         }
     }
@@ -223,7 +223,7 @@ struct Parts<'a> {
     policies: &'a RolePolicies,
     queues: &'a Queues,
     workers: &'a AvailableWorkers,
-    text_ratios: &'a TextRatios,
+    token_stats: &'a ModelTokenStats,
 }
 
 impl Parts<'_> {
@@ -261,7 +261,7 @@ impl Parts<'_> {
             fallback,
             panicking,
             queue: self.queues.of(PoolKey::of_queue(model, role)),
-            text_ratio: self.text_ratios.of(model),
+            token_stats: self.token_stats.of(model),
             models,
         }
     }
@@ -274,18 +274,18 @@ impl Snapshot {
         queues: &Queues,
         workers: &AvailableWorkers,
         names: ModelNames,
-        text_ratios: &TextRatios,
+        token_stats: &ModelTokenStats,
     ) -> Self {
         let parts = Parts {
             policies,
             queues,
             workers,
-            text_ratios,
+            token_stats,
         };
         let roles = Role::ALL.map(|role| RolePools::new(&parts, role, &names));
         let serves = |model: &str| roles.iter().any(|pools| pools.serves(model));
         queues.retain(serves);
-        text_ratios.retain(serves);
+        token_stats.retain(serves);
         let AvailableWorkers {
             selectable,
             fallback,

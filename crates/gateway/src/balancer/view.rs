@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use routing::{Branch, Candidate, Candidates, PolicyKind, Request, ramp};
+use routing::{Branch, Candidate, Candidates, PolicyKind, Request, Work, ramp};
 
 use super::balancer::Balancer;
 use super::in_flight::{InFlight, PromptLoad};
@@ -161,9 +161,13 @@ impl<'a> View<'a> {
     fn acquire(&self, worker: &Arc<Worker>, matched_tokens: u64) -> Option<InFlight> {
         let tokens = self.request.prompt.tokens();
         let uncached = tokens.saturating_sub(matched_tokens);
+        let work = Work {
+            uncached,
+            output: self.request.output_tokens,
+        };
         let lease = match self.balancer.limits() {
-            None => worker.load.lease(uncached),
-            Some(limits) => worker.load.lease_below(limits.per_worker, uncached)?,
+            None => worker.load.lease(work),
+            Some(limits) => worker.load.lease_below(limits.per_worker, work)?,
         };
         let lease = if self.role == Role::Decode {
             lease.holding_tokens()

@@ -120,7 +120,11 @@ where
             {
                 in_flight.worker.totals.report(prompt, cached);
             }
+            let tokens = usage.and_then(|usage| usage.completion).unwrap_or(events);
             timer.complete(usage, events);
+            if let Some(in_flight) = &mut self.in_flight {
+                in_flight.last_token(tokens);
+            }
         }
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.finish(Outcome::Answered(self.status.as_u16()));

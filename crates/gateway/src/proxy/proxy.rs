@@ -242,8 +242,8 @@ impl Proxy {
             Some(reading) => Box::pin(reading).await,
         };
         let client_key = ClientHeaders::new(&parts.headers, live);
-        let prompt = self.prompt(fields, row);
-        let charge = TokenCharge::take(context, row, &prompt)?;
+        let routing = &self.with_prompt(self.routing(&parts.headers, &client_key), fields, row);
+        let charge = TokenCharge::take(context, row, &routing.prompt)?;
         let grant = context.grant(|| fields.adapters(row));
         let request = ProxyRequest {
             row,
@@ -251,12 +251,7 @@ impl Proxy {
             parts,
             body: self.worker_body(row, fields, &body.bytes),
             open_body: open_body.as_deref(),
-            routing: &RoutingRequest {
-                model: fields.model.as_deref(),
-                adapter: fields.adapter(),
-                prompt,
-                ..self.routing(&parts.headers, &client_key)
-            },
+            routing,
             target: self.target(&parts.headers).or(owner.as_deref()),
             grant: grant.as_ref(),
             streaming: fields.stream,
@@ -337,13 +332,24 @@ impl Proxy {
         outcome.map_err(|failure| self.count(row, failure))
     }
 
-    /// The prompt of a request, its tokens as long as those of its model.
-    fn prompt<'a>(&self, fields: &'a BodyFields<'_>, row: &Inference) -> Prompt<'a> {
-        let ratio = self
-            .balancer()
-            .text_ratio(fields.model.as_deref(), fields.adapter());
+    /// A request with its model and prompt, and what is expected of their tokens.
+    fn with_prompt<'a>(
+        &self,
+        request: RoutingRequest<'a>,
+        fields: &'a BodyFields<'_>,
+        row: &Inference,
+    ) -> RoutingRequest<'a> {
+        let mut request = RoutingRequest {
+            model: fields.model.as_deref(),
+            adapter: fields.adapter(),
+            ..request
+        };
+        let longest = fields.longest_output();
+        let expected = self.balancer().expected_tokens(&request, longest);
         let prompt = fields.prompt(row.prompt, self.media_tokens);
-        prompt.with_text_ratio(ratio)
+        request.prompt = prompt.with_text_ratio(expected.text_ratio);
+        request.output_tokens = expected.output;
+        request
     }
 
     /// What a worker gets of a body.
@@ -487,12 +493,7 @@ impl Proxy {
         let live = self.dispatcher.live.get();
         let client_key = ClientHeaders::new(headers, &live);
         let endpoint = fields.likely_endpoint();
-        let request = RoutingRequest {
-            model: fields.model.as_deref(),
-            adapter: fields.adapter(),
-            prompt: self.prompt(&fields, endpoint),
-            ..self.routing(headers, &client_key)
-        };
+        let request = self.with_prompt(self.routing(headers, &client_key), &fields, endpoint);
         let decided = self.explainer().dry_run(&request, endpoint.path);
         decided.map_err(|_| unknown_model(self.balancer(), request.model, None))
     }

@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use memchr::{memchr_iter, memmem};
-use routing::LearntRatio;
 
 use super::events::data_lines;
 use super::request::ProxyRequest;
 use super::token_charge::{TokenCharge, number};
-use crate::balancer::Balancer;
+use crate::balancer::{Balancer, TokenStats};
 use crate::endpoint::{Servers, Vendor};
 use crate::telemetry::Usage;
 
@@ -17,7 +16,7 @@ use crate::telemetry::Usage;
 const TAIL: usize = 1024;
 /// A shorter prompt says little: a chat template adds tokens to it, bytes.
 const SHORTEST_PROMPT: u64 = 2048;
-/// The length of tokens is learnt from one request of so many.
+/// What tokens are like is learnt from one request of so many.
 const SAMPLED: u64 = 16;
 
 /// What stands between the name of a count and its digits: before, from and behind a letter that is
@@ -40,12 +39,14 @@ pub(super) struct UsageWatch {
     charge: Option<Box<TokenCharge>>,
 }
 
-/// Where the length of tokens is learnt.
+/// Where it is learnt what a model's tokens are like.
 #[derive(Debug)]
 struct Learning {
-    /// Of the prompt's text.
-    bytes: u64,
-    ratio: Arc<LearntRatio>,
+    /// Bytes of the prompt's text, where its tokens say how long they are.
+    bytes: Option<u64>,
+    /// By which replies are alike.
+    key: Option<u64>,
+    stats: Arc<TokenStats>,
 }
 
 impl UsageWatch {
@@ -65,7 +66,9 @@ impl UsageWatch {
 
     /// The same, which learns only from a prompt that is all in the request's body.
     pub(super) fn learning_if(mut self, is_whole: bool) -> Self {
-        self.learning = self.learning.filter(|_| is_whole);
+        if let Some(learning) = &mut self.learning {
+            learning.bytes = learning.bytes.filter(|_| is_whole);
+        }
         self
     }
 
@@ -130,16 +133,16 @@ impl UsageWatch {
         if let (Some(vendor), None) = (self.vendor, self.usage) {
             self.usage = read(&self.tail, vendor);
         }
-        let input = self.usage.and_then(|usage| usage.prompt);
-        if let (Some(learning), Some(tokens)) = (&self.learning, input) {
-            learning.ratio.observe(learning.bytes, tokens);
-        }
         if let Some(charge) = self.charge.take() {
             charge.finish(self.usage);
         }
         // The last event says that there are no more.
         let events = self.data_lines.saturating_sub(1);
-        (self.usage, if has_events { events } else { 0 })
+        let events = if has_events { events } else { 0 };
+        if let Some(learning) = &self.learning {
+            learning.finish(self.usage.unwrap_or_default(), events);
+        }
+        (self.usage, events)
     }
 }
 
@@ -150,14 +153,23 @@ impl Learning {
         if !routing.seed.is_multiple_of(SAMPLED) || !request.row.streams {
             return None;
         }
-        let bytes = routing.prompt.only_text()?;
-        if bytes < SHORTEST_PROMPT {
-            return None;
-        }
+        let bytes = routing.prompt.only_text();
         Some(Self {
-            bytes,
-            ratio: balancer.learnt_ratio(routing)?,
+            bytes: bytes.filter(|bytes| *bytes >= SHORTEST_PROMPT),
+            key: routing.output_key(),
+            stats: balancer.token_stats(routing)?,
         })
+    }
+
+    /// The reply is complete.
+    fn finish(&self, usage: Usage, events: u64) {
+        if let (Some(bytes), Some(tokens)) = (self.bytes, usage.prompt) {
+            self.stats.ratio.observe(bytes, tokens);
+        }
+        let output = usage.completion.unwrap_or(events);
+        if output > 0 {
+            self.stats.outputs.observe(self.key, output);
+        }
     }
 }
 
@@ -324,17 +336,41 @@ mod tests {
 
     #[test]
     fn length_of_tokens_is_learnt_from_the_prompt() {
-        let ratio = Arc::<LearntRatio>::default();
+        let stats = Arc::<TokenStats>::default();
         for _ in 0..20 {
             let mut watch = watch();
             watch.learning = Some(Learning {
-                bytes: 4000,
-                ratio: Arc::clone(&ratio),
+                bytes: Some(4000),
+                key: None,
+                stats: Arc::clone(&stats),
             });
-            watch.pass_last(br#"{"usage":{"prompt_tokens":2000}}"#);
+            watch.pass_last(br#"{"usage":{"prompt_tokens":2000,"completion_tokens":70}}"#);
             watch.finish(false);
         }
-        assert_eq!(ratio.get().to_bytes(100), 200);
+        assert_eq!(stats.ratio.get().to_bytes(100), 200);
+        assert_eq!(stats.outputs.expected(None, None), 70);
+    }
+
+    #[test]
+    fn length_of_outputs_is_learnt_by_key_and_from_events_where_nothing_is_counted() {
+        let stats = Arc::<TokenStats>::default();
+        for _ in 0..8 {
+            let mut watch = watch();
+            watch.counts_events = true;
+            watch.learning = Some(Learning {
+                bytes: None,
+                key: Some(1),
+                stats: Arc::clone(&stats),
+            });
+            for _ in 0..5 {
+                watch.pass(b"data: {\"choices\":[]}\n\n");
+            }
+            watch.pass_last(b"data: [DONE]\n\n");
+            watch.finish(true);
+        }
+        stats.outputs.observe(None, 1000);
+        assert_eq!(stats.outputs.expected(Some(1), None), 5);
+        assert_eq!(stats.ratio.get(), routing::TextRatio::USUAL);
     }
 
     #[test]

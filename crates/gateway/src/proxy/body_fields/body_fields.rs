@@ -160,6 +160,11 @@ impl<'a> BodyFields<'a> {
         })
     }
 
+    /// The most tokens that the request lets be generated, if it says that.
+    pub(in crate::proxy) fn longest_output(&self) -> Option<u64> {
+        self.layout.longest_output.map(u64::from)
+    }
+
     /// The endpoint whose shape the body has.
     pub(in crate::proxy) fn likely_endpoint(&self) -> &'static Inference {
         let has = |field| !self.json(field).is_empty();
@@ -416,6 +421,25 @@ mod tests {
             assert_eq!(error.status(), 400, "{body}");
             assert!(error.to_string().contains("JSON object"), "{error}");
             assert!(error.to_string().contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn longest_output_is_read_wherever_engines_take_it_from() {
+        for (body, longest) in [
+            (r#"{"max_tokens":64}"#, Some(64)),
+            (r#"{"max_completion_tokens": 7 ,"model":"m"}"#, Some(7)),
+            (r#"{"max_output_tokens":9}"#, Some(9)),
+            (
+                r#"{"text":"a","sampling_params":{"top_p":1,"max_new_tokens": 12}}"#,
+                Some(12),
+            ),
+            (r#"{"max_tokens":null}"#, None),
+            (r#"{"max_tokens":"many"}"#, None),
+            (r#"{"max_tokens":99999999999999999999}"#, None),
+            (r#"{"messages":[{"max_tokens":5}]}"#, None),
+        ] {
+            assert_eq!(fields(body).longest_output(), longest, "{body}");
         }
     }
 }

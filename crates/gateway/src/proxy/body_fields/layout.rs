@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use memchr::memmem;
 use routing::{Cut, Medium, MediumKind};
 
 use super::billing_header;
@@ -16,6 +17,8 @@ pub(super) struct Layout {
     /// The raw JSON of the field `model`.
     pub(super) model: Range<usize>,
     pub(super) stream: bool,
+    /// The most tokens to generate.
+    pub(super) longest_output: Option<u32>,
     /// The raw JSON of each field.
     fields: [Range<usize>; PromptField::COUNT],
     /// Most bodies have nothing of it, and a layout is moved about.
@@ -67,6 +70,9 @@ pub(super) enum StateField {
     SessionParams,
 }
 
+/// What stands before a limit in `sampling_params`.
+const LONGEST: &[u8] = b"\"max_new_tokens\":";
+
 /// A field of a body.
 enum Field {
     Model,
@@ -75,6 +81,10 @@ enum Field {
     Media(MediumKind),
     Label(CacheLabel),
     State(StateField),
+    /// The most tokens to generate.
+    LongestOutput,
+    /// An object that may say that, too.
+    SamplingParams,
     Other,
 }
 
@@ -103,6 +113,8 @@ impl Field {
             b"previous_response_id" => Self::State(StateField::PreviousResponse),
             b"session_id" => Self::State(StateField::Session),
             b"session_params" => Self::State(StateField::SessionParams),
+            b"max_tokens" | b"max_completion_tokens" | b"max_output_tokens" => Self::LongestOutput,
+            b"sampling_params" => Self::SamplingParams,
             _ => Self::Other,
         }
     }
@@ -186,6 +198,8 @@ impl Layout {
             | Field::Stream
             | Field::Label(_)
             | Field::State(_)
+            | Field::LongestOutput
+            | Field::SamplingParams
             | Field::Other => {
                 let value = scanner.value(&mut Skip)?;
                 self.set(field, scanner.slice(value.clone()), value);
@@ -215,6 +229,11 @@ impl Layout {
                 let states = &mut self.rare().states;
                 states.retain(|(known, _)| *known != field);
                 states.push((field, value));
+            }
+            Field::LongestOutput => self.longest_output = whole_number(json),
+            Field::SamplingParams => {
+                let found = memmem::find(json, LONGEST).map(|at| &json[at + LONGEST.len()..]);
+                self.longest_output = found.and_then(whole_number);
             }
             Field::Media(_) | Field::Other => {}
         }
@@ -279,6 +298,13 @@ impl Layout {
         media.sort_by_key(Medium::kind);
         Ok(())
     }
+}
+
+/// The number that JSON begins with.
+fn whole_number(json: &[u8]) -> Option<u32> {
+    let json = json.trim_ascii_start();
+    let digits = json.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    std::str::from_utf8(&json[..digits]).ok()?.parse().ok()
 }
 
 /// Leaves `omitted` out, and the cuts that are within it.

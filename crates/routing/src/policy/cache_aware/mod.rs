@@ -1,6 +1,7 @@
 //! `cache_aware`: the lowest predicted cost, from cached prefixes, queues and congestion.
 
 mod congestion;
+mod decode;
 mod policy;
 mod replication;
 

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::decode::{DecodeModel, MeanCosts};
 use super::{CongestionFactor, ReplicationDiscount};
 use crate::policy::{Balance, Params, Pick, Policy, Ranked};
 use crate::prefix::{BLOCK, PrefixIndex, hash_blocks, prompt_hash};
@@ -14,6 +15,7 @@ use crate::{Candidate, Candidates, Request, SeededRng};
 /// ```text
 /// cost(w) = tokens queued at w + tokens of this prompt not cached at w
 ///           + (congestion - 1) × those tokens, each divided by the number of its holders
+///           + what all that decode at w lose by it
 /// ```
 ///
 /// The [`CongestionFactor`] grows with the load. So an idle fleet spreads prompts and a busy one
@@ -27,6 +29,7 @@ use crate::{Candidate, Candidates, Request, SeededRng};
 pub(crate) struct CacheAware {
     index: Arc<PrefixIndex>,
     congestion: Arc<CongestionFactor>,
+    decode: Arc<MeanCosts>,
     threshold: f64,
     balance: Option<Balance>,
 }
@@ -36,30 +39,60 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Block hashes, matches and replicas of one decision.
+/// Block hashes, matches, replicas and what was read of each candidate, of one decision.
 #[derive(Default)]
 struct Scratch {
     blocks: Vec<u64>,
     matched: Vec<u32>,
     replication: ReplicationDiscount,
+    readings: Vec<Reading>,
+}
+
+/// A candidate as one decision sees it: read once, for loads change meanwhile and lie far apart.
+struct Reading {
+    /// Leading blocks of the prompt that it holds.
+    matched: u32,
+    /// The prompt's tokens that are not cached there.
+    uncached: u64,
+    /// Tokens before the prompt's first byte: those queued, and those.
+    wait: f64,
+    /// Prompts are queued there.
+    is_busy: bool,
+    requests: f64,
+    /// What decode there loses, in tokens of prefill.
+    decode: f64,
+    lacks_memory: bool,
+}
+
+/// What costs are computed for.
+#[derive(Clone, Copy, PartialEq)]
+enum Purpose {
+    /// A decision, from which the policy learns.
+    Decide,
+    /// A look at costs, which changes nothing.
+    Explain,
 }
 
 /// The inputs of one decision.
-struct CostModel<'a, 'm> {
-    request: &'a Request<'a>,
-    /// Leading blocks of the prompt that each worker holds, by slot.
-    matched: &'m [u32],
+struct CostModel<'m> {
+    readings: &'m [Reading],
     replication: &'m ReplicationDiscount,
     /// Congestion cost of a block that exactly one other worker holds, in tokens.
     block_surcharge: f64,
     /// Congestion cost of all tokens that no worker holds; the same at every worker.
     new_surcharge: f64,
+    limits: Limits,
+}
+
+/// What no worker must exceed.
+struct Limits {
     /// The most requests that a worker may have in flight.
-    max_requests: f64,
+    requests: f64,
     /// The most tokens that may precede the prompt's first byte, its own included.
-    max_wait: f64,
-    /// Fewer matched blocks than this count as none.
-    min_blocks: f64,
+    wait: f64,
+    /// A worker without memory must have fewer tokens to compute than this: the fewest of those
+    /// with memory.
+    uncached: u64,
 }
 
 /// The predicted cost of a prompt at a worker.
@@ -75,6 +108,7 @@ impl CacheAware {
         Self {
             index: Arc::new(PrefixIndex::new(params.index_bytes, params.index_text)),
             congestion: Arc::default(),
+            decode: Arc::default(),
             threshold: params.cache_threshold.unwrap_or(0.0),
             balance: params.balance,
         }
@@ -85,49 +119,73 @@ impl CacheAware {
         &self,
         from: Candidates<'_>,
         request: &Request<'_>,
-        decide: impl FnOnce(&CostModel<'_, '_>, &[u64]) -> T,
+        purpose: Purpose,
+        use_costs: impl FnOnce(&CostModel<'_>, &[u64]) -> T,
     ) -> T {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch {
                 blocks,
                 matched,
                 replication,
+                readings,
             } = scratch;
-            let (prompt, surplus) = (&request.prompt, self.congestion.factor() - 1.0);
+            let prompt = &request.prompt;
             hash_blocks(prompt, blocks);
             self.index.matches(blocks, matched);
             let all_blocks = prompt.bytes() as f64 / BLOCK as f64;
             let min_blocks = self.threshold * all_blocks;
-            replication.survey(
-                from.iter()
-                    .map(|candidate| matched_blocks(matched, min_blocks, candidate)),
-            );
+            let decode = DecodeModel {
+                output: request.output_tokens,
+                costs: match purpose {
+                    Purpose::Decide => self.decode.get(from),
+                    Purpose::Explain => self.decode.known(),
+                },
+            };
+            readings.clear();
+            readings.extend(from.iter().map(|candidate| {
+                let held = matched_blocks(matched, min_blocks, candidate);
+                Reading::of(candidate, request, held, decode)
+            }));
+            if purpose == Purpose::Decide {
+                let busy = readings.iter().filter(|reading| reading.is_busy).count();
+                self.congestion.observe_share(busy, readings.len());
+            }
+            let surplus = self.congestion.factor() - 1.0;
+            replication.survey(readings.iter().map(|reading| reading.matched));
             let known = prompt.to_tokens(u64::from(replication.longest()) * BLOCK as u64);
-            let mut costs = CostModel {
-                request,
-                matched,
+            let costs = CostModel {
+                limits: self.limits(readings),
+                readings,
                 replication,
                 block_surcharge: surplus * prompt.tokens() as f64 / all_blocks.max(1.0),
                 new_surcharge: surplus * prompt.tokens().saturating_sub(known) as f64,
-                max_requests: self.max_requests(from),
-                max_wait: f64::INFINITY,
-                min_blocks,
             };
-            costs.max_wait = costs.shortest_wait(from) * self.congestion.patience();
-            decide(&costs, blocks)
+            use_costs(&costs, blocks)
         })
     }
 
-    fn max_requests(&self, from: Candidates<'_>) -> f64 {
-        let Some(balance) = self.balance else {
-            return f64::INFINITY;
+    fn limits(&self, readings: &[Reading]) -> Limits {
+        let requests = readings.iter().map(|reading| reading.requests);
+        let mut limits = Limits {
+            requests: self.balance.map_or(f64::INFINITY, |balance| {
+                requests.fold(f64::INFINITY, f64::min) * balance.relative + balance.absolute as f64
+            }),
+            wait: f64::INFINITY,
+            uncached: u64::MAX,
         };
-        let least = from
+        let with_memory = readings
             .iter()
-            .map(|candidate| candidate.load.requests())
+            .filter(|reading| !reading.lacks_memory && reading.requests <= limits.requests);
+        limits.uncached = with_memory
+            .map(|reading| reading.uncached)
             .min()
-            .unwrap_or(0);
-        least as f64 * balance.relative + balance.absolute as f64
+            .unwrap_or(u64::MAX);
+        let open = readings.iter().filter(|reading| !limits.exclude(reading));
+        let shortest = open
+            .map(|reading| reading.wait)
+            .fold(f64::INFINITY, f64::min);
+        limits.wait = shortest * self.congestion.patience();
+        limits
     }
 }
 
@@ -141,86 +199,91 @@ fn matched_blocks(matched: &[u32], min_blocks: f64, candidate: &Candidate) -> u3
     }
 }
 
-impl CostModel<'_, '_> {
-    fn matched_blocks(&self, candidate: &Candidate) -> u32 {
-        matched_blocks(self.matched, self.min_blocks, candidate)
+impl Limits {
+    fn exclude(&self, reading: &Reading) -> bool {
+        reading.requests > self.requests
+            || reading.wait > self.wait
+            || reading.lacks_memory && reading.uncached >= self.uncached
     }
+}
 
+impl Reading {
+    fn of(candidate: &Candidate, request: &Request<'_>, matched: u32, decode: DecodeModel) -> Self {
+        let load = &*candidate.load;
+        let cached = match u64::from(matched) {
+            0 => 0,
+            matched => request.prompt.to_tokens(matched * BLOCK as u64),
+        };
+        let queued = load.queued_tokens();
+        let uncached = request.prompt.tokens().saturating_sub(cached);
+        Self {
+            matched,
+            uncached,
+            wait: queued as f64 + uncached as f64,
+            is_busy: queued > 0,
+            requests: load.requests() as f64,
+            decode: decode.cost(load, uncached),
+            lacks_memory: decode.lacks_memory(load, uncached),
+        }
+    }
+}
+
+impl CostModel<'_> {
     /// Prompt tokens believed cached at a worker.
-    fn matched_tokens(&self, candidate: &Candidate) -> u64 {
-        let bytes = u64::from(self.matched_blocks(candidate)) * BLOCK as u64;
-        self.request.prompt.to_tokens(bytes)
+    fn matched_tokens(&self, from: Candidates<'_>, at: &Candidate, request: &Request<'_>) -> u64 {
+        let mut all = from.iter().zip(self.readings);
+        let found = all.find(|(candidate, _)| candidate.slot == at.slot);
+        let uncached = found.map_or(u64::MAX, |(_, reading)| reading.uncached);
+        request.prompt.tokens().saturating_sub(uncached)
     }
 
-    /// Tokens before the prompt's first byte: those queued at the worker, and the prompt's own
-    /// that are not cached there.
-    fn wait(&self, candidate: &Candidate) -> f64 {
-        let prompt = self.request.prompt.tokens();
-        let uncached = prompt.saturating_sub(self.matched_tokens(candidate));
-        candidate.load.queued_tokens() as f64 + uncached as f64
-    }
-
-    fn is_full(&self, candidate: &Candidate) -> bool {
-        candidate.load.requests() as f64 > self.max_requests
-    }
-
-    /// The shortest wait at a worker that is not full.
-    fn shortest_wait(&self, from: Candidates<'_>) -> f64 {
-        let open = from.iter().filter(|candidate| !self.is_full(candidate));
-        open.map(|candidate| self.wait(candidate))
-            .fold(f64::INFINITY, f64::min)
-    }
-
-    fn cost(&self, candidate: &Candidate) -> Cost {
-        let wait = self.wait(candidate);
-        let lacking = self.replication.lacking(self.matched_blocks(candidate));
+    fn cost(&self, reading: &Reading) -> Cost {
+        let lacking = self.replication.lacking(reading.matched);
+        let surcharge = self.new_surcharge + self.block_surcharge * lacking;
         Cost {
-            tokens: wait + self.new_surcharge + self.block_surcharge * lacking,
-            passed_over: wait > self.max_wait || self.is_full(candidate),
+            tokens: reading.wait + surcharge + reading.decode,
+            passed_over: self.limits.exclude(reading),
         }
     }
 }
 
 impl Policy for CacheAware {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
-        self.congestion.observe(from);
-        self.with_costs(from, request, |costs, blocks| {
+        self.with_costs(from, request, Purpose::Decide, |costs, blocks| {
             let mut ties = match prompt_hash(&request.prompt) {
                 // Too short for the index: equal prompts go to one worker, other things equal.
                 Some(hash) if blocks.is_empty() => SeededRng::new(hash),
                 _ => request.rng(),
             };
-            let cheapest = from.cheapest(&mut ties, |candidate| {
-                let cost = costs.cost(candidate);
-                if cost.passed_over {
-                    f64::INFINITY
-                } else {
-                    cost.tokens
-                }
+            let mut readings = costs.readings.iter();
+            let cheapest = from.cheapest(&mut ties, |_| {
+                let cost = readings.next().map(|reading| costs.cost(reading));
+                cost.filter(|cost| !cost.passed_over)
+                    .map_or(f64::INFINITY, |cost| cost.tokens)
             });
             if !blocks.is_empty() {
                 self.index.insert(blocks, cheapest);
             }
             Pick {
-                matched_tokens: costs.matched_tokens(cheapest),
+                matched_tokens: costs.matched_tokens(from, cheapest, request),
                 ..cheapest.into()
             }
         })
     }
 
     fn rank<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Vec<Ranked<'a>> {
-        let mut ranked: Vec<_> = self.with_costs(from, request, |costs, _| {
-            let rank = |candidate: &'a Candidate| {
-                let cost = costs.cost(candidate);
+        let mut ranked: Vec<_> = self.with_costs(from, request, Purpose::Explain, |costs, _| {
+            let rank = |(candidate, reading): (&'a Candidate, &Reading)| {
+                let cost = costs.cost(reading);
                 Ranked {
                     candidate,
-                    matched_tokens: costs.matched_tokens(candidate),
+                    matched_tokens: request.prompt.tokens() - reading.uncached,
                     queued_tokens: candidate.load.queued_tokens(),
                     cost: cost.tokens,
                     passed_over: cost.passed_over,
                 }
             };
-            from.iter().map(rank).collect()
+            from.iter().zip(costs.readings).map(rank).collect()
         });
         ranked.sort_by(|one, other| {
             let last = one.passed_over.cmp(&other.passed_over);
@@ -248,6 +311,7 @@ impl Policy for CacheAware {
         Some(Box::new(Self {
             index: Arc::clone(&self.index),
             congestion: Arc::clone(&self.congestion),
+            decode: Arc::clone(&self.decode),
             threshold: params.cache_threshold.unwrap_or(0.0),
             balance: params.balance,
         }))
