@@ -19,6 +19,8 @@ _EXAMPLES = """\
 
 # Options that are text and unset by default; the other unset ones are numbers.
 _TEXT = {"api_key", "bad_content_length", "only_text"}
+# Of flags, by the group of their options.
+_PREFIXES = {"faults": "fault", "engine": "engine"}
 
 
 # Unit and meaning of every option, by its name; those of a group have it in front. Switches have no unit.
@@ -40,6 +42,19 @@ _HELP: dict[str, tuple[str, str]] = {
     "enable_request_header_overrides": ("", "obey x-override-rid, -bootstrap-host, -port, -room and -routed-dp-rank"),
     "crash_on_bad_bootstrap": ("", "stop, as SGLang does, at bootstrap fields that kill its scheduler"),
     "context_length": ("TOKENS", "longest prompt, and the length reported; by default any prompt is accepted"),
+    "engine_model": ("MODEL", "split: prefill and decode are two stages; shared: one device and one memory"),
+    "engine.prefill_base_ms": ("MS", "shared model: time of a pass over prompts, whatever their length"),
+    "engine.prefill_token_us": ("US", "shared model: time that each prompt token adds to its pass"),
+    "engine.prefill_context_ns": ("NS", "shared model: time that it adds for every token before it"),
+    "engine.decode_base_ms": ("MS", "shared model: time of a decode step, whatever the batch"),
+    "engine.decode_sequence_us": ("US", "shared model: time that each sequence of the batch adds to a step"),
+    "engine.decode_context_ns": ("NS", "shared model: time that each token in the batch's contexts adds to a step"),
+    "engine.chunk_tokens": ("TOKENS", "shared model: prompt tokens that one pass computes at most"),
+    "engine.mixed_chunks": ("", "shared model: the batch decodes with each pass, and does not wait for it"),
+    "engine.output_reserve": ("RATIO", "shared model: share of longest outputs that is kept free for running ones"),
+    "engine.longest_reserve": ("TOKENS", "shared model: tokens of output that are reckoned with at most"),
+    "engine.host_cache_tokens": ("TOKENS", "shared model: prefixes in the host's memory, to be loaded back; 0 is none"),
+    "engine.host_load_tokens_per_sec": ("TOKENS", "shared model: tokens that are loaded back per second"),
     "prefill_tokens_per_sec": ("TOKENS", "prompt tokens computed per second and rank; 0 is instant"),
     "decode_step_base_ms": ("MS", "time of a decode step, whatever the batch; 0 is instant"),
     "decode_step_per_seq_ms": ("MS", "time that each sequence of the batch adds to a decode step; 0 is instant"),
@@ -84,7 +99,8 @@ def _table() -> Iterator[tuple[str, str, str, Any]]:
             yield "", name, name, default
             continue
         for inner, value in default.items():
-            yield name, inner, f"fault-{inner.removeprefix('fault_')}", value
+            prefix = _PREFIXES[name]
+            yield name, inner, f"{prefix}-{inner.removeprefix(f'{prefix}_')}", value
 
 
 def create_parser(prog: str | None = None) -> argparse.ArgumentParser:

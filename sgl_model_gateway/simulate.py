@@ -31,6 +31,7 @@ _OPTIONS = {
     "max_running": "sequences in prefill and decode per worker",
     "max_queued": "requests that may wait per worker; one more is rejected",
     "ttft_slo_ms": "first tokens within so many milliseconds are goodput",
+    "tpot_slo_ms": "and further ones within so many each, on average; 0: any",
     "index_bytes": "bytes of memory for the policy's prefix index",
     "index_tokens": "prompt tokens the index may know, at all workers together; 0: what fits",
 }
@@ -39,25 +40,27 @@ Replays a trace under several policies, in virtual time, and compares them.
 
 The trace is in Mooncake's format, a JSON object per line: timestamp (ms), input_length, output_length (tokens) and
 hash_ids, one per block of 512 prompt tokens. The policies are the gateway's own; each knows only what it routed and
-which requests have shown their first byte. Every worker is one prefill server with an LRU prefix cache. With --prefill
-and --decode the fleet is one of prefill/decode pairs; policies are then named prefill+decode.
+which requests have shown their first byte. Every worker is one prefill server with an LRU prefix cache, or, with
+--engine-model shared, one device that computes prompts and decodes in turns out of one memory. With --prefill and
+--decode the fleet is one of prefill/decode pairs; policies are then named prefill+decode.
 """
 _EXAMPLES = """\
   %(prog)s --trace trace.jsonl --workers 8
   %(prog)s --trace trace.jsonl --policy cache_aware,round_robin --speed 1,2 --plot plot.html
   %(prog)s --trace trace.jsonl --prefill 2 --decode 3 --policy cache_aware+least_load,round_robin
   %(prog)s --trace trace.jsonl --fault 10000:60000:3:slow=20 --knowledge rules
+  %(prog)s --trace trace.jsonl --engine-model shared --kv-tokens 900000 --tpot-slo-ms 25
 """
 _Item = TypeVar("_Item")
 # The gateway's own for pairs, and what they are compared with.
 _PAIRS = ("cache_aware+least_load", "round_robin+round_robin", "power_of_two+power_of_two")
-_REFERENCES = ("charge_", "sized_")
-_CHOICES = ", ".join(f"{name}K" for name in _REFERENCES)
+_REFERENCES = ("charge_", "sized_", "smg_")
+_CHOICES = "charge_K, sized_K, smg_1.13"
+_MODELS = ("split", "shared")
 _EVENTS = ("leave", "join", "flush")
 _FAULTS = ("dead", "fast-failing")
 _SIZED_FAULTS = ("slow", "gray", "flapping")
 _KNOWLEDGE = ("rules", "oracle", "none")
-_DISTRIBUTION = "ttft_quantiles_ms"
 
 
 def _list_of(kind: Callable[[str], _Item]) -> Callable[[str], list[_Item]]:
@@ -93,6 +96,14 @@ def _fault(text: str) -> dict[str, Any]:
 _fault.__name__ = f"FROM:TO:WORKER:{'|'.join([*_FAULTS, *(f'{name}=N' for name in _SIZED_FAULTS)])}"
 
 
+def _setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    return name.strip(), json.loads(value)
+
+
+_setting.__name__ = "NAME=VALUE"
+
+
 class _Parser(Parser):
     """Mistakes in one line, without the usage."""
 
@@ -113,7 +124,8 @@ def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.epilog = (
         f"examples:\n{_EXAMPLES}\npolicies: {', '.join(fleet_policies())}\n"
         "for reference: charge_K takes the lowest queued + K x own uncached tokens, whatever the load, and believes\n"
-        "that caches keep everything; sized_K knows exactly what they hold; K may be auto: cache_aware's, by load.\n"
+        "that caches keep everything; sized_K knows exactly what they hold; K may be auto: cache_aware's, by load;\n"
+        "smg_1.13 is that gateway's rule with its thresholds.\n"
         "Best values are marked with *."
     )
     parser.add_argument("--trace", required=True, type=Path, metavar="FILE", help="the trace")
@@ -161,6 +173,23 @@ def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
         parser.add_argument(
             flag, type=kind, default=defaults[name], metavar=kind.__name__.upper(), help=f"{text}; default %(default)s"
         )
+    parser.add_argument(
+        "--engine-model",
+        choices=_MODELS,
+        default=defaults["engine_model"],
+        help="split: prefill and decode are two stages; shared: one device, and one memory of --kv-tokens for prefixes"
+        " and running requests; default %(default)s",
+    )
+    parser.add_argument(
+        "--engine",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what the shared model's device costs, in place of --prefill-tps and --decode-ms: "
+        + ", ".join(f"{name}={json.dumps(value)}" for name, value in defaults["engine"].items())
+        + "; can be repeated",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="write a picture: .html, or .png (needs sgl-model-gateway[plot])"
@@ -247,6 +276,8 @@ def _mean(reports: list[Report]) -> Report:
         values = [report[name] for report in reports]
         if isinstance(value, list):
             mean[name] = [math.fsum(column) / len(values) for column in zip(*values, strict=True)]
+        elif isinstance(value, dict):
+            mean[name] = {key: math.fsum(each[key] for each in values) / len(values) for key in value}
         else:
             mean[name] = value if isinstance(value, str) else math.fsum(values) / len(values)
     return mean
@@ -313,6 +344,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     trace = _read(parser, args)
     options = {name: getattr(args, name) for name in _OPTIONS} | {"changes": args.event}
     options |= {"faults": args.fault, "knowledge": args.knowledge}
+    options |= {"engine_model": args.engine_model, "engine": dict(args.engine)}
     bar = _Bar(len(policies) * len(args.speed) * len(args.seed), len(trace))
     try:
         runs = compare(trace, policies, speeds=args.speed, seeds=args.seed, progress=bar, **options)
@@ -342,7 +374,8 @@ def _as_json(args: argparse.Namespace, trace: FleetTrace, runs: list[Run], optio
         {
             "speed": run["speed"],
             "policies": [
-                {name: value for name, value in report.items() if name != _DISTRIBUTION} for report in run["policies"]
+                {name: value for name, value in report.items() if not isinstance(value, list)}
+                for report in run["policies"]
             ],
         }
         for run in runs
@@ -357,8 +390,10 @@ def _as_text(args: argparse.Namespace, trace: FleetTrace, runs: list[Run]) -> st
     parts = [head]
     for run in runs:
         busiest = max(report["busy"] for report in run["policies"])
-        shown = table(run["policies"], pairs=args.prefill > 0)
-        parts.append(f"\nspeed {run['speed']:g} (prefill up to {busiest:.0%} busy; TTFT in ms)\n{shown}")
+        shared = args.engine_model == "shared"
+        shown = table(run["policies"], to_last_token=shared or args.prefill > 0)
+        what = "devices" if shared else "prefill"
+        parts.append(f"\nspeed {run['speed']:g} ({what} up to {busiest:.0%} busy; times in ms)\n{shown}")
     return "\n".join(parts)
 
 

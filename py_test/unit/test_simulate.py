@@ -197,7 +197,7 @@ def test_the_page_stands_alone(trace: Path, tmp_path: Path, capsys: pytest.Captu
     page = tmp_path / "out.html"
     simulate.main(["--trace", str(trace), "--speed", "10,30", "--policy", "random,cache_aware", "--plot", str(page)])
     text = page.read_text()
-    assert text.count("<svg") == 4 and text.count("<polyline") == 4
+    assert text.count("<svg") == 1 + 2 * 4 and text.count("<polyline") == 2 * (1 + 2 * 3)
     assert "cache_aware" in text and "nan" not in text and "src=" not in text and "http" not in text
     points = re.findall(r'points="([^"]+)"', text)[0].split()
     heights = [float(point.split(",")[1]) for point in points]
@@ -211,7 +211,7 @@ def test_a_png_has_a_row_per_speed(trace: Path, tmp_path: Path, capsys: pytest.C
     assert "cache_aware" in capsys.readouterr().out
     data = picture.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND\xaeB`\x82")
-    assert struct.unpack(">II", data[16:24]) == (1680, 1200)
+    assert struct.unpack(">II", data[16:24]) == (2880, 1200)
     assert len(data) > 60_000, "axes without curves and bars take 40 KB"
     assert "matplotlib.pyplot" not in sys.modules, "it would look for a display"
 
@@ -246,7 +246,7 @@ def test_help_names_policies_and_flags(capsys: pytest.CaptureFixture[str]) -> No
         simulate.main(["--help"])
     said = capsys.readouterr().out
     assert "--decode-interference" in said and "cache_aware" in said
-    of_their_own = {"speed", "seed", "changes", "faults", "knowledge"}
+    of_their_own = {"speed", "seed", "changes", "faults", "knowledge", "engine_model", "engine"}
     assert set(simulate._OPTIONS) == set(fleet_option_defaults()) - of_their_own
 
 
@@ -347,3 +347,80 @@ def test_other_threads_run_meanwhile(tmp_path: Path) -> None:
     over.set()
     ticker.join()
     assert ticks[0] > 0
+
+
+# --- the shared model
+
+SHARED = ("--engine-model", "shared", "--kv-tokens", 400_000, "--ttft-slo-ms", 2000, "--tpot-slo-ms", 20)
+
+
+def test_shared_model_has_times_per_token_and_goodput_by_both_limits(
+    trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--trace", trace, "--speed", "1,40", "--policy", "cache_aware")
+    calm, busy = (run["policies"][0] for run in as_json(capsys, *arguments, *SHARED)["runs"])
+    assert 4.4 < calm["tpot_p50_ms"] < calm["tpot_p99_ms"] < busy["tpot_mean_ms"]
+    assert calm["goodput"] == 1
+    assert calm["e2e_mean_ms"] == pytest.approx(calm["ttft_mean_ms"] + 99 * calm["tpot_mean_ms"], rel=1e-6)
+    strict = as_json(capsys, *arguments, *SHARED, "--tpot-slo-ms", busy["tpot_p50_ms"])["runs"][1]["policies"][0]
+    assert strict["goodput"] == pytest.approx(0.5, abs=0.05)
+    by_first_token = as_json(capsys, *arguments, *SHARED, "--tpot-slo-ms", 0)["runs"][1]["policies"][0]
+    assert by_first_token["goodput"] == 1
+
+
+def test_settings_of_the_engine_count(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--trace", trace, "--policy", "random", *SHARED)
+    plain = as_json(capsys, *arguments)["runs"][0]["policies"][0]
+    slow = as_json(capsys, *arguments, "--engine", "decode_base_ms=15")["runs"][0]["policies"][0]
+    assert slow["tpot_p50_ms"] - plain["tpot_p50_ms"] == pytest.approx(10.54, abs=1.0)
+    assert "speed" in refused(capsys, *arguments, "--engine", "speed=1")
+    assert "decode_base_ms" in refused(capsys, *arguments, "--engine", "decode_base_ms=-1")
+    assert "kv_tokens" in refused(capsys, *arguments, "--kv-tokens", 512)
+    assert "prefill" in refused(capsys, *arguments, "--prefill", 1, "--decode", 1, "--policy", "cache_aware+random")
+
+
+def test_memory_that_is_short_holds_requests_up(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--trace", trace, "--speed", 40, "--policy", "round_robin", *SHARED)
+    much = as_json(capsys, *arguments)["runs"][0]["policies"][0]
+    little = as_json(capsys, *arguments, "--kv-tokens", 16_000)["runs"][0]["policies"][0]
+    assert little["ttft_mean_ms"] > much["ttft_mean_ms"] and little["hit_ratio"] < much["hit_ratio"]
+
+
+def test_table_shows_times_per_token_and_fairness_where_there_are_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = conversations(400)
+    for number, row in enumerate(rows):
+        row["tenant"] = "heavy" if number % 4 else "light"
+    path = write(tmp_path / "tenants.jsonl", rows)
+    simulate.main(["--trace", str(path), "--policy", "random", "--speed", "40", *map(str, SHARED)])
+    head = capsys.readouterr().out.splitlines()[3]
+    assert "tpot p99" in head and "e2e mean" in head and "fairness" in head
+    report = as_json(capsys, "--trace", path, "--policy", "random", "--speed", 40, *SHARED)["runs"][0]["policies"][0]
+    assert set(report["tenant_service"]) == {"heavy", "light"}
+    shares = list(report["tenant_service"].values())
+    jain = sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares))
+    assert report["fairness"] == pytest.approx(jain)
+
+
+def test_rival_rule_is_a_reference_of_its_own(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--trace", trace, "--speed", 20, "--policy", "smg_1.13,random")
+    rule, chance = as_json(capsys, *arguments)["runs"][0]["policies"]
+    assert rule["hit_ratio"] > chance["hit_ratio"] + 0.1
+    assert "smg_1.13" not in fleet_policies()
+
+
+@pytest.mark.parametrize("ending", ["html", "png"])
+def test_pictures_have_all_distributions(
+    trace: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if ending == "png":
+        pytest.importorskip("matplotlib")
+    path = tmp_path / f"out.{ending}"
+    simulate.main(["--trace", str(trace), "--speed", "10,20", "--plot", str(path), *map(str, SHARED)])
+    capsys.readouterr()
+    if ending == "html":
+        page = path.read_text()
+        assert page.count("within …") == 6 and "Goodput by speed" in page
+    else:
+        assert path.stat().st_size > 10_000

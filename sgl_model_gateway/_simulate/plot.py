@@ -16,6 +16,12 @@ _COLOURS = (
 )
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 760, 340, 60, 40
 _BAR, _GAP, _NAMES = 14, 14, 170
+# Of each report: a distribution, and what is within its times.
+_DISTRIBUTIONS = (
+    ("ttft_quantiles_ms", "first token came"),
+    ("tpot_quantiles_ms", "further tokens came, each on average,"),
+    ("e2e_quantiles_ms", "last token came"),
+)
 _STYLE = """\
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #212529 }
 svg { display: block; margin: .5rem 0 1.5rem; max-width: 100% }
@@ -26,13 +32,17 @@ margin-right: .4rem; vertical-align: middle }"""
 
 
 def write_html(path: Path, runs: list[Run], title: str) -> None:
-    """A page: per speed the distribution of TTFT and bars of its mean and 99th percentile."""
+    """A page: per speed the distributions of the times, bars of TTFT, and goodput over all speeds."""
     title = html.escape(title)
     parts = [f"<h1>{title}</h1>"]
+    if len(runs) > 1:
+        parts.append("<h2>Goodput by speed</h2>" + _goodput(runs) + f"<p>{_keys(runs[0]['policies'])}</p>")
     for run in runs:
         reports = run["policies"]
-        parts.append(f"<h2>Speed {run['speed']:g}</h2><p>Share of requests whose first token came within …</p>")
-        parts.append(_curves(reports))
+        parts.append(f"<h2>Speed {run['speed']:g}</h2>")
+        for field, what in _DISTRIBUTIONS:
+            if any(report[field][-1] > 0 for report in reports):
+                parts.append(f"<p>Share of requests whose {what} within …</p>" + _curves(reports, field))
         parts.append(f"<p>{_keys(reports)}</p><p>TTFT, mean (dark) and 99th percentile (light), and hit ratio</p>")
         parts.append(_bars(reports))
     page = (
@@ -51,9 +61,9 @@ def _keys(reports: list[Report]) -> str:
     return "".join(key.format(_colour(place), html.escape(report["policy"])) for place, report in enumerate(reports))
 
 
-def _decades(reports: list[Report]) -> tuple[int, int]:
+def _decades(reports: list[Report], field: str) -> tuple[int, int]:
     """Powers of ten that hold all times, for a logarithmic axis; very small times are cut off."""
-    times = [max(time, 0.1) for report in reports for time in report["ttft_quantiles_ms"]]
+    times = [max(time, 0.1) for report in reports for time in report[field]]
     low = math.floor(math.log10(min(times)))
     return low, max(low + 1, math.ceil(math.log10(max(times))))
 
@@ -62,8 +72,33 @@ def _time(milliseconds: float) -> str:
     return f"{milliseconds / 1000:,.4g} s" if milliseconds >= 1000 else f"{milliseconds:.4g} ms"
 
 
-def _curves(reports: list[Report]) -> str:
-    low, high = _decades(reports)
+def _goodput(runs: list[Run]) -> str:
+    """A line per policy: the share of requests that were goodput, by speed."""
+    wide, tall = _WIDTH - _LEFT - 20, _HEIGHT - _BOTTOM - 10
+    speeds = [run["speed"] for run in runs]
+    least, most = min(speeds), max(max(speeds), min(speeds) + 1e-9)
+
+    def point(speed: float, share: float) -> str:
+        return f"{_LEFT + wide * (speed - least) / (most - least):.1f},{10 + tall * (1 - share):.1f}"
+
+    parts = []
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        at = 10 + tall * (1 - share)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + wide}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{share:.0%}</text>')
+    for speed in speeds:
+        x, _, _ = point(speed, 0).partition(",")
+        parts.append(f'<text x="{x}" y="{_HEIGHT - 20}" text-anchor="middle">{speed:g}×</text>')
+    for place, report in enumerate(runs[0]["policies"]):
+        points = " ".join(point(run["speed"], run["policies"][place]["goodput"]) for run in runs)
+        name = html.escape(report["policy"])
+        line = f'<polyline class="curve" stroke="{_colour(place)}" points="{points}">'
+        parts.append(f"{line}<title>{name}</title></polyline>")
+    return _svg(_HEIGHT, parts)
+
+
+def _curves(reports: list[Report], field: str) -> str:
+    low, high = _decades(reports, field)
     wide, tall = _WIDTH - _LEFT - 20, _HEIGHT - _BOTTOM - 10
 
     def x(time: float) -> float:
@@ -82,7 +117,7 @@ def _curves(reports: list[Report]) -> str:
             yield f'<text x="{_LEFT - 8}" y="{y(share) + 4:.1f}" text-anchor="end">{share:.0%}</text>'
 
     def curve(place: int, report: Report) -> str:
-        times = report["ttft_quantiles_ms"]
+        times = report[field]
         points = " ".join(f"{x(time):.1f},{y(at / (len(times) - 1)):.1f}" for at, time in enumerate(times))
         name = html.escape(report["policy"])
         return f'<polyline class="curve" stroke="{_colour(place)}" points="{points}"><title>{name}</title></polyline>'
@@ -118,22 +153,26 @@ def can_draw_png() -> bool:
 
 
 def write_png(path: Path, runs: list[Run], title: str) -> None:
-    """A row per speed: the distribution of TTFT, and bars of its mean and 99th percentile."""
+    """A row per speed: the distributions of the times, and bars of TTFT's mean and 99th percentile."""
     from matplotlib.figure import Figure  # no display, no global state
 
-    figure = Figure(figsize=(14, 5 * len(runs)), layout="constrained")
+    names = ("TTFT", "TPOT", "end to end")
+    figure = Figure(figsize=(6 * len(names) + 6, 5 * len(runs)), layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplots(len(runs), 2, squeeze=False)
-    for (curves, bars), run in zip(axes, runs, strict=True):
+    axes = figure.subplots(len(runs), len(names) + 1, squeeze=False)
+    for (*distributions, bars), run in zip(axes, runs, strict=True):
         reports = run["policies"]
+        for curves, name, (field, _) in zip(distributions, names, _DISTRIBUTIONS, strict=True):
+            for place, report in enumerate(reports):
+                times = [max(time, 0.1) for time in report[field]]
+                shares = [at / (len(times) - 1) for at in range(len(times))]
+                curves.plot(times, shares, color=_colour(place), label=report["policy"])
+            curves.set(xscale="log", xlabel=f"{name} (ms)", ylabel="share of requests")
+        distributions[0].set_title(f"speed {run['speed']:g}")
+        distributions[0].legend()
         for place, report in enumerate(reports):
-            times = [max(time, 0.1) for time in report["ttft_quantiles_ms"]]
-            shares = [at / (len(times) - 1) for at in range(len(times))]
-            curves.plot(times, shares, color=_colour(place), label=report["policy"])
             bars.barh(place - 0.2, report["ttft_mean_ms"], 0.4, color=_colour(place))
             bars.barh(place + 0.2, report["ttft_p99_ms"], 0.4, color=_colour(place), alpha=0.4)
-        curves.set(xscale="log", xlabel="TTFT (ms)", ylabel="share of requests", title=f"speed {run['speed']:g}")
-        curves.legend()
         bars.set(xlabel="TTFT (ms): mean dark, 99th percentile light")
         bars.set_yticks(range(len(reports)), [report["policy"] for report in reports])
         bars.invert_yaxis()

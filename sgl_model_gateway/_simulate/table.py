@@ -30,12 +30,18 @@ _COLUMNS: tuple[_Column, ...] = (
     ("rejected", "rejected", _plain(0), min),
     ("us/decision", "decision_mean_us", _plain(2), None),
 )
-# Shown for pairs, where the last token is another worker's than the first.
+# Shown where decode has a cost.
 _ENDS: tuple[_Column, ...] = (
+    ("tpot", "tpot_mean_ms", _plain(2), min),
+    ("tpot p99", "tpot_p99_ms", _plain(1), min),
     ("e2e mean", "e2e_mean_ms", _plain(0), min),
     ("e2e p99", "e2e_p99_ms", _plain(0), min),
     ("tokens/s", "output_tps", _plain(0), max),
 )
+# Shown only when the trace names tenants.
+_TENANTS: tuple[_Column, ...] = (("fairness", "fairness", _share, max),)
+# Shown only when memory was short.
+_MEMORY: tuple[_Column, ...] = (("retracted", "retracted", _plain(0), min),)
 # Shown only when something happened to workers.
 _CHURN: tuple[_Column, ...] = (
     ("rerouted", "rerouted", _plain(0), None),
@@ -45,10 +51,15 @@ _CHURN: tuple[_Column, ...] = (
 )
 
 
-def table(reports: list[Report], *, pairs: bool = False) -> str:
-    """The reports as aligned text."""
-    churned = any(report[field] for report in reports for _, field, _, _ in _CHURN)
-    columns = _COLUMNS + (_ENDS if pairs else ()) + (_CHURN if churned else ())
+def table(reports: list[Report], *, to_last_token: bool = False) -> str:
+    """The reports as aligned text, with the times to the last token if asked."""
+
+    def happened(columns: tuple[_Column, ...]) -> bool:
+        return any(report[field] for report in reports for _, field, _, _ in columns)
+
+    columns = _COLUMNS + (_ENDS if to_last_token else ())
+    columns += _TENANTS if any(report["tenant_service"] for report in reports) else ()
+    columns += (_MEMORY if happened(_MEMORY) else ()) + (_CHURN if happened(_CHURN) else ())
     cells = [["policy", *(report["policy"] for report in reports)]]
     for title, field, write, best in columns:
         cells.append([f"{title} ", *_marked([report[field] for report in reports], write, best)])

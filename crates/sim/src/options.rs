@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::EngineOptions;
+use crate::engine::{EngineModel, EngineOptions, PromptSource, SharedOptions};
 use crate::error::SimError;
 use crate::faults::Faults;
 
@@ -14,6 +14,8 @@ const LONGEST_STEP_MS: f64 = 3_600_000.0;
 /// Context length that is reported if none is set.
 const CONTEXT_LENGTH: u32 = 131_072;
 const LONGEST_WAIT_S: f64 = 3_600.0;
+/// The least memory of the shared model.
+const FEWEST_PAGES: usize = 8;
 
 /// The worker's role in prefill/decode disaggregation (`disaggregation_mode`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +81,10 @@ pub struct SimOptions {
     pub crash_on_bad_bootstrap: bool,
     /// Longest prompt in tokens, and the length reported; unset = any prompt is accepted.
     pub context_length: Option<u32>,
+    /// Model of the engine.
+    pub engine_model: EngineModel,
+    /// What passes cost in the shared model; the speeds below are those of the other.
+    pub engine: SharedOptions,
     /// Prompt tokens computed per second and rank; 0 = instant.
     pub prefill_tokens_per_sec: f64,
     /// Milliseconds of a decode step, independent of the batch; 0 here and below = instant.
@@ -127,6 +133,8 @@ impl Default for SimOptions {
             enable_request_header_overrides: false,
             crash_on_bad_bootstrap: true,
             context_length: None,
+            engine_model: EngineModel::Split,
+            engine: SharedOptions::default(),
             prefill_tokens_per_sec: 0.0,
             decode_step_base_ms: 0.0,
             decode_step_per_seq_ms: 0.0,
@@ -171,6 +179,16 @@ impl SimOptions {
                 ));
             }
         }
+        let pages = self.kv_cache_tokens / self.page_size.max(1) as usize;
+        if self.engine_model == EngineModel::Shared && pages < FEWEST_PAGES {
+            let why = "must be 8 pages or more where running sequences share it";
+            return Err(SimError::option(
+                "kv_cache_tokens",
+                self.kv_cache_tokens,
+                why,
+            ));
+        }
+        self.engine.check()?;
         self.faults.check()
     }
 
@@ -199,18 +217,18 @@ impl SimOptions {
         ]
     }
 
-    /// Prompt tokens per second in this role: a decode worker gets its prompts computed.
-    pub(crate) fn prefill_speed(&self, role: Role) -> f64 {
+    /// Where prompts are computed in this role: a decode worker gets its prompts computed.
+    pub(crate) fn prompt_source(&self, role: Role) -> PromptSource {
         match role {
-            Role::Decode => 0.0,
-            Role::Null | Role::Prefill => self.prefill_tokens_per_sec,
+            Role::Decode => PromptSource::Received,
+            Role::Null | Role::Prefill => PromptSource::Computed(self.prefill_tokens_per_sec),
         }
     }
 
     /// Options of the engine of one rank.
     pub(crate) fn engine(&self) -> EngineOptions {
         EngineOptions {
-            prefill_tokens_per_sec: self.prefill_speed(self.disaggregation_mode),
+            prefill_tokens_per_sec: self.prefill_tokens_per_sec,
             decode_step_base: millis(self.decode_step_base_ms),
             decode_step_per_seq: millis(self.decode_step_per_seq_ms),
             max_running_requests: self.max_running_requests,
@@ -220,6 +238,10 @@ impl SimOptions {
             },
             kv_cache_tokens: self.kv_cache_tokens,
             page_size: self.page_size,
+            shared: match self.engine_model {
+                EngineModel::Split => None,
+                EngineModel::Shared => Some(self.engine.clone()),
+            },
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::prompt::Prompt;
+use super::shared::SharedOptions;
 
 /// Number of a request at one engine, counted up from 0 and never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -15,6 +16,9 @@ pub struct SimRequest {
     pub prompt: Prompt,
     /// Tokens to generate. Prefill yields the first; 0 ends with prefill (embeddings).
     pub output_tokens: u32,
+    /// The most tokens that it may generate, as far as the engine knows; less than
+    /// `output_tokens` counts as these.
+    pub longest_output: u32,
     /// Report every decode step, not only the first token and the end.
     pub watched: bool,
 }
@@ -52,6 +56,15 @@ pub enum EventKind {
     },
 }
 
+/// Where prompts are computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum PromptSource {
+    /// Here. The plain model's speed in tokens per second, 0 = instantly.
+    Computed(f64),
+    /// Elsewhere: they arrive with their KV cache.
+    Received,
+}
+
 /// Size and speed of an engine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineOptions {
@@ -69,6 +82,9 @@ pub struct EngineOptions {
     pub kv_cache_tokens: usize,
     /// Tokens per cache page; at least 1.
     pub page_size: u32,
+    /// Prefill and decode share a device and its memory; `kv_cache_tokens` is all of that memory,
+    /// and the speeds above do not count.
+    pub shared: Option<SharedOptions>,
 }
 
 /// The waiting queue is full.
@@ -95,6 +111,14 @@ pub struct EngineLoad {
     pub prompt_tokens_total: u64,
     /// Prompt tokens of them found in the cache, since start.
     pub cached_tokens_total: u64,
+    /// Prompt tokens computed, again after a lack of memory too, since start.
+    pub computed_tokens_total: u64,
+    /// Requests sent back to the queue for lack of memory, since start.
+    pub retracted_total: u64,
+    /// Time spent on prompts by the shared model, since start.
+    pub prefill_time: Duration,
+    /// Time spent on decode steps beside that, since start.
+    pub decode_time: Duration,
     /// Tokens of finished requests, since start.
     pub output_tokens_total: u64,
     /// Requests finished, since start.

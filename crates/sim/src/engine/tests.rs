@@ -17,6 +17,7 @@ fn options() -> EngineOptions {
         max_queued_requests: 100,
         kv_cache_tokens: 10_000,
         page_size: 10,
+        shared: None,
     }
 }
 
@@ -25,6 +26,7 @@ fn request(first_id: u32, prompt_tokens: u32, output_tokens: u32) -> SimRequest 
     SimRequest {
         prompt: Prompt::from_ids(&ids, 10),
         output_tokens,
+        longest_output: 0,
         watched: false,
     }
 }

@@ -5,16 +5,21 @@ use thiserror::Error;
 
 use super::options::FleetOptions;
 use super::oracle_policy::{Belief, Factor, OraclePolicy};
+use super::threshold_policy::ThresholdPolicy;
 
 /// Prefixes of the reference policies' names.
 const CHARGE: &str = "charge_";
 const SIZED: &str = "sized_";
+/// Name of the rule with thresholds.
+const THRESHOLD: &str = "smg_1.13";
 /// A factor that follows the load.
 const AUTO: &str = "auto";
 
 /// No policy has this name.
 #[derive(Debug, Error)]
-#[error("unknown policy '{name}' (choose from {choices}, charge_K, sized_K; K a number or auto)")]
+#[error(
+    "unknown policy '{name}' (choose from {choices}, charge_K, sized_K, smg_1.13; K a number or auto)"
+)]
 pub struct UnknownPolicy {
     name: String,
     choices: String,
@@ -33,6 +38,7 @@ enum Kind {
     /// `None`: the factor follows the load.
     CongestionFactor(Option<f64>),
     Sized(Option<f64>),
+    Threshold,
 }
 
 impl CandidatePolicy {
@@ -47,14 +53,16 @@ impl CandidatePolicy {
             .collect()
     }
 
-    /// A policy by name. Two references exist besides the gateway's policies. `charge_K` picks the
+    /// A policy by name. References exist besides the gateway's policies. `charge_K` picks the
     /// lowest sum of queued tokens and K × own uncached tokens, independent of the load, and assumes
     /// unbounded caches. `sized_K` knows the exact contents of the caches. If K is `auto`, the
-    /// factor is that of `cache_aware`.
+    /// factor is that of `cache_aware`. `smg_1.13` is that gateway's rule with its default
+    /// thresholds.
     pub fn named(name: &str) -> Result<Self, UnknownPolicy> {
         let references = [
             factor(name, CHARGE).map(Kind::CongestionFactor),
             factor(name, SIZED).map(Kind::Sized),
+            (name == THRESHOLD).then_some(Kind::Threshold),
         ];
         if let Some(kind) = references.into_iter().flatten().next() {
             let name = name.to_owned();
@@ -84,6 +92,7 @@ impl CandidatePolicy {
         };
         let (belief, factor) = match self.kind {
             Kind::Policy(kind) => return kind.build(&params),
+            Kind::Threshold => return Box::new(ThresholdPolicy::new(&params)),
             Kind::CongestionFactor(factor) => (Belief::indexed(&params), factor),
             Kind::Sized(factor) => (Belief::sized(options.cache_blocks()), factor),
         };

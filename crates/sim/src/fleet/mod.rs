@@ -1,8 +1,9 @@
 //! A fleet in virtual time: a trace replayed through the gateway's own routing code.
 //!
-//! Every worker is one prefill server beside a batch of sequences that decode. The prefill server
-//! takes requests in order of arrival and computes the tokens that its LRU prefix cache does not
-//! hold. The policy is the gateway's own, and has a gateway's knowledge: the worker of each request
+//! In the plain model every worker is one prefill server beside a batch of sequences that decode. The
+//! prefill server takes requests in order of arrival and computes the tokens that its LRU prefix
+//! cache does not hold. In the shared model every worker is an [`Engine`](crate::engine::Engine) of
+//! that model. The policy is the gateway's own, and has a gateway's knowledge: the worker of each request
 //! and its first byte. Time is a number, so hours of traffic take a fraction of a second, and equal
 //! seeds give equal results.
 //!
@@ -22,11 +23,17 @@ mod guards;
 mod options;
 mod oracle_policy;
 mod pairs;
+mod replies;
 mod report;
 mod run;
+mod service;
+mod shared_worker;
 mod simulate;
+mod split_worker;
+mod step;
 #[cfg(test)]
 mod tests;
+mod threshold_policy;
 mod trace;
 mod worker;
 

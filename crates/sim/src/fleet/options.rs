@@ -1,10 +1,13 @@
 //! Options of a simulated fleet: sizes, speeds, and changes during the run.
 
+use std::time::Duration;
+
 use routing::Params;
 use routing::prefix::BLOCK;
 use serde::{Deserialize, Serialize};
 
 use super::faults::{Knowledge, WorkerFault};
+use crate::engine::{EngineModel, EngineOptions, SharedOptions};
 use crate::error::SimError;
 
 /// A change of a worker, at a time of the trace's own clock.
@@ -65,6 +68,13 @@ pub struct FleetOptions {
     pub max_queued: usize,
     /// Longest time to first token, in milliseconds, that counts as goodput.
     pub ttft_slo_ms: f64,
+    /// Longest mean time per output token after the first, in milliseconds, that counts as goodput;
+    /// 0 = any.
+    pub tpot_slo_ms: f64,
+    /// Model of the workers' engines.
+    pub engine_model: EngineModel,
+    /// What passes cost in the shared model, in place of the speeds above.
+    pub engine: SharedOptions,
     /// Memory limit of the policy's prefix index, in bytes.
     pub index_bytes: usize,
     /// Prompt tokens that the index may hold for all workers together; 0 = as many as fit.
@@ -97,6 +107,9 @@ impl Default for FleetOptions {
             max_running: 256,
             max_queued: 65_536,
             ttft_slo_ms: 1000.0,
+            tpot_slo_ms: 0.0,
+            engine_model: EngineModel::Split,
+            engine: SharedOptions::default(),
             index_bytes: Params::default().index_bytes,
             index_tokens: 0,
             seed: 0,
@@ -111,6 +124,8 @@ const POSITIVE: &str = "must be above 0 and of sane size";
 const COUNT: &str = "must be at least 1 and of sane size";
 const SHARE: &str = "must be from 0 to 1";
 const AMOUNT: &str = "must be 0 or more and of sane size";
+/// The least memory of the shared model.
+const FEWEST_BLOCKS: usize = 8;
 const WORKER_INDEX: &str = "must be below the number of workers";
 
 impl FleetOptions {
@@ -143,6 +158,7 @@ impl FleetOptions {
                 AMOUNT,
             ),
             ("ttft_slo_ms", self.ttft_slo_ms, 0.0, 1e12, AMOUNT),
+            ("tpot_slo_ms", self.tpot_slo_ms, 0.0, 1e12, AMOUNT),
         ];
         for (field, value, least, most, why) in numbers {
             if !(least..=most).contains(&value) {
@@ -161,6 +177,7 @@ impl FleetOptions {
             }
         }
         self.check_pairs()?;
+        self.check_engine()?;
         for change in &self.changes {
             self.check_change(change)?;
         }
@@ -172,6 +189,20 @@ impl FleetOptions {
     /// Capacity of a worker's cache in whole blocks.
     pub(super) fn cache_blocks(&self) -> usize {
         self.kv_tokens / self.block_tokens.max(1) as usize
+    }
+
+    /// Options of each worker's engine.
+    pub(super) fn engine_options(&self) -> EngineOptions {
+        EngineOptions {
+            prefill_tokens_per_sec: self.prefill_tps,
+            decode_step_base: Duration::ZERO,
+            decode_step_per_seq: Duration::ZERO,
+            max_running_requests: self.max_running,
+            max_queued_requests: self.max_queued,
+            kv_cache_tokens: self.kv_tokens,
+            page_size: self.block_tokens,
+            shared: Some(self.engine.clone()),
+        }
     }
 
     /// Limit of the index in bytes of prompt text, as the policy counts them.
@@ -197,6 +228,20 @@ impl FleetOptions {
             return Err(SimError::option("prefill", self.prefill, why));
         }
         Ok(())
+    }
+
+    fn check_engine(&self) -> Result<(), SimError> {
+        if self.engine_model == EngineModel::Shared {
+            if self.has_pairs() {
+                let why = "must be 0 with the shared model: each worker of a pair has one stage";
+                return Err(SimError::option("prefill", self.prefill, why));
+            }
+            if self.cache_blocks() < FEWEST_BLOCKS {
+                let why = "must be 8 blocks or more where running sequences share it";
+                return Err(SimError::option("kv_tokens", self.kv_tokens, why));
+            }
+        }
+        self.engine.check()
     }
 
     fn check_change(&self, change: &Change) -> Result<(), SimError> {

@@ -12,8 +12,9 @@ use super::candidate_policy::PairPolicies;
 use super::options::FleetOptions;
 use super::report::{Report, RunTotals};
 use super::run::timed;
+use super::step::Step;
 use super::trace::Trace;
-use super::worker::{Step, Worker};
+use super::worker::Worker;
 use crate::engine::mix;
 
 /// Makes the seeds of decode decisions other ones than those of prefill.
@@ -192,9 +193,8 @@ impl<'t> Pairs<'t> {
     fn generate(&mut self, slot: usize, now: f64) {
         match self.decode.workers[slot].step() {
             Some(Step::FirstToken(request)) => {
-                let arrived = self.trace.at_ms(request) / 1000.0 / self.options.speed;
-                self.totals.ttft.push(now - arrived);
-                self.totals.last_token_at = now;
+                self.totals
+                    .first_token(self.trace, self.options, request, now);
                 if let Some(lease) = &mut self.decode.leases[request] {
                     lease.first_byte();
                 }
@@ -222,6 +222,6 @@ impl<'t> Pairs<'t> {
     pub(super) fn report(self, policies: &str) -> Report {
         let work: Vec<_> = self.prefill.workers.iter().map(Worker::work).collect();
         self.totals
-            .report(policies, self.trace.len(), &work, self.options)
+            .report(policies, self.trace, &work, self.options)
     }
 }

@@ -1,11 +1,14 @@
 //! Results of a simulation.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::options::FleetOptions;
+use super::service::{At, Service, jain};
 use super::trace::Trace;
+use crate::engine::{EngineLoad, EngineModel};
 
 /// Intervals of the distribution in a report.
 const POINTS: usize = 200;
@@ -41,14 +44,31 @@ pub struct Report {
     pub ttft_p99_ms: f64,
     /// Maximum.
     pub ttft_max_ms: f64,
+    /// Mean time per output token after the first, of the requests that had two or more.
+    pub tpot_mean_ms: f64,
+    /// Median time per output token after the first.
+    pub tpot_p50_ms: f64,
+    /// 99th percentile.
+    pub tpot_p99_ms: f64,
     /// Mean time to last token of the requests that had one.
     pub e2e_mean_ms: f64,
+    /// Median time to last token.
+    pub e2e_p50_ms: f64,
     /// 99th percentile.
     pub e2e_p99_ms: f64,
     /// Output tokens per second, up to the last token.
     pub output_tps: f64,
-    /// Share of all requests with a first token within `ttft_slo_ms`.
+    /// Share of all requests with a first token within `ttft_slo_ms`, and further tokens within
+    /// `tpot_slo_ms` each on average if that is set.
     pub goodput: f64,
+    /// Requests sent back to the queue of their worker for lack of memory.
+    pub retracted: u64,
+    /// Prompt tokens computed again after that.
+    pub recomputed_tokens: u64,
+    /// Jain's index over the tenants' service; 1 if all have the same, or there is one or none.
+    pub fairness: f64,
+    /// Service by tenant: the share of the tokens of its requests that were goodput.
+    pub tenant_service: BTreeMap<String, f64>,
     /// Largest prefill work of a worker, divided by the mean.
     pub imbalance: f64,
     /// Share of time spent on prefill, up to the last first token.
@@ -59,6 +79,10 @@ pub struct Report {
     pub decision_max_us: f64,
     /// Quantiles of the time to first token: 201 values, ascending.
     pub ttft_quantiles_ms: Vec<f64>,
+    /// The same of the time per output token.
+    pub tpot_quantiles_ms: Vec<f64>,
+    /// The same of the time to last token.
+    pub e2e_quantiles_ms: Vec<f64>,
 }
 
 /// Prefill work of one worker.
@@ -68,9 +92,29 @@ pub(super) struct PrefillWork {
     pub(super) prompt_tokens: u64,
     /// Tokens of them found in the cache.
     pub(super) cached_tokens: u64,
+    /// Requests sent back to the queue.
+    pub(super) retracted: u64,
+    /// Tokens computed again after that.
+    pub(super) recomputed_tokens: u64,
+    /// Time spent computing; the shared model only.
+    pub(super) time: Duration,
 }
 
 impl PrefillWork {
+    /// This and the totals of an engine.
+    pub(super) fn plus(&self, load: &EngineLoad) -> Self {
+        Self {
+            prompt_tokens: self.prompt_tokens + load.prompt_tokens_total,
+            cached_tokens: self.cached_tokens + load.cached_tokens_total,
+            retracted: self.retracted + load.retracted_total,
+            time: self.time + load.prefill_time + load.decode_time,
+            recomputed_tokens: self.recomputed_tokens
+                + load
+                    .computed_tokens_total
+                    .saturating_sub(load.prompt_tokens_total - load.cached_tokens_total),
+        }
+    }
+
     fn computed_tokens(&self) -> u64 {
         self.prompt_tokens - self.cached_tokens
     }
@@ -79,11 +123,8 @@ impl PrefillWork {
 /// Totals of a run.
 #[derive(Debug, Default)]
 pub(super) struct RunTotals {
-    /// Times to first token, in seconds.
-    pub(super) ttft: Vec<f64>,
-    pub(super) last_token_at: f64,
-    /// Times to last token, in seconds.
-    pub(super) e2e: Vec<f64>,
+    service: Service,
+    last_token_at: f64,
     output_tokens: f64,
     ended_at: f64,
     pub(super) rejected: usize,
@@ -105,6 +146,19 @@ impl RunTotals {
         self.slowest_decision = self.slowest_decision.max(took);
     }
 
+    /// A request has its first token.
+    pub(super) fn first_token(
+        &mut self,
+        trace: &Trace,
+        options: &FleetOptions,
+        request: usize,
+        now: f64,
+    ) {
+        let at = At { request, now };
+        self.service.first_token(trace, options, at);
+        self.last_token_at = now;
+    }
+
     /// A request has its last token.
     pub(super) fn finished(
         &mut self,
@@ -113,32 +167,30 @@ impl RunTotals {
         request: usize,
         now: f64,
     ) {
-        self.e2e
-            .push(now - trace.at_ms(request) / 1000.0 / options.speed);
+        let at = At { request, now };
+        self.service.last_token(trace, options, at);
         self.output_tokens += f64::from(trace.output(request)) * options.output_scale;
         self.ended_at = now;
     }
 
     /// The report, given the prefill work of each worker.
     pub(super) fn report(
-        mut self,
+        self,
         policy: &str,
-        requests: usize,
+        trace: &Trace,
         work: &[PrefillWork],
         options: &FleetOptions,
     ) -> Report {
-        self.ttft.sort_by(f64::total_cmp);
-        self.e2e.sort_by(f64::total_cmp);
-        let ms = |share: f64| quantile(&self.ttft, share) * 1000.0;
+        let [ttft, tpot, e2e] = [&self.service.ttft, &self.service.tpot, &self.service.e2e]
+            .map(|seconds| Distribution::of(seconds));
         let prompts: u64 = work.iter().map(|work| work.prompt_tokens).sum();
         let cached: u64 = work.iter().map(|work| work.cached_tokens).sum();
         let most = work.iter().map(PrefillWork::computed_tokens).max();
         let computed = (prompts - cached) as f64;
-        let in_time = |ttft: &f64| ttft * 1000.0 <= options.ttft_slo_ms;
-        let worker_time = self.last_token_at * work.len() as f64;
+        let tenant_service = self.service.by_tenant(trace);
         Report {
             policy: policy.to_owned(),
-            requests,
+            requests: trace.len(),
             rejected: self.rejected,
             rerouted: self.rerouted,
             cut: self.cut,
@@ -146,26 +198,72 @@ impl RunTotals {
             ejected: self.ejected,
             ejected_well: self.ejected_well,
             hit_ratio: ratio(cached as f64, prompts as f64),
-            ttft_mean_ms: ratio(self.ttft.iter().sum(), self.ttft.len() as f64) * 1000.0,
-            ttft_p50_ms: ms(0.5),
-            ttft_p90_ms: ms(0.9),
-            ttft_p99_ms: ms(0.99),
-            ttft_max_ms: ms(1.0),
-            e2e_mean_ms: ratio(self.e2e.iter().sum(), self.e2e.len() as f64) * 1000.0,
-            e2e_p99_ms: quantile(&self.e2e, 0.99) * 1000.0,
+            ttft_mean_ms: ttft.mean(),
+            ttft_p50_ms: ttft.at(0.5),
+            ttft_p90_ms: ttft.at(0.9),
+            ttft_p99_ms: ttft.at(0.99),
+            ttft_max_ms: ttft.at(1.0),
+            tpot_mean_ms: tpot.mean(),
+            tpot_p50_ms: tpot.at(0.5),
+            tpot_p99_ms: tpot.at(0.99),
+            e2e_mean_ms: e2e.mean(),
+            e2e_p50_ms: e2e.at(0.5),
+            e2e_p99_ms: e2e.at(0.99),
             output_tps: ratio(self.output_tokens, self.ended_at),
-            goodput: ratio(self.ttft.partition_point(in_time) as f64, requests as f64),
+            goodput: ratio(self.service.good() as f64, trace.len() as f64),
+            retracted: work.iter().map(|work| work.retracted).sum(),
+            recomputed_tokens: work.iter().map(|work| work.recomputed_tokens).sum(),
+            fairness: jain(tenant_service.values()),
+            tenant_service,
             imbalance: ratio(most.unwrap_or(0) as f64 * work.len() as f64, computed),
-            busy: ratio(computed / options.prefill_tps, worker_time),
+            busy: self.busy(computed, work, options),
             decision_mean_us: ratio(
                 self.decision_time.as_secs_f64() * 1e6,
                 self.decisions.into(),
             ),
             decision_max_us: self.slowest_decision.as_secs_f64() * 1e6,
-            ttft_quantiles_ms: (0..=POINTS)
-                .map(|at| ms(at as f64 / POINTS as f64))
-                .collect(),
+            ttft_quantiles_ms: ttft.curve(),
+            tpot_quantiles_ms: tpot.curve(),
+            e2e_quantiles_ms: e2e.curve(),
         }
+    }
+
+    /// Share of time spent on prefill, or on anything by the shared model.
+    fn busy(&self, computed: f64, work: &[PrefillWork], options: &FleetOptions) -> f64 {
+        let workers = work.len() as f64;
+        match options.engine_model {
+            EngineModel::Split => {
+                ratio(computed / options.prefill_tps, self.last_token_at * workers)
+            }
+            EngineModel::Shared => {
+                let time: Duration = work.iter().map(|work| work.time).sum();
+                ratio(time.as_secs_f64(), self.ended_at * workers)
+            }
+        }
+    }
+}
+
+/// Times in seconds, sorted; read in milliseconds.
+struct Distribution(Vec<f64>);
+
+impl Distribution {
+    fn of(seconds: &[f64]) -> Self {
+        let mut sorted = seconds.to_owned();
+        sorted.sort_by(f64::total_cmp);
+        Self(sorted)
+    }
+
+    fn mean(&self) -> f64 {
+        ratio(self.0.iter().sum(), self.0.len() as f64) * 1000.0
+    }
+
+    fn at(&self, share: f64) -> f64 {
+        quantile(&self.0, share) * 1000.0
+    }
+
+    fn curve(&self) -> Vec<f64> {
+        let shares = (0..=POINTS).map(|at| at as f64 / POINTS as f64);
+        shares.map(|share| self.at(share)).collect()
     }
 }
 

@@ -4,14 +4,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use routing::prefix::BLOCK;
-use routing::{Candidate, Candidates, Lease, Load, Outcome, Pick, Policy, Prompt, Request, Trial};
+use routing::{
+    Candidate, Candidates, Lease, Load, Outcome, Pick, Policy, Prompt, Request, TextRatio, Trial,
+    Work,
+};
 
 use super::faults::{Condition, Knowledge, condition, next_change};
 use super::guards::{ATTEMPTS, End, FirstToken, Guards};
 use super::options::{Change, ChangeKind, FleetOptions};
+use super::replies::Replies;
 use super::report::{Report, RunTotals};
+use super::step::Step;
 use super::trace::Trace;
-use super::worker::{Step, Worker};
+use super::worker::Worker;
 use crate::engine::mix;
 
 /// The policy's choice.
@@ -53,6 +58,7 @@ pub(super) struct Fleet<'t> {
     attempts: Vec<Option<Attempt>>,
     prompt: Vec<u8>,
     decisions: u64,
+    replies: Replies<'t>,
     totals: RunTotals,
 }
 
@@ -91,6 +97,7 @@ impl<'t> Fleet<'t> {
             ],
             prompt: Vec::new(),
             decisions: 0,
+            replies: Replies::new(trace, options),
             totals: RunTotals::default(),
         };
         if !options.faults.is_empty() {
@@ -105,6 +112,9 @@ impl<'t> Fleet<'t> {
         fleet
             .policy
             .set_cache_sizes(&vec![Some(held); options.workers]);
+        for load in &fleet.loads {
+            load.set_kv_capacity(Some(TextRatio::USUAL.to_tokens(held)));
+        }
         fleet
     }
 
@@ -145,11 +155,10 @@ impl<'t> Fleet<'t> {
     fn step(&mut self, worker: usize, now: f64) {
         match self.workers[worker].step() {
             Some(Step::FirstToken(request)) => {
-                let arrived = self.trace.at_ms(request) / 1000.0 / self.options.speed;
-                self.totals.ttft.push(now - arrived);
-                self.totals.last_token_at = now;
+                self.totals
+                    .first_token(self.trace, self.options, request, now);
                 if let Some(lease) = &mut self.leases[request] {
-                    lease.first_byte();
+                    self.replies.first_token(request, now, lease);
                 }
                 if let Some(Some(attempt)) = self.attempts.get_mut(request) {
                     let (waited, tokens) = (now - attempt.begun, attempt.uncached);
@@ -160,7 +169,9 @@ impl<'t> Fleet<'t> {
             }
             Some(Step::Finished(request)) => {
                 self.totals.finished(self.trace, self.options, request, now);
-                self.leases[request] = None;
+                if let Some(lease) = self.leases[request].take() {
+                    self.replies.last_token(request, now, lease);
+                }
                 self.end_attempt(request, Outcome::Answered(200), now);
             }
             None => {}
@@ -184,6 +195,7 @@ impl<'t> Fleet<'t> {
 
     fn submit(&mut self, request: usize, now: f64, chosen: Chosen) -> bool {
         let Chosen { slot, lease, .. } = chosen;
+        self.replies.sent(request, now);
         let taken = self.workers[slot].submit(now, request);
         if taken {
             self.leases[request] = Some(lease);
@@ -205,6 +217,7 @@ impl<'t> Fleet<'t> {
             prompt: Prompt::text([&self.prompt, b"", b""]),
             now: Duration::from_secs_f64(now),
             seed: mix(self.options.seed, self.decisions),
+            output_tokens: self.replies.expected(request),
             ..Request::default()
         };
         let within: Vec<Candidate>;
@@ -227,7 +240,11 @@ impl<'t> Fleet<'t> {
             ..
         } = pick;
         let uncached = asked.prompt.tokens().saturating_sub(matched_tokens);
-        let (slot, lease) = (candidate.slot, candidate.load.lease(uncached));
+        let work = Work {
+            uncached,
+            output: asked.output_tokens,
+        };
+        let (slot, lease) = (candidate.slot, candidate.load.lease(work));
         self.totals.add_decision(took);
         Some(Chosen {
             slot,
@@ -455,8 +472,7 @@ impl<'t> Fleet<'t> {
 
     pub(super) fn report(self, policy: &str) -> Report {
         let work: Vec<_> = self.workers.iter().map(Worker::work).collect();
-        self.totals
-            .report(policy, self.trace.len(), &work, self.options)
+        self.totals.report(policy, self.trace, &work, self.options)
     }
 }
 

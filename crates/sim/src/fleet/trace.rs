@@ -1,7 +1,8 @@
 //! Traces in Mooncake's format: one JSON object per line.
 //!
 //! `{"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [..]}`, where
-//! each hash id stands for a block of the prompt (Qin et al., FAST 2025).
+//! each hash id stands for a block of the prompt (Qin et al., FAST 2025). Lines may also have
+//! `max_tokens`, the limit that the request sets, and `tenant`, the name of the client.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -16,6 +17,8 @@ use crate::engine::mix;
 
 /// Longest accepted prompt, in tokens.
 const LONGEST: u32 = 1 << 26;
+/// `max_tokens` of a request that sets none.
+const UNLIMITED: u32 = 1 << 20;
 /// Start of the page hash chain.
 const SEED: u64 = 0x6d6f_6f6e_6361_6b65;
 
@@ -61,6 +64,10 @@ struct Line {
     input_length: u32,
     output_length: u32,
     hash_ids: Vec<u64>,
+    #[serde(default)]
+    max_tokens: Option<u32>,
+    #[serde(default)]
+    tenant: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -68,6 +75,8 @@ struct Row {
     ms: f64,
     input: u32,
     output: u32,
+    longest_output: u32,
+    tenant: Option<u32>,
     blocks: Range<usize>,
 }
 
@@ -79,6 +88,7 @@ pub struct Trace {
     /// Per block: a hash of it and all blocks before it.
     pages: Vec<u64>,
     sorted: bool,
+    tenants: Vec<String>,
 }
 
 impl Trace {
@@ -94,6 +104,7 @@ impl Trace {
             ids: Vec::new(),
             pages: Vec::new(),
             sorted: true,
+            tenants: Vec::new(),
         };
         for (index, line) in from.lines().enumerate() {
             if trace.rows.len() >= limit {
@@ -126,12 +137,24 @@ impl Trace {
             self.ids.push(id);
             self.pages.push(chain);
         }
+        let tenant = line.tenant.map(|name| self.tenant_index(name));
         self.rows.push(Row {
             ms: line.timestamp,
             input: line.input_length,
             output: line.output_length,
+            longest_output: line.max_tokens.unwrap_or(UNLIMITED),
+            tenant,
             blocks: start..self.ids.len(),
         });
+    }
+
+    fn tenant_index(&mut self, name: String) -> u32 {
+        let known = self.tenants.iter().position(|tenant| *tenant == name);
+        let index = known.unwrap_or_else(|| {
+            self.tenants.push(name);
+            self.tenants.len() - 1
+        });
+        index as u32
     }
 
     /// Number of requests.
@@ -162,6 +185,21 @@ impl Trace {
     /// Output tokens.
     pub(super) fn output(&self, request: usize) -> u32 {
         self.rows[request].output
+    }
+
+    /// The most output tokens that the request allows.
+    pub(super) fn longest_output(&self, request: usize) -> u32 {
+        self.rows[request].longest_output
+    }
+
+    /// Index of the request's tenant, if the trace names one.
+    pub(super) fn tenant(&self, request: usize) -> Option<usize> {
+        self.rows[request].tenant.map(|index| index as usize)
+    }
+
+    /// Names of the tenants.
+    pub(super) fn tenants(&self) -> &[String] {
+        &self.tenants
     }
 
     /// Tokens of the prompt: whole blocks, or `input_length` if that is more.

@@ -68,6 +68,7 @@ pub(crate) async fn health_generate(State(worker): AppState) -> StatusCode {
     let request = SimRequest {
         prompt: Prompt::from_ids(&[0], worker.options.page_size),
         output_tokens: 1,
+        longest_output: 1,
         watched: false,
     };
     let submission = worker.scheduler.submit(0, request, &worker.new_rid());

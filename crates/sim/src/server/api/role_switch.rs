@@ -50,8 +50,8 @@ fn change(worker: &Worker, role: Role) -> Result<(), ErrorResponse> {
     let listener = listener.map_err(|error| ErrorResponse::internal(Shape::Flat, error))?;
     let changed = worker.disaggregation.set_role(role, listener);
     changed.map_err(|error| ErrorResponse::internal(Shape::Flat, error))?;
-    let speed = worker.options.prefill_speed(role);
-    worker.scheduler.set_prefill_speed(speed);
+    let source = worker.options.prompt_source(role);
+    worker.scheduler.set_prompt_source(source);
     Ok(())
 }
 

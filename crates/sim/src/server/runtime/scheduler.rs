@@ -13,7 +13,8 @@ use super::clock::Clock;
 use super::pauses::{PauseMode, Pauses};
 use super::request_log::{Counts, increment};
 use crate::engine::{
-    Engine, EngineLoad, EngineOptions, Event, EventKind, QueueFull, RequestId, SimRequest,
+    Engine, EngineLoad, EngineOptions, Event, EventKind, PromptSource, QueueFull, RequestId,
+    SimRequest,
 };
 
 /// One engine per data-parallel rank, and the sequences that wait for them.
@@ -196,11 +197,11 @@ impl Scheduler {
         self.rearmed.notify_one();
     }
 
-    /// Computes the prompts of further requests at another speed; 0 = instantly.
-    pub(crate) fn set_prefill_speed(&self, tokens_per_sec: f64) {
+    /// Where the prompts of further requests are computed.
+    pub(crate) fn set_prompt_source(&self, source: PromptSource) {
         let now = self.now();
         for rank in &mut self.lock().ranks {
-            rank.engine.set_prefill_speed(now, tokens_per_sec);
+            rank.engine.set_prompt_source(now, source);
         }
     }
 

@@ -163,6 +163,7 @@ impl InferenceRequest {
         let request = SimRequest {
             prompt: prompt.clone(),
             output_tokens: limit,
+            longest_output: limit,
             watched: self.stream,
         };
         let submission = worker.scheduler.submit(rank, request, &rid);

@@ -53,6 +53,7 @@ impl Worker {
     pub(crate) fn new(options: SimOptions, port: u16) -> Self {
         let counts = Arc::new(Counts::default());
         let scheduler = Scheduler::new(&options.engine(), options.dp_size, Arc::clone(&counts));
+        scheduler.set_prompt_source(options.prompt_source(options.disaggregation_mode));
         Self {
             scheduler: Arc::new(scheduler),
             faults: FaultInjector::new(options.faults.clone(), options.seed),

@@ -1,0 +1,74 @@
+//! What the gateway learns from replies: how long outputs are, and what decode costs.
+
+use std::time::Duration;
+
+use routing::prefix::BLOCK;
+use routing::{Lease, OutputLengths, TextRatio};
+
+use super::options::FleetOptions;
+use super::trace::Trace;
+use crate::engine::mix;
+
+/// The replies so far.
+#[derive(Debug)]
+pub(super) struct Replies<'t> {
+    trace: &'t Trace,
+    block_tokens: u64,
+    output_scale: f64,
+    lengths: OutputLengths,
+    /// When each request was sent to its worker, in seconds.
+    sent: Vec<f64>,
+}
+
+impl<'t> Replies<'t> {
+    pub(super) fn new(trace: &'t Trace, options: &FleetOptions) -> Self {
+        Self {
+            trace,
+            block_tokens: options.block_tokens.max(1).into(),
+            output_scale: options.output_scale,
+            lengths: OutputLengths::default(),
+            sent: vec![0.0; trace.len()],
+        }
+    }
+
+    /// Output that is expected of a request, in tokens as the policy counts them.
+    pub(super) fn expected(&self, request: usize) -> u64 {
+        let longest = self.trace.longest_output(request).into();
+        let expected = self.lengths.expected(self.key(request), Some(longest));
+        self.policy_tokens(expected)
+    }
+
+    /// A request goes to its worker.
+    pub(super) fn sent(&mut self, request: usize, now: f64) {
+        self.sent[request] = now;
+    }
+
+    /// It has its first token.
+    pub(super) fn first_token(&self, request: usize, now: f64, lease: &mut Lease) {
+        lease.first_token(self.since_sent(request, now));
+    }
+
+    /// It has its last token.
+    pub(super) fn last_token(&self, request: usize, now: f64, mut lease: Lease) {
+        let scaled = f64::from(self.trace.output(request)) * self.output_scale;
+        #[expect(clippy::cast_sign_loss, reason = "lengths are not negative")]
+        let tokens = scaled.round() as u64;
+        self.lengths.observe(self.key(request), tokens);
+        lease.last_token(self.since_sent(request, now), self.policy_tokens(tokens));
+    }
+
+    /// Tokens of the trace as the policy counts them: it sees a block of the trace as one of its
+    /// own.
+    fn policy_tokens(&self, tokens: u64) -> u64 {
+        TextRatio::USUAL.to_tokens(tokens * BLOCK as u64 / self.block_tokens)
+    }
+
+    fn key(&self, request: usize) -> Option<u64> {
+        let tenant = self.trace.tenant(request)?;
+        Some(mix(0, tenant as u64))
+    }
+
+    fn since_sent(&self, request: usize, now: f64) -> Duration {
+        Duration::from_secs_f64((now - self.sent[request]).max(0.0))
+    }
+}
