@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import socket
 import subprocess
@@ -16,11 +17,14 @@ BENCH = ROOT / "bench"
 sys.path.insert(0, str(BENCH))
 
 import compare  # noqa: E402
+import goodput  # noqa: E402
 import pair_failures  # noqa: E402
 import pair_stage  # noqa: E402
 import processes  # noqa: E402
 import replay  # noqa: E402
 import targets  # noqa: E402
+
+from sgl_model_gateway.sgl_model_gateway_rs import FleetTrace  # noqa: E402
 
 
 def report(cost: float, *, errors: int = 0, rps: float = 1000.0) -> dict[str, Any]:
@@ -144,3 +148,29 @@ def test_a_row_says_when_the_client_knew_and_which_worker_is_not_free() -> None:
     assert "D **died**" in pair_failures.cell(row)
     lines = pair_failures.table([row], ["smg", "ours"])
     assert lines[2].startswith("| P | 500 | chat stream | - | 503;")
+
+
+def test_goodput_is_compared_at_multiples_of_the_knee(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(goodput, "SEEDS", (1,))
+    trace = tmp_path / "tools.jsonl"
+    made = itertools.islice(goodput.lines("tools"), 400)
+    trace.write_text("\n".join(made))
+    limits = {"ttft_slo_ms": 2000.0, "tpot_slo_ms": 25.0}
+    options = {"engine_model": "shared", "kv_tokens": 150_000, "output_scale": 4.0, "workers": 2} | limits
+    read = FleetTrace(trace)
+    rule, rival, ours, ratio, other = goodput.rows(read, "mix", options)
+    shares = [[float(cell) for cell in row.split("|")[3:-1]] for row in (rule, rival, ours, ratio, other)]
+    assert [len(row) for row in shares] == [len(goodput.LOADS)] * 5
+    below, at_knee, *_, above = shares[0]
+    assert below >= at_knee >= above and at_knee == pytest.approx(goodput.KNEE, abs=0.1)
+    assert shares[3][1] == pytest.approx(shares[2][1] / shares[0][1], abs=0.02)
+
+
+def test_model_is_compared_with_every_row_of_the_published_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(goodput, "PUBLISHED", tuple((*row[:2], 60, row[3]) for row in goodput.PUBLISHED[:2]))
+    head, line, *rows = goodput.published(tmp_path)
+    assert head.count("|") == line.count("|") == 5 and len(rows) == 2
+    # Sixty at once are not full load.
+    assert all("(-" in row for row in rows)
