@@ -44,6 +44,9 @@ pub(in crate::engine) struct SharedEngine {
     blocked_until: u64,
     memory: KvMemory,
     reserve: f64,
+    /// Steps since it was set: it falls with each. Counted, for sums of falls would differ with
+    /// the steps taken at once.
+    reserve_steps: u64,
     totals: EngineLoad,
     events: Vec<Event>,
     progress: Vec<Progress>,
@@ -67,6 +70,7 @@ impl SharedEngine {
                 limits.page_size,
             ),
             reserve: options.output_reserve,
+            reserve_steps: 0,
             totals: EngineLoad::default(),
             events: Vec::new(),
             progress: Vec::new(),
@@ -288,9 +292,14 @@ impl SharedEngine {
         self.totals.decode_time += duration(length);
         let tokens = self.batch.advance(&self.costs, count);
         self.memory.take(tokens);
+        self.reserve_steps += count;
+    }
+
+    /// The share of the output that running sequences may still have that is kept free for it.
+    fn reserve(&self) -> f64 {
         let first = self.options.output_reserve;
         let fall = first * (1.0 - LEAST_RESERVE) / DECAY_STEPS;
-        self.reserve = (self.reserve - fall * count as f64).max(first * LEAST_RESERVE);
+        (self.reserve - fall * self.reserve_steps as f64).max(first * LEAST_RESERVE)
     }
 
     /// Ends the sequences that have all their tokens, and reports the progress of the others.
@@ -350,11 +359,14 @@ impl SharedEngine {
             self.begin(pass);
             return;
         }
-        self.retract();
+        let retracted = self.retract();
         let room = self.memory.available() / (self.batch.len() as u64).max(1);
         self.stop_at = self.batch.steps().saturating_add(room);
         if self.blocked_until > self.batch.steps() {
             self.stop_at = self.stop_at.min(self.blocked_until);
+        } else if retracted {
+            // Those that were sent back are looked at after the next step.
+            self.stop_at = self.batch.steps() + 1;
         }
         self.batch.resume(self.now);
     }
@@ -384,7 +396,7 @@ impl SharedEngine {
         let fits = if self.batch.is_empty() && pass.is_empty() {
             u64::from(missing) <= available
         } else {
-            let promised = self.batch.reserved() as f64 * self.reserve;
+            let promised = self.batch.reserved() as f64 * self.reserve();
             let own = first.reserve(self.options.longest_reserve) + pass.reserved;
             (u64::from(missing) + own) as f64 + promised < available as f64
         };
@@ -403,8 +415,9 @@ impl SharedEngine {
         })
     }
 
-    /// Sends sequences back to the queue until the others have memory for a step.
-    fn retract(&mut self) {
+    /// Sends sequences back to the queue until the others have memory for a step; whether there
+    /// were some.
+    fn retract(&mut self) -> bool {
         let mut retracted = false;
         while self.batch.len() > 1 && (self.memory.available() as usize) < self.batch.len() {
             let Some(mut sequence) = self.batch.remove_youngest() else {
@@ -420,7 +433,9 @@ impl SharedEngine {
             let (done, most) = self.batch.outputs();
             let steps = RETRACT_STEPS * self.batch.len() as u64;
             self.reserve = ((done + steps) as f64 / (most + 1) as f64).min(1.0);
+            self.reserve_steps = 0;
         }
+        retracted
     }
 }
 
