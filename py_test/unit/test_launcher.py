@@ -261,6 +261,8 @@ def test_elsewhere_there_are_lines_alone_and_a_closed_stream_is_no_problem() -> 
 
 def test_hang_up_that_does_something_else_is_no_stop() -> None:
     stop, reloads = StopSignals(), list[int]()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
     stop.install()
     try:
         stop.defer()
@@ -274,7 +276,9 @@ def test_hang_up_that_does_something_else_is_no_stop() -> None:
         assert stop.exit_code == 128 + signal.SIGHUP
     finally:
         stop.restore()
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        # They are ignored after a stop; the tests that follow, and their processes, need them.
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_signals_end_the_program_until_they_are_deferred() -> None:
