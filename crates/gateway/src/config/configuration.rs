@@ -83,11 +83,7 @@ fn read(path: &Path) -> Result<String, Vec<Problem>> {
 impl From<&Options> for Configuration {
     /// Options that differ from their default are given.
     fn from(options: &Options) -> Self {
-        let as_json = |options: &Options| serde_json::to_value(options).unwrap_or_default();
-        let (set, unset) = (as_json(options), as_json(&Options::default()));
-        let names = Options::NAMES.iter().copied();
-        let given = names.filter(|name| set[*name] != unset[*name]);
-        Self::new(options.clone(), given.collect::<Vec<_>>())
+        Self::new(options.clone(), options.differing(&Options::default()))
     }
 }
 
@@ -111,14 +107,6 @@ impl Loaded {
     /// The file, if there is one.
     pub(crate) fn path(&self) -> Option<PathBuf> {
         self.options.config.as_ref().map(PathBuf::from)
-    }
-
-    /// The names of options that differ from others.
-    pub(crate) fn changed(&self, from: &Options) -> Vec<&'static str> {
-        let as_json = |options: &Options| serde_json::to_value(options).unwrap_or_default();
-        let (now, then) = (as_json(from), as_json(&self.options));
-        let names = Options::NAMES.iter().copied();
-        names.filter(|name| now[*name] != then[*name]).collect()
     }
 
     /// Every option by name: its value, secrets masked, and where it comes from.

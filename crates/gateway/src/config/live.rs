@@ -163,7 +163,7 @@ impl Live {
     /// # Errors
     /// One of them cannot change at run time.
     pub(crate) fn changes(&self, loaded: &Loaded) -> Result<Vec<&'static str>, ConfigError> {
-        let changed = loaded.changed(self.in_force().loaded.options());
+        let changed = loaded.options().differing(self.in_force().loaded.options());
         let fixed = changed.iter().filter(|name| !LIVE.contains(name));
         let fixed: Vec<_> = fixed.copied().collect();
         if fixed.is_empty() {

@@ -445,6 +445,14 @@ options! {
 }
 
 impl Options {
+    /// The names of the options that another set has otherwise.
+    pub(super) fn differing(&self, other: &Self) -> Vec<&'static str> {
+        let as_json = |options: &Self| serde_json::to_value(options).unwrap_or_default();
+        let (one, another) = (as_json(self), as_json(other));
+        let names = Self::NAMES.iter().copied();
+        names.filter(|name| one[*name] != another[*name]).collect()
+    }
+
     /// A copy in which every secret reads `MASKED`.
     pub(crate) fn masked(&self) -> Self {
         let mut masked = self.clone();

@@ -202,7 +202,7 @@ mod tests {
         let shown = series(&metrics, "m");
         assert!(shown > 4);
         drop(one);
-        assert_eq!(series(&metrics, "m"), shown, "somebody still serves it");
+        assert_eq!(series(&metrics, "m"), shown, "a worker still serves it");
         metrics
             .model("other")
             .selected(WorkerType::Regular, PolicyKind::Random);
