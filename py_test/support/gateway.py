@@ -60,11 +60,14 @@ class Gateway(Process):
         return get_json(f"{self.url}/debug/limits")
 
     def decisions(self) -> list[tuple[float, str]]:
-        """When (`time.monotonic`) and for which worker the last decisions were taken, retries included."""
+        """When (`time.monotonic`) and for which worker the last decisions were taken, retries included.
+
+        The time is a lower bound: ages are counted from the question, because reading a long answer takes time.
+        """
+        asked = time.monotonic()
         answer = get_json(f"{self.url}/debug/decisions?limit=100000")
-        now = time.monotonic()
         decisions = answer["decisions"] if isinstance(answer, dict) else answer
-        return [(now - decision["age_secs"], decision["worker"]) for decision in decisions]
+        return [(asked - decision["age_secs"], decision["worker"]) for decision in decisions]
 
     def metrics(self, name: str) -> dict[str, float]:
         """A metric's samples by their labels, as written."""
