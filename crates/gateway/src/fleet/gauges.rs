@@ -16,6 +16,7 @@ pub(crate) fn update_gauges(fleet: &Fleet, metrics: &Metrics) {
         &gauges.queued_tokens,
         &gauges.routing_keys_active,
         &gauges.health,
+        &gauges.drained,
         &breakers.cb_state,
         &breakers.cb_failures,
         &breakers.cb_successes,
@@ -57,7 +58,9 @@ fn show_state(worker: &Worker, metrics: &Metrics) {
     let url = [&*name];
     let health = gauges.health.with_label_values(&url);
     health.set(health.get().max(worker.is_ready().into()));
+    let drained = gauges.drained.with_label_values(&url);
     worker.with_state(|state| {
+        drained.set(state.drained.into());
         let Some(breaker) = &state.breaker else {
             return;
         };

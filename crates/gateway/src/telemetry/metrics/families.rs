@@ -40,6 +40,7 @@ pub(crate) struct Worker {
     pub(crate) queued_tokens: IntGaugeVec,
     pub(crate) routing_keys_active: IntGaugeVec,
     pub(crate) health: IntGaugeVec,
+    pub(crate) drained: IntGaugeVec,
     pub(super) health_checks: IntCounterVec,
     pub(super) errors: IntCounterVec,
 }
@@ -165,6 +166,11 @@ impl Worker {
                 &["worker"],
             )?,
             health: maker.gauge("smg_worker_health", "1 ready, 0 not", &["worker"])?,
+            drained: maker.gauge(
+                "smg_worker_drained",
+                "1 drained by request, 0 not",
+                &["worker"],
+            )?,
             health_checks: maker.counter(
                 "smg_worker_health_checks_total",
                 "probes of workers",

@@ -32,11 +32,14 @@ async fn drained_worker_finishes_what_it_has_and_gets_nothing_new() {
         (&row["status"], &row["load"]),
         (&"drained".into(), &1.into())
     );
+    let drained = |value| format!("smg_worker_drained{{worker=\"{}\"}} {value}\n", slow.url());
+    assert!(gateway.metrics().await.contains(&drained(1)));
     slow.go_on();
     client.read_until("{}").await;
     until(|| async { gateway.in_flight().await == 0 }).await;
     bare(&gateway, &format!("POST /workers/{url}/undrain")).await;
     assert_eq!(get(&gateway, "/readiness").await.status, 200);
+    assert!(gateway.metrics().await.contains(&drained(0)));
     let mut client = Client::asking(&gateway, "").await;
     assert_eq!(client.head().await.unwrap().unwrap().status, 200);
 }
