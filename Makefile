@@ -1,6 +1,6 @@
 # The few verbs of this project. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo build wheel wheel-start lint test test-sglang test-k8s test-browser coverage chaos fuzz bench fmt
+.PHONY: help demo build wheel wheel-start lint test test-sglang test-k8s test-browser coverage chaos fuzz bench bench-cpu fmt
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
@@ -137,7 +137,12 @@ fmt: $(BUILT) ## format everything, and write what follows from other files: the
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BUILT) ## CPU per request against nginx and the peers that are installed; BENCH_ARGS="--scenarios json_small"
+bench: $(BUILT) ## every figure of bench/RESULTS.md as a page with pictures, peers included; BENCH_ARGS="--sections cpu,tls"
+	bench/install_peers.sh
+	cargo build --release -p bench-tools
+	$(BIN)/python bench/suite.py $(BENCH_ARGS)
+
+bench-cpu: $(BUILT) ## CPU per request against nginx and the peers that are installed; BENCH_ARGS="--scenarios json_small"
 	cargo build --release -p bench-tools
 	$(BIN)/python bench/compare.py $(BENCH_ARGS)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -16,12 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
 sys.path.insert(0, str(BENCH))
 
+import bars  # noqa: E402
 import compare  # noqa: E402
 import goodput  # noqa: E402
 import pair_failures  # noqa: E402
 import pair_stage  # noqa: E402
 import processes  # noqa: E402
 import replay  # noqa: E402
+import suite  # noqa: E402
 import targets  # noqa: E402
 
 from sgl_model_gateway.sgl_model_gateway_rs import FleetTrace  # noqa: E402
@@ -174,3 +178,68 @@ def test_model_is_compared_with_every_row_of_the_published_table(
     assert head.count("|") == line.count("|") == 5 and len(rows) == 2
     # Sixty at once are not full load.
     assert all("(-" in row for row in rows)
+
+
+# --- The suite
+
+
+def plan(room: Path, trace: Path | None = None) -> suite.Plan:
+    return suite.Plan(room, 2, 1, ("nginx", "ours", "smg"), trace)
+
+
+@pytest.mark.parametrize("name", list(suite.SECTIONS))
+def test_each_section_runs_tools_that_are_there_with_flags_they_know(name: str, tmp_path: Path) -> None:
+    for command in suite.SECTIONS[name].commands(plan(tmp_path, tmp_path / "trace.jsonl")):
+        if command[0] != sys.executable:
+            assert command[0] == "cargo"
+            continue
+        tool, flags = Path(command[1]), command[2:]
+        assert tool.parent == BENCH
+        if tool.stem in ("compare", "replay"):
+            args = sys.modules[tool.stem].parse(flags)
+            assert not args.only or set(args.only) <= {"nginx", "ours", "smg"}
+        elif any(flag.startswith("-") for flag in flags):
+            known = re.findall(r"add_argument\(\s*\"(--[\w-]+)", tool.read_text())
+            assert {flag for flag in flags if flag.startswith("-")} <= set(known)
+
+
+def test_a_section_that_fails_is_in_the_page_and_the_next_one_runs(tmp_path, monkeypatch) -> None:
+    def section(title: str, code: str, needs_trace: bool = False) -> suite.Section:
+        return suite.Section(title, 1, lambda _: [[sys.executable, "-c", code]], needs_trace=needs_trace)
+
+    broken = section("Broken", "print('half a figure'); raise SystemExit(3)")
+    sections = {"broken": broken, "fine": section("Fine", "print('| a |\\n| --- |')")}
+    sections["traced"] = section("Traced", "raise SystemExit(4)", needs_trace=True)
+    monkeypatch.setattr(suite, "SECTIONS", sections)
+    args = suite.parse(["--out", str(tmp_path)])
+    args.sections = list(sections)
+    assert suite.run(args) is False
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "half a figure\n```\n\nFailed with code 3." in page
+    assert "## Fine" in page and "\n| a |\n| --- |\n" in page
+    assert "## Traced\n\nNot measured: no `--trace`." in page
+    assert f"| Python | {sys.version.split()[0]} |" in page
+
+
+def test_a_section_that_hangs_is_ended_and_keeps_what_it_printed(tmp_path, monkeypatch) -> None:
+    code = "import time; print('begun', flush=True); time.sleep(60)"
+    hangs = suite.Section("Hangs", 0.005, lambda _: [[sys.executable, "-c", code]])
+    lines, clean = suite.measure("hangs", hangs, plan(tmp_path))
+    assert not clean and "begun\n\nended after 1 s" in "\n".join(lines)
+
+
+def test_pictures_have_a_bar_as_long_as_its_figure_and_escape_names(tmp_path) -> None:
+    rows = [bars.Bar("ours", 10, "10 µs"), bars.Bar("<b>", 40, "40 µs")]
+    picture = ElementTree.fromstring(bars.bars("CPU & more", rows))
+    widths = [float(it.attrib["width"]) for it in picture.iter("{http://www.w3.org/2000/svg}rect")]
+    assert widths[1] == pytest.approx(4 * widths[0])
+    assert "<b>" in [it.text for it in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert picture.attrib["aria-label"] == "CPU & more. ours: 10 µs; <b>: 40 µs"
+
+
+def test_pictures_of_compared_gateways_show_figure_and_ratio(tmp_path) -> None:
+    row = {"cpu_us_per_request": 22.0, "ratio": 1.1}
+    results = {"json_small": {"key": "cpu_us_per_request", "summary": {"ours": row}}}
+    (tmp_path / "cpu.json").write_text(json.dumps(results))
+    ((name, picture),) = suite.SECTIONS["cpu"].draw(tmp_path)
+    assert name == "cpu-json_small.svg" and "22.0 (1.10)" in picture
