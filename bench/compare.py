@@ -13,22 +13,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import ssl
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn
+from typing import Any
 
 from certificates import Certificates, issue
 from processes import (
     HOST,
     BenchError,
+    finish,
     pinned,
     process_tree,
     require_free,
@@ -298,20 +297,10 @@ def _run(args: argparse.Namespace) -> bool:
     return clean
 
 
-def _exit_on_sigterm(*_: object) -> NoReturn:
-    raise SystemExit(128 + signal.SIGTERM)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 when a run gave no figure or had errors."""
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
-    try:
-        clean = _run(parse(argv))
-    except (BenchError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(0 if clean else 1)
+    args = parse(argv)
+    finish(lambda: _run(args))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from processes import HOST, BenchError, require_tools, running, two_cores, wait_until_answered
+from processes import HOST, BenchError, finish, require_tools, running, two_cores, wait_until_answered
 from targets import OURS, ROOT
 
 sys.path.insert(0, str(ROOT / "py_test"))
@@ -282,7 +282,7 @@ def table(rounds: list[Round]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", default=sys.executable, help="interpreter whose gateway is measured")
     parser.add_argument("--pods", type=int, default=500)
@@ -292,14 +292,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each kind")
     parser.add_argument("flags", nargs="*", help="further flags of the gateway, behind --")
     args = parser.parse_args()
-    try:
+
+    def measured() -> bool:
         require_tools(["taskset", "setpriv"])
         print(table(run(args)))
-    except BenchError as error:
-        print(f"discovery.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return True
+
+    finish(measured)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from processes import HOST, BenchError, require_tools, running, two_cores, wait_until_answered
+from processes import HOST, BenchError, finish, require_tools, running, two_cores, wait_until_answered
 from targets import OURS, PEERS, ROOT
 
 sys.path.insert(0, str(ROOT / "py_test"))
@@ -253,7 +253,7 @@ def table(rows: Sequence[Callable[[Stage], str]], found: Sequence[Gateway]) -> I
         yield f"| {(row.__doc__ or '').strip()} | {' | '.join(cells)} |"
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", default=sys.executable, help="interpreter of our gateway")
     parser.add_argument("--rows", default="", help="names of rows, separated by commas; without, all")
@@ -263,15 +263,15 @@ def main() -> int:
         row for row in ROWS if row.__name__ in (args.rows.split(",") if args.rows else [it.__name__ for it in ROWS])
     ]
     found = [it for it in gateways(args.python) if not args.only or it.name in args.only.split(",")]
-    try:
+
+    def measured() -> bool:
         require_tools(["taskset", "setpriv"])
         for line in table(rows, found):
             print(line, flush=True)
-    except BenchError as error:
-        print(f"pod_changes.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return True
+
+    finish(measured)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 HOST = "127.0.0.1"
 SECOND_SIGNAL_AFTER = 0.3
@@ -22,6 +25,22 @@ LOG_TAIL = 600
 
 class BenchError(Exception):
     """Why a measurement cannot be made."""
+
+
+def finish(run: Callable[[], bool]) -> NoReturn:
+    """Runs a tool and ends with code 0, or 1 when it failed; Ctrl-C and SIGTERM end what it started."""
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    try:
+        clean = run()
+    except (BenchError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0 if clean else 1)
+
+
+def _exit_on_sigterm(*_: object) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def require_tools(names: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import traces
 from bars import Bar, bars
-from processes import BenchError, two_cores
+from processes import finish, two_cores
 from targets import ROOT, find_targets
 
 BENCH = ROOT / "bench"
@@ -259,13 +259,8 @@ def run(args: argparse.Namespace) -> bool:
 
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 when a section failed."""
-    try:
-        clean = run(parse(argv))
-    except (BenchError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(0 if clean else 1)
+    args = parse(argv)
+    finish(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -3,44 +3,36 @@
 mod model;
 mod reload;
 
-use std::fs;
-use std::path::PathBuf;
-
 use gateway::Options;
 use routing::PolicyKind;
 use serde_json::Value;
 
-use crate::support::{Reply, Running, get, options, post, start_with};
+use crate::support::{Reply, Running, WatchedFile, get, options, post, start_with};
 
 /// A configuration file that is removed at the end.
-pub(crate) struct ConfigFile(PathBuf);
+pub(crate) struct ConfigFile(WatchedFile);
 
 impl ConfigFile {
     fn new(name: &str, text: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("smg-conf-{}-{name}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        let file = Self(dir.join("gateway.yaml"));
-        file.replace(text);
-        file
+        Self(WatchedFile::new(
+            &format!("conf-{name}"),
+            "gateway.yaml",
+            text,
+        ))
     }
 
-    /// By a new file in its place, as editors and volumes of Kubernetes do.
     fn replace(&self, text: &str) {
-        let next = self.0.with_extension("next");
-        fs::write(&next, text).unwrap();
-        fs::rename(next, &self.0).unwrap();
+        self.0.replace(text);
     }
 
-    /// The path of another file beside it.
     fn beside(&self, name: &str) -> String {
-        let path = self.0.with_file_name(name);
-        path.to_str().unwrap().to_owned()
+        self.0.beside(name)
     }
 
     /// Options of a gateway on free ports that leave the rest to the file.
     fn options(&self) -> Options {
         Options {
-            config: Some(self.0.to_str().unwrap().to_owned()),
+            config: Some(self.0.path()),
             policy: PolicyKind::CacheAware,
             ..options(&[])
         }
@@ -48,12 +40,6 @@ impl ConfigFile {
 
     async fn start(&self) -> Running {
         start_with(self.options()).await
-    }
-}
-
-impl Drop for ConfigFile {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(self.0.parent().unwrap());
     }
 }
 

@@ -1,29 +1,25 @@
 //! Workers that a file lists.
 
-use std::fs;
-use std::path::PathBuf;
-
 use gateway::{Gateway, Options};
 use serde_json::{Value, json};
 
-use crate::support::{Running, Worker, bare, get, ok, options, post, send, start_with, until};
+use crate::support::{
+    Running, WatchedFile, Worker, bare, get, ok, options, post, send, start_with, until,
+};
 
-struct ListFile(PathBuf);
+struct ListFile(WatchedFile);
 
 impl ListFile {
     fn new(name: &str, text: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("smg-list-{}-{name}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        let file = Self(dir.join("workers.yaml"));
-        file.replace(text);
-        file
+        Self(WatchedFile::new(
+            &format!("list-{name}"),
+            "workers.yaml",
+            text,
+        ))
     }
 
-    /// By a new file in its place, as editors and volumes of Kubernetes do.
     fn replace(&self, text: &str) {
-        let next = self.0.with_extension("next");
-        fs::write(&next, text).unwrap();
-        fs::rename(next, &self.0).unwrap();
+        self.0.replace(text);
     }
 
     async fn start(&self) -> Running {
@@ -32,15 +28,9 @@ impl ListFile {
 
     fn options(&self) -> Options {
         Options {
-            discovery_file: Some(self.0.to_str().unwrap().to_owned()),
+            discovery_file: Some(self.0.path()),
             ..options(&[])
         }
-    }
-}
-
-impl Drop for ListFile {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(self.0.parent().unwrap());
     }
 }
 
@@ -116,7 +106,7 @@ async fn broken_or_missing_file_leaves_the_workers_and_is_told() {
         file.replace(&list);
         until(|| sample(&gateway, up)).await;
     }
-    fs::remove_file(&file.0).unwrap();
+    file.0.remove();
     until(|| sample(&gateway, down)).await;
     assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
     file.replace(&list);
@@ -137,7 +127,7 @@ async fn gateway_does_not_start_with_a_broken_file_and_says_where_it_is_broken()
     let error = Gateway::start(&file.options()).unwrap_err();
     let text = error.to_string();
     assert!(text.contains("workers.yaml:3:3: priority"), "{text}");
-    fs::remove_file(&file.0).unwrap();
+    file.0.remove();
     let text = Gateway::start(&file.options()).unwrap_err().to_string();
     assert!(text.contains("cannot be read"), "{text}");
 }
