@@ -180,9 +180,9 @@ class RouterArgs(_FlagsGiven):
     jwt_jwks_uri: str | None = option(None, AUTH, "where the issuer's keys are; unset means OIDC discovery", keyword=False)
     jwt_role_mapping: dict[str, str] = option({}, AUTH, "roles of the issuer, theirs=ours each, ours admin or user", cli_default=[], nargs="*", parse=values.jwt_role_mapping, keyword=False, metavar="THEIRS=OURS")
     # Options younger than the 0.3.2 interface, appended so that positions stay.
-    cache_aware_prefill_backlog_rate: float = option(0.0, POLICY, "cache_aware: prefill tokens per second that a worker's backlog drains at; 0 leaves backlog out", metavar="TOKENS")
-    cache_aware_prefill_backlog_hop_factor: float = option(4.0, POLICY, "cache_aware: cost of leaving a warm worker (at least 1)", metavar="FACTOR")
-    cache_aware_prefill_backlog_hop_scale: float = option(200000.0, POLICY, "cache_aware: backlog, in tokens, at which that cost has halved", metavar="TOKENS")
+    cache_aware_prefill_backlog_rate: float = option(0.0, POLICY, "drain rate of a worker's prefill backlog, tokens per second; accepted: cache_aware counts the backlog at any value and assumes no rate", metavar="TOKENS")
+    cache_aware_prefill_backlog_hop_factor: float = option(4.0, POLICY, "cost of leaving a warm worker (at least 1); accepted: cache_aware computes it from the load", metavar="FACTOR")
+    cache_aware_prefill_backlog_hop_scale: float = option(200000.0, POLICY, "backlog, in tokens, at which that cost has halved; accepted: cache_aware computes the cost from the load", metavar="TOKENS")
     test_external_dp_routing: bool = option(False, PD, "choose data-parallel ranks at random and check them (--mini-lb only)", keyword=False)
     json_log: bool = option(False, LOGGING, "write log lines as JSON objects")
     pool_idle_timeout_secs: int = option(50, REQUEST, "seconds an idle connection to a worker is kept")

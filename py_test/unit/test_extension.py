@@ -198,12 +198,25 @@ def test_a_number_out_of_range_is_both_errors(wrong: dict[str, Any]) -> None:
         ({"request_timeout_secs": 0}, "request_timeout_secs"),
         ({"prometheus_duration_buckets": [2.0, 1.0]}, "prometheus_duration_buckets"),
         ({"health_check_endpoint": "health"}, "health_check_endpoint"),
+        ({"cache_aware_prefill_backlog_rate": -1.0}, "cache_aware_prefill_backlog_rate"),
+        ({"cache_aware_prefill_backlog_hop_factor": 0.5}, "cache_aware_prefill_backlog_hop_factor"),
+        ({"cache_aware_prefill_backlog_hop_scale": float("nan")}, "cache_aware_prefill_backlog_hop_scale"),
     ],
     ids=repr,
 )
 def test_a_broken_rule_is_a_value_error_at_construction(wrong: dict[str, Any], field: str) -> None:
     with pytest.raises(ValueError, match=field):
         Router(**({"worker_urls": WORKERS} | wrong))
+
+
+def test_backlog_options_of_other_gateways_are_accepted() -> None:
+    router = Router(
+        WORKERS,
+        cache_aware_prefill_backlog_rate=8000.0,
+        cache_aware_prefill_backlog_hop_factor=1.0,
+        cache_aware_prefill_backlog_hop_scale=0.0,
+    )
+    assert router.cache_aware_prefill_backlog_rate == 8000.0
 
 
 def test_an_option_that_is_not_built_is_refused_by_name() -> None:

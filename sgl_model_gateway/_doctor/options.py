@@ -111,6 +111,16 @@ _RULES = (
         "it is for the policy cache_aware",
     ),
     _Rule(
+        ("cache_aware_prefill_backlog_rate",),
+        lambda args: True,
+        "cache_aware counts the backlog at any value, and assumes no rate",
+    ),
+    _Rule(
+        ("cache_aware_prefill_backlog_hop_factor", "cache_aware_prefill_backlog_hop_scale"),
+        lambda args: True,
+        "cache_aware computes the cost of leaving a warm worker from the load",
+    ),
+    _Rule(
         ("balance_abs_threshold", "balance_rel_threshold"),
         _without("cache_aware", "bucket"),
         "it is for the policies cache_aware and bucket",

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::runtime;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::assemble::{self, Machine, Read};
 use super::error::StartError;
@@ -15,7 +15,7 @@ use super::memory::available_memory;
 use super::rlimit::raise_file_limit;
 use super::stopped::Stopped;
 use crate::api::ApiState;
-use crate::config::{Configuration, Options, ReloadError, Reloaded, Reloads};
+use crate::config::{Configuration, Mapped, Options, ReloadError, Reloaded, Reloads, mapped};
 use crate::fleet::{Fleet, suspect};
 use crate::shutdown::Shutdown;
 use crate::telemetry::logging;
@@ -101,6 +101,9 @@ impl Gateway {
         let policy = options.policy.as_str();
         info!(%addr, metrics = ?metrics_addr, policy, workers, lanes, "{what}");
         info!("limits in force: {limits}");
+        for Mapped { option, instead } in mapped(options) {
+            warn!(option, "its value tunes nothing: {instead}");
+        }
         Ok(Self {
             addr,
             metrics_addr,

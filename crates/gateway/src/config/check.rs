@@ -6,6 +6,7 @@ use super::auth::check_auth;
 #[cfg(feature = "kubernetes")]
 use super::discovery::check_discovery;
 use super::error::ConfigError;
+use super::mapped::check_backlog;
 use super::options::Options;
 use super::origin::AllowedOrigin;
 use super::tls::check_tls;
@@ -30,6 +31,7 @@ pub fn check(options: &Options) -> Result<(), ConfigError> {
     check_positive(options)?;
     check_headers(options)?;
     check_auth(options)?;
+    check_backlog(options)?;
     check_buckets(options)?;
     check_tls(options)?;
     #[cfg(feature = "kubernetes")]

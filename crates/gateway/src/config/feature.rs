@@ -41,13 +41,6 @@ macro_rules! features {
 // switch of a feature comes before its details. Some features are asked for by certain values of a
 // worker's fields; `api/workers/body.rs` names those.
 features! {
-    PrefillBacklog: "a tunable prefill backlog",
-        instead: "cache_aware weighs queues by itself",
-        options: [
-            cache_aware_prefill_backlog_rate
-            cache_aware_prefill_backlog_hop_factor
-            cache_aware_prefill_backlog_hop_scale
-        ];
     DataParallel: "a choice of ranks per worker",
         instead: "--dp-aware routes to the ranks of every worker that reports some",
         fields: [dp_aware dp_base_url dp_rank dp_size];

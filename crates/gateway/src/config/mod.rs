@@ -14,6 +14,7 @@ mod feature;
 pub(crate) mod file;
 mod issuer_url;
 mod live;
+mod mapped;
 mod objects;
 mod options;
 mod origin;
@@ -39,6 +40,7 @@ pub use feature::Feature;
 pub use file::{FileError, Origin, Place, Problem};
 pub(crate) use issuer_url::IssuerUrl;
 pub(crate) use live::{Live, LiveSection};
+pub(crate) use mapped::{Mapped, mapped};
 pub use objects::{
     ApiKeyEntry, ControlPlaneAuth, JwtConfig, OracleConfig, PostgresConfig, RedisConfig, Role,
 };

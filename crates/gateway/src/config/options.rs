@@ -317,11 +317,12 @@ options! {
     otlp_traces_endpoint: String = "localhost:4317".to_owned();
     /// Credentials of the control plane.
     control_plane_auth: Option<ControlPlaneAuth> = None;
-    /// Prefill backlog drain rate of `cache_aware`, tokens per second; 0 is off.
+    /// Drain rate of a worker's prefill backlog, tokens per second. `cache_aware` counts the backlog
+    /// at any value, and assumes no rate.
     cache_aware_prefill_backlog_rate: f64 = 0.0;
-    /// Cost of leaving a warm worker (at least 1).
+    /// Cost of leaving a warm worker (at least 1). `cache_aware` computes it from the load.
     cache_aware_prefill_backlog_hop_factor: f64 = 4.0;
-    /// Backlog at which that cost has halved, tokens.
+    /// Backlog at which that cost has halved, tokens; computed from the load, too.
     cache_aware_prefill_backlog_hop_scale: f64 = 200_000.0;
     /// Log lines as JSON objects.
     json_log: bool = false;
