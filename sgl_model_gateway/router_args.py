@@ -235,6 +235,10 @@ class RouterArgs(_FlagsGiven):
     service_discovery_groups: list[dict[str, Any]] = option([], DISCOVERY, "pods of several kinds, a JSON list of objects with name, namespace, selector, prefill_selector, decode_selector, port, port_name, bootstrap_port_annotation, model_id, model_id_from; what one leaves out is what the other options say", cli_default=None, parse=values.discovery_groups, metavar="JSON")
     service_discovery_by: str = option("pods", DISCOVERY, "what the API server is asked for to find workers: pods, or the endpoints of services whose labels match (needs rights on endpointslices)")
     service_discovery_port_name: str | None = option(None, DISCOVERY, "name of a discovered worker's port, in the pod or the service, instead of --service-discovery-port", metavar="NAME")
+    zone: str | None = option(None, POLICY, "the gateway's own zone; its workers come first, those without a zone count as near", metavar="ZONE")
+    zone_crossing_cost: int = option(1024, POLICY, "how much longer a request may wait in its zone before it leaves it, in tokens of prefill; workers of a pair are wanted in one zone at the same price", metavar="TOKENS")
+    worker_zones: dict[str, str] = option({}, WORKER, "zones of workers, URL=ZONE each, URLs as the other flags have them", cli_default=[], nargs="*", parse=values.worker_zones, metavar="URL=ZONE")
+    service_discovery_zone_label: str = option("topology.kubernetes.io/zone", DISCOVERY, "label of a discovered pod that holds its zone", metavar="KEY")
     # fmt: on
 
     @staticmethod

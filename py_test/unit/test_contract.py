@@ -176,6 +176,10 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "service_discovery_groups",
         "service_discovery_by",
         "service_discovery_port_name",
+        "zone",
+        "zone_crossing_cost",
+        "worker_zones",
+        "service_discovery_zone_label",
     ]
 
 

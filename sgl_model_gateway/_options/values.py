@@ -27,6 +27,19 @@ def selector(items: Iterable[str] | Mapping[str, str] | str | None) -> dict[str,
     return labels
 
 
+def worker_zones(entries: Iterable[str] | Mapping[str, str] | None) -> dict[str, str]:
+    """`URL=ZONE` entries as a dict; a URL may hold `=`, a zone may not."""
+    if isinstance(entries, Mapping):
+        return dict(entries)
+    zones = {}
+    for entry in entries or ():
+        url, equals, zone = entry.rpartition("=")
+        if not equals:
+            raise ValueError(f"Invalid zone of a worker: {entry!r}; expected URL=ZONE")
+        zones[url] = zone
+    return zones
+
+
 def discovery_groups(text: str | None) -> list[dict[str, Any]]:
     """`[{"selector": {"app": "x"}, "port": 30000}]` as a list of dicts. The gateway checks their fields."""
     if not text:

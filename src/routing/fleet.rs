@@ -101,6 +101,7 @@ impl Fleet {
             generation: self.next_generation(),
             url: url.into(),
             load: Arc::<Load>::default(),
+            crossing_tokens: 0,
         };
         let member = Member {
             candidate,

@@ -22,6 +22,7 @@ fn fleet(size: usize) -> (Vec<Candidate>, Vec<Lease>) {
         generation: 0,
         url: format!("http://10.0.{}.{}:30000", slot / 256, slot % 256).into(),
         load: Arc::default(),
+        crossing_tokens: 0,
     };
     let all: Vec<_> = (0..size).map(candidate).collect();
     for worker in &all {

@@ -148,6 +148,7 @@ fn worker(slot: usize, generation: u32) -> Candidate {
         generation,
         url: format!("http://w{slot}:1").into(),
         load: Arc::default(),
+        crossing_tokens: 0,
     }
 }
 

@@ -17,6 +17,9 @@ pub struct Candidate {
     pub url: Arc<str>,
     /// The requests in flight there, as counted by this gateway.
     pub load: Arc<Load>,
+    /// What a request costs more there because the worker is in another zone, in tokens of prefill;
+    /// 0 in the own zone.
+    pub crossing_tokens: u64,
 }
 
 /// The workers that a policy may choose from, at least one, by ascending slot: those that take
@@ -103,6 +106,7 @@ pub(crate) mod tests {
             generation: 0,
             url: format!("http://worker-{slot}:80").into(),
             load: Arc::default(),
+            crossing_tokens: 0,
         };
         (0..size).map(candidate).collect()
     }

@@ -17,6 +17,7 @@ mod resilience;
 mod service_costs;
 mod sticky;
 mod text_ratio;
+mod zones;
 
 pub use candidate::{Candidate, Candidates};
 pub use disaggregation::{ConditionalDisaggregation, PairLoad, PrefillPlace};
@@ -35,3 +36,4 @@ pub use resilience::{
 };
 pub use service_costs::DecodeCosts;
 pub use text_ratio::{LearntRatio, TextRatio};
+pub use zones::{Crossing, ZoneRule, is_near};

@@ -21,7 +21,8 @@ use crate::api::{ApiState, Port};
 use crate::balancer::{Balancer, RoleKinds, RolePolicies};
 use crate::config::{
     AdmissionSection, ClientSection, Configuration, ConnectionSection, FleetPage, FleetSection,
-    Live, Loaded, ModelMatching, Options, ProxySection, Reloads, ServerSection, seconds,
+    Live, Loaded, ModelMatching, Options, ProxySection, Reloads, ServerSection, ZoneSection,
+    seconds,
 };
 use crate::cpu_pool::CpuPool;
 use crate::fleet::{Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory};
@@ -187,7 +188,8 @@ fn balancer(options: &Options, fleet: &Arc<Fleet>) -> Arc<Balancer> {
     let policies = RolePolicies::new(RoleKinds::from(options), move |kind| kind.build(&params));
     let matching = ModelMatching::from(options);
     let admission = AdmissionSection::from(options);
-    Balancer::new(Arc::clone(fleet), policies, &admission, matching)
+    let zones = ZoneSection::from(options);
+    Balancer::new(Arc::clone(fleet), policies, &admission, matching, zones)
 }
 
 fn maintenance(live: Live, balancer: &Arc<Balancer>, admission: &Arc<Admission>) -> Maintenance {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, Guard};
-use routing::{Candidates, Params, PolicyKind, Ranked, Request, TextRatio};
+use routing::{Candidates, Params, PolicyKind, Ranked, Request, TextRatio, is_near};
 
 use super::model_names::ModelNames;
 use super::model_policies::{MembersByModel, ModelMember, PolicyInstance};
@@ -14,8 +14,9 @@ use super::role_policies::{RoleKinds, RolePolicies};
 use super::select_error::SelectError;
 use super::snapshot::{AvailableWorkers, Queues, Snapshot, WorkerPool};
 use super::token_stats::{ExpectedTokens, ModelTokenStats, TokenStats};
+use super::zones::Zones;
 use crate::admission::{QueueLimits, WorkerQueue};
-use crate::config::{AdmissionSection, ModelMatching};
+use crate::config::{AdmissionSection, ModelMatching, ZoneSection};
 use crate::fleet::{Fleet, FleetObserver, Role, UNKNOWN_MODEL, Worker};
 
 /// The policies and the snapshot from which [`select`](super::select) picks a worker.
@@ -32,6 +33,7 @@ pub(crate) struct Balancer {
     queues: Queues,
     token_stats: ModelTokenStats,
     matching: ModelMatching,
+    zones: ZoneSection,
 }
 
 impl Balancer {
@@ -41,6 +43,7 @@ impl Balancer {
         policies: RolePolicies,
         options: &AdmissionSection,
         matching: ModelMatching,
+        zones: ZoneSection,
     ) -> Arc<Self> {
         let queues = Queues::default();
         let (none, names) = (AvailableWorkers::default(), ModelNames::default());
@@ -55,6 +58,7 @@ impl Balancer {
             queues,
             token_stats,
             matching,
+            zones,
         });
         let observer: Weak<Self> = Arc::downgrade(&balancer);
         balancer.fleet.observe_with(observer);
@@ -187,6 +191,11 @@ impl Balancer {
         summarize(&self.snapshot.load())
     }
 
+    /// The zone of the worker in a slot.
+    pub(crate) fn zone(&self, slot: usize) -> Option<String> {
+        self.snapshot.load().zones.of(slot).map(str::to_owned)
+    }
+
     /// A request at a worker has ended.
     pub(super) fn request_finished(&self, worker: &Worker) {
         if self.limits().is_some() {
@@ -224,6 +233,12 @@ impl Balancer {
                 passed_over: false,
             };
             ranked.extend(from.iter().map(bare));
+        }
+        if kind.zone_rule().leaves_out_far(&pool.selectable) {
+            for far in ranked.iter_mut().filter(|it| !is_near(it.candidate)) {
+                far.passed_over = true;
+            }
+            ranked.sort_by_key(|it| it.passed_over);
         }
         Ok(use_ranked(kind, &ranked))
     }
@@ -280,7 +295,10 @@ impl Balancer {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let workers = self.fleet.workers();
-        let mut available = AvailableWorkers::default();
+        let mut available = AvailableWorkers {
+            zones: Zones::new(&self.zones, &workers),
+            ..AvailableWorkers::default()
+        };
         for worker in workers.iter() {
             // Read once: a worker that changes meanwhile must not fall between the lists.
             let availability = worker.availability();

@@ -17,6 +17,7 @@ mod snapshot;
 mod tests;
 mod token_stats;
 mod view;
+mod zones;
 
 pub(crate) use balancer::Balancer;
 pub(crate) use feedback::record_blame;

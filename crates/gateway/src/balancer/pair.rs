@@ -142,7 +142,15 @@ pub(super) fn select(
     };
     let has_partner = |candidate: &Candidate| partners.contains(&group(candidate));
     let eligible: Option<&dyn Fn(&Candidate) -> bool> = grouped.then_some(&has_partner);
-    let chosen = prefill.select(prefill.candidates(tried, eligible)?)?;
+    let mut prefill_from = prefill.candidates(tried, eligible)?;
+    let zones = &snapshot.zones;
+    if zones.are_used() {
+        zones.price_lonely(prefill_from.to_mut(), &decode_from);
+    }
+    let chosen = prefill.select(prefill_from)?;
+    if zones.are_used() {
+        zones.price_partners(chosen.in_flight.worker.slot, decode_from.to_mut());
+    }
     if grouped {
         let own = snapshot.group(chosen.in_flight.worker.slot);
         decode_from

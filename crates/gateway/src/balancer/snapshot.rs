@@ -12,6 +12,7 @@ use super::model_policies::PolicyInstance;
 use super::role_policies::RolePolicies;
 use super::select_error::SelectError;
 use super::token_stats::{ModelTokenStats, TokenStats};
+use super::zones::Zones;
 use crate::admission::WorkerQueue;
 use crate::config::WorkerUrl;
 use crate::fleet::{Role, Worker};
@@ -87,6 +88,7 @@ pub(super) struct Snapshot {
     /// The transfer groups of workers by slot: a pair stays within one. Workers without one pair
     /// with each other.
     groups: BTreeMap<usize, String>,
+    pub(super) zones: Zones,
     pub(super) names: ModelNames,
     /// All workers in it, by ascending slot.
     workers: Vec<Arc<Worker>>,
@@ -102,6 +104,8 @@ pub(super) struct AvailableWorkers {
     pub(super) fallback: Vec<Arc<Worker>>,
     /// Their breakers let nothing through.
     pub(super) rejected: Vec<Arc<Worker>>,
+    /// Where they are.
+    pub(super) zones: Zones,
 }
 
 impl Queues {
@@ -239,12 +243,15 @@ impl Parts<'_> {
                 is_in
             };
             let workers = workers.iter().filter(serves);
-            workers.map(|worker| worker.candidate()).collect()
+            let mut candidates: Vec<_> = workers.map(|worker| worker.candidate()).collect();
+            self.workers.zones.price(&mut candidates);
+            candidates
         };
         let AvailableWorkers {
             selectable,
             fallback,
             rejected,
+            ..
         } = self.workers;
         let (selectable, mut fallback): (Vec<_>, Vec<_>) = (of(selectable), of(fallback));
         let rejected: Vec<_> = of(rejected);
@@ -290,6 +297,7 @@ impl Snapshot {
             selectable,
             fallback,
             rejected,
+            zones,
         } = workers;
         let mut all = [&**selectable, fallback, rejected].concat();
         all.sort_by_key(|worker| worker.slot);
@@ -300,6 +308,7 @@ impl Snapshot {
             has_pairs,
             adds_fields: has_pairs || all.iter().any(|worker| worker.rank().is_some()),
             groups: all.iter().filter_map(transfer_group).collect(),
+            zones: zones.clone(),
             names,
             warming_up: selectable.iter().filter_map(recovered).collect(),
             workers: all,

@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use routing::{Branch, Candidate, Candidates, PolicyKind, Request, Work, ramp};
+use routing::{
+    Branch, Candidate, Candidates, Crossing, PolicyKind, Request, Work, ZoneRule, is_near, ramp,
+};
 
 use super::balancer::Balancer;
 use super::in_flight::{InFlight, PromptLoad};
@@ -25,6 +27,8 @@ pub(crate) struct Selection {
     pub(crate) queued_before: u64,
     /// Requests in flight there before.
     pub(crate) requests_before: usize,
+    /// Why it is in another zone, if it is.
+    pub(crate) crossing: Option<Crossing>,
     /// The prefill worker of a pair, where the worker decodes.
     pub(crate) prefill: Option<Box<Selection>>,
 }
@@ -52,6 +56,10 @@ pub(super) struct View<'a> {
 impl<'a> View<'a> {
     /// Selects one of these, and counts the request there.
     pub(super) fn select(&self, mut from: Cow<'_, [Candidate]>) -> Result<Selection, SelectError> {
+        let rule = self.pool.instance.kind.zone_rule();
+        if self.snapshot.zones.are_used() && rule.leaves_out_far(&from) {
+            from.to_mut().retain(is_near);
+        }
         loop {
             let candidates = Candidates::new(&from).ok_or(SelectError::Raced)?;
             let instance = &self.pool.instance;
@@ -71,12 +79,27 @@ impl<'a> View<'a> {
                     },
                     queued_before,
                     requests_before,
+                    crossing: self.crossing(&from, slot),
                     prefill: None,
                 });
             }
             // Another request took the worker's last share.
             from.to_mut().retain(|candidate| candidate.slot != slot);
         }
+    }
+
+    /// Why the request leaves the zone where it is wanted, if it does.
+    fn crossing(&self, from: &[Candidate], slot: usize) -> Option<Crossing> {
+        let zones = &self.snapshot.zones;
+        // A prefill worker pays for partners far away, too, which is no crossing of the request.
+        if !zones.are_used() || self.role == Role::Prefill && zones.is_own(slot) {
+            return None;
+        }
+        let rule = match self.targeted() {
+            Choice::Free => self.pool.instance.kind.zone_rule(),
+            Choice::Only(_) | Choice::Nothing => ZoneRule::Ignored,
+        };
+        rule.crossing(from, slot)
     }
 
     /// The worker that the client names, if it is for this role, or if there is none of the name.

@@ -14,6 +14,7 @@ use super::traces::check_traces;
 use super::unbuilt;
 use super::worker_name::WorkerName;
 use super::worker_url::WorkerUrl;
+use super::zone::check_zones;
 
 /// Largest prefix index, bytes: it is reserved (not filled) at once.
 const MOST_INDEX: u64 = 16 << 30;
@@ -37,6 +38,7 @@ pub fn check(options: &Options) -> Result<(), ConfigError> {
     #[cfg(feature = "kubernetes")]
     check_discovery(options)?;
     check_traces(options)?;
+    check_zones(options)?;
     unbuilt::refuse(options)
 }
 

@@ -16,6 +16,8 @@ pub(crate) struct DiscoverySection {
     pub(crate) groups: Vec<GroupSection>,
     /// Sent to the workers.
     pub(crate) key: Option<Secret>,
+    /// Pod label with the zone of a worker.
+    pub(crate) zone_label: String,
     /// Ports of the gateway itself.
     pub(crate) own_ports: Vec<u16>,
 }
@@ -82,6 +84,7 @@ impl From<&Options> for DiscoverySection {
                 .map(|group| GroupSection::new(group, options))
                 .collect(),
             key: options.api_key.clone(),
+            zone_label: options.service_discovery_zone_label.clone(),
             own_ports: ports.into_iter().flatten().filter(|it| *it != 0).collect(),
         }
     }

@@ -57,6 +57,7 @@ features! {
             service_discovery_groups
             service_discovery_by
             service_discovery_port_name
+            service_discovery_zone_label
         ];
     Encode: "encode-only workers", instead: "SGLang's language servers find them by themselves";
     Tokenizers: "tokenizers",

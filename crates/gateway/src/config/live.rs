@@ -12,7 +12,7 @@ use super::options::Options;
 use super::sections::{HealthSection, retry_rules, seconds};
 
 /// Options that can change while the gateway runs. `app::reload` puts them in force.
-const LIVE: [&str; 60] = [
+const LIVE: [&str; 62] = [
     "api_key",
     "api_keys_file",
     "assignment_mode",
@@ -67,12 +67,14 @@ const LIVE: [&str; 60] = [
     "service_discovery_namespace",
     "service_discovery_port",
     "service_discovery_port_name",
+    "service_discovery_zone_label",
     "slow_start_secs",
     "sse_keepalive_secs",
     "worker_drain_timeout_secs",
     "worker_startup_check_interval",
     "worker_startup_timeout_secs",
     "worker_urls",
+    "worker_zones",
 ];
 
 /// The options that are read for every request and every probe.

@@ -28,6 +28,7 @@ mod traces;
 mod unbuilt;
 mod worker_name;
 mod worker_url;
+mod zone;
 
 pub(crate) use auth::{AuditTo, AuthSection, is_sendable};
 pub use check::check;
@@ -64,3 +65,4 @@ pub(crate) use traces::{Collector, Otlp, TraceSection};
 pub(crate) use worker_name::{Lookup, WorkerName};
 pub(crate) use worker_url::Scheme;
 pub use worker_url::WorkerUrl;
+pub(crate) use zone::{ZoneSection, configured_zone, is_zone};

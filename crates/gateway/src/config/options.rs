@@ -443,6 +443,14 @@ options! {
     /// Name of the port of a discovered pod, in the pod or the service; unset means
     /// `service_discovery_port`.
     service_discovery_port_name: Option<String> = None;
+    /// The gateway's own zone.
+    zone: Option<String> = None;
+    /// What a request may wait longer in the own zone before it leaves it, in tokens of prefill.
+    zone_crossing_cost: u64 = 1024;
+    /// Zones of workers that options name, by URL.
+    worker_zones: BTreeMap<String, String> = BTreeMap::new();
+    /// Pod label that holds a worker's zone.
+    service_discovery_zone_label: String = "topology.kubernetes.io/zone".to_owned();
 }
 
 impl Options {

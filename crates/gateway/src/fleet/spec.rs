@@ -23,6 +23,8 @@ pub(crate) struct WorkerSpec {
     pub(crate) model: Option<String>,
     /// Other names that requests may call that model.
     pub(crate) aliases: Vec<String>,
+    /// Where it is: a request pays for leaving the gateway's zone.
+    pub(crate) zone: Option<String>,
     /// The policy its label asks for.
     pub(crate) policy: Option<PolicyKind>,
     pub(crate) labels: BTreeMap<String, String>,
@@ -51,6 +53,7 @@ impl WorkerSpec {
             bootstrap_port: None,
             model: None,
             aliases: Vec::new(),
+            zone: None,
             policy: None,
             labels: BTreeMap::new(),
             health: HealthSpec::default(),

@@ -206,6 +206,7 @@ impl Worker {
             generation: self.generation(),
             url: (*self.name()).into(),
             load: Arc::clone(&self.load),
+            crossing_tokens: 0,
         }
     }
 

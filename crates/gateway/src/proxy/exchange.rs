@@ -113,6 +113,9 @@ impl<'a> Exchange<'a> {
             if let Some(branch) = chosen.branch {
                 dispatcher.branches.count(chosen.policy, branch);
             }
+            if let Some(reason) = chosen.crossing {
+                dispatcher.metrics.zones.crossed(reason);
+            }
         }
         self.set_model(&selection);
         let explanation =

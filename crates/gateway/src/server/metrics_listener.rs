@@ -187,7 +187,7 @@ mod tests {
 
     use super::*;
     use crate::balancer::RolePolicies;
-    use crate::config::{AdmissionSection, FleetSection, ModelMatching, Options};
+    use crate::config::{AdmissionSection, FleetSection, ModelMatching, Options, ZoneSection};
     use crate::fleet::Fleet;
 
     const HEAD: u64 = 5;
@@ -202,7 +202,13 @@ mod tests {
         let section = AdmissionSection::from(options);
         let fleet = Fleet::new(FleetSection::from(options));
         let page = MetricsPage {
-            balancer: Balancer::new(fleet, policies, &section, ModelMatching::Auto),
+            balancer: Balancer::new(
+                fleet,
+                policies,
+                &section,
+                ModelMatching::Auto,
+                ZoneSection::default(),
+            ),
             admission: Arc::new(Admission::new(&section, &metrics)),
             metrics,
             proxy: None,

@@ -15,6 +15,8 @@ pub use cache_aware::{CongestionFactor, ReplicationDiscount};
 pub use params::{AssignmentMode, Balance, Params};
 pub use pick::{Pick, Policy, Ranked};
 
+use crate::ZoneRule;
+
 // A new policy is a new file and a line at the end of this list: names in Python, flags, metrics and
 // errors follow from it. `cargo fmt` does not see these files; `make fmt` and `make lint` do.
 policies! {
@@ -30,6 +32,16 @@ policies! {
 }
 
 impl PolicyKind {
+    /// How it heeds the zones of workers.
+    pub fn zone_rule(self) -> ZoneRule {
+        match self {
+            Self::CacheAware => ZoneRule::ByCost,
+            Self::Bucket => ZoneRule::Ignored,
+            kind if kind.is_sticky() => ZoneRule::Ignored,
+            _ => ZoneRule::NearFirst,
+        }
+    }
+
     /// The policy that users call so, with or without underscores.
     pub fn named(name: &str) -> Option<Self> {
         let bare = |name: &str| name.replace('_', "").to_ascii_lowercase();

@@ -9,3 +9,4 @@ mod policy_laws;
 mod prefix_index;
 mod sticky_policies;
 mod support;
+mod zones;

@@ -13,6 +13,7 @@ fn worker(slot: usize, generation: u32) -> Candidate {
         generation,
         url: "http://w:1".into(),
         load: Arc::default(),
+        crossing_tokens: 0,
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) fn fleet(size: usize) -> Vec<Candidate> {
         generation: 0,
         url: format!("http://worker-{slot}:80").into(),
         load: Arc::default(),
+        crossing_tokens: 0,
     };
     (0..size).map(candidate).collect()
 }

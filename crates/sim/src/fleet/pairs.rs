@@ -51,6 +51,7 @@ impl<'t> Pool<'t> {
             generation: 0,
             url: format!("http://worker-{slot}:30000").into(),
             load: Arc::new(Load::default()),
+            crossing_tokens: 0,
         };
         let members: Vec<Candidate> = (0..size).map(member).collect();
         let pool = Self {

@@ -124,6 +124,7 @@ impl<'t> Fleet<'t> {
             generation: self.generation,
             url: format!("http://worker-{slot}:30000").into(),
             load: Arc::clone(&self.loads[slot]),
+            crossing_tokens: 0,
         }
     }
 

@@ -4,7 +4,7 @@ use http::HeaderValue;
 use routing::PolicyKind;
 use serde_json::{Map, Value};
 
-use crate::config::{Feature, Scheme, Secret, WorkerUrl, tls_name};
+use crate::config::{Feature, Scheme, Secret, WorkerUrl, is_zone, tls_name};
 use crate::fleet::{Labels, RegistrationError, Role, UNKNOWN_MODEL, WorkerSpec, model_name};
 
 /// The fields of a request's body.
@@ -21,10 +21,11 @@ pub(super) fn url(fields: &Fields) -> Result<WorkerUrl, RegistrationError> {
 }
 
 /// Fields that mean something; others are ignored in a request.
-const FIELDS: [&str; 32] = [
+const FIELDS: [&str; 33] = [
     "url",
     "api_key",
     "labels",
+    "zone",
     "health",
     "model_id",
     "models",
@@ -100,6 +101,7 @@ pub(super) fn read(
             "api_key" => spec.key = Some(key(text(name, value)?)?),
             "labels" => read_labels(value, &mut spec, reported)?,
             "health" => read_health(value, &mut spec)?,
+            "zone" => spec.zone = read_zone(name, value)?,
             "model_id" => {
                 let model = non_empty(name, value)?;
                 if !fields.contains_key("models") {
@@ -193,6 +195,16 @@ fn read_labels(
         spec.labels.insert(name.clone(), value.to_owned());
     }
     Ok(())
+}
+
+/// An empty text takes a zone away.
+fn read_zone(name: &str, value: &Value) -> Result<Option<String>, RegistrationError> {
+    let zone = text(name, value)?;
+    if !zone.is_empty() && !is_zone(zone) {
+        let why = "must be a name of 1 to 63 letters, digits, hyphens, dots or underscores";
+        return Err(invalid(name, why));
+    }
+    Ok(Some(zone.to_owned()).filter(|zone| !zone.is_empty()))
 }
 
 fn read_health(value: &Value, spec: &mut WorkerSpec) -> Result<(), RegistrationError> {

@@ -53,6 +53,7 @@ pub(super) fn describe(registry: &Registry, worker: &Worker) -> Value {
     for (name, value) in [
         ("bootstrap_port", port),
         ("header_overrides", obeys.map(Value::from)),
+        ("zone", spec.zone.clone().map(Value::from)),
     ] {
         view.extend(value.map(|value| (name.to_owned(), value)));
     }

@@ -6,7 +6,7 @@ use tracing::info;
 
 use super::source::{Follow, WorkerSource};
 use crate::app::error::StartError;
-use crate::config::{ConfigError, Options, WorkerName, WorkerUrl};
+use crate::config::{ConfigError, Options, WorkerName, WorkerUrl, configured_zone};
 use crate::fleet::{Listed, RegistrationError, Registry, Role, Source, WorkerSpec};
 
 /// `worker_urls`, `prefill_urls` and `decode_urls`.
@@ -14,8 +14,13 @@ pub(super) struct Configured;
 
 impl WorkerSource for Configured {
     const SOURCE: Source = Source::CONFIGURED;
-    const OPTIONS: &'static [&'static str] =
-        &["worker_urls", "prefill_urls", "decode_urls", "api_key"];
+    const OPTIONS: &'static [&'static str] = &[
+        "worker_urls",
+        "prefill_urls",
+        "decode_urls",
+        "api_key",
+        "worker_zones",
+    ];
 
     fn prepare(options: &Options) -> Result<Option<Follow>, StartError> {
         let spec = |text: &str, role, bootstrap_port| {
@@ -24,6 +29,7 @@ impl WorkerSource for Configured {
                 key: options.api_key.clone(),
                 role,
                 bootstrap_port,
+                zone: configured_zone(options, text),
                 ..WorkerSpec::new(url)
             }))
         };

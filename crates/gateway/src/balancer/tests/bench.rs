@@ -9,6 +9,7 @@ use serde_json::json;
 use super::super::{Balancer, RolePolicies};
 use crate::config::{
     AdmissionSection, ConnectionSection, FleetSection, Live, ModelMatching, Options, WorkerUrl,
+    ZoneSection,
 };
 use crate::fleet::{
     Fleet, Report, Worker, WorkerFactory, WorkerSpec, advance_timers, finish_drain, record_probe,
@@ -50,6 +51,7 @@ impl Bench {
                 policies,
                 &admission,
                 ModelMatching::Auto,
+                ZoneSection::default(),
             ),
             fleet,
             metrics,

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use http::HeaderValue;
+use routing::Crossing;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -33,6 +34,8 @@ pub(super) struct Decision {
     pub(super) requests: usize,
     /// Tries of this request before.
     pub(super) attempts: u32,
+    /// Why it left its zone, if it did.
+    pub(super) crossing: Option<Crossing>,
 }
 
 /// A ring of decisions per lane: each lane writes its own, only a reader visits all.
@@ -116,6 +119,7 @@ impl Decision {
             "queued_tokens_before": self.queued_tokens,
             "requests_before": self.requests,
             "tries_before": self.attempts,
+            "zone_crossing": self.crossing.map(Crossing::as_str),
         })
     }
 }
@@ -136,6 +140,7 @@ mod tests {
             queued_tokens: 0,
             requests: 0,
             attempts: 0,
+            crossing: None,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use routing::{Candidate, PolicyKind, Ranked, Request as RoutingRequest};
+use routing::{Candidate, Crossing, PolicyKind, Ranked, Request as RoutingRequest};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -22,6 +22,8 @@ const MATCHED: HeaderName = HeaderName::from_static("x-smg-matched-tokens");
 const NEW: HeaderName = HeaderName::from_static("x-smg-new-tokens");
 const QUEUED: HeaderName = HeaderName::from_static("x-smg-queued-tokens");
 const TRIES: HeaderName = HeaderName::from_static("x-smg-tries");
+const ZONE: HeaderName = HeaderName::from_static("x-smg-routed-zone");
+const CROSSING: HeaderName = HeaderName::from_static("x-smg-zone-crossing");
 const RUNNER_UP: HeaderName = HeaderName::from_static("x-smg-runner-up");
 
 /// What a reply says about its routing.
@@ -42,6 +44,8 @@ struct Details {
     new: u64,
     queued: u64,
     attempts: u32,
+    zone: Option<String>,
+    crossing: Option<Crossing>,
     runner_up: Option<String>,
 }
 
@@ -71,10 +75,17 @@ impl Explanation {
         number(QUEUED, details.queued);
         number(TRIES, u64::from(details.attempts) + 1);
         headers.insert(POLICY, HeaderValue::from_static(details.policy));
+        if let Some(crossing) = details.crossing {
+            headers.insert(CROSSING, HeaderValue::from_static(crossing.as_str()));
+        }
         let mut text =
             |name, text: String| HeaderValue::try_from(text).map(|text| headers.insert(name, text));
         let written = text(WORKER, details.worker).is_ok();
         debug_assert!(written, "a worker's URL is a header value");
+        if let Some(zone) = details.zone {
+            let written = text(ZONE, zone).is_ok();
+            debug_assert!(written, "a zone's name is a header value");
+        }
         if let Some(runner_up) = details.runner_up {
             let written = text(RUNNER_UP, runner_up).is_ok();
             debug_assert!(written, "and so is another's");
@@ -134,6 +145,7 @@ impl Explainer {
             queued_tokens: weighed.queued_before,
             requests: weighed.requests_before,
             attempts,
+            crossing: selection.crossing.or(weighed.crossing),
         };
         if weighed.policy == PolicyKind::CacheAware {
             let totals = &weighed.in_flight.worker.totals;
@@ -153,6 +165,8 @@ impl Explainer {
                     .saturating_sub(decision.matched_tokens),
                 queued: decision.queued_tokens,
                 attempts,
+                zone: self.balancer.zone(worker.slot),
+                crossing: decision.crossing,
                 runner_up: others.map(|(_, url)| url).next(),
             })
         });
@@ -225,6 +239,8 @@ impl Explainer {
                 "decoding": ranked.candidate.load.decoding(),
                 "cost": ranked.cost,
                 "passed_over": ranked.passed_over,
+                "zone": self.balancer.zone(*slot),
+                "crossing_tokens": ranked.candidate.crossing_tokens,
             })
         };
         ranked.iter().map(one).collect()

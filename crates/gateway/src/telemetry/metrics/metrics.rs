@@ -18,6 +18,7 @@ use super::model::{ModelMetrics, Models, UNKNOWN_MODEL};
 use super::model_families::ModelFamilies;
 use super::policy::{BranchMetrics, Policies};
 use super::registry::Maker;
+use super::zones::ZoneMetrics;
 use crate::error::Error;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::log_limit::LogLimit;
@@ -45,6 +46,7 @@ pub(crate) struct Metrics {
     /// About failures.
     pub(crate) resilience: Resilience,
     policies: Policies,
+    pub(crate) zones: ZoneMetrics,
     keys: Keys,
     /// By model.
     pub(super) models: Arc<Models>,
@@ -66,7 +68,7 @@ impl Metrics {
         let (http, router) = (Http::new(&maker)?, Router::new(&maker)?);
         let (worker, resilience) = (Worker::new(&maker)?, Resilience::new(&maker)?);
         let models = Models::new(ModelFamilies::new(&maker, &worker.errors)?);
-        let policies = Policies::new(&maker)?;
+        let (policies, zones) = (Policies::new(&maker)?, ZoneMetrics::new(&maker)?);
         let dropped_lines = maker.counter(
             "smg_log_dropped_lines",
             "log lines that were not written, for their writer fell behind or failed",
@@ -87,6 +89,7 @@ impl Metrics {
             discovery,
             resilience,
             policies,
+            zones,
             keys,
             ages: Arc::default(),
             local_fault_lines: LogLimit::default(),

@@ -12,6 +12,7 @@ mod model;
 mod model_families;
 mod policy;
 mod registry;
+mod zones;
 
 pub(crate) use ages::AgeEntry;
 pub(crate) use endpoint::CachedTokens;

@@ -4,3 +4,4 @@ mod kept_state;
 mod policy_branches;
 mod prompts;
 mod why_routed;
+mod zones;

@@ -16,6 +16,7 @@ use crate::{Candidate, Candidates, Request, SeededRng};
 /// cost(w) = tokens queued at w + tokens of this prompt not cached at w
 ///           + (congestion - 1) × those tokens, each divided by the number of its holders
 ///           + what all that decode at w lose by it
+///           + the price of crossing, if w is in another zone
 /// ```
 ///
 /// The [`CongestionFactor`] grows with the load. So an idle fleet spreads prompts and a busy one
@@ -54,7 +55,8 @@ struct Reading {
     matched: u32,
     /// The prompt's tokens that are not cached there.
     uncached: u64,
-    /// Tokens before the prompt's first byte: those queued, and those.
+    /// Tokens before the prompt's first byte: those queued, those, and what crossing to another
+    /// zone is worth.
     wait: f64,
     /// Prompts are queued there.
     is_busy: bool,
@@ -219,7 +221,7 @@ impl Reading {
         Self {
             matched,
             uncached,
-            wait: queued as f64 + uncached as f64,
+            wait: queued as f64 + uncached as f64 + candidate.crossing_tokens as f64,
             is_busy: queued > 0,
             requests: load.requests() as f64,
             decode: decode.cost(load, uncached),

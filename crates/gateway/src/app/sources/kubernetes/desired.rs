@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::misfit::Misfit;
 use super::pod::Pod;
 use super::pods::Pods;
-use super::rules::{Namespace, Rules, model, role};
+use super::rules::{Namespace, Rules, model, role, zone};
 use crate::config::{GroupSection, PodPort, WorkerUrl};
 use crate::fleet::{Listed, Role, WorkerSpec};
 
@@ -210,6 +210,7 @@ fn workers_of(
             role: Some(role),
             bootstrap_port,
             model: model(group, pod),
+            zone: zone(&rules.options, pod),
             labels: labels(pod),
             ..WorkerSpec::new(url(scheme, ip, *port)?)
         };

@@ -7,6 +7,9 @@ use super::pod::{Pod, is_local};
 /// The label of a slice with the name of its service.
 const SERVICE: &str = "kubernetes.io/service-name";
 
+/// The label of a pod with its zone; a slice has it beside the pod's address.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// The pods of a slice.
 pub(super) fn pods_of(slice: EndpointSlice) -> Vec<Pod> {
     let ports = slice.ports.unwrap_or_default().into_iter();
@@ -41,9 +44,12 @@ fn read(endpoint: Endpoint, slice: &Pod) -> Option<Pod> {
     let conditions = endpoint.conditions.unwrap_or_default();
     // A service may publish pods as ready that are not; `serving` is true only of those that are.
     let ready = conditions.serving.or(conditions.ready);
+    let mut labels = slice.labels.clone();
+    labels.extend(endpoint.zone.map(|zone| (ZONE.to_owned(), zone)));
     Some(Pod {
         uid: target.uid.unwrap_or_else(|| address.clone()),
         name: target.name.unwrap_or(address),
+        labels,
         ip: Some(ip),
         is_local: is_local(ip),
         ready: ready.unwrap_or(true),

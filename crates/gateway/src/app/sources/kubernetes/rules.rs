@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
 
 use super::pod::Pod;
-use crate::config::{DiscoverySection, GroupSection, ModelIdFrom};
+use crate::config::{DiscoverySection, GroupSection, ModelIdFrom, is_zone};
 use crate::fleet::Role;
 
 /// Where pods are; `None` is everywhere.
@@ -88,4 +88,10 @@ pub(super) fn model(group: &GroupSection, pod: &Pod) -> Option<String> {
         ModelIdFrom::Annotation(key) => pod.annotations.get(key),
     };
     named.filter(|name| !name.is_empty()).cloned()
+}
+
+/// The zone that a pod's label names.
+pub(super) fn zone(options: &DiscoverySection, pod: &Pod) -> Option<String> {
+    let named = pod.labels.get(&options.zone_label);
+    named.filter(|name| is_zone(name)).cloned()
 }

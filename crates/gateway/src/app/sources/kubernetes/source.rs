@@ -34,6 +34,7 @@ impl WorkerSource for Kubernetes {
         "service_discovery_namespace",
         "service_discovery_port",
         "service_discovery_port_name",
+        "service_discovery_zone_label",
     ];
 
     fn prepare(options: &Options) -> Result<Option<Follow>, StartError> {

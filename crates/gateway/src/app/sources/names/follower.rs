@@ -20,6 +20,7 @@ pub(super) struct NamedWorkers {
     name: WorkerName,
     role: Option<Role>,
     bootstrap_port: Option<u16>,
+    zone: Option<String>,
     /// As the last answer had them.
     urls: Vec<WorkerUrl>,
     /// Why the last look-up failed.
@@ -40,10 +41,16 @@ impl NamedWorkers {
             name,
             role,
             bootstrap_port,
+            zone: None,
             urls: Vec::new(),
             failure: None,
             due: Instant::now(),
         }
+    }
+
+    /// The same, in a zone.
+    pub(super) fn in_zone(self, zone: Option<String>) -> Self {
+        Self { zone, ..self }
     }
 
     /// Takes what a look-up found; whether the workers are others now. A name that stands for
@@ -78,6 +85,7 @@ impl NamedWorkers {
                 key: key.cloned(),
                 role: self.role,
                 bootstrap_port: self.bootstrap_port,
+                zone: self.zone.clone(),
                 ..WorkerSpec::new(url.clone())
             })
         })

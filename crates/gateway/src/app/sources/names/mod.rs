@@ -7,7 +7,7 @@ use self::follower::{Follower, NamedWorkers, SOURCE};
 use self::resolver::SystemResolver;
 use super::source::{Follow, WorkerSource};
 use crate::app::error::StartError;
-use crate::config::{ConfigError, Options, WorkerName};
+use crate::config::{ConfigError, Options, WorkerName, configured_zone};
 use crate::fleet::{Role, Source};
 
 /// The names in `worker_urls`, `prefill_urls` and `decode_urls`.
@@ -15,8 +15,13 @@ pub(super) struct Names;
 
 impl WorkerSource for Names {
     const SOURCE: Source = SOURCE;
-    const OPTIONS: &'static [&'static str] =
-        &["worker_urls", "prefill_urls", "decode_urls", "api_key"];
+    const OPTIONS: &'static [&'static str] = &[
+        "worker_urls",
+        "prefill_urls",
+        "decode_urls",
+        "api_key",
+        "worker_zones",
+    ];
 
     fn prepare(options: &Options) -> Result<Option<Follow>, StartError> {
         let named = |text: &str, role, bootstrap_port| {
@@ -24,7 +29,10 @@ impl WorkerSource for Names {
             Some(
                 parsed
                     .map_err(|why| ConfigError::worker_url(text, why))
-                    .map(|name| NamedWorkers::new(name, role, bootstrap_port)),
+                    .map(|name| {
+                        let zone = configured_zone(options, text);
+                        NamedWorkers::new(name, role, bootstrap_port).in_zone(zone)
+                    }),
             )
         };
         let regular = options
