@@ -238,6 +238,9 @@ class RouterArgs(_FlagsGiven):
     zone: str | None = option(None, POLICY, "the gateway's own zone; its workers come first, those without a zone count as near", metavar="ZONE")
     zone_crossing_cost: int = option(1024, POLICY, "how much longer a request may wait in its zone before it leaves it, in tokens of prefill; workers of a pair are wanted in one zone at the same price", metavar="TOKENS")
     worker_zones: dict[str, str] = option({}, WORKER, "zones of workers, URL=ZONE each, URLs as the other flags have them", cli_default=[], nargs="*", parse=values.worker_zones, metavar="URL=ZONE")
+    queue_order: str = option("fifo", LIMIT, "order of the requests that wait at --max-concurrent-requests and --max-requests-per-worker: fifo, or fair: interactive before batch (x-smg-priority), keys of --api-keys-file by their weights")
+    queue_batch_share: float = option(0.1, LIMIT, "fair order: share of the tokens that batch requests get while interactive ones wait, too (0..0.5)", metavar="SHARE")
+    queue_starvation_secs: int = option(30, LIMIT, "fair order: once a batch request has waited so long, every second turn is one of its class")
     service_discovery_zone_label: str = option("topology.kubernetes.io/zone", DISCOVERY, "label of a discovered pod that holds its zone", metavar="KEY")
     # fmt: on
 

@@ -179,6 +179,9 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "zone",
         "zone_crossing_cost",
         "worker_zones",
+        "queue_order",
+        "queue_batch_share",
+        "queue_starvation_secs",
         "service_discovery_zone_label",
     ]
 

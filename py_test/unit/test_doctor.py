@@ -132,6 +132,10 @@ IDLE: list[tuple[str, Any, dict[str, Any], dict[str, Any] | None]] = [
         for name in ("failure_threshold", "success_threshold", "timeout_duration_secs", "window_duration_secs")
     ),
     ("outlier_max_ejected_ratio", 0.5, {}, {"outlier_ejection": True}),
+    ("queue_order", "fair", {}, {"max_requests_per_worker": 5}),
+    ("queue_order", "fair", {"rate_limit_tokens_per_second": 5}, {"max_concurrent_requests": 5}),
+    ("queue_batch_share", 0.2, {}, {"queue_order": "fair"}),
+    ("queue_starvation_secs", 5, {}, {"queue_order": "fair"}),
     ("queue_size", 1, {}, {"max_concurrent_requests": 5}),
     ("queue_size", 1, {"rate_limit_tokens_per_second": 0}, {"rate_limit_tokens_per_second": 5}),
     ("queue_timeout_secs", 1, {}, {"max_requests_per_worker": 5}),

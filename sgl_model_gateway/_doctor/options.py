@@ -144,6 +144,16 @@ _RULES = (
         "it is read with --outlier-ejection only",
     ),
     _Rule(
+        ("queue_order",),
+        lambda args: args.max_concurrent_requests <= 0 and args.max_requests_per_worker <= 0,
+        "the fair order is for requests that wait at --max-concurrent-requests and --max-requests-per-worker",
+    ),
+    _Rule(
+        ("queue_batch_share", "queue_starvation_secs"),
+        lambda args: args.queue_order != "fair",
+        "it is read with --queue-order fair only",
+    ),
+    _Rule(
         ("queue_size", "queue_timeout_secs"),
         _has_no_limit,
         "requests queue only at a limit, and none is set (--max-concurrent-requests, --max-requests-per-worker, "

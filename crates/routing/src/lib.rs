@@ -5,6 +5,7 @@
 
 mod candidate;
 mod disaggregation;
+mod fair_queue;
 mod hash_ring;
 mod lease;
 mod medium;
@@ -21,6 +22,7 @@ mod zones;
 
 pub use candidate::{Candidate, Candidates};
 pub use disaggregation::{ConditionalDisaggregation, PairLoad, PrefillPlace};
+pub use fair_queue::{Arrival, Class, FairQueue, FairRules, FairShare, Served, Ticket};
 pub use lease::{Lease, Load, Work};
 pub use medium::{Cut, MediaTokens, Medium, MediumKind};
 pub use output_lengths::OutputLengths;

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use tokio::sync::{AcquireError, Semaphore, TryAcquireError};
 
+use super::fair_line::FairLine;
+
 /// Requests in flight, from here to the last byte of their replies.
 #[derive(Debug)]
 pub(super) struct Cap {
@@ -12,6 +14,8 @@ pub(super) struct Cap {
     permits: Semaphore,
     /// Permits that are out and are not to come back: the cap has become smaller.
     surplus: AtomicUsize,
+    /// Where requests wait in the fair order.
+    pub(super) line: FairLine,
 }
 
 /// A share of the cap, given back when dropped.
@@ -24,6 +28,7 @@ impl Cap {
             limit: AtomicUsize::new(limit),
             permits: Semaphore::new(limit),
             surplus: AtomicUsize::new(0),
+            line: FairLine::default(),
         }
     }
 
@@ -55,6 +60,7 @@ impl Cap {
         if let Some(more) = limit.checked_sub(before) {
             let kept = self.settle(more);
             self.permits.add_permits(more - kept);
+            self.line.call_all();
         } else {
             self.surplus.fetch_add(before - limit, SeqCst);
             self.collect();
@@ -73,6 +79,7 @@ impl Cap {
     /// Lets everything in that waits: there is no cap any more.
     pub(super) fn lift(&self) {
         self.permits.close();
+        self.line.call_all();
     }
 
     /// Takes up to so many off the surplus; returns how many.
@@ -89,6 +96,7 @@ impl Cap {
             if self.surplus.load(SeqCst) > 0 {
                 self.collect();
             }
+            self.line.call_next(None);
         }
     }
 }

@@ -4,11 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
+use routing::FairRules;
 use serde_json::{Value, json};
 use tokio::sync::{AcquireError, Notify, TryAcquireError};
 use tokio::time::{Instant, interval, timeout_at};
 
+use super::asker::Asker;
 use super::cap::{Cap, Share};
+use super::fair_line::LineLimits;
+use super::queue_error::QueueError;
 use super::rate::Rate;
 use super::waiters::Waiters;
 use crate::config::AdmissionSection;
@@ -35,6 +39,7 @@ struct Limits {
     /// Requests that may wait.
     queue_size: usize,
     max_wait: Duration,
+    fair: Option<FairRules>,
 }
 
 /// A request's share of the cap, given back when dropped.
@@ -53,6 +58,7 @@ impl Admission {
                 rate: rate.map(Arc::new),
                 queue_size: options.queue_size,
                 max_wait: options.queue_timeout,
+                fair: options.fair,
             }),
             waiting: Waiters::default(),
             rate_set: Notify::new(),
@@ -84,6 +90,7 @@ impl Admission {
             rate,
             queue_size: options.queue_size,
             max_wait: options.queue_timeout,
+            fair: options.fair,
         }));
         // Those that wait for a limit that is gone wait no longer.
         before
@@ -103,7 +110,7 @@ impl Admission {
     ///
     /// # Errors
     /// [`Error::QueueFull`] when too many wait, [`Error::QueueTimeout`] after too long a wait.
-    pub(crate) async fn admit(&self) -> Result<Permit, Error> {
+    pub(crate) async fn admit(&self, asker: impl FnOnce() -> Asker) -> Result<Permit, Error> {
         let limits = {
             let limits = self.limits.load();
             if limits.cap.is_none() && limits.rate.is_none() {
@@ -111,7 +118,7 @@ impl Admission {
             }
             Guard::into_inner(limits)
         };
-        let permit = self.enter(&limits).await;
+        let permit = self.enter(&limits, asker).await;
         match &permit {
             Ok(_) => self.metrics.allowed.inc(),
             Err(_) => self.metrics.rejected.inc(),
@@ -119,7 +126,7 @@ impl Admission {
         permit
     }
 
-    async fn enter(&self, limits: &Limits) -> Result<Permit, Error> {
+    async fn enter(&self, limits: &Limits, asker: impl FnOnce() -> Asker) -> Result<Permit, Error> {
         let deadline = Instant::now() + limits.max_wait;
         if let Some(rate) = &limits.rate
             && matches!(rate.try_take(), Err(TryAcquireError::NoPermits))
@@ -130,12 +137,27 @@ impl Admission {
         let Some(cap) = &limits.cap else {
             return Ok(Permit::default());
         };
-        let share = match cap.try_share() {
+        let free = if cap.line.waiting() > 0 {
+            // No request overtakes those that wait already.
+            Err(TryAcquireError::NoPermits)
+        } else {
+            cap.try_share()
+        };
+        let share = match free {
             Ok(share) => Some(share),
             Err(TryAcquireError::Closed) => None,
             Err(TryAcquireError::NoPermits) => {
                 let what = "max_concurrent_requests";
-                self.wait(what, limits, deadline, cap.share()).await?
+                match limits.fair {
+                    None => self.wait(what, limits, deadline, cap.share()).await?,
+                    Some(rules) => {
+                        let size = limits.queue_size.saturating_sub(self.waiting.count());
+                        let line = LineLimits::new(rules, size, deadline);
+                        // Rare, so boxed: every request's future would be larger.
+                        let waited = Box::pin(self.wait_in_order(cap, line, &asker())).await;
+                        waited.map_err(|why| self.queue_error(why, what, limits))?
+                    }
+                }
             }
         };
         Ok(Permit { _share: share })
@@ -166,9 +188,48 @@ impl Admission {
         }
     }
 
+    /// Waits for a share in the fair order; `None` when the cap is lifted meanwhile.
+    async fn wait_in_order(
+        &self,
+        cap: &Arc<Cap>,
+        limits: LineLimits,
+        asker: &Asker,
+    ) -> Result<Option<Share>, QueueError> {
+        let begun = Instant::now();
+        let acquire = || match cap.try_share() {
+            Ok(share) => Some(Some(share)),
+            Err(TryAcquireError::Closed) => Some(None),
+            Err(TryAcquireError::NoPermits) => None,
+        };
+        let waited = cap.line.wait(asker, limits, acquire).await;
+        let result = waited
+            .as_ref()
+            .map_or_else(|why| why.as_str(), |_| "served");
+        self.metrics
+            .waits
+            .ended(asker.class, result, begun.elapsed());
+        waited
+    }
+
+    fn queue_error(&self, why: QueueError, what: &'static str, limits: &Limits) -> Error {
+        match why {
+            QueueError::Full | QueueError::PushedOut => Error::QueueFull {
+                what,
+                waiting: self.waiting(),
+                retry_after: 1,
+            },
+            QueueError::Timeout => Error::QueueTimeout {
+                what,
+                seconds: limits.max_wait.as_secs(),
+            },
+        }
+    }
+
     /// Requests that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.waiting.count()
+        let limits = self.limits.load();
+        let in_line = limits.cap.as_ref().map_or(0, |cap| cap.line.waiting());
+        self.waiting.count() + in_line
     }
 
     /// The limits in force, for the log.
@@ -234,6 +295,7 @@ impl Admission {
             "rate_limit_tokens_per_second": rate.map(|rate| rate.per_second()),
             "queue_size": limits.queue_size,
             "queue_timeout_secs": limits.max_wait.as_secs(),
+            "queue_order": if limits.fair.is_some() { "fair" } else { "fifo" },
             "queued": self.waiting(),
         })
     }
@@ -243,9 +305,14 @@ impl Admission {
 mod tests {
     use futures_util::future::join_all;
     use futures_util::poll;
+    use routing::FairShare;
 
     use super::*;
     use crate::config::Options;
+
+    fn anyone() -> Asker {
+        Asker::new(FairShare::default(), None, 1)
+    }
 
     fn admission(change: impl FnOnce(&mut Options)) -> Admission {
         let mut options = Options {
@@ -263,18 +330,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nothing_is_limited_by_default() {
         let admission = admission(|options| options.queue_size = 0);
-        let permit = join_all((0..10_000).map(|_| admission.admit())).await;
+        let permit = join_all((0..10_000).map(|_| admission.admit(anyone))).await;
         assert!(permit.iter().all(Result::is_ok));
     }
 
     #[tokio::test(start_paused = true)]
     async fn cap_holds_until_permit_is_dropped_and_queue_is_first_in_first_out() {
         let admission = admission(|options| options.max_concurrent_requests = 1);
-        let first = admission.admit().await.unwrap();
-        let (mut second, mut third) = (Box::pin(admission.admit()), Box::pin(admission.admit()));
+        let first = admission.admit(anyone).await.unwrap();
+        let (mut second, mut third) = (
+            Box::pin(admission.admit(anyone)),
+            Box::pin(admission.admit(anyone)),
+        );
         assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending());
         assert!(matches!(
-            admission.admit().await,
+            admission.admit(anyone).await,
             Err(Error::QueueFull { waiting: 2, .. })
         ));
         drop(first);
@@ -287,9 +357,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn wait_ends_after_queue_timeout() {
         let admission = admission(|options| options.max_concurrent_requests = 1);
-        let _held = admission.admit().await.unwrap();
+        let _held = admission.admit(anyone).await.unwrap();
         let started = Instant::now();
-        let refused = admission.admit().await.unwrap_err();
+        let refused = admission.admit(anyone).await.unwrap_err();
         assert_eq!(started.elapsed(), Duration::from_secs(5));
         assert_eq!(refused.status().as_u16(), 408);
     }
@@ -297,15 +367,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn dropped_wait_frees_its_place() {
         let admission = admission(|options| options.max_concurrent_requests = 1);
-        let held = admission.admit().await.unwrap();
+        let held = admission.admit(anyone).await.unwrap();
         {
-            let mut leaving = Box::pin(admission.admit());
+            let mut leaving = Box::pin(admission.admit(anyone));
             assert!(poll!(&mut leaving).is_pending());
             assert_eq!(admission.waiting(), 1);
         }
         assert_eq!(admission.waiting(), 0);
         drop(held);
-        admission.admit().await.unwrap();
+        admission.admit(anyone).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -315,7 +385,7 @@ mod tests {
             options.queue_size = 1000;
         });
         let started = Instant::now();
-        let all = join_all((0..300).map(|_| admission.admit()));
+        let all = join_all((0..300).map(|_| admission.admit(anyone)));
         tokio::select! {
             permit = all => assert!(permit.iter().all(Result::is_ok)),
             () = admission.refill() => unreachable!("pays in for ever"),
@@ -341,14 +411,14 @@ mod tests {
         let metrics = Metrics::new(None).unwrap();
         for limited in [section(1, None), section(0, Some(1))] {
             let admission = Admission::new(&limited, &metrics);
-            let _first = admission.admit().await.unwrap();
-            let mut second = Box::pin(admission.admit());
+            let _first = admission.admit(anyone).await.unwrap();
+            let mut second = Box::pin(admission.admit(anyone));
             assert!(poll!(&mut second).is_pending());
             admission.set(&section(0, None));
             second.await.unwrap();
             admission.set(&section(1, None));
-            let third = admission.admit().await.unwrap();
-            let mut fourth = Box::pin(admission.admit());
+            let third = admission.admit(anyone).await.unwrap();
+            let mut fourth = Box::pin(admission.admit(anyone));
             assert!(poll!(&mut fourth).is_pending());
             drop(third);
             fourth.await.unwrap();
@@ -367,7 +437,7 @@ mod tests {
         let requests = async {
             tokio::task::yield_now().await;
             admission.set(&section);
-            join_all((0..30).map(|_| admission.admit())).await
+            join_all((0..30).map(|_| admission.admit(anyone))).await
         };
         tokio::select! {
             permits = requests => assert!(permits.iter().all(Result::is_ok)),

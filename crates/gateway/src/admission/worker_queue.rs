@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use routing::FairRules;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::asker::Asker;
+use super::fair_line::{FairLine, LineLimits};
+use super::queue_error::QueueError;
 use super::waiters::Waiters;
 use crate::config::AdmissionSection;
 
@@ -22,6 +26,8 @@ pub(crate) struct QueueLimits {
     pub(crate) size: usize,
     /// Longest wait.
     pub(crate) max_wait: Duration,
+    /// How the order is fair; `None` where it is that of arrival.
+    pub(crate) fair: Option<FairRules>,
 }
 
 impl QueueLimits {
@@ -32,6 +38,7 @@ impl QueueLimits {
             per_worker,
             size: options.queue_size,
             max_wait: options.queue_timeout,
+            fair: options.fair,
         })
     }
 }
@@ -46,6 +53,8 @@ pub(crate) struct WorkerQueue {
     /// Requests that cannot use every worker: they name one, or have tried some. They neither
     /// hold up the others nor are held up by them.
     restricted: WaitList,
+    /// Requests that any worker of the pool may serve, in the fair order.
+    fair: FairLine,
 }
 
 /// Which workers a waiting request may use.
@@ -63,28 +72,20 @@ struct WaitList {
     freed: Notify,
 }
 
-/// Why a request waits no longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum QueueError {
-    /// Too many wait already.
-    Full,
-    /// The wait took too long.
-    Timeout,
-}
-
 impl WorkerQueue {
     /// Requests that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.shared.waiting.count() + self.restricted.waiting.count()
+        self.shared.waiting.count() + self.restricted.waiting.count() + self.fair.waiting()
     }
 
     /// Whether a new request has to queue before it may look for a worker.
     pub(crate) fn has_waiters(&self) -> bool {
-        self.shared.waiting.count() > 0
+        self.shared.waiting.count() > 0 || self.fair.waiting() > 0
     }
 
-    /// A request at one of the workers has ended.
-    pub(crate) fn slot_freed(&self) {
+    /// A request at the worker in this slot has ended.
+    pub(crate) fn slot_freed(&self, worker: usize) {
+        self.fair.call_next(Some(worker));
         if self.shared.waiting.count() > 0 {
             self.shared.freed.notify_one();
         }
@@ -97,6 +98,18 @@ impl WorkerQueue {
     pub(crate) fn wake_all(&self) {
         self.shared.freed.notify_waiters();
         self.restricted.freed.notify_waiters();
+        self.fair.call_all();
+    }
+
+    /// The same as [`wait`](Self::wait) in the fair order, for any worker of the pool.
+    pub(crate) async fn wait_in_order<T>(
+        &self,
+        asker: &Asker,
+        limits: LineLimits,
+        acquire: impl FnMut() -> Option<T>,
+    ) -> Result<T, QueueError> {
+        let elsewhere = self.shared.waiting.count() + self.restricted.waiting.count();
+        self.fair.wait(asker, limits.less(elsewhere), acquire).await
     }
 
     /// Waits until `acquire` finds something; of those that take any worker, the one that has
@@ -178,7 +191,7 @@ mod tests {
         for _ in 0..5 {
             tokio::time::sleep(Duration::from_millis(333)).await;
             slots.fetch_add(1, SeqCst);
-            queue.slot_freed();
+            queue.slot_freed(0);
         }
         for waiter in waiting {
             waiter.await.unwrap();
@@ -223,7 +236,7 @@ mod tests {
         let freeing = async {
             tokio::time::sleep(Duration::from_millis(1)).await;
             free.set(true);
-            queue.slot_freed();
+            queue.slot_freed(0);
         };
         let (selection, ()) = tokio::join!(
             queue.wait(WaitFor::AnyWorker, 2, end(), || free.get().then_some(7)),

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use routing::FairShare;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info};
@@ -28,6 +29,8 @@ pub(crate) struct ClientKey {
     limits: Option<Arc<KeyLimits>>,
     /// The models and adapters that it may use; `None` for all.
     pub(super) models: Option<BTreeSet<String>>,
+    /// What its requests may take where they wait.
+    pub(super) share: FairShare,
     metrics: KeyMetrics,
 }
 
@@ -170,6 +173,7 @@ impl ClientKeys {
                 before => KeyLimits::new(rules, before.map(Arc::as_ref)),
             };
             let key = ClientKey {
+                share: entry.share(),
                 name: entry.name,
                 limits,
                 models: entry.models,

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
 use std::num::NonZeroU32;
 use std::path::Path;
 
+use routing::{Class, FairShare};
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -19,6 +21,8 @@ const MAX_FILE: u64 = 16 * 1024 * 1024;
 const MAX_KEYS: usize = 10_000;
 /// Most models of a key.
 const MAX_MODELS: usize = 1000;
+/// Largest weight of a key.
+const MAX_WEIGHT: u32 = 1000;
 /// Longest name of a key, bytes.
 const MAX_NAME: usize = 64;
 
@@ -42,6 +46,8 @@ pub(crate) enum KeyFileError {
     Key(usize),
     #[error("key {0}: models must be up to {MAX_MODELS} names, none of them empty")]
     Models(usize),
+    #[error("key {0}: weight must be from 1 to {MAX_WEIGHT}")]
+    Weight(usize),
     #[error("key {0}: another key has the same name")]
     SameName(usize),
     #[error("key {0}: another name has the same key")]
@@ -62,9 +68,24 @@ pub(super) struct KeyEntry {
     max_parallel_requests: Option<NonZeroU32>,
     /// The models and adapters that it may use; all if it is absent.
     pub(super) models: Option<BTreeSet<String>>,
+    /// Its share beside other keys where requests wait in the fair order; 1 if it is absent.
+    weight: Option<NonZeroU32>,
+    /// The highest class of its requests.
+    max_priority: Option<Class>,
 }
 
 impl KeyEntry {
+    /// What its requests may take in the fair order.
+    pub(super) fn share(&self) -> FairShare {
+        let mut flow = DefaultHasher::new();
+        self.name.hash(&mut flow);
+        FairShare {
+            flow: flow.finish(),
+            weight: self.weight.unwrap_or(NonZeroU32::MIN),
+            max_class: self.max_priority.unwrap_or_default(),
+        }
+    }
+
     pub(super) fn rules(&self) -> KeyRules {
         KeyRules {
             rpm_limit: self.rpm_limit,
@@ -117,6 +138,9 @@ fn parse(text: &[u8]) -> Result<Vec<KeyEntry>, KeyFileError> {
         if models.clone().count() > MAX_MODELS || models.into_iter().any(String::is_empty) {
             return Err(KeyFileError::Models(number));
         }
+        if entry.weight.is_some_and(|weight| weight.get() > MAX_WEIGHT) {
+            return Err(KeyFileError::Weight(number));
+        }
         if !names.insert(name) {
             return Err(KeyFileError::SameName(number));
         }
@@ -137,6 +161,21 @@ mod tests {
         let names: Vec<_> = parse(text).unwrap().into_iter().map(|it| it.name).collect();
         assert_eq!(names, ["a", "b"]);
         assert!(parse(b"[]").unwrap().is_empty());
+    }
+
+    #[test]
+    fn weight_and_class_of_a_key_are_read() {
+        let text = br#"[{"name": "a", "key": "1", "weight": 3, "max_priority": "batch"}, {"name": "b", "key": "2"}]"#;
+        let shares: Vec<_> = parse(text).unwrap().iter().map(KeyEntry::share).collect();
+        assert_eq!(
+            (shares[0].weight.get(), shares[0].max_class),
+            (3, Class::Batch)
+        );
+        assert_eq!(
+            (shares[1].weight.get(), shares[1].max_class),
+            (1, Class::Interactive)
+        );
+        assert_ne!(shares[0].flow, shares[1].flow);
     }
 
     #[test]
@@ -161,6 +200,15 @@ mod tests {
                 "key 1: models",
             ),
             (r#"[{"name": "a", "key": "sk-1", "budget": 9}]"#, "line 1"),
+            (r#"[{"name": "a", "key": "sk-1", "weight": 0}]"#, "line 1"),
+            (
+                r#"[{"name": "a", "key": "sk-1", "weight": 1001}]"#,
+                "key 1: weight",
+            ),
+            (
+                r#"[{"name": "a", "key": "sk-1", "max_priority": "urgent"}]"#,
+                "line 1",
+            ),
             (r#"[{"name": "", "key": "sk-1"}]"#, "key 1: the name"),
             (r#"[{"name": "a\n", "key": "sk-1"}]"#, "key 1: the name"),
             (r#"[{"name": "a", "key": ""}]"#, "key 1: the key"),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use http::Method;
+use routing::FairShare;
 
 use super::access::Access;
 use super::client_keys::ClientKey;
@@ -107,6 +108,14 @@ impl Principal {
         match self {
             Self::Client(key) => key.models.as_ref(),
             _ => None,
+        }
+    }
+
+    /// What its requests may take where they wait; those without a key of the file share one.
+    pub(crate) fn fair_share(&self) -> FairShare {
+        match self {
+            Self::Client(key) => key.share,
+            _ => FairShare::default(),
         }
     }
 

@@ -191,6 +191,16 @@ impl Balancer {
         summarize(&self.snapshot.load())
     }
 
+    /// The worker that is believed to have most of a prompt, if it has half of it.
+    pub(crate) fn preferred(&self, request: &Request<'_>) -> Option<usize> {
+        let tokens = request.prompt.tokens();
+        let most = |_, ranked: &[Ranked<'_>]| {
+            let most = ranked.iter().max_by_key(|it| it.matched_tokens)?;
+            (tokens > 0 && 2 * most.matched_tokens >= tokens).then_some(most.candidate.slot)
+        };
+        self.rank(request, most).ok().flatten()
+    }
+
     /// The zone of the worker in a slot.
     pub(crate) fn zone(&self, slot: usize) -> Option<String> {
         self.snapshot.load().zones.of(slot).map(str::to_owned)

@@ -418,9 +418,9 @@ impl Snapshot {
         let served = worker.endpoint.model_info.load();
         // Where a model has regular workers and pairs, its requests wait for either in one queue.
         for pools in [self.of(Role::Regular), self.of(Role::Decode)] {
-            pools.any_model.queue.slot_freed();
+            pools.any_model.queue.slot_freed(worker.slot);
             if let Some(pool) = pools.models.get(&served.model) {
-                pool.queue.slot_freed();
+                pool.queue.slot_freed(worker.slot);
             }
             if !self.has_pairs {
                 break;

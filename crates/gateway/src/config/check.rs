@@ -6,6 +6,7 @@ use super::auth::check_auth;
 #[cfg(feature = "kubernetes")]
 use super::discovery::check_discovery;
 use super::error::ConfigError;
+use super::fairness::check_fairness;
 use super::mapped::check_backlog;
 use super::options::Options;
 use super::origin::AllowedOrigin;
@@ -39,6 +40,7 @@ pub fn check(options: &Options) -> Result<(), ConfigError> {
     check_discovery(options)?;
     check_traces(options)?;
     check_zones(options)?;
+    check_fairness(options)?;
     unbuilt::refuse(options)
 }
 

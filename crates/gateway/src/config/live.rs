@@ -12,7 +12,7 @@ use super::options::Options;
 use super::sections::{HealthSection, retry_rules, seconds};
 
 /// Options that can change while the gateway runs. `app::reload` puts them in force.
-const LIVE: [&str; 62] = [
+const LIVE: [&str; 65] = [
     "api_key",
     "api_keys_file",
     "assignment_mode",
@@ -51,7 +51,10 @@ const LIVE: [&str; 62] = [
     "prefill_policy",
     "prefill_selector",
     "prefill_urls",
+    "queue_batch_share",
+    "queue_order",
     "queue_size",
+    "queue_starvation_secs",
     "queue_timeout_secs",
     "rate_limit_tokens_per_second",
     "request_timeout_secs",

@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ControlPlaneAuth, DiscoveryBy, DiscoveryGroup, OracleConfig, PostgresConfig, RedisConfig,
-    Secret,
+    ControlPlaneAuth, DiscoveryBy, DiscoveryGroup, OracleConfig, PostgresConfig, QueueOrder,
+    RedisConfig, Secret,
 };
 
 /// Which port serves the page that shows the fleet.
@@ -449,6 +449,12 @@ options! {
     zone_crossing_cost: u64 = 1024;
     /// Zones of workers that options name, by URL.
     worker_zones: BTreeMap<String, String> = BTreeMap::new();
+    /// The order in which requests that wait are served.
+    queue_order: QueueOrder = QueueOrder::Fifo;
+    /// Share of the tokens that batch requests get while interactive ones wait, too (0..0.5).
+    queue_batch_share: f64 = 0.1;
+    /// Once a batch request has waited so long, every second turn is one of its class, seconds.
+    queue_starvation_secs: u64 = 30;
     /// Pod label that holds a worker's zone.
     service_discovery_zone_label: String = "topology.kubernetes.io/zone".to_owned();
 }

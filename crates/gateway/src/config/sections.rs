@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use routing::policy::Balance;
-use routing::{BreakerRules, MediaTokens, Params, RetryRules, Thresholds};
+use routing::{BreakerRules, FairRules, MediaTokens, Params, RetryRules, Thresholds};
 
+use super::fairness::fair_rules;
 use super::{AllowedOrigin, EngineControl, FleetPage, Options, PdMetadata};
 
 /// No time is longer: "never" is spelt with large numbers, and sums of times must not overflow.
@@ -71,6 +72,8 @@ pub(crate) struct AdmissionSection {
     pub(crate) queue_size: usize,
     /// Longest wait.
     pub(crate) queue_timeout: Duration,
+    /// How the order is fair; `None` where it is that of arrival.
+    pub(crate) fair: Option<FairRules>,
 }
 
 /// How requests are carried.
@@ -232,6 +235,7 @@ impl From<&Options> for AdmissionSection {
             max_requests_per_worker: Some(per_worker).filter(|most| *most > 0),
             queue_size: usize::try_from(options.queue_size).unwrap_or(usize::MAX),
             queue_timeout: seconds(options.queue_timeout_secs),
+            fair: fair_rules(options),
         }
     }
 }

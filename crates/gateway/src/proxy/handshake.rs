@@ -7,6 +7,9 @@ use http_body::Body;
 use hyper::upgrade::OnUpgrade;
 use url::form_urlencoded;
 
+use super::request::asker;
+use crate::admission::Asker;
+use crate::auth::Principal;
 use crate::error::Error;
 
 /// A request to switch to another protocol.
@@ -26,6 +29,11 @@ pub(super) struct ClientEnd {
 }
 
 impl UpgradeRequest {
+    /// The request as the fair order knows it.
+    pub(crate) fn asker(&self, principal: &Principal) -> Asker {
+        asker(&self.parts, principal, 0)
+    }
+
     /// A request that asks to switch to `protocol`.
     ///
     /// # Errors

@@ -7,11 +7,12 @@ use tokio::time::Instant;
 
 use super::attempts::Attempts;
 use super::dispatcher::Dispatcher;
-use super::request::ProxyRequest;
-use crate::admission::{QueueError, QueueLimits, WaitFor};
+use super::request::{self, ProxyRequest};
+use crate::admission::{Asker, LineLimits, QueueError, QueueLimits, WaitFor};
 use crate::balancer::{Balancer, Constraints, SelectError, Selection, select};
 use crate::error::Error;
 use crate::fleet::retry_after_secs;
+use crate::telemetry::SERVED;
 
 /// Selects a worker that has not been tried.
 ///
@@ -68,11 +69,45 @@ pub(super) async fn select_or_wait(
     };
     let queue = balancer.queue_of(request.routing);
     let acquire = || select(balancer, request.routing, constraints).ok();
-    let selected = queue.wait(what, limits.size, until, acquire).await;
+    let selected = match limits.fair.filter(|_| !restricted) {
+        None => queue.wait(what, limits.size, until, acquire).await,
+        // Rare, so boxed: every request's future would be larger.
+        Some(rules) => {
+            let line = LineLimits::new(rules, limits.size, until);
+            Box::pin(wait_in_order(dispatcher, request, line, acquire)).await
+        }
+    };
     selected.map_err(|why| {
         dispatcher.metrics.rejected();
         queue_error(why, limits, queue.waiting())
     })
+}
+
+/// Waits for a worker in the fair order.
+async fn wait_in_order(
+    dispatcher: &Dispatcher,
+    request: &ProxyRequest<'_>,
+    line: LineLimits,
+    acquire: impl FnMut() -> Option<Selection>,
+) -> Result<Selection, QueueError> {
+    let balancer = &dispatcher.balancer;
+    let (asker, begun) = (asker(balancer, request), Instant::now());
+    let queue = balancer.queue_of(request.routing);
+    let waited = queue.wait_in_order(&asker, line, acquire).await;
+    let result = waited.as_ref().map_or_else(|why| why.as_str(), |_| SERVED);
+    let waits = &dispatcher.metrics.waits;
+    waits.ended(asker.class, result, begun.elapsed());
+    waited
+}
+
+/// The request as the fair order knows it.
+fn asker(balancer: &Balancer, request: &ProxyRequest<'_>) -> Asker {
+    let routing = request.routing;
+    let tokens = routing.prompt.tokens() + routing.output_tokens;
+    Asker {
+        prefers: balancer.preferred(routing),
+        ..request::asker(request.parts, request.context.principal, tokens)
+    }
 }
 
 /// Workers in pairs do not answer this, or give one answer.
@@ -127,7 +162,7 @@ fn not_granted(request: &ProxyRequest<'_>) -> Error {
 fn queue_error(why: QueueError, limits: QueueLimits, waiting: usize) -> Error {
     let what = "max_requests_per_worker";
     match why {
-        QueueError::Full => Error::QueueFull {
+        QueueError::Full | QueueError::PushedOut => Error::QueueFull {
             what,
             waiting,
             retry_after: 1,

@@ -2,10 +2,12 @@
 
 use http::header::HeaderValue;
 use http::request;
-use routing::Request as RoutingRequest;
+use routing::{Request as RoutingRequest, TextRatio};
 
 use super::body_fields::OpenBody;
+use super::header_text::header_text;
 use super::request_body::WholeBody;
+use crate::admission::{Asker, PRIORITY};
 use crate::auth::Principal;
 use crate::balancer::{Grant, NamedAdapters};
 use crate::config::LiveSection;
@@ -40,6 +42,20 @@ impl<'a> RequestContext<'a> {
 pub(crate) struct BufferedRequest {
     pub(super) parts: request::Parts,
     pub(super) body: WholeBody,
+}
+
+impl BufferedRequest {
+    /// The request as the fair order knows it before its body is looked at.
+    pub(crate) fn asker(&self, principal: &Principal) -> Asker {
+        let tokens = TextRatio::USUAL.to_tokens(self.body.bytes.len() as u64);
+        asker(&self.parts, principal, tokens)
+    }
+}
+
+/// A request of this client that is expected to take so many tokens.
+pub(super) fn asker(parts: &request::Parts, principal: &Principal, tokens: u64) -> Asker {
+    let wanted = header_text(&parts.headers, PRIORITY);
+    Asker::new(principal.fair_share(), wanted, tokens)
 }
 
 /// An inference request, as it goes to a worker.

@@ -17,7 +17,7 @@ use super::request_id::RequestIds;
 use super::request_record::RequestRecord;
 use super::response::{Reply, strip_body};
 use super::tunnels::spawn_tunnel;
-use crate::admission::Permit;
+use crate::admission::{Asker, Permit};
 use crate::api::{self, ApiState, Caller, Cors, Entry, Port, RouteTable, Target};
 use crate::auth::{
     Access, Audit, AuditRecord, Authenticator, Call, Credentials, KeyShare, Principal,
@@ -385,14 +385,19 @@ impl Service {
         record: &mut RequestRecord,
     ) -> Result<Response<ReplyBody>, Error> {
         let received = self.proxy().receive(row, request).await?;
-        record.admit(self.admit(context).await?);
+        let asker = || received.asker(context.principal);
+        record.admit(self.admit(context, asker).await?);
         self.state.proxy.forward(row, context, received).await
     }
 
     /// Waits for a share of the limits.
-    async fn admit(&self, context: RequestContext<'_>) -> Result<Permit, Error> {
+    async fn admit(
+        &self,
+        context: RequestContext<'_>,
+        asker: impl FnOnce() -> Asker,
+    ) -> Result<Permit, Error> {
         let entered = context.log.enter_queue();
-        let permit = self.state.admission.admit().await;
+        let permit = self.state.admission.admit(asker).await;
         context.log.leave_queue(entered);
         permit
     }
@@ -406,7 +411,8 @@ impl Service {
         record: &mut RequestRecord,
     ) -> Result<Response<ReplyBody>, Error> {
         let request = self.proxy().receive_upgrade(row, request)?;
-        record.admit(self.admit(context).await?);
+        let asker = || request.asker(context.principal);
+        record.admit(self.admit(context, asker).await?);
         self.proxy().open_tunnel(row, context, request).await
     }
 

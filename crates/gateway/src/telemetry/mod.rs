@@ -17,7 +17,7 @@ pub(crate) use log_limit::LogLimit;
 pub use logging::close_log;
 pub(crate) use metrics::{
     AdmissionMetrics, AgeEntry, Backend, BranchMetrics, CachedTokens, KeyMetrics, Metrics,
-    ModelMetrics, RouteMetrics, UNKNOWN_MODEL, WorkerMetrics, WorkerType,
+    ModelMetrics, RouteMetrics, SERVED, UNKNOWN_MODEL, WorkerMetrics, WorkerType,
 };
 pub(crate) use otel::{AttemptSpan, Choice, Leg, TraceExporter, Traces};
 pub(crate) use request_lines::{EndedRequest, ReplyEnd, RequestLines};

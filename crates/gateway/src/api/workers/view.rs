@@ -50,15 +50,14 @@ pub(super) fn describe(registry: &Registry, worker: &Worker) -> Value {
     let reported = (info.role == Role::Prefill).then(|| info.bootstrap_port());
     let port = spec.bootstrap_port.or(reported).map(Value::from);
     let obeys = worker.endpoint.header_overrides.get().as_bool();
+    let tls_name = spec.url.tls_name().map(|name| name.as_ref().to_owned());
     for (name, value) in [
         ("bootstrap_port", port),
         ("header_overrides", obeys.map(Value::from)),
         ("zone", spec.zone.clone().map(Value::from)),
+        ("tls_server_name", tls_name.map(Value::from)),
     ] {
         view.extend(value.map(|value| (name.to_owned(), value)));
-    }
-    if let Some(name) = spec.url.tls_name() {
-        view.insert("tls_server_name".to_owned(), name.as_ref().into());
     }
     // What was said of it wins over what is assumed.
     view.extend(spec.extra.clone());

@@ -7,6 +7,7 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use routing::Circuit;
 
 use super::ages::RequestAges;
+use super::waits::WaitMetrics;
 use crate::telemetry::request_lines::RequestLines;
 
 /// The handles of one route, and where its requests' lines go.
@@ -125,4 +126,5 @@ pub(crate) struct AdmissionMetrics {
     pub(crate) allowed: IntCounter,
     /// Requests refused.
     pub(crate) rejected: IntCounter,
+    pub(crate) waits: WaitMetrics,
 }

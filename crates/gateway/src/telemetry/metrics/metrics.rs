@@ -18,6 +18,7 @@ use super::model::{ModelMetrics, Models, UNKNOWN_MODEL};
 use super::model_families::ModelFamilies;
 use super::policy::{BranchMetrics, Policies};
 use super::registry::Maker;
+use super::waits::WaitMetrics;
 use super::zones::ZoneMetrics;
 use crate::error::Error;
 use crate::telemetry::access_log::AccessLog;
@@ -47,6 +48,8 @@ pub(crate) struct Metrics {
     pub(crate) resilience: Resilience,
     policies: Policies,
     pub(crate) zones: ZoneMetrics,
+    /// About the fair order.
+    pub(crate) waits: WaitMetrics,
     keys: Keys,
     /// By model.
     pub(super) models: Arc<Models>,
@@ -69,6 +72,7 @@ impl Metrics {
         let (worker, resilience) = (Worker::new(&maker)?, Resilience::new(&maker)?);
         let models = Models::new(ModelFamilies::new(&maker, &worker.errors)?);
         let (policies, zones) = (Policies::new(&maker)?, ZoneMetrics::new(&maker)?);
+        let waits = WaitMetrics::new(&maker)?;
         let dropped_lines = maker.counter(
             "smg_log_dropped_lines",
             "log lines that were not written, for their writer fell behind or failed",
@@ -90,6 +94,7 @@ impl Metrics {
             resilience,
             policies,
             zones,
+            waits,
             keys,
             ages: Arc::default(),
             local_fault_lines: LogLimit::default(),
@@ -213,6 +218,7 @@ impl Metrics {
         AdmissionMetrics {
             allowed: result("allowed"),
             rejected: result("rejected"),
+            waits: self.waits.clone(),
         }
     }
 

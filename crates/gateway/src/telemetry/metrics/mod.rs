@@ -12,6 +12,7 @@ mod model;
 mod model_families;
 mod policy;
 mod registry;
+mod waits;
 mod zones;
 
 pub(crate) use ages::AgeEntry;
@@ -21,3 +22,4 @@ pub(crate) use labels::{Backend, WorkerType};
 pub(crate) use metrics::Metrics;
 pub(crate) use model::{ModelMetrics, UNKNOWN_MODEL};
 pub(crate) use policy::BranchMetrics;
+pub(crate) use waits::SERVED;

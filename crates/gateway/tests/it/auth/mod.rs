@@ -2,6 +2,7 @@
 
 mod audit;
 mod client_keys;
+mod fair_order;
 mod granted_models;
 mod issuer;
 mod issuer_tls;

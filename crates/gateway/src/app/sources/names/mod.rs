@@ -24,27 +24,24 @@ impl WorkerSource for Names {
     ];
 
     fn prepare(options: &Options) -> Result<Option<Follow>, StartError> {
-        let named = |text: &str, role, bootstrap_port| {
-            let parsed = WorkerName::parse(text)?;
-            Some(
-                parsed
-                    .map_err(|why| ConfigError::worker_url(text, why))
-                    .map(|name| {
-                        let zone = configured_zone(options, text);
-                        NamedWorkers::new(name, role, bootstrap_port).in_zone(zone)
-                    }),
-            )
+        let mut all = Vec::new();
+        let mut add = |text: &str, role, bootstrap_port| -> Result<(), ConfigError> {
+            if let Some(parsed) = WorkerName::parse(text) {
+                let name = parsed.map_err(|why| ConfigError::worker_url(text, why))?;
+                let zone = configured_zone(options, text);
+                all.push(NamedWorkers::new(name, role, bootstrap_port).in_zone(zone));
+            }
+            Ok(())
         };
-        let regular = options
-            .worker_urls
-            .iter()
-            .filter_map(|url| named(url, None, None));
-        let prefill = options.prefill_urls.iter().flatten();
-        let prefill = prefill.filter_map(|(url, port)| named(url, Some(Role::Prefill), *port));
-        let decode = options.decode_urls.iter().flatten();
-        let decode = decode.filter_map(|url| named(url, Some(Role::Decode), None));
-        let all: Result<Vec<_>, ConfigError> = regular.chain(prefill).chain(decode).collect();
-        let all = all?;
+        for url in &options.worker_urls {
+            add(url, None, None)?;
+        }
+        for (url, port) in options.prefill_urls.iter().flatten() {
+            add(url, Some(Role::Prefill), *port)?;
+        }
+        for url in options.decode_urls.iter().flatten() {
+            add(url, Some(Role::Decode), None)?;
+        }
         if all.is_empty() {
             return Ok(None);
         }
