@@ -22,6 +22,7 @@ mod error;
 mod fleet;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod header_lookup;
 mod lane;
 mod proxy;
 mod server;

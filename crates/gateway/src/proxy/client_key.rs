@@ -1,12 +1,12 @@
 //! What distinguishes a client, by its headers.
 
 use http::HeaderMap;
-use http::header::{AUTHORIZATION, COOKIE, HeaderName};
 use routing::ClientKey;
 
 use crate::config::LiveSection;
+use crate::header_lookup;
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// The headers of a client that may send no routing key.
 #[derive(Debug)]
@@ -28,9 +28,9 @@ impl<'a> ClientHeaders<'a> {
 impl ClientKey for ClientHeaders<'_> {
     /// The first that is there of `authorization`, `x-forwarded-for` and `cookie`.
     fn bytes(&self) -> Option<&[u8]> {
-        let own = Some(AUTHORIZATION).filter(|_| !self.shared_credentials);
-        let names = own.into_iter().chain([FORWARDED_FOR, COOKIE]);
-        let mut values = names.filter_map(|name| self.headers.get(name));
+        let own = Some("authorization").filter(|_| !self.shared_credentials);
+        let names = own.into_iter().chain([FORWARDED_FOR, "cookie"]);
+        let mut values = names.filter_map(|name| header_lookup::first(self.headers, name));
         let value = values.find(|value| !value.is_empty())?;
         Some(value.as_bytes())
     }
@@ -39,6 +39,7 @@ impl ClientKey for ClientHeaders<'_> {
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
+    use http::header::{AUTHORIZATION, COOKIE};
 
     use super::*;
 

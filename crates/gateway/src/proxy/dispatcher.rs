@@ -175,7 +175,6 @@ impl Dispatcher {
         attempts: &mut Attempts,
     ) -> bool {
         let retry = outcome.consequence().retry;
-        let late = attempts.deadline.is_some_and(|at| Instant::now() >= at);
         let disputed_again = retry == Retry::Once && attempts.was_disputed();
         if retry == Retry::No || disputed_again || request.live.retry.attempts <= 1 {
             return false;
@@ -183,6 +182,7 @@ impl Dispatcher {
         if outcome == Outcome::NoResponse && attempts.ends_workers() {
             return false;
         }
+        let late = attempts.deadline.is_some_and(|at| Instant::now() >= at);
         if late || attempts.count >= request.live.retry.attempts {
             let worker_type = worker.role().worker_type();
             let endpoint = request.row.label;

@@ -159,12 +159,14 @@ impl<'a> Exchange<'a> {
 
     /// Counts the request, for the model of the worker it goes to now.
     fn set_model(&mut self, selection: &Selection) {
-        for chosen in selection.prefill.as_deref().into_iter().chain([selection]) {
-            let info = chosen.in_flight.worker.endpoint.model_info.load();
-            info.metrics
-                .selected(info.role.worker_type(), chosen.policy);
+        if let Some(prefill) = selection.prefill.as_deref() {
+            let info = prefill.in_flight.worker.endpoint.model_info.load();
+            let worker_type = info.role.worker_type();
+            info.metrics.selected(worker_type, prefill.policy);
         }
         let info = selection.in_flight.worker.endpoint.model_info.load();
+        let worker_type = info.role.worker_type();
+        info.metrics.selected(worker_type, selection.policy);
         let log = self.request.context.log;
         match &mut self.timer {
             Some(timer) => timer.restart(&info.metrics, selection, log),

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::body_budget::{BodyBudget, BodyShare};
 use crate::endpoint::Undeclared;
 use crate::error::Error;
+use crate::header_lookup;
 
 /// Most bytes reserved on the word of a `content-length` alone.
 const TRUSTED_RESERVE: u64 = 1024 * 1024;
@@ -100,7 +101,7 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Error> {
 
 /// Whether a body is declared as JSON.
 pub(crate) fn declares_json(headers: &HeaderMap) -> bool {
-    let declared = headers.get(header::CONTENT_TYPE);
+    let declared = header_lookup::first(headers, "content-type");
     declared.is_some_and(|value| is_json(value.as_bytes()))
 }
 

@@ -2,6 +2,8 @@
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::header_lookup;
+
 const ALPHANUMERIC: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 /// A longer id of a client is cut, bytes.
 const MAX_SENT: usize = 128;
@@ -33,7 +35,10 @@ impl RequestIds {
 
     /// The id of a request to `path`.
     pub(super) fn of(&self, headers: &HeaderMap, path: &str) -> HeaderValue {
-        let mut sent = self.headers.iter().filter_map(|name| headers.get(name));
+        let mut sent = self
+            .headers
+            .iter()
+            .filter_map(|name| header_lookup::first(headers, name.as_str()));
         sent.find(|value| value.to_str().is_ok_and(|text| !text.is_empty()))
             .and_then(bounded)
             .unwrap_or_else(|| fresh(path))

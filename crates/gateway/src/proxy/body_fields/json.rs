@@ -336,7 +336,8 @@ fn plain_len(bytes: &[u8]) -> usize {
             None => length += 8,
         }
         if length == 24 {
-            length += plain_chunks(bytes.get(length..).unwrap_or_default());
+            length += plain_chunks::<64>(bytes.get(length..).unwrap_or_default());
+            length += plain_chunks::<16>(bytes.get(length..).unwrap_or_default());
         }
     }
     let rest = bytes.get(length..).unwrap_or_default();
@@ -344,14 +345,15 @@ fn plain_len(bytes: &[u8]) -> usize {
 }
 
 /// The length of the whole chunks at the beginning that have no special byte.
-fn plain_chunks(bytes: &[u8]) -> usize {
-    // Without an early exit within a chunk, the compiler compares all its bytes at once.
-    let plain = |chunk: &&[u8; 32]| {
-        !chunk
-            .iter()
-            .fold(false, |found, byte| found | is_special(*byte))
+fn plain_chunks<const SIZE: usize>(bytes: &[u8]) -> usize {
+    // Without an early exit within a chunk, and with bytes for verdicts, the compiler compares
+    // sixteen bytes at once.
+    let verdict = |found: u8, byte: &u8| {
+        let quote_or_escape = u8::from(*byte == b'"') | u8::from(*byte == b'\\');
+        found | quote_or_escape | u8::from(*byte < 0x20)
     };
-    32 * bytes.as_chunks().0.iter().take_while(plain).count()
+    let plain = |chunk: &&[u8; SIZE]| chunk.iter().fold(0, verdict) == 0;
+    SIZE * bytes.as_chunks().0.iter().take_while(plain).count()
 }
 
 /// Where the first special byte of eight is (Mycroft's test for a byte below `n`).
@@ -365,6 +367,9 @@ fn special_byte(word: u64) -> Option<usize> {
 
 /// Refuses bytes that are not UTF-8; halves of surrogate pairs count as characters.
 pub(super) fn check_utf8(bytes: &[u8]) -> Parsed<()> {
+    if simdutf8::basic::from_utf8(bytes).is_ok() {
+        return Ok(());
+    }
     let mut at = 0;
     while let Err(error) = std::str::from_utf8(bytes.get(at..).unwrap_or_default()) {
         at += error.valid_up_to();

@@ -8,18 +8,18 @@ pub(crate) struct WatchedFile(PathBuf);
 
 impl WatchedFile {
     /// `test` names the folder, so no two tests share it.
-    pub(crate) fn new(test: &str, name: &str, text: &str) -> Self {
+    pub(crate) fn new(test: &str, name: &str, content: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("smg-{}-{test}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let file = Self(dir.join(name));
-        file.replace(text);
+        file.replace(content);
         file
     }
 
     /// By a new file in its place, as editors and volumes of Kubernetes do.
-    pub(crate) fn replace(&self, text: &str) {
+    pub(crate) fn replace(&self, content: &str) {
         let next = self.0.with_extension("next");
-        fs::write(&next, text).unwrap();
+        fs::write(&next, content).unwrap();
         fs::rename(next, &self.0).unwrap();
     }
 
