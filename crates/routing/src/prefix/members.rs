@@ -99,23 +99,21 @@ impl Members {
 
     /// Replaces the list of workers. A worker that is not in `all` leaves.
     pub(super) fn keep(&mut self, all: &[Candidate]) {
+        let slots = all.iter().map(|candidate| candidate.slot + 1);
+        let needed = slots.max().unwrap_or(0);
+        let mut generations = vec![None; needed];
+        for candidate in all {
+            generations[candidate.slot] = Some(candidate.generation);
+        }
         for slot in 0..self.present.len() {
             let Some(member) = self.present[slot] else {
                 continue;
             };
-            let stays = all
-                .iter()
-                .any(|known| known.slot == slot && known.generation == member.generation);
-            if !stays {
+            if generations.get(slot) != Some(&Some(member.generation)) {
                 self.present[slot] = None;
                 member.id.into_iter().for_each(|id| self.retire(id));
             }
         }
-        let needed = all
-            .iter()
-            .map(|candidate| candidate.slot + 1)
-            .max()
-            .unwrap_or(0);
         self.present.resize(needed, None);
         for candidate in all {
             let generation = candidate.generation;
