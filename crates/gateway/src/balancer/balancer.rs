@@ -10,9 +10,10 @@ use routing::{Candidates, Params, PolicyKind, Ranked, Request, TextRatio, is_nea
 use super::model_names::ModelNames;
 use super::model_policies::{MembersByModel, ModelMember, PolicyInstance};
 use super::pool_summary::{PoolSummary, summarize};
+use super::reading::WorkerReading;
 use super::role_policies::{RoleKinds, RolePolicies};
 use super::select_error::SelectError;
-use super::snapshot::{AvailableWorkers, Queues, Snapshot, WorkerPool};
+use super::snapshot::{Contents, Queues, Snapshot, WorkerPool};
 use super::token_stats::{ExpectedTokens, ModelTokenStats, TokenStats};
 use super::zones::Zones;
 use crate::admission::{QueueLimits, WorkerQueue};
@@ -46,9 +47,8 @@ impl Balancer {
         zones: ZoneSection,
     ) -> Arc<Self> {
         let queues = Queues::default();
-        let (none, names) = (AvailableWorkers::default(), ModelNames::default());
         let token_stats = ModelTokenStats::default();
-        let snapshot = Snapshot::new(&policies, &queues, &none, names, &token_stats);
+        let snapshot = Snapshot::new(&policies, &queues, Contents::default(), &token_stats);
         let balancer = Arc::new(Self {
             fleet,
             policies,
@@ -263,100 +263,91 @@ impl Balancer {
         self.policies.of(Role::Regular)
     }
 
-    fn rebuild_membership(&self) {
-        let _one_at_a_time = self
+    /// Follows the fleet, with the members of policies where those have changed.
+    fn rebuild(&self, change: Change) {
+        let one_at_a_time = self
             .rebuilding
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let workers = self.fleet.workers();
-        for role in Role::ALL {
-            let in_role = workers.iter().filter(|worker| worker.role() == role);
-            self.set_members(role, &in_role.collect::<Vec<_>>());
+        let workers: Vec<_> = self
+            .fleet
+            .workers()
+            .iter()
+            .map(WorkerReading::from)
+            .collect();
+        if change == Change::Membership {
+            for role in Role::ALL {
+                let in_role = workers.iter().filter(|it| it.info.role == role);
+                self.set_members(role, &in_role.collect::<Vec<_>>());
+            }
+        }
+        self.rebuild_snapshot(&workers);
+        drop(one_at_a_time);
+        if self.limits().is_some() {
+            self.queues.wake_all();
         }
     }
 
     /// Sets the members of the policies of a role.
-    fn set_members(&self, role: Role, workers: &[&Arc<Worker>]) {
+    fn set_members(&self, role: Role, workers: &[&WorkerReading]) {
         let mut members = MembersByModel::new();
         // A worker counts once it has been ready, and until it drains.
-        for worker in workers.iter().filter(|worker| worker.availability().member) {
+        for reading in workers.iter().filter(|it| it.availability.member) {
             let member = ModelMember {
-                id: worker.id,
-                label: worker.endpoint.config.load().spec.policy,
-                candidate: worker.candidate(),
+                id: reading.worker.id,
+                label: reading.config.spec.policy,
+                candidate: reading.worker.candidate(),
             };
-            let info = worker.endpoint.model_info.load();
-            match members.get_mut(&info.model) {
+            match members.get_mut(&reading.info.model) {
                 Some(of_model) => of_model.push(member),
-                None => drop(members.insert(info.model.clone(), vec![member])),
+                None => drop(members.insert(reading.info.model.clone(), vec![member])),
             }
         }
         // Workers of unknown model count only while no model is known.
         if members.len() > 1 {
             members.remove(UNKNOWN_MODEL);
         }
-        let all: Vec<_> = workers.iter().map(|worker| worker.candidate()).collect();
+        let all = workers.iter().map(|reading| reading.worker.candidate());
+        let all: Vec<_> = all.collect();
         self.policies.of(role).set_members(&all, &members);
     }
 
-    fn rebuild_snapshot(&self) {
-        let one_at_a_time = self
-            .rebuilding
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let workers = self.fleet.workers();
-        let mut available = AvailableWorkers {
-            zones: Zones::new(&self.zones, &workers),
-            ..AvailableWorkers::default()
+    fn rebuild_snapshot(&self, workers: &[WorkerReading]) {
+        let contents = Contents {
+            workers,
+            names: ModelNames::new(self.matching, workers, &self.snapshot.load().names),
+            zones: Zones::new(&self.zones, workers),
         };
-        for worker in workers.iter() {
-            // Read once: a worker that changes meanwhile must not fall between the lists.
-            let availability = worker.availability();
-            let list = if availability.selectable {
-                &mut available.selectable
-            } else if availability.fallback {
-                &mut available.fallback
-            } else if availability.rejected {
-                &mut available.rejected
-            } else {
-                continue;
-            };
-            list.push(Arc::clone(worker));
-        }
-        let names = ModelNames::new(self.matching, &workers, &self.snapshot.load().names);
-        let snapshot = Snapshot::new(
-            &self.policies,
-            &self.queues,
-            &available,
-            names,
-            &self.token_stats,
-        );
-        let slots = workers.last().map_or(0, |worker| worker.slot + 1);
+        let snapshot = Snapshot::new(&self.policies, &self.queues, contents, &self.token_stats);
+        let slots = workers.last().map_or(0, |reading| reading.worker.slot + 1);
         let mut capacity = vec![None; slots];
-        for worker in workers.iter() {
-            let info = worker.endpoint.model_info.load();
-            let pool = snapshot.pool_of(info.role, Some(&info.model), None);
-            let ratio = pool.map_or(TextRatio::USUAL, |pool| pool.token_stats.ratio.get());
-            let tokens = info.cache_tokens();
+        for WorkerReading { worker, info, .. } in workers {
+            let tokens = info.cache_tokens;
             worker.load.set_kv_capacity(tokens);
-            capacity[worker.slot] = tokens.map(|tokens| ratio.to_bytes(tokens));
+            capacity[worker.slot] = tokens.map(|tokens| {
+                let pool = snapshot.pool_of(info.role, Some(&info.model), None);
+                let ratio = pool.map_or(TextRatio::USUAL, |pool| pool.token_stats.ratio.get());
+                ratio.to_bytes(tokens)
+            });
         }
         self.snapshot.store(Arc::new(snapshot));
         self.policies.set_cache_sizes(&capacity);
-        drop(one_at_a_time);
-        if self.limits().is_some() {
-            self.queues.wake_all();
-        }
     }
+}
+
+/// What has changed in the fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Membership,
+    Availability,
 }
 
 impl FleetObserver for Balancer {
     fn membership_changed(&self) {
-        self.rebuild_membership();
-        self.rebuild_snapshot();
+        self.rebuild(Change::Membership);
     }
 
     fn availability_changed(&self) {
-        self.rebuild_snapshot();
+        self.rebuild(Change::Availability);
     }
 }

@@ -1,10 +1,10 @@
 //! Which workers a request's `model` names: a model, one of its other names, or an adapter.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
+use super::reading::WorkerReading;
 use crate::config::ModelMatching;
-use crate::fleet::{UNKNOWN_MODEL, Worker};
+use crate::fleet::UNKNOWN_MODEL;
 
 /// Most models that are remembered after they have gone.
 const MAX_GONE: usize = 1024;
@@ -45,7 +45,7 @@ pub(super) enum Resolved<'a> {
 
 impl ModelNames {
     /// The names that these workers give; `before` knows which models were served earlier.
-    pub(super) fn new(matching: ModelMatching, workers: &[Arc<Worker>], before: &Self) -> Self {
+    pub(super) fn new(matching: ModelMatching, workers: &[WorkerReading], before: &Self) -> Self {
         let mut names = Self {
             matching,
             ..Self::default()
@@ -54,10 +54,16 @@ impl ModelNames {
         let mut holders: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
         // `None` for a name of two models.
         let mut aliases: BTreeMap<String, Option<String>> = BTreeMap::new();
-        for worker in workers.iter().filter(|worker| !worker.is_draining()) {
-            let info = worker.endpoint.model_info.load();
-            let spec = &worker.endpoint.config.load().spec;
-            let is_known = spec.model.is_some() || worker.availability().member;
+        let staying = workers.iter().filter(|it| !it.availability.draining);
+        for WorkerReading {
+            worker,
+            info,
+            config,
+            availability,
+        } in staying
+        {
+            let spec = &config.spec;
+            let is_known = spec.model.is_some() || availability.member;
             if info.model == UNKNOWN_MODEL || !is_known {
                 continue;
             }
@@ -70,11 +76,11 @@ impl ModelNames {
                 let adapter = (adapter.to_owned(), info.model.clone());
                 holders.entry(adapter).or_default().push(worker.slot);
             }
-            let given = spec.aliases.iter().map(String::as_str);
-            for alias in info.aliases().chain(given) {
-                let model = aliases.entry(alias.to_owned());
-                let model = model.or_insert_with(|| Some(info.model.clone()));
-                *model = model.take().filter(|known| *known == info.model);
+            for alias in info.aliases.iter().chain(&spec.aliases) {
+                match aliases.get_mut(alias) {
+                    Some(model) => *model = model.take().filter(|known| *known == info.model),
+                    None => drop(aliases.insert(alias.clone(), Some(info.model.clone()))),
+                }
             }
         }
         // A model's own name is no other model's alias.

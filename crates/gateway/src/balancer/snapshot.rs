@@ -9,6 +9,7 @@ use routing::{Candidate, Request, is_panicking};
 
 use super::model_names::{ModelNames, Resolved};
 use super::model_policies::PolicyInstance;
+use super::reading::{Access, WorkerReading};
 use super::role_policies::RolePolicies;
 use super::select_error::SelectError;
 use super::token_stats::{ModelTokenStats, TokenStats};
@@ -92,19 +93,16 @@ pub(super) struct Snapshot {
     pub(super) names: ModelNames,
     /// All workers in it, by ascending slot.
     workers: Vec<Arc<Worker>>,
-    /// Slots of the workers in slow start, and when each came back.
+    /// Ascending slots of the workers in slow start, and when each came back.
     pub(super) warming_up: Vec<(usize, Duration)>,
 }
 
-/// The ready workers, by what their state lets them have.
+/// What a snapshot is made of.
 #[derive(Debug, Default)]
-pub(super) struct AvailableWorkers {
-    pub(super) selectable: Vec<Arc<Worker>>,
-    /// Only when no other may have a request.
-    pub(super) fallback: Vec<Arc<Worker>>,
-    /// Their breakers let nothing through.
-    pub(super) rejected: Vec<Arc<Worker>>,
-    /// Where they are.
+pub(super) struct Contents<'a> {
+    /// By ascending slot.
+    pub(super) workers: &'a [WorkerReading],
+    pub(super) names: ModelNames,
     pub(super) zones: Zones,
 }
 
@@ -166,17 +164,31 @@ impl WorkerPool {
 }
 
 impl RolePools {
-    fn new(parts: &Parts<'_>, role: Role, names: &ModelNames) -> Self {
+    /// Of the available workers of a role, by ascending slot.
+    fn new(
+        parts: &Parts<'_>,
+        role: Role,
+        available: &[&WorkerReading],
+        names: &ModelNames,
+    ) -> Self {
         let policies = parts.policies.of(role);
-        let pool = |model: Option<&str>, instance| parts.pool(role, model, instance);
-        let by_model = policies.by_model().into_iter();
-        let models: BTreeMap<_, _> = by_model
-            .map(|(model, instance)| {
-                let pool = pool(Some(&model), instance);
-                (model, pool)
-            })
-            .collect();
-        let any_model = pool(None, policies.shared());
+        let by_model = policies.by_model();
+        let mut of_model: BTreeMap<&str, Vec<&WorkerReading>> = BTreeMap::new();
+        if !by_model.is_empty() {
+            for reading in available {
+                of_model
+                    .entry(&reading.info.model)
+                    .or_default()
+                    .push(reading);
+            }
+        }
+        let models = by_model.into_iter().map(|(model, instance)| {
+            let workers = of_model.remove(&*model).unwrap_or_default();
+            let pool = parts.pool(role, Some(&model), instance, &workers);
+            (model, pool)
+        });
+        let models: BTreeMap<_, _> = models.collect();
+        let any_model = parts.pool(role, None, policies.shared(), available);
         let mut adapters: BTreeMap<String, BTreeMap<_, _>> = BTreeMap::new();
         for (name, model, slots) in names.partial_adapters() {
             let base = models.get(model).unwrap_or(&any_model);
@@ -222,39 +234,40 @@ impl RolePools {
     }
 }
 
-/// What pools are made of.
+/// What pools are made of besides workers.
 struct Parts<'a> {
     policies: &'a RolePolicies,
     queues: &'a Queues,
-    workers: &'a AvailableWorkers,
     token_stats: &'a ModelTokenStats,
+    zones: &'a Zones,
 }
 
 impl Parts<'_> {
-    fn pool(&self, role: Role, model: Option<&str>, instance: PolicyInstance) -> WorkerPool {
-        let mut models = BTreeSet::new();
-        let mut of = |workers: &[Arc<Worker>]| {
-            let serves = |worker: &&Arc<Worker>| {
-                let info = worker.endpoint.model_info.load();
-                let is_in = info.role == role && model.is_none_or(|model| info.model == model);
-                if is_in && !models.contains(&info.model) {
-                    models.insert(info.model.clone());
-                }
-                is_in
+    fn pool(
+        &self,
+        role: Role,
+        model: Option<&str>,
+        instance: PolicyInstance,
+        workers: &[&WorkerReading],
+    ) -> WorkerPool {
+        let mut selectable: Vec<Candidate> = Vec::with_capacity(workers.len());
+        let (mut fallback, mut rejected) = (Vec::new(), Vec::new());
+        let mut models: BTreeSet<&str> = BTreeSet::new();
+        for reading in workers {
+            let of_access = match reading.access() {
+                Some(Access::Selectable) => &mut selectable,
+                Some(Access::Fallback) => &mut fallback,
+                Some(Access::Rejected) => &mut rejected,
+                None => continue,
             };
-            let workers = workers.iter().filter(serves);
-            let mut candidates: Vec<_> = workers.map(|worker| worker.candidate()).collect();
-            self.workers.zones.price(&mut candidates);
-            candidates
-        };
-        let AvailableWorkers {
-            selectable,
-            fallback,
-            rejected,
-            ..
-        } = self.workers;
-        let (selectable, mut fallback): (Vec<_>, Vec<_>) = (of(selectable), of(fallback));
-        let rejected: Vec<_> = of(rejected);
+            of_access.push(reading.worker.candidate());
+            models.insert(&reading.info.model);
+        }
+        if self.zones.are_used() {
+            for candidates in [&mut selectable, &mut fallback, &mut rejected] {
+                self.zones.price(candidates);
+            }
+        }
         // Envoy's panic mode: a fault that so many share is hardly each worker's own.
         let passing = selectable.len() + fallback.len();
         let panicking = is_panicking(rejected.len(), passing);
@@ -269,49 +282,60 @@ impl Parts<'_> {
             panicking,
             queue: self.queues.of(PoolKey::of_queue(model, role)),
             token_stats: self.token_stats.of(model),
-            models,
+            models: models.into_iter().map(str::to_owned).collect(),
         }
     }
 }
 
 impl Snapshot {
-    /// Of these workers, by ascending slot.
     pub(super) fn new(
         policies: &RolePolicies,
         queues: &Queues,
-        workers: &AvailableWorkers,
-        names: ModelNames,
+        contents: Contents<'_>,
         token_stats: &ModelTokenStats,
     ) -> Self {
+        let Contents {
+            workers,
+            names,
+            zones,
+        } = contents;
         let parts = Parts {
             policies,
             queues,
-            workers,
             token_stats,
+            zones: &zones,
         };
-        let roles = Role::ALL.map(|role| RolePools::new(&parts, role, &names));
+        let all = workers.iter().filter(|reading| reading.access().is_some());
+        let all: Vec<_> = all.collect();
+        let roles = Role::ALL.map(|role| {
+            let in_role = all.iter().copied();
+            let in_role = in_role.filter(|reading| reading.info.role == role);
+            RolePools::new(&parts, role, &in_role.collect::<Vec<_>>(), &names)
+        });
         let serves = |model: &str| roles.iter().any(|pools| pools.serves(model));
         queues.retain(serves);
         token_stats.retain(serves);
-        let AvailableWorkers {
-            selectable,
-            fallback,
-            rejected,
-            zones,
-        } = workers;
-        let mut all = [&**selectable, fallback, rejected].concat();
-        all.sort_by_key(|worker| worker.slot);
-        let recovered = |worker: &Arc<Worker>| Some((worker.slot, worker.recovered_at()?));
-        let has_pairs = all.iter().any(|worker| worker.role() != Role::Regular);
+        let recovered = |reading: &&WorkerReading| {
+            let selectable = reading.access() == Some(Access::Selectable);
+            let recovered_at = reading.availability.recovered_at;
+            Some((reading.worker.slot, recovered_at.filter(|_| selectable)?))
+        };
+        let has_pairs = all.iter().any(|reading| reading.info.role != Role::Regular);
         Self {
             roles,
             has_pairs,
-            adds_fields: has_pairs || all.iter().any(|worker| worker.rank().is_some()),
-            groups: all.iter().filter_map(transfer_group).collect(),
-            zones: zones.clone(),
+            adds_fields: has_pairs || all.iter().any(|reading| reading.worker.rank().is_some()),
+            groups: all
+                .iter()
+                .filter_map(|reading| transfer_group(reading))
+                .collect(),
+            zones,
             names,
-            warming_up: selectable.iter().filter_map(recovered).collect(),
-            workers: all,
+            warming_up: all.iter().filter_map(recovered).collect(),
+            workers: all
+                .iter()
+                .map(|reading| Arc::clone(&reading.worker))
+                .collect(),
         }
     }
 
@@ -381,6 +405,14 @@ impl Snapshot {
         })
     }
 
+    /// Whether the worker in a slot is in slow start.
+    pub(super) fn is_warming_up(&self, slot: usize) -> bool {
+        let found = self
+            .warming_up
+            .binary_search_by_key(&slot, |(slot, _)| *slot);
+        found.is_ok()
+    }
+
     /// Whether some workers must not be paired with some others.
     pub(super) fn has_groups(&self) -> bool {
         !self.groups.is_empty()
@@ -432,8 +464,7 @@ impl Snapshot {
 /// The label that keeps both workers of a pair together, as in one rack.
 const TRANSFER_GROUP: &str = "transfer_group";
 
-fn transfer_group(worker: &Arc<Worker>) -> Option<(usize, String)> {
-    let config = worker.endpoint.config.load();
-    let group = config.spec.labels.get(TRANSFER_GROUP)?;
-    Some((worker.slot, group.clone()))
+fn transfer_group(reading: &WorkerReading) -> Option<(usize, String)> {
+    let group = reading.config.spec.labels.get(TRANSFER_GROUP)?;
+    Some((reading.worker.slot, group.clone()))
 }

@@ -164,16 +164,20 @@ impl<'a> View<'a> {
         let fleet = &self.balancer.fleet;
         let (now, slow_start) = (fleet.now(), fleet.slow_start());
         let candidates = from.len();
-        let has_turn = |candidate: &Candidate| {
-            let mut warming_up = self.snapshot.warming_up.iter();
-            let found = warming_up.find(|(slot, _)| *slot == candidate.slot);
+        // Both by ascending slot.
+        let mut warming_up = self.snapshot.warming_up.iter().peekable();
+        let mut has_turn = |candidate: &Candidate| {
+            while warming_up
+                .next_if(|(slot, _)| *slot < candidate.slot)
+                .is_some()
+            {}
+            let found = warming_up.next_if(|(slot, _)| *slot == candidate.slot);
+            let Some((_, since)) = found else { return true };
             let worker = self.snapshot.worker(candidate.slot);
-            found.zip(worker).is_none_or(|((_, since), worker)| {
-                let ramp = ramp(now.saturating_sub(*since), slow_start);
-                worker.turns.earn(ramp, candidates)
-            })
+            let ramp = ramp(now.saturating_sub(*since), slow_start);
+            worker.is_none_or(|worker| worker.turns.earn(ramp, candidates))
         };
-        let kept: Vec<bool> = from.iter().map(has_turn).collect();
+        let kept: Vec<bool> = from.iter().map(&mut has_turn).collect();
         if kept.contains(&true) {
             let mut kept = kept.into_iter();
             from.retain(|_| kept.next().unwrap_or(true));
@@ -212,8 +216,7 @@ impl<'a> View<'a> {
                 BreakerPermit::Rejected => return None,
             }
         };
-        let mut warming_up = self.snapshot.warming_up.iter();
-        if warming_up.any(|(slot, _)| *slot == worker.slot) {
+        if self.snapshot.is_warming_up(worker.slot) {
             worker.turns.spend();
         }
         let prompt = PromptLoad { tokens, lease };

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use routing::Candidate;
 
+use super::reading::WorkerReading;
 use crate::config::ZoneSection;
-use crate::fleet::Worker;
 
 /// Zones by slot, and what it costs to cross between them.
 #[derive(Clone, Debug, Default)]
@@ -16,10 +16,10 @@ pub(super) struct Zones {
 }
 
 impl Zones {
-    pub(super) fn new(section: &ZoneSection, workers: &[Arc<Worker>]) -> Self {
-        let zone = |worker: &Arc<Worker>| {
-            let config = worker.endpoint.config.load();
-            Some((worker.slot, config.spec.zone.as_deref()?.into()))
+    pub(super) fn new(section: &ZoneSection, workers: &[WorkerReading]) -> Self {
+        let zone = |reading: &WorkerReading| {
+            let zone = reading.config.spec.zone.as_deref()?;
+            Some((reading.worker.slot, zone.into()))
         };
         Self {
             section: section.clone(),

@@ -36,7 +36,7 @@ pub(crate) fn update_gauges(fleet: &Fleet, metrics: &Metrics) {
 
 fn show_load(worker: &Worker, metrics: &Metrics) {
     let (gauges, name) = (&metrics.worker, worker.name());
-    let (url, load) = ([&*name], &worker.load);
+    let (url, load) = ([&**name], &worker.load);
     let requests = as_gauge(load.requests() as u64);
     let requests_active = gauges.requests_active.with_label_values(&url);
     requests_active.add(requests);
@@ -55,7 +55,7 @@ fn show_load(worker: &Worker, metrics: &Metrics) {
 
 fn show_state(worker: &Worker, metrics: &Metrics) {
     let (gauges, breakers, name) = (&metrics.worker, &metrics.resilience, worker.name());
-    let url = [&*name];
+    let url = [&**name];
     let health = gauges.health.with_label_values(&url);
     health.set(health.get().max(worker.is_ready().into()));
     let drained = gauges.drained.with_label_values(&url);

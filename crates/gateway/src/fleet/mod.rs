@@ -39,7 +39,7 @@ pub(crate) use fleet::{Fleet, FleetObserver};
 pub(crate) use gauges::update_gauges;
 pub(crate) use header_overrides::Overrides;
 pub(crate) use health_checks::HealthChecks;
-pub(crate) use model_info::{Labels, UNKNOWN_MODEL, model_name};
+pub(crate) use model_info::{Labels, ModelInfo, UNKNOWN_MODEL, model_name};
 pub(crate) use outlier_detection::OutlierDetector;
 pub(crate) use registration::{PendingRegistration, StartupError};
 pub(crate) use registration_error::RegistrationError;
@@ -48,6 +48,7 @@ pub(crate) use role::Role;
 pub(crate) use source::Source;
 pub(crate) use source_state::{SourceReport, SourceState};
 pub(crate) use spec::{HealthSpec, WorkerConfig, WorkerSpec};
+pub(crate) use status::Availability;
 pub(crate) use transitions::{
     BreakerPermit, acquire_breaker_permit, advance_timers, advance_worker, invalidate_cache,
     mark_paused, mark_running, record_outcome, request_probe, retry_after_secs, set_role, suspect,

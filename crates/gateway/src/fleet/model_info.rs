@@ -70,25 +70,34 @@ pub(crate) struct ModelInfo {
     pub(crate) report: Report,
     /// Handles for its model.
     pub(crate) metrics: Arc<ModelMetrics>,
+    /// Tokens its prefix cache holds, when it reports that.
+    pub(crate) cache_tokens: Option<u64>,
+    /// Other names of its model: those that it reports, and the path the model is loaded from.
+    pub(crate) aliases: Vec<String>,
 }
 
 impl ModelInfo {
-    /// Tokens its prefix cache holds, when it reports that.
-    pub(crate) fn cache_tokens(&self) -> Option<u64> {
-        let tokens = self.report.labels.get("max_total_num_tokens")?;
-        tokens.parse().ok()
-    }
-
-    /// Other names of its model: those that it reports, and the path the model is loaded from.
-    pub(crate) fn aliases(&self) -> impl Iterator<Item = &str> {
-        let labels = NAMES
-            .iter()
-            .filter_map(|name| self.report.labels.get(*name));
-        let cards = self.report.cards.iter().filter(|card| !card.is_adapter());
-        let names = labels.chain(cards.map(|card| &card.id));
-        names
-            .map(String::as_str)
-            .filter(|name| !name.is_empty() && *name != self.model)
+    /// That of a worker which serves this model. What each change in the fleet reads of all workers
+    /// is picked out once.
+    pub(super) fn new(
+        model: String,
+        role: Role,
+        report: Report,
+        metrics: Arc<ModelMetrics>,
+    ) -> Self {
+        let tokens = report.labels.get("max_total_num_tokens");
+        Self {
+            cache_tokens: tokens.and_then(|tokens| tokens.parse().ok()),
+            aliases: report
+                .names()
+                .filter(|name| **name != model)
+                .cloned()
+                .collect(),
+            model,
+            role,
+            report,
+            metrics,
+        }
     }
 
     /// The names of the adapters that it has loaded.
@@ -136,6 +145,14 @@ impl Report {
     pub(crate) fn new(labels: Labels, models: Option<&Map<String, Value>>) -> Self {
         let cards = models.map(ModelCard::list).unwrap_or_default();
         Self { labels, cards }
+    }
+
+    /// The names that it gives the model.
+    fn names(&self) -> impl Iterator<Item = &String> {
+        let labels = NAMES.iter().filter_map(|name| self.labels.get(*name));
+        let cards = self.cards.iter().filter(|card| !card.is_adapter());
+        let names = labels.chain(cards.map(|card| &card.id));
+        names.filter(|name| !name.is_empty())
     }
 
     /// Whether both list the same models and adapters.

@@ -80,6 +80,8 @@ pub(crate) struct Availability {
     pub(crate) member: bool,
     /// Its engine is paused.
     pub(crate) paused: bool,
+    /// When it came back from being not ready, while slow start lasts.
+    pub(crate) recovered_at: Option<Duration>,
     /// Its breaker holds no failure.
     pub(super) clean: bool,
 }
@@ -135,6 +137,7 @@ impl WorkerState {
             lost: self.lost,
             member: was_ready && !self.draining,
             paused: self.paused,
+            recovered_at: self.recovered_at,
             clean: breaker.is_none_or(Breaker::is_clean) && self.refusals == 0,
         }
     }

@@ -286,12 +286,8 @@ pub(crate) fn set_model(
     } else {
         Arc::clone(&before.metrics)
     };
-    endpoint.model_info.store(Arc::new(ModelInfo {
-        model,
-        role,
-        report,
-        metrics,
-    }));
+    let info = ModelInfo::new(model, role, report, metrics);
+    endpoint.model_info.store(Arc::new(info));
     drop(one_at_a_time);
     if moved {
         info!(worker = %endpoint.url, from = before.role.as_str(), to = role.as_str(), "worker has another role");

@@ -1,9 +1,7 @@
 //! One routable worker.
 
-use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
 
 use http::HeaderValue;
 use routing::{Breaker, Candidate, Load, Turns};
@@ -31,6 +29,10 @@ pub(crate) struct Worker {
     pub(crate) id_header: HeaderValue,
     /// Its number among the data-parallel ranks of its endpoint; 0 where there is one.
     rank: usize,
+    /// Its URL, which policies share.
+    url_name: Arc<str>,
+    /// Its name once it is known to be a rank.
+    rank_name: OnceLock<Arc<str>>,
     /// Requests in flight.
     pub(crate) load: Arc<Load>,
     /// What it has done so far.
@@ -72,6 +74,8 @@ impl Worker {
         let id = Uuid::new_v4();
         let id_header = HeaderValue::try_from(id.to_string());
         Self {
+            url_name: new.endpoint.url.as_str().into(),
+            rank_name: OnceLock::new(),
             endpoint: new.endpoint,
             slot: new.slot.number,
             id,
@@ -120,10 +124,11 @@ impl Worker {
     }
 
     /// Its name: the URL, and behind `@` the rank, where the endpoint has several.
-    pub(crate) fn name(&self) -> Cow<'_, str> {
-        let url = self.url().as_str();
+    pub(crate) fn name(&self) -> &Arc<str> {
+        let url = &self.url_name;
+        let of_rank = |rank| format!("{url}@{rank}").into();
         self.rank()
-            .map_or(url.into(), |rank| format!("{url}@{rank}").into())
+            .map_or(url, |rank| self.rank_name.get_or_init(|| of_rank(rank)))
     }
 
     /// Its counters.
@@ -135,7 +140,7 @@ impl Worker {
     pub(super) fn set_rank_metrics(&self, of: impl FnOnce(&str) -> WorkerMetrics) {
         if self.rank().is_some() {
             self.metrics.forget();
-            self.rank_metrics.get_or_init(|| of(&self.name()));
+            self.rank_metrics.get_or_init(|| of(self.name()));
         }
     }
 
@@ -204,15 +209,10 @@ impl Worker {
         Candidate {
             slot: self.slot,
             generation: self.generation(),
-            url: (*self.name()).into(),
+            url: Arc::clone(self.name()),
             load: Arc::clone(&self.load),
             crossing_tokens: 0,
         }
-    }
-
-    /// When it came back from being not ready, while slow start lasts.
-    pub(crate) fn recovered_at(&self) -> Option<Duration> {
-        self.with_state(|state| state.recovered_at)
     }
 
     pub(crate) fn availability(&self) -> Availability {

@@ -58,12 +58,8 @@ impl WorkerFactory {
         let url = spec.url.clone();
         let model = spec.model.as_deref().unwrap_or(UNKNOWN_MODEL).to_owned();
         let health = Health::new(self.thresholds(&spec.health));
-        let info = ModelInfo {
-            metrics: self.metrics.model(&model),
-            report: Report::default(),
-            role: spec.role.unwrap_or_default(),
-            model,
-        };
+        let (role, metrics) = (spec.role.unwrap_or_default(), self.metrics.model(&model));
+        let info = ModelInfo::new(model, role, Report::default(), metrics);
         let client = Client::new(url.clone(), Arc::clone(&self.limits));
         let options = self.fleet.options();
         let breaker = options.breaker.map(Breaker::new);

@@ -112,7 +112,7 @@ fn row(worker: &Worker) -> WorkerRow<'_> {
     WorkerRow {
         id: worker.id.to_string(),
         index: worker.slot,
-        name: worker.name().into_owned(),
+        name: worker.name().to_string(),
         url: worker.url().as_str(),
         rank: worker.rank(),
         role: info.role.as_str(),
