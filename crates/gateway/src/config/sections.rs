@@ -14,10 +14,16 @@ const LONGEST: Duration = Duration::from_hours(24 * 365);
 /// File descriptors for all but clients and their requests.
 const RESERVED_DESCRIPTORS: u64 = 64;
 
+/// How long the gateway's own calls keep a connection that the next probe would not find any more.
+const BETWEEN_CALLS: Duration = Duration::from_secs(10);
+
 /// How connections to workers are kept.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionSection {
     pub(crate) idle_timeout: Duration,
+    /// The same of the gateway's own calls: no longer than it is of use, for with hundreds of
+    /// workers these connections take most of the gateway's memory.
+    pub(crate) control_idle_timeout: Duration,
     pub(crate) max_idle_per_host: usize,
     pub(crate) connect_timeout: Duration,
     pub(crate) tcp_keepalive: Duration,
@@ -176,8 +182,16 @@ pub(super) fn retry_rules(options: &Options) -> RetryRules {
 
 impl From<&Options> for ConnectionSection {
     fn from(options: &Options) -> Self {
+        let idle_timeout = Duration::from_secs(options.pool_idle_timeout_secs);
+        let probed_again = !options.disable_health_check
+            && options.health_check_interval_secs < options.pool_idle_timeout_secs;
         Self {
-            idle_timeout: Duration::from_secs(options.pool_idle_timeout_secs),
+            control_idle_timeout: if probed_again {
+                idle_timeout
+            } else {
+                idle_timeout.min(BETWEEN_CALLS)
+            },
+            idle_timeout,
             max_idle_per_host: options.pool_max_idle_per_host,
             connect_timeout: Duration::from_secs(options.connect_timeout_secs),
             tcp_keepalive: Duration::from_secs(options.tcp_keepalive_secs),
@@ -319,6 +333,21 @@ impl From<&Options> for Params {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn probe_connections_are_kept_only_where_the_next_probe_finds_them() {
+        let kept = |interval, disable_health_check| {
+            let options = Options {
+                health_check_interval_secs: interval,
+                disable_health_check,
+                ..Options::default()
+            };
+            let section = ConnectionSection::from(&options);
+            section.control_idle_timeout.as_secs()
+        };
+        assert_eq!([kept(60, false), kept(20, true)], [10, 10]);
+        assert_eq!(kept(20, false), 50);
+    }
 
     #[test]
     fn guards_are_off_until_they_are_set() {

@@ -65,7 +65,7 @@ impl ClientMaker {
                 .redirect(Policy::none())
                 .http1_only()
                 .connect_timeout(options.connect_timeout)
-                .pool_idle_timeout(options.idle_timeout)
+                .pool_idle_timeout(options.control_idle_timeout)
                 .pool_max_idle_per_host(max_idle)
                 .tcp_keepalive(keepalive)
                 .tcp_keepalive_interval(keepalive)
