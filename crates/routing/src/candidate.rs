@@ -77,23 +77,35 @@ impl<'a> Candidates<'a> {
     pub fn cheapest<C: PartialOrd>(
         self,
         rng: &mut SeededRng,
-        mut cost: impl FnMut(&Candidate) -> C,
+        cost: impl FnMut(&Candidate) -> C,
     ) -> &'a Candidate {
-        let (mut best, mut lowest, mut ties) = (self.first, cost(self.first), 1);
-        for candidate in self.iter().skip(1) {
-            let cost = cost(candidate);
-            if cost < lowest {
-                (best, lowest, ties) = (candidate, cost, 1);
-            } else if cost <= lowest {
-                ties += 1;
-                // Each of n equal candidates is kept with probability 1/n (reservoir sampling).
-                if rng.index(ties) == 0 {
-                    best = candidate;
-                }
+        self.wrapping(cheapest(self.iter(), rng, cost))
+    }
+}
+
+/// The place of the one of lowest cost, ties at random; 0 if there is none.
+pub(crate) fn cheapest<T, C: PartialOrd>(
+    all: impl Iterator<Item = T>,
+    rng: &mut SeededRng,
+    mut cost: impl FnMut(T) -> C,
+) -> usize {
+    let mut all = all.map(&mut cost).enumerate();
+    let Some((mut best, mut lowest)) = all.next() else {
+        return 0;
+    };
+    let mut ties = 1;
+    for (at, cost) in all {
+        if cost < lowest {
+            (best, lowest, ties) = (at, cost, 1);
+        } else if cost <= lowest {
+            ties += 1;
+            // Each of n equal ones is kept with probability 1/n (reservoir sampling).
+            if rng.index(ties) == 0 {
+                best = at;
             }
         }
-        best
     }
+    best
 }
 
 #[cfg(test)]

@@ -49,7 +49,36 @@ pub struct Load {
     costs: ServiceCosts,
 }
 
+/// What the requests in flight at a worker take of it, read at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Occupied {
+    pub(crate) requests: usize,
+    /// Those that wait for their first byte.
+    waiting: usize,
+    /// Memory that they take, in tokens.
+    pub(crate) kv_tokens: u64,
+    /// Memory of the worker in tokens, if it reports that.
+    pub(crate) kv_capacity: Option<u64>,
+}
+
+impl Occupied {
+    /// Requests past their first byte.
+    pub(crate) fn decoding(self) -> usize {
+        self.requests.saturating_sub(self.waiting)
+    }
+}
+
 impl Load {
+    /// What the requests in flight take.
+    pub(crate) fn occupied(&self) -> Occupied {
+        Occupied {
+            requests: self.requests(),
+            waiting: self.waiting.load(Relaxed),
+            kv_tokens: self.kv_tokens(),
+            kv_capacity: self.kv_capacity(),
+        }
+    }
+
     /// Requests in flight.
     pub fn requests(&self) -> usize {
         self.requests.load(Relaxed)
@@ -57,7 +86,7 @@ impl Load {
 
     /// Requests past their first byte; each occupies a decode slot of the engine.
     pub fn decoding(&self) -> usize {
-        self.requests().saturating_sub(self.waiting.load(Relaxed))
+        self.occupied().decoding()
     }
 
     /// Prompt tokens believed uncached, of requests that wait for their first byte.

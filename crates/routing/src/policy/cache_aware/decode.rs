@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use crate::{Candidates, DecodeCosts, Load, Work};
+use crate::lease::Occupied;
+use crate::{Candidates, DecodeCosts, Work};
 
 /// Memory that requests in flight may be given, as a share of what there is. Some of them end
 /// earlier than expected, and some of what they have to compute is shared.
@@ -72,15 +73,39 @@ pub(super) struct DecodeModel {
     pub(super) costs: DecodeCosts,
 }
 
+/// The part of a prompt that a worker has to compute, and what that takes. Converted once for
+/// all workers of which it holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Prefill {
+    pub(super) uncached: u64,
+    /// The same.
+    pub(super) tokens: f64,
+    /// Tokens of memory that the request takes.
+    kv_tokens: u64,
+}
+
 impl DecodeModel {
+    /// What it takes to compute so many tokens of the prompt.
+    pub(super) fn prefill(self, uncached: u64) -> Prefill {
+        let work = Work {
+            uncached,
+            output: self.output,
+        };
+        Prefill {
+            uncached,
+            tokens: uncached as f64,
+            kv_tokens: work.kv_tokens(),
+        }
+    }
+
     /// Whether the memory of a worker is full with the request; never if its size is unknown, or
     /// if it has no memory for prefixes and running requests together.
-    pub(super) fn lacks_memory(self, load: &Load, uncached: u64) -> bool {
+    pub(super) fn lacks_memory(self, occupied: Occupied, prefill: Prefill) -> bool {
         if self.costs.coupling < SHARED {
             return false;
         }
-        let taken = (load.kv_tokens() + self.own(uncached)) as f64;
-        let capacity = load.kv_capacity();
+        let taken = (occupied.kv_tokens + prefill.kv_tokens) as f64;
+        let capacity = occupied.kv_capacity;
         capacity.is_some_and(|capacity| taken > FULL * capacity as f64)
     }
 
@@ -89,24 +114,16 @@ impl DecodeModel {
     /// While the prompt is computed, all that decode there stand still. Then each step is longer
     /// for the others by this context, and for this request by theirs. Both count only where
     /// prefill and decode share a device, which shows in the times of earlier requests.
-    pub(super) fn cost(self, load: &Load, uncached: u64) -> f64 {
+    pub(super) fn cost(self, occupied: Occupied, prefill: Prefill) -> f64 {
         let costs = self.costs;
         if costs.coupling <= 0.0 {
             return 0.0;
         }
-        let stall = uncached as f64 * load.decoding() as f64;
-        let others = self.own(uncached) as f64 * load.requests() as f64 + load.kv_tokens() as f64;
+        let stall = prefill.tokens * occupied.decoding() as f64;
+        let others =
+            prefill.kv_tokens as f64 * occupied.requests as f64 + occupied.kv_tokens as f64;
         let slower = self.output as f64 * costs.context * others;
         costs.coupling * (stall + slower)
-    }
-
-    /// Tokens that the request takes of the memory.
-    fn own(self, uncached: u64) -> u64 {
-        let work = Work {
-            uncached,
-            output: self.output,
-        };
-        work.kv_tokens()
     }
 }
 
@@ -116,6 +133,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::Load;
     use crate::candidate::tests::fleet;
 
     /// Lets a worker's load learn that prefill holds up decode there: 1 ms per prompt token, and
@@ -144,7 +162,8 @@ mod tests {
         decoding.first_byte();
         let cost = |load: &Load| {
             let costs = MeanCosts::default().get(from);
-            DecodeModel { output: 100, costs }.cost(load, 300)
+            let model = DecodeModel { output: 100, costs };
+            model.cost(load.occupied(), model.prefill(300))
         };
         assert!(cost(&all[0].load).abs() < 1e-9);
         for worker in &all {
@@ -173,7 +192,8 @@ mod tests {
                 coupling,
                 context: 0.0,
             };
-            DecodeModel { output: 200, costs }.lacks_memory(&load, 300)
+            let model = DecodeModel { output: 200, costs };
+            model.lacks_memory(load.occupied(), model.prefill(300))
         };
         let _lease = load.lease(800);
         assert!(!lacks(1.0), "its size is unknown");

@@ -2,6 +2,8 @@
 
 mod congestion;
 mod decode;
+#[cfg(test)]
+mod plain_rule;
 mod policy;
 mod replication;
 

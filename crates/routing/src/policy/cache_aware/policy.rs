@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::decode::{DecodeModel, MeanCosts};
 use super::{CongestionFactor, ReplicationDiscount};
+use crate::candidate::cheapest;
 use crate::policy::{Balance, Params, Pick, Policy, Ranked};
 use crate::prefix::{BLOCK, PrefixIndex, hash_blocks, prompt_hash};
 use crate::{Candidate, Candidates, Request, SeededRng};
@@ -51,19 +52,27 @@ struct Scratch {
 
 /// A candidate as one decision sees it: read once, for loads change meanwhile and lie far apart.
 struct Reading {
-    /// Leading blocks of the prompt that it holds.
-    matched: u32,
     /// The prompt's tokens that are not cached there.
     uncached: u64,
     /// Tokens before the prompt's first byte: those queued, those, and what crossing to another
     /// zone is worth.
     wait: f64,
-    /// Prompts are queued there.
-    is_busy: bool,
     requests: f64,
     /// What decode there loses, in tokens of prefill.
     decode: f64,
+    /// Leading blocks of the prompt that it holds.
+    matched: u32,
     lacks_memory: bool,
+}
+
+/// What the pass that reads all candidates finds besides.
+struct Survey {
+    /// Candidates where prompts are queued.
+    busy: usize,
+    /// The shortest wait.
+    shortest: f64,
+    /// Some candidate lacks memory.
+    any_lacks_memory: bool,
 }
 
 /// What costs are computed for.
@@ -143,20 +152,21 @@ impl CacheAware {
                     Purpose::Explain => self.decode.known(),
                 },
             };
-            readings.clear();
-            readings.extend(from.iter().map(|candidate| {
-                let held = matched_blocks(matched, min_blocks, candidate);
-                Reading::of(candidate, request, held, decode)
-            }));
+            let survey = read_all(
+                from,
+                request,
+                decode,
+                |candidate| matched_blocks(matched, min_blocks, candidate),
+                readings,
+            );
             if purpose == Purpose::Decide {
-                let busy = readings.iter().filter(|reading| reading.is_busy).count();
-                self.congestion.observe_share(busy, readings.len());
+                self.congestion.observe_share(survey.busy, readings.len());
             }
             let surplus = self.congestion.factor() - 1.0;
             replication.survey(readings.iter().map(|reading| reading.matched));
             let known = prompt.to_tokens(u64::from(replication.longest()) * BLOCK as u64);
             let costs = CostModel {
-                limits: self.limits(readings),
+                limits: self.limits(readings, &survey),
                 readings,
                 replication,
                 block_surcharge: surplus * prompt.tokens() as f64 / all_blocks.max(1.0),
@@ -166,29 +176,80 @@ impl CacheAware {
         })
     }
 
-    fn limits(&self, readings: &[Reading]) -> Limits {
-        let requests = readings.iter().map(|reading| reading.requests);
+    fn limits(&self, readings: &[Reading], survey: &Survey) -> Limits {
         let mut limits = Limits {
-            requests: self.balance.map_or(f64::INFINITY, |balance| {
-                requests.fold(f64::INFINITY, f64::min) * balance.relative + balance.absolute as f64
-            }),
+            requests: f64::INFINITY,
             wait: f64::INFINITY,
             uncached: u64::MAX,
         };
-        let with_memory = readings
-            .iter()
-            .filter(|reading| !reading.lacks_memory && reading.requests <= limits.requests);
-        limits.uncached = with_memory
-            .map(|reading| reading.uncached)
-            .min()
-            .unwrap_or(u64::MAX);
-        let open = readings.iter().filter(|reading| !limits.exclude(reading));
-        let shortest = open
-            .map(|reading| reading.wait)
-            .fold(f64::INFINITY, f64::min);
+        let mut shortest = survey.shortest;
+        // Usually no candidate is out by anything but its wait.
+        if self.balance.is_some() || survey.any_lacks_memory {
+            if let Some(balance) = self.balance {
+                let requests = readings.iter().map(|reading| reading.requests);
+                let fewest = requests.fold(f64::INFINITY, f64::min);
+                limits.requests = fewest * balance.relative + balance.absolute as f64;
+            }
+            let with_memory = readings
+                .iter()
+                .filter(|reading| !reading.lacks_memory && reading.requests <= limits.requests);
+            let fewest = with_memory.map(|reading| reading.uncached).min();
+            limits.uncached = fewest.unwrap_or(u64::MAX);
+            let open = readings.iter().filter(|reading| !limits.exclude(reading));
+            let waits = open.map(|reading| reading.wait);
+            shortest = waits.fold(f64::INFINITY, f64::min);
+        }
         limits.wait = shortest * self.congestion.patience();
         limits
     }
+}
+
+/// Reads every candidate; `held` says how many leading blocks of the prompt it holds.
+fn read_all(
+    from: Candidates<'_>,
+    request: &Request<'_>,
+    decode: DecodeModel,
+    held: impl Fn(&Candidate) -> u32,
+    readings: &mut Vec<Reading>,
+) -> Survey {
+    let prompt = &request.prompt;
+    let tokens = prompt.tokens();
+    // Most hold nothing of it, and most others as much as each other.
+    let nothing = decode.prefill(tokens);
+    let mut last = (0, nothing);
+    let mut survey = Survey {
+        busy: 0,
+        shortest: f64::INFINITY,
+        any_lacks_memory: false,
+    };
+    readings.clear();
+    readings.extend(from.iter().map(|candidate| {
+        let matched = held(candidate);
+        let prefill = if matched == 0 {
+            nothing
+        } else {
+            if matched != last.0 {
+                let cached = prompt.to_tokens(u64::from(matched) * BLOCK as u64);
+                last = (matched, decode.prefill(tokens.saturating_sub(cached)));
+            }
+            last.1
+        };
+        let load = &*candidate.load;
+        let (queued, occupied) = (load.queued_tokens(), load.occupied());
+        let reading = Reading {
+            uncached: prefill.uncached,
+            wait: queued as f64 + prefill.tokens + candidate.crossing_tokens as f64,
+            requests: occupied.requests as f64,
+            decode: decode.cost(occupied, prefill),
+            matched,
+            lacks_memory: decode.lacks_memory(occupied, prefill),
+        };
+        survey.busy += usize::from(queued > 0);
+        survey.shortest = survey.shortest.min(reading.wait);
+        survey.any_lacks_memory |= reading.lacks_memory;
+        reading
+    }));
+    survey
 }
 
 /// Leading blocks of the prompt believed cached at a worker; 0 if fewer than `min_blocks`.
@@ -209,36 +270,7 @@ impl Limits {
     }
 }
 
-impl Reading {
-    fn of(candidate: &Candidate, request: &Request<'_>, matched: u32, decode: DecodeModel) -> Self {
-        let load = &*candidate.load;
-        let cached = match u64::from(matched) {
-            0 => 0,
-            matched => request.prompt.to_tokens(matched * BLOCK as u64),
-        };
-        let queued = load.queued_tokens();
-        let uncached = request.prompt.tokens().saturating_sub(cached);
-        Self {
-            matched,
-            uncached,
-            wait: queued as f64 + uncached as f64 + candidate.crossing_tokens as f64,
-            is_busy: queued > 0,
-            requests: load.requests() as f64,
-            decode: decode.cost(load, uncached),
-            lacks_memory: decode.lacks_memory(load, uncached),
-        }
-    }
-}
-
 impl CostModel<'_> {
-    /// Prompt tokens believed cached at a worker.
-    fn matched_tokens(&self, from: Candidates<'_>, at: &Candidate, request: &Request<'_>) -> u64 {
-        let mut all = from.iter().zip(self.readings);
-        let found = all.find(|(candidate, _)| candidate.slot == at.slot);
-        let uncached = found.map_or(u64::MAX, |(_, reading)| reading.uncached);
-        request.prompt.tokens().saturating_sub(uncached)
-    }
-
     fn cost(&self, reading: &Reading) -> Cost {
         let lacking = self.replication.lacking(reading.matched);
         let surcharge = self.new_surcharge + self.block_surcharge * lacking;
@@ -257,17 +289,22 @@ impl Policy for CacheAware {
                 Some(hash) if blocks.is_empty() => SeededRng::new(hash),
                 _ => request.rng(),
             };
-            let mut readings = costs.readings.iter();
-            let cheapest = from.cheapest(&mut ties, |_| {
-                let cost = readings.next().map(|reading| costs.cost(reading));
-                cost.filter(|cost| !cost.passed_over)
-                    .map_or(f64::INFINITY, |cost| cost.tokens)
+            let at = cheapest(costs.readings.iter(), &mut ties, |reading| {
+                let cost = costs.cost(reading);
+                if cost.passed_over {
+                    f64::INFINITY
+                } else {
+                    cost.tokens
+                }
             });
+            let cheapest = from.wrapping(at);
             if !blocks.is_empty() {
                 self.index.insert(blocks, cheapest);
             }
+            let reading = costs.readings.get(at);
+            let uncached = reading.map_or(u64::MAX, |reading| reading.uncached);
             Pick {
-                matched_tokens: costs.matched_tokens(from, cheapest, request),
+                matched_tokens: request.prompt.tokens().saturating_sub(uncached),
                 ..cheapest.into()
             }
         })

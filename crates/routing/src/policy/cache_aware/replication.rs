@@ -16,17 +16,30 @@ impl ReplicationDiscount {
     /// Reads the number of leading blocks that each worker holds; earlier numbers are dropped.
     pub fn survey(&mut self, matched: impl Iterator<Item = u32>) {
         self.lacking.clear();
+        // Most hold nothing: they are counted apart, for a sum in memory is slow.
+        let mut without = 0.0;
         for depth in matched.map(|blocks| blocks as usize) {
+            if depth == 0 {
+                without += 1.0;
+                continue;
+            }
             if self.lacking.len() <= depth {
                 self.lacking.resize(depth + 1, 0.0);
             }
             self.lacking[depth] += 1.0;
         }
+        if let Some(first) = self.lacking.first_mut() {
+            *first = without;
+        }
         // Each entry counts the workers of its depth; from the back they add up to holders.
-        let (mut holders, mut sum) = (0.0, 0.0);
+        let (mut holders, mut share, mut sum) = (0.0, 0.0, 0.0);
         for entry in self.lacking.iter_mut().rev() {
-            holders += std::mem::replace(entry, sum);
-            sum += 1.0 / holders;
+            let ending = std::mem::replace(entry, sum);
+            if ending > 0.0 {
+                holders += ending;
+                share = 1.0 / holders;
+            }
+            sum += share;
         }
     }
 
