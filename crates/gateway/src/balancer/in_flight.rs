@@ -42,8 +42,8 @@ pub(super) struct PromptLoad {
 /// What the first byte of a response means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FirstByte {
-    /// The prompt is prefilled: a stream begins.
-    OfStream,
+    /// The prompt is prefilled: a stream begins, at this moment.
+    OfStream(Instant),
     /// The whole response has been made.
     OfWhole,
 }
@@ -91,8 +91,8 @@ impl InFlight {
             (Some(lease), FirstByte::OfWhole) => lease.first_byte(),
             // A decode worker's first byte is late when its partner is.
             (Some(lease), _) if worker.role() == Role::Decode => lease.first_byte(),
-            (Some(lease), FirstByte::OfStream) => {
-                let waited = self.since.elapsed();
+            (Some(lease), FirstByte::OfStream(now)) => {
+                let waited = now - self.since;
                 lease.first_token(waited);
                 if let (Some(stats), Some(tokens)) = (&worker.outlier_stats, self.measured) {
                     stats.record_first_byte(waited, tokens + TOKENS_PER_REQUEST);
@@ -104,11 +104,16 @@ impl InFlight {
         }
     }
 
-    /// The response is complete, and has so many tokens.
-    pub(crate) fn last_token(&mut self, tokens: u64) {
+    /// The response is complete by now, and has so many tokens.
+    pub(crate) fn last_token(&mut self, now: Instant, tokens: u64) {
         if let Some(lease) = &mut self.lease {
-            lease.last_token(self.since.elapsed(), tokens);
+            lease.last_token(now - self.since, tokens);
         }
+    }
+
+    /// When it began.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
     }
 
     /// Whether its end decides about a half-open breaker.

@@ -8,6 +8,7 @@ use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use memchr::memmem;
 use routing::Outcome;
+use tokio::time::Instant;
 
 use super::reply_error::ReplyError;
 use super::request_timer::RequestTimer;
@@ -84,27 +85,26 @@ where
         self.body.is_end_stream() || self.body.is_done()
     }
 
-    /// The first byte has come.
-    fn begin(&mut self) {
+    /// The first byte has come; returns when, if it is that of a stream.
+    fn begin(&mut self) -> Option<Instant> {
         self.begun = true;
+        let now = self.has_events().then(Instant::now);
         if let Some(in_flight) = &mut self.in_flight {
-            in_flight.first_byte(if self.body.has_events() {
-                FirstByte::OfStream
-            } else {
-                FirstByte::OfWhole
-            });
+            in_flight.first_byte(now.map_or(FirstByte::OfWhole, FirstByte::OfStream));
         }
+        now
     }
 
-    /// A piece of the reply has come, perhaps the first event of a stream.
-    fn note_event(&mut self, piece: &[u8]) {
+    /// A piece of the reply has come, perhaps the first event of a stream; `now` is when, if that
+    /// is known.
+    fn note_event(&mut self, piece: &[u8], now: Option<Instant>) {
         // A comment says no more than that the worker is there.
         if let Some(timer) = &mut self.timer
             && timer.awaits_event()
             && self.status.is_success()
             && (!piece.starts_with(b":") || has_data(piece))
         {
-            let wait = timer.first_event();
+            let wait = timer.first_event(now.unwrap_or_else(Instant::now));
             if let (Some(wait), Some(in_flight)) = (wait, &self.in_flight) {
                 in_flight.worker.totals.first_event(wait);
             }
@@ -121,9 +121,10 @@ where
                 in_flight.worker.totals.report(prompt, cached);
             }
             let tokens = usage.and_then(|usage| usage.completion).unwrap_or(events);
-            timer.complete(usage, events);
+            let now = Instant::now();
+            timer.complete(now, usage, events);
             if let Some(in_flight) = &mut self.in_flight {
-                in_flight.last_token(tokens);
+                in_flight.last_token(now, tokens);
             }
         }
         if let Some(in_flight) = &mut self.in_flight {
@@ -176,11 +177,9 @@ where
             // hyper asks no more once the announced length is reached, nor do clients after
             // [DONE].
             let complete = this.is_complete();
-            if !this.begun {
-                this.begin();
-            }
+            let now = if this.begun { None } else { this.begin() };
             if let Some(piece) = frame.data_ref() {
-                this.note_event(piece);
+                this.note_event(piece, now);
                 if complete {
                     this.usage.pass_last(piece);
                 } else {

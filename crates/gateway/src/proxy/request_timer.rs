@@ -48,7 +48,7 @@ impl RequestTimer {
             model: Arc::clone(model),
             row: request.row,
             backend: backend_of(selection),
-            decided: Instant::now(),
+            decided: selection.in_flight.since(),
             log: request.context.log.clone(),
             progress: if request.streaming {
                 Progress::AwaitsEvent
@@ -85,13 +85,12 @@ impl RequestTimer {
         self.progress == Progress::AwaitsEvent
     }
 
-    /// The first event of a stream has come; returns how long after the decision, if it was
-    /// awaited.
-    pub(super) fn first_event(&mut self) -> Option<Duration> {
+    /// The first event of a stream has come at this moment; returns how long after the decision,
+    /// if it was awaited.
+    pub(super) fn first_event(&mut self, now: Instant) -> Option<Duration> {
         if !self.awaits_event() {
             return None;
         }
-        let now = Instant::now();
         let wait = now - self.decided;
         let seconds = wait.as_secs_f64();
         self.log.first_byte(now);
@@ -102,13 +101,12 @@ impl RequestTimer {
         Some(wait)
     }
 
-    /// The reply is complete; `events` are those of a stream that carry tokens.
-    pub(super) fn complete(mut self, usage: Option<Usage>, events: u64) {
+    /// The reply is complete by now; `events` are those of a stream that carry tokens.
+    pub(super) fn complete(mut self, now: Instant, usage: Option<Usage>, events: u64) {
         self.log.counted(usage.unwrap_or_default());
         let Some(metrics) = self.model.endpoint(self.backend, self.row.index) else {
             return;
         };
-        let now = Instant::now();
         let seconds = (now - self.decided).as_secs_f64();
         self.log.last_byte(now);
         metrics.duration.observe(seconds);

@@ -11,7 +11,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use routing::Outcome;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
-use tokio::time::{interval, timeout};
+use tokio::time::{Instant, interval, timeout};
 use tracing::debug;
 
 use super::handshake::ClientEnd;
@@ -151,7 +151,7 @@ impl Tunnel {
         let mut timer = lease.timer.as_mut();
         let first_byte = || {
             if let Some(timer) = timer.take() {
-                timer.first_event();
+                timer.first_event(Instant::now());
             }
         };
         let end = tokio::select! {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use routing::{Candidate, Candidates, Outcome, Params, Pick, Policy, PolicyKind, Request};
-use tokio::time::advance;
+use tokio::time::{Instant, advance};
 
 use super::*;
 use crate::config::{FleetSection, Options};
@@ -159,7 +159,7 @@ async fn worker_far_slower_than_its_peers_is_ejected() {
             };
             let mut in_flight = InFlight::new(&bench.balancer, worker, prompt, None);
             advance(Duration::from_millis(millis)).await;
-            in_flight.first_byte(FirstByte::OfStream);
+            in_flight.first_byte(FirstByte::OfStream(Instant::now()));
             in_flight.finish(Outcome::Answered(200));
         }
     }
