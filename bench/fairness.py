@@ -1,7 +1,7 @@
 """A noisy neighbour, with and without the fair order: `python bench/fairness.py` (a minute).
 
-Two simulated workers with four requests each stand behind a gateway. One key sends as many long prompts as it can, another
-one a short prompt ten times a second. Every row has processes of its own; ports of 127.0.0.1 only.
+Two simulated workers with four requests each stand behind a gateway. One key sends as many long prompts as it can, and
+another one a short prompt ten times a second. Every row has its own processes, on 127.0.0.1 only.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 import re
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -176,7 +177,18 @@ def used(sim_workers: Any, gateway: Any, tmp_path: Path) -> list[Router]:
     send(urllib.request.Request(f"{whole.url}/sim/faults", b'{"close_before_headers": true}', method="POST"))
     assert post(cached, "/generate", say) >= 500
     seeking = without_cluster(gateway, tmp_path / "none")
-    return [door, strict, *sticky, limited(gateway, tmp_path / "keys.json"), cached, pairs, seeking]
+    keys = limited(gateway, tmp_path / "keys.json")
+    return [door, strict, *sticky, keys, cached, pairs, seeking, in_fair_order(sim_workers, gateway)]
+
+
+def in_fair_order(sim_workers: Any, gateway: Any) -> Router:
+    """A gateway at which requests have waited in the fair order."""
+    (slow,) = sim_workers(1, decode_step_base_ms=20.0)
+    door: Router = gateway([slow.url], max_concurrent_requests=1, queue_order="fair")
+    say = {"text": "hi", "sampling_params": {"max_new_tokens": 4}}
+    with ThreadPoolExecutor(4) as clients:
+        assert set(clients.map(lambda _: post(door, "/generate", say), range(4))) == {200}
+    return door
 
 
 def pair_gateway(sim_workers: Any, gateway: Any) -> Router:

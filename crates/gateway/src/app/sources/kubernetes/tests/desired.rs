@@ -232,6 +232,24 @@ fn model_id_comes_from_where_the_options_say_and_else_from_the_worker() {
 }
 
 #[test]
+fn zone_comes_from_the_label_that_the_options_name() {
+    let zone = |options: Value, value: &str| {
+        let labels = [
+            ("app", "engine"),
+            ("rack", "r1"),
+            ("topology.kubernetes.io/zone", value),
+        ];
+        let pod = pod("a", "10.0.0.1", &labels);
+        desired(options, &[pod]).workers[0].spec.zone.clone()
+    };
+    let plain = json!({"selector": {"app": "engine"}});
+    assert_eq!(zone(plain.clone(), "eu-1a").as_deref(), Some("eu-1a"));
+    assert_eq!(zone(plain, ""), None);
+    let rack = json!({"selector": {"app": "engine"}, "service_discovery_zone_label": "rack"});
+    assert_eq!(zone(rack, "eu-1a").as_deref(), Some("r1"));
+}
+
+#[test]
 fn gateway_itself_and_its_other_replicas_are_no_workers() {
     let options =
         json!({"selector": {"app": "engine"}, "service_discovery_port": 30000, "port": 30000});
