@@ -35,7 +35,7 @@ MISSING = ("a GPU", "a cluster", "the network")
 FOREIGN = {
     *("--log-json", "--features", "--version", "--add-architecture"),
     *("--namespace", "--from-file", "--now", "--unit"),
-    *("--base-gpu-id", "--gpu-id-step", "--disaggregation-transfer-backend"),
+    *("--base-gpu-id", "--gpu-id-step", "--disaggregation-transfer-backend", "--enable-cache-report"),
 }
 
 pages = pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -179,6 +179,12 @@ class _Visit:
             worker.add("warn", "it is healthy, but answers /server_info with no JSON object", advice)
         else:
             worker.add("ok", text)
+            self._cache_report(stated)
+
+    def _cache_report(self, stated: dict[str, Any]) -> None:
+        if self.args.policy == "cache_aware" and stated.get("enable_cache_report") is False:
+            text = "its replies name no cached tokens, so cache_aware cannot check what it believes of its cache"
+            self.worker.add("warn", text, "start it with --enable-cache-report; replies of /generate name them anyway")
 
     def _clock(self, answer: _Answer) -> None:
         """Compares the answer's date, which has whole seconds, with the clock of this machine."""

@@ -115,9 +115,12 @@ impl<'a> Prompt<'a> {
 
     /// Bytes of text, if it is nothing but text: an engine's count of its tokens says how long they are.
     pub fn only_text(&self) -> Option<u64> {
-        let has_media =
-            !self.first.is_empty() || self.parts.iter().any(|part| part.media().next().is_some());
-        (self.ids == 0 && !has_media).then_some(self.bytes)
+        (self.ids == 0 && !self.has_media()).then_some(self.bytes)
+    }
+
+    /// Whether some of it is media.
+    pub(crate) fn has_media(&self) -> bool {
+        !self.first.is_empty() || self.parts.iter().any(|part| part.media().next().is_some())
     }
 
     /// The same with labels that keep equal prompts apart in an engine's cache, such as a salt. An

@@ -20,7 +20,7 @@ const USUAL_HEADERS: HeaderValue = HeaderValue::from_static("content-type, autho
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "x-request-id, x-smg-error-code, retry-after, x-smg-routed-worker-id, x-smg-routed-prefill-id, x-smg-routed-worker, \
      x-smg-routed-policy, x-smg-matched-tokens, x-smg-new-tokens, x-smg-queued-tokens, x-smg-tries, \
-     x-smg-routed-zone, x-smg-zone-crossing, x-smg-runner-up",
+     x-smg-routed-zone, x-smg-zone-crossing, x-smg-prediction-error, x-smg-runner-up",
 );
 const TRUE: HeaderValue = HeaderValue::from_static("true");
 /// What the browser knows of the page: `same-origin`, `same-site`, `cross-site`, `none`.

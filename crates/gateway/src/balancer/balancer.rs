@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, Guard};
+use routing::prefix::Correction;
 use routing::{Candidates, Params, PolicyKind, Ranked, Request, TextRatio, is_near};
 
 use super::model_names::ModelNames;
@@ -84,6 +85,11 @@ impl Balancer {
     /// Frees routing state that is no longer needed.
     pub(crate) fn sweep_policies(&self) {
         self.policies.sweep(self.fleet.now());
+    }
+
+    /// Forgets what a reply has disproved of a worker's cache.
+    pub(super) fn correct(&self, correction: &Correction) {
+        self.policies.correct(correction);
     }
 
     /// The limit on requests per worker, and on those that wait because of it.

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use routing::prefix::{CacheReport, Comparison, Correction, Prediction};
 use routing::{BreakerSignal, Lease, Outcome, Trial};
 use tokio::time::Instant;
+use tracing::info;
 
 use super::balancer::Balancer;
 use super::feedback;
@@ -22,6 +24,8 @@ pub(crate) struct InFlight {
     lease: Option<Lease>,
     /// It decides about a half-open breaker.
     trial: Option<Trial>,
+    /// What routing believes of the worker's cache, until the reply says how much was there.
+    prediction: Option<Prediction>,
     finished: bool,
     /// Its routing key's number among those of the worker.
     key: Option<u64>,
@@ -63,6 +67,7 @@ impl InFlight {
             balancer: Arc::clone(balancer),
             lease: Some(prompt.lease),
             trial,
+            prediction: None,
             finished: false,
             key: None,
             since: Instant::now(),
@@ -74,6 +79,12 @@ impl InFlight {
     pub(super) fn with_key(mut self, key: Option<&str>) -> Self {
         let key = key.filter(|key| !key.is_empty());
         self.key = key.map(|key| self.worker.active_keys.enter(key));
+        self
+    }
+
+    /// The same of a request whose reply may say what the worker had cached.
+    pub(super) fn with_prediction(mut self, prediction: Option<Prediction>) -> Self {
+        self.prediction = prediction;
         self
     }
 
@@ -101,6 +112,43 @@ impl InFlight {
         }
         if let Some(trial) = &mut self.trial {
             trial_answered(&self.balancer.fleet, worker, trial);
+        }
+    }
+
+    /// The worker has computed the prompt.
+    pub(crate) fn prompt_computed(&self) {
+        if let Some(prediction) = &self.prediction {
+            prediction.first_byte();
+        }
+    }
+
+    /// The response is complete, and says how much of its prompt was cached.
+    pub(crate) fn report_cached(&mut self, report: CacheReport) {
+        let worker = &self.worker;
+        if let Some(prompt) = report.prompt {
+            worker.totals.report(prompt, report.cached);
+        }
+        let Some(prediction) = self.prediction.take() else {
+            return;
+        };
+        let Comparison {
+            predicted,
+            correction,
+        } = prediction.compare(report);
+        worker.prediction_error.record(predicted, report.cached);
+        worker.metrics().cache_error(predicted, report.cached);
+        if let Some(correction) = correction {
+            self.correct(&correction);
+        }
+    }
+
+    /// Forgets what the worker's cache turned out not to have.
+    fn correct(&self, correction: &Correction) {
+        self.balancer.correct(correction);
+        if correction.emptied {
+            let worker = &self.worker;
+            worker.metrics().cache_emptied();
+            info!(worker = %worker.name(), "replies say that a worker's cache was emptied; what it had is forgotten");
         }
     }
 

@@ -6,6 +6,7 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use routing::prefix::Correction;
 use routing::{Candidate, Params, Policy, PolicyKind};
 use uuid::Uuid;
 
@@ -183,6 +184,11 @@ impl ModelPolicies {
     /// Sets the bytes of prompts that each worker's cache holds, by slot, where known.
     pub(super) fn set_cache_sizes(&self, bytes_by_slot: &[Option<u64>]) {
         self.each(|policy| policy.set_cache_sizes(bytes_by_slot));
+    }
+
+    /// Forgets what a reply has disproved of a worker's cache.
+    pub(super) fn correct(&self, correction: &Correction) {
+        self.each(|policy| policy.correct(correction));
     }
 
     /// Routing keys that all instances remember, where any does.

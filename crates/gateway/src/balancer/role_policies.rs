@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use routing::prefix::Correction;
 use routing::{Params, Policy, PolicyKind};
 
 use super::model_policies::ModelPolicies;
@@ -92,6 +93,13 @@ impl RolePolicies {
     pub(super) fn set_cache_sizes(&self, bytes_by_slot: &[Option<u64>]) {
         for policies in self.each() {
             policies.set_cache_sizes(bytes_by_slot);
+        }
+    }
+
+    /// Forgets what a reply has disproved of a worker's cache.
+    pub(super) fn correct(&self, correction: &Correction) {
+        for policies in self.each() {
+            policies.correct(correction);
         }
     }
 

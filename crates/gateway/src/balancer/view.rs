@@ -70,7 +70,7 @@ impl<'a> View<'a> {
             let requests_before = worker.load.requests();
             if let Some(in_flight) = self.acquire(worker, matched_tokens) {
                 return Ok(Selection {
-                    in_flight,
+                    in_flight: in_flight.with_prediction(pick.prediction),
                     policy: instance.kind,
                     matched_tokens,
                     branch: match self.targeted() {

@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 use routing::{Probe, Verdict};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout};
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::adapters;
 use super::endpoint::Endpoint;
@@ -57,6 +57,8 @@ pub(super) struct Prober {
     pub(super) distrust: LogLimit,
     /// The worker has `/ready`, which says whether its engine is paused.
     pub(super) has_ready: AtomicBool,
+    /// The line about workers whose replies name no cached tokens has been written.
+    pub(super) hints: Arc<AtomicBool>,
 }
 
 /// The last probe, and the one before.
@@ -283,11 +285,24 @@ impl Prober {
         let model = report.model();
         debug!(worker = %self.endpoint.url, model, "worker reports its model");
         transitions::set_model(&self.fleet, &self.endpoint, Some(report), &self.metrics);
+        self.hint();
         self.registry.follow_ranks(&self.endpoint);
         let ready = self.ask("/ready").await.map(|(status, _)| status);
         let has_ready = matches!(ready, Ok(StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE));
         self.has_ready.store(has_ready, Relaxed);
         self.learn_overrides().await;
+    }
+
+    /// Says once what keeps routing from checking its beliefs about caches.
+    fn hint(&self) {
+        let hides = self.endpoint.model_info.load().hides_cached_tokens();
+        if hides && !self.hints.swap(true, Relaxed) {
+            info!(
+                worker = %self.endpoint.url,
+                "replies of workers name no cached tokens, so cache_aware cannot check what it \
+                 believes of their caches; start the engines with --enable-cache-report"
+            );
+        }
     }
 
     /// Finds out whether an engine in pairs obeys headers in place of fields. Those that are found to

@@ -28,6 +28,7 @@ pub(crate) struct HealthChecks {
 impl HealthChecks {
     /// Runs for as long as endpoints may join.
     pub(crate) async fn run(mut self) {
+        let hints = Arc::new(AtomicBool::default());
         while let Some(endpoint) = self.joined.recv().await {
             let prober = Prober {
                 fleet: Arc::clone(&self.fleet),
@@ -39,6 +40,7 @@ impl HealthChecks {
                 loops: LogLimit::default(),
                 distrust: LogLimit::default(),
                 has_ready: AtomicBool::default(),
+                hints: Arc::clone(&hints),
             };
             tokio::spawn(prober.run());
         }

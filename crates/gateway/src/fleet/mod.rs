@@ -15,6 +15,7 @@ mod model_card;
 mod model_info;
 mod outlier_detection;
 mod outlier_stats;
+mod prediction_error;
 mod registration;
 mod registration_error;
 mod registry;

@@ -11,7 +11,7 @@ use crate::telemetry::ModelMetrics;
 pub(crate) use crate::telemetry::UNKNOWN_MODEL;
 
 /// Fields of `/server_info` and `/model_info` that are kept as labels.
-const LABELS: [&str; 21] = [
+const LABELS: [&str; 22] = [
     "model_id",
     "model_path",
     "served_model_name",
@@ -30,6 +30,7 @@ const LABELS: [&str; 21] = [
     "max_total_num_tokens",
     "max_running_requests",
     "weight_version",
+    CACHE_REPORT,
     "has_image_understanding",
     "has_audio_understanding",
     "model_type",
@@ -42,6 +43,9 @@ const MODE: &str = "disaggregation_mode";
 const BOOTSTRAP_PORT: &str = "disaggregation_bootstrap_port";
 /// That port where nothing else is known: SGLang's default.
 const DEFAULT_BOOTSTRAP_PORT: u16 = 8998;
+
+/// Whether replies of other APIs than the engine's own name cached tokens.
+const CACHE_REPORT: &str = "enable_cache_report";
 
 /// Most ranks that an endpoint is believed to have.
 const MAX_RANKS: usize = 1024;
@@ -132,6 +136,12 @@ impl ModelInfo {
     /// Whether it has reported, and its model is known.
     pub(crate) fn is_complete(&self) -> bool {
         self.is_known() && self.report != Report::default()
+    }
+
+    /// Whether it says that its replies name no cached tokens.
+    pub(super) fn hides_cached_tokens(&self) -> bool {
+        let stated = self.report.labels.get(CACHE_REPORT);
+        stated.is_some_and(|stated| stated == "false")
     }
 
     /// Whether its model is known.

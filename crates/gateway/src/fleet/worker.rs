@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::active_keys::ActiveKeys;
 use super::endpoint::Endpoint;
 use super::outlier_stats::OutlierStats;
+use super::prediction_error::PredictionError;
 use super::role::Role;
 use super::slots::Slot;
 use super::status::{Availability, WorkerState};
@@ -37,6 +38,8 @@ pub(crate) struct Worker {
     pub(crate) load: Arc<Load>,
     /// What it has done so far.
     pub(crate) totals: WorkerTotals,
+    /// How far predictions of what it has cached are off.
+    pub(crate) prediction_error: PredictionError,
     /// Routing keys of the requests in flight.
     pub(crate) active_keys: ActiveKeys,
     metrics: WorkerMetrics,
@@ -83,6 +86,7 @@ impl Worker {
             rank: new.rank,
             load: Arc::default(),
             totals: WorkerTotals::default(),
+            prediction_error: PredictionError::default(),
             active_keys: ActiveKeys::default(),
             metrics: new.metrics,
             rank_metrics: OnceLock::new(),

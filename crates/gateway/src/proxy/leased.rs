@@ -91,6 +91,9 @@ where
         let now = self.has_events().then(Instant::now);
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.first_byte(now.map_or(FirstByte::OfWhole, FirstByte::OfStream));
+            if self.status.is_success() {
+                in_flight.prompt_computed();
+            }
         }
         now
     }
@@ -115,10 +118,10 @@ where
     fn finish(&mut self) {
         if let Some(timer) = self.timer.take() {
             let (usage, events) = self.usage.finish(self.body.has_events());
-            if let (Some(in_flight), Some(usage)) = (&self.in_flight, usage)
-                && let (Some(prompt), Some(cached)) = (usage.prompt, usage.cached)
+            if let (Some(in_flight), Some(usage)) = (&mut self.in_flight, usage)
+                && let Some(report) = self.usage.cache_report(usage)
             {
-                in_flight.worker.totals.report(prompt, cached);
+                in_flight.report_cached(report);
             }
             let tokens = usage.and_then(|usage| usage.completion).unwrap_or(events);
             let now = Instant::now();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use memchr::{memchr_iter, memmem};
+use routing::prefix::{CacheReport, ReportKind};
 
 use super::events::data_lines;
 use super::request::ProxyRequest;
@@ -120,6 +121,18 @@ impl UsageWatch {
             }
             _ => self.pass(piece),
         }
+    }
+
+    /// What the counts say of the worker's cache.
+    pub(super) fn cache_report(&self, usage: Usage) -> Option<CacheReport> {
+        Some(CacheReport {
+            kind: match self.vendor? {
+                Vendor::Sglang => ReportKind::Native,
+                _ => ReportKind::Compatible,
+            },
+            prompt: usage.prompt,
+            cached: usage.cached?,
+        })
     }
 
     fn count_lines(&mut self, piece: &[u8]) {

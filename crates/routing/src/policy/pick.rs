@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use super::{Branch, Params};
+use crate::prefix::{Correction, Prediction};
 use crate::{Candidate, Candidates, Request};
 
 /// Chooses a worker for each request.
@@ -24,6 +25,9 @@ pub trait Policy: Send + Sync + Debug {
 
     /// Sets the bytes of prompts that each worker's cache holds, by slot; `None` if unknown.
     fn set_cache_sizes(&self, _bytes_by_slot: &[Option<u64>]) {}
+
+    /// Forgets what a reply has disproved of a worker's cache, if this policy believed it.
+    fn correct(&self, _correction: &Correction) {}
 
     /// The number of routing keys that the policy remembers; `None` if it remembers none.
     fn keys(&self) -> Option<usize> {
@@ -54,7 +58,7 @@ pub trait Policy: Send + Sync + Debug {
 }
 
 /// A policy's choice.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Pick<'a> {
     /// The worker.
     pub candidate: &'a Candidate,
@@ -62,6 +66,8 @@ pub struct Pick<'a> {
     pub matched_tokens: u64,
     /// The reason for the choice, if the policy distinguishes several.
     pub branch: Option<Branch>,
+    /// What the reply may confirm or disprove, if the policy keeps an index of prompts.
+    pub prediction: Option<Prediction>,
 }
 
 impl<'a> Pick<'a> {
@@ -80,6 +86,7 @@ impl<'a> From<&'a Candidate> for Pick<'a> {
             candidate,
             matched_tokens: 0,
             branch: None,
+            prediction: None,
         }
     }
 }

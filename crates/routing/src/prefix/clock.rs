@@ -1,6 +1,9 @@
 //! The clock of one worker: an estimate of the blocks that its cache has evicted.
 
-use super::ids::{BlockRange, Stamp};
+use super::ids::{BlockRange, Stamp, is_before};
+
+/// Half of all stamps: an age above it looks like a time to come.
+const HALF: u32 = u32::MAX / 2;
 
 /// Counts the blocks that entered a worker's cache, and estimates from that which remain.
 ///
@@ -17,6 +20,8 @@ pub(super) struct Clock {
     capacity: u32,
     /// The fraction of the next tick of `now`, in units of 1 / `capacity`.
     remainder: u32,
+    /// What was last used before is gone, whatever the capacity.
+    floor: Stamp,
 }
 
 impl Clock {
@@ -29,6 +34,7 @@ impl Clock {
             now: 0,
             capacity: capacity.max(1),
             remainder: 0,
+            floor: 0,
         }
     }
 
@@ -43,9 +49,19 @@ impl Clock {
         self.remainder = self.remainder.min(self.capacity - 1);
     }
 
+    /// What was last used before `floor` is gone.
+    pub(super) fn forget_before(&mut self, floor: Stamp) {
+        if is_before(self.floor, floor) {
+            self.floor = floor;
+        }
+    }
+
     /// The leading blocks of a prompt that are still cached, if those of `range` were last used
     /// at `stamp`; 0 when none of `range` is. The last block of a prompt is evicted first.
     pub(super) fn cached_depth(&self, stamp: Stamp, range: BlockRange) -> u32 {
+        if is_before(stamp, self.floor) {
+            return 0;
+        }
         if self.capacity == Self::UNKNOWN {
             return range.end;
         }
@@ -57,12 +73,17 @@ impl Clock {
         }
     }
 
-    /// Advances by the effect that a use of these blocks has on the cache.
+    /// Advances by the effect that a use of these blocks has on the cache, and by a block at least,
+    /// so that later uses have later stamps.
     pub(super) fn advance(&mut self, used: Used) {
         let shares = u64::from(self.remainder) + used.reused_age;
         let whole = shares / u64::from(self.capacity);
         self.remainder = (shares % u64::from(self.capacity)) as u32;
-        self.now = self.now.wrapping_add(used.new).wrapping_add(whole as u32);
+        let passed = used.new.wrapping_add(whole as u32).max(1);
+        self.now = self.now.wrapping_add(passed);
+        if self.age(self.floor) > HALF {
+            self.floor = self.now.wrapping_sub(HALF);
+        }
     }
 
     fn age(&self, stamp: Stamp) -> u32 {
@@ -77,6 +98,8 @@ pub(super) struct Used {
     new: u32,
     /// The ages of the blocks that were cached, summed.
     reused_age: u64,
+    /// The last use of the deepest of those.
+    pub(super) last_use: Option<Stamp>,
 }
 
 impl Used {
@@ -86,6 +109,9 @@ impl Used {
         let cached = depth.saturating_sub(range.start);
         self.new += range.end - range.start - cached;
         let age = stamp.map_or(0, |stamp| clock.age(stamp));
+        if depth > 0 {
+            self.last_use = stamp;
+        }
         self.reused_age += u64::from(cached) * u64::from(age);
     }
 }
@@ -129,12 +155,12 @@ mod tests {
         clock.advance(used(&clock, None, 10));
         let stamp = clock.now();
         clock.advance(used(&clock, Some(stamp), 10));
-        assert_eq!(clock.now(), stamp, "the newest blocks have age 0");
+        assert_eq!(clock.now(), stamp + 1, "the newest blocks have age 0");
         clock.advance(used(&clock, None, 50));
         clock.advance(used(&clock, Some(stamp), 10));
         assert_eq!(
             clock.now(),
-            stamp + 50 + 5,
+            stamp + 1 + 50 + 5,
             "half of the cache was used after them"
         );
     }
@@ -143,9 +169,33 @@ mod tests {
     fn cache_of_unknown_size_evicts_nothing() {
         let mut clock = Clock::new(Clock::UNKNOWN);
         let stamp = clock.now();
-        for _ in 0..10 {
+        for _ in 0..7 {
             clock.advance(used(&clock, None, 1 << 28));
         }
         assert_eq!(clock.cached_depth(stamp, range(5, 9)), 9);
+    }
+
+    #[test]
+    fn what_was_used_before_the_floor_is_gone() {
+        for capacity in [1000, Clock::UNKNOWN] {
+            let mut clock = Clock::new(capacity);
+            clock.advance(used(&clock, None, 10));
+            let before = clock.now();
+            clock.advance(used(&clock, None, 10));
+            clock.forget_before(before + 1);
+            clock.forget_before(before);
+            assert_eq!(clock.cached_depth(before, range(0, 5)), 0);
+            assert_eq!(clock.cached_depth(clock.now(), range(0, 5)), 5);
+        }
+    }
+
+    #[test]
+    fn floor_follows_a_clock_that_wraps() {
+        let mut clock = Clock::new(Clock::UNKNOWN);
+        for _ in 0..20 {
+            clock.advance(used(&clock, None, 1 << 29));
+            let stamp = clock.now();
+            assert_eq!(clock.cached_depth(stamp, range(0, 5)), 5);
+        }
     }
 }

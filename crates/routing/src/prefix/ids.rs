@@ -7,6 +7,11 @@ pub(super) type MemberId = u16;
 /// The time of a use, on the clock of the worker that used it.
 pub(super) type Stamp = u32;
 
+/// Whether one time comes before another, which is less than half of all times away.
+pub(super) fn is_before(one: Stamp, other: Stamp) -> bool {
+    one.wrapping_sub(other).cast_signed() < 0
+}
+
 /// The blocks of a prompt from `start` up to `end`, which is excluded.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BlockRange {

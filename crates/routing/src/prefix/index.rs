@@ -2,11 +2,12 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::blocks::{BLOCK, MAX_BLOCKS};
 use super::clock::Clock;
 use super::members::Members;
+use super::prediction::{CacheUse, Correction};
 use super::tree::Tree;
 use super::walk::Walk;
 use crate::Candidate;
@@ -60,18 +61,35 @@ impl PrefixIndex {
         WALK.with_borrow_mut(|walk| inner.tree.matches(blocks, walk, visit));
     }
 
-    /// Records that the worker now holds these blocks.
-    pub fn insert(&self, blocks: &[u64], candidate: &Candidate) {
+    /// Records that the worker now holds these blocks; `None` if it has left.
+    pub fn insert(&self, blocks: &[u64], candidate: &Candidate) -> Option<CacheUse> {
         let mut inner = self.write();
         let inner = &mut *inner;
         let member = inner.members.id_of(candidate);
         let blocks = blocks.get(..MAX_BLOCKS).unwrap_or(blocks);
-        if let Some(member) = member
-            && let Some(clock) = inner.members.clock_mut(member)
-        {
-            WALK.with_borrow_mut(|walk| inner.tree.insert(blocks, member, clock, walk));
-        }
+        let known = member.and_then(|id| Some((id, inner.members.present_mut(id)?)));
+        let used = known.map(|(id, member)| {
+            let decided = member.clock.now();
+            let clock = &mut member.clock;
+            let last_use =
+                WALK.with_borrow_mut(|walk| inner.tree.insert(blocks, id, clock, walk));
+            CacheUse {
+                reports: Arc::clone(&member.reports),
+                last_use,
+                decided,
+                stamp: clock.now(),
+            }
+        });
         inner.purge_slice();
+        used
+    }
+
+    /// Forgets what a reply has disproved of a worker's cache.
+    pub fn correct(&self, correction: &Correction) {
+        let mut inner = self.write();
+        if let Some(clock) = inner.members.clock_of(&correction.reports) {
+            clock.forget_before(correction.floor);
+        }
     }
 
     /// Replaces the list of workers.

@@ -3,8 +3,11 @@
 //! A worker that leaves, or comes back with a new generation, loses its id at once. The id is
 //! given out again only after a purge has removed its blocks from the tree.
 
+use std::sync::Arc;
+
 use super::clock::Clock;
 use super::ids::MemberId;
+use super::reports::CacheReports;
 use crate::Candidate;
 
 /// The worker in a slot of the fleet: its generation, and its id once it has blocks.
@@ -15,11 +18,13 @@ struct Member {
 }
 
 /// The worker behind an id.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct MemberState {
     /// Its slot in the fleet; `None` after it has left.
     slot: Option<u32>,
-    clock: Clock,
+    pub(super) clock: Clock,
+    /// What its replies say of its cache.
+    pub(super) reports: Arc<CacheReports>,
 }
 
 /// All members.
@@ -58,10 +63,16 @@ impl Members {
         Some((state.slot? as usize, &state.clock))
     }
 
-    /// The clock of the worker with this id.
-    pub(super) fn clock_mut(&mut self, id: MemberId) -> Option<&mut Clock> {
-        let state = self.states.get_mut(usize::from(id))?;
-        Some(&mut state.clock)
+    /// The worker with this id.
+    pub(super) fn present_mut(&mut self, id: MemberId) -> Option<&mut MemberState> {
+        self.states.get_mut(usize::from(id))
+    }
+
+    /// The clock of the worker that has these reports, unless it has left.
+    pub(super) fn clock_of(&mut self, reports: &Arc<CacheReports>) -> Option<&mut Clock> {
+        let mut states = self.states.iter_mut();
+        let found = states.find(|state| Arc::ptr_eq(&state.reports, reports))?;
+        found.slot.map(|_| &mut found.clock)
     }
 
     /// Sets the number of blocks that each worker's cache holds, by slot of the fleet.
@@ -155,6 +166,7 @@ impl Members {
         let unused = MemberState {
             slot: None,
             clock: Clock::new(Clock::UNKNOWN),
+            reports: Arc::default(),
         };
         let id = self.free.pop().unwrap_or_else(|| {
             // When more workers come and go within one purge than there are ids, they share
@@ -166,6 +178,7 @@ impl Members {
         self.states[usize::from(id)] = MemberState {
             slot: Some(candidate.slot as u32),
             clock: Clock::new(capacity_of(&self.capacities, candidate.slot)),
+            reports: Arc::default(),
         };
         self.present[candidate.slot] = Some(Member {
             generation: candidate.generation,

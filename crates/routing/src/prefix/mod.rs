@@ -15,6 +15,8 @@ mod index;
 mod members;
 mod node;
 mod order;
+mod prediction;
+mod reports;
 mod segments;
 #[cfg(test)]
 mod tests;
@@ -23,3 +25,5 @@ mod walk;
 
 pub use blocks::{BLOCK, MAX_BLOCKS, hash_blocks, prompt_hash};
 pub use index::PrefixIndex;
+pub use prediction::{CacheReport, CacheUse, Comparison, Correction, Prediction};
+pub use reports::ReportKind;

@@ -79,14 +79,14 @@ impl Tree {
         }
     }
 
-    /// Records that `member` now holds these blocks.
+    /// Records that `member` now holds these blocks. Returns when it last used what it held.
     pub(super) fn insert(
         &mut self,
         blocks: &[u64],
         member: MemberId,
         clock: &mut Clock,
         walk: &mut Walk,
-    ) {
+    ) -> Option<Stamp> {
         self.walk(blocks, walk);
         self.touch(walk);
         let kept = walk.last();
@@ -102,9 +102,10 @@ impl Tree {
             };
             walk.enter(leaf, run.len());
         }
-        self.record_use(walk, member, clock);
+        let last_use = self.record_use(walk, member, clock);
         self.touch(walk);
         self.shrink_to_limit();
+        last_use
     }
 
     /// Removes `members` from the nodes of `slice` arena slots, from slot `from` on.
@@ -306,8 +307,14 @@ impl Tree {
         (node.len, node.run) = (blocks.len() as u16, run);
     }
 
-    /// Makes the worker a holder of all nodes of a walk, with the present time as stamp.
-    fn record_use(&mut self, walk: &mut Walk, member: MemberId, clock: &mut Clock) {
+    /// Makes the worker a holder of all nodes of a walk, with the present time as stamp. Returns
+    /// when it last used what it held.
+    fn record_use(
+        &mut self,
+        walk: &mut Walk,
+        member: MemberId,
+        clock: &mut Clock,
+    ) -> Option<Stamp> {
         let mut used = Used::default();
         for step in &mut walk.path {
             step.position = holders::find(&self.arena, step.at, member);
@@ -327,6 +334,7 @@ impl Tree {
                 None => break,
             }
         }
+        used.last_use
     }
 
     /// Touches the nodes of a walk, the deepest first.

@@ -4,6 +4,7 @@
 
 mod branches;
 mod bucket;
+mod cache_reports;
 mod fair_queue;
 mod load_policies;
 mod policy_laws;

@@ -77,7 +77,7 @@ impl Belief {
 
     fn insert(&self, blocks: &[u64], candidate: &Candidate) {
         match self {
-            Self::Index(index) => index.insert(blocks, candidate),
+            Self::Index(index) => drop(index.insert(blocks, candidate)),
             Self::Sized { caches, .. } => {
                 let mut caches = caches.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(cache) = caches.get_mut(candidate.slot) {

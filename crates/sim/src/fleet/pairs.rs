@@ -169,7 +169,7 @@ impl<'t> Pairs<'t> {
 
     /// A step of a prefill worker.
     fn compute(&mut self, slot: usize, now: f64) {
-        if let Some(Step::FirstToken(request)) = self.prefill.workers[slot].step() {
+        if let Some(Step::FirstToken { request, .. }) = self.prefill.workers[slot].step() {
             let tokens = self.trace.tokens(request, self.options.block_tokens) as f64;
             let takes = tokens * self.options.transfer_ms_per_1k_tokens / 1e6;
             self.transfers
@@ -193,7 +193,7 @@ impl<'t> Pairs<'t> {
     /// A step of a decode worker.
     fn generate(&mut self, slot: usize, now: f64) {
         match self.decode.workers[slot].step() {
-            Some(Step::FirstToken(request)) => {
+            Some(Step::FirstToken { request, .. }) => {
                 self.totals
                     .first_token(self.trace, self.options, request, now);
                 if let Some(lease) = &mut self.decode.leases[request] {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use routing::prefix::BLOCK;
+use routing::prefix::{BLOCK, CacheReport, Correction, Prediction, ReportKind};
 use routing::{Lease, OutputLengths, TextRatio};
 
 use super::options::FleetOptions;
@@ -18,6 +18,10 @@ pub(super) struct Replies<'t> {
     lengths: OutputLengths,
     /// When each request was sent to its worker, in seconds.
     sent: Vec<f64>,
+    /// What was believed of the workers' caches, of the requests under way.
+    predictions: Vec<Option<Prediction>>,
+    /// Tokens of the prompt that were cached, by request.
+    cached: Vec<u64>,
 }
 
 impl<'t> Replies<'t> {
@@ -28,6 +32,8 @@ impl<'t> Replies<'t> {
             output_scale: options.output_scale,
             lengths: OutputLengths::default(),
             sent: vec![0.0; trace.len()],
+            predictions: vec![None; trace.len()],
+            cached: vec![0; trace.len()],
         }
     }
 
@@ -38,9 +44,29 @@ impl<'t> Replies<'t> {
         self.policy_tokens(expected)
     }
 
-    /// A request goes to its worker.
-    pub(super) fn sent(&mut self, request: usize, now: f64) {
+    /// A request goes to its worker, of whose cache this is believed.
+    pub(super) fn sent(&mut self, request: usize, now: f64, prediction: Option<Prediction>) {
         self.sent[request] = now;
+        self.predictions[request] = prediction;
+    }
+
+    /// The worker had so many tokens of the prompt cached.
+    pub(super) fn found_cached(&mut self, request: usize, tokens: u64) {
+        if let Some(prediction) = &self.predictions[request] {
+            prediction.first_byte();
+            self.cached[request] = tokens;
+        }
+    }
+
+    /// What the complete reply disproves.
+    pub(super) fn correction(&mut self, request: usize) -> Option<Correction> {
+        let prediction = self.predictions[request].take()?;
+        let report = CacheReport {
+            kind: ReportKind::Native,
+            prompt: None,
+            cached: self.policy_tokens(self.cached[request]),
+        };
+        prediction.compare(report).correction
     }
 
     /// It has its first token.

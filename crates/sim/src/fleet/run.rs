@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use routing::prefix::BLOCK;
+use routing::prefix::{BLOCK, Prediction};
 use routing::{
     Candidate, Candidates, Lease, Load, Outcome, Pick, Policy, Prompt, Request, TextRatio, Trial,
     Work,
@@ -25,6 +25,7 @@ struct Chosen {
     /// Prompt tokens that the worker has to compute, as the policy expects.
     uncached: u64,
     lease: Lease,
+    prediction: Option<Prediction>,
 }
 
 /// A request at its worker.
@@ -155,11 +156,12 @@ impl<'t> Fleet<'t> {
 
     fn step(&mut self, worker: usize, now: f64) {
         match self.workers[worker].step() {
-            Some(Step::FirstToken(request)) => {
+            Some(Step::FirstToken { request, cached }) => {
                 self.totals
                     .first_token(self.trace, self.options, request, now);
                 if let Some(lease) = &mut self.leases[request] {
                     self.replies.first_token(request, now, lease);
+                    self.replies.found_cached(request, cached);
                 }
                 if let Some(Some(attempt)) = self.attempts.get_mut(request) {
                     let (waited, tokens) = (now - attempt.begun, attempt.uncached);
@@ -172,6 +174,9 @@ impl<'t> Fleet<'t> {
                 self.totals.finished(self.trace, self.options, request, now);
                 if let Some(lease) = self.leases[request].take() {
                     self.replies.last_token(request, now, lease);
+                    if let Some(correction) = self.replies.correction(request) {
+                        self.policy.correct(&correction);
+                    }
                 }
                 self.end_attempt(request, Outcome::Answered(200), now);
             }
@@ -195,8 +200,13 @@ impl<'t> Fleet<'t> {
     }
 
     fn submit(&mut self, request: usize, now: f64, chosen: Chosen) -> bool {
-        let Chosen { slot, lease, .. } = chosen;
-        self.replies.sent(request, now);
+        let Chosen {
+            slot,
+            lease,
+            prediction,
+            ..
+        } = chosen;
+        self.replies.sent(request, now, prediction);
         let taken = self.workers[slot].submit(now, request);
         if taken {
             self.leases[request] = Some(lease);
@@ -238,6 +248,7 @@ impl<'t> Fleet<'t> {
         let Pick {
             candidate,
             matched_tokens,
+            prediction,
             ..
         } = pick;
         let uncached = asked.prompt.tokens().saturating_sub(matched_tokens);
@@ -251,6 +262,7 @@ impl<'t> Fleet<'t> {
             slot,
             uncached,
             lease,
+            prediction,
         })
     }
 

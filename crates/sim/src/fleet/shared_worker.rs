@@ -113,7 +113,7 @@ impl<'t> SharedWorker<'t> {
         }
         // What ended at this very moment is not reported any more.
         for (_, step) in self.steps.drain(..) {
-            let (Step::FirstToken(request) | Step::Finished(request)) = step;
+            let (Step::FirstToken { request, .. } | Step::Finished(request)) = step;
             if !lost.waiting.contains(&request) && !lost.cut.contains(&request) {
                 lost.cut.push(request);
             }
@@ -140,13 +140,15 @@ impl<'t> SharedWorker<'t> {
     fn collect(&mut self, now: Duration) {
         for Event { at, request, kind } in self.engine.advance(now) {
             let entry = &mut self.requests[request.0 as usize];
-            let first = match kind {
-                EventKind::FirstToken { .. } => Stage::Decoding,
+            let (first, cached) = match kind {
+                EventKind::FirstToken { cached_tokens } => (Stage::Decoding, cached_tokens),
                 EventKind::Progress { .. } => continue,
-                EventKind::Finished { .. } => Stage::Ended,
+                EventKind::Finished { cached_tokens, .. } => (Stage::Ended, cached_tokens),
             };
             if entry.stage == Stage::Waiting {
-                self.steps.push_back((at, Step::FirstToken(entry.request)));
+                let (request, cached) = (entry.request, cached.into());
+                self.steps
+                    .push_back((at, Step::FirstToken { request, cached }));
             }
             if first == Stage::Ended {
                 self.steps.push_back((at, Step::Finished(entry.request)));

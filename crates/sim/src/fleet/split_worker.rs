@@ -44,6 +44,8 @@ pub(super) struct SplitWorker<'t> {
 #[derive(Clone, Copy, Debug)]
 struct Prefill {
     request: usize,
+    /// Tokens of its prompt that were cached.
+    cached: u64,
     /// Seconds left at full speed.
     left: f64,
 }
@@ -102,11 +104,14 @@ impl<'t> SplitWorker<'t> {
         self.advance(prefill.min(decode));
         // At a tie prefill ends first.
         let step =
-            if let Some(Prefill { request, .. }) = self.prefill.take_if(|_| prefill <= decode) {
+            if let Some(Prefill {
+                request, cached, ..
+            }) = self.prefill.take_if(|_| prefill <= decode)
+            {
                 let tokens = f64::from(self.trace.output(request)) * self.model.output_scale;
                 let end = self.progress + (tokens - 1.0).max(0.0);
                 self.batch.push(Reverse((end.to_bits(), request)));
-                Step::FirstToken(request)
+                Step::FirstToken { request, cached }
             } else {
                 let Reverse((end, request)) = self.batch.pop()?;
                 self.progress = f64::from_bits(end);
@@ -177,7 +182,11 @@ impl<'t> SplitWorker<'t> {
             self.work.prompt_tokens += tokens;
             self.work.cached_tokens += cached;
             let left = (tokens - cached) as f64 / self.model.prefill_tps;
-            self.prefill = Some(Prefill { request, left });
+            self.prefill = Some(Prefill {
+                request,
+                cached,
+                left,
+            });
         }
     }
 

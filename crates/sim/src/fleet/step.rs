@@ -3,8 +3,8 @@
 /// A step of a worker, with its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// The prompt is prefilled.
-    FirstToken(usize),
+    /// The prompt is prefilled; so many of its tokens were cached.
+    FirstToken { request: usize, cached: u64 },
     /// The last token is generated.
     Finished(usize),
 }

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -10,6 +10,7 @@ use routing::Crossing;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::fleet::Worker;
 use crate::lane::Lane;
 
 /// Decisions kept per lane.
@@ -105,13 +106,13 @@ impl DecisionLog {
 }
 
 impl Decision {
-    /// As `GET /debug/decisions` shows it; `url` is the worker's.
-    pub(super) fn to_json(&self, url: Option<&str>, now: Duration) -> Value {
+    /// As `GET /debug/decisions` shows it; `worker` is the one chosen, unless it has left.
+    pub(super) fn to_json(&self, worker: Option<&Arc<Worker>>, now: Duration) -> Value {
         json!({
             "age_secs": now.saturating_sub(self.at).as_secs_f64(),
             "request_id": self.request_id.to_str().unwrap_or_default(),
             "endpoint": self.endpoint,
-            "worker": url,
+            "worker": worker.map(|worker| worker.url().as_str()),
             "policy": self.policy,
             "prompt_tokens": self.prompt_tokens,
             "matched_tokens": self.matched_tokens,
@@ -120,6 +121,7 @@ impl Decision {
             "requests_before": self.requests,
             "tries_before": self.attempts,
             "zone_crossing": self.crossing.map(Crossing::as_str),
+            "prediction_error": worker.and_then(|worker| worker.prediction_error.share()),
         })
     }
 }

@@ -24,6 +24,7 @@ const QUEUED: HeaderName = HeaderName::from_static("x-smg-queued-tokens");
 const TRIES: HeaderName = HeaderName::from_static("x-smg-tries");
 const ZONE: HeaderName = HeaderName::from_static("x-smg-routed-zone");
 const CROSSING: HeaderName = HeaderName::from_static("x-smg-zone-crossing");
+const PREDICTION_ERROR: HeaderName = HeaderName::from_static("x-smg-prediction-error");
 const RUNNER_UP: HeaderName = HeaderName::from_static("x-smg-runner-up");
 
 /// What a reply says about its routing.
@@ -46,6 +47,7 @@ struct Details {
     attempts: u32,
     zone: Option<String>,
     crossing: Option<Crossing>,
+    prediction_error: Option<f64>,
     runner_up: Option<String>,
 }
 
@@ -85,6 +87,10 @@ impl Explanation {
         if let Some(zone) = details.zone {
             let written = text(ZONE, zone).is_ok();
             debug_assert!(written, "a zone's name is a header value");
+        }
+        if let Some(error) = details.prediction_error {
+            let written = text(PREDICTION_ERROR, format!("{error:.3}")).is_ok();
+            debug_assert!(written, "a number is a header value");
         }
         if let Some(runner_up) = details.runner_up {
             let written = text(RUNNER_UP, runner_up).is_ok();
@@ -167,6 +173,7 @@ impl Explainer {
                 attempts,
                 zone: self.balancer.zone(worker.slot),
                 crossing: decision.crossing,
+                prediction_error: weighed.in_flight.worker.prediction_error.share(),
                 runner_up: others.map(|(_, url)| url).next(),
             })
         });
@@ -183,14 +190,11 @@ impl Explainer {
     pub(crate) fn recent_decisions(&self, most: usize) -> Value {
         let fleet = &self.balancer.fleet;
         let (workers, now) = (fleet.workers(), fleet.now());
-        let url = |id: Uuid| {
-            let worker = workers.iter().find(|worker| worker.id == id)?;
-            Some(worker.url().as_str())
-        };
+        let known = |id: Uuid| workers.iter().find(|worker| worker.id == id);
         let decisions = self.decisions.latest(most);
         let decisions: Vec<_> = decisions
             .iter()
-            .map(|decision| decision.to_json(url(decision.worker), now))
+            .map(|decision| decision.to_json(known(decision.worker), now))
             .collect();
         json!({"policy": self.balancer.policy().as_str(), "decisions": decisions})
     }
@@ -238,6 +242,7 @@ impl Explainer {
                 "requests": ranked.candidate.load.requests(),
                 "decoding": ranked.candidate.load.decoding(),
                 "cost": ranked.cost,
+                "prediction_error": worker.and_then(|worker| worker.prediction_error.share()),
                 "passed_over": ranked.passed_over,
                 "zone": self.balancer.zone(*slot),
                 "crossing_tokens": ranked.candidate.crossing_tokens,

@@ -43,6 +43,8 @@ pub(crate) struct Worker {
     pub(crate) drained: IntGaugeVec,
     pub(super) health_checks: IntCounterVec,
     pub(super) errors: IntCounterVec,
+    pub(super) cache_errors: IntCounterVec,
+    pub(super) cache_emptied: IntCounterVec,
 }
 
 /// Keys of clients.
@@ -180,6 +182,16 @@ impl Worker {
                 "smg_worker_errors_total",
                 "exchanges with workers that failed",
                 &["worker_type", "connection_mode", "error_type"],
+            )?,
+            cache_errors: maker.counter(
+                "smg_worker_cache_prediction_error_tokens_total",
+                "tokens by which predictions of cached tokens differ from what replies report",
+                &["worker", "direction"],
+            )?,
+            cache_emptied: maker.counter(
+                "smg_worker_cache_emptied_total",
+                "times that replies show an emptied cache",
+                &["worker"],
             )?,
         })
     }

@@ -1,7 +1,7 @@
 //! Metric handles, resolved once: counting costs a request no look-up of labels.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use routing::Circuit;
@@ -49,11 +49,48 @@ pub(crate) struct WorkerMetrics {
     pub(crate) failures: IntCounter,
     pub(super) outcomes: IntCounterVec,
     pub(super) transitions: IntCounterVec,
+    pub(super) cache: CacheMetrics,
     /// Its series have been removed.
     pub(super) forgotten: AtomicBool,
 }
 
+/// What replies say of one worker's cache, each counter made at its first use.
+#[derive(Debug)]
+pub(super) struct CacheMetrics {
+    pub(super) errors: IntCounterVec,
+    pub(super) emptied: IntCounterVec,
+    pub(super) over: OnceLock<IntCounter>,
+    pub(super) under: OnceLock<IntCounter>,
+}
+
+/// More was predicted, or less.
+const DIRECTIONS: [&str; 2] = ["over", "under"];
+
 impl WorkerMetrics {
+    /// So many cached tokens were predicted for a request, and so many reported.
+    pub(crate) fn cache_error(&self, predicted: u64, reported: u64) {
+        if predicted == reported || self.forgotten.load(Relaxed) {
+            return;
+        }
+        let [over, under] = DIRECTIONS;
+        let (counter, direction) = if predicted > reported {
+            (&self.cache.over, over)
+        } else {
+            (&self.cache.under, under)
+        };
+        let make = || self.cache.errors.with_label_values(&[&self.name, direction]);
+        counter
+            .get_or_init(make)
+            .inc_by(predicted.abs_diff(reported));
+    }
+
+    /// Replies have shown that its cache was emptied.
+    pub(crate) fn cache_emptied(&self) {
+        if !self.forgotten.load(Relaxed) {
+            self.cache.emptied.with_label_values(&[&self.name]).inc();
+        }
+    }
+
     /// Its circuit breaker changed.
     pub(crate) fn transition(&self, from: &str, to: &str) {
         if self.forgotten.load(Relaxed) {
@@ -70,6 +107,11 @@ impl WorkerMetrics {
         for outcome in ["success", "failure"] {
             let _ = self.outcomes.remove_label_values(&[&self.name, outcome]);
         }
+        let cache = &self.cache;
+        for direction in DIRECTIONS {
+            let _ = cache.errors.remove_label_values(&[&self.name, direction]);
+        }
+        let _ = cache.emptied.remove_label_values(&[&self.name]);
         let circuits = [Circuit::Closed, Circuit::Open, Circuit::HalfOpen].map(Circuit::as_str);
         for (from, to) in circuits
             .iter()

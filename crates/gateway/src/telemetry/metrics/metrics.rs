@@ -1,8 +1,8 @@
 //! The `smg_*` metrics. Handles are resolved when routes and workers are made, not per request.
 
 use std::fmt::Display;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus::{IntCounter, IntCounterVec, Registry, TextEncoder};
@@ -12,7 +12,7 @@ use tracing::warn;
 use super::ages::RequestAges;
 use super::discovery::DiscoveryMetrics;
 use super::families::{Http, Keys, Resilience, Router, Worker};
-use super::handles::{AdmissionMetrics, KeyMetrics, RouteMetrics, WorkerMetrics};
+use super::handles::{AdmissionMetrics, CacheMetrics, KeyMetrics, RouteMetrics, WorkerMetrics};
 use super::labels::{Backend, HTTP, WorkerType};
 use super::model::{ModelMetrics, Models, UNKNOWN_MODEL};
 use super::model_families::ModelFamilies;
@@ -192,6 +192,12 @@ impl Metrics {
             failures: outcome("failure"),
             outcomes: self.resilience.cb_outcomes.clone(),
             transitions: self.resilience.cb_transitions.clone(),
+            cache: CacheMetrics {
+                errors: self.worker.cache_errors.clone(),
+                emptied: self.worker.cache_emptied.clone(),
+                over: OnceLock::new(),
+                under: OnceLock::new(),
+            },
             forgotten: AtomicBool::new(false),
         }
     }

@@ -8,7 +8,9 @@ use super::decode::{DecodeModel, MeanCosts};
 use super::{CongestionFactor, ReplicationDiscount};
 use crate::candidate::cheapest;
 use crate::policy::{Balance, Params, Pick, Policy, Ranked};
-use crate::prefix::{BLOCK, PrefixIndex, hash_blocks, prompt_hash};
+use crate::prefix::{
+    BLOCK, Correction, Prediction, PrefixIndex, hash_blocks, prompt_hash,
+};
 use crate::{Candidate, Candidates, Request, SeededRng};
 
 /// Chooses the worker of lowest predicted cost
@@ -298,13 +300,17 @@ impl Policy for CacheAware {
                 }
             });
             let cheapest = from.wrapping(at);
-            if !blocks.is_empty() {
-                self.index.insert(blocks, cheapest);
-            }
+            let used = if blocks.is_empty() {
+                None
+            } else {
+                self.index.insert(blocks, cheapest)
+            };
             let reading = costs.readings.get(at);
             let uncached = reading.map_or(u64::MAX, |reading| reading.uncached);
+            let matched_tokens = request.prompt.tokens().saturating_sub(uncached);
             Pick {
-                matched_tokens: request.prompt.tokens().saturating_sub(uncached),
+                matched_tokens,
+                prediction: used.map(|used| Prediction::new(used, matched_tokens, &request.prompt)),
                 ..cheapest.into()
             }
         })
@@ -335,12 +341,16 @@ impl Policy for CacheAware {
         self.index.set_members(all);
     }
 
-    /// Limits the index to blocks that a worker can still hold. An evicted block would make the
-    /// wait look shorter than it is.
+    fn correct(&self, correction: &Correction) {
+        self.index.correct(correction);
+    }
+
     fn index_bytes(&self) -> Option<usize> {
         Some(self.index.bytes())
     }
 
+    /// Limits the index to blocks that a worker can still hold. An evicted block would make the
+    /// wait look shorter than it is.
     fn set_cache_sizes(&self, bytes_by_slot: &[Option<u64>]) {
         self.index.set_cache_sizes(bytes_by_slot);
     }

@@ -41,6 +41,7 @@ pub(crate) async fn server(State(worker): AppState) -> Json<Value> {
         "disaggregation_mode": options.disaggregation_mode.as_str(),
         "disaggregation_bootstrap_port": bootstrap_port,
         "enable_pd_role_switch": options.enable_pd_role_switch,
+        "enable_cache_report": true,
         "max_running_requests": options.max_running_requests,
         "max_queued_requests": options.max_queued_requests,
         "max_total_tokens": options.kv_cache_tokens,
