@@ -242,6 +242,7 @@ class RouterArgs(_FlagsGiven):
     queue_batch_share: float = option(0.1, LIMIT, "fair order: share of the tokens that batch requests get while interactive ones wait, too (0..0.5)", metavar="SHARE")
     queue_starvation_secs: int = option(30, LIMIT, "fair order: once a batch request has waited so long, every second turn is one of its class")
     service_discovery_zone_label: str = option("topology.kubernetes.io/zone", DISCOVERY, "label of a discovered pod that holds its zone", metavar="KEY")
+    load_poll_interval_secs: int = option(0, POLICY, "seconds between questions to each worker for its load, so that traffic of other gateways counts; 0 asks none")
     # fmt: on
 
     @staticmethod

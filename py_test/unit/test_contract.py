@@ -183,6 +183,7 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "queue_batch_share",
         "queue_starvation_secs",
         "service_discovery_zone_label",
+        "load_poll_interval_secs",
     ]
 
 

@@ -166,9 +166,11 @@ def used(sim_workers: Any, gateway: Any, tmp_path: Path) -> list[Router]:
     sticky = [gateway([good.url], policy=policy) for policy in ("manual", "consistent_hashing", "prefix_hash")]
     for one in sticky:
         post(one, "/generate", say)
-    (whole,) = sim_workers(1)
+    (whole,) = sim_workers(1, prefill_tokens_per_sec=100_000)
     # Its collector is away, which its requests do not notice.
-    cached = gateway([whole.url], policy="cache_aware", enable_trace=True, otlp_traces_endpoint="127.0.0.1:1")
+    tracing = {"enable_trace": True, "otlp_traces_endpoint": "127.0.0.1:1"}
+    cached = gateway([whole.url], policy="cache_aware", load_poll_interval_secs=1, **tracing)
+    flush_unseen(cached, whole)
     pairs = pair_gateway(sim_workers, gateway)
     keyed = {"content-type": "application/json", "x-smg-routing-key": "k"}
     body = json.dumps(say).encode()
@@ -189,6 +191,18 @@ def in_fair_order(sim_workers: Any, gateway: Any) -> Router:
     with ThreadPoolExecutor(4) as clients:
         assert set(clients.map(lambda _: post(door, "/generate", say), range(4))) == {200}
     return door
+
+
+def flush_unseen(door: Router, worker: Any) -> None:
+    """Has a worker that reports its load lose its cache, which only its replies show."""
+    wait_for(lambda: "smg_worker_reported_requests" in samples(door), "the worker reports its load")
+    prompts = [{"text": f"conversation {n} about itself " * 80} for n in range(12)]
+    for prompt in prompts * 2:
+        assert post(door, "/generate", prompt) == 200
+    assert post(worker, "/flush_cache", b"") == 200
+    for prompt in prompts:
+        assert post(door, "/generate", prompt) == 200
+    wait_for(lambda: "smg_worker_prefill_tokens_per_second" in samples(door), "its prefill is timed")
 
 
 def pair_gateway(sim_workers: Any, gateway: Any) -> Router:

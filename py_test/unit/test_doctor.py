@@ -518,6 +518,14 @@ def test_worker_that_is_not_healthy_is_a_warning(serve: Callable[..., str]) -> N
     assert found.status == "warn" and "/nothing answers 404" in found.finding
 
 
+def test_worker_whose_replies_name_no_cached_tokens_is_a_warning(serve: Callable[..., str]) -> None:
+    url = serve(version="0.5.1", enable_cache_report=False)
+    found = ask(url, policy="cache_aware")
+    assert seen(found, "worker") == ["ok", "warn"] and "--enable-cache-report" in found[1].advice
+    assert seen(ask(url, policy="least_load"), "worker") == ["ok"]
+    assert seen(ask(serve(version="0.5.1", enable_cache_report=True)), "worker") == ["ok"]
+
+
 def test_server_of_another_kind_is_a_warning(serve: Callable[..., str]) -> None:
     (found,) = ask(serve())
     assert found.status == "warn" and "is it a worker of SGLang?" in found.advice

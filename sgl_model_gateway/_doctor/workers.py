@@ -182,7 +182,7 @@ class _Visit:
             self._cache_report(stated)
 
     def _cache_report(self, stated: dict[str, Any]) -> None:
-        if self.args.policy == "cache_aware" and stated.get("enable_cache_report") is False:
+        if str(self.args.policy) == "cache_aware" and stated.get("enable_cache_report") is False:
             text = "its replies name no cached tokens, so cache_aware cannot check what it believes of its cache"
             self.worker.add("warn", text, "start it with --enable-cache-report; replies of /generate name them anyway")
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use crate::reported_load::{LoadFigures, OthersLoad};
 use crate::service_costs::{DecodeCosts, Decoded, ServiceCosts};
 
 /// What a request will take of a worker, in tokens, as it is known when the worker is chosen.
@@ -35,7 +36,8 @@ impl From<u64> for Work {
 
 /// The work of one worker for this gateway.
 ///
-/// Only a [`Lease`] changes it, when it is taken, advanced and dropped. It is never reset.
+/// Only a [`Lease`] changes it, when it is taken, advanced and dropped. It is never reset. What the
+/// worker reports beyond that stands beside it.
 #[derive(Debug, Default)]
 // A decision reads the counters of every worker: they are in one cache line.
 #[repr(C, align(64))]
@@ -45,6 +47,7 @@ pub struct Load {
     queued_tokens: AtomicU64,
     kv_tokens: AtomicU64,
     kv_capacity: AtomicU64,
+    others: OthersLoad,
     prefilled_tokens: AtomicU64,
     costs: ServiceCosts,
 }
@@ -69,12 +72,13 @@ impl Occupied {
 }
 
 impl Load {
-    /// What the requests in flight take.
-    pub(crate) fn occupied(&self) -> Occupied {
+    /// What the requests in flight take, those of others included. Those of others count as past
+    /// their first byte.
+    pub(crate) fn all_occupied(&self) -> Occupied {
         Occupied {
-            requests: self.requests(),
+            requests: self.all_requests(),
             waiting: self.waiting.load(Relaxed),
-            kv_tokens: self.kv_tokens(),
+            kv_tokens: self.all_kv_tokens(),
             kv_capacity: self.kv_capacity(),
         }
     }
@@ -86,7 +90,8 @@ impl Load {
 
     /// Requests past their first byte; each occupies a decode slot of the engine.
     pub fn decoding(&self) -> usize {
-        self.occupied().decoding()
+        let waiting = self.waiting.load(Relaxed);
+        self.requests().saturating_sub(waiting)
     }
 
     /// Prompt tokens believed uncached, of requests that wait for their first byte.
@@ -107,6 +112,42 @@ impl Load {
     /// Sets the worker's memory.
     pub fn set_kv_capacity(&self, tokens: Option<u64>) {
         self.kv_capacity.store(tokens.unwrap_or(0), Relaxed);
+    }
+
+    /// What this gateway knows of.
+    pub fn own(&self) -> LoadFigures {
+        LoadFigures {
+            requests: self.requests() as u64,
+            queued_tokens: self.queued_tokens(),
+            kv_tokens: self.kv_tokens(),
+        }
+    }
+
+    /// The worker reports this, while this gateway knows of `own`: what is beyond that is the
+    /// traffic of others.
+    pub fn set_others(&self, reported: LoadFigures, own: LoadFigures) {
+        self.others.set(reported, own);
+    }
+
+    /// Nothing has been reported for long: the traffic of others is unknown.
+    pub fn forget_others(&self) {
+        self.others
+            .set(LoadFigures::default(), LoadFigures::default());
+    }
+
+    /// Requests in flight, those of others included.
+    pub fn all_requests(&self) -> usize {
+        self.requests() + self.others.requests()
+    }
+
+    /// Queued prompt tokens, those of others included.
+    pub fn all_queued_tokens(&self) -> u64 {
+        self.queued_tokens() + self.others.queued_tokens()
+    }
+
+    /// Memory that requests in flight take, those of others included.
+    pub fn all_kv_tokens(&self) -> u64 {
+        self.kv_tokens() + self.others.kv_tokens()
     }
 
     /// What decode costs there, as far as it is known.

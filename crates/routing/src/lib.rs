@@ -13,6 +13,7 @@ mod output_lengths;
 pub mod policy;
 pub mod prefix;
 mod prompt;
+mod reported_load;
 mod request;
 mod resilience;
 mod service_costs;
@@ -30,6 +31,7 @@ pub use policy::{
     Branch, CongestionFactor, Params, Pick, Policy, PolicyKind, Ranked, ReplicationDiscount,
 };
 pub use prompt::{Part, Pieces, Prompt};
+pub use reported_load::{LoadFigures, PrefillCounters, PrefillSpeed};
 pub use request::{ClientKey, Request, SeededRng};
 pub use resilience::{
     Breaker, BreakerRules, BreakerSignal, Circuit, Consequence, Ejection, Health, Outcome,

@@ -21,11 +21,11 @@ use crate::api::{ApiState, Port};
 use crate::balancer::{Balancer, RoleKinds, RolePolicies};
 use crate::config::{
     AdmissionSection, ClientSection, Configuration, ConnectionSection, FleetPage, FleetSection,
-    Live, Loaded, ModelMatching, Options, ProxySection, Reloads, ServerSection, ZoneSection,
-    seconds,
+    Live, LoadSection, Loaded, ModelMatching, Options, ProxySection, Reloads, ServerSection,
+    ZoneSection, seconds,
 };
 use crate::cpu_pool::CpuPool;
-use crate::fleet::{Fleet, HealthChecks, OutlierDetector, Registry, WorkerFactory};
+use crate::fleet::{Fleet, HealthChecks, LoadPolls, OutlierDetector, Registry, WorkerFactory};
 use crate::proxy::{Dispatcher, FanOut, Orders, Proxy, WorkerCalls};
 use crate::server::{Auth, Lanes, Service};
 use crate::shutdown::Shutdown;
@@ -109,6 +109,7 @@ pub(super) fn build(
         metrics,
         lanes,
         clients,
+        load_polls: LoadPolls::new(&workers.health_checks, LoadSection::from(options)),
         health_checks: workers.health_checks,
         certificates,
         maintenance: maintenance(live, &state.balancer, &state.admission),

@@ -23,7 +23,7 @@ use crate::api::ApiState;
 use crate::auth::AuditWriter;
 use crate::balancer::Balancer;
 use crate::config::ClientSection;
-use crate::fleet::HealthChecks;
+use crate::fleet::{HealthChecks, LoadPolls};
 use crate::server::{Lanes, Listeners, MetricsPage, Service, serve_metrics};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
@@ -51,6 +51,8 @@ pub(super) struct Control {
     pub(super) lanes: Lanes,
     pub(super) clients: ClientSection,
     pub(super) health_checks: HealthChecks,
+    /// `None` where workers are not asked for their loads.
+    pub(super) load_polls: Option<LoadPolls>,
     pub(super) maintenance: Maintenance,
     pub(super) certificates: Certificates,
     pub(super) grace: Duration,
@@ -90,6 +92,9 @@ impl Control {
 
     async fn run(self, port: Port) -> io::Result<()> {
         tokio::spawn(self.health_checks.run());
+        if let Some(polls) = self.load_polls {
+            tokio::spawn(polls.run());
+        }
         self.reloader.parts.access.watch();
         tokio::spawn(self.reloader.run());
         let first = self.metrics_listeners.first();

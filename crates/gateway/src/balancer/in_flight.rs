@@ -128,7 +128,8 @@ impl InFlight {
         if let Some(prompt) = report.prompt {
             worker.totals.report(prompt, report.cached);
         }
-        let Some(prediction) = self.prediction.take() else {
+        let prediction = self.prediction.take();
+        let Some(prediction) = prediction.filter(|_| worker.speaks_of_one_cache()) else {
             return;
         };
         let Comparison {

@@ -58,8 +58,8 @@ pub(crate) use reloads::{ReloadRequest, Reloaded, Reloads};
 pub use schema::schema;
 pub use secret::Secret;
 pub(crate) use sections::{
-    AdmissionSection, ClientSection, ConnectionSection, FleetSection, HealthSection, ProxySection,
-    ServerSection, WorkerNames, seconds,
+    AdmissionSection, ClientSection, ConnectionSection, FleetSection, HealthSection, LoadSection,
+    ProxySection, ServerSection, WorkerNames, seconds,
 };
 pub(crate) use tls::{
     PairFiles, PemFile, ServerTlsSection, Verification, WorkerTlsSection, tls_name,

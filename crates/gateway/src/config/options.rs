@@ -457,6 +457,8 @@ options! {
     queue_starvation_secs: u64 = 30;
     /// Pod label that holds a worker's zone.
     service_discovery_zone_label: String = "topology.kubernetes.io/zone".to_owned();
+    /// Pause between questions to each worker for its load (`/v1/loads`), seconds; 0 asks none.
+    load_poll_interval_secs: u64 = 0;
 }
 
 impl Options {

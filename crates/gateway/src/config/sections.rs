@@ -66,6 +66,13 @@ pub(crate) struct FleetSection {
     pub(crate) ranks_apart: bool,
 }
 
+/// What is asked of workers about their loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LoadSection {
+    /// `None` where nothing is asked.
+    pub(crate) poll_interval: Option<Duration>,
+}
+
 /// Limits on what clients may have in progress, and the queue in front of them.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct AdmissionSection {
@@ -234,6 +241,15 @@ impl From<&Options> for FleetSection {
             breaker: (!options.disable_circuit_breaker).then(breaker),
             clients_need_key: options.clients_need_key(),
             ranks_apart: options.dp_aware,
+        }
+    }
+}
+
+impl From<&Options> for LoadSection {
+    fn from(options: &Options) -> Self {
+        let interval = options.load_poll_interval_secs;
+        Self {
+            poll_interval: (interval > 0).then(|| seconds(interval)),
         }
     }
 }

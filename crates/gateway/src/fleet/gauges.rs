@@ -15,6 +15,10 @@ pub(crate) fn update_gauges(fleet: &Fleet, metrics: &Metrics) {
         &gauges.requests_active,
         &gauges.queued_tokens,
         &gauges.routing_keys_active,
+        &gauges.reports.requests,
+        &gauges.reports.queued_tokens,
+        &gauges.reports.kv_tokens,
+        &gauges.reports.prefill_speed,
         &gauges.health,
         &gauges.drained,
         &breakers.cb_state,
@@ -30,6 +34,7 @@ pub(crate) fn update_gauges(fleet: &Fleet, metrics: &Metrics) {
     all.set(0);
     for worker in fleet.workers().iter() {
         show_load(worker, metrics);
+        show_report(worker, metrics);
         show_state(worker, metrics);
     }
 }
@@ -50,6 +55,25 @@ fn show_load(worker: &Worker, metrics: &Metrics) {
     if let Some(keys) = worker.active_keys.count() {
         let active = gauges.routing_keys_active.with_label_values(&url);
         active.add(as_gauge(keys as u64));
+    }
+}
+
+fn show_report(worker: &Worker, metrics: &Metrics) {
+    let Some(last) = worker.reported.last() else {
+        return;
+    };
+    let (gauges, name, report) = (&metrics.worker, worker.name(), last.report);
+    let add = |gauge: &IntGaugeVec, count| {
+        gauge.with_label_values(&[&*name]).add(as_gauge(count));
+    };
+    let requests = report.running.saturating_add(report.waiting);
+    add(&gauges.reports.requests, requests);
+    add(&gauges.reports.queued_tokens, report.waiting_tokens);
+    add(&gauges.reports.kv_tokens, report.used_tokens);
+    if let Some(speed) = last.prefill_speed {
+        #[expect(clippy::cast_sign_loss, reason = "speeds are not negative")]
+        let speed = speed.round() as u64;
+        add(&gauges.reports.prefill_speed, speed);
     }
 }
 

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::active_keys::ActiveKeys;
 use super::endpoint::Endpoint;
+use super::load_report::ReportedLoad;
 use super::outlier_stats::OutlierStats;
 use super::prediction_error::PredictionError;
 use super::role::Role;
@@ -36,6 +37,8 @@ pub(crate) struct Worker {
     rank_name: OnceLock<Arc<str>>,
     /// Requests in flight.
     pub(crate) load: Arc<Load>,
+    /// What it reports of its load.
+    pub(crate) reported: ReportedLoad,
     /// What it has done so far.
     pub(crate) totals: WorkerTotals,
     /// How far predictions of what it has cached are off.
@@ -85,6 +88,7 @@ impl Worker {
             id_header: id_header.unwrap_or(HeaderValue::from_static("unknown")),
             rank: new.rank,
             load: Arc::default(),
+            reported: ReportedLoad::default(),
             totals: WorkerTotals::default(),
             prediction_error: PredictionError::default(),
             active_keys: ActiveKeys::default(),
@@ -151,6 +155,13 @@ impl Worker {
     /// Its part in prefill/decode pairs.
     pub(crate) fn role(&self) -> Role {
         self.endpoint.model_info.load().role
+    }
+
+    /// Whether its replies speak of the cache that routing has in mind: not those of a decode worker,
+    /// nor those of ranks that the engine itself chooses among.
+    pub(crate) fn speaks_of_one_cache(&self) -> bool {
+        let info = self.endpoint.model_info.load();
+        info.role != Role::Decode && (self.rank().is_some() || info.ranks() == 1)
     }
 
     /// Whether `id` is its id.

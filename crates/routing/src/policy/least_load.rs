@@ -29,7 +29,7 @@ impl Policy for LeastLoad {
         let rank = |candidate: &'a Candidate| Ranked {
             candidate,
             matched_tokens: 0,
-            queued_tokens: candidate.load.queued_tokens(),
+            queued_tokens: candidate.load.all_queued_tokens(),
             cost: cost(candidate) as f64,
             passed_over: false,
         };
@@ -40,6 +40,6 @@ impl Policy for LeastLoad {
 }
 
 fn cost(candidate: &Candidate) -> u64 {
-    let in_flight = TOKENS_PER_REQUEST * candidate.load.requests() as u64;
-    candidate.load.queued_tokens() + in_flight
+    let in_flight = TOKENS_PER_REQUEST * candidate.load.all_requests() as u64;
+    candidate.load.all_queued_tokens() + in_flight
 }

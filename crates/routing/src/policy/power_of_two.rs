@@ -28,5 +28,6 @@ impl Policy for PowerOfTwo {
 }
 
 fn load(candidate: &Candidate) -> (usize, u64) {
-    (candidate.load.requests(), candidate.load.queued_tokens())
+    let load = &candidate.load;
+    (load.all_requests(), load.all_queued_tokens())
 }

@@ -71,8 +71,7 @@ impl PrefixIndex {
         let used = known.map(|(id, member)| {
             let decided = member.clock.now();
             let clock = &mut member.clock;
-            let last_use =
-                WALK.with_borrow_mut(|walk| inner.tree.insert(blocks, id, clock, walk));
+            let last_use = WALK.with_borrow_mut(|walk| inner.tree.insert(blocks, id, clock, walk));
             CacheUse {
                 reports: Arc::clone(&member.reports),
                 last_use,

@@ -1,8 +1,10 @@
 //! `power_of_two`, `least_load` and `cache_aware`: load decides, and chance is fair.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use routing::{Candidates, Lease, Params, Policy, PolicyKind, Prompt, Request};
+use proptest::prelude::*;
+use routing::{Candidates, Lease, Load, LoadFigures, Params, Policy, PolicyKind, Prompt, Request};
 
 use crate::support::{fleet, picks_per_worker, slot};
 
@@ -210,4 +212,55 @@ fn equal_prompts_shorter_than_a_block_go_to_one_worker_while_nothing_else_decide
         chosen.extend(slots);
     }
     assert!(chosen.len() > 1, "other prompts go to other workers");
+}
+
+proptest! {
+    #[test]
+    fn what_counts_is_the_larger_of_what_is_known_and_what_is_reported(
+        own in prop::collection::vec(0..5000_u64, 0..8),
+        later in prop::collection::vec(0..5000_u64, 0..4),
+        reported in (0..20_u64, 0..40_000_u64, 0..80_000_u64),
+    ) {
+        let load = Arc::new(Load::default());
+        let leases: Vec<_> = own.iter().map(|tokens| load.lease(*tokens)).collect();
+        let (requests, queued_tokens, kv_tokens) = reported;
+        let reported = LoadFigures { requests, queued_tokens, kv_tokens };
+        let all = || LoadFigures {
+            requests: load.all_requests() as u64,
+            queued_tokens: load.all_queued_tokens(),
+            kv_tokens: load.all_kv_tokens(),
+        };
+        let known = load.own();
+        load.set_others(reported, known);
+        let at_report = all();
+        prop_assert_eq!(at_report, reported.max(known));
+        // From then on it follows the own requests.
+        let more: Vec<_> = later.iter().map(|tokens| load.lease(*tokens)).collect();
+        let tokens: u64 = later.iter().sum();
+        prop_assert_eq!(all().queued_tokens, at_report.queued_tokens + tokens);
+        drop((leases, more));
+        prop_assert_eq!(all().queued_tokens, queued_tokens.saturating_sub(known.queued_tokens));
+        load.forget_others();
+        prop_assert_eq!(all(), load.own());
+    }
+
+    #[test]
+    fn traffic_of_others_keeps_requests_away(
+        seed: u64,
+        busy in 0..4_usize,
+        kind in prop_oneof![
+            Just(PolicyKind::LeastLoad), Just(PolicyKind::PowerOfTwo), Just(PolicyKind::CacheAware)],
+    ) {
+        let (policy, all) = (kind.build(&Params::default()), fleet(4));
+        let reported = LoadFigures { requests: 9, queued_tokens: 90_000, kv_tokens: 90_000 };
+        all[busy].load.set_others(reported, LoadFigures::default());
+        let text = [b'x'; 4000];
+        let request = Request { seed, prompt: Prompt::text([&text, b"", b""]), ..Request::default() };
+        prop_assert_ne!(slot(policy.as_ref(), &all, &request), busy);
+        all[busy].load.forget_others();
+        let leases: Vec<_> = (0..4).filter(|at| *at != busy).map(|at| all[at].load.lease(50)).collect();
+        let freed = (0..40).map(|seed| slot(policy.as_ref(), &all, &Request { seed, ..Request::default() }));
+        prop_assert!(freed.into_iter().any(|slot| slot == busy));
+        drop(leases);
+    }
 }

@@ -115,7 +115,7 @@ pub struct EngineLoad {
     pub computed_tokens_total: u64,
     /// Requests sent back to the queue for lack of memory, since start.
     pub retracted_total: u64,
-    /// Time spent on prompts by the shared model, since start.
+    /// Time spent on prompts, since start.
     pub prefill_time: Duration,
     /// Time spent on decode steps beside that, since start.
     pub decode_time: Duration,

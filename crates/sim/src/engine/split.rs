@@ -289,6 +289,8 @@ impl SplitEngine {
         self.totals.prompt_tokens_total += u64::from(tokens);
         self.totals.cached_tokens_total += u64::from(cached_tokens);
         self.totals.computed_tokens_total += u64::from(tokens - cached_tokens);
+        let takes = self.prefill_time(tokens - cached_tokens);
+        self.totals.prefill_time += takes;
         self.prompt_tokens.insert(id.0, tokens);
         self.prefill = Some(Prefill {
             id,
@@ -296,7 +298,7 @@ impl SplitEngine {
             output_tokens: request.output_tokens,
             watched: request.watched,
             cached_tokens,
-            ends: self.now + self.prefill_time(tokens - cached_tokens),
+            ends: self.now + takes,
         });
     }
 

@@ -103,20 +103,19 @@ impl<'t> SplitWorker<'t> {
         let (prefill, decode) = (self.prefill_end(), self.decode_end());
         self.advance(prefill.min(decode));
         // At a tie prefill ends first.
-        let step =
-            if let Some(Prefill {
-                request, cached, ..
-            }) = self.prefill.take_if(|_| prefill <= decode)
-            {
-                let tokens = f64::from(self.trace.output(request)) * self.model.output_scale;
-                let end = self.progress + (tokens - 1.0).max(0.0);
-                self.batch.push(Reverse((end.to_bits(), request)));
-                Step::FirstToken { request, cached }
-            } else {
-                let Reverse((end, request)) = self.batch.pop()?;
-                self.progress = f64::from_bits(end);
-                Step::Finished(request)
-            };
+        let step = if let Some(Prefill {
+            request, cached, ..
+        }) = self.prefill.take_if(|_| prefill <= decode)
+        {
+            let tokens = f64::from(self.trace.output(request)) * self.model.output_scale;
+            let end = self.progress + (tokens - 1.0).max(0.0);
+            self.batch.push(Reverse((end.to_bits(), request)));
+            Step::FirstToken { request, cached }
+        } else {
+            let Reverse((end, request)) = self.batch.pop()?;
+            self.progress = f64::from_bits(end);
+            Step::Finished(request)
+        };
         if self.batch.is_empty() {
             self.progress = 0.0;
         }

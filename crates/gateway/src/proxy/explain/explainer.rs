@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::decision_log::{Decision, DecisionLog};
 use crate::balancer::{Balancer, SelectError, Selection};
+use crate::fleet::LastReport;
 use crate::proxy::header_text::header_text;
 use crate::proxy::request::ProxyRequest;
 
@@ -242,6 +243,7 @@ impl Explainer {
                 "requests": ranked.candidate.load.requests(),
                 "decoding": ranked.candidate.load.decoding(),
                 "cost": ranked.cost,
+                "reported": worker.and_then(|worker| worker.reported.last()).map(LastReport::to_json),
                 "prediction_error": worker.and_then(|worker| worker.prediction_error.share()),
                 "passed_over": ranked.passed_over,
                 "zone": self.balancer.zone(*slot),

@@ -39,10 +39,21 @@ pub(crate) struct Worker {
     pub(crate) requests_active: IntGaugeVec,
     pub(crate) queued_tokens: IntGaugeVec,
     pub(crate) routing_keys_active: IntGaugeVec,
+    pub(crate) reports: WorkerReports,
     pub(crate) health: IntGaugeVec,
     pub(crate) drained: IntGaugeVec,
     pub(super) health_checks: IntCounterVec,
     pub(super) errors: IntCounterVec,
+}
+
+/// What workers and their replies report.
+#[derive(Debug)]
+pub(crate) struct WorkerReports {
+    pub(crate) requests: IntGaugeVec,
+    pub(crate) queued_tokens: IntGaugeVec,
+    pub(crate) kv_tokens: IntGaugeVec,
+    pub(crate) prefill_speed: IntGaugeVec,
+    pub(super) loads: IntCounterVec,
     pub(super) cache_errors: IntCounterVec,
     pub(super) cache_emptied: IntCounterVec,
 }
@@ -167,6 +178,7 @@ impl Worker {
                 "routing keys of the requests in flight at a worker",
                 &["worker"],
             )?,
+            reports: WorkerReports::new(maker)?,
             health: maker.gauge("smg_worker_health", "1 ready, 0 not", &["worker"])?,
             drained: maker.gauge(
                 "smg_worker_drained",
@@ -182,16 +194,6 @@ impl Worker {
                 "smg_worker_errors_total",
                 "exchanges with workers that failed",
                 &["worker_type", "connection_mode", "error_type"],
-            )?,
-            cache_errors: maker.counter(
-                "smg_worker_cache_prediction_error_tokens_total",
-                "tokens by which predictions of cached tokens differ from what replies report",
-                &["worker", "direction"],
-            )?,
-            cache_emptied: maker.counter(
-                "smg_worker_cache_emptied_total",
-                "times that replies show an emptied cache",
-                &["worker"],
             )?,
         })
     }
@@ -214,6 +216,48 @@ impl Keys {
                 "smg_api_keys_reloads_total",
                 "changes of the file of keys",
                 &["result"],
+            )?,
+        })
+    }
+}
+
+impl WorkerReports {
+    fn new(maker: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            requests: maker.gauge(
+                "smg_worker_reported_requests",
+                "requests that a worker reports, running and waiting",
+                &["worker"],
+            )?,
+            queued_tokens: maker.gauge(
+                "smg_worker_reported_queued_tokens",
+                "prompt tokens that a worker reports it has yet to compute",
+                &["worker"],
+            )?,
+            kv_tokens: maker.gauge(
+                "smg_worker_reported_kv_tokens",
+                "tokens of running requests in a worker's memory, as it reports",
+                &["worker"],
+            )?,
+            prefill_speed: maker.gauge(
+                "smg_worker_prefill_tokens_per_second",
+                "prompt tokens that a worker computes per second of prefill, by its reports",
+                &["worker"],
+            )?,
+            loads: maker.counter(
+                "smg_worker_load_reports_total",
+                "reports of workers on their loads",
+                &["source", "result"],
+            )?,
+            cache_errors: maker.counter(
+                "smg_worker_cache_prediction_error_tokens_total",
+                "tokens by which predictions of cached tokens differ from what replies report",
+                &["worker", "direction"],
+            )?,
+            cache_emptied: maker.counter(
+                "smg_worker_cache_emptied_total",
+                "times that replies show an emptied cache",
+                &["worker"],
             )?,
         })
     }

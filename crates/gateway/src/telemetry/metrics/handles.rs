@@ -78,7 +78,11 @@ impl WorkerMetrics {
         } else {
             (&self.cache.under, under)
         };
-        let make = || self.cache.errors.with_label_values(&[&self.name, direction]);
+        let make = || {
+            self.cache
+                .errors
+                .with_label_values(&[&self.name, direction])
+        };
         counter
             .get_or_init(make)
             .inc_by(predicted.abs_diff(reported));

@@ -193,8 +193,8 @@ impl Metrics {
             outcomes: self.resilience.cb_outcomes.clone(),
             transitions: self.resilience.cb_transitions.clone(),
             cache: CacheMetrics {
-                errors: self.worker.cache_errors.clone(),
-                emptied: self.worker.cache_emptied.clone(),
+                errors: self.worker.reports.cache_errors.clone(),
+                emptied: self.worker.reports.cache_emptied.clone(),
                 over: OnceLock::new(),
                 under: OnceLock::new(),
             },
@@ -308,6 +308,12 @@ impl Metrics {
     pub(crate) fn health_check(&self, worker_type: WorkerType, result: &str) {
         let labels = [worker_type.as_str(), result];
         self.worker.health_checks.with_label_values(&labels).inc();
+    }
+
+    /// A worker's report on its load, from this source: `success` or `failure`.
+    pub(crate) fn load_report(&self, source: &str, result: &str) {
+        let loads = &self.worker.reports.loads;
+        loads.with_label_values(&[source, result]).inc();
     }
 
     /// Options that were to change while the gateway runs.

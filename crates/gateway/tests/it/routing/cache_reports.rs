@@ -119,7 +119,7 @@ async fn before(workers: &[&SimWorker]) -> Arc<Running> {
 
 /// What a series of a worker counts; 0 where it has not been counted.
 fn count(page: &str, series: &str, worker: &str) -> u64 {
-    let of_worker = |line: &&str| line.starts_with(series) && line.contains(worker);
+    let of_worker = |line: &&str| line.starts_with(series) && line.contains(&format!("{worker}\""));
     let lines = page.lines().filter(of_worker);
     lines
         .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
@@ -144,7 +144,8 @@ async fn flush_behind_the_gateways_back(path: &'static str) {
     assert!(early.contains(&true), "{after:?}");
     assert!(!late.is_empty() && !late.contains(&true), "{wrong:?}");
     let page = gateway.metrics().await;
-    let emptied = |worker: &SimWorker| count(&page, "smg_worker_cache_emptied_total", &worker.url());
+    let emptied =
+        |worker: &SimWorker| count(&page, "smg_worker_cache_emptied_total", &worker.url());
     assert_eq!((emptied(&workers[0]), emptied(&workers[1])), (1, 0));
     let series = "smg_worker_cache_prediction_error_tokens_total{direction=\"over\"";
     assert!(count(&page, series, &flushed) > 500);
@@ -184,5 +185,8 @@ async fn prediction_error_is_explained() {
     assert_eq!(decisions["decisions"][0]["prediction_error"], large);
     let explained = posting("/generate", "x-smg-explain: 1\r\n", &body);
     let reply = raw(&*gateway, &explained).await;
-    assert_eq!(reply.header("x-smg-prediction-error"), format!("{large:.3}"));
+    assert_eq!(
+        reply.header("x-smg-prediction-error"),
+        format!("{large:.3}")
+    );
 }

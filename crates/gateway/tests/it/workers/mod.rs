@@ -2,6 +2,7 @@
 
 mod discovery_file;
 mod drained;
+mod loads;
 mod models;
 mod names;
 mod policies;

@@ -163,7 +163,7 @@ mod tests {
         let cost = |load: &Load| {
             let costs = MeanCosts::default().get(from);
             let model = DecodeModel { output: 100, costs };
-            model.cost(load.occupied(), model.prefill(300))
+            model.cost(load.all_occupied(), model.prefill(300))
         };
         assert!(cost(&all[0].load).abs() < 1e-9);
         for worker in &all {
@@ -193,7 +193,7 @@ mod tests {
                 context: 0.0,
             };
             let model = DecodeModel { output: 200, costs };
-            model.lacks_memory(load.occupied(), model.prefill(300))
+            model.lacks_memory(load.all_occupied(), model.prefill(300))
         };
         let _lease = load.lease(800);
         assert!(!lacks(1.0), "its size is unknown");

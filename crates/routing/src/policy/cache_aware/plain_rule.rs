@@ -91,7 +91,7 @@ impl Decision<'_> {
     }
 
     fn wait(&self, candidate: &Candidate) -> f64 {
-        let queued = candidate.load.queued_tokens() as f64;
+        let queued = candidate.load.all_queued_tokens() as f64;
         queued + self.uncached(candidate) as f64 + candidate.crossing_tokens as f64
     }
 
@@ -105,13 +105,13 @@ impl Decision<'_> {
 
     fn lacks_memory(&self, candidate: &Candidate) -> bool {
         let (load, own) = (&candidate.load, self.kv_tokens(candidate));
-        let taken = (load.kv_tokens() + own) as f64;
+        let taken = (load.all_kv_tokens() + own) as f64;
         let full = |capacity| taken > 1.1 * capacity as f64;
         self.costs.coupling >= 0.5 && load.kv_capacity().is_some_and(full)
     }
 
     fn has_too_many(&self, candidate: &Candidate) -> bool {
-        let requests = |candidate: &Candidate| candidate.load.requests() as f64;
+        let requests = |candidate: &Candidate| candidate.load.all_requests() as f64;
         let fewest = self.all.iter().map(requests).fold(f64::INFINITY, f64::min);
         self.rule.balance.is_some_and(|balance| {
             requests(candidate) > fewest * balance.relative + balance.absolute as f64
@@ -159,9 +159,9 @@ impl Decision<'_> {
 
     fn decode(&self, candidate: &Candidate) -> f64 {
         let (load, costs) = (&candidate.load, self.costs);
-        let stall = self.uncached(candidate) as f64 * load.decoding() as f64;
+        let stall = self.uncached(candidate) as f64 * load.all_occupied().decoding() as f64;
         let own = self.kv_tokens(candidate) as f64;
-        let others = own * load.requests() as f64 + load.kv_tokens() as f64;
+        let others = own * load.all_requests() as f64 + load.all_kv_tokens() as f64;
         let slower = self.request.output_tokens as f64 * costs.context * others;
         costs.coupling * (stall + slower)
     }

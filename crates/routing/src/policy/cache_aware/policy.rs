@@ -8,9 +8,7 @@ use super::decode::{DecodeModel, MeanCosts};
 use super::{CongestionFactor, ReplicationDiscount};
 use crate::candidate::cheapest;
 use crate::policy::{Balance, Params, Pick, Policy, Ranked};
-use crate::prefix::{
-    BLOCK, Correction, Prediction, PrefixIndex, hash_blocks, prompt_hash,
-};
+use crate::prefix::{BLOCK, Correction, Prediction, PrefixIndex, hash_blocks, prompt_hash};
 use crate::{Candidate, Candidates, Request, SeededRng};
 
 /// Chooses the worker of lowest predicted cost
@@ -237,7 +235,7 @@ fn read_all(
             last.1
         };
         let load = &*candidate.load;
-        let (queued, occupied) = (load.queued_tokens(), load.occupied());
+        let (queued, occupied) = (load.all_queued_tokens(), load.all_occupied());
         let reading = Reading {
             uncached: prefill.uncached,
             wait: queued as f64 + prefill.tokens + candidate.crossing_tokens as f64,
@@ -323,7 +321,7 @@ impl Policy for CacheAware {
                 Ranked {
                     candidate,
                     matched_tokens: request.prompt.tokens() - reading.uncached,
-                    queued_tokens: candidate.load.queued_tokens(),
+                    queued_tokens: candidate.load.all_queued_tokens(),
                     cost: cost.tokens,
                     passed_over: cost.passed_over,
                 }

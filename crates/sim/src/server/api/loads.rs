@@ -118,6 +118,8 @@ fn rank_object(options: &SimOptions, rank: usize, load: &EngineLoad, now: f64) -
         "cache_hit_rate": rounded(load.cache_hit_rate()),
         "utilization": share(load.running as f64, limit),
         "max_running_requests": limit,
+        "total_prefill_uncached_tokens": load.computed_tokens_total,
+        "total_prefill_busy_us": load.prefill_time.as_micros() as u64,
         "memory": {
             "weight_gb": 0.0, "kv_cache_gb": 0.0, "graph_gb": 0.0,
             "token_capacity": options.kv_cache_tokens,
