@@ -14,9 +14,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,29 +24,16 @@ from compare import CHAT, MODEL, START_TIMEOUT, chosen
 from processes import HOST, BenchError, require_free, require_tools, running, two_cores, wait_until_answered
 from targets import Setting, Target
 
+from sgl_model_gateway._replay.client import Client
+from sgl_model_gateway._replay.send import Outcome, Pace, send
+from sgl_model_gateway._replay.trace import Trace, read, shortened
+
 # The simulated worker counts four bytes as one token.
 PAGE_TOKENS = 16
 PAGE_BYTES = 4 * PAGE_TOKENS
-FILLER = "lorem ipsum dolor sit amet consectetur adipiscing elit sed do eiusmod"
 DRAIN_S = 120.0
 # Until the gateway has seen every worker.
 SETTLE_S = 2.0
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A request of the trace."""
-
-    at_s: float
-    body: bytes
-
-
-@dataclass
-class Outcome:
-    """What the client saw."""
-
-    ttft_s: list[float] = field(default_factory=list)
-    errors: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,86 +45,22 @@ class WorkerStats:
     hit_ratio: float
 
 
-def page(block: int) -> str:
-    """The text of a block, `PAGE_BYTES` long."""
-    return (f"{block:08x} " + FILLER)[:PAGE_BYTES]
+def arrivals(path: Path, limit: int, output_divisor: int) -> Trace:
+    """The first requests of a trace, each of their blocks a page."""
+    whole = read(path, limit)
+    short = shortened(whole, block_divisor=whole.block_bytes // PAGE_BYTES, output_divisor=output_divisor)
+    rows = [replace(one, input_bytes=len(one.blocks) * PAGE_BYTES, streams=True) for one in short.arrivals]
+    return replace(short, arrivals=rows)
 
 
-def arrivals(path: Path, limit: int, output_divisor: int) -> list[Arrival]:
-    """The first requests of a trace."""
-    found: list[Arrival] = []
-    with path.open() as lines:
-        for line in lines:
-            if len(found) == limit:
-                break
-            row = json.loads(line)
-            content = "".join(map(page, row["hash_ids"]))
-            request = {
-                "model": MODEL,
-                "stream": True,
-                "max_tokens": max(1, row["output_length"] // output_divisor),
-                "messages": [{"role": "user", "content": content}],
-            }
-            found.append(Arrival(row["timestamp"] / 1000, json.dumps(request).encode()))
-    return found
-
-
-class Client:
-    """Connections to the gateway, used again."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-    async def send(self, body: bytes, outcome: Outcome) -> None:
-        """One request; its time to the first byte of the body, or an error, goes to the outcome."""
-        started = time.monotonic()
-        try:
-            first = await self._exchange(body)
-        except (OSError, EOFError, ValueError):
-            outcome.errors += 1
-        else:
-            outcome.ttft_s.append(first - started)
-
-    async def _exchange(self, body: bytes) -> float:
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(HOST, self._port)
-        try:
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
-            writer.write(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
-            reply = (await reader.readuntil(b"\r\n\r\n")).lower()
-            if reply.split(b" ", 2)[1] != b"200" or b"\r\ntransfer-encoding: chunked\r\n" not in reply:
-                raise ValueError("no stream")
-            size = int(await reader.readline(), 16)
-            first = time.monotonic()
-            while size:
-                await reader.readexactly(size + 2)
-                size = int(await reader.readline(), 16)
-            await reader.readline()
-        except BaseException:
-            writer.close()
-            raise
-        self._idle.append((reader, writer))
-        return first
-
-    def close(self) -> None:
-        for _, writer in self._idle:
-            writer.close()
-
-
-async def replay(port: int, trace: Sequence[Arrival], speed: float) -> Outcome:
+async def replay(port: int, trace: Trace, speed: float) -> Outcome:
     """Sends every request at its time, then waits for the replies; those that do not come are errors."""
-    client, outcome = Client(port), Outcome()
-    tasks = []
-    started, first = time.monotonic(), trace[0].at_s
-    for arrival in trace:
-        await asyncio.sleep((arrival.at_s - first) / speed - (time.monotonic() - started))
-        tasks.append(asyncio.create_task(client.send(arrival.body, outcome)))
-    _, late = await asyncio.wait(tasks, timeout=DRAIN_S)
-    for task in late:
-        task.cancel()
-    client.close()
-    outcome.errors += len(late)
-    return outcome
+    client = Client(f"http://{HOST}:{port}")
+    pace = Pace(speed=speed, max_in_flight=100_000, timeout_s=DRAIN_S, model=MODEL)
+    try:
+        return await send(client, trace, pace)
+    finally:
+        client.close()
 
 
 def worker_command(python: str, port: int, args: argparse.Namespace) -> list[str]:
@@ -156,7 +78,7 @@ def worker_command(python: str, port: int, args: argparse.Namespace) -> list[str
     return [python, "-m", "sgl_model_gateway.sim_worker", *words]
 
 
-def measure(target: Target, policy: str, trace: Sequence[Arrival], args: argparse.Namespace) -> dict[str, Any]:
+def measure(target: Target, policy: str, trace: Trace, args: argparse.Namespace) -> dict[str, Any]:
     """One replay through one gateway. Raises `BenchError` when it does not start."""
     workers = tuple(range(args.base_port, args.base_port + args.workers))
     port = args.base_port + args.workers
@@ -188,9 +110,9 @@ def worker_stats(url: str) -> WorkerStats:
 
 def figures(outcome: Outcome, stats: list[WorkerStats]) -> dict[str, Any]:
     """The row of a gateway."""
-    if not outcome.ttft_s:
+    if not outcome.replies:
         raise BenchError("no request was answered")
-    times = sorted(outcome.ttft_s)
+    times = sorted(reply.first_s for reply in outcome.replies.values())
     prompt_tokens = sum(worker.prompt_tokens for worker in stats)
     return {
         "hit_ratio": sum(worker.prompt_tokens * worker.hit_ratio for worker in stats) / max(1, prompt_tokens),
@@ -198,7 +120,7 @@ def figures(outcome: Outcome, stats: list[WorkerStats]) -> dict[str, Any]:
         "ttft_p50_ms": times[len(times) // 2] * 1000,
         "ttft_p99_ms": times[len(times) * 99 // 100] * 1000,
         "answered": len(times),
-        "errors": outcome.errors,
+        "errors": outcome.errors.total(),
     }
 
 

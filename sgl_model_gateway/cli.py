@@ -17,6 +17,7 @@ examples:
   %(prog)s server --model-path Qwen/Qwen3-8B --dp-size 2
   %(prog)s demo --workers 4
   %(prog)s simulate --trace trace.jsonl --workers 8 --policy all
+  %(prog)s replay --trace trace.jsonl --target http://127.0.0.1:30000
   %(prog)s config check gateway.yaml
   %(prog)s top --url http://127.0.0.1:30000
   %(prog)s doctor --worker-urls http://gpu-1:30000 http://gpu-2:30000
@@ -113,6 +114,12 @@ def _simulate(argv: list[str]) -> None:
     simulate.main(argv, prog=f"{_program()} simulate")
 
 
+def _replay(argv: list[str]) -> None:
+    from . import replay
+
+    replay.main(argv, prog=f"{_program()} replay")
+
+
 def _config(argv: list[str]) -> None:
     from . import config
 
@@ -138,6 +145,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "sim-worker": ("start a simulated worker", _sim_worker),
     "demo": ("start simulated workers and a gateway, and send them some load", _demo),
     "simulate": ("replay a trace under several policies in virtual time, and compare them", _simulate),
+    "replay": ("send a recorded trace to a live gateway, or to two, and compare", _replay),
     "config": ("check a configuration file, or print its schema", _config),
     "top": ("show the workers of a running gateway", _top),
     "doctor": ("check options, ports, this machine and the workers before a start", _doctor),

@@ -28,6 +28,7 @@ import replay  # noqa: E402
 import suite  # noqa: E402
 import targets  # noqa: E402
 
+from sgl_model_gateway._replay.prompts import block_text  # noqa: E402
 from sgl_model_gateway.sgl_model_gateway_rs import FleetTrace  # noqa: E402
 
 
@@ -109,7 +110,7 @@ def test_peers_are_pinned_to_versions_and_have_targets() -> None:
 
 
 def test_a_page_of_a_replayed_prompt_is_a_page_of_the_worker() -> None:
-    pages = {replay.page(block) for block in (0, 1, 255, 2**31)}
+    pages = {block_text(block, replay.PAGE_BYTES, "") for block in (0, 1, 255, 2**31)}
     assert {len(page) for page in pages} == {replay.PAGE_BYTES} and len(pages) == 4
 
 
