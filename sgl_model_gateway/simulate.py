@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ._options.help import Parser, did_you_mean, program
+from ._replay.trace import TraceError, read
+from ._simulate import sweep_command
 from ._simulate.report import Report, Run
+from ._simulate.sweep import Goal
 from ._simulate.table import table
 from .sgl_model_gateway_rs import FleetTrace, fleet_option_defaults, fleet_policies, simulate_fleet
 
@@ -38,11 +41,12 @@ _OPTIONS = {
 _DESCRIPTION = """\
 Replays a trace under several policies, in virtual time, and compares them.
 
-The trace is in Mooncake's format, a JSON object per line: timestamp (ms), input_length, output_length (tokens) and
-hash_ids, one per block of 512 prompt tokens. The policies are the gateway's own; each knows only what it routed and
-which requests have shown their first byte. Every worker is one prefill server with an LRU prefix cache, or, with
---engine-model shared, one device that computes prompts and decodes in turns out of one memory. With --prefill and
---decode the fleet is one of prefill/decode pairs; policies are then named prefill+decode.
+The trace is a recording of a gateway (--record), or in Mooncake's format, a JSON object per line: timestamp (ms),
+input_length, output_length (tokens) and hash_ids, one per block of 512 prompt tokens. The policies are the gateway's
+own; each knows only what it routed and which requests have shown their first byte. Every worker is one prefill server
+with an LRU prefix cache, or, with --engine-model shared, one device that computes prompts and decodes in turns out of
+one memory. With --prefill and --decode the fleet is one of prefill/decode pairs; policies are then named
+prefill+decode.
 """
 _EXAMPLES = """\
   %(prog)s --trace trace.jsonl --workers 8
@@ -50,6 +54,7 @@ _EXAMPLES = """\
   %(prog)s --trace trace.jsonl --prefill 2 --decode 3 --policy cache_aware+least_load,round_robin
   %(prog)s --trace trace.jsonl --fault 10000:60000:3:slow=20 --knowledge rules
   %(prog)s --trace trace.jsonl --engine-model shared --kv-tokens 900000 --tpot-slo-ms 25
+  %(prog)s --trace trace.jsonl --sweep workers=2,3,4,6 --sweep kv_tokens=200000,800000 --ttft-slo-ms 500 --plot plot.svg
 """
 _Item = TypeVar("_Item")
 # The gateway's own for pairs, and what they are compared with.
@@ -170,8 +175,11 @@ def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
     defaults = fleet_option_defaults()
     for name, text in _OPTIONS.items():
         kind, flag = type(defaults[name]), f"--{name.replace('_', '-')}"
+        default, said = defaults[name], "%(default)s"
+        if name == "block_tokens":
+            default, said = None, f"what a recording says, otherwise {defaults[name]}"
         parser.add_argument(
-            flag, type=kind, default=defaults[name], metavar=kind.__name__.upper(), help=f"{text}; default %(default)s"
+            flag, type=kind, default=default, metavar=kind.__name__.upper(), help=f"{text}; default {said}"
         )
     parser.add_argument(
         "--engine-model",
@@ -190,9 +198,13 @@ def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
         + ", ".join(f"{name}={json.dumps(value)}" for name, value in defaults["engine"].items())
         + "; can be repeated",
     )
+    sweep_command.add_flags(parser, _OPTIONS)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="write a picture: .html, or .png (needs sgl-model-gateway[plot])"
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="write a picture: .html, or .png (needs sgl-model-gateway[plot]); of a sweep .svg",
     )
     return parser
 
@@ -283,20 +295,26 @@ def _mean(reports: list[Report]) -> Report:
     return mean
 
 
-def _plotter(parser: argparse.ArgumentParser, path: Path | None) -> Callable[[Path, list[Run], str], None] | None:
+def _plotter(
+    parser: argparse.ArgumentParser, path: Path | None, *, is_sweep: bool
+) -> Callable[[Path, list[Run], str], None] | None:
     """Found before the work begins, so that nothing is computed in vain."""
     if path is None:
         return None
     from ._simulate import plot
 
+    if not path.parent.is_dir():
+        parser.error(f"--plot {path}: there is no directory {path.parent}")
+    if is_sweep:
+        if path.suffix != ".svg":
+            parser.error(f"--plot {path}: the name of a sweep's picture must end in .svg")
+        return None
     if path.suffix not in (".html", ".png"):
         parser.error(f"--plot {path}: the name must end in .html or .png")
     if path.suffix == ".png" and not plot.can_draw_png():
         parser.error(
             f"--plot {path}: PNG needs matplotlib: pip install 'sgl-model-gateway[plot]', or use a name ending in .html"
         )
-    if not path.parent.is_dir():
-        parser.error(f"--plot {path}: there is no directory {path.parent}")
     return plot.write_png if path.suffix == ".png" else plot.write_html
 
 
@@ -308,6 +326,14 @@ def _read(parser: argparse.ArgumentParser, args: argparse.Namespace) -> FleetTra
     except OSError as error:
         parser.error(f"cannot read {args.trace}: {error.strerror or error}")
     except ValueError as error:
+        parser.error(f"{args.trace}: {error}")
+
+
+def _block_tokens(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """Tokens of a block: a recording counts its blocks in bytes, and says how many tokens engines saw in them."""
+    try:
+        return read(args.trace, args.limit).tokens_per_block()
+    except TraceError as error:
         parser.error(f"{args.trace}: {error}")
 
 
@@ -340,15 +366,28 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     policies = _chosen(parser, args.policy, pairs=args.prefill > 0)
     if not args.speed or not args.seed:
         parser.error("--speed and --seed need a value each")
-    write = _plotter(parser, args.plot)
+    goal = sweep_command.goal(parser, args)
+    write = _plotter(parser, args.plot, is_sweep=bool(args.sweep))
     trace = _read(parser, args)
+    if args.block_tokens is None:
+        args.block_tokens = _block_tokens(parser, args)
     options = {name: getattr(args, name) for name in _OPTIONS} | {"changes": args.event}
     options |= {"faults": args.fault, "knowledge": args.knowledge}
     options |= {"engine_model": args.engine_model, "engine": dict(args.engine)}
-    bar = _Bar(len(policies) * len(args.speed) * len(args.seed), len(trace))
+    bar = _Bar(len(policies) * len(args.speed) * len(args.seed) * sweep_command.fleets(args), len(trace))
     try:
+        if args.sweep:
+
+            def measure(point: dict[str, float]) -> list[Report]:
+                more = {"seeds": args.seed, "progress": bar, **options, **point}
+                return compare(trace, policies, speeds=args.speed, **more)[0]["policies"]
+
+            said = sweep_command.run(args, goal, measure)
+            bar.clear()
+            print(said)
+            return
         runs = compare(trace, policies, speeds=args.speed, seeds=args.seed, progress=bar, **options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         bar.clear()
         parser.error(str(error))
     except KeyboardInterrupt:
@@ -360,7 +399,11 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
             write(args.plot, runs, args.trace.name)
         except OSError as error:
             parser.error(f"cannot write {args.plot}: {error.strerror or error}")
-    print(_as_json(args, trace, runs, options) if args.json else _as_text(args, trace, runs))
+    print(_as_json(args, trace, runs, options) if args.json else _as_text(args, goal, trace, runs))
+
+
+def _plain(report: Report) -> Report:
+    return {name: value for name, value in report.items() if not isinstance(value, list)}
 
 
 def _as_json(args: argparse.Namespace, trace: FleetTrace, runs: list[Run], options: dict[str, Any]) -> str:
@@ -373,17 +416,14 @@ def _as_json(args: argparse.Namespace, trace: FleetTrace, runs: list[Run], optio
     plain = [
         {
             "speed": run["speed"],
-            "policies": [
-                {name: value for name, value in report.items() if not isinstance(value, list)}
-                for report in run["policies"]
-            ],
+            "policies": [_plain(report) for report in run["policies"]],
         }
         for run in runs
     ]
     return json.dumps({"trace": about, "options": options | {"seeds": args.seed}, "runs": plain}, indent=2)
 
 
-def _as_text(args: argparse.Namespace, trace: FleetTrace, runs: list[Run]) -> str:
+def _as_text(args: argparse.Namespace, goal: Goal, trace: FleetTrace, runs: list[Run]) -> str:
     order = "" if trace.was_sorted else ", sorted by time"
     fleet = f"{args.prefill} prefill and {args.decode} decode workers" if args.prefill else f"{args.workers} workers"
     head = f"{args.trace.name}: {len(trace)} requests over {trace.span_secs:.0f} s{order}; {fleet}"
@@ -394,6 +434,8 @@ def _as_text(args: argparse.Namespace, trace: FleetTrace, runs: list[Run]) -> st
         shown = table(run["policies"], to_last_token=shared or args.prefill > 0)
         what = "devices" if shared else "prefill"
         parts.append(f"\nspeed {run['speed']:g} ({what} up to {busiest:.0%} busy; times in ms)\n{shown}")
+        met = [report["policy"] for report in run["policies"] if goal.is_met(report)]
+        parts.append(f"\n{goal}: met by {', '.join(met) or 'none'}")
     return "\n".join(parts)
 
 

@@ -52,13 +52,13 @@ def write_html(path: Path, runs: list[Run], title: str) -> None:
     path.write_text(page, encoding="utf-8")
 
 
-def _colour(place: int) -> str:
+def colour(place: int) -> str:
     return _COLOURS[place % len(_COLOURS)]
 
 
 def _keys(reports: list[Report]) -> str:
     key = '<span class="key"><i style="background:{}"></i>{}</span>'
-    return "".join(key.format(_colour(place), html.escape(report["policy"])) for place, report in enumerate(reports))
+    return "".join(key.format(colour(place), html.escape(report["policy"])) for place, report in enumerate(reports))
 
 
 def _decades(reports: list[Report], field: str) -> tuple[int, int]:
@@ -68,7 +68,7 @@ def _decades(reports: list[Report], field: str) -> tuple[int, int]:
     return low, max(low + 1, math.ceil(math.log10(max(times))))
 
 
-def _time(milliseconds: float) -> str:
+def time_text(milliseconds: float) -> str:
     return f"{milliseconds / 1000:,.4g} s" if milliseconds >= 1000 else f"{milliseconds:.4g} ms"
 
 
@@ -92,7 +92,7 @@ def _goodput(runs: list[Run]) -> str:
     for place, report in enumerate(runs[0]["policies"]):
         points = " ".join(point(run["speed"], run["policies"][place]["goodput"]) for run in runs)
         name = html.escape(report["policy"])
-        line = f'<polyline class="curve" stroke="{_colour(place)}" points="{points}">'
+        line = f'<polyline class="curve" stroke="{colour(place)}" points="{points}">'
         parts.append(f"{line}<title>{name}</title></polyline>")
     return _svg(_HEIGHT, parts)
 
@@ -111,7 +111,7 @@ def _curves(reports: list[Report], field: str) -> str:
         for decade in range(low, high + 1):
             at = x(10.0**decade)
             yield f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="10" y2="{10 + tall}"/>'
-            yield f'<text x="{at:.1f}" y="{_HEIGHT - 20}" text-anchor="middle">{_time(10.0**decade)}</text>'
+            yield f'<text x="{at:.1f}" y="{_HEIGHT - 20}" text-anchor="middle">{time_text(10.0**decade)}</text>'
         for share in (0, 0.25, 0.5, 0.75, 1):
             yield f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + wide}" y1="{y(share):.1f}" y2="{y(share):.1f}"/>'
             yield f'<text x="{_LEFT - 8}" y="{y(share) + 4:.1f}" text-anchor="end">{share:.0%}</text>'
@@ -120,7 +120,7 @@ def _curves(reports: list[Report], field: str) -> str:
         times = report[field]
         points = " ".join(f"{x(time):.1f},{y(at / (len(times) - 1)):.1f}" for at, time in enumerate(times))
         name = html.escape(report["policy"])
-        return f'<polyline class="curve" stroke="{_colour(place)}" points="{points}"><title>{name}</title></polyline>'
+        return f'<polyline class="curve" stroke="{colour(place)}" points="{points}"><title>{name}</title></polyline>'
 
     curves = (curve(place, report) for place, report in enumerate(reports))
     return _svg(_HEIGHT, [*grid(), *curves])
@@ -132,12 +132,12 @@ def _bars(reports: list[Report]) -> str:
     parts = []
     for place, report in enumerate(reports):
         top, mean, p99 = 5 + place * (2 * _BAR + _GAP), report["ttft_mean_ms"], report["ttft_p99_ms"]
-        bar = f'<rect x="{_NAMES}" height="{_BAR}" fill="{_colour(place)}"'
+        bar = f'<rect x="{_NAMES}" height="{_BAR}" fill="{colour(place)}"'
         parts += [
             f'<text x="{_NAMES - 8}" y="{top + _BAR + 4}" text-anchor="end">{html.escape(report["policy"])}</text>',
             f'{bar} y="{top}" width="{wide * mean / longest:.1f}"/>',
             f'{bar} y="{top + _BAR}" width="{wide * p99 / longest:.1f}" opacity=".4"/>',
-            f'<text x="{_NAMES + wide + 8}" y="{top + _BAR + 4}">{_time(mean)} / {_time(p99)}'
+            f'<text x="{_NAMES + wide + 8}" y="{top + _BAR + 4}">{time_text(mean)} / {time_text(p99)}'
             f" ({report['hit_ratio']:.1%})</text>",
         ]
     return _svg(len(reports) * (2 * _BAR + _GAP) + 5, parts)
@@ -166,13 +166,13 @@ def write_png(path: Path, runs: list[Run], title: str) -> None:
             for place, report in enumerate(reports):
                 times = [max(time, 0.1) for time in report[field]]
                 shares = [at / (len(times) - 1) for at in range(len(times))]
-                curves.plot(times, shares, color=_colour(place), label=report["policy"])
+                curves.plot(times, shares, color=colour(place), label=report["policy"])
             curves.set(xscale="log", xlabel=f"{name} (ms)", ylabel="share of requests")
         distributions[0].set_title(f"speed {run['speed']:g}")
         distributions[0].legend()
         for place, report in enumerate(reports):
-            bars.barh(place - 0.2, report["ttft_mean_ms"], 0.4, color=_colour(place))
-            bars.barh(place + 0.2, report["ttft_p99_ms"], 0.4, color=_colour(place), alpha=0.4)
+            bars.barh(place - 0.2, report["ttft_mean_ms"], 0.4, color=colour(place))
+            bars.barh(place + 0.2, report["ttft_p99_ms"], 0.4, color=colour(place), alpha=0.4)
         bars.set(xlabel="TTFT (ms): mean dark, 99th percentile light")
         bars.set_yticks(range(len(reports)), [report["policy"] for report in reports])
         bars.invert_yaxis()

@@ -2,7 +2,9 @@
 //!
 //! `{"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [..]}`, where
 //! each hash id stands for a block of the prompt (Qin et al., FAST 2025). Lines may also have
-//! `max_tokens`, the limit that the request sets, and `tenant`, the name of the client.
+//! `max_tokens`, the limit that the request sets, `tenant`, the name of the client, and
+//! `prompt_tokens`, the tokens that an engine has counted, which hold in place of `input_length`.
+//! Lines with neither tokens nor blocks are left out: such requests reached no worker.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -65,6 +67,8 @@ struct Line {
     output_length: u32,
     hash_ids: Vec<u64>,
     #[serde(default)]
+    prompt_tokens: Option<u32>,
+    #[serde(default)]
     max_tokens: Option<u32>,
     #[serde(default)]
     tenant: Option<String>,
@@ -119,7 +123,10 @@ impl Trace {
                 _ => TraceError::Read(error),
             })?;
             if !line.trim().is_empty() {
-                trace.push(parse(&line).map_err(bad)?);
+                let line = parse(&line).map_err(bad)?;
+                if line.input_length > 0 || !line.hash_ids.is_empty() {
+                    trace.push(line);
+                }
             }
         }
         trace.sorted = trace.rows.is_sorted_by(|one, next| one.ms <= next.ms);
@@ -140,7 +147,7 @@ impl Trace {
         let tenant = line.tenant.map(|name| self.tenant_index(name));
         self.rows.push(Row {
             ms: line.timestamp,
-            input: line.input_length,
+            input: line.prompt_tokens.unwrap_or(line.input_length),
             output: line.output_length,
             longest_output: line.max_tokens.unwrap_or(UNLIMITED),
             tenant,
@@ -238,8 +245,9 @@ fn parse(line: &str) -> Result<Line, LineError> {
     if !parsed.timestamp.is_finite() || parsed.timestamp < 0.0 {
         return Err(LineError::Time(parsed.timestamp));
     }
-    if parsed.input_length > LONGEST {
-        return Err(LineError::Length(parsed.input_length));
+    let length = parsed.input_length.max(parsed.prompt_tokens.unwrap_or(0));
+    if length > LONGEST {
+        return Err(LineError::Length(length));
     }
     Ok(parsed)
 }
