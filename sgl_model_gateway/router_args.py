@@ -243,6 +243,11 @@ class RouterArgs(_FlagsGiven):
     queue_starvation_secs: int = option(30, LIMIT, "fair order: once a batch request has waited so long, every second turn is one of its class")
     service_discovery_zone_label: str = option("topology.kubernetes.io/zone", DISCOVERY, "label of a discovered pod that holds its zone", metavar="KEY")
     load_poll_interval_secs: int = option(0, POLICY, "seconds between questions to each worker for its load, so that traffic of other gateways counts; 0 asks none")
+    record: str | None = option(None, LOGGING, "file to which inference requests are recorded, a JSON object each, with times, lengths and hashes, never text; simulate and replay read it", metavar="FILE")
+    record_max_mb: int = option(64, LOGGING, "size in MiB at which --record begins the next file")
+    record_max_files: int = option(8, LOGGING, "files that --record keeps; older ones are FILE.1, FILE.2 and so on")
+    record_sample: float = option(1.0, LOGGING, "share of sessions that --record records (above 0, up to 1); requests with a common prefix stay together", metavar="SHARE")
+    record_block_tokens: int = option(512, LOGGING, "tokens of the blocks whose hashes --record records: 16, 32, 64, 128, 256 or 512; 512 is Mooncake's", metavar="TOKENS")
     # fmt: on
 
     @staticmethod

@@ -184,6 +184,11 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "queue_starvation_secs",
         "service_discovery_zone_label",
         "load_poll_interval_secs",
+        "record",
+        "record_max_mb",
+        "record_max_files",
+        "record_sample",
+        "record_block_tokens",
     ]
 
 

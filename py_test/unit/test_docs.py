@@ -23,7 +23,7 @@ from urllib.parse import quote
 import pytest
 from support.pages import DOCS, LINKED, PAGES, ROOT, TIMEOUT, Block, anchors, blocks, name_of, send, without_blocks
 
-from sgl_model_gateway import doctor, launch_server, top
+from sgl_model_gateway import doctor, launch_server, replay, top
 from sgl_model_gateway.launch_router import parse_router_args
 from sgl_model_gateway.mini_lb import MiniLoadBalancer
 from sgl_model_gateway.router import PolicyType, Router
@@ -152,6 +152,10 @@ def check_top(args: list[str]) -> None:
     top.create_parser().parse_args(args)
 
 
+def check_replay(args: list[str]) -> None:
+    replay.create_parser().parse_args(args)
+
+
 def check_make(args: list[str]) -> None:
     (target,) = args
     assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.M), target
@@ -178,6 +182,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "simulate": check_simulate,
     "doctor": check_doctor,
     "top": check_top,
+    "replay": check_replay,
     "make": check_make,
     "pip": check_pip,
     "docker": check_docker,

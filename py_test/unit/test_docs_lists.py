@@ -168,8 +168,8 @@ def used(sim_workers: Any, gateway: Any, tmp_path: Path) -> list[Router]:
         post(one, "/generate", say)
     (whole,) = sim_workers(1, prefill_tokens_per_sec=100_000)
     # Its collector is away, which its requests do not notice.
-    tracing = {"enable_trace": True, "otlp_traces_endpoint": "127.0.0.1:1"}
-    cached = gateway([whole.url], policy="cache_aware", load_poll_interval_secs=1, **tracing)
+    more = {"enable_trace": True, "otlp_traces_endpoint": "127.0.0.1:1", "record": str(tmp_path / "trace.jsonl")}
+    cached = gateway([whole.url], policy="cache_aware", load_poll_interval_secs=1, **more)
     flush_unseen(cached, whole)
     pairs = pair_gateway(sim_workers, gateway)
     keyed = {"content-type": "application/json", "x-smg-routing-key": "k"}

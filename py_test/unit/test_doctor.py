@@ -143,6 +143,10 @@ IDLE: list[tuple[str, Any, dict[str, Any], dict[str, Any] | None]] = [
     ("explain_routing", True, {"hide_routing": True}, {}),
     ("log_max_files", 1, {"access_log": "-"}, {"access_log": "a.log"}),
     ("log_max_files", 1, {}, {"log_dir": "."}),
+    ("record_max_mb", 1, {}, {"record": "a.jsonl"}),
+    ("record_max_files", 1, {}, {"record": "a.jsonl"}),
+    ("record_sample", 0.5, {}, {"record": "a.jsonl"}),
+    ("record_block_tokens", 64, {}, {"record": "a.jsonl"}),
     *(
         (name, value, {"worker_urls": ["http://a", "b:1"]}, {"worker_urls": ["http://a", "https://b"]})
         for name, value in (("ca_cert_paths", ["a"]), ("client_cert_path", "a"), ("client_key_path", "a"))

@@ -171,6 +171,11 @@ _RULES = (
         "no daily files are written without --log-dir or a file for --access-log",
     ),
     _Rule(
+        ("record_max_mb", "record_max_files", "record_sample", "record_block_tokens"),
+        lambda args: not args.record,
+        "nothing is recorded without --record",
+    ),
+    _Rule(
         ("ca_cert_paths", "client_cert_path", "client_key_path", "worker_tls_name", "tls_skip_verify"),
         _has_no_tls_peer,
         "no worker's URL begins with https://",

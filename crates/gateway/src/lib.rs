@@ -25,6 +25,7 @@ pub mod fuzz;
 mod header_lookup;
 mod lane;
 mod proxy;
+mod recorder;
 mod server;
 mod shutdown;
 mod telemetry;

@@ -1,12 +1,13 @@
-//! What is reported of requests: metrics, the access log, traces.
+//! What is reported of requests: metrics, the access log, traces, the recording.
 
 use std::sync::Arc;
 
 use tracing::info;
 
 use super::error::StartError;
-use crate::config::{Options, TraceSection};
-use crate::telemetry::{AccessLog, AccessLogWriter, Metrics, TraceExporter, Traces};
+use crate::config::{Options, RecordSection, TraceSection};
+use crate::recorder::{RecordWriter, Recorder};
+use crate::telemetry::{AccessLog, AccessLogWriter, Metrics, RequestLines, TraceExporter, Traces};
 use crate::upstream::WorkerTls;
 
 /// The threads that write and send, and what they need.
@@ -14,6 +15,7 @@ use crate::upstream::WorkerTls;
 pub(super) struct Reporting {
     access_log: Option<AccessLogWriter>,
     traces: Option<TraceExporter>,
+    recording: Option<RecordWriter>,
     /// Towards the collector of traces.
     pub(super) collector_tls: Option<Arc<WorkerTls>>,
 }
@@ -28,7 +30,9 @@ pub(super) fn report(options: &Options) -> Result<(Arc<Metrics>, Reporting), Sta
     let mut reporting = Reporting::default();
     let access = reporting.start_access_log(options, &metrics)?;
     let traces = reporting.start_traces(options, &metrics)?;
-    Ok((Arc::new(metrics.with_lines(access, traces)), reporting))
+    let recorder = reporting.start_recording(options, &metrics)?;
+    let lines = RequestLines::new(access, traces, recorder);
+    Ok((Arc::new(metrics.with_lines(lines)), reporting))
 }
 
 impl Reporting {
@@ -68,9 +72,27 @@ impl Reporting {
         Ok(Some(traces))
     }
 
+    fn start_recording(
+        &mut self,
+        options: &Options,
+        metrics: &Metrics,
+    ) -> Result<Option<Recorder>, StartError> {
+        let Some(section) = RecordSection::new(options) else {
+            return Ok(None);
+        };
+        let (path, sample) = (section.path.display().to_string(), section.sample);
+        let started = RecordWriter::start(section, metrics.record_counters());
+        let (recorder, writer) =
+            started.map_err(|error| StartError::environment("write the file of record", error))?;
+        info!(path, sample, "requests are recorded");
+        self.recording = Some(writer);
+        Ok(Some(recorder))
+    }
+
     /// Waits until what is left has been written and sent, though not for ever.
     pub(super) async fn finish(&mut self) {
         let (access_log, traces) = (self.access_log.take(), self.traces.take());
+        let recording = self.recording.take();
         let write = async {
             if let Some(access_log) = access_log {
                 access_log.finish().await;
@@ -81,6 +103,11 @@ impl Reporting {
                 traces.finish().await;
             }
         };
-        tokio::join!(write, send);
+        let record = async {
+            if let Some(recording) = recording {
+                recording.finish().await;
+            }
+        };
+        tokio::join!(write, send, record);
     }
 }

@@ -10,6 +10,7 @@ use super::fairness::check_fairness;
 use super::mapped::check_backlog;
 use super::options::Options;
 use super::origin::AllowedOrigin;
+use super::record::check_record;
 use super::tls::check_tls;
 use super::traces::check_traces;
 use super::unbuilt;
@@ -41,6 +42,7 @@ pub fn check(options: &Options) -> Result<(), ConfigError> {
     check_traces(options)?;
     check_zones(options)?;
     check_fairness(options)?;
+    check_record(options)?;
     unbuilt::refuse(options)
 }
 

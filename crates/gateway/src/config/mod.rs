@@ -21,6 +21,7 @@ mod options;
 mod origin;
 mod plain_words;
 mod queue_order;
+mod record;
 mod reloads;
 mod schema;
 mod secret;
@@ -53,6 +54,7 @@ pub use options::{
 pub(crate) use origin::AllowedOrigin;
 pub use plain_words::plain_words;
 pub use queue_order::QueueOrder;
+pub(crate) use record::RecordSection;
 pub use reloads::ReloadError;
 pub(crate) use reloads::{ReloadRequest, Reloaded, Reloads};
 pub use schema::schema;

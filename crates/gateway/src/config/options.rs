@@ -459,6 +459,16 @@ options! {
     service_discovery_zone_label: String = "topology.kubernetes.io/zone".to_owned();
     /// Pause between questions to each worker for its load (`/v1/loads`), seconds; 0 asks none.
     load_poll_interval_secs: u64 = 0;
+    /// File of the recording of inference requests, without their text; unset means none.
+    record: Option<String> = None;
+    /// Size at which the next file of the recording begins, MiB.
+    record_max_mb: u64 = 64;
+    /// Files of the recording that are kept.
+    record_max_files: u64 = 8;
+    /// Share of sessions that are recorded (above 0, up to 1).
+    record_sample: f64 = 1.0;
+    /// Tokens of a block whose hash is recorded: 16, 32, 64, 128, 256 or 512.
+    record_block_tokens: u32 = 512;
 }
 
 impl Options {

@@ -243,6 +243,7 @@ impl Proxy {
         };
         let client_key = ClientHeaders::new(&parts.headers, live);
         let routing = &self.with_prompt(self.routing(&parts.headers, &client_key), fields, row);
+        context.record(&self.dispatcher.metrics, routing, fields);
         let charge = TokenCharge::take(context, row, &routing.prompt)?;
         let grant = context.grant(|| fields.adapters(row));
         let request = ProxyRequest {
@@ -290,9 +291,8 @@ impl Proxy {
         let owners = &self.dispatcher.owners;
         let learnt = owners.learn(row.state, response, worker).await;
         learnt.map_err(|source| {
-            let worker_url = worker.url().to_string();
             Failure::at(worker)(Error::Upstream {
-                worker: worker_url,
+                worker: worker.url().to_string(),
                 source,
             })
         })

@@ -4,7 +4,7 @@ use http::header::HeaderValue;
 use http::request;
 use routing::{Request as RoutingRequest, TextRatio};
 
-use super::body_fields::OpenBody;
+use super::body_fields::{BodyFields, OpenBody};
 use super::header_text::header_text;
 use super::request_body::WholeBody;
 use crate::admission::{Asker, PRIORITY};
@@ -13,7 +13,7 @@ use crate::balancer::{Grant, NamedAdapters};
 use crate::config::LiveSection;
 use crate::endpoint::{Inference, Servers};
 use crate::lane::Lane;
-use crate::telemetry::RequestLog;
+use crate::telemetry::{Metrics, RequestLog};
 use crate::upstream::CallBody;
 
 /// What the server knows of a request besides its bytes.
@@ -28,6 +28,19 @@ pub(crate) struct RequestContext<'a> {
 }
 
 impl<'a> RequestContext<'a> {
+    /// Notes what is recorded of its prompt, where requests are recorded.
+    pub(super) fn record(
+        self,
+        metrics: &Metrics,
+        routing: &RoutingRequest<'_>,
+        fields: &BodyFields<'_>,
+    ) {
+        if let Some(recorder) = metrics.lines.recorder() {
+            let prompt = recorder.prompt(routing, fields.longest_output());
+            self.log.set_prompt(prompt);
+        }
+    }
+
     /// What the client may use, where its key has not everything.
     pub(super) fn grant(self, adapters: impl FnOnce() -> NamedAdapters<'a>) -> Option<Grant<'a>> {
         self.principal.models().map(|names| Grant {

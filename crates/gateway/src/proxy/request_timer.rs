@@ -103,7 +103,7 @@ impl RequestTimer {
 
     /// The reply is complete by now; `events` are those of a stream that carry tokens.
     pub(super) fn complete(mut self, now: Instant, usage: Option<Usage>, events: u64) {
-        self.log.counted(usage.unwrap_or_default());
+        self.log.counted(usage.unwrap_or_default(), events);
         let Some(metrics) = self.model.endpoint(self.backend, self.row.index) else {
             return;
         };

@@ -10,7 +10,9 @@ use super::json_line::JsonLine;
 use super::log_limit::LogRate;
 use super::otel::{TraceLog, TraceRecord, Traces};
 use super::request_log::{Facts, RequestLog};
+use crate::endpoint::INFERENCE;
 use crate::error::Error;
+use crate::recorder::{Record, Recorder, hash_name};
 
 /// Lines per second for requests that failed. What is left out is counted on the next line.
 const FAILURES: u64 = 100;
@@ -22,6 +24,7 @@ const REFUSALS: u64 = 10;
 pub(crate) struct RequestLines {
     access: Option<AccessLog>,
     traces: Option<Traces>,
+    recorder: Option<Recorder>,
     failures: LogRate,
     refusals: LogRate,
 }
@@ -73,15 +76,20 @@ enum Blame {
 
 impl Default for RequestLines {
     fn default() -> Self {
-        Self::new(None, None)
+        Self::new(None, None, None)
     }
 }
 
 impl RequestLines {
-    pub(crate) fn new(access: Option<AccessLog>, traces: Option<Traces>) -> Self {
+    pub(crate) fn new(
+        access: Option<AccessLog>,
+        traces: Option<Traces>,
+        recorder: Option<Recorder>,
+    ) -> Self {
         Self {
             access,
             traces,
+            recorder,
             failures: LogRate::new(FAILURES),
             refusals: LogRate::new(REFUSALS),
         }
@@ -89,7 +97,12 @@ impl RequestLines {
 
     /// Whether every request's line needs what is known of it.
     pub(crate) fn need_facts(&self) -> bool {
-        self.access.is_some() || enabled!(Level::DEBUG)
+        self.access.is_some() || self.recorder.is_some() || enabled!(Level::DEBUG)
+    }
+
+    /// What records requests.
+    pub(crate) fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.as_ref()
     }
 
     /// Decides whether a request is traced, by its headers; they name to the worker what that is
@@ -105,19 +118,28 @@ impl RequestLines {
     /// Writes what there is to say of a request.
     pub(crate) fn write(&self, request: &EndedRequest<'_>) {
         let traced = self.traces.is_some() && request.log.is_begun();
-        if self.access.is_none() && !traced && request.is_good() {
+        let needed = traced || self.access.is_some() || self.recorder.is_some();
+        if !needed && request.is_good() {
             return;
         }
-        let facts = request.log.facts();
+        let mut facts = request.log.facts();
+        let prompt = facts.as_mut().and_then(|facts| facts.prompt.take());
         let unknown = Facts::default();
         let facts = facts.as_deref().unwrap_or(&unknown);
         if let Some(blame) = request.blame(facts) {
             self.write_failure(request, facts, blame);
         }
-        if self.access.is_none() && facts.trace.is_none() {
+        if self.access.is_none() && self.recorder.is_none() && facts.trace.is_none() {
             return;
         }
         let last_byte = facts.last_byte.unwrap_or_else(Instant::now);
+        if let Some(recorder) = &self.recorder
+            && (prompt.is_some() || request.is_inference())
+        {
+            let mut record = request.record(facts, last_byte);
+            record.prompt = prompt;
+            recorder.push(request.lane, record);
+        }
         if let Some(access) = &self.access {
             access.write(request.lane, last_byte, |line| {
                 request.write_fields(line, facts, last_byte);
@@ -223,6 +245,37 @@ impl EndedRequest<'_> {
     fn reason(&self, facts: &Facts) -> Option<String> {
         let behind_head = facts.failure.as_ref().map(|failure| failure.reason.clone());
         behind_head.or_else(|| self.error.map(Error::log_text))
+    }
+
+    fn is_inference(&self) -> bool {
+        INFERENCE.iter().any(|row| row.path == self.route)
+    }
+
+    /// What is recorded of it besides its prompt.
+    fn record(&self, facts: &Facts, last_byte: Instant) -> Record {
+        let since = |then: Instant| then.saturating_duration_since(self.started);
+        let first_byte = facts.first_byte.or(self.replied);
+        let answered = |facts: &Facts| Some((facts.model.clone()?, facts.worker.clone()?));
+        Record {
+            arrived: self.started,
+            endpoint: self.route,
+            worker: answered(facts),
+            policy: facts.policy,
+            streaming: facts.streaming,
+            prompt: None,
+            key: hash_name(self.key),
+            status: facts
+                .failure
+                .as_ref()
+                .map_or(self.status, |failure| failure.status.as_u16()),
+            failed_attempts: facts.failed_attempts,
+            cancelled: self.end == ReplyEnd::ClientGone,
+            first_byte: first_byte.map(since),
+            total: since(first_byte.map_or(last_byte, |first| first.max(last_byte))),
+            prompt_tokens: facts.usage.prompt,
+            cached_tokens: facts.usage.cached,
+            output_tokens: facts.usage.completion.unwrap_or(facts.events),
+        }
     }
 
     /// What its spans say.

@@ -8,6 +8,7 @@ use routing::Outcome;
 use tokio::time::Instant;
 
 use super::otel::{AttemptSpan, Choice, Leg, TraceLog};
+use crate::recorder::RecordedPrompt;
 
 /// Most that a line says of a request's attempts, bytes.
 const MAX_ATTEMPTS: usize = 1024;
@@ -36,6 +37,11 @@ pub(crate) struct Facts {
     pub(super) first_byte: Option<Instant>,
     pub(super) last_byte: Option<Instant>,
     pub(super) usage: Usage,
+    /// Events of a stream that carry tokens.
+    pub(super) events: u64,
+    /// Where requests are recorded.
+    pub(super) prompt: Option<Box<RecordedPrompt>>,
+    pub(super) failed_attempts: u32,
     /// Several answers are joined, each with counts of its own.
     several: bool,
     pub(super) failure: Option<Failure>,
@@ -153,6 +159,7 @@ impl RequestLog {
     /// An attempt at this worker of this model has failed, or its reply has broken off.
     pub(crate) fn attempt_failed(&self, outcome: Outcome, worker: &Arc<str>, model: &Arc<str>) {
         let mut facts = self.begun();
+        facts.failed_attempts += 1;
         facts.model = Some(Arc::clone(model));
         if facts.prefill.as_ref() != Some(worker) {
             facts.worker = Some(Arc::clone(worker));
@@ -193,12 +200,20 @@ impl RequestLog {
         }
     }
 
-    /// The reply has said how many tokens there were.
-    pub(crate) fn counted(&self, usage: Usage) {
-        if let Some(mut facts) = self.facts()
-            && !facts.several
-        {
-            facts.usage = usage;
+    /// The reply has said how many tokens there were, or had so many events.
+    pub(crate) fn counted(&self, usage: Usage, events: u64) {
+        if let Some(mut facts) = self.facts() {
+            facts.events += events;
+            if !facts.several {
+                facts.usage = usage;
+            }
+        }
+    }
+
+    /// What is recorded of the request's prompt.
+    pub(crate) fn set_prompt(&self, prompt: RecordedPrompt) {
+        if let Some(mut facts) = self.facts() {
+            facts.prompt = Some(Box::new(prompt));
         }
     }
 
@@ -238,7 +253,7 @@ mod tests {
             prefill: None,
             streaming: true,
         });
-        log.counted(Usage::default());
+        log.counted(Usage::default(), 0);
         assert!(log.facts().is_none());
         log.attempt_failed(Outcome::Answered(500), &"http://w1".into(), &"m".into());
         log.attempt_failed(Outcome::TimedOut, &"http://w2".into(), &"m".into());
@@ -295,10 +310,11 @@ mod tests {
         let log = RequestLog::default();
         log.begin();
         log.several_answers();
-        log.counted(Usage {
+        let usage = Usage {
             prompt: Some(1),
             ..Usage::default()
-        });
+        };
+        log.counted(usage, 0);
         assert_eq!(log.facts().unwrap().usage, Usage::default());
     }
 

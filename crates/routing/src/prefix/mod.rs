@@ -7,6 +7,7 @@
 
 mod arena;
 mod blocks;
+mod chain;
 mod children;
 mod clock;
 mod holders;
@@ -24,6 +25,7 @@ mod tree;
 mod walk;
 
 pub use blocks::{BLOCK, MAX_BLOCKS, hash_blocks, prompt_hash};
+pub use chain::{ChainBlock, chain_hashes};
 pub use index::PrefixIndex;
 pub use prediction::{CacheReport, CacheUse, Comparison, Correction, Prediction};
 pub use reports::ReportKind;

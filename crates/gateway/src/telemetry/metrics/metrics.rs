@@ -21,10 +21,10 @@ use super::registry::Maker;
 use super::waits::WaitMetrics;
 use super::zones::ZoneMetrics;
 use crate::error::Error;
-use crate::telemetry::access_log::AccessLog;
+use crate::recorder::RecordCounters;
 use crate::telemetry::log_limit::LogLimit;
 use crate::telemetry::logging::dropped_lines;
-use crate::telemetry::otel::{TraceCounters, Traces};
+use crate::telemetry::otel::TraceCounters;
 use crate::telemetry::request_lines::RequestLines;
 
 /// Bucket bounds of duration histograms, seconds, when no others are asked for.
@@ -57,6 +57,7 @@ pub(crate) struct Metrics {
     local_fault_lines: LogLimit,
     dropped_lines: IntCounterVec,
     traces: IntCounterVec,
+    records: IntCounterVec,
     pub(crate) lines: Arc<RequestLines>,
 }
 
@@ -83,6 +84,11 @@ impl Metrics {
             "traced requests, by what became of their spans",
             &["result"],
         )?;
+        let records = maker.counter(
+            "smg_recorded_requests_total",
+            "requests that have ended, by what became of their lines in the recording",
+            &["result"],
+        )?;
         let (keys, discovery) = (Keys::new(&maker)?, DiscoveryMetrics::new(&maker)?);
         Ok(Self {
             registry,
@@ -100,14 +106,26 @@ impl Metrics {
             local_fault_lines: LogLimit::default(),
             dropped_lines,
             traces,
+            records,
             lines: Arc::default(),
         })
     }
 
-    /// The same, with an access log and traces; before any route is made.
-    pub(crate) fn with_lines(mut self, access: Option<AccessLog>, traces: Option<Traces>) -> Self {
-        self.lines = Arc::new(RequestLines::new(access, traces));
+    /// The same, with what writes of requests; before any route is made.
+    pub(crate) fn with_lines(mut self, lines: RequestLines) -> Self {
+        self.lines = Arc::new(lines);
         self
+    }
+
+    /// The counts of what becomes of requests where they are recorded.
+    pub(crate) fn record_counters(&self) -> RecordCounters {
+        let result = |result| self.records.with_label_values(&[result]);
+        RecordCounters {
+            written: result("written"),
+            sampled_out: result("sampled_out"),
+            queue_full: result("queue_full"),
+            not_written: result("not_written"),
+        }
     }
 
     /// The counts of what becomes of traces.

@@ -2,4 +2,5 @@
 
 mod access_log;
 mod logs;
+mod record;
 mod shutdown;
