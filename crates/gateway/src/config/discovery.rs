@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, HashSet};
 use std::str::FromStr;
 
+use super::backend::Backend;
 use super::discovery_group::{DiscoveryBy, DiscoveryGroup};
 use super::error::ConfigError;
-use super::options::{Backend, Options};
+use super::options::Options;
 use super::secret::Secret;
 
 /// What pods are workers.

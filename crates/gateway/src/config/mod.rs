@@ -4,6 +4,7 @@
 //! `py_test/unit` proves that flags, `RouterArgs`, `Router` keywords and this struct agree.
 
 mod auth;
+mod backend;
 mod check;
 mod configuration;
 #[cfg(feature = "kubernetes")]
@@ -34,6 +35,7 @@ mod worker_url;
 mod zone;
 
 pub(crate) use auth::{AuditTo, AuthSection, is_sendable};
+pub use backend::{Backend, HistoryBackend};
 pub use check::check;
 pub use configuration::{Configuration, Loaded};
 #[cfg(feature = "kubernetes")]
@@ -48,9 +50,7 @@ pub(crate) use mapped::{Mapped, mapped};
 pub use objects::{
     ApiKeyEntry, ControlPlaneAuth, JwtConfig, OracleConfig, PostgresConfig, RedisConfig, Role,
 };
-pub use options::{
-    Backend, EngineControl, FleetPage, HistoryBackend, LogLevel, ModelMatching, Options, PdMetadata,
-};
+pub use options::{EngineControl, FleetPage, LogLevel, ModelMatching, Options, PdMetadata};
 pub(crate) use origin::AllowedOrigin;
 pub use plain_words::plain_words;
 pub use queue_order::QueueOrder;

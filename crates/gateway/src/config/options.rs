@@ -7,6 +7,7 @@ use routing::policy::AssignmentMode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::backend::{Backend, HistoryBackend};
 use super::{
     ControlPlaneAuth, DiscoveryBy, DiscoveryGroup, OracleConfig, PostgresConfig, QueueOrder,
     RedisConfig, Secret,
@@ -23,32 +24,6 @@ pub enum FleetPage {
     Metrics,
     /// None.
     Off,
-}
-
-/// What kind of server stands behind the gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Backend {
-    /// SGLang workers.
-    Sglang,
-    /// An OpenAI-compatible vendor.
-    Openai,
-}
-
-/// Where responses and conversations are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum HistoryBackend {
-    /// In this process.
-    Memory,
-    /// Nowhere.
-    None,
-    /// Oracle.
-    Oracle,
-    /// PostgreSQL.
-    Postgres,
-    /// Redis.
-    Redis,
 }
 
 /// Which workers a request whose `model` names none of the served models may go to.
