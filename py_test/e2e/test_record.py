@@ -19,6 +19,8 @@ from sgl_model_gateway.router import Router
 SimWorkers = Callable[..., list[Any]]
 Gateways = Callable[..., Router]
 BLOCK = 64
+# The last block of a prompt is not the beginning of the next turn's: small blocks lose little by that.
+PAGE = 16
 # A worker computes so many tokens a second, and holds so many.
 FLEET = {"prefill_tokens_per_sec": 8000.0, "kv_cache_tokens": 40_000}
 
@@ -68,7 +70,7 @@ def written(path: Path, count: int) -> list[dict[str, Any]]:
 
 
 def fleet(sim_workers: SimWorkers, gateway: Gateways, **options: Any) -> Router:
-    workers = sim_workers(4, model="sim-model", page_size=16, **FLEET)
+    workers = sim_workers(4, model="sim-model", page_size=PAGE, **FLEET)
     return gateway([worker.url for worker in workers], **options)
 
 
@@ -78,14 +80,13 @@ def test_replayed_recording_hits_as_many_cached_tokens_as_were_hit_live(
     rows = conversations(400)
     trace, recording = tmp_path / "made.jsonl", tmp_path / "recorded.jsonl"
     trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = {"policy": "cache_aware", "record": str(recording), "record_block_tokens": BLOCK}
+    options = {"policy": "cache_aware", "record": str(recording), "record_block_tokens": PAGE}
     live = sent(trace, fleet(sim_workers, gateway, **options).url, capsys)
     lines = written(recording, len(rows))
-    # Blocks of a chat are shifted by its beginning, so there may be one more of them.
-    shape = sorted((len(line["hash_ids"]) for line in lines), reverse=True)
-    wanted = sorted((len(row["hash_ids"]) for row in rows), reverse=True)
-    assert all(0 <= found - want <= 1 for found, want in zip(shape, wanted, strict=True))
-    assert len({id for line in lines for id in line["hash_ids"]}) >= len({id for row in rows for id in row["hash_ids"]})
+    # A chat has a few bytes around its text.
+    found = sorted(len(line["hash_ids"]) * PAGE for line in lines)
+    wanted = sorted(row["input_length"] for row in rows)
+    assert all(0 <= one - other <= 2 * PAGE for one, other in zip(found, wanted, strict=True))
     again = sent(recording, fleet(sim_workers, gateway, policy="cache_aware").url, capsys)
     assert live["hit_ratio"] > 0.4
     assert again["recorded"]["hit_ratio"] == pytest.approx(live["hit_ratio"], abs=1e-6)

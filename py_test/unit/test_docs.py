@@ -317,7 +317,16 @@ def flags_of_the_package() -> set[str]:
         parser = argparse.ArgumentParser()
         RouterArgs.add_cli_args(parser, use_router_prefix=prefix)
         known |= {flag for action in parser._actions for flag in action.option_strings}
-    for command in (["server", "--engine", "sim"], ["demo"], ["simulate"], ["sim-worker"], ["doctor"], ["top"], []):
+    for command in (
+        ["server", "--engine", "sim"],
+        ["demo"],
+        ["simulate"],
+        ["sim-worker"],
+        ["doctor"],
+        ["top"],
+        ["replay"],
+        [],
+    ):
         with package("-m", "sgl_model_gateway", *command, "--help") as process:
             known |= set(re.findall(r"--[a-z][a-z0-9-]+", process.communicate(timeout=TIMEOUT)[0]))
     return known
