@@ -13,7 +13,7 @@ pub(super) struct TempDir(PathBuf);
 
 impl TempDir {
     pub(super) fn new(name: &str) -> Self {
-        let dir = format!("smg-auth-{}-{name}", std::process::id());
+        let dir = format!("smg-auth-{name}-{}", uuid::Uuid::new_v4());
         let dir = std::env::temp_dir().join(dir);
         fs::create_dir_all(&dir).unwrap();
         Self(dir)

@@ -116,13 +116,29 @@ async fn line_has_lengths_hashes_and_outcome_and_not_a_word_of_the_prompt() {
         assert_eq!(line["input_length"], 1025);
         assert_eq!(line["session"], lines[0]["session"]);
     }
-    let ids = |line: &Value| line["hash_ids"].as_array().unwrap().clone();
-    let (one, two) = (ids(&lines[0]), ids(&lines[1]));
-    assert_eq!((one.len(), two.len()), (3, 3));
-    assert_eq!(one[..2], two[..2]);
-    assert_ne!(one[2], two[2]);
-    assert_eq!(one, ids(&lines[2]));
+    assert_one_of_three_ends_otherwise(&lines);
     assert_eq!(lines[0]["recording"]["version"], 1);
+}
+
+/// Lanes write when they please: two prompts were the same, a third differed in its last block.
+fn assert_one_of_three_ends_otherwise(lines: &[Value]) {
+    let mut ids = lines
+        .iter()
+        .map(|line| line["hash_ids"].as_array().unwrap());
+    let (first, second, third) = (
+        ids.next().unwrap(),
+        ids.next().unwrap(),
+        ids.next().unwrap(),
+    );
+    for one in [first, second, third] {
+        assert_eq!((one.len(), &one[..2]), (3, &first[..2]));
+    }
+    let pairs = [
+        first[2] == second[2],
+        second[2] == third[2],
+        first[2] == third[2],
+    ];
+    assert_eq!(pairs.iter().filter(|same| **same).count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 pub(crate) struct WatchedFile(PathBuf);
 
 impl WatchedFile {
-    /// `test` names the folder, so no two tests share it.
+    /// `test` is in the name of the folder.
     pub(crate) fn new(test: &str, name: &str, content: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("smg-{}-{test}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("smg-{test}-{}", uuid::Uuid::new_v4()));
         fs::create_dir_all(&dir).unwrap();
         let file = Self(dir.join(name));
         file.replace(content);
