@@ -196,7 +196,9 @@ def in_fair_order(sim_workers: Any, gateway: Any) -> Router:
 def flush_unseen(door: Router, worker: Any) -> None:
     """Has a worker that reports its load lose its cache, which only its replies show."""
     wait_for(lambda: "smg_worker_reported_requests" in samples(door), "the worker reports its load")
-    prompts = [{"text": f"conversation {n} about itself " * 80} for n in range(12)]
+    # Short answers: counts are looked for at the end of a reply.
+    few = {"sampling_params": {"max_new_tokens": 4}}
+    prompts = [{"text": f"conversation {n} about itself " * 80, **few} for n in range(12)]
     for prompt in prompts * 2:
         assert post(door, "/generate", prompt) == 200
     assert post(worker, "/flush_cache", b"") == 200
