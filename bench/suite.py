@@ -120,6 +120,13 @@ SECTIONS = {
         3,
         lambda _: [python("fleet_page"), python("fleet_page", "--workers-are", "live")],
     ),
+    "fairness": Section("A quiet key beside a noisy one", 2, lambda _: [python("fairness")]),
+    "record": Section(
+        "A recording against what it was made of",
+        15,
+        lambda plan: [python("record", str(plan.trace))],
+        needs_trace=True,
+    ),
     "pairs": Section("Policies of prefill and decode workers, simulated", 20, lambda _: [python("pairs")]),
     "policies": Section(
         "Policies, simulated", 40, lambda plan: [python("policies", str(plan.trace))], needs_trace=True
