@@ -33,6 +33,7 @@ mod tls;
 mod upstream;
 mod via;
 mod watched_file;
+mod writer_thread;
 
 pub use api::{Route, route_table};
 pub use app::{Gateway, StartError};

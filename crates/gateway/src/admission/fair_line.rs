@@ -41,7 +41,7 @@ struct Waiter {
     prefers: Option<usize>,
     /// What it has yet to hear.
     news: Mutex<Option<News>>,
-    told: Notify,
+    woken: Notify,
 }
 
 #[derive(Debug)]
@@ -174,7 +174,7 @@ impl<'a> Place<'a> {
         let waiter = Arc::new(Waiter {
             prefers: asker.prefers,
             news: Mutex::default(),
-            told: Notify::new(),
+            woken: Notify::new(),
         });
         let ticket = state.queue.push(arrival, Arc::clone(&waiter));
         line.waiting.fetch_add(1, SeqCst);
@@ -196,8 +196,8 @@ impl<'a> Place<'a> {
             if let Some(news) = self.waiter.take() {
                 return news;
             }
-            let told = timeout(RECHECK_INTERVAL, self.waiter.told.notified()).await;
-            if told.is_err() {
+            let woken = timeout(RECHECK_INTERVAL, self.waiter.woken.notified()).await;
+            if woken.is_err() {
                 let mut state = self.line.lock();
                 if state.called == 0 {
                     self.line.call(&mut state, None);
@@ -240,7 +240,7 @@ impl Drop for Place<'_> {
 impl Waiter {
     fn tell(&self, news: News) {
         *self.news.lock().unwrap_or_else(PoisonError::into_inner) = Some(news);
-        self.told.notify_one();
+        self.woken.notify_one();
     }
 
     fn take(&self) -> Option<News> {

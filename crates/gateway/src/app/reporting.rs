@@ -6,16 +6,17 @@ use tracing::info;
 
 use super::error::StartError;
 use crate::config::{Options, RecordSection, TraceSection};
-use crate::recorder::{RecordWriter, Recorder};
-use crate::telemetry::{AccessLog, AccessLogWriter, Metrics, RequestLines, TraceExporter, Traces};
+use crate::recorder::{self, Recorder};
+use crate::telemetry::{AccessLog, Metrics, RequestLines, TraceExporter, Traces};
 use crate::upstream::WorkerTls;
+use crate::writer_thread::WriterThread;
 
 /// The threads that write and send, and what they need.
 #[derive(Debug, Default)]
 pub(super) struct Reporting {
-    access_log: Option<AccessLogWriter>,
+    access_log: Option<WriterThread>,
     traces: Option<TraceExporter>,
-    recording: Option<RecordWriter>,
+    recording: Option<WriterThread>,
     /// Towards the collector of traces.
     pub(super) collector_tls: Option<Arc<WorkerTls>>,
 }
@@ -81,7 +82,7 @@ impl Reporting {
             return Ok(None);
         };
         let (path, sample) = (section.path.display().to_string(), section.sample);
-        let started = RecordWriter::start(section, metrics.record_counters());
+        let started = recorder::start(section, metrics.record_counters());
         let (recorder, writer) =
             started.map_err(|error| StartError::environment("write the file of record", error))?;
         info!(path, sample, "requests are recorded");

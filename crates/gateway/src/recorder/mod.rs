@@ -15,4 +15,4 @@ mod writer;
 
 pub(crate) use record::{Record, RecordedPrompt, hash_name};
 pub(crate) use shards::Recorder;
-pub(crate) use writer::{RecordCounters, RecordWriter};
+pub(crate) use writer::{RecordCounters, start};

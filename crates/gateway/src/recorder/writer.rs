@@ -1,9 +1,6 @@
 //! The thread that writes what lanes leave.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use prometheus::IntCounter;
@@ -19,24 +16,13 @@ use super::record::Record;
 use super::sampler::Sampler;
 use super::shards::Recorder;
 use crate::config::RecordSection;
+use crate::writer_thread::WriterThread;
 
-/// Pause between two looks. A thread that slept until the next record would have to be woken by
-/// every request.
-const PAUSE: Duration = Duration::from_millis(50);
 /// Between two looks whether the file still has its name, and between two attempts at a new one.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Longest time for the last records at a stop.
-const LAST_RECORDS: Duration = Duration::from_secs(2);
 /// Text that is written at once, bytes.
 const BATCH: usize = 256 * 1024;
 const VERSION: u32 = 1;
-
-/// The thread that writes. Dropped, it writes what waits and ends.
-#[derive(Debug)]
-pub(crate) struct RecordWriter {
-    thread: JoinHandle<()>,
-    closing: Arc<AtomicBool>,
-}
 
 /// The counts of what becomes of requests that have ended.
 #[derive(Clone, Debug)]
@@ -65,47 +51,23 @@ pub(super) struct Output {
     lines: u64,
 }
 
-impl RecordWriter {
-    /// Begins a file, and starts the thread that writes to it.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub(crate) fn start(
-        section: RecordSection,
-        counters: RecordCounters,
-    ) -> io::Result<(Recorder, Self)> {
-        let block = section.block_tokens * BYTES_PER_TOKEN;
-        let block = ChainBlock::of(block as usize / BLOCK);
-        let recorder = Recorder::new(block, counters.queue_full.clone());
-        let mut output = Output::new(section, counters)?;
-        let closing = Arc::new(AtomicBool::new(false));
-        let (taken, asked) = (recorder.clone(), Arc::clone(&closing));
-        let thread = thread::Builder::new().name("smg-recorder".to_owned());
-        let thread = thread.spawn(move || output.run(&taken, &asked))?;
-        Ok((recorder, Self { thread, closing }))
-    }
-
-    fn close(&self) {
-        self.closing.store(true, Relaxed);
-        self.thread.thread().unpark();
-    }
-
-    /// Waits for the last records, though not for ever.
-    pub(crate) async fn finish(self) {
-        self.close();
-        let written = async {
-            while !self.thread.is_finished() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let _ = tokio::time::timeout(LAST_RECORDS, written).await;
-    }
-}
-
-impl Drop for RecordWriter {
-    fn drop(&mut self) {
-        self.close();
-    }
+/// Begins a file, and starts the thread that writes to it.
+///
+/// # Errors
+/// When the file cannot be written.
+pub(crate) fn start(
+    section: RecordSection,
+    counters: RecordCounters,
+) -> io::Result<(Recorder, WriterThread)> {
+    let block = section.block_tokens * BYTES_PER_TOKEN;
+    let block = ChainBlock::of(block as usize / BLOCK);
+    let recorder = Recorder::new(block, counters.queue_full.clone());
+    let mut output = Output::new(section, counters)?;
+    let (taken, mut batch) = (recorder.clone(), Vec::new());
+    let writer = WriterThread::start("smg-recorder", move || {
+        taken.take(&mut batch, |records| output.write(records));
+    })?;
+    Ok((recorder, writer))
 }
 
 impl Output {
@@ -139,18 +101,6 @@ impl Output {
     #[cfg(test)]
     pub(super) fn set_file(&mut self, file: RecordFile) {
         self.file = Some(file);
-    }
-
-    fn run(&mut self, from: &Recorder, closing: &AtomicBool) {
-        let mut batch = Vec::new();
-        loop {
-            let last = closing.load(Relaxed);
-            from.take(&mut batch, |records| self.write(records));
-            if last {
-                return;
-            }
-            thread::park_timeout(PAUSE);
-        }
     }
 
     /// Writes those that are to be recorded.

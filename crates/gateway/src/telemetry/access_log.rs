@@ -4,10 +4,8 @@ use std::array;
 use std::io::{self, Write};
 use std::mem;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use prometheus::IntCounter;
 use time::OffsetDateTime;
@@ -20,6 +18,7 @@ use tracing_appender::rolling::InitError;
 use super::daily_file::{DailyFile, FileName};
 use super::json_line::JsonLine;
 use super::log_limit::LogLimit;
+use crate::writer_thread::WriterThread;
 
 /// The word for standard output in place of a file.
 const STDOUT: &str = "-";
@@ -27,23 +26,11 @@ const STDOUT: &str = "-";
 const SHARDS: usize = 16;
 /// Bytes of a shard that wait to be written; further lines are dropped rather than hold up a request.
 const MAX_WAITING: usize = 4 * 1024 * 1024;
-/// Pause between two looks. A thread that slept until the next line would have to be woken by
-/// every request.
-const PAUSE: Duration = Duration::from_millis(50);
-/// Longest time for the last lines at a stop.
-const LAST_LINES: Duration = Duration::from_secs(2);
 const SECOND_FORMAT: &str = "[year]-[month]-[day]T[hour]:[minute]:[second]";
 
 /// Where lines are handed over.
 #[derive(Debug)]
 pub(crate) struct AccessLog(Arc<Shared>);
-
-/// The thread that writes. Dropped, it writes what waits and ends.
-#[derive(Debug)]
-pub(crate) struct AccessLogWriter {
-    thread: JoinHandle<()>,
-    closing: Arc<AtomicBool>,
-}
 
 /// What lanes and the thread that writes have in common.
 #[derive(Debug)]
@@ -108,7 +95,7 @@ impl AccessLog {
         path: &str,
         kept: Option<usize>,
         dropped: IntCounter,
-    ) -> Result<(Self, AccessLogWriter), AccessLogError> {
+    ) -> Result<(Self, WriterThread), AccessLogError> {
         let sink: Box<dyn Write + Send> = if path == STDOUT {
             Box::new(io::stdout())
         } else {
@@ -121,14 +108,8 @@ impl AccessLog {
             Box::new(DailyFile::open(name, kept)?)
         };
         let shared = Arc::new(Shared::new(dropped)?);
-        let output = Output::new(Arc::clone(&shared), sink);
-        let closing = Arc::new(AtomicBool::new(false));
-        let asked = Arc::clone(&closing);
-        let thread = thread::Builder::new().name("smg-access-log".to_owned());
-        let writer = AccessLogWriter {
-            thread: thread.spawn(move || output.run(&asked))?,
-            closing,
-        };
+        let mut output = Output::new(Arc::clone(&shared), sink);
+        let writer = WriterThread::start("smg-access-log", move || output.write_waiting())?;
         Ok((Self(shared), writer))
     }
 
@@ -152,30 +133,6 @@ impl AccessLog {
         object.finish();
         waiting.text.push(b'\n');
         waiting.lines += 1;
-    }
-}
-
-impl AccessLogWriter {
-    fn close(&self) {
-        self.closing.store(true, Relaxed);
-        self.thread.thread().unpark();
-    }
-
-    /// Waits for the last lines, though not for ever: a pipe may not be read any more.
-    pub(crate) async fn finish(self) {
-        self.close();
-        let written = async {
-            while !self.thread.is_finished() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let _ = tokio::time::timeout(LAST_LINES, written).await;
-    }
-}
-
-impl Drop for AccessLogWriter {
-    fn drop(&mut self) {
-        self.close();
     }
 }
 
@@ -209,17 +166,6 @@ impl Output {
             sink,
             batch: Vec::new(),
             failures: LogLimit::default(),
-        }
-    }
-
-    fn run(mut self, closing: &AtomicBool) {
-        loop {
-            let last = closing.load(Relaxed);
-            self.write_waiting();
-            if last {
-                return;
-            }
-            thread::park_timeout(PAUSE);
         }
     }
 
@@ -292,6 +238,7 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::time::Duration;
 
     use serde_json::{Value, json};
 

@@ -11,7 +11,7 @@ mod otel;
 mod request_lines;
 mod request_log;
 
-pub(crate) use access_log::{AccessLog, AccessLogWriter};
+pub(crate) use access_log::AccessLog;
 pub(crate) use log_level::LogLevelError;
 pub(crate) use log_limit::LogLimit;
 pub use logging::close_log;

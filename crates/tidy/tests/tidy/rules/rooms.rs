@@ -25,7 +25,7 @@ const fn room(name: &'static str, needs: &'static [&'static str]) -> Room {
 #[rustfmt::skip]
 const ARROWS: &[Room] = &[
     room("fuzz", &["api", "proxy", "upstream"]),
-    room("app", &["admission", "api", "auth", "balancer", "config", "cpu_pool", "fleet", "lane", "proxy", "recorder", "server", "shutdown", "telemetry", "tls", "upstream", "via", "watched_file"]),
+    room("app", &["admission", "api", "auth", "balancer", "config", "cpu_pool", "fleet", "lane", "proxy", "recorder", "server", "shutdown", "telemetry", "tls", "upstream", "via", "watched_file", "writer_thread"]),
     room("server", &["admission", "api", "auth", "balancer", "config", "endpoint", "error", "fleet", "header_lookup", "lane", "proxy", "shutdown", "telemetry", "tls", "via"]),
     room("api", &["admission", "cpu_pool", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "upstream"]),
     room("proxy", &["admission", "auth", "cpu_pool", "balancer", "config", "endpoint", "error", "fleet", "header_lookup", "lane", "telemetry", "upstream", "via"]),
@@ -33,8 +33,8 @@ const ARROWS: &[Room] = &[
     room("balancer", &["admission", "config", "endpoint", "fleet", "telemetry", "upstream"]),
     room("admission", &["config", "error", "telemetry"]),
     room("fleet", &["config", "lane", "telemetry", "upstream"]),
-    room("telemetry", &["config", "endpoint", "error", "recorder", "upstream"]),
-    room("recorder", &["config"]),
+    room("telemetry", &["config", "endpoint", "error", "recorder", "upstream", "writer_thread"]),
+    room("recorder", &["config", "writer_thread"]),
     room("error", &["config", "endpoint", "upstream"]),
     room("upstream", &["config", "lane", "tls", "via"]),
     room("tls", &["config"]),
@@ -46,6 +46,7 @@ const ARROWS: &[Room] = &[
     room("shutdown", &[]),
     room("via", &[]),
     room("watched_file", &[]),
+    room("writer_thread", &[]),
 ];
 
 #[test]
