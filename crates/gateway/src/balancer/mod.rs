@@ -13,6 +13,7 @@ mod pool_summary;
 mod reading;
 mod role_policies;
 mod select_error;
+mod slow_start;
 mod snapshot;
 #[cfg(test)]
 mod tests;

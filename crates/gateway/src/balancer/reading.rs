@@ -24,6 +24,11 @@ pub(super) enum Access {
 }
 
 impl WorkerReading {
+    /// Whether it is in slow start.
+    pub(super) fn is_warming_up(&self) -> bool {
+        self.availability.recovered_at.is_some() && self.access() == Some(Access::Selectable)
+    }
+
     /// `None` for a worker that gets nothing.
     pub(super) fn access(&self) -> Option<Access> {
         let availability = self.availability;

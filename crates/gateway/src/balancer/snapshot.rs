@@ -12,6 +12,7 @@ use super::model_policies::PolicyInstance;
 use super::reading::{Access, WorkerReading};
 use super::role_policies::RolePolicies;
 use super::select_error::SelectError;
+use super::slow_start::SlowStart;
 use super::token_stats::{ModelTokenStats, TokenStats};
 use super::zones::Zones;
 use crate::admission::WorkerQueue;
@@ -49,6 +50,7 @@ pub(super) struct WorkerPool {
     pub(super) instance: PolicyInstance,
     /// As policies see them, by ascending slot.
     pub(super) selectable: Vec<Candidate>,
+    pub(super) slow_start: SlowStart,
     /// Workers that get a request only when no other may have it.
     pub(super) fallback: Vec<Candidate>,
     /// Half of the breakers or more let nothing through: those workers are a last resort, too.
@@ -151,9 +153,12 @@ impl WorkerPool {
             let among = |it: &&Candidate| slots.binary_search(&it.slot).is_ok();
             candidates.iter().filter(among).cloned().collect()
         };
+        let selectable: Vec<_> = of(&self.selectable);
+        let warming_up = self.slow_start.warming_up.iter().map(|it| it.slot);
         Self {
             instance: self.instance.clone(),
-            selectable: of(&self.selectable),
+            slow_start: SlowStart::new(&selectable, &warming_up.collect::<Vec<_>>()),
+            selectable,
             fallback: of(&self.fallback),
             panicking: self.panicking,
             queue: Arc::clone(&self.queue),
@@ -252,7 +257,9 @@ impl Parts<'_> {
     ) -> WorkerPool {
         let mut selectable: Vec<Candidate> = Vec::with_capacity(workers.len());
         let (mut fallback, mut rejected) = (Vec::new(), Vec::new());
+        let mut warming_up = Vec::new();
         let mut models: BTreeSet<&str> = BTreeSet::new();
+        let mut last_model: Option<&str> = None;
         for reading in workers {
             let of_access = match reading.access() {
                 Some(Access::Selectable) => &mut selectable,
@@ -261,7 +268,13 @@ impl Parts<'_> {
                 None => continue,
             };
             of_access.push(reading.worker.candidate());
-            models.insert(&reading.info.model);
+            if reading.is_warming_up() {
+                warming_up.push(reading.worker.slot);
+            }
+            // Hundreds of workers have one model.
+            if last_model.replace(&*reading.info.model) != Some(&reading.info.model) {
+                models.insert(&reading.info.model);
+            }
         }
         if self.zones.are_used() {
             for candidates in [&mut selectable, &mut fallback, &mut rejected] {
@@ -277,6 +290,7 @@ impl Parts<'_> {
         }
         WorkerPool {
             instance,
+            slow_start: SlowStart::new(&selectable, &warming_up),
             selectable,
             fallback,
             panicking,
@@ -305,8 +319,8 @@ impl Snapshot {
             token_stats,
             zones: &zones,
         };
-        let all = workers.iter().filter(|reading| reading.access().is_some());
-        let all: Vec<_> = all.collect();
+        let mut all = Vec::with_capacity(workers.len());
+        all.extend(workers.iter().filter(|it| it.access().is_some()));
         let roles = Role::ALL.map(|role| {
             let in_role = all.iter().copied();
             let in_role = in_role.filter(|reading| reading.info.role == role);
@@ -316,9 +330,9 @@ impl Snapshot {
         queues.retain(serves);
         token_stats.retain(serves);
         let recovered = |reading: &&WorkerReading| {
-            let selectable = reading.access() == Some(Access::Selectable);
             let recovered_at = reading.availability.recovered_at;
-            Some((reading.worker.slot, recovered_at.filter(|_| selectable)?))
+            let recovered_at = recovered_at.filter(|_| reading.is_warming_up())?;
+            Some((reading.worker.slot, recovered_at))
         };
         let has_pairs = all.iter().any(|reading| reading.info.role != Role::Regular);
         Self {
@@ -461,10 +475,7 @@ impl Snapshot {
     }
 }
 
-/// The label that keeps both workers of a pair together, as in one rack.
-const TRANSFER_GROUP: &str = "transfer_group";
-
 fn transfer_group(reading: &WorkerReading) -> Option<(usize, String)> {
-    let group = reading.config.spec.labels.get(TRANSFER_GROUP)?;
-    Some((reading.worker.slot, group.clone()))
+    let group = reading.config.transfer_group.clone()?;
+    Some((reading.worker.slot, group))
 }

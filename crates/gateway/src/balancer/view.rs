@@ -10,6 +10,7 @@ use routing::{
 use super::balancer::Balancer;
 use super::in_flight::{InFlight, PromptLoad};
 use super::select_error::SelectError;
+use super::slow_start::SlowStart;
 use super::snapshot::{Snapshot, Target, WorkerPool};
 use crate::fleet::{BreakerPermit, Role, Worker, acquire_breaker_permit};
 
@@ -154,19 +155,45 @@ impl<'a> View<'a> {
         // A sticky policy would give the keys of a worker that is left out to others.
         let sticky = pool.instance.kind.is_sticky();
         if !self.snapshot.warming_up.is_empty() && from.len() > 1 && !sticky {
-            self.thin_warming_up(from.to_mut());
+            from = self.thin_warming_up(from);
         }
         Ok(from)
     }
 
     /// Leaves out the workers in slow start whose turn it is not, unless none would be left.
-    fn thin_warming_up(&self, from: &mut Vec<Candidate>) {
+    fn thin_warming_up(&self, mut from: Cow<'a, [Candidate]>) -> Cow<'a, [Candidate]> {
+        let mut has_turn = self.turns(from.len());
+        let pool = self.pool;
+        if matches!(from, Cow::Borrowed(all) if std::ptr::eq(all, &raw const *pool.selectable)) {
+            let SlowStart {
+                warming_up,
+                settled,
+            } = &pool.slow_start;
+            let chosen = warming_up.iter().filter(|it| has_turn(it));
+            let chosen: Vec<_> = chosen.cloned().collect();
+            return match (chosen.len(), settled.len()) {
+                (0, 0) => from,
+                (0, _) => Cow::Borrowed(settled),
+                (all, _) if all == warming_up.len() => from,
+                _ => Cow::Owned(pool.slow_start.with(chosen)),
+            };
+        }
+        let kept: Vec<bool> = from.iter().map(has_turn).collect();
+        if kept.contains(&true) {
+            let mut kept = kept.into_iter();
+            from.to_mut().retain(|_| kept.next().unwrap_or(true));
+        }
+        from
+    }
+
+    /// Whether it is a worker's turn, asked by ascending slot of some of so many candidates. It
+    /// always is that of one that is not in slow start.
+    fn turns(&self, candidates: usize) -> impl FnMut(&Candidate) -> bool {
         let fleet = &self.balancer.fleet;
         let (now, slow_start) = (fleet.now(), fleet.slow_start());
-        let candidates = from.len();
-        // Both by ascending slot.
+        // By ascending slot.
         let mut warming_up = self.snapshot.warming_up.iter().peekable();
-        let mut has_turn = |candidate: &Candidate| {
+        move |candidate: &Candidate| {
             while warming_up
                 .next_if(|(slot, _)| *slot < candidate.slot)
                 .is_some()
@@ -176,11 +203,6 @@ impl<'a> View<'a> {
             let worker = self.snapshot.worker(candidate.slot);
             let ramp = ramp(now.saturating_sub(*since), slow_start);
             worker.is_none_or(|worker| worker.turns.earn(ramp, candidates))
-        };
-        let kept: Vec<bool> = from.iter().map(&mut has_turn).collect();
-        if kept.contains(&true) {
-            let mut kept = kept.into_iter();
-            from.retain(|_| kept.next().unwrap_or(true));
         }
     }
 

@@ -1,9 +1,10 @@
 //! Which workers there should be: what each source lists, and what clients have registered and
 //! removed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use uuid::Uuid;
 
 use super::source::Source;
@@ -87,7 +88,7 @@ impl Claims {
             at
         });
         let claims = list.iter().map(|listed| {
-            let identity = listed.identity.as_deref();
+            let identity = listed.identity.as_ref();
             let identities = removed.get_mut(&listed.spec.url);
             let found = identities.and_then(|all| {
                 let at = all.iter().position(|removed| *removed == identity)?;
@@ -157,17 +158,10 @@ impl Claims {
 
     /// What is to be done where these are registered, in the order of their registration.
     pub(super) fn changes(&self, registered: &[Registered<'_>]) -> Vec<Change> {
-        let mut unclaimed: HashMap<&WorkerUrl, Vec<&Registered<'_>>> =
-            HashMap::with_capacity(registered.len());
-        // The first one of a URL is the last in its list, from where it is taken.
-        for worker in registered.iter().rev() {
-            unclaimed.entry(worker.url).or_default().push(worker);
-        }
+        let mut unclaimed = Unclaimed::new(registered);
         let mut changes = Vec::new();
         for (source, claim) in self.wanted() {
-            let at_url = unclaimed.get_mut(claim.url());
-            let same = |worker: &mut &Registered<'_>| claim.is_of(worker);
-            if let Some(worker) = at_url.and_then(|workers| workers.pop_if(same)) {
+            if let Some(worker) = unclaimed.take(claim) {
                 let listed = claim.listed();
                 if (worker.source, worker.listed) != (source, listed) {
                     changes.push(Change::Follow {
@@ -180,10 +174,51 @@ impl Claims {
                 changes.push(Change::Add(source, listed.clone()));
             }
         }
-        let left: HashSet<Uuid> = unclaimed.values().flatten().map(|it| it.id).collect();
-        let leaving = registered.iter().filter(|worker| left.contains(&worker.id));
-        changes.extend(leaving.map(|worker| Change::Remove(worker.id)));
+        changes.extend(unclaimed.rest().map(|worker| Change::Remove(worker.id)));
         changes
+    }
+}
+
+/// Registered workers that no claim is for, as far as claims have been looked at.
+struct Unclaimed<'a> {
+    registered: &'a [Registered<'a>],
+    /// The places of the first worker of each URL.
+    first: HashMap<&'a WorkerUrl, usize>,
+    /// For each worker, the place of the next one of its URL.
+    next: Vec<Option<usize>>,
+    claimed: Vec<bool>,
+}
+
+impl<'a> Unclaimed<'a> {
+    fn new(registered: &'a [Registered<'a>]) -> Self {
+        let mut first = HashMap::with_capacity(registered.len());
+        let mut next = vec![None; registered.len()];
+        for (at, worker) in registered.iter().enumerate().rev() {
+            next[at] = first.insert(worker.url, at);
+        }
+        Self {
+            registered,
+            first,
+            next,
+            claimed: vec![false; registered.len()],
+        }
+    }
+
+    /// The first worker at a claim's URL, if it may be the claimed one.
+    fn take(&mut self, claim: &Claim) -> Option<&'a Registered<'a>> {
+        let first = self.first.get_mut(claim.url())?;
+        let at = *first;
+        let worker = self.registered.get(at);
+        let worker = worker.filter(|worker| !self.claimed[at] && claim.is_of(worker))?;
+        self.claimed[at] = true;
+        *first = self.next[at].unwrap_or(at);
+        Some(worker)
+    }
+
+    /// Those that are left, in the order of their registration.
+    fn rest(self) -> impl Iterator<Item = &'a Registered<'a>> {
+        let all = self.registered.iter().zip(self.claimed);
+        all.filter_map(|(worker, claimed)| (!claimed).then_some(worker))
     }
 }
 
@@ -202,13 +237,13 @@ impl Claim {
         }
     }
 
-    fn identity(&self) -> Option<&str> {
-        self.listed()?.identity.as_deref()
+    fn identity(&self) -> Option<&Arc<str>> {
+        self.listed()?.identity.as_ref()
     }
 
     /// Whether the worker may be the claimed one: nothing says that it is another.
     fn is_of(&self, worker: &Registered<'_>) -> bool {
-        let known = worker.listed.and_then(|listed| listed.identity.as_deref());
+        let known = worker.listed.and_then(|listed| listed.identity.as_ref());
         let claimed = self.identity();
         known.is_none() || claimed.is_none() || known == claimed
     }

@@ -96,6 +96,13 @@ impl Endpoint {
         self.ranks.store(ranks, Relaxed);
     }
 
+    /// Whether requests do not know of it: it has never been ready, and is not registered for a
+    /// model.
+    pub(super) fn is_unseen(&self) -> bool {
+        let was_ready = !matches!(self.verdict(), Verdict::Pending | Verdict::Failed);
+        !was_ready && self.config.load().spec.model.is_none()
+    }
+
     /// What its probes say.
     pub(super) fn verdict(&self) -> Verdict {
         self.health

@@ -182,7 +182,11 @@ impl Fleet {
             more
         });
         drop(slots);
-        self.membership_changed();
+        if worker.endpoint.is_unseen() {
+            self.changed.notify_waiters();
+        } else {
+            self.membership_changed();
+        }
         worker
     }
 

@@ -64,11 +64,15 @@ impl Entries {
 
     /// What is to be done so that the workers are those that are claimed.
     fn changes(&self) -> Vec<Change> {
-        let known = self.known.iter().map(|entry| Registered {
-            id: entry.worker.id,
-            url: entry.worker.url(),
-            source: entry.source,
-            listed: entry.listed.as_ref(),
+        let known = self.known.iter().map(|entry| {
+            let listed = entry.listed.as_ref();
+            Registered {
+                id: entry.worker.id,
+                // The list's own is found sooner than another that is equal.
+                url: listed.map_or(entry.worker.url(), |listed| &listed.spec.url),
+                source: entry.source,
+                listed,
+            }
         });
         self.claims.changes(&known.collect::<Vec<_>>())
     }

@@ -68,7 +68,12 @@ pub(crate) struct WorkerConfig {
     pub(crate) spec: WorkerSpec,
     /// `Bearer <key>`, when it has a key.
     pub(crate) bearer: Option<HeaderValue>,
+    /// What its label says: a pair stays within one group, as in one rack.
+    pub(crate) transfer_group: Option<String>,
 }
+
+/// The label with the group of workers among which pairs are formed.
+pub(crate) const TRANSFER_GROUP: &str = "transfer_group";
 
 impl From<WorkerSpec> for WorkerConfig {
     fn from(spec: WorkerSpec) -> Self {
@@ -77,6 +82,10 @@ impl From<WorkerSpec> for WorkerConfig {
             value.set_sensitive(true);
             Some(value)
         });
-        Self { spec, bearer }
+        Self {
+            transfer_group: spec.labels.get(TRANSFER_GROUP).cloned(),
+            spec,
+            bearer,
+        }
     }
 }

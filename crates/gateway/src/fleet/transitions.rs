@@ -293,7 +293,9 @@ pub(crate) fn set_model(
         info!(worker = %endpoint.url, from = before.role.as_str(), to = role.as_str(), "worker has another role");
     }
     // A changed registration may ask for another policy.
-    if renamed || moved || registered_anew {
+    if !registered_anew && endpoint.is_unseen() {
+        fleet.changed.notify_waiters();
+    } else if renamed || moved || registered_anew {
         fleet.membership_changed();
     } else {
         fleet.availability_changed();

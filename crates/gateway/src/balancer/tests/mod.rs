@@ -121,6 +121,27 @@ async fn worker_that_recovers_gets_its_share_step_by_step() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn workers_that_all_recover_share_the_requests_alike() {
+    let bench = ready(
+        2,
+        FleetSection {
+            slow_start: Duration::from_secs(10),
+            ..section()
+        },
+    );
+    for slot in 0..2 {
+        bench.probe(slot, Failed);
+        bench.probe(slot, Passed);
+    }
+    let shares = shares(&bench, 2);
+    assert_eq!(shares.iter().sum::<usize>(), 10_000);
+    assert!(
+        shares.iter().all(|share| (4500..5500).contains(share)),
+        "{shares:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn worker_that_fails_more_than_its_peers_is_ejected_for_a_while() {
     let bench = ready(
         4,
@@ -315,9 +336,8 @@ async fn each_model_has_a_policy_instance_with_its_own_workers() {
     bench.probe(1, Passed);
     let heard = heard.0.lock().unwrap();
     let sizes: Vec<_> = heard.iter().map(Vec::len).collect();
-    // All at the start and whenever a worker has reported or become ready; then all, llama's
-    // and qwen's.
-    assert_eq!(sizes, [3, 3, 3, 3, 3, 1, 1]);
+    // All at the start and when a worker has become ready; then all, llama's and qwen's.
+    assert_eq!(sizes, [3, 3, 3, 1, 1]);
 }
 
 #[tokio::test]

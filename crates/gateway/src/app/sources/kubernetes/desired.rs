@@ -1,22 +1,22 @@
 //! The workers that a set of pods means.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+
+use foldhash::{HashMap, HashMapExt, HashSet};
 
 use super::misfit::Misfit;
 use super::pod::Pod;
 use super::pods::Pods;
 use super::rules::{Namespace, Rules, model, role, zone};
 use crate::config::{GroupSection, PodPort, WorkerUrl};
-use crate::fleet::{Listed, Role, WorkerSpec};
+use crate::fleet::{Listed, Role, TRANSFER_GROUP, WorkerSpec};
 
 /// Ports of the engines in a pod that has several, separated by commas.
 const WORKER_PORTS: &str = "smg.ai/worker-ports";
 /// `https` for a pod that serves over TLS.
 const SCHEME: &str = "smg.ai/worker-scheme";
-/// Pods of one group form pairs among themselves.
-const TRANSFER_GROUP: &str = "transfer_group";
 
 /// The workers that pods mean.
 #[derive(Debug, Default)]
@@ -25,16 +25,23 @@ pub(super) struct Desired {
     pub(super) workers: Vec<Listed>,
     /// Pods that cannot be followed, and why.
     pub(super) misfits: BTreeMap<String, Misfit>,
-    /// By the uid of pods. Of hundreds of pods, few change at a time.
-    made: HashMap<String, Made>,
+    /// By the address of the pod. Of hundreds of pods, few change at a time.
+    made: HashMap<usize, Made>,
 }
 
-/// What was made of a pod.
+/// What the rules make of a pod, whatever others there are. What every update asks for is at hand:
+/// the pods themselves are scattered over the memory.
 #[derive(Debug)]
 struct Made {
     pod: Arc<Pod>,
-    place: Place,
+    /// `None` for one that cannot serve, or that no group selects.
+    place: Option<Place>,
+    /// The gateway's own.
+    is_own: bool,
+    terminates: bool,
     workers: Result<Vec<Listed>, Misfit>,
+    /// It has not been looked at before.
+    is_new: bool,
 }
 
 /// What a pod is to which group, by its number.
@@ -44,64 +51,50 @@ struct Place {
     role: Role,
 }
 
-/// A pod that can serve, and where.
-struct Chosen<'a> {
-    pod: &'a Arc<Pod>,
-    place: Place,
-}
-
 impl Desired {
     /// Makes them those of the pods of each namespace that is followed. A pod that is not ready is
     /// listed so: it stays if it is known.
     pub(super) fn update(&mut self, pods: &BTreeMap<Namespace, Pods>, rules: &Rules) {
-        let gateways = gateways(pods, rules);
-        let mut chosen = chosen(pods, rules);
-        chosen.retain(|it| {
-            let controller = it.pod.controller.as_deref();
-            !gateways.contains(&*it.pod.uid)
-                && controller.is_none_or(|controller| !gateways.contains(controller))
-        });
         let mut before = std::mem::take(&mut self.made);
-        self.made.reserve(chosen.len());
-        let (mut workers, mut fresh) = (Vec::with_capacity(chosen.len()), Vec::new());
-        self.misfits.clear();
-        for it in chosen {
-            match before.remove_entry(&it.pod.uid) {
-                Some((uid, made)) if made.is_of(&it) => self.keep(uid, made, &mut workers),
-                _ => fresh.push(it),
-            }
+        let known = before.len();
+        let all = pods.iter().flat_map(|(namespace, pods)| {
+            let pods = pods.iter();
+            pods.map(move |pod| (namespace, pod))
+        });
+        let all = all.map(|(namespace, pod)| {
+            let known = before.remove(&address(pod));
+            known.map_or_else(|| Made::new(pod, namespace, rules), Made::again)
+        });
+        let mut made = Vec::with_capacity(known);
+        made.extend(all);
+        let all = made;
+        let mut chosen = chosen(&all);
+        if rules.may_repeat_pods() {
+            chosen = one_of_each_pod(chosen);
         }
+        let (mut fresh, known): (Vec<&Made>, Vec<&Made>) =
+            chosen.into_iter().partition(|it| it.is_new);
         fresh.sort_unstable_by_key(|it| (&it.pod.namespace, &it.pod.name));
-        for it in fresh {
-            let made = Made::new(&it, rules);
-            self.keep(it.pod.uid.clone(), made, &mut workers);
-        }
-        self.workers = newest_of_each_url(workers);
+        let chosen = known.iter().chain(&fresh);
+        self.misfits = chosen.clone().filter_map(|it| it.misfit()).collect();
+        let found = chosen.flat_map(|it| it.found()).collect();
+        self.workers = newest_of_each_url(found);
+        self.made = all.into_iter().map(|it| (address(&it.pod), it)).collect();
     }
+}
 
-    fn keep(&mut self, uid: String, made: Made, workers: &mut Vec<Found>) {
-        let created = made.pod.created;
-        match &made.workers {
-            Ok(of_pod) => workers.extend(of_pod.iter().map(|listed| Found {
-                created,
-                listed: listed.clone(),
-            })),
-            Err(why) => {
-                let name = format!("{}/{}", made.pod.namespace, made.pod.name);
-                self.misfits.insert(name, why.clone());
-            }
-        }
-        self.made.insert(uid, made);
-    }
+/// What keeps pods apart while they are known: one that changes is read anew.
+fn address(pod: &Arc<Pod>) -> usize {
+    Arc::as_ptr(pod).addr()
 }
 
 /// A worker, and what decides between several at one URL.
-struct Found {
+struct Found<'a> {
     created: i64,
-    listed: Listed,
+    listed: &'a Listed,
 }
 
-impl Found {
+impl Found<'_> {
     /// The identity keeps two of the same age apart.
     fn age(&self) -> (i64, Option<&str>) {
         (self.created, self.listed.identity.as_deref())
@@ -109,67 +102,94 @@ impl Found {
 }
 
 impl Made {
-    fn new(chosen: &Chosen<'_>, rules: &Rules) -> Self {
-        let group = rules.options.groups.get(chosen.place.group);
-        let workers = group.map(|group| workers_of(chosen, group, rules));
+    fn new(pod: &Arc<Pod>, namespace: &Namespace, rules: &Rules) -> Self {
+        let serves = pod.runs && !pod.only_encodes && pod.ip.is_some();
+        let groups = rules.options.groups.iter().enumerate();
+        let mut groups = groups.filter(|(_, group)| group.namespace == namespace.0 && serves);
+        let found = groups.find_map(|(number, group)| Some((number, group, role(group, pod)?)));
+        let workers = found.map(|(_, group, role)| workers_of(pod, role, group, rules));
         Self {
-            pod: Arc::clone(chosen.pod),
-            place: chosen.place,
+            pod: Arc::clone(pod),
+            place: found.map(|(group, _, role)| Place { group, role }),
+            is_own: is_own(pod, rules),
+            terminates: pod.terminates,
             workers: workers.unwrap_or_else(|| Ok(Vec::new())),
+            is_new: true,
         }
     }
 
-    fn is_of(&self, chosen: &Chosen<'_>) -> bool {
-        Arc::ptr_eq(&self.pod, chosen.pod) && self.place == chosen.place
+    fn again(self) -> Self {
+        Self {
+            is_new: false,
+            ..self
+        }
+    }
+
+    /// Which of several that are made of one pod counts: the least.
+    fn rank(&self) -> impl Ord + use<> {
+        let group = self.place.map_or(usize::MAX, |place| place.group);
+        (group, rank(&self.pod))
+    }
+
+    fn found(&self) -> impl Iterator<Item = Found<'_>> {
+        let listed = self.workers.iter().flatten();
+        listed.map(|listed| Found {
+            created: self.pod.created,
+            listed,
+        })
+    }
+
+    fn misfit(&self) -> Option<(String, Misfit)> {
+        let why = self.workers.as_ref().err()?;
+        let name = format!("{}/{}", self.pod.namespace, self.pod.name);
+        Some((name, why.clone()))
     }
 }
 
-/// The pods that can serve, each by the first group that selects it.
-fn chosen<'a>(pods: &'a BTreeMap<Namespace, Pods>, rules: &Rules) -> Vec<Chosen<'a>> {
-    let all = pods.values().flat_map(Pods::iter);
+/// The pods that can serve: none that ends, and no gateway.
+fn chosen(all: &[Made]) -> Vec<&Made> {
     // Several objects may stand for a pod, and one of them may be late.
-    let ending: HashSet<&str> = all
-        .filter(|pod| pod.terminates)
-        .map(|pod| &*pod.uid)
-        .collect();
-    let count = pods.values().flat_map(Pods::iter).count();
-    let mut chosen: Vec<Chosen<'a>> = Vec::with_capacity(count);
-    let mut at: HashMap<&str, usize> = HashMap::with_capacity(count);
-    for (number, group) in rules.options.groups.iter().enumerate() {
-        let namespace = Namespace(group.namespace.clone());
-        let known = pods.get(&namespace).into_iter().flat_map(Pods::iter);
-        let serving = known.filter(|pod| pod.runs && !pod.only_encodes && pod.ip.is_some());
-        for pod in serving.filter(|pod| !ending.contains(&*pod.uid)) {
-            let Some(role) = role(group, pod) else {
-                continue;
-            };
-            let place = Place {
-                group: number,
-                role,
-            };
-            let index = *at.entry(&pod.uid).or_insert(chosen.len());
-            match chosen.get_mut(index) {
-                None => chosen.push(Chosen { pod, place }),
-                Some(known) if known.place.group == number && rank(pod) < rank(known.pod) => {
-                    *known = Chosen { pod, place };
-                }
-                Some(_) => {}
-            }
+    let ending = all.iter().filter(|it| it.terminates);
+    let mut left_out: HashSet<&str> = ending.map(|it| &*it.pod.uid).collect();
+    // The gateway's own pod, and what controls it: its other replicas are no workers either.
+    let own = all.iter().filter(|it| it.is_own);
+    let gateways = own.flat_map(|it| [Some(&*it.pod.uid), it.pod.controller.as_deref()]);
+    let gateways: HashSet<&str> = gateways.flatten().collect();
+    left_out.extend(&gateways);
+    let stays = |it: &&Made| {
+        let controller = || it.pod.controller.as_deref();
+        (left_out.is_empty() || !left_out.contains(&*it.pod.uid))
+            && (gateways.is_empty() || controller().is_none_or(|it| !gateways.contains(it)))
+    };
+    let placed = all.iter().filter(|it| it.place.is_some());
+    placed.filter(stays).collect()
+}
+
+/// Of those that stand for one pod the one that counts.
+fn one_of_each_pod(chosen: Vec<&Made>) -> Vec<&Made> {
+    let mut of_pod: Vec<&Made> = Vec::with_capacity(chosen.len());
+    let mut at: HashMap<&str, usize> = HashMap::with_capacity(chosen.len());
+    for it in chosen {
+        let index = *at.entry(&it.pod.uid).or_insert(of_pod.len());
+        match of_pod.get_mut(index) {
+            None => of_pod.push(it),
+            Some(known) if it.rank() < known.rank() => *known = it,
+            Some(_) => {}
         }
     }
-    chosen
+    of_pod
 }
 
 /// Which of several descriptions of a pod counts: the least. A service may list a pod by two
 /// addresses, and for a while twice.
-fn rank(pod: &Pod) -> impl Ord {
+fn rank(pod: &Pod) -> impl Ord + use<> {
     (!pod.ready, pod.ip.is_some_and(|ip| ip.is_ipv6()), pod.ip)
 }
 
-/// The gateway's own pod, and what controls it: its other replicas are no workers either.
-fn gateways<'a>(pods: &'a BTreeMap<Namespace, Pods>, rules: &Rules) -> HashSet<&'a str> {
+/// Whether it is a pod of this machine that a group would look for at a port of the gateway.
+fn is_own(pod: &Pod, rules: &Rules) -> bool {
     let own_ports = &rules.options.own_ports;
-    let serves_there = |pod: &Pod, group: &GroupSection| match &group.port {
+    let serves_there = |group: &GroupSection| match &group.port {
         PodPort::Number(port) if !pod.annotations.contains_key(WORKER_PORTS) => {
             own_ports.contains(port)
         }
@@ -178,22 +198,15 @@ fn gateways<'a>(pods: &'a BTreeMap<Namespace, Pods>, rules: &Rules) -> HashSet<&
             ports.iter().any(|port| own_ports.contains(port))
         }
     };
-    let is_own = |pod: &&Arc<Pod>| {
-        let mut groups = rules.options.groups.iter();
-        pod.is_local && groups.any(|group| serves_there(pod, group))
-    };
-    let own = pods.values().flat_map(Pods::iter).filter(is_own);
-    own.flat_map(|pod| [Some(&*pod.uid), pod.controller.as_deref()])
-        .flatten()
-        .collect()
+    pod.is_local && rules.options.groups.iter().any(serves_there)
 }
 
 fn workers_of(
-    chosen: &Chosen<'_>,
+    pod: &Pod,
+    role: Role,
     group: &GroupSection,
     rules: &Rules,
 ) -> Result<Vec<Listed>, Misfit> {
-    let (pod, role) = (chosen.pod, chosen.place.role);
     let Some(ip) = pod.ip else {
         return Ok(Vec::new());
     };
@@ -225,7 +238,7 @@ fn workers_of(
 
 /// An address is used again when its pod has ended: the newest one has it, by the time of its
 /// creation.
-fn newest_of_each_url(found: Vec<Found>) -> Vec<Listed> {
+fn newest_of_each_url(found: Vec<Found<'_>>) -> Vec<Listed> {
     let mut newest: HashMap<&WorkerUrl, usize> = HashMap::with_capacity(found.len());
     let mut older = Vec::new();
     for (at, it) in found.iter().enumerate() {
@@ -238,7 +251,7 @@ fn newest_of_each_url(found: Vec<Found>) -> Vec<Listed> {
     }
     let found = found.into_iter().enumerate();
     let found = found.filter(|(at, _)| !older.contains(at));
-    found.map(|(_, it)| it.listed).collect()
+    found.map(|(_, it)| it.listed.clone()).collect()
 }
 
 fn ports(pod: &Pod, group: &GroupSection) -> Result<Vec<u16>, Misfit> {

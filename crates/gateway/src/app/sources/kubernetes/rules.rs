@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
 
 use super::pod::Pod;
-use crate::config::{DiscoverySection, GroupSection, ModelIdFrom, is_zone};
+use crate::config::{DiscoveryBy, DiscoverySection, GroupSection, ModelIdFrom, is_zone};
 use crate::fleet::Role;
 
 /// Where pods are; `None` is everywhere.
@@ -33,6 +33,12 @@ impl Rules {
         groups
             .map(|group| Namespace(group.namespace.clone()))
             .collect()
+    }
+
+    /// Whether several objects may stand for one pod: slices of several services, or what two
+    /// watches bring.
+    pub(super) fn may_repeat_pods(&self) -> bool {
+        self.options.by == DiscoveryBy::EndpointSlices || self.namespaces().len() > 1
     }
 
     /// A label selector that leaves out no worker: what all selectors of the groups in a namespace
