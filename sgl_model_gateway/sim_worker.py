@@ -30,6 +30,10 @@ _HELP: dict[str, tuple[str, str]] = {
     "model": ("NAME", "name of the served model"),
     "api_key": ("KEY", "key that every request except health and metrics must carry"),
     "dp_size": ("N", "data-parallel ranks: independent engines behind one port"),
+    "load_publish_port": (
+        "PORT",
+        "first of the ports on which ranks publish their loads over ZeroMQ; 0 takes free ones",
+    ),
     "disaggregation_mode": ("ROLE", "role in prefill/decode disaggregation at start: null, prefill or decode"),
     "disaggregation_bootstrap_port": ("PORT", "port of a prefill worker's bootstrap server; 0 takes a free one"),
     "bootstrap_timeout_s": ("SECS", "time that a prefill worker waits for a request's decode worker"),

@@ -36,6 +36,7 @@ FOREIGN = {
     *("--log-json", "--features", "--version", "--add-architecture"),
     *("--namespace", "--from-file", "--now", "--unit"),
     *("--base-gpu-id", "--gpu-id-step", "--disaggregation-transfer-backend", "--enable-cache-report"),
+    *("--load-publish-endpoint", "--kv-events-config"),
 }
 
 pages = pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -63,7 +63,7 @@ impl OthersLoad {
     }
 }
 
-/// A busier second of prefill weighs more; the last minute or so counts.
+/// What counts of the time before, after another second of prefill: about ten seconds do.
 const MEMORY: f64 = 0.9;
 /// Time computing prompts below which a difference says little, microseconds.
 const LEAST_BUSY: u64 = 1000;
@@ -104,8 +104,11 @@ impl PrefillSpeed {
             // They add up until they say something.
             return;
         }
-        self.tokens = MEMORY * self.tokens + tokens as f64;
-        self.secs = MEMORY * self.secs + busy_us as f64 / 1e6;
+        let secs = busy_us as f64 / 1e6;
+        // By the time, not by the report: engines publish after every step.
+        let memory = MEMORY.powf(secs);
+        self.tokens = memory * self.tokens + tokens as f64;
+        self.secs = memory * self.secs + secs;
         self.last = Some(now);
     }
 
@@ -144,6 +147,23 @@ mod tests {
         }
         let found = speed.tokens_per_sec().unwrap();
         assert!((found - 2000.0).abs() < 1.0, "{found}");
+    }
+
+    #[test]
+    fn speed_does_not_depend_on_how_often_it_is_reported() {
+        let (mut often, mut seldom) = (PrefillSpeed::default(), PrefillSpeed::default());
+        // Twenty seconds at 1000 tokens a second, then two at 9000, in steps of 10 ms.
+        for step in 0..=2200_u64 {
+            let tokens = step.min(2000) * 10 + step.saturating_sub(2000) * 90;
+            observe(&mut often, tokens, step * 10_000);
+            if step % 50 == 0 {
+                observe(&mut seldom, tokens, step * 10_000);
+            }
+        }
+        let (often, seldom) = (often.tokens_per_sec(), seldom.tokens_per_sec());
+        let (often, seldom) = (often.unwrap(), seldom.unwrap());
+        assert!((often / seldom - 1.0).abs() < 0.02, "{often} {seldom}");
+        assert!((2000.0..4000.0).contains(&often), "{often}");
     }
 
     #[test]

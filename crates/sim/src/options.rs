@@ -55,6 +55,9 @@ pub struct SimOptions {
     pub api_key: Option<String>,
     /// Number of data-parallel ranks: independent engines behind one port.
     pub dp_size: u32,
+    /// First of the ports on which ranks publish their loads over `ZeroMQ`; 0 = any free ones,
+    /// unset = none.
+    pub load_publish_port: Option<u16>,
     /// Role in prefill/decode disaggregation at start.
     pub disaggregation_mode: Role,
     /// Port of a prefill worker's bootstrap server; 0 = any free port. A decode worker asks there
@@ -121,6 +124,7 @@ impl Default for SimOptions {
             model: "sim-model".to_owned(),
             api_key: None,
             dp_size: 1,
+            load_publish_port: None,
             disaggregation_mode: Role::Null,
             disaggregation_bootstrap_port: 8998,
             bootstrap_timeout_s: 300.0,

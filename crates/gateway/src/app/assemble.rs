@@ -25,7 +25,9 @@ use crate::config::{
     ZoneSection, seconds,
 };
 use crate::cpu_pool::CpuPool;
-use crate::fleet::{Fleet, HealthChecks, LoadPolls, OutlierDetector, Registry, WorkerFactory};
+use crate::fleet::{
+    Fleet, HealthChecks, LoadPolls, LoadPushes, OutlierDetector, Registry, WorkerFactory,
+};
 use crate::proxy::{Dispatcher, FanOut, Orders, Proxy, WorkerCalls};
 use crate::server::{Auth, Lanes, Service};
 use crate::shutdown::Shutdown;
@@ -109,6 +111,7 @@ pub(super) fn build(
         metrics,
         lanes,
         clients,
+        load_pushes: LoadPushes::new(&workers.health_checks, LoadSection::from(options)),
         load_polls: LoadPolls::new(&workers.health_checks, LoadSection::from(options)),
         health_checks: workers.health_checks,
         certificates,

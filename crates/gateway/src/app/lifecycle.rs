@@ -23,7 +23,7 @@ use crate::api::ApiState;
 use crate::auth::AuditWriter;
 use crate::balancer::Balancer;
 use crate::config::ClientSection;
-use crate::fleet::{HealthChecks, LoadPolls};
+use crate::fleet::{HealthChecks, LoadPolls, LoadPushes};
 use crate::server::{Lanes, Listeners, MetricsPage, Service, serve_metrics};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
@@ -53,6 +53,8 @@ pub(super) struct Control {
     pub(super) health_checks: HealthChecks,
     /// `None` where workers are not asked for their loads.
     pub(super) load_polls: Option<LoadPolls>,
+    /// `None` where workers that publish their loads are not listened to.
+    pub(super) load_pushes: Option<LoadPushes>,
     pub(super) maintenance: Maintenance,
     pub(super) certificates: Certificates,
     pub(super) grace: Duration,
@@ -94,6 +96,9 @@ impl Control {
         tokio::spawn(self.health_checks.run());
         if let Some(polls) = self.load_polls {
             tokio::spawn(polls.run());
+        }
+        if let Some(pushes) = self.load_pushes {
+            tokio::spawn(pushes.run());
         }
         self.reloader.parts.access.watch();
         tokio::spawn(self.reloader.run());

@@ -16,6 +16,7 @@ mod feature;
 pub(crate) mod file;
 mod issuer_url;
 mod live;
+mod load_push;
 mod mapped;
 mod objects;
 mod options;
@@ -46,6 +47,7 @@ pub use feature::Feature;
 pub use file::{FileError, Origin, Place, Problem};
 pub(crate) use issuer_url::IssuerUrl;
 pub(crate) use live::{Live, LiveSection};
+pub use load_push::LoadPush;
 pub(crate) use mapped::{Mapped, mapped};
 pub use objects::{
     ApiKeyEntry, ControlPlaneAuth, JwtConfig, OracleConfig, PostgresConfig, RedisConfig, Role,

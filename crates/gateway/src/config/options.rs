@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::backend::{Backend, HistoryBackend};
 use super::{
-    ControlPlaneAuth, DiscoveryBy, DiscoveryGroup, OracleConfig, PostgresConfig, QueueOrder,
-    RedisConfig, Secret,
+    ControlPlaneAuth, DiscoveryBy, DiscoveryGroup, LoadPush, OracleConfig, PostgresConfig,
+    QueueOrder, RedisConfig, Secret,
 };
 
 /// Which port serves the page that shows the fleet.
@@ -444,6 +444,9 @@ options! {
     record_sample: f64 = 1.0;
     /// Tokens of a block whose hash is recorded: 16, 32, 64, 128, 256 or 512.
     record_block_tokens: u32 = 512;
+    /// Whether to listen to workers that publish their load: `auto` where they say so in
+    /// `/server_info`, or `off`.
+    load_push: LoadPush = LoadPush::Auto;
 }
 
 impl Options {

@@ -6,7 +6,7 @@ use routing::policy::Balance;
 use routing::{BreakerRules, FairRules, MediaTokens, Params, RetryRules, Thresholds};
 
 use super::fairness::fair_rules;
-use super::{AllowedOrigin, EngineControl, FleetPage, Options, PdMetadata};
+use super::{AllowedOrigin, EngineControl, FleetPage, LoadPush, Options, PdMetadata};
 
 /// No time is longer: "never" is spelt with large numbers, and sums of times must not overflow.
 const LONGEST: Duration = Duration::from_hours(24 * 365);
@@ -71,6 +71,8 @@ pub(crate) struct FleetSection {
 pub(crate) struct LoadSection {
     /// `None` where nothing is asked.
     pub(crate) poll_interval: Option<Duration>,
+    /// Whether workers that publish their loads are listened to.
+    pub(crate) push: LoadPush,
 }
 
 /// Limits on what clients may have in progress, and the queue in front of them.
@@ -250,6 +252,7 @@ impl From<&Options> for LoadSection {
         let interval = options.load_poll_interval_secs;
         Self {
             poll_interval: (interval > 0).then(|| seconds(interval)),
+            push: options.load_push,
         }
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use http::Method;
-use routing::LoadFigures;
 use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::debug;
@@ -14,7 +13,8 @@ use tracing::debug;
 use super::endpoint::Endpoint;
 use super::fleet::Fleet;
 use super::health_checks::HealthChecks;
-use super::load_report::LoadReport;
+use super::load_intake::take_report;
+use super::load_report::{LoadReport, LoadSource};
 use super::worker::Worker;
 use crate::config::LoadSection;
 use crate::telemetry::Metrics;
@@ -97,14 +97,17 @@ impl LoadPolls {
                 Some(rank) => reports.remove(&(rank as u64)),
             };
             if let Some(report) = report {
-                take_report(worker, report, before);
+                take_report(worker, report, LoadSource::Poll, before);
             }
         }
     }
 
     /// Forgets the report of a worker that has been silent for long.
     fn expire(&self, worker: &Worker) {
-        if worker.reported.expire(self.interval * INTERVALS) {
+        if worker
+            .reported
+            .expire(LoadSource::Poll, self.interval * INTERVALS)
+        {
             worker.load.forget_others();
         }
     }
@@ -132,12 +135,4 @@ impl LoadPolls {
         let reports: Option<BTreeMap<_, _>> = entries.iter().map(LoadReport::of_entry).collect();
         reports.filter(|reports| !reports.is_empty())
     }
-}
-
-/// A worker reports this load; `before` is what this gateway knew when it was asked.
-fn take_report(worker: &Worker, report: LoadReport, before: LoadFigures) {
-    worker.reported.note(report);
-    // Between the question and the answer requests come and go: the higher count is no phantom.
-    let own = before.max(worker.load.own());
-    worker.load.set_others(report.figures(), own);
 }

@@ -1,5 +1,6 @@
 //! What a worker reports of its load, as `/v1/loads` has it.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -79,20 +80,42 @@ fn number(entry: &Map<String, Value>, name: &str) -> Option<u64> {
     value.as_u64().or_else(rounded)
 }
 
+/// How reports come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LoadSource {
+    /// As answers to questions.
+    Poll,
+    /// As the worker publishes them.
+    Push,
+}
+
+/// How long a published report counts: three of the worker's heartbeats.
+pub(super) const PUSH_LASTS: Duration = Duration::from_secs(3);
+
 /// The last report of a worker.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LastReport {
     pub(crate) report: LoadReport,
+    pub(crate) source: LoadSource,
     pub(crate) at: Instant,
     /// Prompt tokens per second of prefill, as measured.
     pub(crate) prefill_speed: Option<f64>,
 }
 
 impl LastReport {
+    /// Whether the worker publishes its load, and has done so lately.
+    fn is_pushed(self) -> bool {
+        self.source == LoadSource::Push && self.at.elapsed() <= PUSH_LASTS
+    }
+
     /// As explanations show it.
     pub(crate) fn to_json(self) -> Value {
         let report = self.report;
         json!({
+            "source": match self.source {
+                LoadSource::Poll => "poll",
+                LoadSource::Push => "push",
+            },
             "age_secs": self.at.elapsed().as_secs_f64(),
             "running": report.running,
             "waiting": report.waiting,
@@ -111,29 +134,49 @@ pub(crate) struct ReportedLoad(Mutex<Reported>);
 #[derive(Debug, Default)]
 struct Reported {
     last: Option<LastReport>,
+    /// What was pushed last of each rank, where the ranks are one worker.
+    ranks: BTreeMap<u16, (LoadReport, Instant)>,
     speed: PrefillSpeed,
 }
 
 impl ReportedLoad {
-    /// Takes note of a report.
-    pub(super) fn note(&self, report: LoadReport) {
+    /// All ranks together, of which this one has reported now. One that has been silent does not
+    /// count.
+    pub(super) fn with_rank(&self, rank: u16, report: LoadReport) -> LoadReport {
+        let ranks = &mut self.lock().ranks;
+        ranks.insert(rank, (report, Instant::now()));
+        ranks.retain(|_, (_, at)| at.elapsed() <= PUSH_LASTS);
+        let reports = ranks.values().map(|(report, _)| *report);
+        reports.reduce(LoadReport::plus).unwrap_or(report)
+    }
+
+    /// Takes note of a report; false for a polled one while others are pushed.
+    pub(super) fn note(&self, report: LoadReport, source: LoadSource) -> bool {
         let mut reported = self.lock();
+        let pushed = reported.last.is_some_and(LastReport::is_pushed);
+        if pushed && source == LoadSource::Poll {
+            return false;
+        }
         if let Some(counters) = report.prefill {
             reported.speed.observe(counters);
         }
         reported.last = Some(LastReport {
             report,
+            source,
             at: Instant::now(),
             prefill_speed: reported.speed.tokens_per_sec(),
         });
+        true
     }
 
-    /// Forgets a report that is older than this; true if there was one.
-    pub(super) fn expire(&self, age: Duration) -> bool {
+    /// Forgets a report of this source that is older than this; true if there was one.
+    pub(super) fn expire(&self, source: LoadSource, age: Duration) -> bool {
         let mut reported = self.lock();
-        let is_old = reported.last.is_some_and(|last| last.at.elapsed() > age);
+        let of_source = reported.last.filter(|last| last.source == source);
+        let is_old = of_source.is_some_and(|last| last.at.elapsed() > age);
         if is_old {
             reported.last = None;
+            reported.ranks.clear();
         }
         is_old
     }
@@ -182,11 +225,47 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn report_counts_until_it_is_old() {
         let (reported, age) = (ReportedLoad::default(), Duration::from_secs(3));
-        assert!(!reported.expire(age) && reported.last().is_none());
-        reported.note(LoadReport::default());
+        let expire = || reported.expire(LoadSource::Poll, age);
+        assert!(!expire() && reported.last().is_none());
+        assert!(reported.note(LoadReport::default(), LoadSource::Poll));
         tokio::time::advance(age).await;
-        assert!(!reported.expire(age) && reported.last().is_some());
+        assert!(!expire() && reported.last().is_some());
         tokio::time::advance(Duration::from_millis(1)).await;
-        assert!(reported.expire(age) && reported.last().is_none());
+        assert!(expire() && reported.last().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pushed_report_counts_before_a_polled_one_until_it_is_old() {
+        let reported = ReportedLoad::default();
+        let running = |running| LoadReport {
+            running,
+            ..LoadReport::default()
+        };
+        let shown = || reported.last().unwrap().report.running;
+        assert!(reported.note(running(1), LoadSource::Poll));
+        assert!(reported.note(running(2), LoadSource::Push));
+        assert!(!reported.note(running(3), LoadSource::Poll));
+        assert!(!reported.expire(LoadSource::Poll, Duration::ZERO));
+        tokio::time::advance(PUSH_LASTS).await;
+        assert!(!reported.note(running(3), LoadSource::Poll));
+        assert_eq!(shown(), 2);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(reported.note(running(4), LoadSource::Poll));
+        assert_eq!(shown(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ranks_that_are_one_worker_add_up_unless_silent() {
+        let reported = ReportedLoad::default();
+        let waiting = |waiting| LoadReport {
+            waiting,
+            ..LoadReport::default()
+        };
+        let sum = |rank, count| reported.with_rank(rank, waiting(count)).waiting;
+        assert_eq!((sum(0, 5), sum(1, 7), sum(0, 1)), (5, 12, 8));
+        tokio::time::advance(PUSH_LASTS).await;
+        assert_eq!(sum(0, 2), 9);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(sum(0, 2), 2);
     }
 }

@@ -50,6 +50,12 @@ const CACHE_REPORT: &str = "enable_cache_report";
 /// Most ranks that an endpoint is believed to have.
 const MAX_RANKS: usize = 1024;
 
+/// Where a worker publishes its load: the port of the first rank, and the topic.
+const LOAD_PORT: &str = "load_publish_port";
+const LOAD_TOPIC: &str = "load_publish_topic";
+/// The topic where none is named.
+const DEFAULT_LOAD_TOPIC: &str = "load";
+
 /// The labels that name the model, the best one first.
 const NAMES: [&str; 3] = ["served_model_name", "model_id", "model_path"];
 
@@ -80,6 +86,15 @@ pub(crate) struct ModelInfo {
     pub(crate) aliases: Vec<String>,
 }
 
+/// Where a worker publishes its load, on its own host. The host that it announces is that of its
+/// cache events, and may be another machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LoadPublisher {
+    /// That of the first rank; the others follow.
+    pub(super) port: u16,
+    pub(super) topic: String,
+}
+
 impl ModelInfo {
     /// That of a worker which serves this model. What each change in the fleet reads of all workers
     /// is picked out once.
@@ -102,6 +117,15 @@ impl ModelInfo {
             report,
             metrics,
         }
+    }
+
+    /// Where it publishes its load, if it does.
+    pub(super) fn load_publisher(&self) -> Option<LoadPublisher> {
+        let labels = &self.report.labels;
+        Some(LoadPublisher {
+            port: labels.get(LOAD_PORT)?.parse().ok()?,
+            topic: labels.get(LOAD_TOPIC)?.clone(),
+        })
     }
 
     /// The names of the adapters that it has loaded.
@@ -217,7 +241,22 @@ pub(super) fn labels(answers: &[Map<String, Value>]) -> Labels {
             }
         }
     }
+    for publisher in answers.iter().filter_map(|answer| answer.get("kv_events")) {
+        add_publisher(publisher, &mut labels);
+    }
     labels
+}
+
+/// Adds where a worker publishes its load, if it does.
+fn add_publisher(announced: &Value, labels: &mut Labels) {
+    let port = announced.get("load_endpoint_port_base");
+    let Some(port) = port.and_then(Value::as_u64) else {
+        return;
+    };
+    labels.insert(LOAD_PORT.to_owned(), port.to_string());
+    let topic = announced.get("load_topic").and_then(Value::as_str);
+    let topic = topic.unwrap_or(DEFAULT_LOAD_TOPIC);
+    labels.insert(LOAD_TOPIC.to_owned(), topic.to_owned());
 }
 
 /// The role that an answer to `/model_info` names.
@@ -258,5 +297,22 @@ mod tests {
     #[test]
     fn a_worker_that_reports_no_model_serves_an_unknown_model() {
         assert_eq!(model_name(&labels_of("{}")), UNKNOWN_MODEL);
+    }
+
+    #[test]
+    fn publisher_of_loads_is_read_where_one_is_announced() {
+        let publisher = |kv_events: &str| {
+            let labels = labels_of(&format!(r#"{{"kv_events":{kv_events}}}"#));
+            let of = |name: &str| labels.get(name).cloned();
+            of(LOAD_PORT).zip(of(LOAD_TOPIC))
+        };
+        let found = |port: &str, topic: &str| Some((port.to_owned(), topic.to_owned()));
+        let announced = r#"{"publisher":"zmq","endpoint_host":"events","endpoint_port_base":5557,"topic":"kv","block_size":1,"dp_size":2,"load_endpoint_port_base":5559,"load_topic":"gauge"}"#;
+        assert_eq!(publisher(announced), found("5559", "gauge"));
+        let without_topic = r#"{"load_endpoint_port_base":5600}"#;
+        assert_eq!(publisher(without_topic), found("5600", DEFAULT_LOAD_TOPIC));
+        for nothing in [r#"{"endpoint_port_base":1,"topic":"kv"}"#, "null"] {
+            assert_eq!(publisher(nothing), None, "{nothing}");
+        }
     }
 }

@@ -14,6 +14,7 @@ mod io;
 mod limits;
 mod response_body;
 mod tls;
+mod zmtp;
 
 pub(crate) use address::Resolver;
 pub(crate) use call::{Call, CallBody, CallHeaders, Line, is_hop_by_hop};
@@ -27,3 +28,4 @@ pub(crate) use io::Io;
 pub(crate) use limits::ConnectionLimits;
 pub(crate) use response_body::ResponseBody;
 pub(crate) use tls::WorkerTls;
+pub(crate) use zmtp::{Subscription, SubscriptionError};

@@ -4,6 +4,7 @@ mod api;
 mod dialect;
 mod disaggregation;
 mod http;
+mod load_publisher;
 mod parse;
 mod runtime;
 mod sim_worker;

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use super::disaggregation::state::bootstrap_listener;
 use super::http::bind::bind;
 use super::http::listener;
+use super::load_publisher;
 use super::runtime::request_log::{Recorded, SimStats};
 use super::runtime::worker::Worker;
 use crate::error::SimError;
@@ -43,7 +44,13 @@ impl SimWorker {
         let role = options.disaggregation_mode;
         let bootstrap = bootstrap_listener(&options, role)?;
         let addr = listener.local_addr()?;
-        let worker = Arc::new(Worker::new(options, addr.port()));
+        let publishers = load_publisher::listeners(&options)?;
+        let mut worker = Worker::new(options, addr.port());
+        worker.load_port = match publishers.first() {
+            None => None,
+            Some(first) => Some(first.local_addr()?.port()),
+        };
+        let worker = Arc::new(worker);
         let lifecycle = Arc::new(Lifecycle::default());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -52,6 +59,10 @@ impl SimWorker {
         let listener = {
             let _inside = runtime.enter();
             worker.disaggregation.set_role(role, bootstrap)?;
+            for (rank, listener) in publishers.into_iter().enumerate() {
+                let listener = TcpListener::from_std(listener)?;
+                runtime.spawn(load_publisher::publish(Arc::clone(&worker), rank, listener));
+            }
             TcpListener::from_std(listener)?
         };
         let thread = std::thread::Builder::new().name(format!("sim-{}", addr.port()));

@@ -233,7 +233,7 @@ impl Explainer {
             let Candidate { slot, url, .. } = ranked.candidate;
             let mut named = workers.iter().filter(|worker| worker.slot == *slot);
             // The slot may have another worker by now.
-            let worker = named.find(|worker| worker.url().as_str() == &**url);
+            let worker = named.find(|worker| worker.name() == url);
             json!({
                 "worker_id": worker.map(|worker| worker.id.to_string()),
                 "worker": *ranked.candidate.url,

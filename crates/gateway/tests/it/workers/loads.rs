@@ -31,8 +31,8 @@ async fn reporting(queued: &Arc<AtomicU64>) -> Worker {
 
 const SILENT: u64 = 1_000_000;
 
-/// What `/route/explain` says of each worker, by its URL.
-async fn explained(gateway: &Running, worker: &str) -> Value {
+/// What `/route/explain` says of a worker, by its URL.
+pub(super) async fn explained(gateway: &Running, worker: &str) -> Value {
     let page = post(gateway, "/route/explain", r#"{"text":"hello"}"#).await;
     let page = page.json();
     let candidates = page["candidates"].as_array().unwrap();

@@ -6,6 +6,7 @@ mod loads;
 mod models;
 mod names;
 mod policies;
+mod published_loads;
 mod ranks;
 mod registry;
 mod turns;

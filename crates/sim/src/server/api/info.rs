@@ -6,6 +6,7 @@ use http::{StatusCode, Uri};
 use serde_json::{Value, json};
 
 use crate::options::Role;
+use crate::server::load_publisher;
 use crate::server::runtime::worker::{AppState, Worker, unix_seconds};
 
 /// The SGLang release that the worker imitates.
@@ -26,7 +27,7 @@ pub(crate) async fn server(State(worker): AppState) -> Json<Value> {
             })
         })
         .collect();
-    Json(json!({
+    let mut document = json!({
         "model_path": options.model,
         "tokenizer_path": options.model,
         "served_model_name": options.model,
@@ -53,7 +54,14 @@ pub(crate) async fn server(State(worker): AppState) -> Json<Value> {
         "internal_states": states,
         "version": VERSION,
         "simulated": true,
-    }))
+    });
+    if let Some(port) = worker.load_port {
+        document["kv_events"] = json!({
+            "publisher": "zmq", "endpoint_host": "*", "topic": "", "dp_size": options.dp_size,
+            "load_endpoint_port_base": port, "load_topic": load_publisher::TOPIC,
+        });
+    }
+    Json(document)
 }
 
 fn load_balance_method(role: Role) -> &'static str {

@@ -41,6 +41,8 @@ pub(crate) struct Worker {
     pub(crate) counts: Arc<Counts>,
     pub(crate) log: RequestLog,
     pub(crate) disaggregation: Disaggregation,
+    /// Where the first rank publishes its load.
+    pub(crate) load_port: Option<u16>,
     adapters: Mutex<Adapters>,
     sessions: Mutex<Sessions>,
     weight_version: Mutex<String>,
@@ -60,6 +62,7 @@ impl Worker {
             log: RequestLog::new(options.record_requests),
             counts,
             disaggregation: Disaggregation::new(options.disaggregation_mode),
+            load_port: None,
             adapters: Mutex::default(),
             sessions: Mutex::default(),
             weight_version: Mutex::new("default".to_owned()),
