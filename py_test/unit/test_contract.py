@@ -189,6 +189,7 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "record_max_files",
         "record_sample",
         "record_block_tokens",
+        "shared_state",
     ]
 
 

@@ -24,6 +24,7 @@ use crate::auth::AuditWriter;
 use crate::balancer::Balancer;
 use crate::config::ClientSection;
 use crate::fleet::{HealthChecks, LoadPolls};
+use crate::replicas::{Exchange, Leaving, RedisConnector};
 use crate::server::{Lanes, Listeners, MetricsPage, Service, serve_metrics};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
@@ -55,6 +56,7 @@ pub(super) struct Control {
     pub(super) load_polls: Option<LoadPolls>,
     pub(super) maintenance: Maintenance,
     pub(super) certificates: Certificates,
+    pub(super) exchange: Option<Exchange<RedisConnector>>,
     pub(super) grace: Duration,
 }
 
@@ -67,6 +69,7 @@ struct Serving {
     metrics_addr: Option<SocketAddr>,
     reporting: Reporting,
     audit_writer: Option<AuditWriter>,
+    exchange: Option<Leaving>,
 }
 
 impl Control {
@@ -122,6 +125,7 @@ impl Control {
             metrics_addr,
             reporting: self.reporting,
             audit_writer: self.audit_writer,
+            exchange: self.exchange.map(Exchange::spawn),
         };
         serving.run(port).await
     }
@@ -137,6 +141,9 @@ impl Serving {
         self.shutdown.abort();
         self.lanes.ended().await;
         self.lanes.join();
+        if let Some(exchange) = self.exchange.take() {
+            exchange.finish().await;
+        }
         self.reporting.finish().await;
         if let Some(audit) = self.audit_writer.take() {
             audit.finish().await;
@@ -194,7 +201,10 @@ impl Serving {
         }
         let begun = Instant::now();
         let workers = self.balancer.fleet.workers();
-        let in_flight: usize = workers.iter().map(|worker| worker.load.requests()).sum();
+        let in_flight: usize = workers
+            .iter()
+            .map(|worker| worker.load.own().requests)
+            .sum();
         info!(in_flight, grace_secs = self.grace.as_secs(), "draining");
         let only_local = listeners.are_local() && sharing == listen::Sharing::Exclusive;
         if !only_local && (in_flight > 0 || self.was_asked_lately()) {

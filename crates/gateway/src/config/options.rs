@@ -104,6 +104,7 @@ macro_rules! options {
                 "postgres_config",
                 "redis_config",
                 "control_plane_auth",
+                "shared_state",
             ];
 
             /// Whether inference needs a key, so that clients' keys are meant for the gateway.
@@ -444,6 +445,9 @@ options! {
     record_sample: f64 = 1.0;
     /// Tokens of a block whose hash is recorded: 16, 32, 64, 128, 256 or 512.
     record_block_tokens: u32 = 512;
+    /// URL of a Redis or Valkey server, `redis://` or `rediss://`, where gateways in front of the same
+    /// workers share placements and loads. Unset: each knows only what it did itself.
+    shared_state: Option<Secret> = None;
 }
 
 impl Options {
@@ -460,6 +464,7 @@ impl Options {
         let mut masked = self.clone();
         let mask = |secret: &mut Secret| *secret = Secret::from("MASKED".to_owned());
         masked.api_key.iter_mut().for_each(mask);
+        masked.shared_state.iter_mut().for_each(mask);
         let oracle = masked.oracle_config.as_mut();
         let oracle = oracle.and_then(|config| config.password.as_mut());
         let postgres = masked.postgres_config.as_mut();

@@ -75,7 +75,7 @@ impl LoadPolls {
 
     async fn ask(&self, endpoint: Arc<Endpoint>) {
         let workers = self.fleet.workers_of(&endpoint);
-        let before: Vec<_> = workers.iter().map(|worker| worker.load.own()).collect();
+        let before: Vec<_> = workers.iter().map(|worker| worker.load.known()).collect();
         let reports = self.reports(&endpoint).await;
         let result = if reports.is_some() {
             "success"
@@ -138,6 +138,6 @@ impl LoadPolls {
 fn take_report(worker: &Worker, report: LoadReport, before: LoadFigures) {
     worker.reported.note(report);
     // Between the question and the answer requests come and go: the higher count is no phantom.
-    let own = before.max(worker.load.own());
-    worker.load.set_others(report.figures(), own);
+    let known = before.max(worker.load.known());
+    worker.load.set_others(report.figures(), known);
 }
