@@ -1,6 +1,6 @@
 # The few verbs of this project. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo build wheel wheel-start lint test test-sglang test-k8s test-browser coverage chaos fuzz bench bench-cpu fmt
+.PHONY: help demo build wheel wheel-start lint test test-sglang test-k8s test-redis test-browser coverage chaos fuzz bench bench-cpu fmt
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
@@ -37,6 +37,7 @@ SGLANG_VENV ?= $(CURDIR)/.venv-sglang
 CLUSTER := py_test/real_kubernetes
 KUBERNETES_DIR ?= $(CURDIR)/.kubernetes
 OPERATIONS ?= 1000
+REDIS_SERVER ?= $(or $(shell command -v redis-server || command -v valkey-server),redis-server)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -77,6 +78,9 @@ test-sglang: $(BUILT) $(SGLANG_VENV)/.installed ## the launcher with the real SG
 
 test-k8s: $(BUILT) $(KUBERNETES_DIR)/.installed ## pods of a real kube-apiserver; builds it once from Debian's source package, some minutes; SEED=7
 	KUBERNETES_DIR=$(KUBERNETES_DIR) SEED=$(SEED) OPERATIONS=$(OPERATIONS) $(BIN)/python -m pytest -s $(CLUSTER) $(PYTEST_ARGS)
+
+test-redis: ## gateways that share a real Redis (apt-get install redis-server): frozen, killed, back
+	REDIS_SERVER=$(REDIS_SERVER) cargo test --quiet -p gateway --test it replicas
 
 test-browser: $(BUILT) $(VENV)/.browser ## the fleet page, and a page of another origin, in Chromium (apt-get install chromium); SCREENSHOTS=DIR
 	BROWSER=$(BROWSER) $(BIN)/python -m pytest py_test/browser $(PYTEST_ARGS)

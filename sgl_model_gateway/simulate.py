@@ -23,6 +23,9 @@ _OPTIONS = {
     "workers": "workers",
     "prefill": "prefill workers of a fleet of pairs, in place of --workers; 0: no pairs",
     "decode": "decode workers of a fleet of pairs",
+    "gateways": "gateways in front of the workers; each request comes to one of them at random",
+    "share_delay_ms": "milliseconds that a message between gateways takes, with --share redis",
+    "share_loss": "share of those messages (0..1) that a gateway does not get",
     "transfer_ms_per_1k_tokens": "milliseconds that the KV cache of 1000 prompt tokens takes to its decode worker",
     "prefill_tps": "prompt tokens a worker computes per second",
     "kv_tokens": "prompt tokens a worker's prefix cache holds",
@@ -53,6 +56,7 @@ _EXAMPLES = """\
   %(prog)s --trace trace.jsonl --policy cache_aware,round_robin --speed 1,2 --plot plot.html
   %(prog)s --trace trace.jsonl --prefill 2 --decode 3 --policy cache_aware+least_load,round_robin
   %(prog)s --trace trace.jsonl --fault 10000:60000:3:slow=20 --knowledge rules
+  %(prog)s --trace trace.jsonl --policy cache_aware --gateways 8 --share redis --share-delay-ms 2
   %(prog)s --trace trace.jsonl --engine-model shared --kv-tokens 900000 --tpot-slo-ms 25
   %(prog)s --trace trace.jsonl --sweep workers=2,3,4,6 --sweep kv_tokens=200000,800000 --ttft-slo-ms 500 --plot plot.svg
 """
@@ -62,6 +66,7 @@ _PAIRS = ("cache_aware+least_load", "round_robin+round_robin", "power_of_two+pow
 _REFERENCES = ("charge_", "sized_", "smg_")
 _CHOICES = "charge_K, sized_K, smg_1.13"
 _MODELS = ("split", "shared")
+_SHARES = ("none", "rendezvous", "redis")
 _EVENTS = ("leave", "join", "flush")
 _FAULTS = ("dead", "fast-failing")
 _SIZED_FAULTS = ("slow", "gray", "flapping")
@@ -181,6 +186,13 @@ def create_parser(prog: str | None = None) -> argparse.ArgumentParser:
         parser.add_argument(
             flag, type=kind, default=default, metavar=kind.__name__.upper(), help=f"{text}; default {said}"
         )
+    parser.add_argument(
+        "--share",
+        choices=_SHARES,
+        default=defaults["share"],
+        help="what gateways share: none; rendezvous: how they choose between equal workers, without a message; redis:"
+        " that, and placements and loads, as by the gateway's --shared-state; default %(default)s",
+    )
     parser.add_argument(
         "--engine-model",
         choices=_MODELS,
@@ -373,6 +385,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
         args.block_tokens = _block_tokens(parser, args)
     options = {name: getattr(args, name) for name in _OPTIONS} | {"changes": args.event}
     options |= {"faults": args.fault, "knowledge": args.knowledge}
+    options |= {"share": args.share}
     options |= {"engine_model": args.engine_model, "engine": dict(args.engine)}
     bar = _Bar(len(policies) * len(args.speed) * len(args.seed) * sweep_command.fleets(args), len(trace))
     try:
@@ -426,6 +439,8 @@ def _as_json(args: argparse.Namespace, trace: FleetTrace, runs: list[Run], optio
 def _as_text(args: argparse.Namespace, goal: Goal, trace: FleetTrace, runs: list[Run]) -> str:
     order = "" if trace.was_sorted else ", sorted by time"
     fleet = f"{args.prefill} prefill and {args.decode} decode workers" if args.prefill else f"{args.workers} workers"
+    if args.gateways > 1:
+        fleet += f" behind {args.gateways} gateways, share {args.share}"
     head = f"{args.trace.name}: {len(trace)} requests over {trace.span_secs:.0f} s{order}; {fleet}"
     parts = [head]
     for run in runs:

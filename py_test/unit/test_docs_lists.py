@@ -117,7 +117,7 @@ def test_control_needs_the_key_and_a_page_of_another_site_may_not_change(gateway
 # --- metrics
 
 
-KINDS = {"counter": "counter", "gauge": "gauge", "number": "gauge", "seconds": "histogram"}
+KINDS = {"counter": "counter", "gauge": "gauge", "number": "gauge", "sum": "counter", "seconds": "histogram"}
 
 
 def metrics_in_the_source() -> dict[str, str]:
@@ -167,8 +167,9 @@ def used(sim_workers: Any, gateway: Any, tmp_path: Path) -> list[Router]:
     for one in sticky:
         post(one, "/generate", say)
     (whole,) = sim_workers(1, prefill_tokens_per_sec=100_000)
-    # Its collector is away, which its requests do not notice.
+    # Its collector and its shared state are away, which its requests do not notice.
     more = {"enable_trace": True, "otlp_traces_endpoint": "127.0.0.1:1", "record": str(tmp_path / "trace.jsonl")}
+    more |= {"shared_state": "redis://127.0.0.1:1/0"}
     cached = gateway([whole.url], policy="cache_aware", load_poll_interval_secs=1, **more)
     flush_unseen(cached, whole)
     pairs = pair_gateway(sim_workers, gateway)

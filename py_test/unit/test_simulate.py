@@ -246,7 +246,7 @@ def test_help_names_policies_and_flags(capsys: pytest.CaptureFixture[str]) -> No
         simulate.main(["--help"])
     said = capsys.readouterr().out
     assert "--decode-interference" in said and "cache_aware" in said
-    of_their_own = {"speed", "seed", "changes", "faults", "knowledge", "engine_model", "engine"}
+    of_their_own = {"share", "speed", "seed", "changes", "faults", "knowledge", "engine_model", "engine"}
     assert set(simulate._OPTIONS) == set(fleet_option_defaults()) - of_their_own
 
 

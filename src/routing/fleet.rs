@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ::routing::{Candidate, Load, Ranked};
+use ::routing::{Candidate, Load, Ranked, hash_url};
 use pyo3::PyResult;
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use serde::Serialize;
@@ -99,6 +99,7 @@ impl Fleet {
         let candidate = Candidate {
             slot,
             generation: self.next_generation(),
+            url_hash: hash_url(url),
             url: url.into(),
             load: Arc::<Load>::default(),
             crossing_tokens: 0,

@@ -111,6 +111,7 @@ impl Tunables {
             max_idle: Duration::from_secs(self.max_idle_secs),
             prefix_tokens: self.prefix_tokens,
             load_factor: self.load_factor,
+            ..Params::default()
         }
     }
 }

@@ -26,6 +26,7 @@ mod header_lookup;
 mod lane;
 mod proxy;
 mod recorder;
+mod replicas;
 mod server;
 mod shutdown;
 mod telemetry;

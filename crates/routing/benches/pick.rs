@@ -17,12 +17,16 @@ const SHARED: usize = 1_024;
 
 /// `size` workers, with a few requests in flight at most of them.
 fn fleet(size: usize) -> (Vec<Candidate>, Vec<Lease>) {
-    let candidate = |slot| Candidate {
-        slot,
-        generation: 0,
-        url: format!("http://10.0.{}.{}:30000", slot / 256, slot % 256).into(),
-        load: Arc::default(),
-        crossing_tokens: 0,
+    let candidate = |slot| {
+        let url = format!("http://10.0.{}.{}:30000", slot / 256, slot % 256);
+        Candidate {
+            slot,
+            generation: 0,
+            url_hash: routing::hash_url(&url),
+            url: url.into(),
+            load: Arc::default(),
+            crossing_tokens: 0,
+        }
     };
     let all: Vec<_> = (0..size).map(candidate).collect();
     for worker in &all {

@@ -143,10 +143,12 @@ fn index_bytes(policy: &str) -> Option<usize> {
 }
 
 fn worker(slot: usize, generation: u32) -> Candidate {
+    let url = format!("http://w{slot}:1");
     Candidate {
         slot,
         generation,
-        url: format!("http://w{slot}:1").into(),
+        url_hash: routing::hash_url(&url),
+        url: url.into(),
         load: Arc::default(),
         crossing_tokens: 0,
     }

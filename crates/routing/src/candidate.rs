@@ -15,6 +15,8 @@ pub struct Candidate {
     pub generation: u32,
     /// Base URL; hash rings and sticky keys identify the worker by it.
     pub url: Arc<str>,
+    /// [`hash_url`](crate::hash_url) of it.
+    pub url_hash: u64,
     /// The requests in flight there, as counted by this gateway.
     pub load: Arc<Load>,
     /// What a request costs more there because the worker is in another zone, in tokens of prefill;
@@ -38,9 +40,12 @@ impl<'a> Candidates<'a> {
 
     /// The candidate at `index`, modulo the length of the list.
     pub fn wrapping(self, index: usize) -> &'a Candidate {
-        self.all
-            .get(index % self.all.len().max(1))
-            .unwrap_or(self.first)
+        self.at(index % self.all.len().max(1))
+    }
+
+    /// The candidate at `index`; the first if there is none.
+    pub(crate) fn at(self, index: usize) -> &'a Candidate {
+        self.all.get(index).unwrap_or(self.first)
     }
 
     /// The candidate in a slot of the fleet.
@@ -113,12 +118,16 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn fleet(size: usize) -> Vec<Candidate> {
-        let candidate = |slot| Candidate {
-            slot,
-            generation: 0,
-            url: format!("http://worker-{slot}:80").into(),
-            load: Arc::default(),
-            crossing_tokens: 0,
+        let candidate = |slot| {
+            let url = format!("http://worker-{slot}:80");
+            Candidate {
+                slot,
+                generation: 0,
+                url_hash: crate::hash_url(&url),
+                url: url.into(),
+                load: Arc::default(),
+                crossing_tokens: 0,
+            }
         };
         (0..size).map(candidate).collect()
     }

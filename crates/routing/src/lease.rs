@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use crate::peer_load::{LoadCounts, PeerLoad};
 use crate::reported_load::{LoadFigures, OthersLoad};
 use crate::service_costs::{DecodeCosts, Decoded, ServiceCosts};
 
@@ -34,10 +35,11 @@ impl From<u64> for Work {
     }
 }
 
-/// The work of one worker for this gateway.
+/// The work of one worker: for this gateway, and for others as far as they say.
 ///
-/// Only a [`Lease`] changes it, when it is taken, advanced and dropped. It is never reset. What the
-/// worker reports beyond that stands beside it.
+/// Only a [`Lease`] changes this gateway's part, when it is taken, advanced and dropped. It is never
+/// reset. The part of other gateways is set as a whole. A decision reads the sums. What the worker
+/// reports beyond them stands beside them.
 #[derive(Debug, Default)]
 // A decision reads the counters of every worker: they are in one cache line.
 #[repr(C, align(64))]
@@ -50,6 +52,7 @@ pub struct Load {
     others: OthersLoad,
     prefilled_tokens: AtomicU64,
     costs: ServiceCosts,
+    peers: PeerLoad,
 }
 
 /// What the requests in flight at a worker take of it, read at one moment.
@@ -72,8 +75,8 @@ impl Occupied {
 }
 
 impl Load {
-    /// What the requests in flight take, those of others included. Those of others count as past
-    /// their first byte.
+    /// What the requests in flight take, those that only the worker reports included. These count
+    /// as past their first byte.
     pub(crate) fn all_occupied(&self) -> Occupied {
         Occupied {
             requests: self.all_requests(),
@@ -83,9 +86,41 @@ impl Load {
         }
     }
 
-    /// Requests in flight.
+    /// Requests in flight, of this gateway and of others as far as these say.
     pub fn requests(&self) -> usize {
         self.requests.load(Relaxed)
+    }
+
+    /// What is in flight for this gateway.
+    pub fn own(&self) -> LoadCounts {
+        let all = LoadCounts {
+            requests: self.requests(),
+            waiting: self.waiting.load(Relaxed),
+            queued_tokens: self.queued_tokens(),
+            kv_tokens: self.kv_tokens(),
+        };
+        all.minus(self.peers())
+    }
+
+    /// What is in flight for other gateways, as far as they say.
+    pub fn peers(&self) -> LoadCounts {
+        self.peers.counts()
+    }
+
+    /// Sets what is in flight for other gateways. One thread at a time.
+    pub fn set_peers(&self, counts: LoadCounts) {
+        let before = self.peers.replace(counts);
+        let add = |all: &AtomicUsize, next: usize, before: usize| {
+            all.fetch_add(next.wrapping_sub(before), Relaxed);
+        };
+        let add_tokens = |all: &AtomicU64, next: u64, before: u64| {
+            all.fetch_add(next.wrapping_sub(before), Relaxed);
+        };
+        add(&self.requests, counts.requests, before.requests);
+        add(&self.waiting, counts.waiting, before.waiting);
+        let (queued, kv) = (&self.queued_tokens, &self.kv_tokens);
+        add_tokens(queued, counts.queued_tokens, before.queued_tokens);
+        add_tokens(kv, counts.kv_tokens, before.kv_tokens);
     }
 
     /// Requests past their first byte; each occupies a decode slot of the engine.
@@ -114,8 +149,8 @@ impl Load {
         self.kv_capacity.store(tokens.unwrap_or(0), Relaxed);
     }
 
-    /// What this gateway knows of.
-    pub fn own(&self) -> LoadFigures {
+    /// What this gateway knows of: its own requests, and those of others as far as these say.
+    pub fn known(&self) -> LoadFigures {
         LoadFigures {
             requests: self.requests() as u64,
             queued_tokens: self.queued_tokens(),
@@ -123,10 +158,10 @@ impl Load {
         }
     }
 
-    /// The worker reports this, while this gateway knows of `own`: what is beyond that is the
-    /// traffic of others.
-    pub fn set_others(&self, reported: LoadFigures, own: LoadFigures) {
-        self.others.set(reported, own);
+    /// The worker reports this, while this gateway knows of `known`: what is beyond that is traffic
+    /// that no gateway here speaks of.
+    pub fn set_others(&self, reported: LoadFigures, known: LoadFigures) {
+        self.others.set(reported, known);
     }
 
     /// Nothing has been reported for long: the traffic of others is unknown.
@@ -135,17 +170,17 @@ impl Load {
             .set(LoadFigures::default(), LoadFigures::default());
     }
 
-    /// Requests in flight, those of others included.
+    /// Requests in flight, those that only the worker reports included.
     pub fn all_requests(&self) -> usize {
         self.requests() + self.others.requests()
     }
 
-    /// Queued prompt tokens, those of others included.
+    /// Queued prompt tokens, those that only the worker reports included.
     pub fn all_queued_tokens(&self) -> u64 {
         self.queued_tokens() + self.others.queued_tokens()
     }
 
-    /// Memory that requests in flight take, those of others included.
+    /// Memory that requests in flight take, those that only the worker reports included.
     pub fn all_kv_tokens(&self) -> u64 {
         self.kv_tokens() + self.others.kv_tokens()
     }
@@ -155,9 +190,11 @@ impl Load {
         self.costs.get()
     }
 
-    /// Like [`lease`](Self::lease), but `None` if `most` or more requests are in flight.
+    /// Like [`lease`](Self::lease), but `None` if this gateway has `most` or more requests in flight.
     pub fn lease_below(self: &Arc<Self>, most: usize, work: impl Into<Work>) -> Option<Lease> {
-        let one_more = |requests| (requests < most).then_some(requests + 1);
+        let peers = self.peers.requests();
+        let one_more =
+            |requests: usize| (requests.saturating_sub(peers) < most).then_some(requests + 1);
         self.requests
             .fetch_update(Relaxed, Relaxed, one_more)
             .ok()?;
@@ -371,6 +408,56 @@ mod tests {
         assert_eq!(counts(&load), (2, 0, 10));
         drop(first);
         assert!(load.lease_below(2, 5).is_some());
+    }
+
+    #[test]
+    fn load_of_other_gateways_is_seen_by_decisions_and_not_by_limits() {
+        let load = Arc::new(Load::default());
+        let own = load.lease(10);
+        let peers = LoadCounts {
+            requests: 5,
+            waiting: 2,
+            queued_tokens: 300,
+            kv_tokens: 700,
+        };
+        load.set_peers(peers);
+        assert_eq!(counts(&load), (6, 3, 310));
+        assert_eq!((load.kv_tokens(), load.peers()), (710, peers));
+        assert_eq!((load.own().requests, load.own().queued_tokens), (1, 10));
+        let second = load.lease_below(2, 0);
+        assert!(second.is_some() && load.lease_below(2, 0).is_none());
+        load.set_peers(LoadCounts {
+            requests: 1,
+            ..LoadCounts::default()
+        });
+        drop((own, second));
+        assert_eq!((load.own(), load.requests()), (LoadCounts::default(), 1));
+        load.set_peers(LoadCounts::default());
+        assert_eq!((counts(&load), load.kv_tokens()), ((0, 0, 0), 0));
+    }
+
+    #[test]
+    fn what_other_gateways_speak_of_is_not_counted_again_when_the_worker_reports_it() {
+        let load = Arc::new(Load::default());
+        let _own = load.lease(10);
+        let peers = LoadCounts {
+            requests: 5,
+            waiting: 2,
+            queued_tokens: 300,
+            kv_tokens: 700,
+        };
+        load.set_peers(peers);
+        let reported = LoadFigures {
+            requests: 7,
+            queued_tokens: 310,
+            kv_tokens: 500,
+        };
+        load.set_others(reported, load.known());
+        let all = (load.all_requests(), load.all_queued_tokens());
+        assert_eq!((all, load.all_kv_tokens()), ((7, 310), 710));
+        // Of their requests some end; the one that only the worker reports stays.
+        load.set_peers(LoadCounts::default());
+        assert_eq!((load.all_requests(), load.all_queued_tokens()), (2, 10));
     }
 
     proptest! {

@@ -10,9 +10,12 @@ mod hash_ring;
 mod lease;
 mod medium;
 mod output_lengths;
+mod peer_load;
 pub mod policy;
 pub mod prefix;
 mod prompt;
+mod rendezvous;
+pub mod replicas;
 mod reported_load;
 mod request;
 mod resilience;
@@ -27,10 +30,13 @@ pub use fair_queue::{Arrival, Class, FairQueue, FairRules, FairShare, Served, Ti
 pub use lease::{Lease, Load, Work};
 pub use medium::{Cut, MediaTokens, Medium, MediumKind};
 pub use output_lengths::OutputLengths;
+pub use peer_load::LoadCounts;
 pub use policy::{
     Branch, CongestionFactor, Params, Pick, Policy, PolicyKind, Ranked, ReplicationDiscount,
+    TieBreak,
 };
 pub use prompt::{Part, Pieces, Prompt};
+pub use rendezvous::hash_url;
 pub use reported_load::{LoadFigures, PrefillCounters, PrefillSpeed};
 pub use request::{ClientKey, Request, SeededRng};
 pub use resilience::{

@@ -16,6 +16,7 @@ use crate::balancer::Balancer;
 use crate::config::Reloads;
 use crate::error::Error;
 use crate::proxy::Proxy;
+use crate::replicas::ReplicaStatus;
 use crate::telemetry::{LogLevelError, logging};
 
 /// A body that sets the log level.
@@ -44,6 +45,7 @@ pub(super) fn reason_routes() -> Routes {
     Routes::default()
         .get("/debug/limits", Access::Control, limits)
         .get("/debug/decisions", Access::Control, decisions)
+        .get("/debug/replicas", Access::Control, replicas)
         .post("/route/explain", Access::Control, explain)
 }
 
@@ -83,6 +85,11 @@ async fn decisions(State(proxy): State<Arc<Proxy>>, RawQuery(query): RawQuery) -
             .explainer()
             .recent_decisions(limit.unwrap_or(DECISIONS)),
     )
+}
+
+/// The other gateways, and what is exchanged with them.
+async fn replicas(State(replicas): State<Arc<ReplicaStatus>>) -> Json<Value> {
+    Json(replicas.to_json())
 }
 
 /// Which log lines are written.

@@ -16,6 +16,7 @@ use crate::cpu_pool::CpuPool;
 use crate::fleet::{Fleet, Registry};
 use crate::lane::Lane;
 use crate::proxy::{FanOut, Orders, Proxy, RequestContext};
+use crate::replicas::ReplicaStatus;
 use crate::shutdown::Shutdown;
 use crate::telemetry::RequestLog;
 use crate::upstream::ControlClient;
@@ -35,6 +36,7 @@ pub(crate) struct ApiState {
     pub(crate) shared: Arc<SharedAnswers>,
     pub(crate) feed: Arc<Feed>,
     pub(crate) admission: Arc<Admission>,
+    pub(crate) replicas: Arc<ReplicaStatus>,
     pub(crate) shutdown: Shutdown,
 }
 

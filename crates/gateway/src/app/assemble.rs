@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use routing::Params;
+use routing::replicas::Journal;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -14,6 +15,7 @@ use super::lifecycle::Control;
 use super::listen;
 use super::maintenance::Maintenance;
 use super::reload::{Parts, Reloader};
+use super::replicas;
 use super::reporting::report;
 use super::sources::Sources;
 use crate::admission::Admission;
@@ -68,6 +70,12 @@ struct Workers {
     health_checks: HealthChecks,
 }
 
+/// What handlers need, and is made before the rest.
+struct Prepared {
+    balancer: Arc<Balancer>,
+    reloads: Reloads,
+}
+
 /// Puts everything together; nothing is served yet. The gateway's own calls run on `runtime`.
 pub(super) fn build(
     read: Read<'_>,
@@ -85,7 +93,17 @@ pub(super) fn build(
     let access = access::build(options, &metrics, &upstream.client, runtime)?;
     let (audit, audit_writer) = access::audit(options)?;
     let workers = workers(options, live.clone(), upstream, &metrics, runtime)?;
-    let state = state(options, machine, &workers, &via, reloads)?;
+    let shared = replicas::prepare(options)?;
+    let journal = shared.as_ref().map(|shared| &shared.journal);
+    let balancer = balancer(options, &workers.fleet, journal);
+    let state = state(
+        options,
+        machine,
+        &workers,
+        &via,
+        Prepared { balancer, reloads },
+    )?;
+    let exchange = shared.map(|shared| shared.exchange(&state, &metrics));
     let auth = Auth::new(access.rules(options), audit);
     let (service, metrics_service) = services(options, &auth, &state, &via)?;
     let tls = certificates.clients.as_ref();
@@ -115,6 +133,7 @@ pub(super) fn build(
         load_polls: LoadPolls::new(&workers.health_checks, LoadSection::from(options)),
         health_checks: workers.health_checks,
         certificates,
+        exchange,
         maintenance: maintenance(live, &state.balancer, &state.admission),
         state,
         grace: Duration::from_secs(options.shutdown_grace_period_secs),
@@ -159,37 +178,46 @@ fn state(
     machine: Machine,
     workers: &Workers,
     via: &Via,
-    reloads: Reloads,
+    prepared: Prepared,
 ) -> Result<ApiState, StartError> {
     let HealthChecks {
         client, metrics, ..
     } = &workers.health_checks;
     let fleet = Arc::clone(&workers.fleet);
-    let balancer = balancer(options, &fleet);
     let cpu_pool = CpuPool::new().map_err(|e| StartError::environment("start threads", e))?;
     let section = ProxySection::new(options, machine.memory, machine.lanes);
     let calls = WorkerCalls::new(&section, via, client.clone(), &cpu_pool);
-    let dispatcher = Dispatcher::new(&section, calls, workers.live.clone(), &balancer, metrics);
+    let balancer = &prepared.balancer;
+    let dispatcher = Dispatcher::new(&section, calls, workers.live.clone(), balancer, metrics);
     Ok(ApiState {
-        balancer,
+        balancer: prepared.balancer,
         registry: Arc::clone(&workers.registry),
         proxy: Arc::new(Proxy::new(&section, dispatcher, cpu_pool.clone())),
         orders: Orders::new(client.clone(), seconds(options.engine_control_timeout_secs)),
         fan_out: FanOut::new(Arc::clone(&fleet), client.clone()),
         client: client.clone(),
         cpu_pool,
-        reloads,
+        reloads: prepared.reloads,
         shared: Arc::default(),
         feed: Arc::default(),
         admission: Arc::new(Admission::new(&AdmissionSection::from(options), metrics)),
+        replicas: Arc::default(),
         shutdown: Shutdown::default(),
         fleet,
     })
 }
 
-fn balancer(options: &Options, fleet: &Arc<Fleet>) -> Arc<Balancer> {
-    let params = Params::from(options);
+fn balancer(
+    options: &Options,
+    fleet: &Arc<Fleet>,
+    journal: Option<&Arc<Journal>>,
+) -> Arc<Balancer> {
+    let params = Params {
+        journal: journal.cloned(),
+        ..Params::from(options)
+    };
     let policies = RolePolicies::new(RoleKinds::from(options), move |kind| kind.build(&params));
+    let policies = policies.with_journal(journal.cloned());
     let matching = ModelMatching::from(options);
     let admission = AdmissionSection::from(options);
     let zones = ZoneSection::from(options);

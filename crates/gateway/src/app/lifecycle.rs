@@ -24,6 +24,7 @@ use crate::auth::AuditWriter;
 use crate::balancer::Balancer;
 use crate::config::ClientSection;
 use crate::fleet::{HealthChecks, LoadPolls, LoadPushes};
+use crate::replicas::{Exchange, Leaving, RedisConnector};
 use crate::server::{Lanes, Listeners, MetricsPage, Service, serve_metrics};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
@@ -57,6 +58,7 @@ pub(super) struct Control {
     pub(super) load_pushes: Option<LoadPushes>,
     pub(super) maintenance: Maintenance,
     pub(super) certificates: Certificates,
+    pub(super) exchange: Option<Exchange<RedisConnector>>,
     pub(super) grace: Duration,
 }
 
@@ -69,6 +71,7 @@ struct Serving {
     metrics_addr: Option<SocketAddr>,
     reporting: Reporting,
     audit_writer: Option<AuditWriter>,
+    exchange: Option<Leaving>,
 }
 
 impl Control {
@@ -127,6 +130,7 @@ impl Control {
             metrics_addr,
             reporting: self.reporting,
             audit_writer: self.audit_writer,
+            exchange: self.exchange.map(Exchange::spawn),
         };
         serving.run(port).await
     }
@@ -142,6 +146,9 @@ impl Serving {
         self.shutdown.abort();
         self.lanes.ended().await;
         self.lanes.join();
+        if let Some(exchange) = self.exchange.take() {
+            exchange.finish().await;
+        }
         self.reporting.finish().await;
         if let Some(audit) = self.audit_writer.take() {
             audit.finish().await;
@@ -199,7 +206,10 @@ impl Serving {
         }
         let begun = Instant::now();
         let workers = self.balancer.fleet.workers();
-        let in_flight: usize = workers.iter().map(|worker| worker.load.requests()).sum();
+        let in_flight: usize = workers
+            .iter()
+            .map(|worker| worker.load.own().requests)
+            .sum();
         info!(in_flight, grace_secs = self.grace.as_secs(), "draining");
         let only_local = listeners.are_local() && sharing == listen::Sharing::Exclusive;
         if !only_local && (in_flight > 0 || self.was_asked_lately()) {

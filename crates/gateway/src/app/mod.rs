@@ -10,6 +10,7 @@ mod listen;
 mod maintenance;
 mod memory;
 mod reload;
+mod replicas;
 mod reporting;
 mod rlimit;
 mod sources;

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, Guard};
-use routing::prefix::Correction;
-use routing::{Candidates, Params, PolicyKind, Ranked, Request, TextRatio, is_near};
+use routing::prefix::{Correction, Export};
+use routing::{Candidates, Params, Policy, PolicyKind, Ranked, Request, TextRatio, is_near};
 
 use super::model_names::ModelNames;
 use super::model_policies::{MembersByModel, ModelMember, PolicyInstance};
@@ -210,6 +210,35 @@ impl Balancer {
     /// The zone of the worker in a slot.
     pub(crate) fn zone(&self, slot: usize) -> Option<String> {
         self.snapshot.load().zones.of(slot).map(str::to_owned)
+    }
+
+    /// Takes over a placement by another gateway.
+    pub(crate) fn learn_placement(&self, blocks: &[u64], worker: &Worker) {
+        let info = worker.endpoint.model_info.load();
+        let snapshot = self.snapshot.load();
+        let pools = snapshot.of(info.role);
+        let pool = snapshot.pool_of(info.role, Some(&info.model), None);
+        let pool = pool.unwrap_or(&pools.any_model);
+        pool.instance.policy.learn(blocks, &worker.candidate());
+    }
+
+    /// The prefixes that policies have used last, to be sent to another gateway.
+    pub(crate) fn export_prefixes(&self, most: usize) -> Vec<(Arc<dyn Policy>, Export)> {
+        let snapshot = self.snapshot.load();
+        let pools = Role::ALL
+            .into_iter()
+            .flat_map(|role| snapshot.of(role).each());
+        let mut policies: Vec<Arc<dyn Policy>> = Vec::new();
+        for policy in pools.map(|(_, pool)| &pool.instance.policy) {
+            if !policies.iter().any(|known| Arc::ptr_eq(known, policy)) {
+                policies.push(Arc::clone(policy));
+            }
+        }
+        let exports = policies.into_iter().filter_map(|policy| {
+            let export = policy.begin_export(most)?;
+            Some((policy, export))
+        });
+        exports.collect()
     }
 
     /// A request at a worker has ended.

@@ -1,8 +1,10 @@
 //! The policies of each role: what is learnt of prefill workers says nothing about decode workers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use routing::prefix::Correction;
+use routing::replicas::Journal;
 use routing::{Params, Policy, PolicyKind};
 
 use super::model_policies::ModelPolicies;
@@ -53,6 +55,8 @@ pub(crate) struct RolePolicies {
     regular: ModelPolicies,
     prefill: ModelPolicies,
     decode: ModelPolicies,
+    /// Where placements are noted for other gateways.
+    journal: Option<Arc<Journal>>,
 }
 
 impl RolePolicies {
@@ -67,11 +71,23 @@ impl RolePolicies {
             regular: of(kinds.regular),
             prefill: of(kinds.prefill),
             decode: of(kinds.decode),
+            journal: None,
         }
+    }
+
+    /// The same, whose placements are noted there also by other tunables.
+    pub(crate) fn with_journal(mut self, journal: Option<Arc<Journal>>) -> Self {
+        self.journal = journal;
+        self
     }
 
     /// Chooses by other kinds, or by the same with other tunables.
     pub(super) fn set(&self, kinds: RoleKinds, params: &Params) {
+        let journal = self.journal.clone();
+        let params = &Params {
+            journal,
+            ..params.clone()
+        };
         self.regular.set(kinds.regular, params);
         self.prefill.set(kinds.prefill, params);
         self.decode.set(kinds.decode, params);

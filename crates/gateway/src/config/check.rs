@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use redis::IntoConnectionInfo;
+
 use super::auth::check_auth;
 #[cfg(feature = "kubernetes")]
 use super::discovery::check_discovery;
@@ -11,6 +13,7 @@ use super::mapped::check_backlog;
 use super::options::Options;
 use super::origin::AllowedOrigin;
 use super::record::check_record;
+use super::secret::Secret;
 use super::tls::check_tls;
 use super::traces::check_traces;
 use super::unbuilt;
@@ -43,7 +46,17 @@ pub fn check(options: &Options) -> Result<(), ConfigError> {
     check_zones(options)?;
     check_fairness(options)?;
     check_record(options)?;
+    check_shared_state(options)?;
     unbuilt::refuse(options)
+}
+
+fn check_shared_state(options: &Options) -> Result<(), ConfigError> {
+    let is_url = |url: &Secret| url.expose().into_connection_info().is_ok();
+    if options.shared_state.as_ref().is_none_or(is_url) {
+        return Ok(());
+    }
+    let why = "must be a URL like redis://user:password@host:6379/0, or rediss:// for TLS";
+    Err(ConfigError::invalid("shared_state", "(masked)", why))
 }
 
 fn check_ranges(options: &Options) -> Result<(), ConfigError> {

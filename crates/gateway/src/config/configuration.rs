@@ -254,6 +254,7 @@ mod tests {
             "postgres_config": {"db_url": "s3cret", "pool_max": 1},
             "redis_config": {"url": "s3cret", "pool_max": 1, "retention_days": null},
             "control_plane_auth": {"api_keys": [{"id": "a", "name": "b", "key": "s3cret"}]},
+            "shared_state": "s3cret",
         });
         let named: BTreeSet<_> = all
             .as_object()
@@ -265,7 +266,7 @@ mod tests {
         let options: Options = from_value(all).unwrap();
         let shown = serde_json::to_string(&options.masked()).unwrap();
         assert!(!shown.contains("s3cret"), "{shown}");
-        assert_eq!(shown.matches("MASKED").count(), 5);
+        assert_eq!(shown.matches("MASKED").count(), 6);
     }
 
     #[test]

@@ -104,6 +104,7 @@ macro_rules! options {
                 "postgres_config",
                 "redis_config",
                 "control_plane_auth",
+                "shared_state",
             ];
 
             /// Whether inference needs a key, so that clients' keys are meant for the gateway.
@@ -447,6 +448,9 @@ options! {
     /// Whether to listen to workers that publish their load: `auto` where they say so in
     /// `/server_info`, or `off`.
     load_push: LoadPush = LoadPush::Auto;
+    /// URL of a Redis or Valkey server, `redis://` or `rediss://`, where gateways in front of the same
+    /// workers share placements and loads. Unset: each knows only what it did itself.
+    shared_state: Option<Secret> = None;
 }
 
 impl Options {
@@ -463,6 +467,7 @@ impl Options {
         let mut masked = self.clone();
         let mask = |secret: &mut Secret| *secret = Secret::from("MASKED".to_owned());
         masked.api_key.iter_mut().for_each(mask);
+        masked.shared_state.iter_mut().for_each(mask);
         let oracle = masked.oracle_config.as_mut();
         let oracle = oracle.and_then(|config| config.password.as_mut());
         let postgres = masked.postgres_config.as_mut();

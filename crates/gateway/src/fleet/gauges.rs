@@ -41,8 +41,8 @@ pub(crate) fn update_gauges(fleet: &Fleet, metrics: &Metrics) {
 
 fn show_load(worker: &Worker, metrics: &Metrics) {
     let (gauges, name) = (&metrics.worker, worker.name());
-    let (url, load) = ([&**name], &worker.load);
-    let requests = as_gauge(load.requests() as u64);
+    let (url, load) = ([&**name], worker.load.own());
+    let requests = as_gauge(load.requests as u64);
     let requests_active = gauges.requests_active.with_label_values(&url);
     requests_active.add(requests);
     let all = [worker.role().as_str(), "http"];
@@ -51,7 +51,7 @@ fn show_load(worker: &Worker, metrics: &Metrics) {
         .with_label_values(&all)
         .add(requests);
     let queued = gauges.queued_tokens.with_label_values(&url);
-    queued.add(as_gauge(load.queued_tokens()));
+    queued.add(as_gauge(load.queued_tokens));
     if let Some(keys) = worker.active_keys.count() {
         let active = gauges.routing_keys_active.with_label_values(&url);
         active.add(as_gauge(keys as u64));

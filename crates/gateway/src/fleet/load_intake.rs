@@ -15,7 +15,7 @@ pub(super) fn take_report(
 ) {
     if worker.reported.note(report, source) {
         // Between the question and the answer requests come and go: the higher count is no phantom.
-        let own = before.max(worker.load.own());
-        worker.load.set_others(report.figures(), own);
+        let known = before.max(worker.load.known());
+        worker.load.set_others(report.figures(), known);
     }
 }

@@ -75,7 +75,7 @@ impl LoadPolls {
 
     async fn ask(&self, endpoint: Arc<Endpoint>) {
         let workers = self.fleet.workers_of(&endpoint);
-        let before: Vec<_> = workers.iter().map(|worker| worker.load.own()).collect();
+        let before: Vec<_> = workers.iter().map(|worker| worker.load.known()).collect();
         let reports = self.reports(&endpoint).await;
         let result = if reports.is_some() {
             "success"

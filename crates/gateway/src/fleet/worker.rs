@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqC
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use http::HeaderValue;
-use routing::{Breaker, Candidate, Load, Turns};
+use routing::{Breaker, Candidate, Load, Turns, hash_url};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -32,9 +32,9 @@ pub(crate) struct Worker {
     /// Its number among the data-parallel ranks of its endpoint; 0 where there is one.
     rank: usize,
     /// Its URL, which policies share.
-    url_name: Arc<str>,
+    url_name: Name,
     /// Its name once it is known to be a rank.
-    rank_name: OnceLock<Arc<str>>,
+    rank_name: OnceLock<Name>,
     /// Requests in flight.
     pub(crate) load: Arc<Load>,
     /// What it reports of its load.
@@ -64,6 +64,22 @@ pub(crate) struct Worker {
     generation: AtomicU32,
 }
 
+/// A name, with its hash.
+#[derive(Debug)]
+struct Name {
+    text: Arc<str>,
+    hash: u64,
+}
+
+impl Name {
+    fn new(text: &str) -> Self {
+        Self {
+            text: text.into(),
+            hash: hash_url(text),
+        }
+    }
+}
+
 /// What a worker starts with.
 #[derive(Debug)]
 pub(crate) struct NewWorker {
@@ -80,7 +96,7 @@ impl Worker {
         let id = Uuid::new_v4();
         let id_header = HeaderValue::try_from(id.to_string());
         Self {
-            url_name: new.endpoint.url.as_str().into(),
+            url_name: Name::new(new.endpoint.url.as_str()),
             rank_name: OnceLock::new(),
             endpoint: new.endpoint,
             slot: new.slot.number,
@@ -133,8 +149,17 @@ impl Worker {
 
     /// Its name: the URL, and behind `@` the rank, where the endpoint has several.
     pub(crate) fn name(&self) -> &Arc<str> {
+        &self.hashed_name().text
+    }
+
+    /// The hash by which other gateways know it.
+    pub(crate) fn name_hash(&self) -> u64 {
+        self.hashed_name().hash
+    }
+
+    fn hashed_name(&self) -> &Name {
         let url = &self.url_name;
-        let of_rank = |rank| format!("{url}@{rank}").into();
+        let of_rank = |rank| Name::new(&format!("{}@{rank}", url.text));
         self.rank()
             .map_or(url, |rank| self.rank_name.get_or_init(|| of_rank(rank)))
     }
@@ -221,10 +246,12 @@ impl Worker {
 
     /// As policies know it.
     pub(crate) fn candidate(&self) -> Candidate {
+        let name = self.hashed_name();
         Candidate {
             slot: self.slot,
             generation: self.generation(),
-            url: Arc::clone(self.name()),
+            url: Arc::clone(&name.text),
+            url_hash: name.hash,
             load: Arc::clone(&self.load),
             crossing_tokens: 0,
         }

@@ -7,6 +7,7 @@ mod auth;
 mod config;
 mod lifecycle;
 mod pairs;
+mod replicas;
 mod resilience;
 mod routing;
 mod support;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{AssignmentMode, Branch, Params, Policy};
+use super::{AssignmentMode, Branch, Params, Policy, TieBreak};
+use crate::rendezvous;
 use crate::sticky::{Lookup, MAX_KEYS, StickyKeys};
 use crate::{Candidate, Candidates, Pick, Request};
 
@@ -18,13 +19,15 @@ use crate::{Candidate, Candidates, Pick, Request};
 /// replaces the least recently used. A key that is idle for longer than `max_idle` is forgotten.
 /// Workers are known by their URL, so a worker that restarts keeps its keys.
 ///
-/// The assignment mode chooses a worker for a new key, and for a request without a key: at
-/// random, the fewest requests in flight (then the fewest queued tokens), or the fewest keys
-/// served last. Ties are broken at random.
+/// The assignment mode chooses a worker for a new key, and for a request without a key: evenly, the
+/// fewest requests in flight (then the fewest queued tokens), or the fewest keys served last. Ties
+/// are broken by rendezvous hashing of the key, and so is the even choice: several gateways assign
+/// a key alike. Without a key chance decides.
 #[derive(Debug)]
 pub(super) struct Manual {
     keys: Arc<Mutex<StickyKeys>>,
     assignment: AssignmentMode,
+    tie_break: TieBreak,
 }
 
 impl Manual {
@@ -32,22 +35,28 @@ impl Manual {
         Self {
             keys: Arc::new(Mutex::new(StickyKeys::new(MAX_KEYS, params.max_idle))),
             assignment: params.assignment,
+            tie_break: params.tie_break,
         }
     }
 
+    /// A worker for a new key, or for a request without one.
     fn choose<'a>(
         &self,
         from: Candidates<'a>,
         request: &Request<'_>,
+        key: Option<u64>,
         keys: &StickyKeys,
     ) -> &'a Candidate {
-        let rng = &mut request.rng();
+        let key = key.filter(|_| self.tie_break == TieBreak::Rendezvous);
+        let key = key.unwrap_or(request.seed);
         match self.assignment {
-            AssignmentMode::Random => from.wrapping(rng.index(from.count())),
-            AssignmentMode::MinLoad => from.cheapest(rng, |candidate| {
+            AssignmentMode::Random => rendezvous::choose(from, key),
+            AssignmentMode::MinLoad => rendezvous::cheapest(from, key, |candidate| {
                 (candidate.load.requests(), candidate.load.queued_tokens())
             }),
-            AssignmentMode::MinGroup => from.cheapest(rng, |candidate| keys.keys_at(candidate)),
+            AssignmentMode::MinGroup => {
+                rendezvous::cheapest(from, key, |candidate| keys.keys_at(candidate))
+            }
         }
     }
 
@@ -60,14 +69,15 @@ impl Policy for Manual {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
         let mut keys = self.lock();
         let Some(key) = request.key().map(|key| xxh3_64(key.as_bytes())) else {
-            return Pick::by(Branch::NoRoutingId, self.choose(from, request, &keys));
+            let worker = self.choose(from, request, None, &keys);
+            return Pick::by(Branch::NoRoutingId, worker);
         };
         let branch = match keys.find(key, from, request.now) {
             Lookup::Assigned(worker) => return Pick::by(Branch::OccupiedHit, worker),
             Lookup::Unavailable => Branch::OccupiedMiss,
             Lookup::Unknown => Branch::Vacant,
         };
-        let worker = self.choose(from, request, &keys);
+        let worker = self.choose(from, request, Some(key), &keys);
         keys.assign(key, worker, request.now);
         Pick::by(branch, worker)
     }
@@ -77,6 +87,7 @@ impl Policy for Manual {
         Some(Box::new(Self {
             keys: Arc::clone(&self.keys),
             assignment: params.assignment,
+            tie_break: params.tie_break,
         }))
     }
 

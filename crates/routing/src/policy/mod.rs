@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use branch::Branch;
 pub use cache_aware::{CongestionFactor, ReplicationDiscount};
-pub use params::{AssignmentMode, Balance, Params};
+pub use params::{AssignmentMode, Balance, Params, TieBreak};
 pub use pick::{Pick, Policy, Ranked};
 
 use crate::ZoneRule;

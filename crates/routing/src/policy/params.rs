@@ -1,15 +1,28 @@
 //! The tunables of all policies in one struct; each policy reads its own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::replicas::Journal;
+
+/// What decides between workers that are equal as far as a policy can know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TieBreak {
+    /// The beginning of the prompt or the routing key, so that several gateways choose alike.
+    #[default]
+    Rendezvous,
+    /// Chance.
+    Random,
+}
+
 /// How the manual policy chooses a worker for a new key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AssignmentMode {
-    /// At random.
+    /// Evenly, by the key itself, so that several gateways choose alike.
     Random,
     /// Fewest requests in flight.
     MinLoad,
@@ -38,6 +51,10 @@ pub struct Params {
     pub prefix_tokens: u64,
     /// Rings: a worker with more than this times the mean load is passed over (at least 1).
     pub load_factor: f64,
+    /// What decides between equal workers.
+    pub tie_break: TieBreak,
+    /// Where placements are noted for other gateways; `None`: there are none.
+    pub journal: Option<Arc<Journal>>,
 }
 
 /// The most requests a worker may have in flight, relative to the least loaded worker.
@@ -61,6 +78,8 @@ impl Default for Params {
             max_idle: Duration::from_hours(4),
             prefix_tokens: 256,
             load_factor: 1.25,
+            tie_break: TieBreak::default(),
+            journal: None,
         }
     }
 }

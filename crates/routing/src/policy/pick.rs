@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use super::{Branch, Params};
-use crate::prefix::{Correction, Prediction};
+use crate::prefix::{Correction, Export, Prediction};
 use crate::{Candidate, Candidates, Request};
 
 /// Chooses a worker for each request.
@@ -28,6 +28,19 @@ pub trait Policy: Send + Sync + Debug {
 
     /// Forgets what a reply has disproved of a worker's cache, if this policy believed it.
     fn correct(&self, _correction: &Correction) {}
+    /// Takes over a placement by another gateway: the worker now holds these leading blocks of a
+    /// prompt.
+    fn learn(&self, _blocks: &[u64], _at: &Candidate) {}
+
+    /// A list of the most recently used prefixes, to be read by [`export`](Self::export); `None` if
+    /// the policy keeps none.
+    fn begin_export(&self, _most: usize) -> Option<Export> {
+        None
+    }
+
+    /// Calls `visit` with the next prefixes of the list, the least recently used first, and the slots
+    /// of the workers that hold each.
+    fn export(&self, _export: &mut Export, _visit: &mut dyn FnMut(&[u64], &[usize])) {}
 
     /// The number of routing keys that the policy remembers; `None` if it remembers none.
     fn keys(&self) -> Option<usize> {

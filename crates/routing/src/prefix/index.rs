@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::blocks::{BLOCK, MAX_BLOCKS};
 use super::clock::Clock;
+use super::ids::{BlockRange, SlotId};
 use super::members::Members;
 use super::prediction::{CacheUse, Correction};
 use super::tree::Tree;
@@ -14,6 +15,8 @@ use crate::Candidate;
 
 /// Arena slots that each insertion searches while the blocks of departed workers are purged.
 const PURGE_SLICE: usize = 512;
+/// Nodes that are exported while the index is locked for reading.
+const EXPORT_SLICE: usize = 32;
 
 thread_local! {
     /// Reused by all look-ups of a thread, so that a look-up allocates nothing.
@@ -23,6 +26,19 @@ thread_local! {
 /// The index. Look-ups do not block each other; an insertion is short and exclusive.
 pub struct PrefixIndex {
     inner: RwLock<Inner>,
+}
+
+/// What remains of a list of nodes, the next to export at its end.
+#[derive(Debug)]
+pub struct Export {
+    nodes: Vec<SlotId>,
+}
+
+impl Export {
+    /// Whether all has been exported.
+    pub fn is_done(&self) -> bool {
+        self.nodes.is_empty()
+    }
 }
 
 struct Inner {
@@ -88,6 +104,40 @@ impl PrefixIndex {
         let mut inner = self.write();
         if let Some(clock) = inner.members.clock_of(&correction.reports) {
             clock.forget_before(correction.floor);
+        }
+    }
+
+    /// A list of the at most `most` most recently used nodes.
+    pub fn begin_export(&self, most: usize) -> Export {
+        let mut nodes = Vec::with_capacity(most.min(self.nodes()));
+        self.read().tree.newest(most, &mut nodes);
+        Export { nodes }
+    }
+
+    /// Calls `visit` with the next prefixes of the list and the slots of the workers that hold each,
+    /// as far as their caches are believed to. Prefixes of longer ones are left out. The index is
+    /// read for a moment only.
+    pub fn export(&self, export: &mut Export, visit: &mut dyn FnMut(&[u64], &[usize])) {
+        let inner = self.read();
+        let (mut blocks, mut slots) = (Vec::new(), Vec::new());
+        let after = export.nodes.len().saturating_sub(EXPORT_SLICE);
+        for at in export.nodes.split_off(after).into_iter().rev() {
+            if !inner.tree.read_leaf(at, &mut blocks) {
+                continue;
+            }
+            slots.clear();
+            let range = BlockRange {
+                start: 0,
+                end: blocks.len() as u32,
+            };
+            inner.tree.visit_holders(at, |member, stamp| {
+                let held = inner.members.state(member);
+                let held = held.filter(|(_, clock)| clock.cached_depth(stamp, range) > 0);
+                slots.extend(held.map(|(slot, _)| slot));
+            });
+            if !slots.is_empty() {
+                visit(&blocks, &slots);
+            }
         }
     }
 

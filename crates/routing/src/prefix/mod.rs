@@ -26,6 +26,6 @@ mod walk;
 
 pub use blocks::{BLOCK, MAX_BLOCKS, hash_blocks, prompt_hash};
 pub use chain::{ChainBlock, chain_hashes};
-pub use index::PrefixIndex;
+pub use index::{Export, PrefixIndex};
 pub use prediction::{CacheReport, CacheUse, Comparison, Correction, Prediction};
 pub use reports::ReportKind;

@@ -15,6 +15,11 @@ impl Order {
         self.oldest
     }
 
+    /// The most recently used node; 0 when the list is empty.
+    pub(super) fn newest(&self) -> SlotId {
+        self.newest
+    }
+
     /// Adds a node as the most recently used one.
     pub(super) fn insert(&mut self, arena: &mut Arena, at: SlotId) {
         let second = std::mem::replace(&mut self.newest, at);

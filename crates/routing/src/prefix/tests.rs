@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 
+use super::PrefixIndex;
 use super::arena::{holder_slots, run_slots};
 use super::clock::Clock;
 use super::holders;
@@ -92,4 +93,32 @@ fn freed_slots_serve_long_and_short_runs_alike() {
         "{short} nodes, {long} blocks"
     );
     assert_eq!(fill(&mut tree, 1).0, short);
+}
+
+#[test]
+fn export_gives_every_longest_prefix_once_with_its_holders_and_the_newest_last() {
+    let all = crate::candidate::tests::fleet(3);
+    let index = PrefixIndex::new(1 << 20, None);
+    index.set_members(&all);
+    let long: Vec<u64> = (1..2500).collect();
+    let other: Vec<u64> = (1..40).chain(9000..9100).collect();
+    index.insert(&long, &all[0]);
+    index.insert(&other, &all[1]);
+    index.insert(&long, &all[2]);
+    index.insert(&long[..10], &all[1]);
+    let mut export = index.begin_export(1000);
+    let mut found = Vec::new();
+    while !export.is_done() {
+        index.export(&mut export, &mut |blocks, slots| {
+            let mut slots = slots.to_vec();
+            slots.sort_unstable();
+            found.push((blocks.to_vec(), slots));
+        });
+    }
+    assert_eq!(found, [(other, vec![1]), (long, vec![0, 2])]);
+    let mut newest = index.begin_export(1);
+    index.export(&mut newest, &mut |_, _| {
+        panic!("the newest node is no leaf")
+    });
+    assert!(newest.is_done());
 }

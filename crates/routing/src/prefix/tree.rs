@@ -79,6 +79,39 @@ impl Tree {
         }
     }
 
+    /// Adds the at most `most` most recently used nodes to a list, the newest first.
+    pub(super) fn newest(&self, most: usize, nodes: &mut Vec<SlotId>) {
+        let mut at = self.order.newest();
+        while at != 0 && nodes.len() < most {
+            nodes.push(at);
+            at = self.arena.node(at).older;
+        }
+    }
+
+    /// Writes the blocks on the path to a leaf to `blocks`; false if the slot is no leaf (any more).
+    pub(super) fn read_leaf(&self, at: SlotId, blocks: &mut Vec<u64>) -> bool {
+        let leaf = self.arena.find_node(at as usize);
+        if at == 0 || leaf.is_none_or(|node| node.children > 0) {
+            return false;
+        }
+        // From the leaf up, each run backwards; then all is turned round.
+        blocks.clear();
+        let mut next = at;
+        while next != 0 {
+            let begin = blocks.len();
+            self.read_run(next, blocks);
+            blocks[begin..].reverse();
+            next = self.arena.node(next).parent;
+        }
+        blocks.reverse();
+        !blocks.is_empty()
+    }
+
+    /// Calls `visit` for every holder of a node.
+    pub(super) fn visit_holders(&self, at: SlotId, visit: impl FnMut(MemberId, Stamp)) {
+        holders::visit(&self.arena, at, visit);
+    }
+
     /// Records that `member` now holds these blocks. Returns when it last used what it held.
     pub(super) fn insert(
         &mut self,
@@ -285,17 +318,27 @@ impl Tree {
     fn take_run(&mut self, at: SlotId) -> Vec<u64> {
         let mut run = std::mem::take(&mut self.scratch);
         run.clear();
+        self.read_run(at, &mut run);
         let node = self.arena.node(at);
         let (len, first) = (usize::from(node.len), node.run);
-        run.extend_from_slice(&node.blocks[..len.min(HEAD)]);
-        let mut next = first;
-        while run.len() < len && next != 0 {
-            let (blocks, after) = self.arena.run(next);
-            run.extend_from_slice(&blocks[..RUN.min(len - run.len())]);
-            next = after;
-        }
         self.arena.free_chain(first, run_slots(len));
         run
+    }
+
+    /// Appends all blocks of a node.
+    fn read_run(&self, at: SlotId, run: &mut Vec<u64>) {
+        let node = self.arena.node(at);
+        let mut left = usize::from(node.len);
+        let head = &node.blocks[..left.min(HEAD)];
+        run.extend_from_slice(head);
+        left -= head.len();
+        let mut next = node.run;
+        while left > 0 && next != 0 {
+            let (blocks, after) = self.arena.run(next);
+            let part = &blocks[..RUN.min(left)];
+            run.extend_from_slice(part);
+            (left, next) = (left - part.len(), after);
+        }
     }
 
     /// Gives a node its blocks; the earlier ones must have been taken.

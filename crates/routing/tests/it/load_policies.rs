@@ -230,7 +230,7 @@ proptest! {
             queued_tokens: load.all_queued_tokens(),
             kv_tokens: load.all_kv_tokens(),
         };
-        let known = load.own();
+        let known = load.known();
         load.set_others(reported, known);
         let at_report = all();
         prop_assert_eq!(at_report, reported.max(known));
@@ -241,7 +241,7 @@ proptest! {
         drop((leases, more));
         prop_assert_eq!(all().queued_tokens, queued_tokens.saturating_sub(known.queued_tokens));
         load.forget_others();
-        prop_assert_eq!(all(), load.own());
+        prop_assert_eq!(all(), load.known());
     }
 
     #[test]

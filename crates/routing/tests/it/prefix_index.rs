@@ -12,6 +12,7 @@ fn worker(slot: usize, generation: u32) -> Candidate {
         slot,
         generation,
         url: "http://w:1".into(),
+        url_hash: routing::hash_url("http://w:1"),
         load: Arc::default(),
         crossing_tokens: 0,
     }

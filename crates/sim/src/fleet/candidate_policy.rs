@@ -1,9 +1,12 @@
 //! The policies to compare: the gateway's own, and reference policies.
 
-use routing::{CongestionFactor, Params, Policy, PolicyKind};
+use std::sync::Arc;
+
+use routing::replicas::Journal;
+use routing::{CongestionFactor, Params, Policy, PolicyKind, TieBreak};
 use thiserror::Error;
 
-use super::options::FleetOptions;
+use super::options::{FleetOptions, Share};
 use super::oracle_policy::{Belief, Factor, OraclePolicy};
 use super::threshold_policy::ThresholdPolicy;
 
@@ -84,8 +87,17 @@ impl CandidatePolicy {
     }
 
     /// A new instance.
-    pub(super) fn build(&self, options: &FleetOptions) -> Box<dyn Policy> {
+    pub(super) fn build(
+        &self,
+        options: &FleetOptions,
+        journal: Option<Arc<Journal>>,
+    ) -> Box<dyn Policy> {
         let params = Params {
+            tie_break: match options.share {
+                Share::None => TieBreak::Random,
+                Share::Rendezvous | Share::Redis => TieBreak::Rendezvous,
+            },
+            journal,
             index_bytes: options.index_bytes,
             index_text: options.index_text(),
             ..Params::default()

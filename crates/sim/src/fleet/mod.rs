@@ -14,11 +14,17 @@
 //! arrival, as in the gateway. The prompt is computed at the one worker, and after a time for the
 //! transfer of its KV cache the request decodes at the other.
 //!
+//! Several gateways may be in front of the fleet. Each request comes to one of them at random, and each
+//! gateway knows what it did itself, and what the others say.
+//!
 //! The model omits the network, retries of rejected requests, slow start, tokenizers (the policy sees a block
 //! of the trace as 64 bytes), and reuse of generated tokens.
 
 mod candidate_policy;
 mod faults;
+#[cfg(test)]
+mod gateway_tests;
+mod gateways;
 mod guards;
 mod options;
 mod oracle_policy;
@@ -39,7 +45,7 @@ mod worker;
 
 pub use candidate_policy::{CandidatePolicy, PairPolicies, UnknownPolicy};
 pub use faults::{FaultKind, Knowledge, WorkerFault};
-pub use options::{Change, ChangeKind, FleetOptions};
+pub use options::{Change, ChangeKind, FleetOptions, Share};
 pub use report::Report;
 pub use simulate::{simulate, simulate_pairs};
 pub use trace::{LineError, Trace, TraceError};

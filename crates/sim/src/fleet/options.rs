@@ -34,6 +34,19 @@ pub enum ChangeKind {
     Flush,
 }
 
+/// What several gateways in front of the fleet have in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Share {
+    /// Nothing.
+    None,
+    /// How they choose between equal workers.
+    #[default]
+    Rendezvous,
+    /// That, and what each does, as through the gateway's `--shared-state`.
+    Redis,
+}
+
 /// Options of a fleet. Times are the trace's, divided by `speed`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -46,6 +59,14 @@ pub struct FleetOptions {
     pub decode: usize,
     /// Milliseconds that the KV cache of 1000 prompt tokens takes to its decode worker.
     pub transfer_ms_per_1k_tokens: f64,
+    /// Gateways; each request comes to one at random.
+    pub gateways: usize,
+    /// What they share.
+    pub share: Share,
+    /// Milliseconds that a message between them takes.
+    pub share_delay_ms: f64,
+    /// Share of messages (0..1) that are lost on the way to a gateway.
+    pub share_loss: f64,
     /// Arrival rate as a multiple of the recorded rate.
     pub speed: f64,
     /// Prefill speed of a worker, in prompt tokens per second.
@@ -96,6 +117,10 @@ impl Default for FleetOptions {
             prefill: 0,
             decode: 0,
             transfer_ms_per_1k_tokens: 1.0,
+            gateways: 1,
+            share: Share::default(),
+            share_delay_ms: 1.0,
+            share_loss: 0.0,
             speed: 1.0,
             prefill_tps: 160_000.0,
             kv_tokens: 4000 * 512,
@@ -157,6 +182,8 @@ impl FleetOptions {
                 1e6,
                 AMOUNT,
             ),
+            ("share_delay_ms", self.share_delay_ms, 0.0, 1e6, AMOUNT),
+            ("share_loss", self.share_loss, 0.0, 1.0, SHARE),
             ("ttft_slo_ms", self.ttft_slo_ms, 0.0, 1e12, AMOUNT),
             ("tpot_slo_ms", self.tpot_slo_ms, 0.0, 1e12, AMOUNT),
         ];
@@ -167,6 +194,7 @@ impl FleetOptions {
         }
         let sizes = [
             ("workers", self.workers, 65_535),
+            ("gateways", self.gateways, 1024),
             ("block_tokens", self.block_tokens as usize, 1 << 20),
             ("max_running", self.max_running, 1_000_000),
             ("index_bytes", self.index_bytes, 4 << 30),
@@ -177,6 +205,7 @@ impl FleetOptions {
             }
         }
         self.check_pairs()?;
+        self.check_gateways()?;
         self.check_engine()?;
         for change in &self.changes {
             self.check_change(change)?;
@@ -226,6 +255,14 @@ impl FleetOptions {
         if self.has_pairs() && !(self.changes.is_empty() && self.faults.is_empty()) {
             let why = "must be 0 where there are changes or faults: pairs have none";
             return Err(SimError::option("prefill", self.prefill, why));
+        }
+        Ok(())
+    }
+
+    fn check_gateways(&self) -> Result<(), SimError> {
+        if self.gateways > 1 && (self.has_pairs() || !self.faults.is_empty()) {
+            let why = "must be 1 where there are pairs or faults";
+            return Err(SimError::option("gateways", self.gateways, why));
         }
         Ok(())
     }

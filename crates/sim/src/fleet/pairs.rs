@@ -46,12 +46,16 @@ pub(super) struct Pairs<'t> {
 
 impl<'t> Pool<'t> {
     fn new(trace: &'t Trace, size: usize, options: &FleetOptions, policy: Box<dyn Policy>) -> Self {
-        let member = |slot: usize| Candidate {
-            slot,
-            generation: 0,
-            url: format!("http://worker-{slot}:30000").into(),
-            load: Arc::new(Load::default()),
-            crossing_tokens: 0,
+        let member = |slot: usize| {
+            let url = format!("http://worker-{slot}:30000");
+            Candidate {
+                slot,
+                generation: 0,
+                url_hash: routing::hash_url(&url),
+                url: url.into(),
+                load: Arc::new(Load::default()),
+                crossing_tokens: 0,
+            }
         };
         let members: Vec<Candidate> = (0..size).map(member).collect();
         let pool = Self {
@@ -111,7 +115,7 @@ impl<'t> Pairs<'t> {
             seed: options.seed ^ DECODE_SEED,
             ..options.clone()
         };
-        let policy = |candidate: &super::CandidatePolicy| candidate.build(options);
+        let policy = |candidate: &super::CandidatePolicy| candidate.build(options, None);
         Self {
             trace,
             options,

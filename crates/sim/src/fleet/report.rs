@@ -71,6 +71,8 @@ pub struct Report {
     pub tenant_service: BTreeMap<String, f64>,
     /// Largest prefill work of a worker, divided by the mean.
     pub imbalance: f64,
+    /// Bytes per second that each gateway sends to the others, on average.
+    pub share_bytes_per_sec: f64,
     /// Share of time spent on prefill, up to the last first token.
     pub busy: f64,
     /// Mean duration of a routing decision on this machine, in microseconds.
@@ -133,6 +135,7 @@ pub(super) struct RunTotals {
     pub(super) failed: usize,
     pub(super) ejected: usize,
     pub(super) ejected_well: usize,
+    pub(super) shared_bytes: u64,
     pub(super) decisions: u32,
     pub(super) decision_time: Duration,
     pub(super) slowest_decision: Duration,
@@ -216,6 +219,10 @@ impl RunTotals {
             fairness: jain(tenant_service.values()),
             tenant_service,
             imbalance: ratio(most.unwrap_or(0) as f64 * work.len() as f64, computed),
+            share_bytes_per_sec: ratio(
+                self.shared_bytes as f64 / options.gateways as f64,
+                self.ended_at,
+            ),
             busy: self.busy(computed, work, options),
             decision_mean_us: ratio(
                 self.decision_time.as_secs_f64() * 1e6,

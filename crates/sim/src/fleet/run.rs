@@ -1,18 +1,15 @@
 //! The replay: arrivals, steps of workers and changes, in order of time.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use routing::prefix::{BLOCK, Prediction};
-use routing::{
-    Candidate, Candidates, Lease, Load, Outcome, Pick, Policy, Prompt, Request, TextRatio, Trial,
-    Work,
-};
+use routing::prefix::Prediction;
+use routing::{Candidate, Candidates, Lease, Outcome, Pick, Prompt, Request, Trial, Work};
 
+use super::candidate_policy::CandidatePolicy;
 use super::faults::{Condition, Knowledge, condition, next_change};
+use super::gateways::Gateways;
 use super::guards::{ATTEMPTS, End, FirstToken, Guards};
 use super::options::{Change, ChangeKind, FleetOptions};
-use super::replies::Replies;
 use super::report::{Report, RunTotals};
 use super::step::Step;
 use super::trace::Trace;
@@ -38,18 +35,14 @@ struct Attempt {
     trial: Option<Trial>,
 }
 
-/// The fleet, and the gateway's view of it.
+/// The fleet, and the gateways in front of it.
 pub(super) struct Fleet<'t> {
     trace: &'t Trace,
     options: &'t FleetOptions,
-    policy: Box<dyn Policy>,
+    gateways: Gateways<'t>,
     workers: Vec<Worker<'t>>,
     /// Time of each worker's next step, in seconds.
     next: Vec<f64>,
-    loads: Vec<Arc<Load>>,
-    /// The current workers, by slot.
-    members: Vec<Candidate>,
-    generation: u32,
     changes: Vec<Change>,
     leases: Vec<Option<Lease>>,
     guards: Guards,
@@ -59,7 +52,6 @@ pub(super) struct Fleet<'t> {
     attempts: Vec<Option<Attempt>>,
     prompt: Vec<u8>,
     decisions: u64,
-    replies: Replies<'t>,
     totals: RunTotals,
 }
 
@@ -67,7 +59,7 @@ impl<'t> Fleet<'t> {
     pub(super) fn new(
         trace: &'t Trace,
         options: &'t FleetOptions,
-        policy: Box<dyn Policy>,
+        candidate: &CandidatePolicy,
     ) -> Self {
         let mut changes = options.changes.clone();
         // The first change is the last element, because changes are popped.
@@ -75,14 +67,11 @@ impl<'t> Fleet<'t> {
         let mut fleet = Self {
             trace,
             options,
-            policy,
+            gateways: Gateways::new(trace, options, candidate),
             workers: (0..options.workers)
                 .map(|_| Worker::new(trace, options))
                 .collect(),
             next: vec![f64::INFINITY; options.workers],
-            loads: (0..options.workers).map(|_| Arc::default()).collect(),
-            members: Vec::new(),
-            generation: 0,
             changes,
             leases: (0..trace.len()).map(|_| None).collect(),
             guards: Guards::new(options.workers),
@@ -98,35 +87,12 @@ impl<'t> Fleet<'t> {
             ],
             prompt: Vec::new(),
             decisions: 0,
-            replies: Replies::new(trace, options),
             totals: RunTotals::default(),
         };
         if !options.faults.is_empty() {
             fleet.change_conditions(0.0);
         }
-        fleet.members = (0..options.workers)
-            .map(|slot| fleet.candidate(slot))
-            .collect();
-        fleet.policy.set_members(&fleet.members);
-        // Real workers report the size of their cache, so these do, too.
-        let held = (options.cache_blocks() * BLOCK) as u64;
         fleet
-            .policy
-            .set_cache_sizes(&vec![Some(held); options.workers]);
-        for load in &fleet.loads {
-            load.set_kv_capacity(Some(TextRatio::USUAL.to_tokens(held)));
-        }
-        fleet
-    }
-
-    fn candidate(&self, slot: usize) -> Candidate {
-        Candidate {
-            slot,
-            generation: self.generation,
-            url: format!("http://worker-{slot}:30000").into(),
-            load: Arc::clone(&self.loads[slot]),
-            crossing_tokens: 0,
-        }
     }
 
     /// Processes every event up to and including `until`.
@@ -142,6 +108,7 @@ impl<'t> Fleet<'t> {
                 }
             }
             let due = self.next_condition.min(self.next_check());
+            let due = due.min(self.gateways.next());
             if soonest <= until && soonest <= change.min(due) {
                 self.step(worker, soonest);
             } else if change <= until && change <= due {
@@ -160,8 +127,7 @@ impl<'t> Fleet<'t> {
                 self.totals
                     .first_token(self.trace, self.options, request, now);
                 if let Some(lease) = &mut self.leases[request] {
-                    self.replies.first_token(request, now, lease);
-                    self.replies.found_cached(request, cached);
+                    self.gateways.first_token(request, now, cached, lease);
                 }
                 if let Some(Some(attempt)) = self.attempts.get_mut(request) {
                     let (waited, tokens) = (now - attempt.begun, attempt.uncached);
@@ -173,10 +139,7 @@ impl<'t> Fleet<'t> {
             Some(Step::Finished(request)) => {
                 self.totals.finished(self.trace, self.options, request, now);
                 if let Some(lease) = self.leases[request].take() {
-                    self.replies.last_token(request, now, lease);
-                    if let Some(correction) = self.replies.correction(request) {
-                        self.policy.correct(&correction);
-                    }
+                    self.gateways.last_token(request, now, lease);
                 }
                 self.end_attempt(request, Outcome::Answered(200), now);
             }
@@ -206,7 +169,7 @@ impl<'t> Fleet<'t> {
             prediction,
             ..
         } = chosen;
-        self.replies.sent(request, now, prediction);
+        self.gateways.sent(request, now, prediction);
         let taken = self.workers[slot].submit(now, request);
         if taken {
             self.leases[request] = Some(lease);
@@ -217,25 +180,26 @@ impl<'t> Fleet<'t> {
         taken
     }
 
-    /// The policy's choice among all members, or among those in these slots.
+    /// The choice of the request's gateway among all members, or among those in these slots.
     fn choose(&mut self, request: usize, now: f64, slots: Option<&[usize]>) -> Option<Chosen> {
         let block_tokens = self.options.block_tokens;
         self.trace
             .write_prompt(request, block_tokens, &mut self.prompt);
         self.decisions += 1;
+        let gateway = self.gateways.of(request);
         let asked = Request {
             model: Some("sim"),
             prompt: Prompt::text([&self.prompt, b"", b""]),
             now: Duration::from_secs_f64(now),
             seed: mix(self.options.seed, self.decisions),
-            output_tokens: self.replies.expected(request),
+            output_tokens: gateway.replies.expected(request),
             ..Request::default()
         };
         let within: Vec<Candidate>;
         let members = match slots {
-            None => &self.members,
+            None => &gateway.members,
             Some(slots) => {
-                let members = self.members.iter();
+                let members = gateway.members.iter();
                 within = members
                     .filter(|member| slots.contains(&member.slot))
                     .cloned()
@@ -244,7 +208,7 @@ impl<'t> Fleet<'t> {
             }
         };
         let from = Candidates::new(members)?;
-        let (pick, took) = timed(|| self.policy.pick(from, &asked));
+        let (pick, took) = timed(|| gateway.policy.pick(from, &asked));
         let Pick {
             candidate,
             matched_tokens,
@@ -270,29 +234,19 @@ impl<'t> Fleet<'t> {
         let Some(Change { worker, kind, .. }) = self.changes.pop() else {
             return;
         };
-        let position = self
-            .members
-            .binary_search_by_key(&worker, |candidate| candidate.slot);
-        self.generation += 1;
-        match (kind, position) {
-            (ChangeKind::Leave, Ok(position)) => self.leave(position, now),
-            (ChangeKind::Join, Err(position)) => {
-                let candidate = self.candidate(worker);
-                self.members.insert(position, candidate);
-                self.policy.set_members(&self.members);
-            }
-            (ChangeKind::Flush, Ok(position)) => {
+        match (kind, self.gateways.has(worker)) {
+            (ChangeKind::Leave, true) => self.leave(worker, now),
+            (ChangeKind::Join, false) => self.gateways.join(worker),
+            (ChangeKind::Flush, true) => {
                 self.workers[worker].flush();
-                self.members[position].generation = self.generation;
-                self.policy.set_members(&self.members);
+                self.gateways.flush(worker);
             }
             _ => {}
         }
     }
 
-    fn leave(&mut self, position: usize, now: f64) {
-        let worker = self.members.remove(position).slot;
-        self.policy.set_members(&self.members);
+    fn leave(&mut self, worker: usize, now: f64) {
+        self.gateways.leave(worker);
         let lost = self.workers[worker].kill(now);
         self.next[worker] = self.workers[worker].next();
         self.totals.cut += lost.cut.len();
@@ -398,10 +352,14 @@ impl<'t> Fleet<'t> {
         }
     }
 
-    /// What is due: workers change, or the gateway looks at them.
+    /// What is due: gateways exchange messages, workers change, or the gateway looks at them.
     fn check(&mut self, now: f64) {
+        self.gateways.exchange(now);
         if self.next_condition <= now {
             self.change_conditions(now);
+        }
+        if self.options.faults.is_empty() {
+            return;
         }
         let conditions = &self.conditions;
         let alive = |slot: usize| conditions[slot] != Condition::Dead;
@@ -467,11 +425,7 @@ impl<'t> Fleet<'t> {
     /// Requests in flight and queued tokens of all workers together.
     #[cfg(test)]
     pub(super) fn in_flight(&self) -> (usize, u64) {
-        let requests = self.loads.iter().map(|load| load.requests()).sum();
-        (
-            requests,
-            self.loads.iter().map(|load| load.queued_tokens()).sum(),
-        )
+        self.gateways.in_flight()
     }
 
     /// Prompt tokens found in caches so far.
@@ -483,7 +437,8 @@ impl<'t> Fleet<'t> {
             .sum()
     }
 
-    pub(super) fn report(self, policy: &str) -> Report {
+    pub(super) fn report(mut self, policy: &str) -> Report {
+        self.totals.shared_bytes = self.gateways.shared_bytes();
         let work: Vec<_> = self.workers.iter().map(Worker::work).collect();
         self.totals.report(policy, self.trace, &work, self.options)
     }

@@ -20,7 +20,7 @@ pub fn simulate(
     candidate: &CandidatePolicy,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Option<Report> {
-    let mut fleet = Fleet::new(trace, options, candidate.build(options));
+    let mut fleet = Fleet::new(trace, options, candidate);
     replay(trace, options, progress, |now, request| {
         fleet.run_until(now);
         if let Some(request) = request {

@@ -109,6 +109,7 @@ pub(super) fn write(state: &ApiState, number: Number, json: &mut Vec<u8>) {
 fn row(worker: &Worker) -> WorkerRow<'_> {
     let (info, availability) = (worker.endpoint.model_info.load(), worker.availability());
     let (metrics, totals) = (worker.metrics(), worker.totals.read());
+    let load = worker.load.own();
     WorkerRow {
         id: worker.id.to_string(),
         index: worker.slot,
@@ -122,9 +123,9 @@ fn row(worker: &Worker) -> WorkerRow<'_> {
         paused: availability.paused,
         circuit_breaker: availability.circuit.as_str(),
         breaker_failures: worker.breaker_failures(),
-        requests: worker.load.requests(),
-        decoding: worker.load.decoding(),
-        queued_tokens: worker.load.queued_tokens(),
+        requests: load.requests,
+        decoding: load.requests.saturating_sub(load.waiting),
+        queued_tokens: load.queued_tokens,
         successes: metrics.successes.get(),
         failures: metrics.failures.get(),
         prompt_tokens: totals.prompt_tokens,

@@ -18,6 +18,7 @@ use super::model::{ModelMetrics, Models, UNKNOWN_MODEL};
 use super::model_families::ModelFamilies;
 use super::policy::{BranchMetrics, Policies};
 use super::registry::Maker;
+use super::replicas::ReplicaMetrics;
 use super::waits::WaitMetrics;
 use super::zones::ZoneMetrics;
 use crate::error::Error;
@@ -44,6 +45,8 @@ pub(crate) struct Metrics {
     pub(crate) worker: Worker,
     /// About where workers come from.
     pub(crate) discovery: DiscoveryMetrics,
+    /// About other gateways.
+    pub(crate) replicas: ReplicaMetrics,
     /// About failures.
     pub(crate) resilience: Resilience,
     policies: Policies,
@@ -90,6 +93,7 @@ impl Metrics {
             &["result"],
         )?;
         let (keys, discovery) = (Keys::new(&maker)?, DiscoveryMetrics::new(&maker)?);
+        let replicas = ReplicaMetrics::new(&maker)?;
         Ok(Self {
             registry,
             http,
@@ -97,6 +101,7 @@ impl Metrics {
             router,
             worker,
             discovery,
+            replicas,
             resilience,
             policies,
             zones,

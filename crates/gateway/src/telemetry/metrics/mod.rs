@@ -12,6 +12,7 @@ mod model;
 mod model_families;
 mod policy;
 mod registry;
+mod replicas;
 mod waits;
 mod zones;
 

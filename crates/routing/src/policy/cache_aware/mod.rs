@@ -6,6 +6,7 @@ mod decode;
 mod plain_rule;
 mod policy;
 mod replication;
+mod tie;
 
 pub use congestion::CongestionFactor;
 pub(crate) use policy::CacheAware;

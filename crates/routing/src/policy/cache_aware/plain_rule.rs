@@ -8,9 +8,11 @@ use proptest::prelude::*;
 
 use super::decode::MeanCosts;
 use super::{CacheAware, CongestionFactor};
-use crate::policy::{Balance, Params, Policy};
+use crate::policy::{Balance, Params, Policy, TieBreak};
 use crate::prefix::{BLOCK, PrefixIndex, hash_blocks, prompt_hash};
-use crate::{Candidate, Candidates, DecodeCosts, Load, Prompt, Request, SeededRng, Work};
+use crate::{
+    Candidate, Candidates, DecodeCosts, Load, Prompt, Request, Work, hash_url, rendezvous,
+};
 
 struct PlainRule {
     index: PrefixIndex,
@@ -18,6 +20,7 @@ struct PlainRule {
     decode: MeanCosts,
     threshold: f64,
     balance: Option<Balance>,
+    tie_break: TieBreak,
 }
 
 /// One decision of it.
@@ -37,6 +40,7 @@ impl PlainRule {
             decode: MeanCosts::default(),
             threshold: params.cache_threshold.unwrap_or(0.0),
             balance: params.balance,
+            tie_break: params.tie_break,
         }
     }
 
@@ -54,9 +58,10 @@ impl PlainRule {
             costs: self.decode.get(from),
         };
         self.congestion.observe(from);
-        let hash = prompt_hash(&request.prompt).filter(|_| blocks.is_empty());
-        let mut ties = hash.map_or_else(|| request.rng(), SeededRng::new);
-        let chosen = from.cheapest(&mut ties, |candidate| decision.cost(candidate));
+        let chosen = match decision.key(&blocks) {
+            Some(key) => decision.heaviest_of_the_equal(key)?,
+            None => from.cheapest(&mut request.rng(), |candidate| decision.cost(candidate)),
+        };
         if !blocks.is_empty() {
             self.index.insert(&blocks, chosen);
         }
@@ -132,7 +137,7 @@ impl Decision<'_> {
         let open = self.all.iter().filter(|candidate| !self.is_out(candidate));
         let waits = open.map(|candidate| self.wait(candidate));
         let shortest = waits.fold(f64::INFINITY, f64::min);
-        let longest = shortest * self.rule.congestion.patience();
+        let longest = shortest * self.rule.congestion.patience() + self.margin();
         self.is_out(candidate) || self.wait(candidate) > longest
     }
 
@@ -151,10 +156,47 @@ impl Decision<'_> {
     fn congestion(&self, candidate: &Candidate) -> f64 {
         let prompt = &self.request.prompt;
         let surplus = self.rule.congestion.factor() - 1.0;
-        let known = prompt.to_tokens(u64::from(self.longest()) * BLOCK as u64);
-        let new = surplus * prompt.tokens().saturating_sub(known) as f64;
+        let new = surplus * self.new_tokens();
         let per_block = surplus * prompt.tokens() as f64 / self.all_blocks().max(1.0);
         new + per_block * self.lacking(candidate)
+    }
+
+    /// Tokens that no worker holds.
+    fn new_tokens(&self) -> f64 {
+        let prompt = &self.request.prompt;
+        let known = prompt.to_tokens(u64::from(self.longest()) * BLOCK as u64);
+        prompt.tokens().saturating_sub(known) as f64
+    }
+
+    /// What costs of equal workers differ by at most.
+    fn margin(&self) -> f64 {
+        match self.rule.tie_break {
+            TieBreak::Rendezvous => 0.1 * self.new_tokens(),
+            TieBreak::Random => 0.0,
+        }
+    }
+
+    /// What equal workers are chosen by: a short prompt as a whole; of a long one, by rendezvous, the
+    /// first block that no worker holds, or the last, with the first. Else by chance.
+    fn key(&self, blocks: &[u64]) -> Option<u64> {
+        let Some(first) = blocks.first() else {
+            return prompt_hash(&self.request.prompt);
+        };
+        let new = blocks.get(self.longest() as usize).or(blocks.last())?;
+        let by_rendezvous = self.rule.tie_break == TieBreak::Rendezvous;
+        by_rendezvous.then_some(new ^ first.rotate_left(17))
+    }
+
+    fn heaviest_of_the_equal(&self, key: u64) -> Option<&Candidate> {
+        let costs = self.all.iter().map(|candidate| self.cost(candidate));
+        let lowest = costs.fold(f64::INFINITY, f64::min);
+        let cheapest = self.all.iter().find(|it| self.cost(it) <= lowest)?;
+        let is_equal = |it: &&Candidate| {
+            let is_near = it.crossing_tokens == cheapest.crossing_tokens;
+            is_near && self.cost(it) <= lowest + self.margin()
+        };
+        let equal = self.all.iter().filter(is_equal);
+        equal.max_by_key(|candidate| rendezvous::weight(key, candidate))
     }
 
     fn decode(&self, candidate: &Candidate) -> f64 {
@@ -241,10 +283,13 @@ fn params() -> impl Strategy<Value = Params> {
     let balance = (1.0..3.0, 0..4_u64);
     let balance = balance.prop_map(|(relative, absolute)| Balance { relative, absolute });
     let threshold = prop::option::of(0.0..0.9);
-    (prop::option::of(balance), threshold).prop_map(|(balance, cache_threshold)| Params {
+    let tie_break = prop_oneof![Just(TieBreak::Rendezvous), Just(TieBreak::Random)];
+    let params = (prop::option::of(balance), threshold, tie_break);
+    params.prop_map(|(balance, cache_threshold, tie_break)| Params {
         index_bytes: 1 << 20,
         balance,
         cache_threshold,
+        tie_break,
         ..Params::default()
     })
 }
@@ -256,10 +301,12 @@ fn workers(fleet: &[Worker]) -> Vec<Candidate> {
         if let Some(share) = share {
             learn_costs(&load, *share);
         }
+        let url = format!("http://worker-{slot}:80");
         Candidate {
             slot,
             generation: 0,
-            url: format!("http://worker-{slot}:80").into(),
+            url_hash: hash_url(&url),
+            url: url.into(),
             load,
             crossing_tokens: *crossing,
         }

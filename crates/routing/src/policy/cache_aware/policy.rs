@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::decode::{DecodeModel, MeanCosts};
+use super::tie::{Near, TieBreaker};
 use super::{CongestionFactor, ReplicationDiscount};
 use crate::candidate::cheapest;
 use crate::policy::{Balance, Params, Pick, Policy, Ranked};
-use crate::prefix::{BLOCK, Correction, Prediction, PrefixIndex, hash_blocks, prompt_hash};
-use crate::{Candidate, Candidates, Request, SeededRng};
+use crate::prefix::{BLOCK, CacheUse, Correction, Export, Prediction, PrefixIndex, hash_blocks};
+use crate::replicas::Journal;
+use crate::{Candidate, Candidates, Request};
 
 /// Chooses the worker of lowest predicted cost
 ///
@@ -27,11 +29,16 @@ use crate::{Candidate, Candidates, Request, SeededRng};
 /// A worker is considered only if the prompt would wait there at most
 /// [`CongestionFactor::patience`] times as long as at the quickest worker. So a popular prefix
 /// spreads to further workers before its queue is long.
+///
+/// Workers whose costs differ by less than the model can resolve are equal. Of those the
+/// [`TieBreaker`] chooses one, so that gateways that know nothing of each other choose alike.
 #[derive(Debug)]
 pub(crate) struct CacheAware {
     index: Arc<PrefixIndex>,
     congestion: Arc<CongestionFactor>,
     decode: Arc<MeanCosts>,
+    ties: TieBreaker,
+    journal: Option<Arc<Journal>>,
     threshold: f64,
     balance: Option<Balance>,
 }
@@ -48,6 +55,7 @@ struct Scratch {
     matched: Vec<u32>,
     replication: ReplicationDiscount,
     readings: Vec<Reading>,
+    near: Near,
 }
 
 /// A candidate as one decision sees it: read once, for loads change meanwhile and lie far apart.
@@ -92,6 +100,8 @@ struct CostModel<'m> {
     block_surcharge: f64,
     /// Congestion cost of all tokens that no worker holds; the same at every worker.
     new_surcharge: f64,
+    /// Costs that differ by no more are equal.
+    margin: f64,
     limits: Limits,
 }
 
@@ -120,6 +130,8 @@ impl CacheAware {
             index: Arc::new(PrefixIndex::new(params.index_bytes, params.index_text)),
             congestion: Arc::default(),
             decode: Arc::default(),
+            ties: TieBreaker(params.tie_break),
+            journal: params.journal.clone(),
             threshold: params.cache_threshold.unwrap_or(0.0),
             balance: params.balance,
         }
@@ -131,7 +143,7 @@ impl CacheAware {
         from: Candidates<'_>,
         request: &Request<'_>,
         purpose: Purpose,
-        use_costs: impl FnOnce(&CostModel<'_>, &[u64]) -> T,
+        use_costs: impl FnOnce(&CostModel<'_>, &[u64], &mut Near) -> T,
     ) -> T {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch {
@@ -139,6 +151,7 @@ impl CacheAware {
                 matched,
                 replication,
                 readings,
+                near,
             } = scratch;
             let prompt = &request.prompt;
             hash_blocks(prompt, blocks);
@@ -165,18 +178,32 @@ impl CacheAware {
             let surplus = self.congestion.factor() - 1.0;
             replication.survey(readings.iter().map(|reading| reading.matched));
             let known = prompt.to_tokens(u64::from(replication.longest()) * BLOCK as u64);
+            let new = prompt.tokens().saturating_sub(known) as f64;
+            let margin = self.ties.margin(new);
             let costs = CostModel {
-                limits: self.limits(readings, &survey),
+                limits: self.limits(readings, &survey, margin),
+                margin,
                 readings,
                 replication,
                 block_surcharge: surplus * prompt.tokens() as f64 / all_blocks.max(1.0),
-                new_surcharge: surplus * prompt.tokens().saturating_sub(known) as f64,
+                new_surcharge: surplus * new,
             };
-            use_costs(&costs, blocks)
+            use_costs(&costs, blocks, near)
         })
     }
 
-    fn limits(&self, readings: &[Reading], survey: &Survey) -> Limits {
+    /// Records that the worker gets a prompt of these blocks.
+    fn place(&self, blocks: &[u64], at: &Candidate) -> Option<CacheUse> {
+        if blocks.is_empty() {
+            return None;
+        }
+        if let Some(journal) = &self.journal {
+            journal.note(at.url_hash, blocks);
+        }
+        self.index.insert(blocks, at)
+    }
+
+    fn limits(&self, readings: &[Reading], survey: &Survey, margin: f64) -> Limits {
         let mut limits = Limits {
             requests: f64::INFINITY,
             wait: f64::INFINITY,
@@ -199,7 +226,7 @@ impl CacheAware {
             let waits = open.map(|reading| reading.wait);
             shortest = waits.fold(f64::INFINITY, f64::min);
         }
-        limits.wait = shortest * self.congestion.patience();
+        limits.wait = shortest * self.congestion.patience() + margin;
         limits
     }
 }
@@ -279,30 +306,36 @@ impl CostModel<'_> {
             passed_over: self.limits.exclude(reading),
         }
     }
+
+    /// The cost in tokens, infinite if the worker must not take the prompt.
+    fn open_cost(&self, reading: &Reading) -> f64 {
+        let cost = self.cost(reading);
+        if cost.passed_over {
+            f64::INFINITY
+        } else {
+            cost.tokens
+        }
+    }
+
+    /// Leading blocks of the prompt that some worker holds.
+    fn known_blocks(&self) -> usize {
+        self.replication.longest() as usize
+    }
 }
 
 impl Policy for CacheAware {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
-        self.with_costs(from, request, Purpose::Decide, |costs, blocks| {
-            let mut ties = match prompt_hash(&request.prompt) {
-                // Too short for the index: equal prompts go to one worker, other things equal.
-                Some(hash) if blocks.is_empty() => SeededRng::new(hash),
-                _ => request.rng(),
-            };
-            let at = cheapest(costs.readings.iter(), &mut ties, |reading| {
-                let cost = costs.cost(reading);
-                if cost.passed_over {
-                    f64::INFINITY
-                } else {
-                    cost.tokens
+        self.with_costs(from, request, Purpose::Decide, |costs, blocks, near| {
+            let all = costs.readings.iter();
+            let at = match self.ties.key(request, blocks, costs.known_blocks()) {
+                Some(key) => {
+                    near.collect(all.map(|it| costs.open_cost(it)), costs.margin);
+                    near.heaviest(from, key)
                 }
-            });
-            let cheapest = from.wrapping(at);
-            let used = if blocks.is_empty() {
-                None
-            } else {
-                self.index.insert(blocks, cheapest)
+                None => cheapest(all, &mut request.rng(), |it| costs.open_cost(it)),
             };
+            let cheapest = from.wrapping(at);
+            let used = self.place(blocks, cheapest);
             let reading = costs.readings.get(at);
             let uncached = reading.map_or(u64::MAX, |reading| reading.uncached);
             let matched_tokens = request.prompt.tokens().saturating_sub(uncached);
@@ -315,7 +348,7 @@ impl Policy for CacheAware {
     }
 
     fn rank<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Vec<Ranked<'a>> {
-        let mut ranked: Vec<_> = self.with_costs(from, request, Purpose::Explain, |costs, _| {
+        let mut ranked: Vec<_> = self.with_costs(from, request, Purpose::Explain, |costs, _, _| {
             let rank = |(candidate, reading): (&'a Candidate, &Reading)| {
                 let cost = costs.cost(reading);
                 Ranked {
@@ -343,6 +376,18 @@ impl Policy for CacheAware {
         self.index.correct(correction);
     }
 
+    fn learn(&self, blocks: &[u64], at: &Candidate) {
+        self.index.insert(blocks, at);
+    }
+
+    fn begin_export(&self, most: usize) -> Option<Export> {
+        Some(self.index.begin_export(most))
+    }
+
+    fn export(&self, export: &mut Export, visit: &mut dyn FnMut(&[u64], &[usize])) {
+        self.index.export(export, visit);
+    }
+
     fn index_bytes(&self) -> Option<usize> {
         Some(self.index.bytes())
     }
@@ -359,6 +404,8 @@ impl Policy for CacheAware {
             index: Arc::clone(&self.index),
             congestion: Arc::clone(&self.congestion),
             decode: Arc::clone(&self.decode),
+            ties: TieBreaker(params.tie_break),
+            journal: params.journal.clone(),
             threshold: params.cache_threshold.unwrap_or(0.0),
             balance: params.balance,
         }))

@@ -25,11 +25,12 @@ const fn room(name: &'static str, needs: &'static [&'static str]) -> Room {
 #[rustfmt::skip]
 const ARROWS: &[Room] = &[
     room("fuzz", &["api", "proxy", "upstream"]),
-    room("app", &["admission", "api", "auth", "balancer", "config", "cpu_pool", "fleet", "lane", "proxy", "recorder", "server", "shutdown", "telemetry", "tls", "upstream", "via", "watched_file", "writer_thread"]),
+    room("app", &["admission", "api", "auth", "balancer", "config", "cpu_pool", "fleet", "lane", "proxy", "recorder", "replicas", "server", "shutdown", "telemetry", "tls", "upstream", "via", "watched_file", "writer_thread"]),
     room("server", &["admission", "api", "auth", "balancer", "config", "endpoint", "error", "fleet", "header_lookup", "lane", "proxy", "shutdown", "telemetry", "tls", "via"]),
-    room("api", &["admission", "cpu_pool", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "shutdown", "telemetry", "upstream"]),
+    room("api", &["admission", "cpu_pool", "auth", "balancer", "config", "endpoint", "error", "fleet", "lane", "proxy", "replicas", "shutdown", "telemetry", "upstream"]),
     room("proxy", &["admission", "auth", "cpu_pool", "balancer", "config", "endpoint", "error", "fleet", "header_lookup", "lane", "telemetry", "upstream", "via"]),
     room("auth", &["config", "endpoint", "error", "telemetry", "upstream", "via", "watched_file"]),
+    room("replicas", &["balancer", "config", "fleet", "telemetry", "upstream"]),
     room("balancer", &["admission", "config", "endpoint", "fleet", "telemetry", "upstream"]),
     room("admission", &["config", "error", "telemetry"]),
     room("fleet", &["config", "lane", "telemetry", "upstream"]),

@@ -1,0 +1,19 @@
+//! Other gateways in front of the same workers: what this one publishes, and takes over from them.
+//!
+//! All of it happens on the control thread. A lane only notes a placement in the policy's journal,
+//! and reads loads that others have set. Without the shared state, or when it is slow, gateways go
+//! on with what they know.
+
+mod directory;
+mod exchange;
+mod filling;
+mod link;
+mod redis_link;
+mod status;
+#[cfg(test)]
+mod tests;
+mod warm_up;
+
+pub(crate) use exchange::{Exchange, Leaving, Replicas};
+pub(crate) use redis_link::RedisConnector;
+pub(crate) use status::ReplicaStatus;

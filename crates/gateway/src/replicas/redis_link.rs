@@ -1,0 +1,110 @@
+//! Redis or Valkey: pub/sub over two connections, one to publish and one to listen.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use redis::aio::{MultiplexedConnection, PubSubStream};
+use redis::io::tcp::TcpSettings;
+use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisError};
+use tokio::time::timeout;
+
+use super::link::{Connector, Link, LinkError};
+use crate::config::Secret;
+
+/// Time for both connections to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for an answer. A server that is slower is left, and another connection is tried.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Connects to the server of a URL.
+#[derive(Debug)]
+pub(crate) struct RedisConnector {
+    client: Client,
+    address: String,
+    database: i64,
+}
+
+/// Both connections.
+pub(crate) struct RedisLink {
+    publisher: MultiplexedConnection,
+    messages: PubSubStream,
+}
+
+impl RedisConnector {
+    /// For the server of a URL.
+    ///
+    /// # Errors
+    /// When it is not a URL of a server, or TLS cannot be set up.
+    pub(crate) fn new(url: &Secret) -> Result<Self, LinkError> {
+        let info = url.expose().into_connection_info().map_err(|e| error(&e))?;
+        // Small messages must not wait for the answer to the one before.
+        let tcp = TcpSettings::default().set_nodelay(true);
+        let info: ConnectionInfo = info.set_tcp_settings(tcp);
+        let (address, database) = (info.addr().to_string(), info.redis_settings().db());
+        let client = Client::open(info).map_err(|e| error(&e))?;
+        Ok(Self {
+            client,
+            address,
+            database,
+        })
+    }
+
+    /// Host and port, without credentials.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    async fn connect(&self, channels: [String; 2]) -> Result<RedisLink, RedisError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(ANSWER_TIMEOUT));
+        let publisher = self
+            .client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
+        let mut listener = self.client.get_async_pubsub().await?;
+        listener.subscribe(&channels).await?;
+        Ok(RedisLink {
+            publisher,
+            messages: listener.into_on_message(),
+        })
+    }
+}
+
+impl Connector for RedisConnector {
+    type Link = RedisLink;
+
+    async fn connect(&self, channels: [String; 2]) -> Result<RedisLink, LinkError> {
+        match timeout(CONNECT_TIMEOUT, self.connect(channels)).await {
+            Ok(link) => link.map_err(|e| error(&e)),
+            Err(_) => Err(LinkError("no answer in time".to_owned())),
+        }
+    }
+
+    /// Channels do not depend on the database that is selected, so its number is in their names.
+    fn group(&self) -> String {
+        format!("smg:{}", self.database)
+    }
+}
+
+impl Link for RedisLink {
+    async fn publish(&mut self, channel: &str, message: Vec<u8>) -> Result<(), LinkError> {
+        let mut command = redis::cmd("PUBLISH");
+        command.arg(channel).arg(message);
+        let sent = command.query_async::<()>(&mut self.publisher);
+        match timeout(ANSWER_TIMEOUT, sent).await {
+            Ok(sent) => sent.map_err(|e| error(&e)),
+            Err(_) => Err(LinkError("no answer in time".to_owned())),
+        }
+    }
+
+    async fn next(&mut self) -> Option<Vec<u8>> {
+        let message = self.messages.next().await?;
+        Some(message.get_payload_bytes().to_vec())
+    }
+}
+
+/// Messages of the library do not repeat the URL; neither may this.
+fn error(error: &RedisError) -> LinkError {
+    LinkError(error.to_string())
+}
