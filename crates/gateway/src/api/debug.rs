@@ -35,6 +35,7 @@ const DECISIONS: usize = 100;
 pub(super) fn routes() -> Routes {
     Routes::default()
         .get("/debug/config", Access::Control, config)
+        .get("/debug/replicas", Access::Control, replicas)
         .post("/reload", Access::Control, reload)
         .get("/debug/log-level", Access::Control, log_level)
         .put("/debug/log-level", Access::Control, set_log_level)
@@ -45,7 +46,6 @@ pub(super) fn reason_routes() -> Routes {
     Routes::default()
         .get("/debug/limits", Access::Control, limits)
         .get("/debug/decisions", Access::Control, decisions)
-        .get("/debug/replicas", Access::Control, replicas)
         .post("/route/explain", Access::Control, explain)
 }
 

@@ -181,8 +181,9 @@ impl Parts {
         }
         let admission = AdmissionSection::from(now);
         if admission != AdmissionSection::from(before) {
-            self.state.admission.set(&admission);
+            // First: a request that is let in now finds the new limits at the workers.
             self.state.balancer.set_limits(&admission);
+            self.state.admission.set(&admission);
         }
         let policies = |options: &Options| (RoleKinds::from(options), Params::from(options));
         let (kinds, params) = policies(now);
