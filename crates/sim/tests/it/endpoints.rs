@@ -186,6 +186,31 @@ async fn generate_returns_an_object_or_a_list() {
 }
 
 #[tokio::test]
+async fn generate_writes_its_fields_in_the_engines_order() {
+    let worker = started();
+    let names = [
+        "text",
+        "output_ids",
+        "meta_info",
+        "id",
+        "finish_reason",
+        "prompt_tokens",
+        "weight_version",
+        "output_token_logprobs",
+        "completion_tokens",
+        "cached_tokens",
+        "e2e_latency",
+    ];
+    for stream in [false, true] {
+        let body = json!({"text": "a b", "stream": stream, "return_logprob": true, "sampling_params": {"max_new_tokens": 1}});
+        let reply = post(&worker, "/generate", &body.to_string()).await;
+        let reply = reply.text();
+        let places = names.map(|name| reply.find(&format!("\"{name}\":")).expect(name));
+        assert!(places.is_sorted(), "{reply}");
+    }
+}
+
+#[tokio::test]
 async fn generate_accepts_put_without_a_content_type() {
     let worker = started();
     let mut client = connect(&worker).await;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use routing::PolicyKind;
 use serde_json::json as value;
+use sim::{SimOptions, SimWorker};
 
 use crate::support::{
     Client, Reply, Running, Step, Worker, add, bare, chat_stream, generate, json, ok, options,
@@ -149,6 +150,40 @@ async fn predicted_cached_tokens_are_counted_beside_those_that_a_reply_reports()
     assert!((500.0..1500.0).contains(&predicted), "{predicted}");
     assert!(sum(&gateway, "smg_cache_aware_index_bytes").await > 0);
     assert_eq!(sum(&gateway, "smg_router_ttft").await, 0, "nothing streams");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cached_tokens_are_read_from_long_replies() {
+    let worker = SimWorker::start(SimOptions {
+        decode_step_base_ms: 0.1,
+        ..SimOptions::default()
+    })
+    .unwrap();
+    let mut options = options(&[]);
+    options.worker_urls = vec![worker.url()];
+    let gateway = start_with(options).await;
+    let mut cached = 0;
+    for rest in [
+        value!({}),
+        value!({"return_logprob": true}),
+        value!({"stream": true}),
+    ] {
+        let sampling = value!({"max_new_tokens": 1000});
+        let mut body = value!({"text": "the same words ".repeat(200), "sampling_params": sampling});
+        body.as_object_mut()
+            .unwrap()
+            .extend(rest.as_object().unwrap().clone());
+        let reply = post(&gateway, "/generate", &body.to_string()).await;
+        let reply = reply.text();
+        assert!(reply.len() > 4 * 1024, "{}", reply.len());
+        let (_, last) = reply.rsplit_once("\"cached_tokens\":").unwrap();
+        let (count, _) = last.split_once([',', '}']).unwrap();
+        cached += count.parse::<u64>().unwrap();
+        let labels = r#"backend_type="regular",endpoint="generate",model="sim-model",router_type="http",source="reported""#;
+        let counted = sample(&gateway, "smg_router_cached_tokens_total", labels).await;
+        assert_eq!(counted, Some(cached as f64), "{rest}");
+    }
+    assert!(cached > 500, "{cached}");
 }
 
 #[tokio::test]

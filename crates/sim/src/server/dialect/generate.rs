@@ -1,7 +1,7 @@
 //! `/generate`, SGLang's own API.
 
 use bytes::{Bytes, BytesMut};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -140,55 +140,85 @@ fn sampling(params: Option<&RawValue>) -> Result<Vec<Sampling>, ErrorResponse> {
     Ok(sampling)
 }
 
+/// A reply, or a frame of one, in SGLang's order: the counts stand at its end.
+#[derive(Serialize)]
+struct Reply<'a> {
+    text: String,
+    output_ids: Vec<u32>,
+    meta_info: Meta<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Meta<'a> {
+    id: &'a str,
+    finish_reason: Value,
+    prompt_tokens: u32,
+    weight_version: &'a str,
+    num_retractions: u32,
+    #[serde(flatten)]
+    logprobs: Value,
+    completion_tokens: u32,
+    cached_tokens: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dp_rank: Option<u32>,
+    /// Of a complete reply, seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    e2e_latency: Option<f64>,
+}
+
 impl Generate {
     /// The object for a sequence's first `tokens` tokens.
-    fn object(&self, sequence: &Sequence, tokens: u32, frame: Frame) -> Value {
-        let mut meta = json!({
-            "id": *sequence.rid,
-            "finish_reason": if frame == Frame::Final { sequence.finish_object() } else { Value::Null },
-            "prompt_tokens": sequence.prompt_tokens,
-            "weight_version": self.weight_version,
-            "num_retractions": 0,
-            "completion_tokens": tokens,
-            "cached_tokens": sequence.cached_tokens(),
-            "e2e_latency": null,
-        });
-        if frame == Frame::Final {
-            let since = sequence
-                .submission
-                .scheduler
-                .now()
-                .saturating_sub(sequence.started);
-            meta["e2e_latency"] = since.as_secs_f64().into();
+    fn reply<'a>(&'a self, sequence: &'a Sequence, tokens: u32, frame: Frame) -> Reply<'a> {
+        let is_final = frame == Frame::Final;
+        let mut logprobs = json!({});
+        if let Some(wanted) = &self.logprobs {
+            wanted.add(sequence, tokens, &mut logprobs);
         }
-        if sequence.routed {
-            meta["dp_rank"] = sequence.submission.rank.into();
+        let submission = &sequence.submission;
+        let latency = || submission.scheduler.now().saturating_sub(sequence.started);
+        let ids = (0..tokens).map(|at| vocabulary::token_id(sequence.seed, at));
+        Reply {
+            text: sequence.text(tokens),
+            output_ids: ids.collect(),
+            meta_info: Meta {
+                id: &sequence.rid,
+                finish_reason: if is_final {
+                    sequence.finish_object()
+                } else {
+                    Value::Null
+                },
+                prompt_tokens: sequence.prompt_tokens,
+                weight_version: &self.weight_version,
+                num_retractions: 0,
+                logprobs,
+                completion_tokens: tokens,
+                cached_tokens: sequence.cached_tokens(),
+                dp_rank: sequence.routed.then_some(submission.rank),
+                e2e_latency: is_final.then(|| latency().as_secs_f64()),
+            },
+            index: None,
         }
-        if let Some(logprobs) = &self.logprobs {
-            logprobs.add(sequence, tokens, &mut meta);
-        }
-        let ids: Vec<u32> = (0..tokens)
-            .map(|at| vocabulary::token_id(sequence.seed, at))
-            .collect();
-        json!({"text": sequence.text(tokens), "output_ids": ids, "meta_info": meta})
     }
 
     fn frame(&self, sequence: &Sequence, tokens: u32, frame: Frame, out: &mut BytesMut) {
-        let mut object = self.object(sequence, tokens, frame);
-        if self.is_list {
-            object["index"] = sequence.index.into();
-        }
-        data(out, &object);
+        let mut reply = self.reply(sequence, tokens, frame);
+        reply.index = self.is_list.then_some(sequence.index);
+        data(out, &reply);
     }
 }
 
 impl Dialect for Generate {
     fn document(&mut self, sequences: &[Sequence]) -> Bytes {
-        let object = |sequence: &Sequence| self.object(sequence, sequence.tokens(), Frame::Final);
-        if self.is_list {
-            document(&sequences.iter().map(object).collect::<Vec<Value>>())
+        let this = &*self;
+        let mut replies = sequences
+            .iter()
+            .map(|sequence| this.reply(sequence, sequence.tokens(), Frame::Final));
+        if this.is_list {
+            document(&replies.collect::<Vec<_>>())
         } else {
-            document(&sequences.first().map(object))
+            document(&replies.next())
         }
     }
 
