@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib import import_module
 
 from ._options.help import did_you_mean
 
@@ -96,59 +97,28 @@ def _server(argv: list[str]) -> None:
         sys.argv = saved
 
 
-def _sim_worker(argv: list[str]) -> None:
-    from . import sim_worker
+def _main_of(command: str) -> Callable[[list[str]], None]:
+    """What runs a command by `main` of the module of its name."""
 
-    sim_worker.main(argv, prog=f"{_program()} sim-worker")
+    def run(argv: list[str]) -> None:
+        # A module is imported when its command runs: some take long.
+        module = import_module(f".{command.replace('-', '_')}", __package__)
+        module.main(argv, prog=f"{_program()} {command}")
 
-
-def _demo(argv: list[str]) -> None:
-    from . import demo
-
-    demo.main(argv, prog=f"{_program()} demo")
-
-
-def _simulate(argv: list[str]) -> None:
-    from . import simulate
-
-    simulate.main(argv, prog=f"{_program()} simulate")
-
-
-def _replay(argv: list[str]) -> None:
-    from . import replay
-
-    replay.main(argv, prog=f"{_program()} replay")
-
-
-def _config(argv: list[str]) -> None:
-    from . import config
-
-    config.main(argv, prog=f"{_program()} config")
-
-
-def _doctor(argv: list[str]) -> None:
-    from . import doctor
-
-    doctor.main(argv, prog=f"{_program()} doctor")
-
-
-def _top(argv: list[str]) -> None:
-    from . import top
-
-    top.main(argv, prog=f"{_program()} top")
+    return run
 
 
 # Command, its line in the help, and what runs it.
 _COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "launch": ("start a gateway", _launch),
     "server": ("start SGLang servers, or simulated ones, together with a gateway", _server),
-    "sim-worker": ("start a simulated worker", _sim_worker),
-    "demo": ("start simulated workers and a gateway, and send them some load", _demo),
-    "simulate": ("replay a trace under several policies in virtual time, and compare them", _simulate),
-    "replay": ("send a recorded trace to a live gateway, or to two, and compare", _replay),
-    "config": ("check a configuration file, or print its schema", _config),
-    "top": ("show the workers of a running gateway", _top),
-    "doctor": ("check options, ports, this machine and the workers before a start", _doctor),
+    "sim-worker": ("start a simulated worker", _main_of("sim-worker")),
+    "demo": ("start simulated workers and a gateway, and send them some load", _main_of("demo")),
+    "simulate": ("replay a trace under several policies in virtual time, and compare them", _main_of("simulate")),
+    "replay": ("send a recorded trace to a live gateway, or to two, and compare", _main_of("replay")),
+    "config": ("check a configuration file, or print its schema", _main_of("config")),
+    "top": ("show the workers of a running gateway", _main_of("top")),
+    "doctor": ("check options, ports, this machine and the workers before a start", _main_of("doctor")),
 }
 
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use redis::IntoConnectionInfo;
 
 use super::auth::check_auth;
+use super::configured_worker::configured_workers;
 #[cfg(feature = "kubernetes")]
 use super::discovery::check_discovery;
 use super::error::ConfigError;
@@ -104,16 +105,12 @@ fn check_ranges(options: &Options) -> Result<(), ConfigError> {
 }
 
 fn check_workers(options: &Options) -> Result<(), ConfigError> {
-    let prefill = options.prefill_urls.iter().flatten();
-    for (url, port) in prefill.clone() {
-        if *port == Some(0) {
+    for worker in configured_workers(options) {
+        let url = worker.text;
+        if worker.bootstrap_port == Some(0) {
             let why = "must be a port from 1 up, or none";
             return Err(ConfigError::invalid("prefill_urls", url, why));
         }
-    }
-    let decode = options.decode_urls.iter().flatten();
-    let pairs = prefill.map(|(url, _)| url).chain(decode);
-    for url in options.worker_urls.iter().chain(pairs) {
         let checked = WorkerName::parse(url).map_or_else(
             || WorkerUrl::parse(url).map(|_| ()),
             |named| named.map(|_| ()),

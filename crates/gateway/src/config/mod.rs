@@ -7,6 +7,7 @@ mod auth;
 mod backend;
 mod check;
 mod configuration;
+mod configured_worker;
 #[cfg(feature = "kubernetes")]
 mod discovery;
 mod discovery_group;
@@ -39,6 +40,7 @@ pub(crate) use auth::{AuditTo, AuthSection, is_sendable};
 pub use backend::{Backend, HistoryBackend};
 pub use check::check;
 pub use configuration::{Configuration, Loaded};
+pub(crate) use configured_worker::{ConfiguredWorker, WorkerList, configured_workers};
 #[cfg(feature = "kubernetes")]
 pub(crate) use discovery::{DiscoverySection, GroupSection, ModelIdFrom, PodPort};
 pub use discovery_group::{DiscoveryBy, DiscoveryGroup};

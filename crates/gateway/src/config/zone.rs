@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::configured_worker::configured_workers;
 use super::error::ConfigError;
 use super::options::Options;
 use super::worker_name::WorkerName;
@@ -87,14 +88,6 @@ pub(super) fn check_zones(options: &Options) -> Result<(), ConfigError> {
             why,
         ));
     }
-    let prefill = options.prefill_urls.iter().flatten().map(|(url, _)| url);
-    let decode = options.decode_urls.iter().flatten();
-    let workers: Vec<_> = options
-        .worker_urls
-        .iter()
-        .chain(prefill)
-        .chain(decode)
-        .collect();
     for (worker, zone) in &options.worker_zones {
         let invalid = |value: &str, why| {
             Err(ConfigError::invalid(
@@ -106,7 +99,7 @@ pub(super) fn check_zones(options: &Options) -> Result<(), ConfigError> {
         if !is_zone(zone) {
             return invalid(zone, IS_NO_ZONE);
         }
-        if !workers.iter().any(|known| is_same(known, worker)) {
+        if !configured_workers(options).any(|known| is_same(known.text, worker)) {
             return invalid(worker, "is no worker of the options");
         }
     }

@@ -1,5 +1,6 @@
 //! What part a worker takes in answering a request.
 
+use crate::config::WorkerList;
 use crate::telemetry::WorkerType;
 
 /// The part a worker takes.
@@ -34,6 +35,15 @@ impl Role {
     /// The role of this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.as_str() == name)
+    }
+
+    /// The role of the workers that this option names; `None` where they say it themselves.
+    pub(crate) fn of_list(list: WorkerList) -> Option<Self> {
+        match list {
+            WorkerList::Regular => None,
+            WorkerList::Prefill => Some(Self::Prefill),
+            WorkerList::Decode => Some(Self::Decode),
+        }
     }
 
     /// The role of an engine that reports this `disaggregation_mode`; `None` for one outside of

@@ -12,6 +12,7 @@ use super::candidate_policy::PairPolicies;
 use super::options::FleetOptions;
 use super::report::{Report, RunTotals};
 use super::run::timed;
+use super::service::At;
 use super::step::Step;
 use super::trace::Trace;
 use super::worker::Worker;
@@ -41,7 +42,7 @@ pub(super) struct Pairs<'t> {
     /// KV caches under way, by the time of their arrival (positive floats order as their bits).
     transfers: BinaryHeap<Reverse<(u64, usize)>>,
     prompt: Vec<u8>,
-    totals: RunTotals,
+    totals: RunTotals<'t>,
 }
 
 impl<'t> Pool<'t> {
@@ -124,7 +125,7 @@ impl<'t> Pairs<'t> {
             partners: vec![0; trace.len()],
             transfers: BinaryHeap::new(),
             prompt: Vec::new(),
-            totals: RunTotals::default(),
+            totals: RunTotals::new(trace, options),
         }
     }
 
@@ -198,14 +199,13 @@ impl<'t> Pairs<'t> {
     fn generate(&mut self, slot: usize, now: f64) {
         match self.decode.workers[slot].step() {
             Some(Step::FirstToken { request, .. }) => {
-                self.totals
-                    .first_token(self.trace, self.options, request, now);
+                self.totals.first_token(At { request, now });
                 if let Some(lease) = &mut self.decode.leases[request] {
                     lease.first_byte();
                 }
             }
             Some(Step::Finished(request)) => {
-                self.totals.finished(self.trace, self.options, request, now);
+                self.totals.last_token(At { request, now });
                 self.decode.leases[request] = None;
             }
             None => {}
@@ -226,7 +226,6 @@ impl<'t> Pairs<'t> {
 
     pub(super) fn report(self, policies: &str) -> Report {
         let work: Vec<_> = self.prefill.workers.iter().map(Worker::work).collect();
-        self.totals
-            .report(policies, self.trace, &work, self.options)
+        self.totals.report(policies, &work)
     }
 }

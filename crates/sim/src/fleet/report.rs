@@ -123,8 +123,10 @@ impl PrefillWork {
 }
 
 /// Totals of a run.
-#[derive(Debug, Default)]
-pub(super) struct RunTotals {
+#[derive(Debug)]
+pub(super) struct RunTotals<'t> {
+    trace: &'t Trace,
+    options: &'t FleetOptions,
     service: Service,
     last_token_at: f64,
     output_tokens: f64,
@@ -141,7 +143,28 @@ pub(super) struct RunTotals {
     pub(super) slowest_decision: Duration,
 }
 
-impl RunTotals {
+impl<'t> RunTotals<'t> {
+    pub(super) fn new(trace: &'t Trace, options: &'t FleetOptions) -> Self {
+        Self {
+            trace,
+            options,
+            service: Service::default(),
+            last_token_at: 0.0,
+            output_tokens: 0.0,
+            ended_at: 0.0,
+            rejected: 0,
+            rerouted: 0,
+            cut: 0,
+            failed: 0,
+            ejected: 0,
+            ejected_well: 0,
+            decisions: 0,
+            decision_time: Duration::ZERO,
+            slowest_decision: Duration::ZERO,
+            shared_bytes: 0,
+        }
+    }
+
     /// Adds the duration of one decision.
     pub(super) fn add_decision(&mut self, took: Duration) {
         self.decisions += 1;
@@ -149,41 +172,20 @@ impl RunTotals {
         self.slowest_decision = self.slowest_decision.max(took);
     }
 
-    /// A request has its first token.
-    pub(super) fn first_token(
-        &mut self,
-        trace: &Trace,
-        options: &FleetOptions,
-        request: usize,
-        now: f64,
-    ) {
-        let at = At { request, now };
-        self.service.first_token(trace, options, at);
-        self.last_token_at = now;
+    pub(super) fn first_token(&mut self, at: At) {
+        self.service.first_token(self.trace, self.options, at);
+        self.last_token_at = at.now;
     }
 
-    /// A request has its last token.
-    pub(super) fn finished(
-        &mut self,
-        trace: &Trace,
-        options: &FleetOptions,
-        request: usize,
-        now: f64,
-    ) {
-        let at = At { request, now };
-        self.service.last_token(trace, options, at);
-        self.output_tokens += f64::from(trace.output(request)) * options.output_scale;
-        self.ended_at = now;
+    pub(super) fn last_token(&mut self, at: At) {
+        self.service.last_token(self.trace, self.options, at);
+        self.output_tokens += f64::from(self.trace.output(at.request)) * self.options.output_scale;
+        self.ended_at = at.now;
     }
 
     /// The report, given the prefill work of each worker.
-    pub(super) fn report(
-        self,
-        policy: &str,
-        trace: &Trace,
-        work: &[PrefillWork],
-        options: &FleetOptions,
-    ) -> Report {
+    pub(super) fn report(self, policy: &str, work: &[PrefillWork]) -> Report {
+        let trace = self.trace;
         let [ttft, tpot, e2e] = [&self.service.ttft, &self.service.tpot, &self.service.e2e]
             .map(|seconds| Distribution::of(seconds));
         let prompts: u64 = work.iter().map(|work| work.prompt_tokens).sum();
@@ -220,10 +222,10 @@ impl RunTotals {
             tenant_service,
             imbalance: ratio(most.unwrap_or(0) as f64 * work.len() as f64, computed),
             share_bytes_per_sec: ratio(
-                self.shared_bytes as f64 / options.gateways as f64,
+                self.shared_bytes as f64 / self.options.gateways as f64,
                 self.ended_at,
             ),
-            busy: self.busy(computed, work, options),
+            busy: self.busy(computed, work),
             decision_mean_us: ratio(
                 self.decision_time.as_secs_f64() * 1e6,
                 self.decisions.into(),
@@ -236,7 +238,8 @@ impl RunTotals {
     }
 
     /// Share of time spent on prefill, or on anything by the shared model.
-    fn busy(&self, computed: f64, work: &[PrefillWork], options: &FleetOptions) -> f64 {
+    fn busy(&self, computed: f64, work: &[PrefillWork]) -> f64 {
+        let options = self.options;
         let workers = work.len() as f64;
         match options.engine_model {
             EngineModel::Split => {

@@ -11,6 +11,7 @@ use super::gateways::Gateways;
 use super::guards::{ATTEMPTS, End, FirstToken, Guards};
 use super::options::{Change, ChangeKind, FleetOptions};
 use super::report::{Report, RunTotals};
+use super::service::At;
 use super::step::Step;
 use super::trace::Trace;
 use super::worker::Worker;
@@ -52,7 +53,7 @@ pub(super) struct Fleet<'t> {
     attempts: Vec<Option<Attempt>>,
     prompt: Vec<u8>,
     decisions: u64,
-    totals: RunTotals,
+    totals: RunTotals<'t>,
 }
 
 impl<'t> Fleet<'t> {
@@ -87,7 +88,7 @@ impl<'t> Fleet<'t> {
             ],
             prompt: Vec::new(),
             decisions: 0,
-            totals: RunTotals::default(),
+            totals: RunTotals::new(trace, options),
         };
         if !options.faults.is_empty() {
             fleet.change_conditions(0.0);
@@ -124,8 +125,7 @@ impl<'t> Fleet<'t> {
     fn step(&mut self, worker: usize, now: f64) {
         match self.workers[worker].step() {
             Some(Step::FirstToken { request, cached }) => {
-                self.totals
-                    .first_token(self.trace, self.options, request, now);
+                self.totals.first_token(At { request, now });
                 if let Some(lease) = &mut self.leases[request] {
                     self.gateways.first_token(request, now, cached, lease);
                 }
@@ -137,7 +137,7 @@ impl<'t> Fleet<'t> {
                 }
             }
             Some(Step::Finished(request)) => {
-                self.totals.finished(self.trace, self.options, request, now);
+                self.totals.last_token(At { request, now });
                 if let Some(lease) = self.leases[request].take() {
                     self.gateways.last_token(request, now, lease);
                 }
@@ -440,7 +440,7 @@ impl<'t> Fleet<'t> {
     pub(super) fn report(mut self, policy: &str) -> Report {
         self.totals.shared_bytes = self.gateways.shared_bytes();
         let work: Vec<_> = self.workers.iter().map(Worker::work).collect();
-        self.totals.report(policy, self.trace, &work, self.options)
+        self.totals.report(policy, &work)
     }
 }
 

@@ -6,44 +6,44 @@ use tracing::info;
 
 use super::source::{Follow, WorkerSource};
 use crate::app::error::StartError;
-use crate::config::{ConfigError, Options, WorkerName, WorkerUrl, configured_zone};
+use crate::config::{
+    ConfigError, ConfiguredWorker, Options, WorkerName, WorkerUrl, configured_workers,
+    configured_zone,
+};
 use crate::fleet::{Listed, RegistrationError, Registry, Role, Source, WorkerSpec};
+
+/// The options that name workers, and those that say more of them.
+pub(super) const WORKER_OPTIONS: &[&str] = &[
+    "worker_urls",
+    "prefill_urls",
+    "decode_urls",
+    "api_key",
+    "worker_zones",
+];
 
 /// `worker_urls`, `prefill_urls` and `decode_urls`.
 pub(super) struct Configured;
 
 impl WorkerSource for Configured {
     const SOURCE: Source = Source::CONFIGURED;
-    const OPTIONS: &'static [&'static str] = &[
-        "worker_urls",
-        "prefill_urls",
-        "decode_urls",
-        "api_key",
-        "worker_zones",
-    ];
+    const OPTIONS: &'static [&'static str] = WORKER_OPTIONS;
 
     fn prepare(options: &Options) -> Result<Option<Follow>, StartError> {
-        let spec = |text: &str, role, bootstrap_port| {
+        let spec = |worker: ConfiguredWorker<'_>| {
+            let text = worker.text;
             let url = WorkerUrl::parse(text).map_err(|why| ConfigError::worker_url(text, why))?;
             Ok(Listed::from(WorkerSpec {
                 key: options.api_key.clone(),
-                role,
-                bootstrap_port,
+                role: Role::of_list(worker.list),
+                bootstrap_port: worker.bootstrap_port,
                 zone: configured_zone(options, text),
                 ..WorkerSpec::new(url)
             }))
         };
         // Names of workers are another source.
-        let plain = |url: &&String| WorkerName::parse(url).is_none();
-        let regular = options.worker_urls.iter().filter(plain);
-        let regular = regular.map(|url| spec(url, None, None));
-        let prefill = options.prefill_urls.iter().flatten();
-        let prefill = prefill.filter(|(url, _)| plain(&url));
-        let prefill = prefill.map(|(url, port)| spec(url, Some(Role::Prefill), *port));
-        let decode = options.decode_urls.iter().flatten().filter(plain);
-        let decode = decode.map(|url| spec(url, Some(Role::Decode), None));
-        let specs: Result<Vec<_>, ConfigError> = regular.chain(prefill).chain(decode).collect();
-        let list = specs?;
+        let plain = configured_workers(options).filter(|it| WorkerName::parse(it.text).is_none());
+        let list: Result<Vec<_>, ConfigError> = plain.map(spec).collect();
+        let list = list?;
         Ok(Some(Box::new(move |registry| {
             let replacement = Replacement::new(list, registry);
             replacement.reconcile()?;

@@ -5,9 +5,10 @@ mod resolver;
 
 use self::follower::{Follower, NamedWorkers, SOURCE};
 use self::resolver::SystemResolver;
+use super::configured::WORKER_OPTIONS;
 use super::source::{Follow, WorkerSource};
 use crate::app::error::StartError;
-use crate::config::{ConfigError, Options, WorkerName, configured_zone};
+use crate::config::{ConfigError, Options, WorkerName, configured_workers, configured_zone};
 use crate::fleet::{Role, Source};
 
 /// The names in `worker_urls`, `prefill_urls` and `decode_urls`.
@@ -15,32 +16,19 @@ pub(super) struct Names;
 
 impl WorkerSource for Names {
     const SOURCE: Source = SOURCE;
-    const OPTIONS: &'static [&'static str] = &[
-        "worker_urls",
-        "prefill_urls",
-        "decode_urls",
-        "api_key",
-        "worker_zones",
-    ];
+    const OPTIONS: &'static [&'static str] = WORKER_OPTIONS;
 
     fn prepare(options: &Options) -> Result<Option<Follow>, StartError> {
         let mut all = Vec::new();
-        let mut add = |text: &str, role, bootstrap_port| -> Result<(), ConfigError> {
-            if let Some(parsed) = WorkerName::parse(text) {
-                let name = parsed.map_err(|why| ConfigError::worker_url(text, why))?;
-                let zone = configured_zone(options, text);
-                all.push(NamedWorkers::new(name, role, bootstrap_port).in_zone(zone));
-            }
-            Ok(())
-        };
-        for url in &options.worker_urls {
-            add(url, None, None)?;
-        }
-        for (url, port) in options.prefill_urls.iter().flatten() {
-            add(url, Some(Role::Prefill), *port)?;
-        }
-        for url in options.decode_urls.iter().flatten() {
-            add(url, Some(Role::Decode), None)?;
+        for worker in configured_workers(options) {
+            let text = worker.text;
+            let Some(parsed) = WorkerName::parse(text) else {
+                continue;
+            };
+            let name = parsed.map_err(|why| ConfigError::worker_url(text, why))?;
+            let role = Role::of_list(worker.list);
+            let workers = NamedWorkers::new(name, role, worker.bootstrap_port);
+            all.push(workers.in_zone(configured_zone(options, text)));
         }
         if all.is_empty() {
             return Ok(None);
