@@ -76,6 +76,21 @@ async fn role_follows_the_labels() {
 }
 
 #[tokio::test]
+async fn zone_of_a_pod_follows_the_label_that_the_options_name() {
+    let rack = json!({"selector": {"app": "engine"}, "service_discovery_zone_label": "rack"});
+    let stage = Stage::with(rack, TIMING).await;
+    let labels = [("app", "engine"), ("topology.kubernetes.io/zone", "eu-1a")];
+    stage.api.put(pod("a", "10.0.0.1", &labels));
+    stage.until_zones(&[(A, None)]).await;
+    let id = stage.registry.fleet().workers()[0].id;
+    stage
+        .api
+        .change("a", |pod| pod["metadata"]["labels"]["rack"] = "r1".into());
+    stage.until_zones(&[(A, Some("r1"))]).await;
+    assert_eq!(stage.registry.fleet().workers()[0].id, id);
+}
+
+#[tokio::test]
 async fn only_the_namespace_is_asked_for_where_one_is_named() {
     let options = json!({"selector": {"app": "engine"}, "service_discovery_namespace": "ns"});
     let stage = Stage::with(options, TIMING).await;

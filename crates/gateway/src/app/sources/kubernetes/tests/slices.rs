@@ -165,6 +165,54 @@ async fn labels_of_a_service_give_role_model_and_bootstrap_port() {
 }
 
 #[tokio::test]
+async fn zone_is_that_of_the_address_and_follows_it() {
+    let stage = Stage::with(options(&json!({})), TIMING).await;
+    let in_zone = |zone: Value| {
+        let mut a = endpoint("a", "10.0.0.1", true);
+        a["zone"] = zone;
+        [a, endpoint("b", "10.0.0.2", true)]
+    };
+    // What a label of the service says holds for its addresses without a zone.
+    let labels = json!({"app": "engine", "topology.kubernetes.io/zone": "eu-1c"});
+    let endpoints = in_zone("eu-1a".into());
+    stage.api.put(slice("s", labels, &endpoints));
+    let zones = [(A, Some("eu-1a")), (B, Some("eu-1c"))];
+    stage.until_zones(&zones).await;
+    let moved = json!(in_zone("eu-1b".into()));
+    stage
+        .api
+        .change("s", |slice| slice["endpoints"] = moved.clone());
+    let zones = [(A, Some("eu-1b")), (B, Some("eu-1c"))];
+    stage.until_zones(&zones).await;
+    // It is no name of a zone.
+    stage.api.change("s", |slice| {
+        slice["endpoints"][0]["zone"] = "eu 1".into();
+        slice["metadata"]["labels"] =
+            json!({"app": "engine", "kubernetes.io/service-name": "engine"});
+    });
+    stage.until_zones(&[(A, None), (B, None)]).await;
+}
+
+#[tokio::test]
+async fn zone_is_that_of_the_label_where_the_options_name_one() {
+    let rack = json!({"service_discovery_zone_label": "rack"});
+    let stage = Stage::with(options(&rack), TIMING).await;
+    let mut a = endpoint("a", "10.0.0.1", true);
+    a["zone"] = "eu-1a".into();
+    let labels = json!({"app": "engine", "rack": "r1"});
+    stage.api.put(slice("s", labels, &[a]));
+    let b = endpoint("b", "10.0.0.2", true);
+    stage.api.put(slice("t", engine(), &[b]));
+    let zones = [(A, Some("r1")), (B, None)];
+    stage.until_zones(&zones).await;
+    stage.api.change("t", |slice| {
+        slice["metadata"]["labels"]["rack"] = "r2".into();
+    });
+    let zones = [(A, Some("r1")), (B, Some("r2"))];
+    stage.until_zones(&zones).await;
+}
+
+#[tokio::test]
 async fn address_without_a_pod_is_a_worker_of_its_own() {
     let stage = Stage::with(options(&json!({})), TIMING).await;
     let plain = json!({"addresses": ["10.0.0.1"], "conditions": {"ready": true}});

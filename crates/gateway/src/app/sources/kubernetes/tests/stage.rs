@@ -1,6 +1,7 @@
 //! A follower between a scripted API server and a registry.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use super::super::watch::Timing;
 use super::api_server::ApiServer;
 use super::rules;
 use crate::config::{ConnectionSection, FleetSection, Live, Options};
-use crate::fleet::{Endpoint, Fleet, Registry, SourceState, WorkerFactory};
+use crate::fleet::{Endpoint, Fleet, Registry, SourceState, Worker, WorkerFactory};
 use crate::telemetry::Metrics;
 use crate::upstream::ConnectionLimits;
 
@@ -37,6 +38,19 @@ pub(super) struct Stage {
     pub(super) metrics: Arc<Metrics>,
     serving: Option<JoinHandle<()>>,
     _joined: mpsc::UnboundedReceiver<Arc<Endpoint>>,
+}
+
+/// Waits until what is shown is that, within two seconds.
+async fn until_equal<T: Debug + PartialEq>(shown: impl Fn() -> T, expected: T) {
+    let deadline = Instant::now() + SOON;
+    while shown() != expected {
+        assert!(
+            Instant::now() < deadline,
+            "{:#?}\nexpected {expected:#?}",
+            shown()
+        );
+        sleep(Duration::from_millis(2)).await;
+    }
 }
 
 impl Stage {
@@ -111,15 +125,21 @@ impl Stage {
     }
 
     pub(super) async fn until_all(&self, expected: BTreeMap<String, String>) {
-        let deadline = Instant::now() + SOON;
-        while self.workers() != expected {
-            assert!(
-                Instant::now() < deadline,
-                "{:#?}\nexpected {expected:#?}",
-                self.workers()
-            );
-            sleep(Duration::from_millis(2)).await;
-        }
+        until_equal(|| self.workers(), expected).await;
+    }
+
+    /// Waits until the workers are those in those zones.
+    pub(super) async fn until_zones(&self, expected: &[(&str, Option<&str>)]) {
+        let zones = || -> BTreeMap<_, _> {
+            let workers = self.registry.fleet().workers();
+            let zone = |worker: &Arc<Worker>| worker.endpoint.config.load().spec.zone.clone();
+            let zones = workers.iter().map(|it| (it.url().to_string(), zone(it)));
+            zones.collect()
+        };
+        let expected = expected
+            .iter()
+            .map(|(url, zone)| ((*url).to_owned(), zone.map(str::to_owned)));
+        until_equal(zones, expected.collect()).await;
     }
 
     /// Waits until the source is doing so.
