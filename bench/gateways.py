@@ -60,6 +60,8 @@ def table(trace: FleetTrace) -> Iterator[str]:
     yield f"| {GATEWAYS} gateways share | " + " | ".join(f"{speed:g}×" for speed in SPEEDS) + " |"
     yield "|" + " --- |" * (len(SPEEDS) + 1)
     yield "| (one gateway) | " + " | ".join(cell(report, report) for report in one) + " |"
+    chance = reports(trace, {"share": "none"})
+    yield "| (one gateway, ties by chance) | " + " | ".join(map(cell, chance, one)) + " |"
     for title, options in SETTINGS:
         several = reports(trace, {"gateways": GATEWAYS} | options)
         yield f"| {title} | " + " | ".join(map(cell, several, one)) + " |"

@@ -121,6 +121,9 @@ SECTIONS = {
         lambda _: [python("fleet_page"), python("fleet_page", "--workers-are", "live")],
     ),
     "fairness": Section("A quiet key beside a noisy one", 2, lambda _: [python("fairness")]),
+    "replicas": Section(
+        "Four gateways that share a Redis", 8, lambda plan: [python("replicas", str(plan.trace))], needs_trace=True
+    ),
     "record": Section(
         "A recording against what it was made of",
         15,

@@ -250,6 +250,7 @@ class RouterArgs(_FlagsGiven):
     record_block_tokens: int = option(512, LOGGING, "tokens of the blocks whose hashes --record records: 16, 32, 64, 128, 256 or 512; 512 is Mooncake's", metavar="TOKENS")
     load_push: str = option("auto", POLICY, "listen to workers that publish their load: auto where they announce it (--load-publish-endpoint of SGLang), or off")
     shared_state: str | None = option(None, WORKER, "URL of a Redis or Valkey server, redis:// or rediss://, where gateways in front of the same workers share placements and loads; unset: each knows only what it did itself", env="SMG_SHARED_STATE", secret=True, metavar="URL")
+    gateway_replicas: int = option(1, POLICY, "gateways in front of the same workers that share nothing, this one included; cache_aware takes the fleet for so many times as busy as it sees it, and agrees with the others rather than with its own view of queues", metavar="N")
     # fmt: on
 
     @staticmethod

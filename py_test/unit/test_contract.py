@@ -191,6 +191,7 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "record_block_tokens",
         "load_push",
         "shared_state",
+        "gateway_replicas",
     ]
 
 

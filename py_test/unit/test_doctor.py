@@ -117,6 +117,7 @@ IDLE: list[tuple[str, Any, dict[str, Any], dict[str, Any] | None]] = [
         {"pd_disaggregation": True, "policy": "random", "prefill_policy": "cache_aware"},
     ),
     ("prefix_index_bytes", 1, {"pd_disaggregation": True, "prefill_policy": "random", "decode_policy": "random"}, {}),
+    ("gateway_replicas", 4, {"policy": "manual"}, {"policy": "cache_aware"}),
     ("balance_abs_threshold", 1, {"policy": "manual"}, {"policy": "bucket"}),
     ("balance_rel_threshold", 2.0, {"policy": "manual"}, {"policy": "cache_aware"}),
     ("bucket_adjust_interval_secs", 1, {}, {"policy": "bucket"}),

@@ -106,7 +106,7 @@ _RULES = (
         "--prefill-policy and --decode-policy are both set",
     ),
     _Rule(
-        ("cache_threshold", "max_tree_size", "prefix_index_bytes"),
+        ("cache_threshold", "max_tree_size", "prefix_index_bytes", "gateway_replicas"),
         _without("cache_aware"),
         "it is for the policy cache_aware",
     ),

@@ -24,6 +24,8 @@ use super::zone::check_zones;
 
 /// Largest prefix index, bytes: it is reserved (not filled) at once.
 const MOST_INDEX: u64 = 16 << 30;
+/// The most gateways that are known, or reckoned with.
+const MOST_GATEWAYS: u64 = 256;
 /// Linux takes no longer TCP keep-alive, seconds.
 const MOST_KEEPALIVE: u64 = 32_767;
 
@@ -157,6 +159,7 @@ fn check_positive(options: &Options) -> Result<(), ConfigError> {
             "bucket_adjust_interval_secs",
             options.bucket_adjust_interval_secs,
         ),
+        ("gateway_replicas", options.gateway_replicas.into()),
         ("cb_failure_threshold", options.cb_failure_threshold.into()),
         ("cb_success_threshold", options.cb_success_threshold.into()),
         ("cb_timeout_duration_secs", options.cb_timeout_duration_secs),
@@ -185,6 +188,11 @@ fn check_positive(options: &Options) -> Result<(), ConfigError> {
 fn check_most(options: &Options) -> Result<(), ConfigError> {
     let at_most = [
         ("prefix_index_bytes", options.prefix_index_bytes, MOST_INDEX),
+        (
+            "gateway_replicas",
+            options.gateway_replicas.into(),
+            MOST_GATEWAYS,
+        ),
         (
             "tcp_keepalive_secs",
             options.tcp_keepalive_secs,

@@ -12,7 +12,7 @@ use super::options::Options;
 use super::sections::{HealthSection, retry_rules, seconds};
 
 /// Options that can change while the gateway runs. `app::reload` puts them in force.
-const LIVE: [&str; 65] = [
+const LIVE: [&str; 66] = [
     "api_key",
     "api_keys_file",
     "assignment_mode",
@@ -37,6 +37,7 @@ const LIVE: [&str; 65] = [
     "discovery_file",
     "eviction_interval_secs",
     "explain_routing",
+    "gateway_replicas",
     "health_check_endpoint",
     "health_check_interval_secs",
     "health_check_timeout_secs",

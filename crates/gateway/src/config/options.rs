@@ -451,6 +451,9 @@ options! {
     /// URL of a Redis or Valkey server, `redis://` or `rediss://`, where gateways in front of the same
     /// workers share placements and loads. Unset: each knows only what it did itself.
     shared_state: Option<Secret> = None;
+    /// Gateways in front of the same workers that share nothing, this one included: `cache_aware` takes
+    /// the fleet for so many times as busy as it sees it.
+    gateway_replicas: u32 = 1;
 }
 
 impl Options {

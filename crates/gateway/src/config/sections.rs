@@ -344,6 +344,7 @@ impl From<&Options> for Params {
             bucket_adjust_interval: Duration::from_secs(options.bucket_adjust_interval_secs),
             assignment: options.assignment_mode,
             max_idle: Duration::from_secs(options.max_idle_secs),
+            gateways: options.gateway_replicas,
             ..Self::default()
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use routing::replicas::{
-    Clocks, Header, Identity, Journal, Kind, Last, Limits, Outbox, Peers, Update,
+    Clocks, Header, Identity, Journal, Kind, Last, Limits, Outbox, Peers, Sight, Update,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -32,6 +32,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const MAX_FILLING: usize = 2;
 /// Ticks between two updates of what is shown.
 const SHOW_EVERY: u32 = 200;
+/// Own messages that have not come back for so long show that the link is lost: there is one at least
+/// every half second.
+const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the message that this gateway leaves.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -59,6 +62,10 @@ pub(crate) struct Exchange<C> {
     fillings: Vec<Filling>,
     warm_up: WarmUp,
     ticks: u32,
+    /// When an own message came back last, or the link was made.
+    echo_at: Duration,
+    /// Other gateways that were heard last.
+    heard: usize,
 }
 
 /// Ends the exchange.
@@ -102,6 +109,8 @@ impl<C: Connector> Exchange<C> {
             warm_up: WarmUp::new(now),
             parts,
             ticks: 0,
+            echo_at: now,
+            heard: 0,
         }
     }
 
@@ -169,7 +178,8 @@ impl<C: Connector> Exchange<C> {
         info!(server = %self.parts.address, id = %status::name(self.own.id), "other gateways are reached");
         self.own.connected = true;
         self.outbox.resync();
-        self.warm_up = WarmUp::new(self.now());
+        self.echo_at = self.now();
+        self.warm_up = WarmUp::new(self.echo_at);
         self.fillings.clear();
     }
 
@@ -195,6 +205,9 @@ impl<C: Connector> Exchange<C> {
                 _ = ticks.tick() => {
                     for (channel, message) in self.due() {
                         link.publish(&channel, message).await?;
+                    }
+                    if self.now().saturating_sub(self.echo_at) > ECHO_TIMEOUT {
+                        return Err(LinkError("own messages do not come back".to_owned()));
                     }
                 }
                 message = link.next() => match message {
@@ -251,9 +264,11 @@ impl<C: Connector> Exchange<C> {
         if header.sender == self.own.id {
             let took = unix_ms.cast_signed() - header.sent_at_ms.cast_signed();
             self.own.round_trip_ms = Some(took);
+            self.echo_at = now;
             return;
         }
         self.peers.note_lag(header.sender, unix_ms);
+        self.look_around();
         self.answer(header, now);
     }
 
@@ -286,6 +301,27 @@ impl<C: Connector> Exchange<C> {
         let (directory, balancer) = (&self.directory, &self.parts.balancer);
         self.peers
             .expire(now, |update| take_over(balancer, directory, update));
+        self.look_around();
+    }
+
+    /// Lets policies know whether other gateways are heard. What a worker reports of its load counts
+    /// for those that are heard anew until it reports again, so it is forgotten.
+    fn look_around(&mut self) {
+        let live = self.peers.totals().live;
+        if live > self.heard {
+            for worker in self.parts.balancer.fleet.workers().iter() {
+                worker.load.forget_others();
+            }
+        }
+        if live > 0 || self.own.connected {
+            self.heard = live;
+        }
+        let sight = match (live, self.heard) {
+            (1.., _) => Sight::Shared,
+            (0, 0) => Sight::Unheard,
+            (0, lost) => Sight::Apart(u32::try_from(lost).unwrap_or(u32::MAX).saturating_add(1)),
+        };
+        self.parts.journal.set_sight(sight);
     }
 
     fn show(&self) {

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use routing::Probe::Passed;
-use routing::replicas::Journal;
-use routing::{Params, PolicyKind, Prompt, Request};
+use routing::replicas::{Journal, Sight};
+use routing::{LoadFigures, Params, PolicyKind, Prompt, Request};
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep};
@@ -121,6 +121,7 @@ struct Gateway {
     balancer: Arc<Balancer>,
     status: Arc<ReplicaStatus>,
     metrics: Arc<Metrics>,
+    journal: Arc<Journal>,
     leaving: Leaving,
 }
 
@@ -156,7 +157,7 @@ impl Gateway {
         let status = Arc::new(ReplicaStatus::default());
         let parts = Replicas {
             balancer: Arc::clone(&balancer),
-            journal,
+            journal: Arc::clone(&journal),
             status: Arc::clone(&status),
             metrics: Arc::clone(&metrics),
             address: "hub:1".to_owned(),
@@ -165,6 +166,7 @@ impl Gateway {
             balancer,
             status,
             metrics,
+            journal,
             leaving: Exchange::new(parts, hub.clone()).spawn(),
         }
     }
@@ -293,6 +295,7 @@ async fn hub_that_is_away_or_frozen_holds_up_nothing_and_all_is_known_again_when
         hub.set(state);
         eventually("it ages out", || there.load.requests() == 0).await;
         eventually("the loss shows", || one.shown()["connected"] == false).await;
+        assert_eq!(one.journal.sight(), Sight::Apart(2));
         assert_eq!((one.live(), two.live()), (0, 0));
         let asked = Instant::now();
         for number in 2..20 {
@@ -323,10 +326,12 @@ async fn gateway_that_stops_takes_its_requests_along() {
     let held = one.place(&prompt(1));
     let there = two.worker(held.in_flight.worker.url().as_str());
     eventually("the request counts", || there.load.requests() == 1).await;
+    assert_eq!(two.journal.sight(), Sight::Shared);
     let before = Instant::now();
     one.leaving.finish().await;
     eventually("it is gone", || there.load.requests() == 0).await;
     assert!(before.elapsed() < Duration::from_millis(100));
+    assert_eq!(two.journal.sight(), Sight::Unheard);
 }
 
 #[tokio::test(start_paused = true)]
@@ -385,4 +390,45 @@ async fn bandwidth_stays_within_its_bound_and_shows_in_metrics() {
     assert!(shown("smg_replica_bytes_total{direction=\"sent\"}") as usize >= bytes / 2);
     assert!(shown("smg_replica_placements_total{direction=\"sent\"}") >= 190);
     assert!(two.shown()["replicas"][0]["placements"].as_u64().unwrap() >= 190);
+}
+
+/// A hub whose listeners get nothing, while it takes everything.
+#[tokio::test(start_paused = true)]
+async fn gateway_whose_own_messages_do_not_come_back_connects_anew() {
+    let hub = Hub::default();
+    let one = Gateway::start(&hub, 0);
+    eventually("it is connected", || one.shown()["connected"] == true).await;
+    hub.0
+        .lock()
+        .unwrap()
+        .listeners
+        .iter_mut()
+        .for_each(|(channels, _)| {
+            *channels = [String::new(), String::new()];
+        });
+    eventually("it has noticed", || {
+        let listeners = &hub.0.lock().unwrap().listeners;
+        listeners
+            .iter()
+            .any(|(channels, _)| !channels[0].is_empty())
+    })
+    .await;
+    eventually("it hears itself", || one.shown()["connected"] == true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn report_of_a_worker_is_forgotten_when_another_gateway_turns_up() {
+    let hub = Hub::default();
+    let one = Gateway::start(&hub, 0);
+    let worker = one.worker("http://w1:1");
+    let reported = LoadFigures {
+        requests: 3,
+        queued_tokens: 500,
+        kv_tokens: 500,
+    };
+    worker.load.set_others(reported, worker.load.known());
+    let two = Gateway::start(&hub, 3);
+    let _held = two.place(&prompt(1));
+    eventually("they hear each other", || one.live() == 1).await;
+    assert_eq!(worker.load.all_requests(), worker.load.requests());
 }

@@ -55,6 +55,8 @@ pub struct Params {
     pub tie_break: TieBreak,
     /// Where placements are noted for other gateways; `None`: there are none.
     pub journal: Option<Arc<Journal>>,
+    /// Gateways in front of the same workers, this one included, that do not say what they do.
+    pub gateways: u32,
 }
 
 /// The most requests a worker may have in flight, relative to the least loaded worker.
@@ -80,6 +82,7 @@ impl Default for Params {
             load_factor: 1.25,
             tie_break: TieBreak::default(),
             journal: None,
+            gateways: 1,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The placements of one gateway that have not been published yet.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::message::{MAX_BLOCKS_SENT, Placement};
@@ -15,6 +15,19 @@ pub struct Journal {
     /// Words at most.
     capacity: usize,
     dropped: AtomicU64,
+    /// What is known of other gateways: 0 unheard, 1 shared, else apart.
+    sight: AtomicU32,
+}
+
+/// What is known of the other gateways at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// None has been heard. There may be some, as the options say.
+    Unheard,
+    /// They say what they do.
+    Shared,
+    /// There were so many gateways, this one included; the others are not heard any more.
+    Apart(u32),
 }
 
 impl Journal {
@@ -24,6 +37,26 @@ impl Journal {
             words: Mutex::default(),
             capacity: bytes / size_of::<u64>(),
             dropped: AtomicU64::new(0),
+            sight: AtomicU32::new(0),
+        }
+    }
+
+    /// Sets what is known of other gateways.
+    pub fn set_sight(&self, sight: Sight) {
+        let code = match sight {
+            Sight::Unheard => 0,
+            Sight::Shared => 1,
+            Sight::Apart(gateways) => gateways.max(2),
+        };
+        self.sight.store(code, Relaxed);
+    }
+
+    /// What is known of other gateways.
+    pub fn sight(&self) -> Sight {
+        match self.sight.load(Relaxed) {
+            0 => Sight::Unheard,
+            1 => Sight::Shared,
+            gateways => Sight::Apart(gateways),
         }
     }
 

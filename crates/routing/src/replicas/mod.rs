@@ -11,7 +11,7 @@ mod peers;
 #[cfg(test)]
 mod tests;
 
-pub use journal::Journal;
+pub use journal::{Journal, Sight};
 pub use message::{Header, Kind, MAX_BLOCKS_SENT, Malformed, Message, Placement, WorkerLoad};
 pub use outbox::{Clocks, Identity, Last, Limits, Outbox, OutboxTotals, Part};
 pub use peers::{Peer, PeerTotals, Peers, Update};

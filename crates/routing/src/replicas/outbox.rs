@@ -8,11 +8,17 @@ use super::message::{self, HEADER_WORDS, Header, Kind, MAX_BLOCKS_SENT, Placemen
 use crate::LoadCounts;
 
 /// Pause between two batches. The first news after a longer silence go out at once.
-const INTERVAL: Duration = Duration::from_millis(50);
+const INTERVAL: Duration = Duration::from_millis(10);
+/// Full batches per second: what bounds the bytes.
+const FULL_PER_SEC: f64 = 20.0;
+/// Full batches that may be made at once after a silence.
+const BURST: f64 = 2.0;
+/// Share of a full batch that a batch waits for.
+const LEAST_ROOM: f64 = 0.25;
 /// A batch is made at least this often, so that a gateway that stops is noticed; each of them
 /// lists all loads.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// Share of a message that loads may take.
+/// Share of a message that loads may take which have changed.
 const LOADS_SHARE: usize = 2;
 
 /// What names a gateway.
@@ -81,6 +87,8 @@ pub struct Outbox {
     sequence: u64,
     /// When the last batch was made.
     batch_at: Option<Duration>,
+    /// Bytes that could be sent then, besides it.
+    allowance: f64,
     /// When the last batch with all loads was made.
     complete_at: Option<Duration>,
     /// The loads that others know, without those that are zero.
@@ -107,6 +115,7 @@ impl Outbox {
             limits,
             sequence: 0,
             batch_at: None,
+            allowance: BURST * limits.message_bytes as f64,
             complete_at: None,
             published: HashMap::new(),
             journal: Vec::new(),
@@ -127,7 +136,18 @@ impl Outbox {
 
     /// When a batch can be made with the news of this moment.
     pub fn next(&self, now: Duration) -> Duration {
-        self.batch_at.map_or(now, |at| now.max(at + INTERVAL))
+        let full = self.limits.message_bytes as f64;
+        let lacking = (LEAST_ROOM * full - self.allowance).max(0.0) / (FULL_PER_SEC * full);
+        let pause = INTERVAL.max(Duration::from_secs_f64(lacking));
+        self.batch_at.map_or(now, |at| now.max(at + pause))
+    }
+
+    /// Bytes that may be sent at this moment.
+    fn allowance(&self, now: Duration) -> f64 {
+        let full = self.limits.message_bytes as f64;
+        let since = now.saturating_sub(self.batch_at.unwrap_or(now));
+        let grown = self.allowance + since.as_secs_f64() * FULL_PER_SEC * full;
+        grown.min(BURST * full)
     }
 
     /// When a batch is made although there are no news.
@@ -143,15 +163,23 @@ impl Outbox {
         journal: &Journal,
         loads: impl Iterator<Item = WorkerLoad>,
     ) -> Option<Vec<u8>> {
-        let since = |at: Option<Duration>| at.map(|at| clocks.now.saturating_sub(at));
-        if since(self.batch_at).is_some_and(|since| since < INTERVAL) {
+        if clocks.now < self.next(clocks.now) {
             return None;
         }
-        let complete = since(self.complete_at).is_none_or(|since| since >= HEARTBEAT);
+        let since = self.complete_at.map(|at| clocks.now.saturating_sub(at));
+        let complete = since.is_none_or(|since| since >= HEARTBEAT);
         let mut words = std::mem::take(&mut self.words);
         words.clear();
-        let room = self.limits.message_bytes / size_of::<u64>();
-        let most = (room / LOADS_SHARE).saturating_sub(HEADER_WORDS) / WorkerLoad::WORDS;
+        let allowance = self.allowance(clocks.now);
+        let full = self.limits.message_bytes;
+        let bytes = if complete {
+            full
+        } else {
+            full.min(whole(allowance))
+        };
+        let room = bytes / size_of::<u64>();
+        let for_loads = if complete { room } else { room / LOADS_SHARE };
+        let most = for_loads.saturating_sub(HEADER_WORDS) / WorkerLoad::WORDS;
         let changed = self.changed_loads(List::of(complete), most, loads);
         // A list that is cut is not complete.
         let complete = complete && changed.len() < most;
@@ -165,6 +193,7 @@ impl Outbox {
             }
             self.write_placements(room, &mut words);
             self.batch_at = Some(clocks.now);
+            self.allowance = allowance - size_of_val(&*words) as f64;
         }
         if complete {
             self.complete_at = Some(clocks.now);
@@ -272,6 +301,11 @@ impl Outbox {
             }
         }
     }
+}
+
+#[expect(clippy::cast_sign_loss, reason = "not negative")]
+fn whole(bytes: f64) -> usize {
+    bytes.max(0.0) as usize
 }
 
 /// Placements for a gateway that has asked for them.

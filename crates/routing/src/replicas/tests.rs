@@ -145,14 +145,36 @@ fn news_after_a_silence_go_out_at_once_and_further_ones_wait() {
     let mut one = Gateway::new(1);
     one.batch(ms(0)).unwrap();
     let lease = one.load.lease(1);
-    assert_eq!(one.outbox.next(ms(10)), ms(50));
-    assert_eq!(one.batch(ms(49)), None);
-    assert!(one.batch(ms(50)).is_some());
+    assert_eq!(one.outbox.next(ms(4)), ms(10));
+    assert_eq!(one.batch(ms(9)), None);
+    assert!(one.batch(ms(10)).is_some());
     drop(lease);
     assert_eq!(one.outbox.next(ms(300)), ms(300));
     assert!(one.batch(ms(300)).is_some());
     assert_eq!(one.batch(ms(499)), None);
     assert!(one.batch(ms(500)).is_some(), "it is heard without news");
+}
+
+#[test]
+fn bytes_are_bounded_and_small_news_hardly_wait() {
+    let mut one = Gateway::new(1);
+    let (mut bytes, mut batches) = (0, 0);
+    let blocks: Vec<u64> = (0..100).collect();
+    for now in 0..4000 {
+        one.journal.note(now, &blocks);
+        if let Some(batch) = one.batch(ms(now)) {
+            assert!(batch.len() <= LIMITS.message_bytes);
+            (bytes, batches) = (bytes + batch.len(), batches + 1);
+        }
+    }
+    let full = LIMITS.message_bytes;
+    assert!(bytes <= full * (20 * 4 + 3), "{bytes}");
+    assert!(bytes > full * 20 * 3 && batches > 200, "{bytes} {batches}");
+    // After a silence, each of some news is sent within 10 ms.
+    for at in 0..12 {
+        one.journal.note(7, &[at]);
+        assert!(one.batch(ms(5000 + 10 * at)).is_some());
+    }
 }
 
 #[test]
@@ -186,6 +208,16 @@ fn long_placements_are_cut_so_that_all_fit() {
             .iter()
             .all(|(_, learnt)| blocks.starts_with(learnt) || learnt == &[5, 6])
     );
+}
+
+#[test]
+fn journal_says_what_is_known_of_other_gateways() {
+    let journal = Journal::new(80);
+    assert_eq!(journal.sight(), Sight::Unheard);
+    for sight in [Sight::Shared, Sight::Apart(8), Sight::Unheard] {
+        journal.set_sight(sight);
+        assert_eq!(journal.sight(), sight);
+    }
 }
 
 #[test]

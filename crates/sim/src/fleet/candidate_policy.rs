@@ -98,6 +98,10 @@ impl CandidatePolicy {
                 Share::Rendezvous | Share::Redis => TieBreak::Rendezvous,
             },
             journal,
+            gateways: match options.share {
+                Share::None => 1,
+                Share::Rendezvous | Share::Redis => options.gateways as u32,
+            },
             index_bytes: options.index_bytes,
             index_text: options.index_text(),
             ..Params::default()

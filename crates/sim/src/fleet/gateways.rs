@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use routing::prefix::{BLOCK, Prediction};
-use routing::replicas::{Clocks, Identity, Journal, Limits, Outbox, Peers, Update, WorkerLoad};
+use routing::replicas::{
+    Clocks, Identity, Journal, Limits, Outbox, Peers, Sight, Update, WorkerLoad,
+};
 use routing::{Candidate, Lease, Load, Policy, SeededRng, TextRatio};
 
 use super::candidate_policy::CandidatePolicy;
@@ -127,7 +129,14 @@ impl<'t> Gateway<'t> {
         });
         let clocks = Clocks { now, unix_ms: 0 };
         let batch = self.outbox.batch(clocks, journal, loads);
-        self.next_batch = began.max(self.outbox.next_heartbeat().as_secs_f64()) + TICK;
+        let next = self.outbox.next(now);
+        let next = if next > now && batch.is_none() {
+            next.as_secs_f64()
+        } else {
+            began.max(self.outbox.next_heartbeat().as_secs_f64())
+        };
+        self.next_batch = next + TICK;
+        self.look_around();
         batch
     }
 
@@ -146,6 +155,16 @@ impl<'t> Gateway<'t> {
             .peers
             .receive(message, now, |update| take_over(policy, members, update));
         debug_assert!(read.is_ok(), "the sender made it");
+        self.look_around();
+    }
+
+    /// Notes whether other gateways are heard.
+    fn look_around(&self) {
+        let heard = self.peers.totals().live > 0;
+        let sight = if heard { Sight::Shared } else { Sight::Unheard };
+        if let Some(journal) = &self.journal {
+            journal.set_sight(sight);
+        }
     }
 }
 

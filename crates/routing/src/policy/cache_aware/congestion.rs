@@ -44,12 +44,12 @@ impl CongestionFactor {
             .iter()
             .filter(|candidate| candidate.load.queued_tokens() > 0)
             .count();
-        self.observe_share(busy, from.count());
+        let count = from.count() as f64;
+        self.observe_share(busy as f64 / count, count);
     }
 
     /// The same of a fleet that has been counted.
-    pub(super) fn observe_share(&self, busy: usize, count: usize) {
-        let (share, count) = (busy as f64 / count as f64, count as f64);
+    pub(super) fn observe_share(&self, share: f64, count: f64) {
         let before = f64::from_bits(self.utilisation.load(Relaxed));
         let after = before + (share - before) / (AVERAGING_WINDOW * count);
         self.utilisation.store(after.to_bits(), Relaxed);

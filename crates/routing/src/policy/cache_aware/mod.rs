@@ -7,6 +7,7 @@ mod plain_rule;
 mod policy;
 mod replication;
 mod tie;
+mod unseen;
 
 pub use congestion::CongestionFactor;
 pub(crate) use policy::CacheAware;

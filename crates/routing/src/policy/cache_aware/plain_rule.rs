@@ -21,6 +21,7 @@ struct PlainRule {
     threshold: f64,
     balance: Option<Balance>,
     tie_break: TieBreak,
+    gateways: u32,
 }
 
 /// One decision of it.
@@ -41,6 +42,7 @@ impl PlainRule {
             threshold: params.cache_threshold.unwrap_or(0.0),
             balance: params.balance,
             tie_break: params.tie_break,
+            gateways: params.gateways,
         }
     }
 
@@ -57,7 +59,8 @@ impl PlainRule {
             matched,
             costs: self.decode.get(from),
         };
-        self.congestion.observe(from);
+        self.congestion
+            .observe_share(decision.utilisation(), all.len() as f64);
         let chosen = match decision.key(&blocks) {
             Some(key) => decision.heaviest_of_the_equal(key)?,
             None => from.cheapest(&mut request.rng(), |candidate| decision.cost(candidate)),
@@ -137,7 +140,9 @@ impl Decision<'_> {
         let open = self.all.iter().filter(|candidate| !self.is_out(candidate));
         let waits = open.map(|candidate| self.wait(candidate));
         let shortest = waits.fold(f64::INFINITY, f64::min);
-        let longest = shortest * self.rule.congestion.patience() + self.margin();
+        let others = self.queued_by_others();
+        let longest = (shortest + others) * self.rule.congestion.patience();
+        let longest = longest - others + self.margin();
         self.is_out(candidate) || self.wait(candidate) > longest
     }
 
@@ -168,10 +173,32 @@ impl Decision<'_> {
         prompt.tokens().saturating_sub(known) as f64
     }
 
+    fn resolution(&self) -> f64 {
+        let gateways = f64::from(self.rule.gateways);
+        0.1 / gateways + 2.0 * (1.0 - 1.0 / gateways)
+    }
+
+    /// The share of workers where something is queued, of others as often as of this gateway.
+    fn utilisation(&self) -> f64 {
+        let busy = |it: &&Candidate| it.load.all_queued_tokens() > 0;
+        let share = self.all.iter().filter(busy).count() as f64 / self.all.len() as f64;
+        if self.rule.gateways == 1 {
+            return share;
+        }
+        1.0 - (1.0 - share).powf(f64::from(self.rule.gateways))
+    }
+
+    /// Tokens that others have queued at each worker, as this gateway has on average.
+    fn queued_by_others(&self) -> f64 {
+        let queued = self.all.iter().map(|it| it.load.all_queued_tokens() as f64);
+        let mean = queued.sum::<f64>() / self.all.len() as f64;
+        (f64::from(self.rule.gateways) - 1.0) * mean
+    }
+
     /// What costs of equal workers differ by at most.
     fn margin(&self) -> f64 {
         match self.rule.tie_break {
-            TieBreak::Rendezvous => 0.1 * self.new_tokens(),
+            TieBreak::Rendezvous => self.resolution() * self.new_tokens(),
             TieBreak::Random => 0.0,
         }
     }
@@ -284,12 +311,13 @@ fn params() -> impl Strategy<Value = Params> {
     let balance = balance.prop_map(|(relative, absolute)| Balance { relative, absolute });
     let threshold = prop::option::of(0.0..0.9);
     let tie_break = prop_oneof![Just(TieBreak::Rendezvous), Just(TieBreak::Random)];
-    let params = (prop::option::of(balance), threshold, tie_break);
-    params.prop_map(|(balance, cache_threshold, tie_break)| Params {
+    let params = (prop::option::of(balance), threshold, tie_break, 1..9_u32);
+    params.prop_map(|(balance, cache_threshold, tie_break, gateways)| Params {
         index_bytes: 1 << 20,
         balance,
         cache_threshold,
         tie_break,
+        gateways,
         ..Params::default()
     })
 }

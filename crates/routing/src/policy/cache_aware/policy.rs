@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use super::decode::{DecodeModel, MeanCosts};
 use super::tie::{Near, TieBreaker};
+use super::unseen::Unseen;
 use super::{CongestionFactor, ReplicationDiscount};
 use crate::candidate::cheapest;
 use crate::policy::{Balance, Params, Pick, Policy, Ranked};
 use crate::prefix::{BLOCK, CacheUse, Correction, Export, Prediction, PrefixIndex, hash_blocks};
-use crate::replicas::Journal;
+use crate::replicas::{Journal, Sight};
 use crate::{Candidate, Candidates, Request};
 
 /// Chooses the worker of lowest predicted cost
@@ -39,6 +40,8 @@ pub(crate) struct CacheAware {
     decode: Arc<MeanCosts>,
     ties: TieBreaker,
     journal: Option<Arc<Journal>>,
+    /// Gateways by the options, this one included.
+    gateways: u32,
     threshold: f64,
     balance: Option<Balance>,
 }
@@ -77,10 +80,21 @@ struct Reading {
 struct Survey {
     /// Candidates where prompts are queued.
     busy: usize,
+    /// Tokens of these.
+    queued: f64,
     /// The shortest wait.
     shortest: f64,
     /// Some candidate lacks memory.
     any_lacks_memory: bool,
+}
+
+/// What is not known of waits.
+#[derive(Clone, Copy)]
+struct Blur {
+    /// Costs that differ by no more are equal.
+    margin: f64,
+    /// Tokens that other gateways have queued at each worker, on average.
+    others: f64,
 }
 
 /// What costs are computed for.
@@ -132,6 +146,7 @@ impl CacheAware {
             decode: Arc::default(),
             ties: TieBreaker(params.tie_break),
             journal: params.journal.clone(),
+            gateways: params.gateways,
             threshold: params.cache_threshold.unwrap_or(0.0),
             balance: params.balance,
         }
@@ -172,16 +187,20 @@ impl CacheAware {
                 |candidate| matched_blocks(matched, min_blocks, candidate),
                 readings,
             );
+            let unseen = self.unseen();
+            let count = readings.len() as f64;
             if purpose == Purpose::Decide {
-                self.congestion.observe_share(survey.busy, readings.len());
+                let busy = unseen.utilisation(survey.busy as f64 / count);
+                self.congestion.observe_share(busy, count);
             }
             let surplus = self.congestion.factor() - 1.0;
             replication.survey(readings.iter().map(|reading| reading.matched));
             let known = prompt.to_tokens(u64::from(replication.longest()) * BLOCK as u64);
             let new = prompt.tokens().saturating_sub(known) as f64;
-            let margin = self.ties.margin(new);
+            let margin = self.ties.margin(unseen.margin(new));
+            let others = unseen.queued_tokens(survey.queued / count);
             let costs = CostModel {
-                limits: self.limits(readings, &survey, margin),
+                limits: self.limits(readings, &survey, Blur { margin, others }),
                 margin,
                 readings,
                 replication,
@@ -190,6 +209,12 @@ impl CacheAware {
             };
             use_costs(&costs, blocks, near)
         })
+    }
+
+    fn unseen(&self) -> Unseen {
+        let journal = self.journal.as_ref();
+        let sight = journal.map_or(Sight::Unheard, |journal| journal.sight());
+        Unseen::new(self.gateways, sight)
     }
 
     /// Records that the worker gets a prompt of these blocks.
@@ -203,7 +228,7 @@ impl CacheAware {
         self.index.insert(blocks, at)
     }
 
-    fn limits(&self, readings: &[Reading], survey: &Survey, margin: f64) -> Limits {
+    fn limits(&self, readings: &[Reading], survey: &Survey, blur: Blur) -> Limits {
         let mut limits = Limits {
             requests: f64::INFINITY,
             wait: f64::INFINITY,
@@ -226,7 +251,8 @@ impl CacheAware {
             let waits = open.map(|reading| reading.wait);
             shortest = waits.fold(f64::INFINITY, f64::min);
         }
-        limits.wait = shortest * self.congestion.patience() + margin;
+        let longest = (shortest + blur.others) * self.congestion.patience();
+        limits.wait = longest - blur.others + blur.margin;
         limits
     }
 }
@@ -246,6 +272,7 @@ fn read_all(
     let mut last = (0, nothing);
     let mut survey = Survey {
         busy: 0,
+        queued: 0.0,
         shortest: f64::INFINITY,
         any_lacks_memory: false,
     };
@@ -263,15 +290,17 @@ fn read_all(
         };
         let load = &*candidate.load;
         let (queued, occupied) = (load.all_queued_tokens(), load.all_occupied());
+        let queued_tokens = queued as f64;
         let reading = Reading {
             uncached: prefill.uncached,
-            wait: queued as f64 + prefill.tokens + candidate.crossing_tokens as f64,
+            wait: queued_tokens + prefill.tokens + candidate.crossing_tokens as f64,
             requests: occupied.requests as f64,
             decode: decode.cost(occupied, prefill),
             matched,
             lacks_memory: decode.lacks_memory(occupied, prefill),
         };
         survey.busy += usize::from(queued > 0);
+        survey.queued += queued_tokens;
         survey.shortest = survey.shortest.min(reading.wait);
         survey.any_lacks_memory |= reading.lacks_memory;
         reading
@@ -406,6 +435,7 @@ impl Policy for CacheAware {
             decode: Arc::clone(&self.decode),
             ties: TieBreaker(params.tie_break),
             journal: params.journal.clone(),
+            gateways: params.gateways,
             threshold: params.cache_threshold.unwrap_or(0.0),
             balance: params.balance,
         }))

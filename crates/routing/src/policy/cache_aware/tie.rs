@@ -4,23 +4,15 @@ use crate::policy::TieBreak;
 use crate::prefix::prompt_hash;
 use crate::{Candidates, Request, rendezvous};
 
-/// Costs that differ by less than this share of a prompt's new tokens are equal.
-///
-/// The number of tokens is an estimate from bytes, and is off by about a tenth. So is how much of a
-/// prompt before this one is computed by now. A larger share lets more prompts of a cold gateway go
-/// where others send them, and costs waiting time (`bench/policies.md`).
-const RESOLUTION: f64 = 0.1;
-
 /// Decides between equal workers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TieBreaker(pub(super) TieBreak);
 
 impl TieBreaker {
-    /// Costs of a prompt with so many tokens that no worker holds are equal if they differ by no more
-    /// tokens than this.
-    pub(super) fn margin(self, new_tokens: f64) -> f64 {
+    /// What costs of equal workers differ by at most, where `resolution` is what is not known of them.
+    pub(super) fn margin(self, resolution: f64) -> f64 {
         match self.0 {
-            TieBreak::Rendezvous => RESOLUTION * new_tokens,
+            TieBreak::Rendezvous => resolution,
             TieBreak::Random => 0.0,
         }
     }
@@ -129,7 +121,7 @@ mod tests {
         assert_eq!(key(b"", 1), None);
         let random = TieBreaker(TieBreak::Random);
         assert_eq!(random.key(&request(b"ho", 1), &[1], 0), None);
-        assert!((RENDEZVOUS.margin(200.0) - 20.0).abs() < 1e-9);
+        assert!((RENDEZVOUS.margin(200.0) - 200.0).abs() < 1e-9);
         assert!(random.margin(200.0).abs() < 1e-9);
     }
 }
