@@ -175,7 +175,7 @@ impl Decision<'_> {
 
     fn resolution(&self) -> f64 {
         let gateways = f64::from(self.rule.gateways);
-        0.1 / gateways + 2.0 * (1.0 - 1.0 / gateways)
+        2.0 * (1.0 - 1.0 / gateways)
     }
 
     /// The share of workers where something is queued, of others as often as of this gateway.

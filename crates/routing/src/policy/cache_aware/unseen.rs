@@ -2,12 +2,12 @@
 
 use crate::replicas::Sight;
 
-/// Costs that differ by less than this share of a prompt's new tokens are equal, where all traffic is
-/// seen.
+/// Costs that differ by less than this share of a prompt's new tokens are equal, where other gateways
+/// say what they do.
 ///
 /// The number of tokens is an estimate from bytes, and is off by about a tenth. So is how much of a
 /// prompt before this one is computed by now. A larger share costs waiting time
-/// (`bench/policies.md`).
+/// (`bench/policies.md`), and a gateway that is alone has no reason to pay for agreement.
 const RESOLUTION: f64 = 0.1;
 /// The same where no traffic is seen: what others have queued differs from worker to worker by about
 /// two prompts.
@@ -40,7 +40,7 @@ impl Unseen {
         let gateways = f64::from(gateways.max(1));
         Self {
             gateways,
-            resolution: RESOLUTION / gateways + BLIND_RESOLUTION * (1.0 - 1.0 / gateways),
+            resolution: BLIND_RESOLUTION * (1.0 - 1.0 / gateways),
         }
     }
 
@@ -74,7 +74,7 @@ mod tests {
     fn gateway_that_is_alone_takes_the_fleet_as_it_sees_it() {
         let alone = Unseen::new(1, Sight::Unheard);
         assert_eq!(alone, Unseen::new(0, Sight::Unheard));
-        assert!((alone.margin(200.0) - 20.0).abs() < 1e-9);
+        assert!(alone.margin(200.0).abs() < f64::EPSILON);
         assert!((alone.utilisation(0.3) - 0.3).abs() < f64::EPSILON);
         assert!(alone.queued_tokens(70.0).abs() < f64::EPSILON);
     }
