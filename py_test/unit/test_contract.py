@@ -192,6 +192,7 @@ def test_the_99_published_fields_keep_their_positions() -> None:
         "load_push",
         "shared_state",
         "gateway_replicas",
+        "shared_state_on_failure",
     ]
 
 

@@ -140,6 +140,7 @@ IDLE: list[tuple[str, Any, dict[str, Any], dict[str, Any] | None]] = [
     ("queue_size", 1, {}, {"max_concurrent_requests": 5}),
     ("queue_size", 1, {"rate_limit_tokens_per_second": 0}, {"rate_limit_tokens_per_second": 5}),
     ("queue_timeout_secs", 1, {}, {"max_requests_per_worker": 5}),
+    ("shared_state_on_failure", "closed", {}, {"shared_state": "redis://a"}),
     ("engine_control_timeout_secs", 1, {"engine_control": "off"}, {}),
     ("explain_routing", True, {"hide_routing": True}, {}),
     ("log_max_files", 1, {"access_log": "-"}, {"access_log": "a.log"}),

@@ -160,6 +160,11 @@ _RULES = (
         "--rate-limit-tokens-per-second)",
     ),
     _Rule(
+        ("shared_state_on_failure",),
+        lambda args: not args.shared_state,
+        "limits are shared only with --shared-state",
+    ),
+    _Rule(
         ("engine_control_timeout_secs",),
         lambda args: args.engine_control == "off",
         "--engine-control is off",

@@ -14,6 +14,7 @@ mod peer_load;
 pub mod policy;
 pub mod prefix;
 mod prompt;
+pub mod quota;
 mod rendezvous;
 pub mod replicas;
 mod reported_load;

@@ -1,10 +1,12 @@
 //! Limits on inference requests: how many at a time, how many per second, and which wait.
 
-use std::sync::Arc;
+use std::future::pending;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use routing::FairRules;
+use routing::quota::{Bucket, SharedLimits};
 use serde_json::{Value, json};
 use tokio::sync::{AcquireError, Notify, TryAcquireError};
 use tokio::time::{Instant, interval, timeout_at};
@@ -22,6 +24,9 @@ use crate::telemetry::{AdmissionMetrics, Metrics};
 /// Pause between refills of a rate's bucket.
 const REFILL_INTERVAL: Duration = Duration::from_millis(10);
 
+/// The option, and the name under which gateways share it.
+const RATE: &str = "rate_limit_tokens_per_second";
+
 /// The limits in force. Without any, a request passes without touching anything shared.
 #[derive(Debug)]
 pub(crate) struct Admission {
@@ -29,6 +34,8 @@ pub(crate) struct Admission {
     waiting: Waiters,
     /// Notified when there is a rate.
     rate_set: Notify,
+    /// Where other gateways share the rate.
+    shared: Option<Arc<SharedLimits>>,
     metrics: AdmissionMetrics,
 }
 
@@ -62,7 +69,24 @@ impl Admission {
             }),
             waiting: Waiters::default(),
             rate_set: Notify::new(),
+            shared: None,
             metrics: metrics.admission(),
+        }
+    }
+
+    /// Shares the rate with other gateways: its bucket is filled from outside.
+    pub(crate) fn sharing(mut self, shared: Option<Arc<SharedLimits>>) -> Self {
+        self.shared = shared;
+        if let Some(rate) = &self.limits.load().rate {
+            self.share(rate);
+        }
+        self
+    }
+
+    fn share(&self, rate: &Arc<Rate>) {
+        if let Some(shared) = &self.shared {
+            let bucket: Weak<Rate> = Arc::downgrade(rate);
+            shared.add(RATE, bucket as Weak<dyn Bucket>);
         }
     }
 
@@ -82,7 +106,11 @@ impl Admission {
                 rate.set(per_second);
                 Some(Arc::clone(rate))
             }
-            (_, per_second) => per_second.map(|per_second| Arc::new(Rate::new(per_second))),
+            (_, per_second) => per_second.map(|per_second| {
+                let rate = Arc::new(Rate::new(per_second));
+                self.share(&rate);
+                rate
+            }),
         };
         let (no_cap, no_rate) = (cap.is_none(), rate.is_none());
         self.limits.store(Arc::new(Limits {
@@ -131,8 +159,7 @@ impl Admission {
         if let Some(rate) = &limits.rate
             && matches!(rate.try_take(), Err(TryAcquireError::NoPermits))
         {
-            let what = "rate_limit_tokens_per_second";
-            self.wait(what, limits, deadline, rate.take()).await?;
+            self.wait(RATE, limits, deadline, rate.take()).await?;
         }
         let Some(cap) = &limits.cap else {
             return Ok(Permit::default());
@@ -238,10 +265,7 @@ impl Admission {
         let (cap, rate) = (limits.cap.as_ref(), limits.rate.as_ref());
         let numbers = [
             ("max_concurrent_requests", cap.map(|cap| cap.limit())),
-            (
-                "rate_limit_tokens_per_second",
-                rate.map(|rate| rate.per_second()),
-            ),
+            (RATE, rate.map(|rate| rate.per_second())),
             ("max_requests_per_worker", per_worker),
         ];
         let set = numbers
@@ -271,6 +295,9 @@ impl Admission {
 
     /// Refills the bucket of the rate, while there is one; runs until dropped.
     pub(crate) async fn refill(&self) {
+        if self.shared.is_some() {
+            return pending().await;
+        }
         let (mut ticks, mut paid) = (interval(REFILL_INTERVAL), None);
         loop {
             let rate = self.limits.load().rate.clone();
@@ -292,7 +319,7 @@ impl Admission {
         json!({
             "max_concurrent_requests": cap.map(|cap| cap.limit()),
             "concurrent_requests": cap.map(|cap| cap.in_flight()),
-            "rate_limit_tokens_per_second": rate.map(|rate| rate.per_second()),
+            RATE: rate.map(|rate| rate.per_second()),
             "queue_size": limits.queue_size,
             "queue_timeout_secs": limits.max_wait.as_secs(),
             "queue_order": if limits.fair.is_some() { "fair" } else { "fifo" },

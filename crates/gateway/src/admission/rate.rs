@@ -1,9 +1,13 @@
 //! A rate of requests, which may change while some wait for it.
 
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
+use routing::quota::{Bucket, Held, RateLimit};
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, TryAcquireError};
 use tokio::time::Instant;
+
+use super::waiters::Waiters;
 
 /// Requests per second: a token bucket that holds one second's worth. Waiting requests are
 /// served in the order of arrival.
@@ -11,6 +15,9 @@ use tokio::time::Instant;
 pub(super) struct Rate {
     per_second: AtomicUsize,
     bucket: Semaphore,
+    waiting: Waiters,
+    /// Requests that found no token.
+    missed: AtomicU64,
 }
 
 /// What has been paid into a bucket so far.
@@ -26,6 +33,8 @@ impl Rate {
         Self {
             per_second: AtomicUsize::new(per_second),
             bucket: Semaphore::new(per_second),
+            waiting: Waiters::default(),
+            missed: AtomicU64::new(0),
         }
     }
 
@@ -35,11 +44,15 @@ impl Rate {
 
     /// Takes a token, where one is left. It is not returned: [`refill`](Self::refill) adds new ones.
     pub(super) fn try_take(&self) -> Result<(), TryAcquireError> {
-        self.bucket.try_acquire().map(SemaphorePermit::forget)
+        let taken = self.bucket.try_acquire().map(SemaphorePermit::forget);
+        taken.inspect_err(|_| {
+            self.missed.fetch_add(1, SeqCst);
+        })
     }
 
     /// Takes a token once there is one.
     pub(super) async fn take(&self) -> Result<(), AcquireError> {
+        let _waiting = self.waiting.enter();
         self.bucket.acquire().await.map(SemaphorePermit::forget)
     }
 
@@ -72,5 +85,36 @@ impl Rate {
     /// Lets everything through that waits: there is no rate any more.
     pub(super) fn lift(&self) {
         self.bucket.close();
+    }
+}
+
+/// Where several gateways share the rate: the bucket is filled by what they take of it.
+impl Bucket for Rate {
+    fn limit(&self) -> RateLimit {
+        RateLimit {
+            units: self.per_second() as u64,
+            period: Duration::from_secs(1),
+        }
+    }
+
+    fn held(&self) -> Held {
+        let free = self.bucket.available_permits() as u64;
+        let waiting = self.waiting.count() as u64;
+        Held {
+            level: 0_i64
+                .saturating_add_unsigned(free)
+                .saturating_sub_unsigned(waiting),
+            refused: self.missed.load(SeqCst),
+        }
+    }
+
+    fn pour(&self, units: u64) {
+        let room = Semaphore::MAX_PERMITS - self.bucket.available_permits();
+        self.bucket.add_permits((units as usize).min(room));
+    }
+
+    fn draw(&self, most: u64) -> u64 {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        self.bucket.forget_permits(most) as u64
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use routing::quota::SharedLimits;
 use tokio::runtime::Runtime;
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -20,6 +21,8 @@ pub(super) struct Access {
     section: AuthSection,
     client_keys: Option<Arc<ClientKeys>>,
     issuer: Option<Arc<Issuer>>,
+    /// Where other gateways share the limits of keys.
+    shared: Option<Arc<SharedLimits>>,
     watches: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -29,12 +32,19 @@ pub(super) struct Access {
 /// The first part that cannot be set up: nothing falls back to fewer checks.
 pub(super) fn build(
     options: &Options,
+    shared: Option<Arc<SharedLimits>>,
     metrics: &Arc<Metrics>,
     client: &ControlClient,
     runtime: &Runtime,
 ) -> Result<Access, StartError> {
-    let section = AuthSection::from(options);
-    let read = || runtime.block_on(Access::new(section, None, metrics, client));
+    let nothing = Access {
+        section: AuthSection::from(&Options::default()),
+        client_keys: None,
+        issuer: None,
+        shared,
+        watches: Mutex::default(),
+    };
+    let read = || runtime.block_on(nothing.with(options, metrics, client));
     // The caller's thread may be one that must not wait for a future.
     let access = thread::scope(|scope| scope.spawn(read).join());
     access.map_err(|_| StartError::environment("read credentials", "a thread ended"))?
@@ -51,26 +61,31 @@ pub(super) fn audit(options: &Options) -> Result<(Audit, Option<AuditWriter>), S
 }
 
 impl Access {
-    /// What `section` names; what `before` has of it already is kept, with what it knows.
-    async fn new(
-        section: AuthSection,
-        before: Option<&Self>,
+    /// The credentials of other options; what is known of the same ones is kept.
+    ///
+    /// # Errors
+    /// The first part that cannot be set up.
+    pub(super) async fn with(
+        &self,
+        options: &Options,
         metrics: &Arc<Metrics>,
         client: &ControlClient,
     ) -> Result<Self, StartError> {
-        let known = before.filter(|before| before.section.client_keys == section.client_keys);
+        let section = AuthSection::from(options);
+        let known = Some(self).filter(|before| before.section.client_keys == section.client_keys);
         let client_keys = match (known, section.client_keys.clone()) {
             (Some(before), _) => before.client_keys.clone(),
             (None, None) => None,
             (None, Some(path)) => {
-                let metrics = Arc::clone(metrics);
-                let opened = spawn_blocking(move || ClientKeys::open(&path, &metrics)).await;
+                let (metrics, shared) = (Arc::clone(metrics), self.shared.clone());
+                let opened =
+                    spawn_blocking(move || ClientKeys::open(&path, &metrics, shared)).await;
                 let what = "use the api_keys_file";
                 let opened = opened.map_err(|error| StartError::environment(what, error))?;
                 Some(opened.map_err(|error| StartError::environment(what, error))?)
             }
         };
-        let known = before.filter(|before| jwt(&before.section) == jwt(&section));
+        let known = Some(self).filter(|before| jwt(&before.section) == jwt(&section));
         let issuer = match (known, jwt(&section)) {
             (Some(before), _) => before.issuer.clone(),
             (None, None) => None,
@@ -83,21 +98,9 @@ impl Access {
             section,
             client_keys,
             issuer,
+            shared: self.shared.clone(),
             watches: Mutex::default(),
         })
-    }
-
-    /// The credentials of other options.
-    ///
-    /// # Errors
-    /// The first part that cannot be set up.
-    pub(super) async fn with(
-        &self,
-        options: &Options,
-        metrics: &Arc<Metrics>,
-        client: &ControlClient,
-    ) -> Result<Self, StartError> {
-        Self::new(options.into(), Some(self), metrics, client).await
     }
 
     /// How requests are judged by these options.

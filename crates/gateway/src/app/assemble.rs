@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use routing::Params;
+use routing::quota::SharedLimits;
 use routing::replicas::Journal;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -74,6 +75,8 @@ struct Workers {
 struct Prepared {
     balancer: Arc<Balancer>,
     reloads: Reloads,
+    /// Those that other gateways share.
+    limits: Option<Arc<SharedLimits>>,
 }
 
 /// Puts everything together; nothing is served yet. The gateway's own calls run on `runtime`.
@@ -90,19 +93,19 @@ pub(super) fn build(
     let (reloads, requests) = Reloads::new(live.clone());
     let upstream = upstream(options, runtime, machine.lanes, &certificates.workers, &via)?;
     let clients = ClientSection::new(options, machine.descriptors);
-    let access = access::build(options, &metrics, &upstream.client, runtime)?;
+    let shared = replicas::prepare(options)?;
+    let limits = shared.as_ref().map(|shared| Arc::clone(&shared.limits));
+    let access = access::build(options, limits.clone(), &metrics, &upstream.client, runtime)?;
     let (audit, audit_writer) = access::audit(options)?;
     let workers = workers(options, live.clone(), upstream, &metrics, runtime)?;
-    let shared = replicas::prepare(options)?;
     let journal = shared.as_ref().map(|shared| &shared.journal);
     let balancer = balancer(options, &workers.fleet, journal);
-    let state = state(
-        options,
-        machine,
-        &workers,
-        &via,
-        Prepared { balancer, reloads },
-    )?;
+    let prepared = Prepared {
+        balancer,
+        reloads,
+        limits,
+    };
+    let state = state(options, machine, &workers, &via, prepared)?;
     let exchange = shared.map(|shared| shared.exchange(&state, &metrics));
     let auth = Auth::new(access.rules(options), audit);
     let (service, metrics_service) = services(options, &auth, &state, &via)?;
@@ -188,6 +191,7 @@ fn state(
     let section = ProxySection::new(options, machine.memory, machine.lanes);
     let calls = WorkerCalls::new(&section, via, client.clone(), &cpu_pool);
     let balancer = &prepared.balancer;
+    let admission = Admission::new(&AdmissionSection::from(options), metrics);
     let dispatcher = Dispatcher::new(&section, calls, workers.live.clone(), balancer, metrics);
     Ok(ApiState {
         balancer: prepared.balancer,
@@ -200,7 +204,7 @@ fn state(
         reloads: prepared.reloads,
         shared: Arc::default(),
         feed: Arc::default(),
-        admission: Arc::new(Admission::new(&AdmissionSection::from(options), metrics)),
+        admission: Arc::new(admission.sharing(prepared.limits)),
         replicas: Arc::default(),
         shutdown: Shutdown::default(),
         fleet,

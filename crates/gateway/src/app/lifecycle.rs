@@ -17,6 +17,7 @@ use super::error::StartError;
 use super::listen::{self, Port};
 use super::maintenance::Maintenance;
 use super::reload::Reloader;
+use super::replicas::{Exchanges, Leaves};
 use super::reporting::Reporting;
 use super::stopped::Stopped;
 use crate::api::ApiState;
@@ -24,7 +25,6 @@ use crate::auth::AuditWriter;
 use crate::balancer::Balancer;
 use crate::config::ClientSection;
 use crate::fleet::{HealthChecks, LoadPolls, LoadPushes};
-use crate::replicas::{Exchange, Leaving, RedisConnector};
 use crate::server::{Lanes, Listeners, MetricsPage, Service, serve_metrics};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
@@ -58,7 +58,7 @@ pub(super) struct Control {
     pub(super) load_pushes: Option<LoadPushes>,
     pub(super) maintenance: Maintenance,
     pub(super) certificates: Certificates,
-    pub(super) exchange: Option<Exchange<RedisConnector>>,
+    pub(super) exchange: Option<Exchanges>,
     pub(super) grace: Duration,
 }
 
@@ -71,7 +71,7 @@ struct Serving {
     metrics_addr: Option<SocketAddr>,
     reporting: Reporting,
     audit_writer: Option<AuditWriter>,
-    exchange: Option<Leaving>,
+    exchange: Option<Leaves>,
 }
 
 impl Control {
@@ -130,7 +130,7 @@ impl Control {
             metrics_addr,
             reporting: self.reporting,
             audit_writer: self.audit_writer,
-            exchange: self.exchange.map(Exchange::spawn),
+            exchange: self.exchange.map(Exchanges::spawn),
         };
         serving.run(port).await
     }

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use routing::FairShare;
+use routing::quota::SharedLimits;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info};
 
 use super::digest::KeyDigest;
 use super::key_file::{self, KeyEntry, KeyFileError};
-use super::key_limits::{KeyLimits, KeyShare, Reached, TokenShare};
+use super::key_limits::{KeyLimits, KeyShare, Reached, Sharing, TokenShare};
 use crate::error::Error;
 use crate::telemetry::{KeyMetrics, Metrics};
 use crate::watched_file::{LOOK_INTERVAL, Look, WatchedFile};
@@ -80,6 +81,8 @@ pub(crate) struct ClientKeys {
     table: ArcSwap<Table>,
     file: Mutex<WatchedFile>,
     metrics: Arc<Metrics>,
+    /// Where other gateways share the limits.
+    shared: Option<Arc<SharedLimits>>,
 }
 
 impl ClientKeys {
@@ -87,12 +90,17 @@ impl ClientKeys {
     ///
     /// # Errors
     /// It cannot be read or used.
-    pub(crate) fn open(path: &Path, metrics: &Arc<Metrics>) -> Result<Arc<Self>, KeyFileError> {
+    pub(crate) fn open(
+        path: &Path,
+        metrics: &Arc<Metrics>,
+        shared: Option<Arc<SharedLimits>>,
+    ) -> Result<Arc<Self>, KeyFileError> {
         let (file, entries) = WatchedFile::open(path, key_file::read)?;
         let keys = Self {
             table: ArcSwap::default(),
             file: Mutex::new(file),
             metrics: Arc::clone(metrics),
+            shared,
         };
         keys.replace(entries);
         Ok(Arc::new(keys))
@@ -170,7 +178,13 @@ impl ClientKeys {
             let before = before.and_then(|key| key.limits.as_ref());
             let limits = match before {
                 Some(limits) if limits.rules == rules => Some(Arc::clone(limits)),
-                before => KeyLimits::new(rules, before.map(Arc::as_ref)),
+                before => {
+                    let sharing = self.shared.as_deref().map(|limits| Sharing {
+                        limits,
+                        key: &entry.name,
+                    });
+                    KeyLimits::new(rules, before.map(Arc::as_ref), sharing)
+                }
             };
             let key = ClientKey {
                 share: entry.share(),
@@ -242,7 +256,7 @@ mod tests {
     fn keys_follow_the_file_when_it_is_written_renamed_or_a_link_is_swapped() {
         let stage = Stage::new("follow");
         let path = stage.write("keys.json", &["a"]);
-        let keys = ClientKeys::open(&path, &stage.metrics).unwrap();
+        let keys = ClientKeys::open(&path, &stage.metrics, None).unwrap();
         assert_eq!(open_to(&keys), ["a"]);
         stage.write("keys.json", &["a", "b"]);
         keys.look();
@@ -254,7 +268,7 @@ mod tests {
         let (one, two) = (stage.write("1.json", &["a"]), stage.write("2.json", &["b"]));
         let (link, next) = (stage.dir.join("link"), stage.dir.join("next"));
         symlink(one, &link).unwrap();
-        let keys = ClientKeys::open(&link, &stage.metrics).unwrap();
+        let keys = ClientKeys::open(&link, &stage.metrics, None).unwrap();
         symlink(two, &next).unwrap();
         fs::rename(&next, &link).unwrap();
         keys.look();
@@ -265,7 +279,7 @@ mod tests {
     fn broken_or_absent_file_keeps_the_last_good_one_and_is_counted_once() {
         let stage = Stage::new("broken");
         let path = stage.write("keys.json", &["a"]);
-        let keys = ClientKeys::open(&path, &stage.metrics).unwrap();
+        let keys = ClientKeys::open(&path, &stage.metrics, None).unwrap();
         fs::write(&path, "[{").unwrap();
         keys.look();
         keys.look();
@@ -295,7 +309,7 @@ mod tests {
             path
         };
         let path = write(1, "");
-        let keys = ClientKeys::open(&path, &stage.metrics).unwrap();
+        let keys = ClientKeys::open(&path, &stage.metrics, None).unwrap();
         let enter = || keys.find(b"sk-a").unwrap().enter();
         assert!(enter().is_ok() && enter().is_err());
         write(1, r#", {"name": "b", "key": "sk-b"}"#);
@@ -332,7 +346,7 @@ mod tests {
         let names: Vec<_> = (0..MAX_SERIES + 50).map(|at| format!("k{at}")).collect();
         let names: Vec<_> = names.iter().map(String::as_str).collect();
         let path = stage.write("keys.json", &names);
-        let keys = ClientKeys::open(&path, &stage.metrics).unwrap();
+        let keys = ClientKeys::open(&path, &stage.metrics, None).unwrap();
         for name in &names {
             assert!(keys.find(format!("sk-{name}").as_bytes()).is_some());
         }
@@ -354,8 +368,8 @@ mod tests {
     fn file_that_is_absent_or_broken_at_first_is_an_error() {
         let stage = Stage::new("absent");
         let path = stage.dir.join("keys.json");
-        assert!(ClientKeys::open(&path, &stage.metrics).is_err());
+        assert!(ClientKeys::open(&path, &stage.metrics, None).is_err());
         fs::write(&path, "keys").unwrap();
-        assert!(ClientKeys::open(&path, &stage.metrics).is_err());
+        assert!(ClientKeys::open(&path, &stage.metrics, None).is_err());
     }
 }

@@ -1,10 +1,11 @@
 //! What a client's key may take: requests and tokens per minute, and requests at a time.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use routing::quota::{Bucket, Quota, RateLimit, SharedLimits};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -16,12 +17,23 @@ pub(super) struct KeyRules {
     pub(super) max_parallel_requests: Option<NonZeroU32>,
 }
 
+const RPM: &str = "rpm_limit";
+const TPM: &str = "tpm_limit";
+
+/// Where other gateways share the limits of a key.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sharing<'a> {
+    pub(super) limits: &'a SharedLimits,
+    /// The key's name, which is the same in all gateways.
+    pub(super) key: &'a str,
+}
+
 /// The limits in force, and what is left of them.
 #[derive(Debug)]
 pub(super) struct KeyLimits {
     pub(super) rules: KeyRules,
-    requests: Option<Arc<Rate>>,
-    tokens: Option<Arc<Rate>>,
+    requests: Option<Arc<Counter>>,
+    tokens: Option<Arc<Counter>>,
     at_a_time: Option<Arc<Semaphore>>,
 }
 
@@ -47,12 +59,16 @@ pub(super) struct Reached {
 
 impl KeyLimits {
     /// `None` where there are none. What has been taken of a limit that was the same before counts.
-    pub(super) fn new(rules: KeyRules, before: Option<&Self>) -> Option<Arc<Self>> {
+    pub(super) fn new(
+        rules: KeyRules,
+        before: Option<&Self>,
+        sharing: Option<Sharing<'_>>,
+    ) -> Option<Arc<Self>> {
         let new_permits = |most: NonZeroU32| Arc::new(Semaphore::new(most.get() as usize));
-        let kept_rate = |rate: Option<&Arc<Rate>>, limit: Option<NonZeroU32>| {
+        let kept = |name, counter: Option<&Arc<Counter>>, limit: Option<NonZeroU32>| {
             let limit = limit?;
-            let same = rate.filter(|rate| rate.per_minute == limit);
-            Some(same.map_or_else(|| Arc::new(Rate::new(limit)), Arc::clone))
+            let same = counter.filter(|counter| counter.per_minute() == limit);
+            Some(same.map_or_else(|| Counter::new(name, limit, sharing), Arc::clone))
         };
         let requests = before.and_then(|before| before.requests.as_ref());
         let tokens = before.and_then(|before| before.tokens.as_ref());
@@ -61,8 +77,8 @@ impl KeyLimits {
         let permits = permits.and_then(|before| before.at_a_time.clone());
         let limits = Self {
             rules,
-            requests: kept_rate(requests, rules.rpm_limit),
-            tokens: kept_rate(tokens, rules.tpm_limit),
+            requests: kept(RPM, requests, rules.rpm_limit),
+            tokens: kept(TPM, tokens, rules.tpm_limit),
             at_a_time: permits.or_else(|| most.map(new_permits)),
         };
         let some = limits.requests.is_some() || limits.tokens.is_some();
@@ -86,7 +102,7 @@ impl KeyLimits {
             tokens.take(0).map_err(Reached::tokens)?;
         }
         if let Some(requests) = &self.requests {
-            let limit = "rpm_limit";
+            let limit = RPM;
             requests.take(1).map_err(|wait| Reached { limit, wait })?;
         }
         Ok(KeyShare { _permit: permit })
@@ -110,10 +126,7 @@ impl KeyLimits {
 
 impl Reached {
     fn tokens(wait: Duration) -> Self {
-        Self {
-            limit: "tpm_limit",
-            wait,
-        }
+        Self { limit: TPM, wait }
     }
 }
 
@@ -131,6 +144,58 @@ impl Drop for TokenShare {
     fn drop(&mut self) {
         if let Some(rate) = &self.limits.tokens {
             rate.give_back(self.taken);
+        }
+    }
+}
+
+/// What counts units of a limit.
+#[derive(Debug)]
+enum Counter {
+    /// This gateway alone.
+    Own(Rate),
+    /// Several gateways: this one has what it has taken of the limit in advance.
+    Shared(NonZeroU32, Arc<Quota>),
+}
+
+impl Counter {
+    fn new(name: &str, per_minute: NonZeroU32, sharing: Option<Sharing<'_>>) -> Arc<Self> {
+        let Some(Sharing { limits, key }) = sharing else {
+            return Arc::new(Self::Own(Rate::new(per_minute)));
+        };
+        let quota = Arc::new(Quota::new(RateLimit {
+            units: per_minute.get().into(),
+            period: Duration::from_nanos(MINUTE),
+        }));
+        let bucket: Weak<Quota> = Arc::downgrade(&quota);
+        limits.add(&format!("{name}:{key}"), bucket as Weak<dyn Bucket>);
+        Arc::new(Self::Shared(per_minute, quota))
+    }
+
+    fn per_minute(&self) -> NonZeroU32 {
+        match self {
+            Self::Own(rate) => rate.per_minute,
+            Self::Shared(per_minute, _) => *per_minute,
+        }
+    }
+
+    fn take(&self, units: u64) -> Result<(), Duration> {
+        match self {
+            Self::Own(rate) => rate.take(units),
+            Self::Shared(_, quota) => quota.take(units),
+        }
+    }
+
+    fn add(&self, units: u64) {
+        match self {
+            Self::Own(rate) => rate.add(units),
+            Self::Shared(_, quota) => quota.add(units),
+        }
+    }
+
+    fn give_back(&self, units: u64) {
+        match self {
+            Self::Own(rate) => rate.give_back(units),
+            Self::Shared(_, quota) => quota.give_back(units),
         }
     }
 }
@@ -210,6 +275,7 @@ mod tests {
                 max_parallel_requests: NonZeroU32::new(at_a_time),
             },
             None,
+            None,
         )
     }
 
@@ -252,6 +318,7 @@ mod tests {
                 tpm_limit: NonZeroU32::new(tpm),
                 max_parallel_requests: None,
             },
+            None,
             None,
         );
         limits.unwrap()

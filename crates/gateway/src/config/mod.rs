@@ -29,6 +29,7 @@ mod reloads;
 mod schema;
 mod secret;
 mod sections;
+mod shared_state;
 mod tls;
 mod traces;
 mod unbuilt;
@@ -67,6 +68,7 @@ pub(crate) use sections::{
     AdmissionSection, ClientSection, ConnectionSection, FleetSection, HealthSection, LoadSection,
     ProxySection, ServerSection, WorkerNames, seconds,
 };
+pub use shared_state::SharedStateOnFailure;
 pub(crate) use tls::{
     PairFiles, PemFile, ServerTlsSection, Verification, WorkerTlsSection, tls_name,
 };

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::backend::{Backend, HistoryBackend};
 use super::{
     ControlPlaneAuth, DiscoveryBy, DiscoveryGroup, LoadPush, OracleConfig, PostgresConfig,
-    QueueOrder, RedisConfig, Secret,
+    QueueOrder, RedisConfig, Secret, SharedStateOnFailure,
 };
 
 /// Which port serves the page that shows the fleet.
@@ -449,11 +449,14 @@ options! {
     /// `/server_info`, or `off`.
     load_push: LoadPush = LoadPush::Auto;
     /// URL of a Redis or Valkey server, `redis://` or `rediss://`, where gateways in front of the same
-    /// workers share placements and loads. Unset: each knows only what it did itself.
+    /// workers share placements, loads and rate limits. Unset: each knows only what it did itself.
     shared_state: Option<Secret> = None;
     /// Gateways in front of the same workers that share nothing, this one included: `cache_aware` takes
     /// the fleet for so many times as busy as it sees it.
     gateway_replicas: u32 = 1;
+    /// What of a shared rate limit a gateway applies while `shared_state` cannot be reached: `local`,
+    /// its part by the last known number of gateways; `open`, all of it; `closed`, none.
+    shared_state_on_failure: SharedStateOnFailure = SharedStateOnFailure::Local;
 }
 
 impl Options {

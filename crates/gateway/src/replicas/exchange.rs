@@ -68,7 +68,7 @@ pub(crate) struct Exchange<C> {
     heard: usize,
 }
 
-/// Ends the exchange.
+/// Ends a task that others are to know of.
 #[derive(Debug)]
 pub(crate) struct Leaving {
     leave: oneshot::Sender<()>,
@@ -76,6 +76,10 @@ pub(crate) struct Leaving {
 }
 
 impl Leaving {
+    pub(super) fn new(leave: oneshot::Sender<()>, task: JoinHandle<()>) -> Self {
+        Self { leave, task }
+    }
+
     /// Lets others know that this gateway stops, if they can be reached.
     pub(crate) async fn finish(self) {
         let _ = self.leave.send(());

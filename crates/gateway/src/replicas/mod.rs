@@ -1,5 +1,7 @@
 //! Other gateways in front of the same workers: what this one publishes, and takes over from them.
 //!
+//! Rate limits are another matter, with a connection and a task of their own: [`quotas`].
+//!
 //! All of it happens on the control thread. A lane only notes a placement in the policy's journal,
 //! and reads loads that others have set. Without the shared state, or when it is slow, gateways go
 //! on with what they know.
@@ -8,12 +10,18 @@ mod directory;
 mod exchange;
 mod filling;
 mod link;
+mod quota_link;
+#[cfg(test)]
+mod quota_tests;
+mod quotas;
 mod redis_link;
+mod redis_quotas;
 mod status;
 #[cfg(test)]
 mod tests;
 mod warm_up;
 
 pub(crate) use exchange::{Exchange, Leaving, Replicas};
+pub(crate) use quotas::{QuotaParts, Quotas};
 pub(crate) use redis_link::RedisConnector;
 pub(crate) use status::ReplicaStatus;

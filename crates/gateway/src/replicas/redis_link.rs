@@ -17,7 +17,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Connects to the server of a URL.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RedisConnector {
     client: Client,
     address: String,
@@ -54,14 +54,24 @@ impl RedisConnector {
         &self.address
     }
 
-    async fn connect(&self, channels: [String; 2]) -> Result<RedisLink, RedisError> {
+    /// A connection for commands.
+    pub(super) async fn connection(&self) -> Result<MultiplexedConnection, RedisError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(ANSWER_TIMEOUT));
-        let publisher = self
-            .client
+        let client = &self.client;
+        client
             .get_multiplexed_async_connection_with_config(&config)
-            .await?;
+            .await
+    }
+
+    /// What distinguishes the fleets that use the same server.
+    pub(super) fn group(&self) -> String {
+        format!("smg:{}", self.database)
+    }
+
+    async fn listen(&self, channels: [String; 2]) -> Result<RedisLink, RedisError> {
+        let publisher = self.connection().await?;
         let mut listener = self.client.get_async_pubsub().await?;
         listener.subscribe(&channels).await?;
         Ok(RedisLink {
@@ -75,7 +85,7 @@ impl Connector for RedisConnector {
     type Link = RedisLink;
 
     async fn connect(&self, channels: [String; 2]) -> Result<RedisLink, LinkError> {
-        match timeout(CONNECT_TIMEOUT, self.connect(channels)).await {
+        match timeout(CONNECT_TIMEOUT, self.listen(channels)).await {
             Ok(link) => link.map_err(|e| error(&e)),
             Err(_) => Err(LinkError("no answer in time".to_owned())),
         }
@@ -83,7 +93,7 @@ impl Connector for RedisConnector {
 
     /// Channels do not depend on the database that is selected, so its number is in their names.
     fn group(&self) -> String {
-        format!("smg:{}", self.database)
+        self.group()
     }
 }
 
@@ -105,6 +115,6 @@ impl Link for RedisLink {
 }
 
 /// Messages of the library do not repeat the URL; neither may this.
-fn error(error: &RedisError) -> LinkError {
+pub(super) fn error(error: &RedisError) -> LinkError {
     LinkError(error.to_string())
 }

@@ -1,6 +1,6 @@
 //! What is shown of other gateways.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use routing::replicas::{OutboxTotals, Peer, Peers};
@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 
 /// The state of the exchange, as it was at most a second ago; `null` without one.
 #[derive(Debug, Default)]
-pub(crate) struct ReplicaStatus(Mutex<Value>);
+pub(crate) struct ReplicaStatus {
+    exchange: Mutex<Value>,
+    limits: Mutex<Value>,
+}
 
 /// What is known of this gateway's own part.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,11 +27,24 @@ pub(super) struct Own {
 impl ReplicaStatus {
     /// As JSON.
     pub(crate) fn to_json(&self) -> Value {
-        let shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shown = locked(&self.exchange).clone();
         if shown.is_null() {
             return json!({"shared_state": null, "replicas": []});
         }
-        shown.clone()
+        if let Some(shown) = shown.as_object_mut() {
+            shown.insert("rate_limits".to_owned(), locked(&self.limits).clone());
+        }
+        shown
+    }
+
+    #[cfg(test)]
+    pub(super) fn limits(&self) -> Value {
+        locked(&self.limits).clone()
+    }
+
+    /// Sets what is shown of limits.
+    pub(super) fn show_limits(&self, shown: Value) {
+        *locked(&self.limits) = shown;
     }
 
     pub(super) fn show(&self, address: &str, own: Own, peers: &Peers, now: Duration) {
@@ -49,8 +65,12 @@ impl ReplicaStatus {
             },
             "replicas": replicas,
         });
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = shown;
+        *locked(&self.exchange) = shown;
     }
+}
+
+fn locked(shown: &Mutex<Value>) -> MutexGuard<'_, Value> {
+    shown.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A gateway as people see it.

@@ -21,7 +21,7 @@ use crate::support::{
 const PASSWORD: &str = "s3cret-of-redis";
 
 /// A redis-server of this test, without files.
-struct Redis {
+pub(crate) struct Redis {
     server: String,
     port: u16,
     process: Child,
@@ -30,7 +30,7 @@ struct Redis {
 impl Redis {
     /// `None` where no server is installed.
     #[expect(clippy::print_stderr, reason = "what is skipped says why")]
-    fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         let Some(server) = server() else {
             eprintln!("skipped: needs redis-server or valkey-server on PATH, or REDIS_SERVER");
             return None;
@@ -45,11 +45,11 @@ impl Redis {
         })
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://:{PASSWORD}@127.0.0.1:{}/3", self.port)
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.process);
         kill_process(pid, signal).unwrap();
     }

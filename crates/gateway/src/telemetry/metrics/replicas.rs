@@ -16,6 +16,9 @@ pub(crate) struct ReplicaMetrics {
     dropped: IntCounter,
     lost: IntCounter,
     pub(crate) malformed: IntCounter,
+    limits: IntGauge,
+    limits_on_failure: IntGauge,
+    units: IntCounterVec,
 }
 
 impl ReplicaMetrics {
@@ -53,6 +56,19 @@ impl ReplicaMetrics {
                 "smg_replica_messages_malformed_total",
                 "messages that were not understood",
             )?,
+            limits: maker.number(
+                "smg_shared_limits",
+                "limits that are kept together with other gateways",
+            )?,
+            limits_on_failure: maker.number(
+                "smg_shared_limits_on_failure",
+                "1 while limits cannot be kept together, else 0",
+            )?,
+            units: maker.counter(
+                "smg_shared_limit_units_total",
+                "units of limits taken from the shared state, and returned",
+                &["limit", "direction"],
+            )?,
         })
     }
 
@@ -75,6 +91,24 @@ impl ReplicaMetrics {
     /// Sets whether the shared state is reached.
     pub(crate) fn show_link(&self, connected: impl Into<i64>) {
         self.connected.set(connected.into());
+    }
+
+    /// Sets how many limits are shared, and whether they cannot be kept together.
+    pub(crate) fn show_limits(&self, count: usize, on_failure: impl Into<i64>) {
+        self.limits.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.limits_on_failure.set(on_failure.into());
+    }
+
+    /// Counts units of a kind of limit that were taken.
+    pub(crate) fn units_taken(&self, limit: &str, units: u64) {
+        let family = &self.units;
+        family.with_label_values(&[limit, "taken"]).inc_by(units);
+    }
+
+    /// Counts units of a kind of limit that were given back.
+    pub(crate) fn units_returned(&self, limit: &str, units: u64) {
+        let family = &self.units;
+        family.with_label_values(&[limit, "returned"]).inc_by(units);
     }
 
     /// Sets the number of placements that were not sent.

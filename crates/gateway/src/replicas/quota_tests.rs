@@ -1,0 +1,242 @@
+//! Limits of several gateways in one process, under a paused clock.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use routing::quota::{Bucket, Grant, Quota, RateLimit, SharedLimits};
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use super::exchange::Leaving;
+use super::link::LinkError;
+use super::quota_link::{Granted, QuotaLink, QuotaServer, Round};
+use super::quotas::{QuotaParts, Quotas};
+use super::status::ReplicaStatus;
+use crate::config::SharedStateOnFailure;
+use crate::config::SharedStateOnFailure::{Closed, Local, Open};
+use crate::telemetry::Metrics;
+
+const LIMIT: RateLimit = RateLimit {
+    units: 600,
+    period: Duration::from_mins(1),
+};
+
+/// A server with one bucket per limit, which time does not fill.
+#[derive(Clone, Default)]
+struct Server(Arc<Mutex<ServerState>>);
+
+#[derive(Default)]
+struct ServerState {
+    is_frozen: bool,
+    taken: HashMap<Arc<str>, u64>,
+    gateways: Vec<u64>,
+    /// Limits of which a gateway has had too few.
+    short: HashSet<Arc<str>>,
+}
+
+impl Server {
+    fn freeze(&self) {
+        self.0.lock().unwrap().is_frozen = true;
+    }
+
+    fn resume(&self) {
+        self.0.lock().unwrap().is_frozen = false;
+    }
+
+    /// Units of a limit that gateways hold, or have used.
+    fn taken(&self, name: &str) -> u64 {
+        let state = self.0.lock().unwrap();
+        state.taken.get(name).copied().unwrap_or(0)
+    }
+
+    async fn answer(&self) -> Result<(), LinkError> {
+        let is_frozen = self.0.lock().unwrap().is_frozen;
+        if is_frozen {
+            sleep(Duration::from_millis(500)).await;
+            return Err(LinkError("no answer in time".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+impl QuotaServer for Server {
+    type Link = Self;
+
+    async fn connect(&self) -> Result<Self, LinkError> {
+        self.answer().await.map(|()| self.clone())
+    }
+}
+
+impl QuotaLink for Server {
+    async fn exchange(&mut self, round: &Round) -> Result<Granted, LinkError> {
+        self.answer().await?;
+        let mut state = self.0.lock().unwrap();
+        state.gateways.retain(|known| *known != round.gateway);
+        if !round.leaves {
+            state.gateways.push(round.gateway);
+        }
+        let mut grants = Vec::new();
+        for (name, limit, ask) in &round.asks {
+            let taken = state.taken.entry(Arc::clone(name)).or_default();
+            let (wanted, back) = (ask.units.max(0), ask.units.min(0));
+            let units = wanted.unsigned_abs().min(limit.units - *taken);
+            *taken = *taken + units - back.unsigned_abs();
+            if units < ask.needed {
+                state.short.insert(Arc::clone(name));
+            }
+            let short = state.short.contains(name);
+            grants.push(Grant { units, short });
+        }
+        Ok(Granted {
+            gateways: state.gateways.len() as u64,
+            grants,
+        })
+    }
+}
+
+struct Gateway {
+    limits: Arc<SharedLimits>,
+    status: Arc<ReplicaStatus>,
+    metrics: Arc<Metrics>,
+    leaving: Leaving,
+}
+
+impl Gateway {
+    fn start(server: &Server, on_failure: SharedStateOnFailure) -> Self {
+        let limits = Arc::new(SharedLimits::default());
+        let status = Arc::new(ReplicaStatus::default());
+        let metrics = Arc::new(Metrics::new(None).unwrap());
+        let parts = QuotaParts {
+            limits: Arc::clone(&limits),
+            on_failure,
+            status: Arc::clone(&status),
+            metrics: Arc::clone(&metrics),
+            address: "hub:1".to_owned(),
+        };
+        Self {
+            limits,
+            status,
+            metrics,
+            leaving: Quotas::new(parts, server.clone()).spawn(),
+        }
+    }
+
+    fn share(&self, name: &str) -> Arc<Quota> {
+        let quota = Arc::new(Quota::new(LIMIT));
+        let bucket: Weak<Quota> = Arc::downgrade(&quota);
+        self.limits.add(name, bucket as Weak<dyn Bucket>);
+        quota
+    }
+
+    fn shown(&self) -> Value {
+        self.status.limits()
+    }
+
+    async fn is(&self, state: &str) {
+        let end = Instant::now() + Duration::from_mins(1);
+        while self.shown()["state"] != state {
+            assert!(Instant::now() < end, "{state}: {}", self.shown());
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+fn passed(quota: &Quota) -> usize {
+    (0..1000).filter(|_| quota.take(1).is_ok()).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn gateways_hold_parts_of_a_limit_and_give_them_back_when_they_stop() {
+    let server = Server::default();
+    let (one, two) = (
+        Gateway::start(&server, Local),
+        Gateway::start(&server, Local),
+    );
+    let (quota, other) = (one.share("a"), two.share("a"));
+    one.is("shared").await;
+    two.is("shared").await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!((quota.held().level, other.held().level), (150, 150));
+    assert_eq!(server.taken("a"), 300);
+    let mut used = 0;
+    for _ in 0..100 {
+        used += passed(&quota);
+        sleep(Duration::from_millis(50)).await;
+    }
+    // The other one, which has no requests, has given back its part.
+    assert_eq!((used, other.held().level), (600, 0));
+    let shown = one.shown();
+    assert_eq!(
+        (shown["gateways"].as_u64(), shown["count"].as_u64()),
+        (Some(2), Some(1))
+    );
+    assert_eq!(shown["limits"][0]["name"], "a");
+    let page = one.metrics.render().unwrap();
+    let line = "smg_shared_limit_units_total{direction=\"taken\",limit=\"a\"}";
+    let line = page.lines().find(|shown| shown.starts_with(line)).unwrap();
+    let taken: u64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(
+        taken >= 600 && page.contains("smg_shared_limits 1\n"),
+        "{page}"
+    );
+
+    let fresh = one.share("b");
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!((fresh.held().level, server.taken("b")), (150, 150));
+    one.leaving.finish().await;
+    assert_eq!((fresh.held().level, server.taken("b")), (0, 0));
+    assert_eq!(server.0.lock().unwrap().gateways.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn gateway_without_the_server_applies_its_part_all_or_nothing_and_is_in_step_again_later() {
+    for (on_failure, per_minute) in [(Local, 300_usize), (Open, 600), (Closed, 0)] {
+        let server = Server::default();
+        let gateways = [0; 2].map(|_| Gateway::start(&server, on_failure));
+        let quotas = gateways.each_ref().map(|gateway| gateway.share("a"));
+        for gateway in &gateways {
+            gateway.is("shared").await;
+        }
+        sleep(Duration::from_secs(2)).await;
+        let began = Instant::now();
+        server.freeze();
+        for gateway in &gateways {
+            gateway.is("on_failure").await;
+        }
+        assert!(began.elapsed() < Duration::from_millis(900));
+        sleep(Duration::from_millis(50)).await;
+        passed(&quotas[0]);
+        let mut used = 0;
+        for _ in 0..600 {
+            sleep(Duration::from_millis(100)).await;
+            used += passed(&quotas[0]);
+        }
+        assert!(per_minute.abs_diff(used) <= 3, "{on_failure:?}: {used}");
+        let before = server.taken("a");
+        server.resume();
+        for gateway in &gateways {
+            gateway.is("shared").await;
+        }
+        sleep(Duration::from_secs(2)).await;
+        // What was filled in meanwhile is replaced by what the server grants.
+        let held: i64 = quotas.iter().map(|quota| quota.held().level).sum();
+        let granted = server.taken("a") - before;
+        assert_eq!(held.unsigned_abs(), granted, "{on_failure:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn gateway_that_has_never_reached_the_server_applies_the_whole_limit_unless_it_is_closed() {
+    for (on_failure, at_once) in [(Local, 600), (Open, 600), (Closed, 0)] {
+        let server = Server::default();
+        server.freeze();
+        let gateway = Gateway::start(&server, on_failure);
+        let quota = gateway.share("a");
+        gateway.is("on_failure").await;
+        sleep(Duration::from_millis(50)).await;
+        assert_eq!(passed(&quota), at_once, "{on_failure:?}");
+        let page = gateway.metrics.render().unwrap();
+        assert!(page.contains("smg_shared_limits_on_failure 1\n"), "{page}");
+    }
+}
