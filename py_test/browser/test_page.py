@@ -133,7 +133,7 @@ def test_page_of_another_origin_chats_streams_reads_errors_and_cancels(
     worker = sim_workers(1, api_key="k", decode_step_base_ms=5)[0]
     seen: queue.Queue[dict[str, Any]] = queue.Queue()
     address: list[str] = []
-    with site(address, seen) as page, tempfile.TemporaryDirectory() as profile:
+    with site(address, seen) as page, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         door = gateway([worker.url], api_key="k", cors_allowed_origins=[page] if listed else [])
         address.append(door.url)
         command = [BROWSER, *FLAGS.split(), f"--user-data-dir={profile}", f"{page}/"]
