@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from processes import HOST, BenchError
+from processes import HOST, BenchError, finish
 
 from sgl_model_gateway.sgl_model_gateway_rs import SimWorker
 
@@ -169,7 +169,7 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def main() -> None:
+def main() -> bool:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each row")
     seconds = parser.parse_args().seconds
@@ -181,10 +181,8 @@ def main() -> None:
         waits = [max(0.0, latency - alone) * 1000 for latency in load.quiet]
         p50, p99 = (f"{quantile(waits, share):.0f} ms" for share in (0.5, 0.99))
         print(f"{row.name:30}{p50:>12}{p99:>12}{load.noisy / (seconds + 1):>10.1f}{load.failed:>8}", flush=True)
+    return True
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BenchError as error:
-        sys.exit(f"fairness.py: {error}")
+    finish(main)

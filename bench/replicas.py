@@ -27,7 +27,7 @@ from pathlib import Path
 from fairness import free_port, quantile, ready
 from fleet_page import cpu_seconds
 from gateways import spread
-from processes import HOST, BenchError
+from processes import HOST, BenchError, finish
 
 from sgl_model_gateway._replay.client import Client, Reply
 from sgl_model_gateway._replay.figures import report
@@ -207,7 +207,7 @@ def measure(row: Row, trace: Trace, speed: float) -> list[str]:
         ]
 
 
-def main() -> None:
+def main() -> bool:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", type=Path, help="Mooncake's conversation trace, or one like it")
     parser.add_argument("--limit", type=int, default=3000, help="requests; default %(default)s")
@@ -221,10 +221,8 @@ def main() -> None:
     for row in ROWS:
         hits, mean, p99, failed, cpu, sent = measure(row, trace, args.speed)
         print(f"{row.name:30}{hits:>8}{mean:>10}{p99:>10}{failed:>8}{cpu:>8}{sent:>12}", flush=True)
+    return True
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BenchError as error:
-        sys.exit(f"replicas.py: {error}")
+    finish(main)

@@ -102,6 +102,11 @@ impl Load {
         all.minus(self.peers())
     }
 
+    /// Requests in flight for this gateway.
+    pub fn own_requests(&self) -> usize {
+        self.requests().saturating_sub(self.peers.requests())
+    }
+
     /// What is in flight for other gateways, as far as they say.
     pub fn peers(&self) -> LoadCounts {
         self.peers.counts()
@@ -423,7 +428,7 @@ mod tests {
         load.set_peers(peers);
         assert_eq!(counts(&load), (6, 3, 310));
         assert_eq!((load.kv_tokens(), load.peers()), (710, peers));
-        assert_eq!((load.own().requests, load.own().queued_tokens), (1, 10));
+        assert_eq!((load.own_requests(), load.own().queued_tokens), (1, 10));
         let second = load.lease_below(2, 0);
         assert!(second.is_some() && load.lease_below(2, 0).is_none());
         load.set_peers(LoadCounts {

@@ -208,7 +208,7 @@ impl Serving {
         let workers = self.balancer.fleet.workers();
         let in_flight: usize = workers
             .iter()
-            .map(|worker| worker.load.own().requests)
+            .map(|worker| worker.load.own_requests())
             .sum();
         info!(in_flight, grace_secs = self.grace.as_secs(), "draining");
         let only_local = listeners.are_local() && sharing == listen::Sharing::Exclusive;

@@ -144,7 +144,7 @@ impl<'a> View<'a> {
             });
         }
         if let Some(limits) = self.balancer.limits() {
-            let full = |candidate: &Candidate| candidate.load.own().requests >= limits.per_worker;
+            let full = |candidate: &Candidate| candidate.load.own_requests() >= limits.per_worker;
             if from.iter().any(full) {
                 from.to_mut().retain(|candidate| !full(candidate));
                 if from.is_empty() {

@@ -17,7 +17,7 @@ pub(crate) fn start_drain(fleet: &Fleet, worker: &Worker) -> bool {
     let (_, newly) = fleet.update_state(worker, |state| {
         !std::mem::replace(&mut state.draining, true)
     });
-    let in_flight = worker.load.own().requests;
+    let in_flight = worker.load.own_requests();
     info!(worker = %worker.url(), in_flight, "worker is draining");
     newly
 }
@@ -27,7 +27,7 @@ pub(crate) fn drain_worker(fleet: &Fleet, worker: &Worker) {
     for rank in fleet.workers_of(&worker.endpoint) {
         fleet.update_state(&rank, |state| state.drained = true);
     }
-    let in_flight = worker.load.own().requests;
+    let in_flight = worker.load.own_requests();
     info!(worker = %worker.url(), in_flight, "worker is drained by request");
 }
 
@@ -81,7 +81,7 @@ impl Drop for Withheld {
 
 async fn wait_idle(fleet: &Fleet, worker: &Worker) {
     let done = async {
-        while worker.load.own().requests > 0 {
+        while worker.load.own_requests() > 0 {
             // Also without a notification: the last one may have been missed.
             let _ = timeout(LOOK_AGAIN, worker.request_done.notified()).await;
         }
@@ -92,7 +92,7 @@ async fn wait_idle(fleet: &Fleet, worker: &Worker) {
 /// Waits for the end of what a draining worker has, though not for ever; then removes it.
 pub(crate) async fn finish_drain(fleet: &Fleet, worker: &Arc<Worker>) {
     wait_idle(fleet, worker).await;
-    let in_flight = worker.load.own().requests;
+    let in_flight = worker.load.own_requests();
     // The last rank takes the endpoint along.
     let ranks = fleet.workers_of(&worker.endpoint);
     if ranks.iter().all(|rank| rank.id == worker.id) {

@@ -111,7 +111,7 @@ impl FanOut {
         let workers = self.fleet.servers();
         let mut asked: Vec<BoxFuture<'_, Answer>> = Vec::new();
         for worker in &workers {
-            if worker.is_ready() || worker.load.own().requests > 0 {
+            if worker.is_ready() || worker.load.own_requests() > 0 {
                 let limit = longest_wait(worker, question);
                 asked.push(Box::pin(self.ask(worker, question, limit)));
             }

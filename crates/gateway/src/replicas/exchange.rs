@@ -76,7 +76,13 @@ pub(crate) struct Leaving {
 }
 
 impl Leaving {
-    pub(super) fn new(leave: oneshot::Sender<()>, task: JoinHandle<()>) -> Self {
+    /// Runs a task, which ends when what it is given resolves.
+    pub(super) fn spawn<F>(run: impl FnOnce(oneshot::Receiver<()>) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (leave, left) = oneshot::channel();
+        let task = tokio::spawn(run(left));
         Self { leave, task }
     }
 
@@ -120,9 +126,7 @@ impl<C: Connector> Exchange<C> {
 
     /// Runs until it is ended.
     pub(crate) fn spawn(self) -> Leaving {
-        let (leave, left) = oneshot::channel();
-        let task = tokio::spawn(self.run(left));
-        Leaving { leave, task }
+        Leaving::spawn(|left| self.run(left))
     }
 
     async fn run(mut self, mut left: oneshot::Receiver<()>) {

@@ -104,8 +104,7 @@ impl<S: QuotaServer> Quotas<S> {
 
     /// Runs until it is ended.
     pub(crate) fn spawn(self) -> Leaving {
-        let (leave, left) = oneshot::channel();
-        Leaving::new(leave, tokio::spawn(self.run(left)))
+        Leaving::spawn(|left| self.run(left))
     }
 
     async fn run(mut self, mut left: oneshot::Receiver<()>) {

@@ -85,10 +85,7 @@ impl Connector for RedisConnector {
     type Link = RedisLink;
 
     async fn connect(&self, channels: [String; 2]) -> Result<RedisLink, LinkError> {
-        match timeout(CONNECT_TIMEOUT, self.listen(channels)).await {
-            Ok(link) => link.map_err(|e| error(&e)),
-            Err(_) => Err(LinkError("no answer in time".to_owned())),
-        }
+        in_time(CONNECT_TIMEOUT, self.listen(channels)).await
     }
 
     /// Channels do not depend on the database that is selected, so its number is in their names.
@@ -102,10 +99,7 @@ impl Link for RedisLink {
         let mut command = redis::cmd("PUBLISH");
         command.arg(channel).arg(message);
         let sent = command.query_async::<()>(&mut self.publisher);
-        match timeout(ANSWER_TIMEOUT, sent).await {
-            Ok(sent) => sent.map_err(|e| error(&e)),
-            Err(_) => Err(LinkError("no answer in time".to_owned())),
-        }
+        in_time(ANSWER_TIMEOUT, sent).await
     }
 
     async fn next(&mut self) -> Option<Vec<u8>> {
@@ -114,7 +108,18 @@ impl Link for RedisLink {
     }
 }
 
+/// What the server answers within this time.
+pub(super) async fn in_time<T>(
+    time: Duration,
+    answer: impl Future<Output = Result<T, RedisError>>,
+) -> Result<T, LinkError> {
+    match timeout(time, answer).await {
+        Ok(answer) => answer.map_err(|e| error(&e)),
+        Err(_) => Err(LinkError("no answer in time".to_owned())),
+    }
+}
+
 /// Messages of the library do not repeat the URL; neither may this.
-pub(super) fn error(error: &RedisError) -> LinkError {
+fn error(error: &RedisError) -> LinkError {
     LinkError(error.to_string())
 }

@@ -2,14 +2,12 @@
 
 use std::time::Duration;
 
-use redis::RedisError;
 use redis::aio::MultiplexedConnection;
 use routing::quota::Grant;
-use tokio::time::timeout;
 
 use super::link::LinkError;
 use super::quota_link::{Granted, QuotaLink, QuotaServer, Round};
-use super::redis_link::{RedisConnector, error};
+use super::redis_link::{RedisConnector, in_time};
 
 /// Takes and gives back units.
 const SCRIPT: &str = include_str!("lease.lua");
@@ -72,15 +70,5 @@ impl QuotaLink for RedisQuotas {
             gateways: *gateways,
             grants: grants.collect(),
         })
-    }
-}
-
-async fn in_time<T>(
-    time: Duration,
-    answer: impl Future<Output = Result<T, RedisError>>,
-) -> Result<T, LinkError> {
-    match timeout(time, answer).await {
-        Ok(answer) => answer.map_err(|e| error(&e)),
-        Err(_) => Err(LinkError("no answer in time".to_owned())),
     }
 }

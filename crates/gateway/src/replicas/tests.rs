@@ -224,19 +224,25 @@ fn prompt(number: u8) -> Vec<u8> {
         .collect()
 }
 
-#[tokio::test(start_paused = true)]
-async fn placements_and_requests_of_one_gateway_are_known_to_the_other() {
-    let hub = Hub::default();
-    let (one, two) = (Gateway::start(&hub, 0), Gateway::start(&hub, 3));
+/// Two gateways that hear each other.
+async fn pair(hub: &Hub) -> (Gateway, Gateway) {
+    let (one, two) = (Gateway::start(hub, 0), Gateway::start(hub, 3));
     eventually("they hear each other", || {
         one.live() == 1 && two.live() == 1
     })
     .await;
+    (one, two)
+}
+
+#[tokio::test(start_paused = true)]
+async fn placements_and_requests_of_one_gateway_are_known_to_the_other() {
+    let hub = Hub::default();
+    let (one, two) = pair(&hub).await;
     let placed = one.place(&prompt(1));
     let url = placed.in_flight.worker.url().as_str().to_owned();
     let there = two.worker(&url);
     eventually("the request counts", || there.load.requests() == 1).await;
-    assert_eq!(there.load.own().requests, 0);
+    assert_eq!(there.load.own_requests(), 0);
     assert!(there.load.queued_tokens() > 900);
     let (worker, tokens) = two.belief(&prompt(1));
     assert_eq!((worker, tokens), one.belief(&prompt(1)));
@@ -284,11 +290,7 @@ async fn new_gateway_takes_over_what_others_know() {
 async fn hub_that_is_away_or_frozen_holds_up_nothing_and_all_is_known_again_when_it_is_back() {
     for state in [State::Down, State::Frozen] {
         let hub = Hub::default();
-        let (one, two) = (Gateway::start(&hub, 0), Gateway::start(&hub, 3));
-        eventually("they hear each other", || {
-            one.live() == 1 && two.live() == 1
-        })
-        .await;
+        let (one, two) = pair(&hub).await;
         let held = one.place(&prompt(1));
         let there = two.worker(held.in_flight.worker.url().as_str());
         eventually("the request counts", || there.load.requests() == 1).await;
@@ -318,11 +320,7 @@ async fn hub_that_is_away_or_frozen_holds_up_nothing_and_all_is_known_again_when
 #[tokio::test(start_paused = true)]
 async fn gateway_that_stops_takes_its_requests_along() {
     let hub = Hub::default();
-    let (one, two) = (Gateway::start(&hub, 0), Gateway::start(&hub, 3));
-    eventually("they hear each other", || {
-        one.live() == 1 && two.live() == 1
-    })
-    .await;
+    let (one, two) = pair(&hub).await;
     let held = one.place(&prompt(1));
     let there = two.worker(held.in_flight.worker.url().as_str());
     eventually("the request counts", || there.load.requests() == 1).await;
@@ -351,11 +349,7 @@ async fn worker_that_joins_later_has_the_requests_of_other_gateways() {
 #[tokio::test(start_paused = true)]
 async fn bandwidth_stays_within_its_bound_and_shows_in_metrics() {
     let hub = Hub::default();
-    let (one, two) = (Gateway::start(&hub, 0), Gateway::start(&hub, 3));
-    eventually("they hear each other", || {
-        one.live() == 1 && two.live() == 1
-    })
-    .await;
+    let (one, two) = pair(&hub).await;
     eventually("nothing more is asked", || {
         [&one, &two]
             .iter()

@@ -156,7 +156,7 @@ async fn remove(State(registry): State<Arc<Registry>>, WorkerById(worker): Worke
     let shown = json!({
         "status": "accepted",
         "worker_id": worker.id.to_string(),
-        "in_flight": worker.load.own().requests,
+        "in_flight": worker.load.own_requests(),
         "message": "Worker removal queued for background processing",
     });
     (StatusCode::ACCEPTED, Json(shown))
@@ -196,7 +196,7 @@ fn status_of(worker: &Worker) -> Json<Value> {
         "worker_id": worker.id.to_string(),
         "url": worker.url().as_str(),
         "status": worker.availability().status(),
-        "in_flight": worker.load.own().requests,
+        "in_flight": worker.load.own_requests(),
     }))
 }
 

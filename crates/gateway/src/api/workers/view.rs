@@ -16,8 +16,8 @@ pub(super) fn describe(registry: &Registry, worker: &Worker) -> Value {
     let spec = &config.spec;
     let ranks = ranks(fleet, worker);
     let load: usize = match &ranks[..] {
-        [] => worker.load.own().requests,
-        ranks => ranks.iter().map(|rank| rank.load.own().requests).sum(),
+        [] => worker.load.own_requests(),
+        ranks => ranks.iter().map(|rank| rank.load.own_requests()).sum(),
     };
     let labels: BTreeMap<_, _> = info.report.labels.iter().chain(&spec.labels).collect();
     let Value::Object(mut view) = json!({
@@ -116,7 +116,7 @@ fn describe_rank(rank: &Worker) -> Value {
         "dp_rank": rank.rank(),
         "id": rank.id.to_string(),
         "index": rank.slot,
-        "load": rank.load.own().requests,
+        "load": rank.load.own_requests(),
         "circuit_breaker": rank.availability().circuit.as_str(),
     })
 }
