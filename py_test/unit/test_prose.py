@@ -25,8 +25,14 @@ def texts() -> list[Path]:
         *(ROOT / "docs").glob("*.md"),
     ]
     for folder in ("sgl_model_gateway", "py_test", "bench", "deploy", "examples", "packaging", ".github"):
-        found += (path for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES)
+        # Not the virtual environments in hidden folders, which are other people's texts.
+        found += (path for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES and not hidden(path, folder))
     return sorted(path for path in found if path.is_file() and path != Path(__file__))
+
+
+def hidden(path: Path, folder: str) -> bool:
+    """Whether a folder on the way to it begins with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(ROOT / folder).parts)
 
 
 def hits(text: str) -> list[str]:
@@ -46,6 +52,11 @@ def test_a_forbidden_word_is_found(line: str) -> None:
 
 def test_words_that_only_contain_one_are_fine() -> None:
     assert not hits("whole, teller, untold, whose, retelling")
+
+
+def test_texts_of_installed_peers_are_left_out() -> None:
+    assert hidden(ROOT / "bench" / ".venvs" / "peer" / "client.py", "bench")
+    assert not hidden(ROOT / ".github" / "workflows" / "ci.yml", ".github")
 
 
 def test_all_folders_are_read() -> None:
