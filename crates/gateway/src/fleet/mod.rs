@@ -56,7 +56,9 @@ pub(crate) use registry::Registry;
 pub(crate) use role::Role;
 pub(crate) use source::Source;
 pub(crate) use source_state::{SourceReport, SourceState};
-pub(crate) use spec::{HealthSpec, TRANSFER_GROUP, WorkerConfig, WorkerSpec};
+#[cfg(feature = "kubernetes")]
+pub(crate) use spec::TRANSFER_GROUP;
+pub(crate) use spec::{HealthSpec, WorkerConfig, WorkerSpec};
 pub(crate) use status::Availability;
 pub(crate) use transitions::{
     BreakerPermit, acquire_breaker_permit, advance_timers, advance_worker, invalidate_cache,

@@ -429,6 +429,7 @@ impl Registry {
     }
 
     /// A source that consists of several says which of them fail, and why.
+    #[cfg(feature = "kubernetes")]
     pub(crate) fn report_parts(&self, source: Source, failing: BTreeMap<String, &'static str>) {
         self.sources.parts(source, failing);
     }

@@ -79,6 +79,7 @@ impl SourceStates {
     }
 
     /// Which parts of a source that reports fail, and why.
+    #[cfg(feature = "kubernetes")]
     pub(super) fn parts(&self, source: Source, failing: BTreeMap<String, &'static str>) {
         if let Some(known) = self.reported().get_mut(&source) {
             known.failing = failing;
