@@ -17,8 +17,9 @@ import ssl
 import subprocess
 import tempfile
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -93,7 +94,8 @@ class Bench:
     tools: Path
     base_port: int
     seconds: int
-    cores: tuple[int, int]
+    # The gateway's, and those of workers and load; "0,1" for both.
+    cores: tuple[int | str, int | str]
     room: Path
     certificates: Certificates | None = None
 
@@ -110,24 +112,40 @@ class Bench:
 def measure(bench: Bench, target: Target, scenario: Scenario) -> Report:
     """One run: workers, the gateway, the load. Raises `BenchError` when it gives no figure."""
     setting = bench.setting(scenario)
-    require_free([*setting.worker_ports, setting.port, setting.metrics_port])
-    gateway_core, load_core = bench.cores
-    options = {"ports": setting.worker_ports, "model": MODEL, "lifetime_s": LIFETIME_S, **scenario.worker}
-    if files := setting.workers_tls:
-        options["tls"] = [str(files.cert), str(files.key)]
-    certificates = setting.clients_tls or setting.workers_tls
-    trust = ssl.create_default_context(cafile=certificates.ca) if certificates else None
     with ExitStack() as stack:
-        log = bench.room / "worker.log"
-        command = [str(bench.tools / "bench-worker"), json.dumps(options)]
-        workers = stack.enter_context(running(command, load_core, log))
-        wait_until_answered(workers, log, f"{setting.worker_urls[-1]}/health", None, START_TIMEOUT, trust)
+        trust = _trust(setting)
+        stack.enter_context(_workers(bench, setting, scenario))
         log = bench.room / f"{target.name}.log"
-        gateway = stack.enter_context(running(target.command(setting), gateway_core, log))
+        gateway = stack.enter_context(running(target.command(setting), bench.cores[0], log))
         scheme = "https" if setting.clients_tls else "http"
         url = f"{scheme}://{HOST}:{setting.port}/v1/chat/completions"
         wait_until_answered(gateway, log, url, CHAT, START_TIMEOUT, trust)
         return _load(bench, setting, scenario, process_tree(gateway.pid))
+
+
+def measure_direct(bench: Bench, scenario: Scenario) -> Report:
+    """One run without a gateway: the load goes to a worker."""
+    setting = bench.setting(scenario)
+    with _workers(bench, setting, scenario) as workers:
+        return _load(bench, replace(setting, port=setting.worker_ports[0]), scenario, [workers.pid])
+
+
+@contextmanager
+def _workers(bench: Bench, setting: Setting, scenario: Scenario) -> Iterator[subprocess.Popen[bytes]]:
+    """The process of the mock workers, once they answer."""
+    require_free([*setting.worker_ports, setting.port, setting.metrics_port])
+    options = {"ports": setting.worker_ports, "model": MODEL, "lifetime_s": LIFETIME_S, **scenario.worker}
+    if files := setting.workers_tls:
+        options["tls"] = [str(files.cert), str(files.key)]
+    log = bench.room / "worker.log"
+    with running([str(bench.tools / "bench-worker"), json.dumps(options)], bench.cores[1], log) as workers:
+        wait_until_answered(workers, log, f"{setting.worker_urls[-1]}/health", None, START_TIMEOUT, _trust(setting))
+        yield workers
+
+
+def _trust(setting: Setting) -> ssl.SSLContext | None:
+    certificates = setting.clients_tls or setting.workers_tls
+    return ssl.create_default_context(cafile=certificates.ca) if certificates else None
 
 
 def _load(bench: Bench, setting: Setting, scenario: Scenario, pids: list[int]) -> Report:

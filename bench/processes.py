@@ -68,13 +68,13 @@ def require_free(ports: Iterable[int]) -> None:
                 raise BenchError(f"port {port} is taken ({error.strerror}); choose others with --base-port") from error
 
 
-def pinned(command: Sequence[str], core: int) -> list[str]:
-    """A command on one core, which the kernel ends with SIGTERM when this process dies first."""
+def pinned(command: Sequence[str], core: int | str) -> list[str]:
+    """A command on one core (or on several, "0,1"), which the kernel ends with SIGTERM when this process dies first."""
     return ["setpriv", "--pdeathsig", "TERM", "taskset", "-c", str(core), *command]
 
 
 @contextmanager
-def running(command: Sequence[str], core: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: Sequence[str], core: int | str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process on one core, in its own session; SIGTERM ends it, or SIGKILL.
 
     The working directory is that of the log, so `python -m` finds installed packages only.

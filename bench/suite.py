@@ -83,6 +83,11 @@ def _replays(plan: Plan) -> list[list[str]]:
     ]
 
 
+def _latency(plan: Plan) -> list[list[str]]:
+    flags = ["--only", plan.of("nginx", "haproxy", "ours"), "--rounds", str(plan.rounds), "--secs", str(plan.secs)]
+    return [python("latency", *flags, "--json", str(plan.out / "latency.json"))]
+
+
 SECTIONS = {
     "cpu": Section(
         "CPU per request and per event",
@@ -101,6 +106,8 @@ SECTIONS = {
         2,
         lambda plan: [plan.compare("cache_aware", CACHE, "--only", "ours", "--base", "ours")],
     ),
+    "latency": Section("What a gateway adds to a request at half load", 3, _latency),
+    "lanes": Section("What a second lane is worth", 2, lambda _: [python("lanes")]),
     "replay": Section("Time to first token on a live replay", 30, _replays, lambda out: list(_times(out))),
     "decision": Section("One routing decision", 6, lambda _: [["cargo", "bench", "-p", "routing", "--bench", "pick"]]),
     "budget": Section(

@@ -21,6 +21,7 @@ sys.path.insert(0, str(BENCH))
 import bars  # noqa: E402
 import compare  # noqa: E402
 import goodput  # noqa: E402
+import latency  # noqa: E402
 import pair_failures  # noqa: E402
 import pair_stage  # noqa: E402
 import processes  # noqa: E402
@@ -44,6 +45,23 @@ def report(cost: float, *, errors: int = 0, rps: float = 1000.0) -> dict[str, An
         "cpu_share": 1.0,
         "errors": errors,
     }
+
+
+def test_what_a_gateway_adds_is_its_percentile_less_that_without_a_gateway() -> None:
+    def at(p50: float, p99: float) -> dict[str, Any]:
+        return {"latency_ms": {"p50": p50, "p99": p99}}
+
+    rounds = [
+        latency.added({"nginx": at(0.2, 0.5), "ours": at(0.3, 0.9)}, at(0.1, 0.3)),
+        latency.added({"nginx": at(0.3, 0.6), "ours": at(0.3, 0.6)}, at(0.1, 0.4)),
+        latency.added({"nginx": at(0.2, 0.3), "ours": at(0.5, 0.5)}, at(0.1, 0.4)),
+    ]
+    figures = latency.summary(rounds, "nginx")
+    ours = figures["ours"]
+    assert ours["p50"] == pytest.approx(0.2) and ours["p50_ratio"] == pytest.approx(2.0)
+    # The base added nothing in the last round: no ratio is made of that.
+    assert ours["p99_ratio"] == pytest.approx((3.0 + 1.0) / 2)
+    assert any("ours" in line for line in latency.table(figures, "nginx"))
 
 
 def test_a_ratio_is_the_median_of_the_ratios_within_a_round() -> None:

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsConnector;
 
+use super::pace::Pace;
 use super::requests::Requests;
 use super::tally::Tally;
 use crate::wire::{Body, Head, Malformed, response_head};
@@ -32,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) requests_per_connection: u64,
     pub(crate) tls: Option<Arc<ClientConfig>>,
     pub(crate) requests: RefCell<Requests>,
+    /// Absent: the next request follows the reply.
+    pub(crate) pace: Option<Pace>,
     pub(crate) tally: RefCell<Tally>,
 }
 
@@ -92,9 +95,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// One request and its reply; whether the connection ends with it.
     async fn exchange(&mut self) -> io::Result<bool> {
+        // A request that found no free connection has waited since it was due.
+        let started = match &self.shared.pace {
+            None => Instant::now(),
+            Some(pace) => pace.next().await,
+        };
         let requests = &self.shared.requests;
         requests.borrow_mut().write_next(&mut self.output);
-        let started = Instant::now();
         self.stream.write_all(&self.output).await?;
         self.stream.flush().await?;
         let head = self.head().await?;

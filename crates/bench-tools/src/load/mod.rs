@@ -2,6 +2,7 @@
 
 mod connection;
 mod options;
+mod pace;
 mod report;
 mod requests;
 mod run;

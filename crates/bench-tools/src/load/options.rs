@@ -45,6 +45,10 @@ pub struct LoadOptions {
     /// Requests after which a connection is closed and a new one made. 0: none is.
     #[serde(default)]
     pub requests_per_connection: u64,
+    /// Requests per second, sent when they are due, whatever came of those before (an open loop). 0: a connection sends the next one
+    /// when it has its reply.
+    #[serde(default)]
+    pub rate: u32,
     /// The gateway speaks TLS, with a certificate of the authority in this PEM file.
     #[serde(default)]
     pub ca: Option<PathBuf>,
@@ -93,6 +97,7 @@ impl LoadOptions {
         within("connections", options.connections.into(), 1..=10_000)?;
         within("warm_up_s", options.warm_up_s.into(), 0..=60)?;
         within("seconds", options.seconds.into(), 1..=600)?;
+        within("rate", options.rate.into(), 0..=100_000)?;
         within("groups", options.groups.into(), 1..=100_000)?;
         within("shared_bytes", options.shared_bytes.into(), 0..=1 << 20)?;
         within("unique_bytes", options.unique_bytes.into(), 0..=1 << 20)?;

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::connection::{Shared, drive};
 use super::options::LoadOptions;
+use super::pace::Pace;
 use super::report::{Report, Used};
 use super::requests::Requests;
 use super::tally::Tally;
@@ -25,6 +26,7 @@ pub async fn run(options: &LoadOptions) -> Result<Report, BenchError> {
         requests_per_connection: options.requests_per_connection,
         tls: options.ca.as_deref().map(tls::client).transpose()?,
         requests: RefCell::new(Requests::new(options)),
+        pace: (options.rate > 0).then(|| Pace::start(options.rate)),
         tally: RefCell::default(),
     });
     let connections = LocalSet::new();
