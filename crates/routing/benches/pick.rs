@@ -19,14 +19,7 @@ const SHARED: usize = 1_024;
 fn fleet(size: usize) -> (Vec<Candidate>, Vec<Lease>) {
     let candidate = |slot| {
         let url = format!("http://10.0.{}.{}:30000", slot / 256, slot % 256);
-        Candidate {
-            slot,
-            generation: 0,
-            url_hash: routing::hash_url(&url),
-            url: url.into(),
-            load: Arc::default(),
-            crossing_tokens: 0,
-        }
+        Candidate::idle(slot, 0, url)
     };
     let all: Vec<_> = (0..size).map(candidate).collect();
     for worker in &all {

@@ -10,7 +10,6 @@
 
 use std::hint::black_box;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use routing::{Candidate, Candidates, Params, PolicyKind, Prompt, Request, SeededRng};
@@ -143,15 +142,7 @@ fn index_bytes(policy: &str) -> Option<usize> {
 }
 
 fn worker(slot: usize, generation: u32) -> Candidate {
-    let url = format!("http://w{slot}:1");
-    Candidate {
-        slot,
-        generation,
-        url_hash: routing::hash_url(&url),
-        url: url.into(),
-        load: Arc::default(),
-        crossing_tokens: 0,
-    }
+    Candidate::idle(slot, generation, format!("http://w{slot}:1"))
 }
 
 /// The CPU time and the wall time of a call.

@@ -2,7 +2,14 @@
 
 use std::sync::Arc;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use crate::{Load, SeededRng};
+
+/// The hash by which a worker is known to all gateways.
+pub fn hash_url(url: &str) -> u64 {
+    xxh3_64(url.as_bytes())
+}
 
 /// A worker as policies see it.
 #[derive(Clone, Debug)]
@@ -15,13 +22,28 @@ pub struct Candidate {
     pub generation: u32,
     /// Base URL; hash rings and sticky keys identify the worker by it.
     pub url: Arc<str>,
-    /// [`hash_url`](crate::hash_url) of it.
+    /// [`hash_url`] of it.
     pub url_hash: u64,
     /// The requests in flight there, as counted by this gateway.
     pub load: Arc<Load>,
     /// What a request costs more there because the worker is in another zone, in tokens of prefill;
     /// 0 in the own zone.
     pub crossing_tokens: u64,
+}
+
+impl Candidate {
+    /// A worker of the own zone without requests.
+    pub fn idle(slot: usize, generation: u32, url: impl Into<Arc<str>>) -> Self {
+        let url = url.into();
+        Self {
+            slot,
+            generation,
+            url_hash: hash_url(&url),
+            url,
+            load: Arc::default(),
+            crossing_tokens: 0,
+        }
+    }
 }
 
 /// The workers that a policy may choose from, at least one, by ascending slot: those that take
@@ -118,17 +140,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn fleet(size: usize) -> Vec<Candidate> {
-        let candidate = |slot| {
-            let url = format!("http://worker-{slot}:80");
-            Candidate {
-                slot,
-                generation: 0,
-                url_hash: crate::hash_url(&url),
-                url: url.into(),
-                load: Arc::default(),
-                crossing_tokens: 0,
-            }
-        };
+        let candidate = |slot| Candidate::idle(slot, 0, format!("http://worker-{slot}:80"));
         (0..size).map(candidate).collect()
     }
 

@@ -25,7 +25,7 @@ mod sticky;
 mod text_ratio;
 mod zones;
 
-pub use candidate::{Candidate, Candidates};
+pub use candidate::{Candidate, Candidates, hash_url};
 pub use disaggregation::{ConditionalDisaggregation, PairLoad, PrefillPlace};
 pub use fair_queue::{Arrival, Class, FairQueue, FairRules, FairShare, Served, Ticket};
 pub use lease::{Lease, Load, Work};
@@ -37,7 +37,6 @@ pub use policy::{
     TieBreak,
 };
 pub use prompt::{Part, Pieces, Prompt};
-pub use rendezvous::hash_url;
 pub use reported_load::{LoadFigures, PrefillCounters, PrefillSpeed};
 pub use request::{ClientKey, Request, SeededRng};
 pub use resilience::{

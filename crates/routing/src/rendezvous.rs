@@ -3,14 +3,7 @@
 //! Every worker has a weight for a key, and the heaviest wins. Weights follow from the key and the
 //! worker's URL only, so every process computes the same. When a worker leaves, only its keys move.
 
-use xxhash_rust::xxh3::xxh3_64;
-
 use crate::{Candidate, Candidates};
-
-/// The hash by which a worker is known to all gateways.
-pub fn hash_url(url: &str) -> u64 {
-    xxh3_64(url.as_bytes())
-}
 
 /// The weight of a worker for a key.
 pub(crate) fn weight(key: u64, worker: &Candidate) -> u64 {
@@ -53,6 +46,7 @@ mod tests {
     use super::*;
     use crate::SeededRng;
     use crate::candidate::tests::fleet;
+    use crate::hash_url;
 
     #[test]
     fn choice_does_not_depend_on_slots_or_order_of_workers() {

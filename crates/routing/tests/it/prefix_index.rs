@@ -1,21 +1,13 @@
 //! The prefix index against a naive model, and its limits on memory.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 use proptest::prelude::*;
 use routing::Candidate;
 use routing::prefix::PrefixIndex;
 
 fn worker(slot: usize, generation: u32) -> Candidate {
-    Candidate {
-        slot,
-        generation,
-        url: "http://w:1".into(),
-        url_hash: routing::hash_url("http://w:1"),
-        load: Arc::default(),
-        crossing_tokens: 0,
-    }
+    Candidate::idle(slot, generation, "http://w:1")
 }
 
 fn matches(index: &PrefixIndex, blocks: &[u64], workers: usize) -> Vec<u32> {

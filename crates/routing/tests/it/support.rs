@@ -1,22 +1,10 @@
 //! Helpers of the tests of policies.
 
-use std::sync::Arc;
-
 use routing::{Candidate, Candidates, Policy, Request};
 
 /// `size` idle workers.
 pub(crate) fn fleet(size: usize) -> Vec<Candidate> {
-    let candidate = |slot| {
-        let url = format!("http://worker-{slot}:80");
-        Candidate {
-            slot,
-            generation: 0,
-            url_hash: routing::hash_url(&url),
-            url: url.into(),
-            load: Arc::default(),
-            crossing_tokens: 0,
-        }
-    };
+    let candidate = |slot| Candidate::idle(slot, 0, format!("http://worker-{slot}:80"));
     (0..size).map(candidate).collect()
 }
 

@@ -106,12 +106,8 @@ impl<'t> Gateway<'t> {
     fn candidate(&self, slot: usize, generation: u32) -> Candidate {
         let url = format!("http://worker-{slot}.fleet-{}:30000", self.seed);
         Candidate {
-            slot,
-            generation,
-            url_hash: routing::hash_url(&url),
-            url: url.into(),
             load: Arc::clone(&self.loads[slot]),
-            crossing_tokens: 0,
+            ..Candidate::idle(slot, generation, url)
         }
     }
 

@@ -2,11 +2,10 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use routing::prefix::BLOCK;
-use routing::{Candidate, Candidates, Lease, Load, Policy, Prompt, Request};
+use routing::{Candidate, Candidates, Lease, Policy, Prompt, Request};
 
 use super::candidate_policy::PairPolicies;
 use super::options::FleetOptions;
@@ -47,17 +46,7 @@ pub(super) struct Pairs<'t> {
 
 impl<'t> Pool<'t> {
     fn new(trace: &'t Trace, size: usize, options: &FleetOptions, policy: Box<dyn Policy>) -> Self {
-        let member = |slot: usize| {
-            let url = format!("http://worker-{slot}:30000");
-            Candidate {
-                slot,
-                generation: 0,
-                url_hash: routing::hash_url(&url),
-                url: url.into(),
-                load: Arc::new(Load::default()),
-                crossing_tokens: 0,
-            }
-        };
+        let member = |slot| Candidate::idle(slot, 0, format!("http://worker-{slot}:30000"));
         let members: Vec<Candidate> = (0..size).map(member).collect();
         let pool = Self {
             policy,

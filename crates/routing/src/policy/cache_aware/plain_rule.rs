@@ -10,9 +10,7 @@ use super::decode::MeanCosts;
 use super::{CacheAware, CongestionFactor};
 use crate::policy::{Balance, Params, Policy, TieBreak};
 use crate::prefix::{BLOCK, PrefixIndex, hash_blocks, prompt_hash};
-use crate::{
-    Candidate, Candidates, DecodeCosts, Load, Prompt, Request, Work, hash_url, rendezvous,
-};
+use crate::{Candidate, Candidates, DecodeCosts, Load, Prompt, Request, Work, rendezvous};
 
 struct PlainRule {
     index: PrefixIndex,
@@ -329,14 +327,10 @@ fn workers(fleet: &[Worker]) -> Vec<Candidate> {
         if let Some(share) = share {
             learn_costs(&load, *share);
         }
-        let url = format!("http://worker-{slot}:80");
         Candidate {
-            slot,
-            generation: 0,
-            url_hash: hash_url(&url),
-            url: url.into(),
             load,
             crossing_tokens: *crossing,
+            ..Candidate::idle(slot, 0, format!("http://worker-{slot}:80"))
         }
     };
     fleet.iter().enumerate().map(worker).collect()
