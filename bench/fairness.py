@@ -10,19 +10,15 @@ import argparse
 import http.client
 import json
 import random
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from processes import HOST, BenchError, finish
+from processes import HOST, finish, launched
 
 from sgl_model_gateway.sgl_model_gateway_rs import SimWorker
 
@@ -33,8 +29,6 @@ NOISY_TOKENS = 2000
 QUIET_TOKENS = 200
 QUIET_PAUSE = 0.1
 ENGINE = {"prefill_tokens_per_sec": 20_000.0, "decode_step_base_ms": 8.0, "decode_step_per_seq_ms": 0.2}
-START_LIMIT = 20.0
-STOP_LIMIT = 10.0
 FAIR = ("--queue-order", "fair")
 
 
@@ -96,45 +90,14 @@ class Load:
         connection.close()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def gateway(urls: Sequence[str], flags: Sequence[str], folder: Path) -> Iterator[int]:
-    """A gateway on a free port, ready."""
-    port, keys = free_port(), folder / "keys.json"
+    """The port of a gateway whose keys are those of the two clients."""
+    keys = folder / "keys.json"
     keys.write_text(json.dumps([{"name": name, "key": f"sk-{name}"} for name in ("noisy", "quiet")]))
-    command = [
-        *(sys.executable, "-m", "sgl_model_gateway", "launch", "--host", HOST, "--port", str(port)),
-        *("--prometheus-port", str(free_port()), "--log-level", "error", "--api-keys-file", str(keys)),
-        *("--max-requests-per-worker", str(PER_WORKER), "--worker-urls", *urls, *flags),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    try:
-        deadline = time.monotonic() + START_LIMIT
-        while not ready(port, len(urls)):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise BenchError("the gateway did not start")
-            time.sleep(0.1)
+    own = ["--api-keys-file", str(keys), "--max-requests-per-worker", str(PER_WORKER)]
+    with launched(urls, [*own, *flags]) as (port, _):
         yield port
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_LIMIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def ready(port: int, count: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/readiness", timeout=5) as reply:
-            return bool(json.load(reply)["healthy_workers"] == count)
-    except OSError:
-        return False
 
 
 def measure(row: Row, seconds: float) -> Load:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pair_stage import MODEL, PORTS, Gateway, Reply, Stage, Worker, exchange, stage
-from processes import BenchError, require_tools
+from processes import BenchError, finish, require_tools
 from targets import OURS, PEERS, ROOT
 
 ROLES = ("prefill", "decode")
@@ -298,15 +298,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 when a row could not be measured."""
-    args = parse(argv)
+def _run(args: argparse.Namespace) -> bool:
+    require_tools(["taskset", "setpriv"])
     seen, failed = [], 0
-    try:
-        require_tools(["taskset", "setpriv"])
-        plan = list(rows(args))
-    except BenchError as error:
-        sys.exit(f"error: {error}")
+    plan = list(rows(args))
     with ThreadPoolExecutor(args.at_once) as pool:
         runs = [pool.submit(measure, number, *one, args) for number, one in enumerate(plan)]
         for run, (_, _, row) in zip(runs, plan, strict=True):
@@ -318,7 +313,13 @@ def main(argv: list[str] | None = None) -> None:
     print("\n".join(tables(seen, args.only)))
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in seen], indent=1) + "\n")
-    sys.exit(1 if failed else 0)
+    return not failed
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 when a row could not be measured."""
+    args = parse(argv)
+    finish(lambda: _run(args))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ SECOND_SIGNAL_AFTER = 0.3
 STOP_TIMEOUT = 5.0
 POLL_INTERVAL = 0.05
 LOG_TAIL = 600
+LAUNCH_TIMEOUT = 20.0
 
 
 class BenchError(Exception):
@@ -94,6 +96,40 @@ def running(command: Sequence[str], core: int | str, log: Path) -> Iterator[subp
         yield process
     finally:
         stop(process)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def launched(urls: Sequence[str], flags: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """The port and the process of a gateway of this version in front of these workers, all of them ready."""
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "sgl_model_gateway", "launch", "--host", HOST, "--port", str(port)),
+        *("--prometheus-port", str(free_port()), "--log-level", "error", "--worker-urls", *urls, *flags),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + LAUNCH_TIMEOUT
+        while not _has_healthy(port, len(urls)):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise BenchError(f"no gateway with {len(urls)} healthy workers: {' '.join(command)}")
+            time.sleep(POLL_INTERVAL)
+        yield port, process.pid
+    finally:
+        stop(process)
+
+
+def _has_healthy(port: int, count: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/readiness", timeout=5) as reply:
+            return bool(json.load(reply)["healthy_workers"] == count)
+    except OSError:
+        return False
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

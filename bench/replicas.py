@@ -14,20 +14,19 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fairness import free_port, quantile, ready
+from fairness import quantile
 from fleet_page import cpu_seconds
 from gateways import spread
-from processes import HOST, BenchError, finish
+from processes import HOST, BenchError, finish, free_port, launched
 
 from sgl_model_gateway._replay.client import Client, Reply
 from sgl_model_gateway._replay.figures import report
@@ -39,7 +38,7 @@ WORKERS, GATEWAYS = 8, 4
 # A block of the trace is a page of 64 bytes, and takes 3.2 ms: 512 tokens on a worker of 160 000 per second.
 PAGE_TOKENS, PAGE_BYTES = 16, 64
 ENGINE = {"prefill_tokens_per_sec": 5000.0, "page_size": PAGE_TOKENS, "kv_cache_tokens": 4000 * PAGE_TOKENS}
-START_LIMIT, STOP_LIMIT, SETTLE_S = 20.0, 10.0, 2.5
+SETTLE_S = 2.5
 
 
 class Redis:
@@ -121,30 +120,9 @@ class Dealer(Client):
             client.close()
 
 
-@contextmanager
-def gateway(urls: Sequence[str], flags: Sequence[str]) -> Iterator[tuple[int, int]]:
+def gateway(urls: Sequence[str], flags: Sequence[str]) -> AbstractContextManager[tuple[int, int]]:
     """The port and the process of a gateway, ready."""
-    port = free_port()
-    command = [
-        *(sys.executable, "-m", "sgl_model_gateway", "launch", "--host", HOST, "--port", str(port)),
-        *("--prometheus-port", str(free_port()), "--log-level", "error", "--policy", "cache_aware"),
-        *("--slow-start-secs", "0", "--worker-urls", *urls, *flags),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        deadline = time.monotonic() + START_LIMIT
-        while not ready(port, len(urls)):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise BenchError("a gateway did not start")
-            time.sleep(0.1)
-        yield port, process.pid
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_LIMIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    return launched(urls, ["--policy", "cache_aware", "--slow-start-secs", "0", *flags])
 
 
 def sent_bytes(port: int) -> int:
