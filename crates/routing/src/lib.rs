@@ -21,7 +21,7 @@ mod reported_load;
 mod request;
 mod resilience;
 mod service_costs;
-mod sticky;
+pub mod sticky;
 mod text_ratio;
 mod zones;
 

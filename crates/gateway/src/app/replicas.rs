@@ -8,7 +8,9 @@ use routing::replicas::Journal;
 use super::error::StartError;
 use crate::api::ApiState;
 use crate::config::{Options, SharedStateOnFailure};
-use crate::replicas::{Exchange, Leaving, QuotaParts, Quotas, RedisConnector, Replicas};
+use crate::replicas::{
+    Exchange, KeyParts, Keys, Leaving, QuotaParts, Quotas, RedisConnector, Replicas,
+};
 use crate::telemetry::Metrics;
 
 /// Bytes of placements that wait for the next batch.
@@ -47,6 +49,12 @@ impl Shared {
             metrics: Arc::clone(metrics),
             address: self.connector.address().to_owned(),
         };
+        let keys = KeyParts {
+            balancer: Arc::clone(&state.balancer),
+            status: Arc::clone(&state.replicas),
+            metrics: Arc::clone(metrics),
+            address: self.connector.address().to_owned(),
+        };
         let parts = Replicas {
             balancer: Arc::clone(&state.balancer),
             journal: self.journal,
@@ -56,6 +64,7 @@ impl Shared {
         };
         Exchanges {
             quotas: Quotas::new(quotas, self.connector.clone()),
+            keys: Keys::new(keys, self.connector.clone()),
             others: Exchange::new(parts, self.connector),
         }
     }
@@ -65,15 +74,16 @@ impl Shared {
 pub(super) struct Exchanges {
     others: Exchange<RedisConnector>,
     quotas: Quotas<RedisConnector>,
+    keys: Keys<RedisConnector>,
 }
 
 /// The same, while they run.
-pub(super) struct Leaves([Leaving; 2]);
+pub(super) struct Leaves([Leaving; 3]);
 
 impl Exchanges {
     /// They run until they are ended.
     pub(super) fn spawn(self) -> Leaves {
-        Leaves([self.quotas.spawn(), self.others.spawn()])
+        Leaves([self.quotas.spawn(), self.keys.spawn(), self.others.spawn()])
     }
 }
 

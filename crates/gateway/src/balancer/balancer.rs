@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, Guard};
 use routing::prefix::{Correction, Export};
-use routing::{Candidates, Params, Policy, PolicyKind, Ranked, Request, TextRatio, is_near};
+use routing::sticky::KeyTable;
+use routing::{
+    Candidates, Params, Policy, PolicyKind, Ranked, Request, TextRatio, hash_url, is_near,
+};
 
 use super::model_names::ModelNames;
 use super::model_policies::{MembersByModel, ModelMember, PolicyInstance};
@@ -239,6 +242,28 @@ impl Balancer {
             Some((policy, export))
         });
         exports.collect()
+    }
+
+    /// The routing keys of each policy that remembers some, by what all gateways call its pool of
+    /// workers: a role, and the model where there are several.
+    pub(crate) fn key_tables(&self) -> Vec<(u64, Arc<KeyTable>)> {
+        let snapshot = self.snapshot.load();
+        let mut tables: Vec<(u64, Arc<KeyTable>)> = Vec::new();
+        for role in Role::ALL {
+            for (at, (model, pool)) in snapshot.of(role).each().enumerate() {
+                let Some(table) = pool.instance.policy.key_table() else {
+                    continue;
+                };
+                if tables.iter().any(|(_, known)| Arc::ptr_eq(known, table)) {
+                    continue;
+                }
+                // The first is for requests of any model, whatever its name.
+                let model = model.filter(|_| at > 0).unwrap_or_default();
+                let name = format!("{}:{model}", role.as_str());
+                tables.push((hash_url(&name), Arc::clone(table)));
+            }
+        }
+        tables
     }
 
     /// A request at a worker has ended.

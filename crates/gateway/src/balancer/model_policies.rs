@@ -194,7 +194,7 @@ impl ModelPolicies {
     /// Routing keys that all instances remember, where any does.
     pub(super) fn keys(&self) -> Option<usize> {
         let instances = self.all().into_iter();
-        let keys = instances.filter_map(|instance| instance.policy.keys());
+        let keys = instances.filter_map(|it| Some(it.policy.key_table()?.count()));
         keys.reduce(|one, other| one + other)
     }
 

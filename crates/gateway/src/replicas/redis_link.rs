@@ -5,7 +5,9 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use redis::aio::{MultiplexedConnection, PubSubStream};
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisError};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisError, ToRedisArgs,
+};
 use tokio::time::timeout;
 
 use super::link::{Connector, Link, LinkError};
@@ -72,12 +74,21 @@ impl RedisConnector {
 
     async fn listen(&self, channels: [String; 2]) -> Result<RedisLink, RedisError> {
         let publisher = self.connection().await?;
-        let mut listener = self.client.get_async_pubsub().await?;
-        listener.subscribe(&channels).await?;
+        let messages = self.subscribe(&channels).await?;
         Ok(RedisLink {
             publisher,
-            messages: listener.into_on_message(),
+            messages,
         })
+    }
+
+    /// What is published on these channels from now on.
+    pub(super) async fn subscribe(
+        &self,
+        channels: &[impl ToRedisArgs],
+    ) -> Result<PubSubStream, RedisError> {
+        let mut listener = self.client.get_async_pubsub().await?;
+        listener.subscribe(channels).await?;
+        Ok(listener.into_on_message())
     }
 }
 

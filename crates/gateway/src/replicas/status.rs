@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 pub(crate) struct ReplicaStatus {
     exchange: Mutex<Value>,
     limits: Mutex<Value>,
+    keys: Mutex<Value>,
 }
 
 /// What is known of this gateway's own part.
@@ -33,6 +34,7 @@ impl ReplicaStatus {
         }
         if let Some(shown) = shown.as_object_mut() {
             shown.insert("rate_limits".to_owned(), locked(&self.limits).clone());
+            shown.insert("routing_keys".to_owned(), locked(&self.keys).clone());
         }
         shown
     }
@@ -45,6 +47,16 @@ impl ReplicaStatus {
     /// Sets what is shown of limits.
     pub(super) fn show_limits(&self, shown: Value) {
         *locked(&self.limits) = shown;
+    }
+
+    /// Sets what is shown of routing keys.
+    pub(super) fn show_keys(&self, shown: Value) {
+        *locked(&self.keys) = shown;
+    }
+
+    #[cfg(test)]
+    pub(super) fn keys(&self) -> Value {
+        locked(&self.keys).clone()
     }
 
     pub(super) fn show(&self, address: &str, own: Own, peers: &Peers, now: Duration) {

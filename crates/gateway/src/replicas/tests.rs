@@ -116,6 +116,35 @@ impl Link for HubLink {
     }
 }
 
+/// [`WORKERS`] ready workers behind a policy, beginning with this one.
+pub(super) fn balancer(
+    kind: PolicyKind,
+    params: Params,
+    first: usize,
+    metrics: &Arc<Metrics>,
+) -> Arc<Balancer> {
+    let options = Options {
+        health_success_threshold: 1,
+        ..Options::default()
+    };
+    let policies = RolePolicies::new(kind, move |kind| kind.build(&params));
+    let fleet = Fleet::new(FleetSection {
+        slow_start: Duration::ZERO,
+        ..FleetSection::from(&options)
+    });
+    let limits = ConnectionLimits::new(&ConnectionSection::from(&options), 1);
+    let factory = WorkerFactory::new(&fleet, &Live::from(&options), limits, metrics);
+    for at in 0..WORKERS {
+        let url = format!("http://w{}:1", (first + at) % WORKERS);
+        let spec = WorkerSpec::new(WorkerUrl::parse(&url).unwrap());
+        let worker = fleet.add(|slot| factory.build(spec, slot, None));
+        record_probe(&fleet, &worker.endpoint, Passed);
+    }
+    let section = AdmissionSection::from(&options);
+    let zones = ZoneSection::default();
+    Balancer::new(fleet, policies, &section, ModelMatching::Auto, zones)
+}
+
 /// A gateway with [`WORKERS`] ready workers.
 struct Gateway {
     balancer: Arc<Balancer>,
@@ -129,31 +158,12 @@ impl Gateway {
     /// The fleet of the other gateways; slots and workers need not be in the same order.
     fn start(hub: &Hub, first: usize) -> Self {
         let metrics = Arc::new(Metrics::new(None).unwrap());
-        let options = Options {
-            health_success_threshold: 1,
-            ..Options::default()
-        };
         let journal = Arc::new(Journal::new(1 << 20));
         let params = Params {
             journal: Some(Arc::clone(&journal)),
             ..Params::default()
         };
-        let policies = RolePolicies::new(PolicyKind::CacheAware, move |kind| kind.build(&params));
-        let fleet = Fleet::new(FleetSection {
-            slow_start: Duration::ZERO,
-            ..FleetSection::from(&options)
-        });
-        let limits = ConnectionLimits::new(&ConnectionSection::from(&options), 1);
-        let factory = WorkerFactory::new(&fleet, &Live::from(&options), limits, &metrics);
-        for at in 0..WORKERS {
-            let url = format!("http://w{}:1", (first + at) % WORKERS);
-            let spec = WorkerSpec::new(WorkerUrl::parse(&url).unwrap());
-            let worker = fleet.add(|slot| factory.build(spec, slot, None));
-            record_probe(&fleet, &worker.endpoint, Passed);
-        }
-        let section = AdmissionSection::from(&options);
-        let zones = ZoneSection::default();
-        let balancer = Balancer::new(fleet, policies, &section, ModelMatching::Auto, zones);
+        let balancer = balancer(PolicyKind::CacheAware, params, first, &metrics);
         let status = Arc::new(ReplicaStatus::default());
         let parts = Replicas {
             balancer: Arc::clone(&balancer),

@@ -8,6 +8,7 @@ mod config;
 mod lifecycle;
 mod pairs;
 mod replicas;
+mod replicas_keys;
 mod replicas_limits;
 mod resilience;
 mod routing;

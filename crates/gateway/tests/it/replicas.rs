@@ -54,12 +54,12 @@ impl Redis {
         kill_process(pid, signal).unwrap();
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.process = spawn(&self.server, self.port);
     }
 }

@@ -1,13 +1,13 @@
 //! Sticky sessions, by routing key.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{AssignmentMode, Branch, Params, Policy, TieBreak};
 use crate::rendezvous;
-use crate::sticky::{Lookup, MAX_KEYS, StickyKeys};
+use crate::sticky::{KeyTable, Lookup};
 use crate::{Candidate, Candidates, Pick, Request};
 
 /// Keeps a routing key at the worker that it was first assigned to. A worker that joins moves
@@ -15,17 +15,18 @@ use crate::{Candidate, Candidates, Pick, Request};
 ///
 /// While that worker is no candidate, the key is assigned to a second one, and returns when the
 /// first is back. Only when neither is a candidate is the key assigned to a third, which replaces
-/// the first. Keys are known by their 64-bit hash. At most [`MAX_KEYS`] are kept; a further one
+/// the first. Keys are known by their 64-bit hash. At most 500 000 are kept; a further one
 /// replaces the least recently used. A key that is idle for longer than `max_idle` is forgotten.
 /// Workers are known by their URL, so a worker that restarts keeps its keys.
 ///
 /// The assignment mode chooses a worker for a new key, and for a request without a key: evenly, the
 /// fewest requests in flight (then the fewest queued tokens), or the fewest keys served last. Ties
 /// are broken by rendezvous hashing of the key, and so is the even choice: several gateways assign
-/// a key alike. Without a key chance decides.
+/// a key alike. Without a key chance decides. With a shared state, what one gateway has assigned
+/// holds for all ([`KeyTable`]).
 #[derive(Debug)]
 pub(super) struct Manual {
-    keys: Arc<Mutex<StickyKeys>>,
+    keys: Arc<KeyTable>,
     assignment: AssignmentMode,
     tie_break: TieBreak,
 }
@@ -33,7 +34,7 @@ pub(super) struct Manual {
 impl Manual {
     pub(super) fn new(params: &Params) -> Self {
         Self {
-            keys: Arc::new(Mutex::new(StickyKeys::new(MAX_KEYS, params.max_idle))),
+            keys: KeyTable::new(params.max_idle),
             assignment: params.assignment,
             tie_break: params.tie_break,
         }
@@ -45,7 +46,7 @@ impl Manual {
         from: Candidates<'a>,
         request: &Request<'_>,
         key: Option<u64>,
-        keys: &StickyKeys,
+        keys_at: impl Fn(&Candidate) -> usize,
     ) -> &'a Candidate {
         let key = key.filter(|_| self.tie_break == TieBreak::Rendezvous);
         let key = key.unwrap_or(request.seed);
@@ -54,22 +55,16 @@ impl Manual {
             AssignmentMode::MinLoad => rendezvous::cheapest(from, key, |candidate| {
                 (candidate.load.requests(), candidate.load.queued_tokens())
             }),
-            AssignmentMode::MinGroup => {
-                rendezvous::cheapest(from, key, |candidate| keys.keys_at(candidate))
-            }
+            AssignmentMode::MinGroup => rendezvous::cheapest(from, key, keys_at),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, StickyKeys> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Policy for Manual {
     fn pick<'a>(&self, from: Candidates<'a>, request: &Request<'_>) -> Pick<'a> {
-        let mut keys = self.lock();
+        let mut keys = self.keys.lock();
         let Some(key) = request.key().map(|key| xxh3_64(key.as_bytes())) else {
-            let worker = self.choose(from, request, None, &keys);
+            let worker = self.choose(from, request, None, |it| keys.keys_at(it));
             return Pick::by(Branch::NoRoutingId, worker);
         };
         let branch = match keys.find(key, from, request.now) {
@@ -77,13 +72,13 @@ impl Policy for Manual {
             Lookup::Unavailable => Branch::OccupiedMiss,
             Lookup::Unknown => Branch::Vacant,
         };
-        let worker = self.choose(from, request, Some(key), &keys);
+        let worker = self.choose(from, request, Some(key), |it| keys.keys_at(it));
         keys.assign(key, worker, request.now);
         Pick::by(branch, worker)
     }
 
     fn with_params(&self, params: &Params) -> Option<Box<dyn Policy>> {
-        self.lock().set_max_idle(params.max_idle);
+        self.keys.lock().set_max_idle(params.max_idle);
         Some(Box::new(Self {
             keys: Arc::clone(&self.keys),
             assignment: params.assignment,
@@ -91,13 +86,13 @@ impl Policy for Manual {
         }))
     }
 
-    fn keys(&self) -> Option<usize> {
-        Some(self.lock().len())
+    fn key_table(&self) -> Option<&Arc<KeyTable>> {
+        Some(&self.keys)
     }
 
     fn sweep(&self, now: Duration) {
         // The lock is released between small steps, so that no request waits long for it.
-        while self.lock().forget_idle(now) {}
+        while self.keys.lock().forget_idle(now) {}
     }
 
     fn branches() -> &'static [Branch] {

@@ -1,10 +1,12 @@
 //! The interface of all policies: the trait, a choice, a ranking.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Branch, Params};
 use crate::prefix::{Correction, Export, Prediction};
+use crate::sticky::KeyTable;
 use crate::{Candidate, Candidates, Request};
 
 /// Chooses a worker for each request.
@@ -42,8 +44,8 @@ pub trait Policy: Send + Sync + Debug {
     /// of the workers that hold each.
     fn export(&self, _export: &mut Export, _visit: &mut dyn FnMut(&[u64], &[usize])) {}
 
-    /// The number of routing keys that the policy remembers; `None` if it remembers none.
-    fn keys(&self) -> Option<usize> {
+    /// The routing keys that the policy remembers; `None` if it remembers none.
+    fn key_table(&self) -> Option<&Arc<KeyTable>> {
         None
     }
 

@@ -1,11 +1,11 @@
-//! The workers that keys are assigned to, by URL; each is kept as long as it has a key.
+//! The workers that keys are assigned to, by the hash of their URL; each is kept as long as it has
+//! a key.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use crate::{Candidate, Candidates};
 
-/// A worker with at least one key, as a number: four bytes per key instead of a URL.
+/// A worker with at least one key, as a number: four bytes per key.
 pub(super) type Assignee = u32;
 
 /// Stands for "no worker".
@@ -19,13 +19,14 @@ pub(super) const UNASSIGNED: Assignee = 0;
 pub(super) struct KeyAssignments {
     /// By assignee; the first entry stands for [`UNASSIGNED`].
     entries: Vec<AssigneeEntry>,
-    by_url: HashMap<Arc<str>, Assignee>,
+    by_hash: HashMap<u64, Assignee>,
     free: Vec<Assignee>,
 }
 
 #[derive(Debug, Default)]
 struct AssigneeEntry {
-    url: Arc<str>,
+    /// What all gateways know the worker by.
+    hash: u64,
     /// The worker's last known slot in the fleet.
     slot: usize,
     /// Keys that are assigned to the worker.
@@ -38,7 +39,7 @@ impl Default for KeyAssignments {
     fn default() -> Self {
         Self {
             entries: vec![AssigneeEntry::default()],
-            by_url: HashMap::new(),
+            by_hash: HashMap::new(),
             free: Vec::new(),
         }
     }
@@ -47,29 +48,34 @@ impl Default for KeyAssignments {
 impl KeyAssignments {
     /// The candidate that is this assignee.
     pub(super) fn find<'a>(
-        &self,
+        &mut self,
         assignee: Assignee,
         from: Candidates<'a>,
     ) -> Option<&'a Candidate> {
         if assignee == UNASSIGNED {
             return None;
         }
-        let entry = &self.entries[assignee as usize];
-        let is_assignee = |candidate: &&Candidate| candidate.url == entry.url;
+        let entry = &mut self.entries[assignee as usize];
+        let is_assignee = |candidate: &&Candidate| candidate.url_hash == entry.hash;
         let in_last_slot = from.in_slot(entry.slot).filter(is_assignee);
-        in_last_slot.or_else(|| from.iter().find(is_assignee))
+        let found = in_last_slot.or_else(|| from.iter().find(is_assignee))?;
+        entry.slot = found.slot;
+        Some(found)
     }
 
-    /// Assigns one more key to a worker.
-    pub(super) fn assign_key(&mut self, worker: &Candidate) -> Assignee {
-        let assignee = match self.by_url.get(&worker.url) {
+    /// Assigns one more key to the worker of this hash.
+    pub(super) fn assign_key(&mut self, hash: u64) -> Assignee {
+        let assignee = match self.by_hash.get(&hash) {
             Some(assignee) => *assignee,
-            None => self.add(worker),
+            None => self.add(hash),
         };
-        let entry = &mut self.entries[assignee as usize];
-        entry.slot = worker.slot;
-        entry.keys += 1;
+        self.entries[assignee as usize].keys += 1;
         assignee
+    }
+
+    /// The hash of an assignee; 0 for none.
+    pub(super) fn hash_of(&self, assignee: Assignee) -> u64 {
+        self.entries[assignee as usize].hash
     }
 
     /// Takes one key from an assignee; an assignee without keys is removed.
@@ -80,8 +86,8 @@ impl KeyAssignments {
         let entry = &mut self.entries[assignee as usize];
         entry.keys -= 1;
         if entry.keys == 0 {
-            let AssigneeEntry { url, .. } = std::mem::take(entry);
-            self.by_url.remove(&url);
+            let AssigneeEntry { hash, .. } = std::mem::take(entry);
+            self.by_hash.remove(&hash);
             self.free.push(assignee);
         }
     }
@@ -98,23 +104,23 @@ impl KeyAssignments {
 
     /// The number of keys that a worker served last.
     pub(super) fn active_keys(&self, worker: &Candidate) -> usize {
-        let assignee = self.by_url.get(&worker.url).copied();
+        let assignee = self.by_hash.get(&worker.url_hash).copied();
         assignee.map_or(0, |assignee| self.entries[assignee as usize].active)
     }
 
     /// The number of assignees.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.by_url.len()
+        self.by_hash.len()
     }
 
-    fn add(&mut self, worker: &Candidate) -> Assignee {
+    fn add(&mut self, hash: u64) -> Assignee {
         let assignee = self.free.pop().unwrap_or_else(|| {
             self.entries.push(AssigneeEntry::default());
             self.entries.len() as Assignee - 1
         });
-        self.entries[assignee as usize].url = Arc::clone(&worker.url);
-        self.by_url.insert(Arc::clone(&worker.url), assignee);
+        self.entries[assignee as usize].hash = hash;
+        self.by_hash.insert(hash, assignee);
         assignee
     }
 }

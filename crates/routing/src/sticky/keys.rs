@@ -1,15 +1,22 @@
 //! Routing keys and their workers: limited in number, forgotten when idle.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use super::assignments::{Assignee, KeyAssignments, UNASSIGNED};
+use super::claim::{Assignment, Claim};
 use crate::{Candidate, Candidates};
 
-/// Keys that are remembered, about 42 MB in all; a further key replaces the least recently used.
+/// Keys that are remembered, about 47 MB in all; a further key replaces the least recently used.
 pub(crate) const MAX_KEYS: usize = 500_000;
 /// Idle keys that each look-up forgets: more than one, so that they cannot pile up.
 const FORGOTTEN_PER_LOOKUP: usize = 2;
+/// Keys that wait to be claimed at most; with more, all keys are claimed again.
+const MAX_PENDING: usize = 16_384;
+/// Entries that one call looks at when all keys are claimed again.
+const RECLAIMED_AT_ONCE: usize = 4096;
+/// A key in use is claimed again after this part of the time that it may be idle.
+const REFRESHES: u32 = 8;
 
 /// An index into `entries`; 0 is the head of the circular list of all entries.
 type EntryId = u32;
@@ -24,18 +31,36 @@ pub(crate) struct StickyKeys {
     assignees: KeyAssignments,
     capacity: usize,
     max_idle: Duration,
+    /// Keys that other gateways are to know of; `None` where none are.
+    claims: Option<Pending>,
+}
+
+/// What other gateways have not been asked to agree to.
+#[derive(Debug, Default)]
+struct Pending {
+    entries: VecDeque<EntryId>,
+    /// All entries from this one on.
+    all_from: Option<EntryId>,
 }
 
 #[derive(Debug, Default)]
 struct Entry {
     key: u64,
+    /// That of the assignment that other gateways know; 0 if they know none.
+    version: u64,
     /// The workers that the key is assigned to, the earlier one first.
     assignees: [Assignee; 2],
     /// The one that served the key last.
     last: Assignee,
-    used: Duration,
     newer: EntryId,
     older: EntryId,
+    /// When it was claimed last, or another gateway did, in seconds.
+    claimed: u32,
+    /// The assignment is not that of the version.
+    changed: bool,
+    /// It waits to be claimed.
+    pending: bool,
+    used: Duration,
 }
 
 /// The result of a look-up.
@@ -60,6 +85,7 @@ impl StickyKeys {
             assignees: KeyAssignments::default(),
             capacity: capacity.max(1),
             max_idle,
+            claims: None,
         }
     }
 
@@ -84,12 +110,15 @@ impl StickyKeys {
             return Lookup::Unavailable;
         };
         self.touch(at, assignee, now);
+        if self.claims.is_some() && self.is_claim_old(at, now) {
+            self.claim(at);
+        }
         Lookup::Assigned(candidate)
     }
 
     /// Assigns a key to one more worker; of three, the earliest is dropped.
     pub(crate) fn assign(&mut self, key: u64, to: &Candidate, now: Duration) {
-        let assignee = self.assignees.assign_key(to);
+        let assignee = self.assignees.assign_key(to.url_hash);
         let at = match self.keys.get(&key) {
             Some(at) => *at,
             None => self.add(key),
@@ -105,6 +134,8 @@ impl StickyKeys {
         };
         self.touch(at, assignee, now);
         self.assignees.release_key(dropped);
+        self.entries[at as usize].changed = true;
+        self.claim(at);
     }
 
     /// The number of keys that a worker served last.
@@ -112,9 +143,167 @@ impl StickyKeys {
         self.assignees.active_keys(worker)
     }
 
+    /// What is known of a key's assignment, and whether others agree.
+    #[cfg(test)]
+    pub(super) fn assignment(&self, key: u64) -> Option<(Assignment, bool)> {
+        let at = *self.keys.get(&key)?;
+        let Entry {
+            version, changed, ..
+        } = self.entries[at as usize];
+        let workers = self.workers(at);
+        Some((Assignment { workers, version }, !changed))
+    }
+
     /// The number of keys.
     pub(crate) fn len(&self) -> usize {
         self.keys.len()
+    }
+
+    /// Whether a further key would replace one.
+    pub(crate) fn is_full(&self) -> bool {
+        self.keys.len() >= self.capacity
+    }
+
+    /// From now on keys are shared: all that are known are claimed, then those that change.
+    pub(crate) fn share(&mut self) {
+        let claims = self.claims.get_or_insert_default();
+        claims.entries.reserve(MAX_PENDING);
+        claims.all_from = Some(1);
+    }
+
+    /// Keys that wait to be claimed, at most.
+    pub(crate) fn pending(&self) -> usize {
+        self.claims.as_ref().map_or(0, |claims| {
+            let rest = claims
+                .all_from
+                .map_or(0, |from| self.entries.len() - from as usize);
+            claims.entries.len() + rest
+        })
+    }
+
+    /// Takes claims until there are so many in `into`.
+    pub(crate) fn take_claims(&mut self, most: usize, now: Duration, into: &mut Vec<Claim>) {
+        while into.len() < most {
+            let next = self.claims.as_mut().and_then(|it| it.entries.pop_front());
+            let Some(at) = next else { break };
+            // Otherwise claimed already, or forgotten.
+            if self.entries[at as usize].pending {
+                into.extend(self.take_claim(at, now));
+            }
+        }
+        for _ in 0..RECLAIMED_AT_ONCE {
+            let from = self.claims.as_mut().and_then(|it| it.all_from.take());
+            let Some(at) = from.filter(|at| (*at as usize) < self.entries.len()) else {
+                return;
+            };
+            let is_full = into.len() >= most;
+            if let Some(claims) = &mut self.claims {
+                claims.all_from = Some(if is_full { at } else { at + 1 });
+            }
+            if is_full {
+                return;
+            }
+            into.extend(self.take_claim(at, now));
+        }
+    }
+
+    fn take_claim(&mut self, at: EntryId, now: Duration) -> Option<Claim> {
+        let is_idle = self.is_idle(at, now);
+        let workers = self.workers(at);
+        let entry = &mut self.entries[at as usize];
+        (entry.pending, entry.claimed) = (false, seconds(now));
+        let claim = Claim {
+            key: entry.key,
+            assignment: Assignment {
+                workers,
+                version: entry.version,
+            },
+            changed: entry.changed,
+            kept: kept(self.max_idle).saturating_sub(now.saturating_sub(entry.used)),
+        };
+        // Without a worker it is one that is free.
+        (workers[0] != 0 && !is_idle).then_some(claim)
+    }
+
+    /// What became of a claim: the assignment that all gateways have now.
+    pub(crate) fn settle(&mut self, claim: &Claim, now_shared: Assignment) {
+        let Some(&at) = self.keys.get(&claim.key) else {
+            return;
+        };
+        let version = self.entries[at as usize].version;
+        if now_shared.version < version {
+            return;
+        }
+        let is_accepted = now_shared.workers == claim.assignment.workers;
+        if is_accepted && self.workers(at) != claim.assignment.workers {
+            // It has changed again, and is claimed again.
+            self.entries[at as usize].version = now_shared.version;
+            return;
+        }
+        self.replace(at, now_shared);
+    }
+
+    /// Takes over what another gateway has assigned, and for how long it is kept.
+    pub(crate) fn learn(&mut self, key: u64, shared: Assignment, left: Duration, now: Duration) {
+        let idle = kept(self.max_idle).saturating_sub(left);
+        if shared.workers[0] == 0 || idle > self.max_idle {
+            return;
+        }
+        let known = self.keys.get(&key).copied();
+        let at = known.unwrap_or_else(|| self.add(key));
+        if shared.version > self.entries[at as usize].version {
+            self.replace(at, shared);
+        }
+        let (last, used) = (self.entries[at as usize].last, now.saturating_sub(idle));
+        if known.is_none() || used > self.entries[at as usize].used {
+            self.touch(at, last, used);
+            self.entries[at as usize].claimed = seconds(used);
+        }
+    }
+
+    /// Assigns a key as other gateways do.
+    fn replace(&mut self, at: EntryId, shared: Assignment) {
+        let before = self.entries[at as usize].assignees;
+        let mut assign = |hash: u64| match hash {
+            0 => UNASSIGNED,
+            hash => self.assignees.assign_key(hash),
+        };
+        let assignees = shared.workers.map(&mut assign);
+        let entry = &mut self.entries[at as usize];
+        (entry.assignees, entry.version, entry.changed) = (assignees, shared.version, false);
+        if !assignees.contains(&entry.last) || entry.last == UNASSIGNED {
+            self.assignees.moved(entry.last, assignees[0]);
+            entry.last = assignees[0];
+        }
+        for assignee in before {
+            self.assignees.release_key(assignee);
+        }
+    }
+
+    fn workers(&self, at: EntryId) -> [u64; 2] {
+        let assignees = self.entries[at as usize].assignees;
+        assignees.map(|assignee| self.assignees.hash_of(assignee))
+    }
+
+    fn is_claim_old(&self, at: EntryId, now: Duration) -> bool {
+        let since = seconds(now).saturating_sub(self.entries[at as usize].claimed);
+        Duration::from_secs(since.into()) >= self.max_idle / REFRESHES
+    }
+
+    /// Lets a key wait to be claimed, if keys are shared.
+    fn claim(&mut self, at: EntryId) {
+        let (Some(claims), entry) = (&mut self.claims, &mut self.entries[at as usize]) else {
+            return;
+        };
+        if entry.pending {
+            return;
+        }
+        if claims.entries.len() < MAX_PENDING {
+            entry.pending = true;
+            claims.entries.push_back(at);
+        } else {
+            claims.all_from = Some(1);
+        }
     }
 
     fn touch(&mut self, at: EntryId, assignee: Assignee, now: Duration) {
@@ -186,6 +375,15 @@ impl StickyKeys {
         let entry = &mut self.entries[at as usize];
         (entry.newer, entry.older) = (0, second);
     }
+}
+
+/// How long a key is kept for all gateways after its last use that they know of.
+fn kept(max_idle: Duration) -> Duration {
+    max_idle.saturating_add(max_idle / REFRESHES)
+}
+
+fn seconds(since: Duration) -> u32 {
+    u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

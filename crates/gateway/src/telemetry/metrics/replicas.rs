@@ -19,6 +19,9 @@ pub(crate) struct ReplicaMetrics {
     limits: IntGauge,
     limits_on_failure: IntGauge,
     units: IntCounterVec,
+    keys_connected: IntGauge,
+    key_claims: IntCounterVec,
+    pub(crate) keys_learnt: IntCounter,
 }
 
 impl ReplicaMetrics {
@@ -69,6 +72,19 @@ impl ReplicaMetrics {
                 "units of limits taken from the shared state, and returned",
                 &["limit", "direction"],
             )?,
+            keys_connected: maker.number(
+                "smg_shared_keys_connected",
+                "1 while routing keys are shared with other gateways, else 0",
+            )?,
+            key_claims: maker.counter(
+                "smg_shared_key_claims_total",
+                "routing keys that other gateways were asked to agree to",
+                &["result"],
+            )?,
+            keys_learnt: maker.sum(
+                "smg_shared_keys_learnt_total",
+                "routing keys that were read from the shared state",
+            )?,
         })
     }
 
@@ -109,6 +125,16 @@ impl ReplicaMetrics {
     pub(crate) fn units_returned(&self, limit: &str, units: u64) {
         let family = &self.units;
         family.with_label_values(&[limit, "returned"]).inc_by(units);
+    }
+
+    /// Sets whether routing keys are shared.
+    pub(crate) fn show_keys(&self, connected: impl Into<i64>) {
+        self.keys_connected.set(connected.into());
+    }
+
+    /// Counts claims of routing keys with this result.
+    pub(crate) fn keys_claimed(&self, result: &str, claims: u64) {
+        self.key_claims.with_label_values(&[result]).inc_by(claims);
     }
 
     /// Sets the number of placements that were not sent.
