@@ -1,19 +1,27 @@
 //! The cap on requests in flight, which may change while some are.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 
+use routing::quota::{SlotUse, Slots};
 use tokio::sync::{AcquireError, Semaphore, TryAcquireError};
 
 use super::fair_line::FairLine;
+use super::waiters::Waiters;
 
 /// Requests in flight, from here to the last byte of their replies.
 #[derive(Debug)]
 pub(super) struct Cap {
+    /// What is configured: for all gateways together, where they share it.
+    configured: AtomicUsize,
+    /// What this gateway may have.
     limit: AtomicUsize,
     permits: Semaphore,
     /// Permits that are out and are not to come back: the cap has become smaller.
     surplus: AtomicUsize,
+    waiting: Waiters,
+    /// Requests that found no share and were not to wait, or not for longer.
+    refused: AtomicU64,
     /// Where requests wait in the fair order.
     pub(super) line: FairLine,
 }
@@ -25,15 +33,33 @@ pub(super) struct Share(Arc<Cap>);
 impl Cap {
     pub(super) fn new(limit: usize) -> Self {
         Self {
+            configured: AtomicUsize::new(limit),
             limit: AtomicUsize::new(limit),
             permits: Semaphore::new(limit),
             surplus: AtomicUsize::new(0),
+            waiting: Waiters::default(),
+            refused: AtomicU64::new(0),
             line: FairLine::default(),
         }
     }
 
-    pub(super) fn limit(&self) -> usize {
+    /// What is configured.
+    pub(super) fn configured(&self) -> usize {
+        self.configured.load(SeqCst)
+    }
+
+    /// Notes what is configured, which others divide.
+    pub(super) fn configure(&self, limit: usize) {
+        self.configured.store(limit, SeqCst);
+    }
+
+    fn limit(&self) -> usize {
         self.limit.load(SeqCst)
+    }
+
+    /// A request has been refused.
+    pub(super) fn note_refusal(&self) {
+        self.refused.fetch_add(1, SeqCst);
     }
 
     /// Shares that are out.
@@ -50,6 +76,7 @@ impl Cap {
 
     /// A share, once one is left; first come, first served.
     pub(super) async fn share(self: &Arc<Self>) -> Result<Share, AcquireError> {
+        let _waiting = self.waiting.enter();
         self.permits.acquire().await?.forget();
         Ok(Share(Arc::clone(self)))
     }
@@ -98,6 +125,27 @@ impl Cap {
             }
             self.line.call_next(None);
         }
+    }
+}
+
+/// Where several gateways share the cap: this one has what it is allowed.
+impl Slots for Cap {
+    fn total(&self) -> u64 {
+        self.configured() as u64
+    }
+
+    fn usage(&self) -> SlotUse {
+        let waiting = self.waiting.count() + self.line.waiting();
+        SlotUse {
+            used: self.in_flight() as u64,
+            waiting: waiting as u64,
+            refused: self.refused.load(SeqCst),
+        }
+    }
+
+    fn allow(&self, slots: u64) {
+        let most = usize::try_from(slots).unwrap_or(usize::MAX);
+        self.resize(most.min(Semaphore::MAX_PERMITS));
     }
 }
 

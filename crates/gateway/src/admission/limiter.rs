@@ -24,8 +24,9 @@ use crate::telemetry::{AdmissionMetrics, Metrics};
 /// Pause between refills of a rate's bucket.
 const REFILL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The option, and the name under which gateways share it.
+/// Options, and the names under which gateways share them.
 const RATE: &str = "rate_limit_tokens_per_second";
+const CAP: &str = "max_concurrent_requests";
 
 /// The limits in force. Without any, a request passes without touching anything shared.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ pub(crate) struct Admission {
     waiting: Waiters,
     /// Notified when there is a rate.
     rate_set: Notify,
-    /// Where other gateways share the rate.
+    /// Where other gateways share the rate and the cap.
     shared: Option<Arc<SharedLimits>>,
     metrics: AdmissionMetrics,
 }
@@ -74,20 +75,23 @@ impl Admission {
         }
     }
 
-    /// Shares the rate with other gateways: its bucket is filled from outside.
+    /// Shares rate and cap with other gateways: what this one has of them is set from outside.
     pub(crate) fn sharing(mut self, shared: Option<Arc<SharedLimits>>) -> Self {
         self.shared = shared;
-        if let Some(rate) = &self.limits.load().rate {
-            self.share(rate);
-        }
+        let limits = self.limits.load_full();
+        limits.rate.iter().for_each(|rate| self.share(rate));
+        limits.cap.iter().for_each(|cap| self.share_cap(cap));
         self
     }
 
+    fn share_cap(&self, cap: &Arc<Cap>) {
+        self.shared.iter().for_each(|it| it.add_slots(CAP, cap));
+    }
+
     fn share(&self, rate: &Arc<Rate>) {
-        if let Some(shared) = &self.shared {
-            let bucket: Weak<Rate> = Arc::downgrade(rate);
-            shared.add(RATE, bucket as Weak<dyn Bucket>);
-        }
+        let bucket: Weak<Rate> = Arc::downgrade(rate);
+        let shared = self.shared.iter();
+        shared.for_each(|it| it.add(RATE, Weak::clone(&bucket) as Weak<dyn Bucket>));
     }
 
     /// Sets other limits. Requests in flight keep their shares, those that wait their places; a cap
@@ -96,10 +100,17 @@ impl Admission {
         let before = self.limits.load_full();
         let cap = match (&before.cap, options.max_concurrent_requests) {
             (Some(cap), Some(limit)) => {
-                cap.resize(limit);
+                cap.configure(limit);
+                if self.shared.is_none() {
+                    cap.resize(limit);
+                }
                 Some(Arc::clone(cap))
             }
-            (_, limit) => limit.map(|limit| Arc::new(Cap::new(limit))),
+            (_, limit) => limit.map(|limit| {
+                let cap = Arc::new(Cap::new(limit));
+                self.share_cap(&cap);
+                cap
+            }),
         };
         let rate = match (&before.rate, options.rate) {
             (Some(rate), Some(per_second)) => {
@@ -171,22 +182,20 @@ impl Admission {
             cap.try_share()
         };
         let share = match free {
-            Ok(share) => Some(share),
-            Err(TryAcquireError::Closed) => None,
-            Err(TryAcquireError::NoPermits) => {
-                let what = "max_concurrent_requests";
-                match limits.fair {
-                    None => self.wait(what, limits, deadline, cap.share()).await?,
-                    Some(rules) => {
-                        let size = limits.queue_size.saturating_sub(self.waiting.count());
-                        let line = LineLimits::new(rules, size, deadline);
-                        // Rare, so boxed: every request's future would be larger.
-                        let waited = Box::pin(self.wait_in_order(cap, line, &asker())).await;
-                        waited.map_err(|why| self.queue_error(why, what, limits))?
-                    }
+            Ok(share) => Ok(Some(share)),
+            Err(TryAcquireError::Closed) => Ok(None),
+            Err(TryAcquireError::NoPermits) => match limits.fair {
+                None => self.wait(CAP, limits, deadline, cap.share()).await,
+                Some(rules) => {
+                    let size = limits.queue_size.saturating_sub(self.waiting.count());
+                    let line = LineLimits::new(rules, size, deadline);
+                    // Rare, so boxed: every request's future would be larger.
+                    let waited = Box::pin(self.wait_in_order(cap, line, &asker())).await;
+                    waited.map_err(|why| self.queue_error(why, CAP, limits))
                 }
-            }
+            },
         };
+        let share = share.inspect_err(|_| cap.note_refusal())?;
         Ok(Permit { _share: share })
     }
 
@@ -264,7 +273,7 @@ impl Admission {
         let limits = self.limits.load();
         let (cap, rate) = (limits.cap.as_ref(), limits.rate.as_ref());
         let numbers = [
-            ("max_concurrent_requests", cap.map(|cap| cap.limit())),
+            (CAP, cap.map(|cap| cap.configured())),
             (RATE, rate.map(|rate| rate.per_second())),
             ("max_requests_per_worker", per_worker),
         ];
@@ -317,7 +326,7 @@ impl Admission {
         let limits = self.limits.load();
         let (cap, rate) = (limits.cap.as_ref(), limits.rate.as_ref());
         json!({
-            "max_concurrent_requests": cap.map(|cap| cap.limit()),
+            CAP: cap.map(|cap| cap.configured()),
             "concurrent_requests": cap.map(|cap| cap.in_flight()),
             RATE: rate.map(|rate| rate.per_second()),
             "queue_size": limits.queue_size,

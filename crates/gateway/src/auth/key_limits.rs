@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use routing::quota::{Bucket, Quota, RateLimit, SharedLimits};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use routing::quota::{Bucket, Quota, RateLimit, SharedLimits, SlotCount};
 use tokio::time::Instant;
 
 /// The limits of a key, by the names that `LiteLLM`'s keys have for them.
@@ -19,6 +18,7 @@ pub(super) struct KeyRules {
 
 const RPM: &str = "rpm_limit";
 const TPM: &str = "tpm_limit";
+const PARALLEL: &str = "max_parallel_requests";
 
 /// Where other gateways share the limits of a key.
 #[derive(Clone, Copy, Debug)]
@@ -34,13 +34,13 @@ pub(super) struct KeyLimits {
     pub(super) rules: KeyRules,
     requests: Option<Arc<Counter>>,
     tokens: Option<Arc<Counter>>,
-    at_a_time: Option<Arc<Semaphore>>,
+    at_a_time: Option<Arc<SlotCount>>,
 }
 
 /// A request's share of its key's limits, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct KeyShare {
-    _permit: Option<OwnedSemaphorePermit>,
+    slot: Option<Arc<SlotCount>>,
 }
 
 /// A request's tokens of its key's limit: an estimate, until they are counted. Given back when dropped.
@@ -64,7 +64,13 @@ impl KeyLimits {
         before: Option<&Self>,
         sharing: Option<Sharing<'_>>,
     ) -> Option<Arc<Self>> {
-        let new_permits = |most: NonZeroU32| Arc::new(Semaphore::new(most.get() as usize));
+        let new_slots = |most: NonZeroU32| {
+            let slots = Arc::new(SlotCount::new(most.get().into()));
+            if let Some(Sharing { limits, key }) = sharing {
+                limits.add_slots(&format!("{PARALLEL}:{key}"), &slots);
+            }
+            slots
+        };
         let kept = |name, counter: Option<&Arc<Counter>>, limit: Option<NonZeroU32>| {
             let limit = limit?;
             let same = counter.filter(|counter| counter.per_minute() == limit);
@@ -73,13 +79,13 @@ impl KeyLimits {
         let requests = before.and_then(|before| before.requests.as_ref());
         let tokens = before.and_then(|before| before.tokens.as_ref());
         let most = rules.max_parallel_requests;
-        let permits = before.filter(|before| before.rules.max_parallel_requests == most);
-        let permits = permits.and_then(|before| before.at_a_time.clone());
+        let slots = before.filter(|before| before.rules.max_parallel_requests == most);
+        let slots = slots.and_then(|before| before.at_a_time.clone());
         let limits = Self {
             rules,
             requests: kept(RPM, requests, rules.rpm_limit),
             tokens: kept(TPM, tokens, rules.tpm_limit),
-            at_a_time: permits.or_else(|| most.map(new_permits)),
+            at_a_time: slots.or_else(|| most.map(new_slots)),
         };
         let some = limits.requests.is_some() || limits.tokens.is_some();
         (some || limits.at_a_time.is_some()).then(|| Arc::new(limits))
@@ -87,15 +93,15 @@ impl KeyLimits {
 
     /// Lets a request in, or says which limit is reached; none waits.
     pub(super) fn enter(&self) -> Result<KeyShare, Reached> {
-        let permit = match &self.at_a_time {
-            None => None,
-            Some(permits) => {
-                let permit = Arc::clone(permits).try_acquire_owned();
-                Some(permit.map_err(|_| Reached {
-                    limit: "max_parallel_requests",
-                    wait: Duration::from_secs(1),
-                })?)
-            }
+        if self.at_a_time.as_ref().is_some_and(|slots| !slots.take()) {
+            return Err(Reached {
+                limit: PARALLEL,
+                wait: Duration::from_secs(1),
+            });
+        }
+        // From here on it is given back, also where another limit is reached.
+        let share = KeyShare {
+            slot: self.at_a_time.clone(),
         };
         if let Some(tokens) = &self.tokens {
             // Before the body is read, so that its tokens are not known: only a debt counts.
@@ -105,7 +111,7 @@ impl KeyLimits {
             let limit = RPM;
             requests.take(1).map_err(|wait| Reached { limit, wait })?;
         }
-        Ok(KeyShare { _permit: permit })
+        Ok(share)
     }
 
     /// Takes so many tokens, or says how long they will be missing; `None` where they are not limited.
@@ -121,6 +127,14 @@ impl KeyLimits {
             limits: Arc::clone(self),
             taken: tokens,
         }))
+    }
+}
+
+impl Drop for KeyShare {
+    fn drop(&mut self) {
+        if let Some(slots) = &self.slot {
+            slots.give_back();
+        }
     }
 }
 

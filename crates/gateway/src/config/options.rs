@@ -449,12 +449,12 @@ options! {
     /// `/server_info`, or `off`.
     load_push: LoadPush = LoadPush::Auto;
     /// URL of a Redis or Valkey server, `redis://` or `rediss://`, where gateways in front of the same
-    /// workers share placements, loads and rate limits. Unset: each knows only what it did itself.
+    /// workers share placements, loads, limits and routing keys. Unset: each knows only its own.
     shared_state: Option<Secret> = None;
     /// Gateways in front of the same workers that share nothing, this one included: `cache_aware` takes
     /// the fleet for so many times as busy as it sees it.
     gateway_replicas: u32 = 1;
-    /// What of a shared rate limit a gateway applies while `shared_state` cannot be reached: `local`,
+    /// What of a shared limit a gateway applies while `shared_state` cannot be reached: `local`,
     /// its part by the last known number of gateways; `open`, all of it; `closed`, none.
     shared_state_on_failure: SharedStateOnFailure = SharedStateOnFailure::Local;
 }

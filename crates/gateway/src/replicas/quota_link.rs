@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use routing::quota::{Ask, Grant, RateLimit};
+use routing::quota::{Ask, Grant, RateLimit, SlotAsk, SlotGrant};
 
 use super::link::LinkError;
 
@@ -14,6 +14,9 @@ pub(crate) struct Round {
     /// The gateway stops.
     pub(crate) leaves: bool,
     pub(crate) asks: Vec<(Arc<str>, RateLimit, Ask)>,
+    /// Gateways, as far as this one knows.
+    pub(crate) known: u64,
+    pub(crate) slots: Vec<(Arc<str>, SlotAsk)>,
 }
 
 /// What it gets, in the same order.
@@ -22,6 +25,7 @@ pub(crate) struct Granted {
     /// Gateways that have asked for anything lately, this one included.
     pub(crate) gateways: u64,
     pub(crate) grants: Vec<Grant>,
+    pub(crate) slots: Vec<SlotGrant>,
 }
 
 /// Makes links.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use routing::quota::{Bucket, Grant, Quota, RateLimit, SharedLimits};
+use routing::quota::{Bucket, Grant, Quota, RateLimit, SharedLimits, SlotCount, SlotGrant};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -88,9 +88,15 @@ impl QuotaLink for Server {
             let short = state.short.contains(name);
             grants.push(Grant { units, short });
         }
+        let gateways = state.gateways.len() as u64;
+        let slots = round.slots.iter().map(|(_, ask)| SlotGrant {
+            allowed: ask.total / gateways.max(1),
+            short: false,
+        });
         Ok(Granted {
-            gateways: state.gateways.len() as u64,
+            gateways,
             grants,
+            slots: slots.collect(),
         })
     }
 }
@@ -127,6 +133,12 @@ impl Gateway {
         let bucket: Weak<Quota> = Arc::downgrade(&quota);
         self.limits.add(name, bucket as Weak<dyn Bucket>);
         quota
+    }
+
+    fn share_slots(&self, name: &str) -> Arc<SlotCount> {
+        let slots = Arc::new(SlotCount::new(40));
+        self.limits.add_slots(name, &slots);
+        slots
     }
 
     fn shown(&self) -> Value {
@@ -238,5 +250,75 @@ async fn gateway_that_has_never_reached_the_server_applies_the_whole_limit_unles
         assert_eq!(passed(&quota), at_once, "{on_failure:?}");
         let page = gateway.metrics.render().unwrap();
         assert!(page.contains("smg_shared_limits_on_failure 1\n"), "{page}");
+    }
+}
+
+fn free(slots: &SlotCount) -> usize {
+    let taken = (0..1000).take_while(|_| slots.take()).count();
+    (0..taken).for_each(|_| slots.give_back());
+    taken
+}
+
+#[tokio::test(start_paused = true)]
+async fn slots_are_divided_by_the_server_and_without_it_by_the_option() {
+    for (on_failure, apart) in [(Local, 20), (Open, 40), (Closed, 0)] {
+        let server = Server::default();
+        let gateways = [0; 2].map(|_| Gateway::start(&server, on_failure));
+        let slots = gateways
+            .each_ref()
+            .map(|gateway| gateway.share_slots("at_a_time:k"));
+        assert_eq!(free(&slots[0]), 0, "none before the server has been asked");
+        for gateway in &gateways {
+            gateway.is("shared").await;
+        }
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(slots.each_ref().map(|slots| free(slots)), [20; 2]);
+        let held = (0..15).take_while(|_| slots[0].take()).count();
+        assert_eq!(held, 15);
+        sleep(Duration::from_secs(2)).await;
+        let shown = &gateways[0].shown()["slots"][0];
+        let figures = ["slots", "allowed", "used"].map(|name| shown[name].as_u64());
+        assert_eq!(figures, [Some(40), Some(20), Some(15)]);
+        let page = gateways[0].metrics.render().unwrap();
+        assert!(page.contains("smg_shared_slots{limit=\"at_a_time\",state=\"used\"} 15\n"));
+        server.freeze();
+        for gateway in &gateways {
+            gateway.is("on_failure").await;
+        }
+        sleep(Duration::from_millis(50)).await;
+        // What is in flight stays.
+        assert_eq!(
+            (free(&slots[0]) + held).max(15),
+            apart.max(15),
+            "{on_failure:?}"
+        );
+        assert_eq!(free(&slots[1]), apart, "{on_failure:?}");
+        server.resume();
+        for gateway in &gateways {
+            gateway.is("shared").await;
+        }
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(
+            (free(&slots[0]), free(&slots[1])),
+            (5, 20),
+            "{on_failure:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn slots_of_a_gateway_that_has_never_reached_the_server_are_as_the_option_says() {
+    for (on_failure, at_once) in [(Local, 40), (Open, 40), (Closed, 0)] {
+        let server = Server::default();
+        server.freeze();
+        let gateway = Gateway::start(&server, on_failure);
+        let slots = gateway.share_slots("a");
+        gateway.is("on_failure").await;
+        // While it tries for the first time, others may have them all.
+        assert_eq!(free(&slots), 0);
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(free(&slots), at_once, "{on_failure:?}");
+        drop(slots);
+        gateway.is("none").await;
     }
 }

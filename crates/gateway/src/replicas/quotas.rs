@@ -1,6 +1,7 @@
-//! Rate limits that hold across gateways: units are taken before they are needed.
+//! Limits that hold across gateways: units, and slots, are taken before they are needed.
 //!
-//! - Shared are `rate_limit_tokens_per_second`, and `rpm_limit` and `tpm_limit` of keys.
+//! - Shared are `rate_limit_tokens_per_second`, and `rpm_limit` and `tpm_limit` of keys; as slots
+//!   `max_concurrent_requests`, and `max_parallel_requests` of keys ([`slot_shares`](super::slot_shares)).
 //! - A lane uses units of its bucket, a semaphore or an atomic number, and knows nothing of this.
 //! - Here, on the control thread, a round every 10 to 30 ms asks for what the buckets lack, by one
 //!   script for up to 256 limits. The pause is random, so that no gateway always comes second.
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use routing::quota::{Bucket, Part, Planner, SharedLimits};
+use routing::quota::{Bucket, GRACE, Part, Planner, SharedLimits};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, interval, sleep, timeout};
@@ -21,13 +22,16 @@ use tracing::{info, warn};
 
 use super::exchange::Leaving;
 use super::link::LinkError;
-use super::quota_link::{QuotaLink, QuotaServer, Round};
+use super::quota_link::{Granted, QuotaLink, QuotaServer, Round};
+use super::slot_shares::SlotShares;
 use super::status::ReplicaStatus;
 use crate::config::SharedStateOnFailure;
 use crate::telemetry::Metrics;
 
 /// Pause between two rounds, milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 10..30;
+/// The same after slots were given up, for which another gateway may wait.
+const SHORT_PAUSE: Duration = Duration::from_millis(1);
 /// Limits of one round.
 const MAX_ASKS: usize = 256;
 /// Pause between two fillings while there is no server.
@@ -60,12 +64,17 @@ pub(crate) struct Quotas<S> {
     server: Arc<S>,
     id: u64,
     shares: Vec<Share>,
+    slots: SlotShares,
     changes: Option<u64>,
     /// The share with which the next round begins.
     next: usize,
     /// Gateways, when they were last known.
     gateways: Option<u64>,
+    /// The most gateways of late, and when they were.
+    most: (u64, Instant),
     connected: bool,
+    /// The server could not be reached the last time.
+    is_lost: bool,
     pause: Duration,
     begun: Instant,
     shown: Option<Instant>,
@@ -92,10 +101,13 @@ impl<S: QuotaServer> Quotas<S> {
             server: Arc::new(server),
             id: fastrand::u64(..),
             shares: Vec::new(),
+            slots: SlotShares::default(),
             changes: None,
             next: 0,
             gateways: None,
+            most: (1, Instant::now()),
             connected: false,
+            is_lost: false,
             pause: FIRST_PAUSE,
             begun: Instant::now(),
             shown: None,
@@ -128,7 +140,7 @@ impl<S: QuotaServer> Quotas<S> {
                 warn!(%server, %error, ?on_failure, "limits of several gateways cannot be kept together");
                 lost = Some(error);
             }
-            self.connected = false;
+            (self.connected, self.is_lost) = (false, true);
             self.show(Instant::now());
             tokio::select! {
                 () = self.fill(Some(self.pause)) => {}
@@ -141,7 +153,7 @@ impl<S: QuotaServer> Quotas<S> {
     /// Whether there is no limit to share.
     fn is_idle(&mut self) -> bool {
         self.follow();
-        self.shares.is_empty()
+        self.shares.is_empty() && self.slots.is_empty()
     }
 
     /// Fills buckets by the clock: for so long, or while there are any to fill.
@@ -159,6 +171,10 @@ impl<S: QuotaServer> Quotas<S> {
                 if let Some(bucket) = share.bucket.upgrade() {
                     share.planner.fill(&*bucket, part, since);
                 }
+            }
+            // At first none are used: others may have them all.
+            if self.is_lost {
+                self.slots.fill(part);
             }
             self.show_sometimes(now);
         }
@@ -185,21 +201,15 @@ impl<S: QuotaServer> Quotas<S> {
         loop {
             self.follow();
             let (asked, round) = self.round();
-            if !round.asks.is_empty() {
+            let mut pause = Duration::from_millis(fastrand::u64(PAUSE_MS));
+            if !round.asks.is_empty() || !round.slots.is_empty() {
                 let granted = link.exchange(&round).await?;
-                self.gateways = Some(granted.gateways.max(1));
-                for (asked, grant) in asked.into_iter().zip(granted.grants) {
-                    let Some(share) = self.shares.get_mut(asked.share) else {
-                        continue;
-                    };
-                    share.planner.granted(&*asked.bucket, grant);
-                    let metrics = &self.parts.metrics.replicas;
-                    metrics.units_taken(kind(&share.name), grant.units);
+                if self.take(asked, granted) {
+                    pause = SHORT_PAUSE;
                 }
                 self.is_reached();
             }
             self.show_sometimes(Instant::now());
-            let pause = Duration::from_millis(fastrand::u64(PAUSE_MS));
             tokio::select! {
                 biased;
                 _ = &mut *left => {
@@ -209,6 +219,24 @@ impl<S: QuotaServer> Quotas<S> {
                 () = sleep(pause) => {}
             }
         }
+    }
+
+    /// Puts in force what was got. True if slots are given up.
+    fn take(&mut self, asked: Vec<Asked>, granted: Granted) -> bool {
+        let (gateways, now) = (granted.gateways.max(1), Instant::now());
+        self.gateways = Some(gateways);
+        if gateways >= self.most.0 || now - self.most.1 > GRACE {
+            self.most = (gateways, now);
+        }
+        for (asked, grant) in asked.into_iter().zip(granted.grants) {
+            let Some(share) = self.shares.get_mut(asked.share) else {
+                continue;
+            };
+            share.planner.granted(&*asked.bucket, grant);
+            let metrics = &self.parts.metrics.replicas;
+            metrics.units_taken(kind(&share.name), grant.units);
+        }
+        self.slots.granted(granted.slots)
     }
 
     /// What to ask for now, and of which shares.
@@ -238,12 +266,14 @@ impl<S: QuotaServer> Quotas<S> {
             let share = self.next;
             asked.push(Asked { share, bucket });
         }
+        round.slots = self.slots.ask(MAX_ASKS, now);
         (asked, round)
     }
 
     fn empty_round(&self) -> Round {
         Round {
             gateway: self.id,
+            known: self.most.0,
             ..Round::default()
         }
     }
@@ -251,8 +281,8 @@ impl<S: QuotaServer> Quotas<S> {
     fn is_reached(&mut self) {
         self.pause = FIRST_PAUSE;
         if !self.connected {
-            self.connected = true;
-            let limits = self.shares.len();
+            (self.connected, self.is_lost) = (true, false);
+            let limits = self.shares.len() + self.slots.count();
             info!(server = %self.parts.address, limits, "limits of several gateways are kept together");
             self.show(Instant::now());
         }
@@ -276,6 +306,14 @@ impl<S: QuotaServer> Quotas<S> {
                 return;
             }
         }
+        for some in self.slots.leave().chunks(MAX_ASKS) {
+            let mut round = self.empty_round();
+            round.leaves = true;
+            round.slots = some.to_vec();
+            if link.exchange(&round).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Takes note of limits that have come or gone.
@@ -285,6 +323,7 @@ impl<S: QuotaServer> Quotas<S> {
             return;
         }
         self.changes = Some(changes);
+        self.slots.follow(&self.parts.limits);
         let before = self.shares.drain(..);
         let mut known: BTreeMap<_, _> = before
             .map(|share| (Arc::clone(&share.name), share))
@@ -306,13 +345,15 @@ impl<S: QuotaServer> Quotas<S> {
     fn show_sometimes(&mut self, now: Instant) {
         if self.shown.is_none_or(|shown| now - shown >= SHOW_INTERVAL) {
             self.shares.retain(|share| share.bucket.strong_count() > 0);
+            self.slots.retain_live();
             self.show(now);
         }
     }
 
     fn show(&mut self, now: Instant) {
         self.shown = Some(now);
-        let state = match (self.shares.is_empty(), self.connected) {
+        let count = self.shares.len() + self.slots.count();
+        let state = match (count == 0, self.connected) {
             (true, _) => "none",
             (false, true) => "shared",
             (false, false) => "on_failure",
@@ -323,11 +364,13 @@ impl<S: QuotaServer> Quotas<S> {
             "state": state,
             "on_failure": self.parts.on_failure,
             "gateways": self.gateways,
-            "count": self.shares.len(),
+            "count": count,
             "limits": rows,
+            "slots": self.slots.rows(MAX_SHOWN),
         }));
         let metrics = &self.parts.metrics.replicas;
-        metrics.show_limits(self.shares.len(), state == "on_failure");
+        metrics.show_limits(count, state == "on_failure");
+        self.slots.show(&self.parts.metrics);
         let mut kinds: Vec<_> = self.shares.iter().map(|share| kind(&share.name)).collect();
         kinds.dedup();
         for kind in kinds {

@@ -1,4 +1,7 @@
-//! Rate limits that several gateways keep together: what one of them holds of each, in advance.
+//! Limits that several gateways keep together: what one of them holds of each, in advance.
+//!
+//! Limits on requests at a time are slots, which a gateway may use until it gives them up:
+//! [`SlotPlanner`]. The rest of this page is about rates.
 //!
 //! A server that all reach has one bucket per limit, filled by its own clock (the generic cell rate
 //! algorithm). A gateway takes units out of it before they are needed, and keeps them as its quota:
@@ -15,9 +18,15 @@
 mod bucket;
 mod planner;
 mod shared_limits;
+mod slot_planner;
+#[cfg(test)]
+mod slot_tests;
+mod slots;
 #[cfg(test)]
 mod tests;
 
 pub use bucket::{Bucket, Held, Quota, RateLimit};
 pub use planner::{Ask, Grant, Part, Planner};
 pub use shared_limits::SharedLimits;
+pub use slot_planner::{GRACE, LEASE, SlotAsk, SlotGrant, SlotPlanner};
+pub use slots::{SlotCount, SlotUse, Slots};

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::bucket::Bucket;
+use super::slots::Slots;
 
-/// Buckets by the name of their limit, which is the same in all gateways.
+/// Buckets, and slots, by the name of their limit, which is the same in all gateways.
 #[derive(Debug, Default)]
 pub struct SharedLimits {
     buckets: Mutex<BTreeMap<Arc<str>, Weak<dyn Bucket>>>,
+    slots: Mutex<BTreeMap<Arc<str>, Weak<dyn Slots>>>,
     changes: AtomicU64,
 }
 
@@ -21,7 +23,17 @@ impl SharedLimits {
         self.changes.fetch_add(1, Relaxed);
     }
 
-    /// How often [`add`](Self::add) was called.
+    /// Shares slots until they are dropped. They take the place of others of this name. None may be
+    /// used until this gateway is allowed some.
+    pub fn add_slots(&self, name: &str, slots: &Arc<impl Slots + 'static>) {
+        slots.allow(0);
+        let shared: Weak<dyn Slots> = Arc::downgrade(slots) as _;
+        let mut all = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(name.into(), shared);
+        self.changes.fetch_add(1, Relaxed);
+    }
+
+    /// How often any were added.
     pub fn changes(&self) -> u64 {
         self.changes.load(Relaxed)
     }
@@ -32,6 +44,15 @@ impl SharedLimits {
         buckets.retain(|_, bucket| bucket.strong_count() > 0);
         let rows = buckets.iter();
         rows.map(|(name, bucket)| (Arc::clone(name), Weak::clone(bucket)))
+            .collect()
+    }
+
+    /// All slots that are left.
+    pub fn list_slots(&self) -> Vec<(Arc<str>, Weak<dyn Slots>)> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.retain(|_, slots| slots.strong_count() > 0);
+        let rows = slots.iter();
+        rows.map(|(name, slots)| (Arc::clone(name), Weak::clone(slots)))
             .collect()
     }
 }

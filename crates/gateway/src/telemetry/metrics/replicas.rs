@@ -1,6 +1,6 @@
 //! Metrics of the exchange with other gateways.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 use routing::replicas::{OutboxTotals, PeerTotals};
 
 use super::registry::Maker;
@@ -19,6 +19,7 @@ pub(crate) struct ReplicaMetrics {
     limits: IntGauge,
     limits_on_failure: IntGauge,
     units: IntCounterVec,
+    slots: IntGaugeVec,
     keys_connected: IntGauge,
     key_claims: IntCounterVec,
     pub(crate) keys_learnt: IntCounter,
@@ -71,6 +72,11 @@ impl ReplicaMetrics {
                 "smg_shared_limit_units_total",
                 "units of limits taken from the shared state, and returned",
                 &["limit", "direction"],
+            )?,
+            slots: maker.gauge(
+                "smg_shared_slots",
+                "requests at a time that this gateway may have of shared limits, and has",
+                &["limit", "state"],
             )?,
             keys_connected: maker.number(
                 "smg_shared_keys_connected",
@@ -125,6 +131,14 @@ impl ReplicaMetrics {
     pub(crate) fn units_returned(&self, limit: &str, units: u64) {
         let family = &self.units;
         family.with_label_values(&[limit, "returned"]).inc_by(units);
+    }
+
+    /// Sets what this gateway may have at a time of a kind of limit, and has.
+    pub(crate) fn show_slots(&self, limit: &str, allowed: u64, used: u64) {
+        for (state, slots) in [("allowed", allowed), ("used", used)] {
+            let gauge = self.slots.with_label_values(&[limit, state]);
+            gauge.set(i64::try_from(slots).unwrap_or(i64::MAX));
+        }
     }
 
     /// Sets whether routing keys are shared.
