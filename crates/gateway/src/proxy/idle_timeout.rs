@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,6 +45,8 @@ struct IdleTimeout {
     supervision: Supervision,
     since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// What the timer wakes.
+    waker: Option<Waker>,
 }
 
 impl<B> Supervised<B> {
@@ -55,6 +57,7 @@ impl<B> Supervised<B> {
                 supervision,
                 since: None,
                 timer: None,
+                waker: None,
             },
         }
     }
@@ -120,12 +123,17 @@ impl IdleTimeout {
         let timer = self
             .timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(first)));
+        let is_set = self.waker.as_ref();
+        if is_set.is_some_and(|waker| waker.will_wake(cx.waker())) && !timer.is_elapsed() {
+            return Poll::Pending;
+        }
         while timer.as_mut().poll(cx).is_ready() {
             match self.supervision.look(since) {
                 Ok(next) => timer.as_mut().reset(next),
                 Err(why) => return Poll::Ready(why),
             }
         }
+        self.waker = Some(cx.waker().clone());
         Poll::Pending
     }
 }

@@ -43,6 +43,21 @@ enum Failure {
     Returned,
 }
 
+impl Failure {
+    /// The end of a body that has broken off.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
+        match std::mem::replace(self, Self::Returned) {
+            Self::None | Self::Returned => Poll::Ready(None),
+            Self::Unflushed(error) => {
+                *self = Self::Flushed(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Self::Flushed(error) => Poll::Ready(Some(Err(error))),
+        }
+    }
+}
+
 impl<B: Body> EventStream<B> {
     /// The body of a successful reply with these headers: a stream of events, if they say so
     /// and the body may end in one more.
@@ -103,21 +118,8 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
         let this = &mut *self;
-        match std::mem::replace(&mut this.failure, Failure::None) {
-            Failure::None => {}
-            Failure::Unflushed(error) => {
-                this.failure = Failure::Flushed(error);
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            Failure::Flushed(error) => {
-                this.failure = Failure::Returned;
-                return Poll::Ready(Some(Err(error)));
-            }
-            Failure::Returned => {
-                this.failure = Failure::Returned;
-                return Poll::Ready(None);
-            }
+        if !matches!(this.failure, Failure::None) {
+            return this.failure.poll(cx);
         }
         let polled = Pin::new(&mut this.body).poll_frame(cx);
         match polled {

@@ -103,7 +103,16 @@ pub(super) async fn serve_connection(
 ) {
     if let Some(stream) = registered(stream) {
         let stream = ClientStream::new(stream, Arc::clone(&state));
-        serve(stream, service, state, draining).await;
+        state.direct.enable();
+        let direct = stream.clone();
+        let mut serving = pin!(serve(stream, service, state, draining));
+        poll_fn(|cx| {
+            if direct.advance(cx) {
+                return Poll::Pending;
+            }
+            serving.as_mut().poll(cx)
+        })
+        .await;
     }
 }
 

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
 
+use super::direct_reply::DirectReply;
 use super::lane_status::LaneStatus;
 use crate::config::ClientSection;
 
@@ -39,6 +40,8 @@ pub(super) struct ConnectionState {
     /// Replies over HTTP/2, which stall one by one.
     streams: Mutex<Vec<Weak<dyn Stall>>>,
     seen: Mutex<Seen>,
+    /// A reply over HTTP/1.1 that is framed in chunks.
+    pub(super) direct: DirectReply,
 }
 
 /// What the watchdog saw at its last look.
@@ -112,6 +115,7 @@ impl ConnectionState {
             waker: AtomicWaker::new(),
             streams: Mutex::default(),
             seen: Mutex::default(),
+            direct: DirectReply::default(),
         }
     }
 
@@ -250,14 +254,25 @@ impl ConnectionState {
     pub(super) fn wrote(&self, waits: bool) {
         self.write_pending.store(waits, Relaxed);
         if !waits {
-            self.progress.fetch_add(1, Relaxed);
+            self.note_progress();
         }
     }
 
     /// The connection has asked for a piece of a reply: it got one, or waits for the worker.
     pub(super) fn reply_polled(&self, given: bool) {
         self.reply_waits.store(given, Relaxed);
-        self.progress.fetch_add(1, Relaxed);
+        self.note_progress();
+    }
+
+    /// The client has taken something. Only the connection's own thread counts.
+    fn note_progress(&self) {
+        let progress = self.progress.load(Relaxed);
+        self.progress.store(progress.wrapping_add(1), Relaxed);
+    }
+
+    /// Whether [`Self::take_check`] has something to take.
+    pub(super) fn is_check_due(&self) -> bool {
+        self.check.load(Relaxed)
     }
 
     /// Whether the connection is to find out whether its client is still there.

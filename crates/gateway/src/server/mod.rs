@@ -3,6 +3,7 @@
 mod client_stream;
 mod connection;
 mod connection_state;
+mod direct_reply;
 mod lane_status;
 mod lanes;
 mod listeners;

@@ -86,3 +86,20 @@ impl OpenReply {
         self.body.size_hint()
     }
 }
+
+impl Body for OpenReply {
+    type Data = Bytes;
+    type Error = ReplyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        self.get_mut().poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -6,10 +6,12 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
-use http::{Method, Version};
+use http::response::Parts;
+use http::{Method, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 
+use super::connection_state::ConnectionState;
 use super::open_reply::{OpenReply, OpenRequest};
 use super::watched_reply::WatchedReply;
 use crate::proxy::{ReplyBody, ReplyError};
@@ -29,6 +31,39 @@ enum Slot {
     Own(OpenReply),
     /// The watchdog may end it and leave the connection to others.
     Watched(Arc<WatchedReply>),
+    /// Its connection has it, and may write pieces of it past hyper.
+    Direct(DirectHandle),
+}
+
+/// Ends the connection's direct reply when hyper has no more use for it.
+#[derive(Debug)]
+struct DirectHandle(Arc<ConnectionState>);
+
+impl Drop for DirectHandle {
+    fn drop(&mut self) {
+        self.0.direct.end();
+    }
+}
+
+/// Whether hyper frames a body with this head in chunks, one piece like the other, so that others
+/// may write some.
+pub(super) fn is_chunked(
+    body: &ReplyBody,
+    method: &Method,
+    version: Version,
+    head: &Parts,
+) -> bool {
+    let framed = [
+        header::CONTENT_LENGTH,
+        header::TRANSFER_ENCODING,
+        header::TRAILER,
+    ];
+    version == Version::HTTP_11
+        && head.status == StatusCode::OK
+        && !matches!(*method, Method::HEAD | Method::CONNECT)
+        && !body.is_end_stream()
+        && body.size_hint().exact().is_none()
+        && !framed.iter().any(|name| head.headers.contains_key(name))
 }
 
 impl Reply {
@@ -42,6 +77,17 @@ impl Reply {
         Self(Slot::Own(OpenReply::new(body, Some(request))))
     }
 
+    /// A reply that [`is_chunked`].
+    pub(super) fn chunked(body: ReplyBody, request: OpenRequest) -> Self {
+        let connection = Arc::clone(request.in_progress.state());
+        let open = OpenReply::new(body, Some(request));
+        if !connection.direct.is_enabled() {
+            return Self(Slot::Own(open));
+        }
+        connection.direct.begin(Box::new(open));
+        Self(Slot::Direct(DirectHandle(connection)))
+    }
+
     /// A reply whose request goes on.
     pub(super) fn switching() -> Self {
         let body = ReplyBody::from(Full::default());
@@ -53,6 +99,8 @@ impl Reply {
         match &mut self.0 {
             Slot::Own(open) => open.set_complete(),
             Slot::Watched(watched) => watched.set_complete(),
+            // A HEAD has no body.
+            Slot::Direct(_) => {}
         }
         self
     }
@@ -95,6 +143,15 @@ impl Body for Reply {
                 polled
             }
             Slot::Watched(watched) => watched.poll_frame(cx),
+            Slot::Direct(DirectHandle(connection)) => {
+                // The client has not taken the last piece yet.
+                if connection.direct.is_open() && connection.write_pending() {
+                    return Poll::Pending;
+                }
+                let polled = connection.direct.poll_frame(cx);
+                connection.reply_polled(polled.is_ready());
+                polled
+            }
         }
     }
 
@@ -102,6 +159,7 @@ impl Body for Reply {
         match &self.0 {
             Slot::Own(open) => open.is_end_stream(),
             Slot::Watched(watched) => watched.read(OpenReply::is_end_stream),
+            Slot::Direct(DirectHandle(connection)) => connection.direct.is_end_stream(),
         }
     }
 
@@ -109,6 +167,7 @@ impl Body for Reply {
         match &self.0 {
             Slot::Own(open) => open.size_hint(),
             Slot::Watched(watched) => watched.read(OpenReply::size_hint),
+            Slot::Direct(DirectHandle(connection)) => connection.direct.size_hint(),
         }
     }
 }

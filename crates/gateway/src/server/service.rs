@@ -15,7 +15,7 @@ use super::connection_state::InProgress;
 use super::open_reply::OpenRequest;
 use super::request_id::RequestIds;
 use super::request_record::RequestRecord;
-use super::response::{Reply, strip_body};
+use super::response::{Reply, is_chunked, strip_body};
 use super::tunnels::spawn_tunnel;
 use crate::admission::{Asker, Permit};
 use crate::api::{self, ApiState, Caller, Cors, Entry, Port, RouteTable, Target};
@@ -162,7 +162,11 @@ impl Service {
             parts.headers.insert(header::CONNECTION, close);
         }
         let body = strip_body(body, &method, version, &mut parts.headers);
-        let mut reply = Reply::new(body, version, request);
+        let mut reply = if is_chunked(&body, &method, version, &parts) {
+            Reply::chunked(body, request)
+        } else {
+            Reply::new(body, version, request)
+        };
         if method == Method::HEAD {
             reply = reply.without_body();
         }

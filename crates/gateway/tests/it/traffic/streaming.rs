@@ -107,6 +107,30 @@ async fn a_slow_client_slows_the_worker_instead_of_filling_memory() {
 }
 
 #[tokio::test]
+async fn request_sent_amid_a_stream_is_answered_behind_it_and_no_byte_is_out_of_place() {
+    let piece = |n: usize| format!("data: {n} {}\n\n", "x".repeat(n * n % 30_011));
+    let pieces: Vec<_> = (0..200).map(piece).collect();
+    let mut steps = vec![head()];
+    for piece in &pieces {
+        // So that nearly each comes in a read of its own.
+        steps.extend([chunk(piece), Step::Pause(Duration::from_micros(300))]);
+    }
+    steps.push(end());
+    let worker = Worker::doing(steps).await;
+    let gateway = start(&[&worker]).await;
+    let mut client = Client::to(&gateway).await;
+    client.send(&chat_stream()).await;
+    client.read_until("data: 3 ").await;
+    client.send(&chat_stream()).await;
+    for _ in 0..2 {
+        let reply = client.reply().await;
+        assert!(reply.whole && reply.text() == pieces.concat());
+    }
+    until(|| async { gateway.in_flight().await == 0 }).await;
+    assert_eq!(worker.disconnects(), 0);
+}
+
+#[tokio::test]
 async fn a_thousand_streams_at_once_all_end_well() {
     let mut steps = vec![head()];
     steps.extend((0..20).map(|n| chunk(&format!("data: {n}\n\n"))));
