@@ -1,10 +1,8 @@
 //! Server-sent events as text (WHATWG HTML §9.2.6): where lines and events end, whatever ends
 //! them and however the stream is cut.
 
-use std::iter;
-
 use bytes::{Buf, Bytes, BytesMut};
-use memchr::{memchr_iter, memchr2};
+use memchr::{memchr, memchr2};
 
 /// What a stream may begin with; it belongs to no line.
 pub(super) const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
@@ -64,9 +62,17 @@ fn value<'a>(line: &'a [u8], name: &str) -> Option<&'a [u8]> {
 
 /// How many lines of data begin in a piece of a stream, at its start or behind a line feed.
 pub(super) fn data_lines(piece: &[u8]) -> u64 {
-    let begun = memchr_iter(b'\n', piece).map(|at| &piece[at + 1..]);
-    let lines = iter::once(piece).chain(begun);
-    lines.filter(|line| line.starts_with(b"data:")).count() as u64
+    const NAME: &[u8] = b"data:";
+    let (mut rest, mut count) = (piece, u64::from(piece.starts_with(NAME)));
+    while let Some(at) = memchr(b'\n', rest) {
+        rest = &rest[at + 1..];
+        // Events end with an empty line.
+        while let [b'\n', after @ ..] = rest {
+            rest = after;
+        }
+        count += u64::from(rest.starts_with(NAME));
+    }
+    count
 }
 
 /// The data of an event: the values of its `data` lines, one below the other.

@@ -1,5 +1,6 @@
 //! One connection to a worker: send a request, read its head, then pieces of its body.
 
+use std::cell::RefCell;
 use std::fmt::Display;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::framing::Framing;
 use super::head::{self, RequestHead, ResponseHead};
@@ -21,6 +22,12 @@ use crate::upstream::tls::Configs;
 /// Bytes read at a time; also what a stalled client can make one stream hold.
 const READ_SIZE: usize = 16 * 1024;
 
+thread_local! {
+    /// What is read comes here first: so a connection's own buffer is as large as what comes, not
+    /// as what may come.
+    static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_SIZE].into());
+}
+
 /// A connection to a worker.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -29,6 +36,8 @@ pub(super) struct Connection {
     buffer: BytesMut,
     /// A byte of the response at hand has come.
     answered: bool,
+    /// The last read was as large as it may be: more is to be expected.
+    floods: bool,
 }
 
 impl Connection {
@@ -39,6 +48,7 @@ impl Connection {
             peer,
             buffer: BytesMut::new(),
             answered: false,
+            floods: false,
         }
     }
 
@@ -136,11 +146,17 @@ impl Connection {
         framing: &mut Framing,
     ) -> Poll<Option<Result<Bytes, UpstreamError>>> {
         loop {
-            match framing.decode(&mut self.buffer) {
-                Ok(Some(piece)) => return Poll::Ready(Some(Ok(piece))),
-                Ok(None) if *framing == Framing::Done => return Poll::Ready(None),
-                Ok(None) => {}
-                Err(bad) => return Poll::Ready(Some(Err(UpstreamError::Malformed(bad.0)))),
+            if *framing == Framing::Done {
+                return Poll::Ready(None);
+            }
+            // Nearly always so when a read begins.
+            if !self.buffer.is_empty() {
+                match framing.decode(&mut self.buffer) {
+                    Ok(Some(piece)) => return Poll::Ready(Some(Ok(piece))),
+                    Ok(None) if *framing == Framing::Done => return Poll::Ready(None),
+                    Ok(None) => {}
+                    Err(bad) => return Poll::Ready(Some(Err(UpstreamError::Malformed(bad.0)))),
+                }
             }
             match ready!(self.poll_fill(cx)) {
                 Ok(0) => {
@@ -158,10 +174,21 @@ impl Connection {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.buffer.capacity() - self.buffer.len() < READ_SIZE / 8 {
+        let count = if self.floods {
             self.buffer.reserve(READ_SIZE);
-        }
-        tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer)
+            let stream = Pin::new(&mut self.stream);
+            ready!(tokio_util::io::poll_read_buf(stream, cx, &mut self.buffer))?
+        } else {
+            let read = READ.with_borrow_mut(|read| {
+                let mut read = ReadBuf::new(read);
+                ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
+                self.buffer.extend_from_slice(read.filled());
+                Poll::Ready(Ok::<_, io::Error>(read.filled().len()))
+            });
+            ready!(read)?
+        };
+        self.floods = count >= READ_SIZE;
+        Poll::Ready(Ok(count))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Where a response body ends (RFC 9112 §6.3, §7.1).
 
+use std::ops::Range;
+
 use bytes::{Buf, Bytes, BytesMut};
 
 /// A chunk-size line longer than this is malformed, bytes.
@@ -97,17 +99,19 @@ impl Chunk {
     /// A worker that writes many small chunks at once would otherwise cost a piece, a chunk and
     /// a slice of a write for each; moving their bytes together is far cheaper.
     fn decode(&mut self, buffer: &mut BytesMut) -> Result<(Option<Bytes>, bool), BadFraming> {
-        let (mut data, mut at, mut end) = (0, 0, false);
-        while !end {
-            match self.step(&buffer[at..]) {
+        let bytes = &mut buffer[..];
+        let (mut data, mut at, mut end) = (0..0, 0, false);
+        while !end && at < bytes.len() {
+            if *self == Self::Size
+                && let Some(chunk) = whole_chunk(bytes, at)
+            {
+                at = chunk.end + 2;
+                append(bytes, &mut data, chunk);
+                continue;
+            }
+            match self.step(&bytes[at..]) {
                 Ok(Step::Data(size)) => {
-                    if data == 0 {
-                        buffer.advance(at);
-                        at = 0;
-                    } else {
-                        buffer.copy_within(at..at + size, data);
-                    }
-                    data += size;
+                    append(bytes, &mut data, at..at + size);
                     at += size;
                 }
                 Ok(Step::Framing(size, next)) => {
@@ -120,12 +124,13 @@ impl Chunk {
                 }
                 Ok(Step::Starved) => break,
                 // The next call returns it, after what came before it.
-                Err(_) if data > 0 => break,
+                Err(_) if data.end > 0 => break,
                 Err(error) => return Err(error),
             }
         }
-        let piece = take(buffer, data as u64);
-        buffer.advance(at - data);
+        buffer.advance(data.start);
+        let piece = take(buffer, data.len() as u64);
+        buffer.advance(at - data.end);
         Ok((piece, end))
     }
 
@@ -147,6 +152,41 @@ impl Chunk {
             Self::Trailers(seen) => trailers(rest, *seen),
         }
     }
+}
+
+/// Moves a part of `bytes` behind the `data` that stands before it.
+fn append(bytes: &mut [u8], data: &mut Range<usize>, part: Range<usize>) {
+    if data.end == 0 {
+        *data = part;
+        return;
+    }
+    let size = part.len();
+    bytes.copy_within(part, data.end);
+    data.end += size;
+}
+
+/// The data of the chunk at this place, if all of it is there and its size is written plainly, as
+/// nearly always. Whatever else stands there is for [`chunk_size`] to judge.
+fn whole_chunk(bytes: &[u8], at: usize) -> Option<Range<usize>> {
+    let (mut size, mut digits) = (0, 0);
+    loop {
+        let digit = match *bytes.get(at + digits)? {
+            digit @ b'0'..=b'9' => digit - b'0',
+            digit @ b'a'..=b'f' => digit - b'a' + 10,
+            digit @ b'A'..=b'F' => digit - b'A' + 10,
+            _ => break,
+        };
+        size = size * 16 + usize::from(digit);
+        digits += 1;
+        if digits > 4 {
+            return None;
+        }
+    }
+    let start = at + digits + 2;
+    let end = start + size;
+    let is_whole =
+        size > 0 && bytes.get(start - 2..start)? == b"\r\n" && bytes.get(end..end + 2)? == b"\r\n";
+    is_whole.then_some(start..end)
 }
 
 fn chunk_size(rest: &[u8]) -> Result<Step, BadFraming> {
