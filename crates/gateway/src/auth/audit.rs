@@ -87,10 +87,10 @@ impl Audit {
     }
 
     /// Begins the record of a call that is let in.
-    pub(crate) fn allow(&self, call: Call<'_>, principal: &Principal) -> Option<AuditRecord> {
+    pub(crate) fn allow(&self, call: Call<'_>, principal: &Principal) -> Option<Box<AuditRecord>> {
         let log = self.log.clone()?;
         let line = Line::new(call, Some(principal));
-        Some(AuditRecord { log, line })
+        Some(Box::new(AuditRecord { log, line }))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::fleet::{BreakerPermit, Role, Worker, acquire_breaker_permit};
 /// A routing decision.
 #[derive(Debug)]
 pub(crate) struct Selection {
-    pub(crate) in_flight: InFlight,
+    pub(crate) in_flight: Box<InFlight>,
     /// The policy that chose.
     pub(crate) policy: PolicyKind,
     /// Prompt tokens believed to be cached at the worker.
@@ -71,7 +71,7 @@ impl<'a> View<'a> {
             let requests_before = worker.load.requests();
             if let Some(in_flight) = self.acquire(worker, matched_tokens) {
                 return Ok(Selection {
-                    in_flight: in_flight.with_prediction(pick.prediction),
+                    in_flight: Box::new(in_flight.with_prediction(pick.prediction)),
                     policy: instance.kind,
                     matched_tokens,
                     branch: match self.targeted() {

@@ -28,7 +28,7 @@ pub(super) struct Attempt {
     /// The worker that the outcome is held against.
     pub(super) worker: Arc<Worker>,
     /// The share of the worker that answered.
-    pub(super) in_flight: InFlight,
+    pub(super) in_flight: Box<InFlight>,
     /// The other worker of a pair, while the answer is relayed.
     pub(super) coupling: Option<Box<Coupling>>,
 }
@@ -38,7 +38,7 @@ pub(super) struct AttemptResult {
     pub(super) answer: Answer,
     pub(super) worker: Arc<Worker>,
     /// `None` when another attempt followed.
-    pub(super) in_flight: Option<InFlight>,
+    pub(super) in_flight: Option<Box<InFlight>>,
     pub(super) coupling: Option<Box<Coupling>>,
     pub(super) explanation: Explanation,
 }
@@ -55,7 +55,7 @@ struct WatchedCall<'a> {
 pub(super) async fn send(
     dispatcher: &Dispatcher,
     request: &ProxyRequest<'_>,
-    mut in_flight: InFlight,
+    mut in_flight: Box<InFlight>,
     attempts: &mut Attempts,
 ) -> Attempt {
     let watch = Watch::begin(request, attempts);

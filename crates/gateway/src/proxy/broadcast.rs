@@ -36,7 +36,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
 const RESPONSES: &str = "/v1/responses/";
 
 /// An answer, and the share of the worker that gave it.
-type Found = (Box<Response<ResponseBody>>, InFlight);
+type Found = (Box<Response<ResponseBody>>, Box<InFlight>);
 
 /// Sends a request about a stored response, without its body, to the worker that keeps it; if that
 /// is not known, to every ready worker: the first success is the reply, otherwise the last answer.
@@ -161,7 +161,7 @@ async fn ask_one(
     context: RequestContext<'_>,
     parts: &request::Parts,
 ) -> Option<Found> {
-    let mut in_flight = InFlight::unrouted(&dispatcher.balancer, worker);
+    let mut in_flight = Box::new(InFlight::unrouted(&dispatcher.balancer, worker));
     let path = request_head::path(parts, parts.uri.path());
     let head = dispatcher
         .rules

@@ -25,7 +25,7 @@ pub(crate) struct Leased<B> {
     /// A byte has passed.
     begun: bool,
     /// Given back already by a refusal that is the last answer after all.
-    in_flight: Option<InFlight>,
+    in_flight: Option<Box<InFlight>>,
     timer: Option<RequestTimer>,
     usage: UsageWatch,
 }
@@ -42,7 +42,7 @@ where
     pub(super) fn new(
         body: EventStream<B>,
         status: StatusCode,
-        in_flight: Option<InFlight>,
+        in_flight: Option<Box<InFlight>>,
         timer: Option<RequestTimer>,
         mut usage: UsageWatch,
     ) -> Self {
@@ -73,7 +73,8 @@ where
 
     /// Notes which worker broke off.
     pub(super) fn note_failure(&self, error: &ReplyError, log: &RequestLog) {
-        if let Some(InFlight { worker, .. }) = &self.in_flight {
+        if let Some(in_flight) = &self.in_flight {
+            let worker = &in_flight.worker;
             let info = worker.endpoint.model_info.load();
             let worker = &worker.metrics().name;
             log.attempt_failed(outcome_of(error), worker, &info.metrics.name);

@@ -92,7 +92,7 @@ impl Proxy {
     pub(crate) async fn receive(
         &self,
         row: &'static Inference,
-        request: Request<Incoming>,
+        request: Box<Request<Incoming>>,
     ) -> Result<BufferedRequest, Error> {
         let (parts, body) = request.into_parts();
         let received = request_body::read(body, &self.body_limits).await;
@@ -100,7 +100,10 @@ impl Proxy {
             let metrics = &self.dispatcher.metrics;
             metrics.request_error(row.label, error);
         })?;
-        Ok(BufferedRequest { parts, body })
+        Ok(BufferedRequest {
+            parts: Box::new(parts),
+            body,
+        })
     }
 
     /// Carries an inference request to a worker, and the worker's response back.

@@ -18,7 +18,7 @@ pub(super) type Relay = Leased<Coupled<Supervised<ResponseBody>>>;
 /// What is held and measured until a reply has ended.
 pub(super) struct Accounts {
     /// Given back already by a refusal that is the last answer after all.
-    pub(super) in_flight: Option<InFlight>,
+    pub(super) in_flight: Option<Box<InFlight>>,
     /// The other worker of a pair.
     pub(super) coupling: Option<Box<Coupling>>,
     pub(super) timer: Option<RequestTimer>,

@@ -53,7 +53,8 @@ impl<'a> RequestContext<'a> {
 /// An inference request that has come in whole.
 #[derive(Debug)]
 pub(crate) struct BufferedRequest {
-    pub(super) parts: request::Parts,
+    /// On the heap: it is handed on several times.
+    pub(super) parts: Box<request::Parts>,
     pub(super) body: WholeBody,
 }
 

@@ -43,7 +43,7 @@ pub(crate) struct Tunnel {
 /// What a tunnel holds for as long as bytes pass.
 #[derive(Debug)]
 pub(super) struct TunnelLease {
-    pub(super) in_flight: Option<InFlight>,
+    pub(super) in_flight: Option<Box<InFlight>>,
     pub(super) timer: Option<RequestTimer>,
     pub(super) log: RequestLog,
 }

@@ -61,7 +61,7 @@ impl LaneService {
     /// the lanes in turn. Bodies are written by the connection's lane in any case.
     async fn answer(
         self,
-        request: Request<Incoming>,
+        request: Box<Request<Incoming>>,
         in_progress: InProgress,
         turn: usize,
     ) -> Result<Response<Reply>, JoinError> {
@@ -151,9 +151,13 @@ async fn serve<S>(
     let turns = AtomicUsize::new(service.lane.0);
     let respond = service_fn(|request| {
         let turn = turns.fetch_add(1, Relaxed);
-        service
-            .clone()
-            .answer(request, InProgress::new(&state), turn)
+        let request = Box::new(request);
+        // On the heap while it runs: hyper keeps room for it as long as the connection is open.
+        Box::pin(
+            service
+                .clone()
+                .answer(request, InProgress::new(&state), turn),
+        )
     });
     let builder = builder();
     let stream = TokioIo::new(stream);

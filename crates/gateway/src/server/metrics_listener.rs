@@ -70,6 +70,7 @@ impl Served {
     ) -> Result<Response, Infallible> {
         match self.others {
             Some(service) if request.uri().path() != METRICS => {
+                let request = Box::new(request);
                 let response = service.answer(LANE, in_progress, request).await;
                 Ok(response.map(Body::new))
             }

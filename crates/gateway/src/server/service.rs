@@ -77,7 +77,7 @@ struct Served {
 /// A request that may use its route.
 struct Granted {
     principal: Principal,
-    audit: Option<AuditRecord>,
+    audit: Option<Box<AuditRecord>>,
     share: Option<KeyShare>,
 }
 
@@ -117,7 +117,7 @@ impl Service {
         &self,
         lane: Lane,
         in_progress: InProgress,
-        request: Request<Incoming>,
+        request: Box<Request<Incoming>>,
     ) -> Response<Reply> {
         let id = self.ids.of(request.headers(), request.uri().path());
         let origin = request.headers().get(header::ORIGIN);
@@ -179,7 +179,7 @@ impl Service {
         lane: Lane,
         request_id: &HeaderValue,
         log: &RequestLog,
-        mut request: Request<Incoming>,
+        mut request: Box<Request<Incoming>>,
     ) -> Served {
         if Cors::preflight_method(request.method(), request.headers()).is_some() {
             let cors = &self.auth.rules.load().cors;
@@ -241,7 +241,7 @@ impl Service {
     }
 
     /// Lets a request go that may not use its route; its record has the name of a key that is known.
-    fn refuse(&self, entry: &Entry, request: Request<Incoming>, record: &mut RequestRecord) {
+    fn refuse(&self, entry: &Entry, request: Box<Request<Incoming>>, record: &mut RequestRecord) {
         let rules = self.auth.rules.load();
         let shown = rules.authenticator.identify(credentials(entry, &request));
         if let Some(principal) = shown {
@@ -255,7 +255,7 @@ impl Service {
         &self,
         entry: &Entry,
         context: RequestContext<'_>,
-        request: Request<Incoming>,
+        request: Box<Request<Incoming>>,
         record: &mut RequestRecord,
     ) -> Result<Response<ReplyBody>, Error> {
         match entry.target {
@@ -385,7 +385,7 @@ impl Service {
         &self,
         row: &'static Inference,
         context: RequestContext<'_>,
-        request: Request<Incoming>,
+        request: Box<Request<Incoming>>,
         record: &mut RequestRecord,
     ) -> Result<Response<ReplyBody>, Error> {
         let received = self.proxy().receive(row, request).await?;
@@ -411,10 +411,10 @@ impl Service {
         &self,
         row: &'static Inference,
         context: RequestContext<'_>,
-        request: Request<Incoming>,
+        request: Box<Request<Incoming>>,
         record: &mut RequestRecord,
     ) -> Result<Response<ReplyBody>, Error> {
-        let request = self.proxy().receive_upgrade(row, request)?;
+        let request = self.proxy().receive_upgrade(row, *request)?;
         let asker = || request.asker(context.principal);
         record.admit(self.admit(context, asker).await?);
         self.proxy().open_tunnel(row, context, request).await
@@ -424,7 +424,7 @@ impl Service {
     async fn handle(
         &self,
         context: RequestContext<'_>,
-        mut request: Request<Incoming>,
+        mut request: Box<Request<Incoming>>,
     ) -> Response<ReplyBody> {
         if request.method() == Method::HEAD {
             // Handlers need not know; hyper leaves the body out.
@@ -436,7 +436,7 @@ impl Service {
             principal: context.principal.clone(),
             log: RequestLog::default(),
         });
-        let response: Result<_, Infallible> = self.api.clone().oneshot(request).await;
+        let response: Result<_, Infallible> = self.api.clone().oneshot(*request).await;
         let Ok(response) = response;
         response.map(ReplyBody::Api)
     }

@@ -76,7 +76,7 @@ fn place(bench: &Bench, seed: u64) -> Result<InFlight, SelectError> {
         ..Request::default()
     };
     let selection = select(&bench.balancer, &request, Constraints::default());
-    selection.map(|selection| selection.in_flight)
+    selection.map(|selection| *selection.in_flight)
 }
 
 /// How many of 10 000 requests each of so many workers gets.
@@ -223,7 +223,7 @@ async fn abandoned_trial_lets_the_next_one_begin() {
             ..Constraints::default()
         };
         let selection = select(&bench.balancer, &Request::default(), only);
-        selection.map(|selection| selection.in_flight)
+        selection.map(|selection| *selection.in_flight)
     };
     for _ in 0..3 {
         place(&bench, 0).unwrap().finish(Outcome::Answered(500));

@@ -34,7 +34,7 @@ pub(super) type PrefillLeg = BoxFuture<'static, Result<Bytes, PrefillFailure>>;
 pub(super) struct PrefillFailure {
     pub(super) outcome: Outcome,
     pub(super) answer: Answer,
-    pub(super) in_flight: InFlight,
+    pub(super) in_flight: Box<InFlight>,
 }
 
 /// All that a prefill leg needs: it may outlive the attempt, in the body of the reply.
@@ -49,7 +49,7 @@ pub(super) struct PrefillCall {
     pub(super) body: [Bytes; 3],
     pub(super) keep: Keep,
     pub(super) watch: Watch,
-    pub(super) in_flight: InFlight,
+    pub(super) in_flight: Box<InFlight>,
     pub(super) guard: LegGuard,
     /// Where the request is traced.
     pub(super) span: Option<Box<AttemptSpan>>,

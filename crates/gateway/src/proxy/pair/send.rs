@@ -36,8 +36,8 @@ use crate::upstream::{Call, CallHeaders, ResponseBody, UpstreamError};
 /// A request's shares of both workers of a pair.
 #[derive(Debug)]
 pub(in crate::proxy) struct PairInFlight {
-    pub(in crate::proxy) prefill: InFlight,
-    pub(in crate::proxy) decode: InFlight,
+    pub(in crate::proxy) prefill: Box<InFlight>,
+    pub(in crate::proxy) decode: Box<InFlight>,
 }
 
 /// How the decode leg ended, before any of it reached the client.
@@ -156,7 +156,7 @@ async fn judge(
 struct Legs {
     /// `None` once it has ended well.
     prefill: Option<PrefillLeg>,
-    decode: InFlight,
+    decode: Box<InFlight>,
     guard: LegGuard,
     merging: Option<Merging>,
     workers: PairWorkers,
@@ -181,7 +181,7 @@ async fn merging(
     })
 }
 
-fn refused(in_flight: InFlight, outcome: Outcome, error: Error) -> Attempt {
+fn refused(in_flight: Box<InFlight>, outcome: Outcome, error: Error) -> Attempt {
     Attempt {
         outcome,
         answer: Err(error),
