@@ -3,6 +3,8 @@
 
 use http::header::{self, HeaderMap, HeaderValue};
 
+use crate::header_lookup;
+
 /// Gateways of this kind that a request may pass.
 const MAX_GATEWAYS: usize = 4;
 /// How the name of a gateway begins.
@@ -39,9 +41,7 @@ impl Via {
 
     /// Whether a request with these headers goes in circles.
     pub(crate) fn find_loop(&self, headers: &HeaderMap) -> Option<Loop> {
-        if !headers.contains_key(header::VIA) {
-            return None;
-        }
+        header_lookup::first(headers, &header::VIA)?;
         let lines = headers.get_all(header::VIA).into_iter();
         let marks = lines
             .filter_map(|line| line.to_str().ok())

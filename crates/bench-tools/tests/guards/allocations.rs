@@ -20,25 +20,25 @@ async fn per_request(scenario: Scenario) -> f64 {
 #[tokio::test]
 async fn short_request_stays_within_its_budget() {
     let count = per_request(Scenario::json_small()).await;
-    assert!(count <= 12.0, "{count:.1} allocations");
+    assert!(count <= 13.0, "{count:.1} allocations");
 }
 
 #[tokio::test]
 async fn long_request_stays_within_its_budget() {
     let count = per_request(Scenario::json_32k()).await;
-    assert!(count <= 12.5, "{count:.1} allocations");
+    assert!(count <= 13.5, "{count:.1} allocations");
 }
 
 #[tokio::test]
 async fn request_whose_prompt_is_looked_up_stays_within_its_budget() {
     let count = per_request(Scenario::cache_4k()).await;
-    assert!(count <= 12.5, "{count:.1} allocations");
+    assert!(count <= 13.5, "{count:.1} allocations");
 }
 
 #[tokio::test]
 async fn stream_that_comes_at_once_stays_within_its_budget() {
     let count = per_request(Scenario::stream_burst()).await;
-    assert!(count <= 16.5, "{count:.1} allocations");
+    assert!(count <= 18.0, "{count:.1} allocations");
 }
 
 #[tokio::test]

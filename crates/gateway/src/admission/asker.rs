@@ -2,10 +2,11 @@
 
 use std::num::NonZeroU32;
 
+use http::HeaderName;
 use routing::{Class, FairShare};
 
 /// The header that names a request's class.
-pub(crate) const PRIORITY: &str = "x-smg-priority";
+pub(crate) static PRIORITY: HeaderName = HeaderName::from_static("x-smg-priority");
 
 /// A request that may have to wait in the fair order.
 #[derive(Clone, Copy, Debug)]

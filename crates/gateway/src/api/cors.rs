@@ -51,8 +51,11 @@ impl Cors {
 
     /// The method that a preflight request asks for; `None` when the request is none.
     pub(crate) fn preflight_method(method: &Method, headers: &HeaderMap) -> Option<Method> {
+        if *method != Method::OPTIONS {
+            return None;
+        }
         let asked = headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?;
-        let is_preflight = *method == Method::OPTIONS && headers.contains_key(header::ORIGIN);
+        let is_preflight = headers.contains_key(header::ORIGIN);
         is_preflight.then(|| Method::from_bytes(asked.as_bytes()).unwrap_or_default())
     }
 

@@ -3,9 +3,10 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::endpoint::Vendor;
+use crate::header_lookup;
 
 /// Where Anthropic's SDKs put the key.
-const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Whether clients send keys in this header. Where the gateway has a key of its own, such a
 /// header is meant for the gateway and goes to no worker.
@@ -15,12 +16,12 @@ pub(crate) fn carries_a_key(name: &HeaderName) -> bool {
 
 /// The token of `Authorization: Bearer <token>` (RFC 6750).
 pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    headers.get(header::AUTHORIZATION).and_then(bearer_token)
+    header_lookup::first(headers, &header::AUTHORIZATION).and_then(bearer_token)
 }
 
 /// The key of `x-api-key`, where that is read.
 pub(super) fn own_header(vendor: Vendor, headers: &HeaderMap) -> Option<&[u8]> {
-    let shown = headers.get(X_API_KEY);
+    let shown = header_lookup::first(headers, &X_API_KEY);
     let shown = shown.filter(|_| vendor == Vendor::Anthropic);
     shown.map(HeaderValue::as_bytes)
 }

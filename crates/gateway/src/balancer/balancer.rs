@@ -2,6 +2,7 @@
 //! policies that choose among them, and the queues in front of them.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, Guard};
@@ -35,6 +36,8 @@ pub(crate) struct Balancer {
     rebuilding: Mutex<()>,
     /// `None` where requests per worker are not limited.
     limits: ArcSwap<Option<QueueLimits>>,
+    /// Whether there are any.
+    limited: AtomicBool,
     queues: Queues,
     token_stats: ModelTokenStats,
     matching: ModelMatching,
@@ -52,13 +55,15 @@ impl Balancer {
     ) -> Arc<Self> {
         let queues = Queues::default();
         let token_stats = ModelTokenStats::default();
+        let limits = QueueLimits::new(options);
         let snapshot = Snapshot::new(&policies, &queues, Contents::default(), &token_stats);
         let balancer = Arc::new(Self {
             fleet,
             policies,
             snapshot: ArcSwap::from_pointee(snapshot),
             rebuilding: Mutex::default(),
-            limits: ArcSwap::from_pointee(QueueLimits::new(options)),
+            limited: AtomicBool::new(limits.is_some()),
+            limits: ArcSwap::from_pointee(limits),
             queues,
             token_stats,
             matching,
@@ -97,12 +102,19 @@ impl Balancer {
 
     /// The limit on requests per worker, and on those that wait because of it.
     pub(crate) fn limits(&self) -> Option<QueueLimits> {
+        // Nearly never set, and asked for several times per request.
+        if !self.limited.load(Relaxed) {
+            return None;
+        }
         **self.limits.load()
     }
 
     /// Sets another limit. Requests that wait look again.
     pub(crate) fn set_limits(&self, options: &AdmissionSection) {
-        self.limits.store(Arc::new(QueueLimits::new(options)));
+        let limits = QueueLimits::new(options);
+        let limited = limits.is_some();
+        self.limits.store(Arc::new(limits));
+        self.limited.store(limited, Relaxed);
         self.queues.wake_all();
     }
 

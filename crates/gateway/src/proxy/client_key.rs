@@ -1,12 +1,14 @@
 //! What distinguishes a client, by its headers.
 
-use http::HeaderMap;
+use http::header::{self, HeaderMap, HeaderName};
 use routing::ClientKey;
 
 use crate::config::LiveSection;
 use crate::header_lookup;
 
-const FORWARDED_FOR: &str = "x-forwarded-for";
+static AUTHORIZATION: HeaderName = header::AUTHORIZATION;
+static COOKIE: HeaderName = header::COOKIE;
+static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The headers of a client that may send no routing key.
 #[derive(Debug)]
@@ -28,8 +30,8 @@ impl<'a> ClientHeaders<'a> {
 impl ClientKey for ClientHeaders<'_> {
     /// The first that is there of `authorization`, `x-forwarded-for` and `cookie`.
     fn bytes(&self) -> Option<&[u8]> {
-        let own = Some("authorization").filter(|_| !self.shared_credentials);
-        let names = own.into_iter().chain([FORWARDED_FOR, "cookie"]);
+        let own = Some(&AUTHORIZATION).filter(|_| !self.shared_credentials);
+        let names = own.into_iter().chain([&FORWARDED_FOR, &COOKIE]);
         let mut values = names.filter_map(|name| header_lookup::first(self.headers, name));
         let value = values.find(|value| !value.is_empty())?;
         Some(value.as_bytes())
@@ -39,7 +41,6 @@ impl ClientKey for ClientHeaders<'_> {
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
-    use http::header::{AUTHORIZATION, COOKIE};
 
     use super::*;
 
@@ -56,13 +57,13 @@ mod tests {
                 .map(|mark| String::from_utf8_lossy(mark).into_owned())
         };
         assert_eq!(mark(&headers, false), None);
-        headers.insert(COOKIE, HeaderValue::from_static("session=1"));
+        headers.insert(&COOKIE, HeaderValue::from_static("session=1"));
         assert_eq!(mark(&headers, false).as_deref(), Some("session=1"));
-        headers.insert(FORWARDED_FOR, HeaderValue::from_static("10.0.0.1"));
+        headers.insert(&FORWARDED_FOR, HeaderValue::from_static("10.0.0.1"));
         assert_eq!(mark(&headers, false).as_deref(), Some("10.0.0.1"));
-        headers.insert(AUTHORIZATION, HeaderValue::from_static(""));
+        headers.insert(&AUTHORIZATION, HeaderValue::from_static(""));
         assert_eq!(mark(&headers, false).as_deref(), Some("10.0.0.1"));
-        headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer a"));
+        headers.insert(&AUTHORIZATION, HeaderValue::from_static("Bearer a"));
         assert_eq!(mark(&headers, false).as_deref(), Some("Bearer a"));
         assert_eq!(mark(&headers, true).as_deref(), Some("10.0.0.1"));
     }

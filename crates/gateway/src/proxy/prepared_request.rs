@@ -14,7 +14,7 @@ use crate::error::Error;
 #[derive(Debug)]
 pub(super) struct PreparedRequest {
     pub(super) row: &'static Inference,
-    pub(super) parts: Box<request::Parts>,
+    pub(super) parts: request::Parts,
     /// Its share of the memory is held as long as the request.
     pub(super) body: WholeBody,
     /// The options in force when it came.

@@ -20,7 +20,7 @@ use super::explain::Explainer;
 use super::failure::Failure;
 use super::form::FormFields;
 use super::handshake::{self, UpgradeRequest};
-use super::header_text::header_text;
+use super::header_text::{ROUTING_KEY, TARGET, header_text};
 use super::keep_alive::{StreamErrors, keep_alive};
 use super::kept_state::owner_of;
 use super::prepared_request::PreparedRequest;
@@ -100,10 +100,7 @@ impl Proxy {
             let metrics = &self.dispatcher.metrics;
             metrics.request_error(row.label, error);
         })?;
-        Ok(BufferedRequest {
-            parts: Box::new(parts),
-            body,
-        })
+        Ok(BufferedRequest { parts, body })
     }
 
     /// Carries an inference request to a worker, and the worker's response back.
@@ -449,7 +446,7 @@ impl Proxy {
     /// What routing knows of a request besides its model and prompt.
     fn routing<'a>(&self, headers: &'a HeaderMap, client: &'a dyn ClientKey) -> RoutingRequest<'a> {
         RoutingRequest {
-            routing_key: header_text(headers, "x-smg-routing-key"),
+            routing_key: header_text(headers, &ROUTING_KEY),
             client_key: Some(client),
             now: self.balancer().fleet.now(),
             seed: fastrand::u64(..),
@@ -459,7 +456,7 @@ impl Proxy {
 
     /// The worker that the client names, where it may.
     fn target<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
-        header_text(headers, "x-smg-target-worker").filter(|_| !self.dispatcher.hide_routing)
+        header_text(headers, &TARGET).filter(|_| !self.dispatcher.hide_routing)
     }
 
     /// The fields of a request that routing reads.

@@ -53,8 +53,7 @@ impl<'a> RequestContext<'a> {
 /// An inference request that has come in whole.
 #[derive(Debug)]
 pub(crate) struct BufferedRequest {
-    /// On the heap: it is handed on several times.
-    pub(super) parts: Box<request::Parts>,
+    pub(super) parts: request::Parts,
     pub(super) body: WholeBody,
 }
 
@@ -68,7 +67,7 @@ impl BufferedRequest {
 
 /// A request of this client that is expected to take so many tokens.
 pub(super) fn asker(parts: &request::Parts, principal: &Principal, tokens: u64) -> Asker {
-    let wanted = header_text(&parts.headers, PRIORITY);
+    let wanted = header_text(&parts.headers, &PRIORITY);
     Asker::new(principal.fair_share(), wanted, tokens)
 }
 

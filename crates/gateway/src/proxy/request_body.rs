@@ -51,8 +51,9 @@ pub(super) fn check_length(body: &impl Body, limit: u64) -> Result<(), Error> {
 
 /// Refuses a body that is not declared as JSON, where the endpoint asks for that.
 pub(super) fn check_declared(rule: Undeclared, headers: &HeaderMap) -> Result<(), Error> {
-    let declared = headers.get(header::CONTENT_TYPE);
-    let json = declares_json(headers) && rule != Undeclared::NoForm;
+    let declared = header_lookup::first(headers, &header::CONTENT_TYPE);
+    let json =
+        rule != Undeclared::NoForm && declared.is_some_and(|value| is_json(value.as_bytes()));
     if json || (declared.is_none() && rule == Undeclared::OnlyIfAbsent) {
         return Ok(());
     }
@@ -91,6 +92,9 @@ pub(super) fn boundary(headers: &HeaderMap) -> Option<String> {
 
 /// Refuses a body that is compressed.
 pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Error> {
+    if header_lookup::first(headers, &header::CONTENT_ENCODING).is_none() {
+        return Ok(());
+    }
     let encodings = headers.get_all(header::CONTENT_ENCODING).into_iter();
     let mut coded = encodings.filter(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
     coded.next().map_or(Ok(()), |value| {
@@ -101,7 +105,7 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Error> {
 
 /// Whether a body is declared as JSON.
 pub(crate) fn declares_json(headers: &HeaderMap) -> bool {
-    let declared = header_lookup::first(headers, "content-type");
+    let declared = header_lookup::first(headers, &header::CONTENT_TYPE);
     declared.is_some_and(|value| is_json(value.as_bytes()))
 }
 

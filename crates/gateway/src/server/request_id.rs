@@ -38,7 +38,7 @@ impl RequestIds {
         let mut sent = self
             .headers
             .iter()
-            .filter_map(|name| header_lookup::first(headers, name.as_str()));
+            .filter_map(|name| header_lookup::first(headers, name));
         sent.find(|value| value.to_str().is_ok_and(|text| !text.is_empty()))
             .and_then(bounded)
             .unwrap_or_else(|| fresh(path))

@@ -25,6 +25,7 @@ use crate::auth::{
 use crate::config::{ServerSection, WorkerNames};
 use crate::endpoint::{Inference, Vendor};
 use crate::error::{Error, ErrorContext};
+use crate::header_lookup;
 use crate::lane::Lane;
 use crate::proxy::{Proxy, ReplyBody, RequestContext, discard_in_background};
 use crate::telemetry::{RequestLines, RequestLog};
@@ -120,7 +121,7 @@ impl Service {
         request: Box<Request<Incoming>>,
     ) -> Response<Reply> {
         let id = self.ids.of(request.headers(), request.uri().path());
-        let origin = request.headers().get(header::ORIGIN);
+        let origin = header_lookup::first(request.headers(), &header::ORIGIN);
         let origin = origin.map(|origin| (self.access(&request), origin.clone()));
         let method = request.method().clone();
         let version = request.version();

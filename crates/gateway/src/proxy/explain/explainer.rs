@@ -14,7 +14,7 @@ use crate::proxy::header_text::header_text;
 use crate::proxy::request::ProxyRequest;
 
 /// Asks for the headers below on the reply.
-const ASKED: &str = "x-smg-explain";
+static ASKED: HeaderName = HeaderName::from_static("x-smg-explain");
 const WORKER_ID: HeaderName = HeaderName::from_static("x-smg-routed-worker-id");
 const PREFILL_ID: HeaderName = HeaderName::from_static("x-smg-routed-prefill-id");
 const WORKER: HeaderName = HeaderName::from_static("x-smg-routed-worker");
@@ -115,7 +115,7 @@ impl Explainer {
 
     /// The candidates of a request, when the client asks why.
     pub(in crate::proxy) fn ranking(&self, request: &ProxyRequest<'_>) -> Option<CandidateRanking> {
-        let header = header_text(&request.parts.headers, ASKED);
+        let header = header_text(&request.parts.headers, &ASKED);
         let asked = request.live.explain_all || header.is_some_and(|value| value != "0");
         asked.then(|| {
             let entry = |ranked: &Ranked<'_>| {

@@ -109,7 +109,7 @@ async fn carry_one(
     let body = split.body(sample);
     let one = PreparedRequest {
         row: prepared.row,
-        parts: Box::new(readable(&prepared.parts)),
+        parts: readable(&prepared.parts),
         body: WholeBody { bytes: body, share },
         live: prepared.live,
     };

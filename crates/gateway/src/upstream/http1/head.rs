@@ -1,5 +1,6 @@
 //! Request heads written, response heads read.
 
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
@@ -46,12 +47,12 @@ impl RequestHead {
         ] {
             bytes.extend_from_slice(part.as_bytes());
         }
-        for (name, value) in call.headers.iter() {
+        call.headers.iter().for_each(|(name, value)| {
             bytes.extend_from_slice(name.as_str().as_bytes());
             bytes.extend_from_slice(b": ");
             bytes.extend_from_slice(value.as_bytes());
             bytes.extend_from_slice(b"\r\n");
-        }
+        });
         let length = call.body.len();
         if length > 0 || call.method == Method::POST || call.method == Method::PUT {
             bytes.extend_from_slice(b"content-length: ");
@@ -102,10 +103,27 @@ pub(super) fn parse(
     }
 }
 
-/// Where one header line's name and value stand in the head.
+/// A header line's name, and where its value stands in the head.
 type Line = (HeaderName, std::ops::Range<usize>);
 
+thread_local! {
+    /// Room for the lines of the head at hand, which is used again.
+    static LINES: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
 fn parse_one(
+    buffer: &mut BytesMut,
+    method: &Method,
+) -> Result<Option<(StatusCode, ResponseHead)>, &'static str> {
+    LINES.with_borrow_mut(|room| {
+        let parsed = parse_into(room, buffer, method);
+        room.clear();
+        parsed
+    })
+}
+
+fn parse_into(
+    parts: &mut Vec<Line>,
     buffer: &mut BytesMut,
     method: &Method,
 ) -> Result<Option<(StatusCode, ResponseHead)>, &'static str> {
@@ -126,7 +144,6 @@ fn parse_one(
     let status = status.ok_or("response status is out of range")?;
     let modern = response.version == Some(1);
     let start = buffer.as_ptr() as usize;
-    let mut parts: Vec<Line> = Vec::with_capacity(response.headers.len());
     for line in response.headers.iter() {
         let name = HeaderName::from_bytes(line.name.as_bytes());
         let at = line.value.as_ptr() as usize - start;
@@ -138,7 +155,7 @@ fn parse_one(
     let head = buffer.split_to(used).freeze();
     let lines = Lines {
         head: &head,
-        parts: &parts,
+        parts,
         modern,
     };
     Ok(Some((status, lines.assemble(status, method)?)))
