@@ -24,6 +24,8 @@ pub(crate) struct Leased<B> {
     status: StatusCode,
     /// A byte has passed.
     begun: bool,
+    /// A client that leaves now has had everything.
+    complete: bool,
     /// Given back already by a refusal that is the last answer after all.
     in_flight: Option<Box<InFlight>>,
     timer: Option<RequestTimer>,
@@ -51,11 +53,13 @@ where
             body,
             status,
             begun: false,
+            complete: false,
             in_flight,
             timer,
             usage,
         };
         if leased.body.is_end_stream() {
+            leased.complete = true;
             leased.finish();
         }
         leased
@@ -83,7 +87,7 @@ where
 
     /// Whether a client that leaves now has had everything.
     pub(crate) fn is_complete(&self) -> bool {
-        self.body.is_end_stream() || self.body.is_done()
+        self.complete
     }
 
     /// The first byte has come; returns when, if it is that of a stream.
@@ -177,10 +181,10 @@ where
             return polled;
         }
         let frame = ready!(polled);
+        // hyper asks no more once the announced length is reached, nor do clients after [DONE].
+        let complete = this.body.is_end_stream() || this.body.is_done();
+        this.complete = complete;
         if let Some(Ok(frame)) = &frame {
-            // hyper asks no more once the announced length is reached, nor do clients after
-            // [DONE].
-            let complete = this.is_complete();
             let now = if this.begun { None } else { this.begin() };
             if let Some(piece) = frame.data_ref() {
                 this.note_event(piece, now);
