@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -190,6 +191,8 @@ def main() -> bool:
     parser.add_argument("trace", type=Path, help="Mooncake's conversation trace, or one like it")
     parser.add_argument("--limit", type=int, default=3000, help="requests; default %(default)s")
     parser.add_argument("--speed", type=float, default=20.0, help="times the recorded rate; default %(default)s")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose names contain this")
+    parser.add_argument("--flags", type=shlex.split, default=[], help="further flags of gateways that share a state")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "spread.jsonl")
@@ -197,6 +200,10 @@ def main() -> bool:
         trace = arrivals(path, args.limit)
     print(f"{'':30}{'hits':>8}{'TTFT':>10}{'p99':>10}{'failed':>8}{'CPU':>8}{'sent':>12}")
     for row in ROWS:
+        if args.only not in row.name:
+            continue
+        if row.shares:
+            row = replace(row, flags=args.flags)
         hits, mean, p99, failed, cpu, sent = measure(row, trace, args.speed)
         print(f"{row.name:30}{hits:>8}{mean:>10}{p99:>10}{failed:>8}{cpu:>8}{sent:>12}", flush=True)
     return True

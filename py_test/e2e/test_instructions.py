@@ -32,12 +32,13 @@ Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 class Counted(Gateway):
     """A gateway under valgrind that counts nothing until it is asked to."""
 
+    options = "--tool=callgrind --instr-atstart=no --callgrind-out-file=counts"
+
     def __init__(self, worker: str, room: Path, *flags: str) -> None:
         self.room = room
         # In place of the interpreter.
         counted = room / "python"
-        options = "--tool=callgrind --instr-atstart=no --callgrind-out-file=counts"
-        counted.write_text(f'#!/bin/sh\ncd {room} && exec valgrind -q {options} {sys.executable} "$@"\n')
+        counted.write_text(f'#!/bin/sh\ncd {room} && exec valgrind -q {self.options} {sys.executable} "$@"\n')
         counted.chmod(0o755)
         super().__init__([worker], *flags, python=str(counted))
 

@@ -163,13 +163,14 @@ def used(sim_workers: Any, gateway: Any, tmp_path: Path) -> list[Router]:
             post(door, "/generate", say)
     strict = gateway(urls[:2], retry_budget_ratio=0.0, retry_budget_min_per_sec=0)
     post(strict, "/generate", say)
-    sticky = [gateway([good.url], policy=policy) for policy in ("manual", "consistent_hashing", "prefix_hash")]
+    away = {"shared_state": "redis://127.0.0.1:1/0"}
+    sticky = [gateway([good.url], policy=policy, **away) for policy in ("manual", "consistent_hashing", "prefix_hash")]
     for one in sticky:
         post(one, "/generate", say)
     (whole,) = sim_workers(1, prefill_tokens_per_sec=100_000)
     # Its collector and its shared state are away, which its requests do not notice.
     more = {"enable_trace": True, "otlp_traces_endpoint": "127.0.0.1:1", "record": str(tmp_path / "trace.jsonl")}
-    more |= {"shared_state": "redis://127.0.0.1:1/0", "rate_limit_tokens_per_second": 1000}
+    more |= away | {"rate_limit_tokens_per_second": 1000, "max_concurrent_requests": 1000}
     cached = gateway([whole.url], policy="cache_aware", load_poll_interval_secs=1, **more)
     flush_unseen(cached, whole)
     pairs = pair_gateway(sim_workers, gateway)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use crate::own_share::OwnShare;
 use crate::peer_load::{LoadCounts, PeerLoad};
 use crate::reported_load::{LoadFigures, OthersLoad};
 use crate::service_costs::{DecodeCosts, Decoded, ServiceCosts};
@@ -53,6 +54,7 @@ pub struct Load {
     prefilled_tokens: AtomicU64,
     costs: ServiceCosts,
     peers: PeerLoad,
+    own_share: OwnShare,
 }
 
 /// What the requests in flight at a worker take of it, read at one moment.
@@ -195,14 +197,19 @@ impl Load {
         self.costs.get()
     }
 
-    /// Like [`lease`](Self::lease), but `None` if this gateway has `most` or more requests in flight.
+    /// This gateway's part of a limit that several share.
+    pub fn own_share(&self) -> &OwnShare {
+        &self.own_share
+    }
+
+    /// Like [`lease`](Self::lease), but `None` if this gateway has `most` or more requests in flight, or
+    /// as many as it is allowed.
     pub fn lease_below(self: &Arc<Self>, most: usize, work: impl Into<Work>) -> Option<Lease> {
-        let peers = self.peers.requests();
+        let (peers, most) = (self.peers.requests(), most.min(self.own_share.allowed()));
         let one_more =
             |requests: usize| (requests.saturating_sub(peers) < most).then_some(requests + 1);
-        self.requests
-            .fetch_update(Relaxed, Relaxed, one_more)
-            .ok()?;
+        let counted = self.requests.fetch_update(Relaxed, Relaxed, one_more);
+        counted.ok()?;
         Some(self.counted(work.into()))
     }
 

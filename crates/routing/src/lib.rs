@@ -10,6 +10,7 @@ mod hash_ring;
 mod lease;
 mod medium;
 mod output_lengths;
+mod own_share;
 mod peer_load;
 pub mod policy;
 pub mod prefix;
@@ -31,6 +32,7 @@ pub use fair_queue::{Arrival, Class, FairQueue, FairRules, FairShare, Served, Ti
 pub use lease::{Lease, Load, Work};
 pub use medium::{Cut, MediaTokens, Medium, MediumKind};
 pub use output_lengths::OutputLengths;
+pub use own_share::OwnShare;
 pub use peer_load::LoadCounts;
 pub use policy::{
     Branch, CongestionFactor, Params, Pick, Policy, PolicyKind, Ranked, ReplicationDiscount,

@@ -44,6 +44,7 @@ impl Shared {
     pub(super) fn exchange(self, state: &ApiState, metrics: &Arc<Metrics>) -> Exchanges {
         let quotas = QuotaParts {
             limits: self.limits,
+            balancer: Some(Arc::clone(&state.balancer)),
             on_failure: self.on_failure,
             status: Arc::clone(&state.replicas),
             metrics: Arc::clone(metrics),

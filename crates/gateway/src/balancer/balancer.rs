@@ -278,10 +278,15 @@ impl Balancer {
         tables
     }
 
+    /// A worker may have one more request: one that waits takes its place.
+    pub(crate) fn wake_for(&self, worker: &Worker) {
+        self.snapshot.load().wake_for(worker);
+    }
+
     /// A request at a worker has ended.
     pub(super) fn request_finished(&self, worker: &Worker) {
         if self.limits().is_some() {
-            self.snapshot.load().wake_for(worker);
+            self.wake_for(worker);
         }
         worker.request_finished();
     }

@@ -144,9 +144,13 @@ impl<'a> View<'a> {
             });
         }
         if let Some(limits) = self.balancer.limits() {
-            let full = |candidate: &Candidate| candidate.load.own_requests() >= limits.per_worker;
-            if from.iter().any(full) {
-                from.to_mut().retain(|candidate| !full(candidate));
+            let is_full = |candidate: &Candidate| {
+                let load = &candidate.load;
+                let own = load.own_requests();
+                load.own_share().is_full(own, limits.per_worker)
+            };
+            if from.iter().any(is_full) {
+                from.to_mut().retain(|candidate| !is_full(candidate));
                 if from.is_empty() {
                     return Err(SelectError::AtCapacity);
                 }

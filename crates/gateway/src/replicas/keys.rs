@@ -262,7 +262,7 @@ impl<S: KeyServer> Keys<S> {
                 (false, _) => counts.taken_over += 1,
             }
         }
-        let metrics = &self.parts.metrics.replicas;
+        let metrics = &self.parts.metrics.shared_state;
         metrics.keys_claimed("assigned", counts.assigned);
         metrics.keys_claimed("refreshed", counts.refreshed);
         metrics.keys_claimed("taken_over", counts.taken_over);
@@ -299,7 +299,7 @@ impl<S: KeyServer> Keys<S> {
                 let shared: Vec<SharedKey> = of_pool.iter().map(|one| one.key).collect();
                 table.learn(&shared, now);
                 self.totals.learnt += shared.len() as u64;
-                let learnt = &self.parts.metrics.replicas.keys_learnt;
+                let learnt = &self.parts.metrics.shared_state.keys_learnt;
                 learnt.inc_by(shared.len() as u64);
             }
         }
@@ -337,8 +337,13 @@ impl<S: KeyServer> Keys<S> {
             "taken_over": self.totals.taken_over,
             "learnt": self.totals.learnt,
         }));
-        let metrics = &self.parts.metrics.replicas;
+        let metrics = &self.parts.metrics.shared_state;
         metrics.show_keys(state == "shared");
+        if state != "none" {
+            for result in ["assigned", "refreshed", "taken_over"] {
+                metrics.keys_claimed(result, 0);
+            }
+        }
     }
 }
 

@@ -27,6 +27,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod warm_up;
+mod worker_slots;
 
 pub(crate) use exchange::{Exchange, Leaving, Replicas};
 pub(crate) use keys::{KeyParts, Keys};

@@ -115,6 +115,7 @@ impl Gateway {
         let metrics = Arc::new(Metrics::new(None).unwrap());
         let parts = QuotaParts {
             limits: Arc::clone(&limits),
+            balancer: None,
             on_failure,
             status: Arc::clone(&status),
             metrics: Arc::clone(&metrics),

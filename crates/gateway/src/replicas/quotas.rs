@@ -1,7 +1,8 @@
 //! Limits that hold across gateways: units, and slots, are taken before they are needed.
 //!
 //! - Shared are `rate_limit_tokens_per_second`, and `rpm_limit` and `tpm_limit` of keys; as slots
-//!   `max_concurrent_requests`, and `max_parallel_requests` of keys ([`slot_shares`](super::slot_shares)).
+//!   `max_concurrent_requests`, `max_requests_per_worker`, and `max_parallel_requests` of keys
+//!   ([`slot_shares`](super::slot_shares)).
 //! - A lane uses units of its bucket, a semaphore or an atomic number, and knows nothing of this.
 //! - Here, on the control thread, a round every 10 to 30 ms asks for what the buckets lack, by one
 //!   script for up to 256 limits. The pause is random, so that no gateway always comes second.
@@ -25,6 +26,8 @@ use super::link::LinkError;
 use super::quota_link::{Granted, QuotaLink, QuotaServer, Round};
 use super::slot_shares::SlotShares;
 use super::status::ReplicaStatus;
+use super::worker_slots::WorkerSlots;
+use crate::balancer::Balancer;
 use crate::config::SharedStateOnFailure;
 use crate::telemetry::Metrics;
 
@@ -50,6 +53,8 @@ const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct QuotaParts {
     pub(crate) limits: Arc<SharedLimits>,
+    /// Whose workers have limits; `None` where these are not shared.
+    pub(crate) balancer: Option<Arc<Balancer>>,
     pub(crate) on_failure: SharedStateOnFailure,
     pub(crate) status: Arc<ReplicaStatus>,
     pub(crate) metrics: Arc<Metrics>,
@@ -65,6 +70,7 @@ pub(crate) struct Quotas<S> {
     id: u64,
     shares: Vec<Share>,
     slots: SlotShares,
+    workers: Option<WorkerSlots>,
     changes: Option<u64>,
     /// The share with which the next round begins.
     next: usize,
@@ -97,11 +103,12 @@ struct Asked {
 impl<S: QuotaServer> Quotas<S> {
     pub(crate) fn new(parts: QuotaParts, server: S) -> Self {
         Self {
-            parts,
             server: Arc::new(server),
             id: fastrand::u64(..),
             shares: Vec::new(),
             slots: SlotShares::default(),
+            workers: parts.balancer.clone().map(WorkerSlots::new),
+            parts,
             changes: None,
             next: 0,
             gateways: None,
@@ -233,7 +240,7 @@ impl<S: QuotaServer> Quotas<S> {
                 continue;
             };
             share.planner.granted(&*asked.bucket, grant);
-            let metrics = &self.parts.metrics.replicas;
+            let metrics = &self.parts.metrics.shared_state;
             metrics.units_taken(kind(&share.name), grant.units);
         }
         self.slots.granted(granted.slots)
@@ -260,7 +267,7 @@ impl<S: QuotaServer> Quotas<S> {
             };
             let name = Arc::clone(&share.name);
             let back = ask.units.min(0).unsigned_abs();
-            let metrics = &self.parts.metrics.replicas;
+            let metrics = &self.parts.metrics.shared_state;
             metrics.units_returned(kind(&name), back);
             round.asks.push((name, bucket.limit(), ask));
             let share = self.next;
@@ -318,6 +325,9 @@ impl<S: QuotaServer> Quotas<S> {
 
     /// Takes note of limits that have come or gone.
     fn follow(&mut self) {
+        if let Some(workers) = &mut self.workers {
+            workers.follow(&self.parts.limits);
+        }
         let changes = self.parts.limits.changes();
         if self.changes == Some(changes) {
             return;
@@ -368,7 +378,7 @@ impl<S: QuotaServer> Quotas<S> {
             "limits": rows,
             "slots": self.slots.rows(MAX_SHOWN),
         }));
-        let metrics = &self.parts.metrics.replicas;
+        let metrics = &self.parts.metrics.shared_state;
         metrics.show_limits(count, state == "on_failure");
         self.slots.show(&self.parts.metrics);
         let mut kinds: Vec<_> = self.shares.iter().map(|share| kind(&share.name)).collect();

@@ -140,7 +140,7 @@ impl SlotShares {
             }
         }
         for (kind, [allowed, used]) in sums {
-            metrics.replicas.show_slots(kind, allowed, used);
+            metrics.shared_state.show_slots(kind, allowed, used);
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use gateway::Options;
 use gateway::config::{Secret, SharedStateOnFailure};
+use routing::PolicyKind;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -21,6 +22,8 @@ use crate::support::{
 const CHAT: &str = "/v1/chat/completions";
 /// How long a request takes at the worker.
 const SERVICE: Duration = Duration::from_millis(200);
+/// It is no less, although a timer may fire a moment early.
+const LEAST_SERVICE: Duration = Duration::from_millis(195);
 /// Requests at a time of all gateways.
 const SLOTS: usize = 60;
 
@@ -44,11 +47,9 @@ fn at_a_time(starts: &Starts, since: Instant) -> (usize, f64) {
     let starts = starts.lock().unwrap();
     let mut starts: Vec<_> = starts.iter().filter(|it| **it >= since).copied().collect();
     starts.sort_unstable();
-    // A timer may fire a moment early.
-    let service = SERVICE - Duration::from_millis(5);
     let mut most = 0;
     for (at, start) in starts.iter().enumerate() {
-        let first = starts.partition_point(|other| *other + service <= *start);
+        let first = starts.partition_point(|other| *other + LEAST_SERVICE <= *start);
         most = most.max(at + 1 - first);
     }
     let mean = starts.len() as f64 * SERVICE.as_secs_f64() / since.elapsed().as_secs_f64();
@@ -97,24 +98,60 @@ async fn are(gateway: &Running, state: &str) {
     until(|| async { limits(gateway).await["state"] == state }).await;
 }
 
-#[tokio::test]
-async fn requests_at_a_time_hold_for_gateways_together_and_none_fails_while_redis_is_away() {
-    let Some(mut redis) = Redis::start() else {
-        return;
-    };
-    let (worker, starts) = slow_worker().await;
+/// What happens to the server.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Frozen,
+    Killed,
+}
+
+impl Fault {
+    fn begin(self, redis: &mut Redis) {
+        match self {
+            Self::Frozen => redis.signal(Signal::STOP),
+            Self::Killed => redis.kill(),
+        }
+    }
+
+    fn end(self, redis: &mut Redis) {
+        match self {
+            Self::Frozen => redis.signal(Signal::CONT),
+            Self::Killed => redis.restart(),
+        }
+    }
+}
+
+/// No more were at the worker at a time than there are slots, and most of these were in use.
+fn check(starts: &Starts, since: Instant, share: f64) {
+    let (most, mean) = at_a_time(starts, since);
+    let least = share * SLOTS as f64;
+    assert!(most <= SLOTS && mean > least, "{most}, {mean}");
+}
+
+/// Three gateways that share the slots.
+async fn capped(worker: &Worker, redis: &Redis) -> Vec<Running> {
     let mut gateways = Vec::new();
     for _ in 0..3 {
         let gateway = start_with(Options {
-            max_concurrent_requests: SLOTS as i32,
+            max_concurrent_requests: 60,
             queue_size: 1000,
-            ..sharing(&worker, redis.url())
+            ..sharing(worker, redis.url())
         });
         gateways.push(gateway.await);
     }
     for gateway in &gateways {
         until(|| async { limits(gateway).await["gateways"] == 3 }).await;
     }
+    gateways
+}
+
+#[tokio::test]
+async fn requests_at_a_time_hold_for_gateways_together_and_none_fails_while_redis_is_away() {
+    let Some(mut redis) = Redis::start() else {
+        return;
+    };
+    let (worker, starts) = slow_worker().await;
+    let gateways = capped(&worker, &redis).await;
     let counts = Arc::default();
     let begin = |at: usize, clients: usize| -> Vec<_> {
         let to = gateways[at].gateway.addr();
@@ -127,8 +164,7 @@ async fn requests_at_a_time_hold_for_gateways_together_and_none_fails_while_redi
     load.extend(begin(1, 10));
     load.extend(begin(2, 10));
     sleep(Duration::from_secs(10)).await;
-    let (most, mean) = at_a_time(&starts, Instant::now() - Duration::from_secs(4));
-    assert!(most <= SLOTS && mean > 0.9 * SLOTS as f64, "{most}, {mean}");
+    check(&starts, Instant::now() - Duration::from_secs(4), 0.9);
     let row = &limits(&gateways[0]).await["slots"][0];
     assert_eq!(
         (row["name"].as_str(), row["short"].as_bool()),
@@ -141,37 +177,21 @@ async fn requests_at_a_time_hold_for_gateways_together_and_none_fails_while_redi
     load.extend(begin(1, 40));
     load.extend(begin(2, 40));
     sleep(Duration::from_secs(2)).await;
-    for fault in ["frozen", "killed"] {
-        if fault == "frozen" {
-            redis.signal(Signal::STOP);
-        } else {
-            redis.kill();
-        }
+    for fault in [Fault::Frozen, Fault::Killed] {
+        fault.begin(&mut redis);
         for gateway in &gateways {
             are(gateway, "on_failure").await;
         }
         let apart = Instant::now() + Duration::from_millis(500);
         sleep(Duration::from_secs(4)).await;
-        let (most, mean) = at_a_time(&starts, apart);
-        assert!(
-            most <= SLOTS && mean > 0.85 * SLOTS as f64,
-            "{fault}: {most}, {mean}"
-        );
-        if fault == "frozen" {
-            redis.signal(Signal::CONT);
-        } else {
-            redis.restart();
-        }
+        check(&starts, apart, 0.85);
+        fault.end(&mut redis);
         let back = Instant::now();
         for gateway in &gateways {
             are(gateway, "shared").await;
         }
         sleep(Duration::from_secs(3)).await;
-        let (most, mean) = at_a_time(&starts, back);
-        assert!(
-            most <= SLOTS && mean > 0.85 * SLOTS as f64,
-            "{fault}, back: {most}, {mean}"
-        );
+        check(&starts, back, 0.85);
     }
     load.iter().for_each(JoinHandle::abort);
     let [served, refused, failed] = &*counts;
@@ -234,4 +254,60 @@ async fn requests_at_a_time_of_a_key_hold_for_gateways_together() {
     let [served, refused, failed] = &*counts;
     assert!(refused.load(Relaxed) > 100 && served.load(Relaxed) > 100);
     assert_eq!(failed.load(Relaxed), 0);
+}
+
+#[tokio::test]
+async fn requests_at_a_worker_hold_for_gateways_together() {
+    let Some(mut redis) = Redis::start() else {
+        return;
+    };
+    let (one, starts) = slow_worker().await;
+    let (two, other_starts) = slow_worker().await;
+    let mut gateways = Vec::new();
+    for _ in 0..3 {
+        let gateway = start_with(Options {
+            max_requests_per_worker: 24,
+            queue_size: 1000,
+            policy: PolicyKind::LeastLoad,
+            worker_urls: vec![one.url(), two.url()],
+            ..sharing(&one, redis.url())
+        });
+        gateways.push(gateway.await);
+    }
+    for gateway in &gateways {
+        until(|| async {
+            let shown = limits(gateway).await;
+            shown["gateways"] == 3 && shown["count"] == 2
+        })
+        .await;
+    }
+    let counts = Arc::default();
+    let mut load = Vec::new();
+    for (gateway, clients) in gateways.iter().zip([50, 10, 10]) {
+        let to = gateway.gateway.addr();
+        load.extend((0..clients).map(|_| client(to, String::new(), &counts)));
+    }
+    let check = |since: Instant, share: f64| {
+        for starts in [&starts, &other_starts] {
+            let (most, mean) = at_a_time(starts, since);
+            assert!(most <= 24 && mean > share * 24.0, "{most}, {mean}");
+        }
+    };
+    sleep(Duration::from_secs(13)).await;
+    check(Instant::now() - Duration::from_secs(4), 0.85);
+    redis.kill();
+    for gateway in &gateways {
+        are(gateway, "on_failure").await;
+    }
+    let apart = Instant::now() + Duration::from_millis(500);
+    sleep(Duration::from_secs(3)).await;
+    // Two of them use no more than five, of eight, at each.
+    check(apart, 0.6);
+    redis.restart();
+    for gateway in &gateways {
+        are(gateway, "shared").await;
+    }
+    load.iter().for_each(JoinHandle::abort);
+    let [_, refused, failed] = &*counts;
+    assert_eq!((refused.load(Relaxed), failed.load(Relaxed)), (0, 0));
 }

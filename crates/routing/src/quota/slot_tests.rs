@@ -279,8 +279,10 @@ impl Stage {
             }
         }
         if load.otherwise == Otherwise::Waits {
-            waiting = (waiting + *due as u64).min(1000);
-            *due = due.fract();
+            while *due >= 1.0 {
+                *due -= 1.0;
+                waiting = 1000.min(waiting + 1);
+            }
         }
         self.gateways[at].door.waiting.store(waiting, Relaxed);
     }

@@ -276,6 +276,31 @@ proptest! {
     }
 
     #[test]
+    fn news_in_any_order_and_as_often_as_they_come_end_with_the_last_assignment(
+        count in 2..9_usize,
+        steps in steps(),
+    ) {
+        let mut stage = Stage::new(count);
+        for step in steps {
+            // Nothing is lost, so nothing is read anew.
+            let is_lossless = matches!(
+                step,
+                Step::Serve(..) | Step::Ask(_) | Step::Arrive(_) | Step::Answer(_) | Step::News(..) | Step::See(..)
+            );
+            if is_lossless {
+                stage.step(step);
+            }
+        }
+        stage.settle();
+        for key in KEYS {
+            let shared = stage.server.keys.get(&xxh3_64(key.as_bytes()));
+            for at in 0..count {
+                prop_assert_eq!(stage.known(at, key), shared.map(|shared| (*shared, true)));
+            }
+        }
+    }
+
+    #[test]
     fn first_assignment_stays_while_its_worker_is_there(
         count in 1..9_usize,
         steps in steps(),

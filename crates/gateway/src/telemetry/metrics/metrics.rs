@@ -19,6 +19,7 @@ use super::model_families::ModelFamilies;
 use super::policy::{BranchMetrics, Policies};
 use super::registry::Maker;
 use super::replicas::ReplicaMetrics;
+use super::shared_state::SharedStateMetrics;
 use super::waits::WaitMetrics;
 use super::zones::ZoneMetrics;
 use crate::error::Error;
@@ -47,6 +48,7 @@ pub(crate) struct Metrics {
     pub(crate) discovery: DiscoveryMetrics,
     /// About other gateways.
     pub(crate) replicas: ReplicaMetrics,
+    pub(crate) shared_state: SharedStateMetrics,
     /// About failures.
     pub(crate) resilience: Resilience,
     policies: Policies,
@@ -94,6 +96,7 @@ impl Metrics {
         )?;
         let (keys, discovery) = (Keys::new(&maker)?, DiscoveryMetrics::new(&maker)?);
         let replicas = ReplicaMetrics::new(&maker)?;
+        let shared_state = SharedStateMetrics::new(&maker)?;
         Ok(Self {
             registry,
             http,
@@ -102,6 +105,7 @@ impl Metrics {
             worker,
             discovery,
             replicas,
+            shared_state,
             resilience,
             policies,
             zones,

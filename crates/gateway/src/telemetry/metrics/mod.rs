@@ -13,6 +13,7 @@ mod model_families;
 mod policy;
 mod registry;
 mod replicas;
+mod shared_state;
 mod waits;
 mod zones;
 
