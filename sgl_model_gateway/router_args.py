@@ -249,7 +249,7 @@ class RouterArgs(_FlagsGiven):
     record_sample: float = option(1.0, LOGGING, "share of sessions that --record records (above 0, up to 1); requests with a common prefix stay together", metavar="SHARE")
     record_block_tokens: int = option(512, LOGGING, "tokens of the blocks whose hashes --record records: 16, 32, 64, 128, 256 or 512; 512 is Mooncake's", metavar="TOKENS")
     load_push: str = option("auto", POLICY, "listen to workers that publish their load: auto where they announce it (--load-publish-endpoint of SGLang), or off")
-    shared_state: str | None = option(None, WORKER, "URL of a Redis or Valkey server, redis:// or rediss://, where gateways in front of the same workers share placements, loads, limits and routing keys; unset: each knows only what it did itself", env="SMG_SHARED_STATE", secret=True, metavar="URL")
+    shared_state: str | None = option(None, WORKER, "URL of a Redis or Valkey server, redis:// or rediss://, or of sentinels, redis+sentinel://, where gateways in front of the same workers share placements, loads, limits and routing keys; unset: each knows only what it did itself", env="SMG_SHARED_STATE", secret=True, metavar="URL")
     gateway_replicas: int = option(1, POLICY, "gateways in front of the same workers that share nothing, this one included; cache_aware takes the fleet for so many times as busy as it sees it, and agrees with the others rather than with its own view of queues", metavar="N")
     shared_state_on_failure: str = option("local", LIMIT, "what of a shared limit a gateway applies while --shared-state cannot be reached: local, its part by the last known number of gateways; open, all of it; closed, none")
     # fmt: on

@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use redis::IntoConnectionInfo;
-
 use super::auth::check_auth;
 use super::configured_worker::configured_workers;
 #[cfg(feature = "kubernetes")]
@@ -14,7 +12,7 @@ use super::mapped::check_backlog;
 use super::options::Options;
 use super::origin::AllowedOrigin;
 use super::record::check_record;
-use super::secret::Secret;
+use super::shared_state_url::SharedStateUrl;
 use super::tls::check_tls;
 use super::traces::check_traces;
 use super::unbuilt;
@@ -54,12 +52,12 @@ pub fn check(options: &Options) -> Result<(), ConfigError> {
 }
 
 fn check_shared_state(options: &Options) -> Result<(), ConfigError> {
-    let is_url = |url: &Secret| url.expose().into_connection_info().is_ok();
-    if options.shared_state.as_ref().is_none_or(is_url) {
+    let Some(url) = &options.shared_state else {
         return Ok(());
-    }
-    let why = "must be a URL like redis://user:password@host:6379/0, or rediss:// for TLS";
-    Err(ConfigError::invalid("shared_state", "(masked)", why))
+    };
+    let read = SharedStateUrl::parse(url.expose());
+    let refused = |why| ConfigError::invalid("shared_state", "(masked)", why);
+    read.map(drop).map_err(refused)
 }
 
 fn check_ranges(options: &Options) -> Result<(), ConfigError> {

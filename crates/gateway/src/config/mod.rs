@@ -30,6 +30,7 @@ mod schema;
 mod secret;
 mod sections;
 mod shared_state;
+mod shared_state_url;
 mod tls;
 mod traces;
 mod unbuilt;
@@ -69,6 +70,7 @@ pub(crate) use sections::{
     ProxySection, ServerSection, WorkerNames, seconds,
 };
 pub use shared_state::SharedStateOnFailure;
+pub(crate) use shared_state_url::{HasTls, Login, Sentinels, SharedStateUrl};
 pub(crate) use tls::{
     PairFiles, PemFile, ServerTlsSection, Verification, WorkerTlsSection, tls_name,
 };

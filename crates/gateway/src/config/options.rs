@@ -448,8 +448,9 @@ options! {
     /// Whether to listen to workers that publish their load: `auto` where they say so in
     /// `/server_info`, or `off`.
     load_push: LoadPush = LoadPush::Auto;
-    /// URL of a Redis or Valkey server, `redis://` or `rediss://`, where gateways in front of the same
-    /// workers share placements, loads, limits and routing keys. Unset: each knows only its own.
+    /// URL of a Redis or Valkey server, `redis://` or `rediss://`, or of sentinels, `redis+sentinel://`,
+    /// where gateways in front of the same workers share placements, loads, limits and routing keys.
+    /// Unset: each knows only its own.
     shared_state: Option<Secret> = None;
     /// Gateways in front of the same workers that share nothing, this one included: `cache_aware` takes
     /// the fleet for so many times as busy as it sees it.

@@ -22,6 +22,7 @@ mod quotas;
 mod redis_keys;
 mod redis_link;
 mod redis_quotas;
+mod redis_server;
 mod slot_shares;
 mod status;
 #[cfg(test)]

@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use redis::aio::{MultiplexedConnection, PubSubStream};
-use redis::io::tcp::TcpSettings;
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisError, ToRedisArgs,
-};
+use redis::{AsyncConnectionConfig, RedisError, ToRedisArgs};
 use tokio::time::timeout;
 
 use super::link::{Connector, Link, LinkError};
-use crate::config::Secret;
+use super::redis_server::{Found, Server};
+use crate::config::{Secret, SharedStateUrl};
 
 /// Time for both connections to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -21,7 +19,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connects to the server of a URL.
 #[derive(Clone, Debug)]
 pub(crate) struct RedisConnector {
-    client: Client,
+    server: Server,
     address: String,
     database: i64,
 }
@@ -38,20 +36,21 @@ impl RedisConnector {
     /// # Errors
     /// When it is not a URL of a server, or TLS cannot be set up.
     pub(crate) fn new(url: &Secret) -> Result<Self, LinkError> {
-        let info = url.expose().into_connection_info().map_err(|e| error(&e))?;
-        // Small messages must not wait for the answer to the one before.
-        let tcp = TcpSettings::default().set_nodelay(true);
-        let info: ConnectionInfo = info.set_tcp_settings(tcp);
-        let (address, database) = (info.addr().to_string(), info.redis_settings().db());
-        let client = Client::open(info).map_err(|e| error(&e))?;
+        let url = SharedStateUrl::parse(url.expose());
+        let url = url.map_err(|why| LinkError(why.to_owned()))?;
+        let Found {
+            server,
+            address,
+            database,
+        } = Found::new(url).map_err(|e| error(&e))?;
         Ok(Self {
-            client,
+            server,
             address,
             database,
         })
     }
 
-    /// Host and port, without credentials.
+    /// Host and port, or service and sentinels, without credentials.
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
@@ -61,7 +60,7 @@ impl RedisConnector {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(ANSWER_TIMEOUT));
-        let client = &self.client;
+        let client = self.server.client().await?;
         client
             .get_multiplexed_async_connection_with_config(&config)
             .await
@@ -86,7 +85,8 @@ impl RedisConnector {
         &self,
         channels: &[impl ToRedisArgs],
     ) -> Result<PubSubStream, RedisError> {
-        let mut listener = self.client.get_async_pubsub().await?;
+        let client = self.server.client().await?;
+        let mut listener = client.get_async_pubsub().await?;
         listener.subscribe(channels).await?;
         Ok(listener.into_on_message())
     }

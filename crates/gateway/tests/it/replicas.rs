@@ -18,7 +18,7 @@ use crate::support::{
     Client, Running, Worker, get, json as reply, ok, options, post, posting, start_with, until,
 };
 
-const PASSWORD: &str = "s3cret-of-redis";
+pub(crate) const PASSWORD: &str = "s3cret-of-redis";
 
 /// A redis-server of this test, without files.
 pub(crate) struct Redis {
@@ -72,7 +72,7 @@ impl Drop for Redis {
 }
 
 /// The server that is asked for, or one that is installed.
-fn server() -> Option<String> {
+pub(crate) fn server() -> Option<String> {
     if let Ok(server) = env::var("REDIS_SERVER") {
         return Some(server);
     }
