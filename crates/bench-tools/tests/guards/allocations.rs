@@ -38,7 +38,7 @@ async fn request_whose_prompt_is_looked_up_stays_within_its_budget() {
 #[tokio::test]
 async fn stream_that_comes_at_once_stays_within_its_budget() {
     let count = per_request(Scenario::stream_burst()).await;
-    assert!(count <= 18.0, "{count:.1} allocations");
+    assert!(count <= 18.5, "{count:.1} allocations");
 }
 
 #[tokio::test]
