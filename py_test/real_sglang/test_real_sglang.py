@@ -122,5 +122,5 @@ def test_help_lists_the_installed_releases_flags(launch: Any) -> None:
 
 def test_grpc_is_refused_by_name(launch: Any) -> None:
     launcher = launch("--smg-grpc-mode")
-    assert launcher.wait(LOADING) == 1
+    assert launcher.wait(LOADING) == 2
     assert launcher.lines[-1].startswith("error: --smg-grpc-mode: the gateway does not speak gRPC")
