@@ -46,6 +46,7 @@ START_TIMEOUT = 45.0
 # Beyond the seconds of the load itself.
 LOAD_TIMEOUT = 20.0
 LIFETIME_S = 900
+TOOLS = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 MODEL = "mock-model"
 CHAT = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}).encode()
 Report = dict[str, Any]
@@ -223,6 +224,11 @@ def _cost_lines(costs: dict[str, Report], base: str) -> list[str]:
     return lines
 
 
+def in_turn(targets: list[Target], number: int) -> list[Target]:
+    """The gateways of a round: a different one begins each."""
+    return [targets[(place + number) % len(targets)] for place in range(len(targets))]
+
+
 def compare(bench: Bench, args: argparse.Namespace, targets: list[Target]) -> tuple[dict[str, Any], bool]:
     """All scenarios; the results, and whether every run gave a figure without errors."""
     deadline = time.monotonic() + args.limit_s
@@ -235,9 +241,7 @@ def compare(bench: Bench, args: argparse.Namespace, targets: list[Target]) -> tu
         rounds: list[dict[str, Report]] = []
         for number in range(args.rounds):
             rounds.append({})
-            # A different gateway begins each round.
-            for place in range(len(able)):
-                target = able[(place + number) % len(able)]
+            for target in in_turn(able, number):
                 if time.monotonic() > deadline:
                     raise BenchError(f"not done within --limit-s {args.limit_s}")
                 try:
@@ -263,7 +267,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     def names(text: str) -> list[str]:
         return text.split(",")
 
-    tools = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
     parser.add_argument("--scenarios", type=names, default=list(SCENARIOS), help="of " + ",".join(SCENARIOS))
     parser.add_argument("--only", type=names, help="names of targets, separated by commas; default: all that are found")
     parser.add_argument(
@@ -278,7 +281,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", default="nginx", help="target that ratios are to; default nginx")
     parser.add_argument("--base-port", type=int, default=9100, help="first of six ports in a row; default 9100")
     parser.add_argument("--limit-s", type=int, default=3600, help="no run starts later than this; default 3600")
-    parser.add_argument("--tools", type=Path, default=tools, help="folder of bench-load and bench-worker")
+    parser.add_argument("--tools", type=Path, default=TOOLS, help="folder of bench-load and bench-worker")
     parser.add_argument("--json", type=Path, help="file for all results")
     args = parser.parse_args(argv)
     if unknown := [name for name in args.scenarios if name not in SCENARIOS]:
@@ -297,12 +300,17 @@ def chosen(args: argparse.Namespace) -> list[Target]:
     return [target for target in targets if not args.only or target.name in args.only]
 
 
-def _run(args: argparse.Namespace) -> bool:
+def bench_tools(args: argparse.Namespace) -> Path:
+    """The folder of bench-load and bench-worker."""
     require_tools(["taskset", "setpriv"])
-    tools = args.tools.resolve()
+    tools: Path = args.tools.resolve()
     if not (tools / "bench-load").exists():
         raise BenchError(f"no bench-load in {tools}: cargo build --release -p bench-tools")
-    targets = chosen(args)
+    return tools
+
+
+def _run(args: argparse.Namespace) -> bool:
+    tools, targets = bench_tools(args), chosen(args)
     if not targets:
         raise BenchError("no gateway found: make build")
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as room:

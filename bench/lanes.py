@@ -9,28 +9,25 @@ for show as CPU per request.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from compare import SCENARIOS, Bench, measure
-from processes import BenchError, finish, require_tools, two_cores
-from targets import ROOT, find_targets
+from compare import SCENARIOS, TOOLS, Bench, bench_tools, chosen, measure
+from processes import finish, two_cores
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tools = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
     parser.add_argument("--scenarios", type=lambda text: text.split(","), default=["json_small", "cache_4k"])
-    parser.add_argument("--only", default="ours", help="the target; default ours")
+    parser.add_argument("--only", type=lambda name: [name], default=["ours"], help="the target; default ours")
     parser.add_argument("--target", action="append", default=[], metavar="NAME=PATH", help="as in compare.py")
     parser.add_argument("--rounds", type=int, default=5, help="default 5")
     parser.add_argument("--secs", type=int, default=3, help="seconds of load per run; default 3")
     parser.add_argument("--base-port", type=int, default=9100, help="first of six ports in a row; default 9100")
-    parser.add_argument("--tools", type=Path, default=tools, help="folder of bench-load and bench-worker")
+    parser.add_argument("--tools", type=Path, default=TOOLS, help="folder of bench-load and bench-worker")
     args = parser.parse_args(argv)
     if unknown := [name for name in args.scenarios if name not in SCENARIOS]:
         parser.error(f"no such scenario: {', '.join(unknown)}")
@@ -38,16 +35,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _run(args: argparse.Namespace) -> bool:
-    require_tools(["taskset", "setpriv"])
-    target = next((target for target in find_targets(args.target) if target.name == args.only), None)
-    if target is None:
-        raise BenchError(f"not installed: {args.only}")
+    tools, (target,) = bench_tools(args), chosen(args)
     first, second = two_cores()
     both = f"{first},{second}"
     one_and_two: list[tuple[int, int | str]] = [(1, first), (2, both)]
     clean = True
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as room:
-        bench = Bench(args.tools.resolve(), args.base_port, args.secs, (first, both), Path(room))
+        bench = Bench(tools, args.base_port, args.secs, (first, both), Path(room))
         for name in args.scenarios:
             costs: dict[int, list[float]] = {1: [], 2: []}
             for _ in range(args.rounds):

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from compare import SCENARIOS, Bench, Report, Scenario, measure, measure_direct
-from processes import BenchError, finish, require_tools, two_cores
-from targets import ROOT, Target, find_targets
+from compare import SCENARIOS, TOOLS, Bench, Report, Scenario, bench_tools, chosen, in_turn, measure, measure_direct
+from processes import finish, two_cores
+from targets import Target
 
 PERCENTILES = ["p50", "p99"]
 
@@ -30,7 +29,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     def names(text: str) -> list[str]:
         return text.split(",")
 
-    tools = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
     parser.add_argument(
         "--scenario", choices=[name for name, it in SCENARIOS.items() if not it.tls], default="json_small"
     )
@@ -41,7 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--secs", type=int, default=3, help="seconds of load per run; default 3")
     parser.add_argument("--base", default="nginx", help="target that ratios are to; default nginx")
     parser.add_argument("--base-port", type=int, default=9100, help="first of six ports in a row; default 9100")
-    parser.add_argument("--tools", type=Path, default=tools, help="folder of bench-load and bench-worker")
+    parser.add_argument("--tools", type=Path, default=TOOLS, help="folder of bench-load and bench-worker")
     parser.add_argument("--json", type=Path, help="file for all results")
     args = parser.parse_args(argv)
     if args.rounds < 1 or not 1 <= args.secs <= 600:
@@ -88,23 +86,18 @@ def table(figures: dict[str, dict[str, Any]], base: str) -> list[str]:
 
 
 def _run(args: argparse.Namespace) -> bool:
-    require_tools(["taskset", "setpriv"])
-    targets = [target for target in find_targets(args.target) if target.name in args.only]
-    if missing := set(args.only) - {target.name for target in targets}:
-        raise BenchError(f"not installed: {', '.join(sorted(missing))}")
+    tools, targets = bench_tools(args), chosen(args)
     scenario = SCENARIOS[args.scenario]
     clean = True
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as room:
-        bench = Bench(args.tools.resolve(), args.base_port, args.secs, two_cores(), Path(room))
+        bench = Bench(tools, args.base_port, args.secs, two_cores(), Path(room))
         rate = args.rate or half_load(bench, targets, scenario)
         paced = replace(scenario, load={**scenario.load, "rate": rate})
         print(f"{args.scenario}, {rate} requests/s, {args.rounds} rounds of {args.secs} s", flush=True)
         rounds, reports = [], []
         for number in range(args.rounds):
             direct = measure_direct(bench, paced)
-            # A different gateway begins each round.
-            turn = [targets[(place + number) % len(targets)] for place in range(len(targets))]
-            measured = {target.name: measure(bench, target, paced) for target in turn}
+            measured = {target.name: measure(bench, target, paced) for target in in_turn(targets, number)}
             clean = clean and not any(report["errors"] for report in [direct, *measured.values()])
             rounds.append(added(measured, direct))
             reports.append({"direct": direct, **measured})
