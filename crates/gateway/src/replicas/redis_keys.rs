@@ -11,7 +11,7 @@ use routing::sticky::{Assignment, Claim, SharedKey};
 
 use super::key_link::{KeyLink, KeyServer, Page, PoolKey};
 use super::link::LinkError;
-use super::redis_link::{RedisConnector, in_time};
+use super::redis_link::{RedisConnector, in_time, load_scripts};
 
 const CLAIM: &str = include_str!("keys.lua");
 const PAGE: &str = include_str!("key_page.lua");
@@ -41,21 +41,16 @@ impl KeyServer for RedisConnector {
         let channel = format!("{}:keys", self.group());
         let connect = async {
             let mut commands = self.connection().await?;
-            let mut scripts = Vec::new();
-            for script in [CLAIM, PAGE] {
-                let mut load = redis::cmd("SCRIPT");
-                load.arg("LOAD").arg(script);
-                scripts.push(load.query_async::<String>(&mut commands).await?);
-            }
+            let scripts = load_scripts(&mut commands, [CLAIM, PAGE]).await?;
             let news = self.subscribe(&[&channel]).await?;
             Ok((commands, scripts, news))
         };
-        let (commands, mut scripts, news) = in_time(CONNECT_TIMEOUT, connect).await?;
+        let (commands, [claim, page], news) = in_time(CONNECT_TIMEOUT, connect).await?;
         Ok(RedisKeys {
             commands,
             news,
-            page: scripts.pop().unwrap_or_default(),
-            claim: scripts.pop().unwrap_or_default(),
+            claim,
+            page,
             channel,
             prefix: format!("{}:key:", self.group()),
         })

@@ -119,6 +119,20 @@ impl Link for RedisLink {
     }
 }
 
+/// Loads scripts; returns what the server calls them.
+pub(super) async fn load_scripts<const COUNT: usize>(
+    connection: &mut MultiplexedConnection,
+    scripts: [&str; COUNT],
+) -> redis::RedisResult<[String; COUNT]> {
+    let mut names = scripts.map(str::to_owned);
+    for name in &mut names {
+        let mut load = redis::cmd("SCRIPT");
+        load.arg("LOAD").arg(name.as_str());
+        *name = load.query_async(connection).await?;
+    }
+    Ok(names)
+}
+
 /// What the server answers within this time.
 pub(super) async fn in_time<T>(
     time: Duration,

@@ -8,7 +8,7 @@ use routing::quota::{Grant, SlotGrant};
 
 use super::link::LinkError;
 use super::quota_link::{Granted, QuotaLink, QuotaServer, Round};
-use super::redis_link::{RedisConnector, in_time};
+use super::redis_link::{RedisConnector, in_time, load_scripts};
 
 /// Takes and gives back units of rates.
 const LEASE: &str = include_str!("lease.lua");
@@ -33,12 +33,7 @@ impl QuotaServer for RedisConnector {
     async fn connect(&self) -> Result<RedisQuotas, LinkError> {
         let connect = async {
             let mut connection = self.connection().await?;
-            let mut scripts = [LEASE, SLOTS].map(str::to_owned);
-            for script in &mut scripts {
-                let mut load = redis::cmd("SCRIPT");
-                load.arg("LOAD").arg(script.as_str());
-                *script = load.query_async(&mut connection).await?;
-            }
+            let scripts = load_scripts(&mut connection, [LEASE, SLOTS]).await?;
             Ok((connection, scripts))
         };
         let (connection, [lease, slots]) = in_time(CONNECT_TIMEOUT, connect).await?;
