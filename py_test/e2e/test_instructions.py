@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from support.gateway import Gateway
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(not shutil.which("valgrind"), reason="needs valgrind")
 
@@ -145,8 +146,18 @@ def prompt(number: int, length: int, *, stream: bool = False) -> bytes:
     return b'{"model":"m","stream":%s,"messages":[{"role":"user","content":"%s"}]}' % (streamed, text)
 
 
-async def instructions_per_request(policy: str, script: str, length: int, room: Path, *flags: str) -> float:
+async def instructions_per_request(
+    policy: str, script: str, length: int, room: Path, *flags: str, recording: Path | None = None
+) -> float:
+    """With a `recording`, those of its lines are counted, each of them and no others."""
+
+    async def written(lines: int) -> None:
+        if recording:
+            await until(lambda: recording.read_bytes().count(b"\n") == lines, f"{lines} lines")
+
     worker = Worker()
+    if recording:
+        flags += ("--record", str(recording))
     async with worker.serving():
         worker.answer = getattr(worker, script)
         gateway = await asyncio.to_thread(Counted, worker.url, room, "--policy", policy, *flags)
@@ -158,9 +169,11 @@ async def instructions_per_request(policy: str, script: str, length: int, room: 
                 client, streams = Client(worker, reader, writer), script != "whole"
                 for number in range(WARM):
                     await client.ask(prompt(number, length, stream=streams))
+                await written(WARM)
                 await asyncio.to_thread(gateway.begin)
                 for number in range(COUNTED):
                     await client.ask(prompt(WARM + number, length, stream=streams))
+                await written(WARM + COUNTED)
                 return await asyncio.to_thread(gateway.end) / COUNTED
         finally:
             gateway.destroy()
@@ -196,8 +209,9 @@ def test_recording_costs_a_request_few_instructions(script: str, length: int, bu
     """Those of the thread that writes included, 8 800 for a short request; the lane has 3 600 more."""
     rooms = [tmp_path / name for name in ("without", "with")]
     counts = []
-    for room, flags in zip(rooms, ([], ["--record", str(tmp_path / "trace.jsonl")]), strict=True):
+    for room, recording in zip(rooms, (None, tmp_path / "trace.jsonl"), strict=True):
         room.mkdir()
-        counts.append(asyncio.run(instructions_per_request("cache_aware", script, length, room, *flags)))
+        count = instructions_per_request("cache_aware", script, length, room, recording=recording)
+        counts.append(asyncio.run(count))
     print(f"{counts[0]:.0f} without, {counts[1]:.0f} with")
     assert counts[1] - counts[0] <= budget
