@@ -7,6 +7,9 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::medium::{Cut, MediaTokens, Medium};
 use crate::text_ratio::TextRatio;
 
+/// Bytes that stand for a token of a medium among token ids: five digits and a comma.
+const ID_BYTES: u64 = 6;
+
 /// A stretch of a prompt: bytes of the request's body, and what of them is no text.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Part<'a> {
@@ -59,10 +62,10 @@ pub struct Prompt<'a> {
     text_ratio: TextRatio,
     /// Length in bytes, media included.
     bytes: u64,
-    /// Tokens of the text if it is token ids; 0 if it is text.
+    /// Token ids that the text is; 0 if it is text.
     ids: u64,
-    /// Bytes of token ids.
-    id_bytes: u64,
+    /// Tokens of the media.
+    media: u64,
 }
 
 impl<'a> Prompt<'a> {
@@ -88,7 +91,6 @@ impl<'a> Prompt<'a> {
         Self {
             parts: [list, b"", b""].map(Part::from),
             ids: commas as u64 + 1,
-            id_bytes: list.len() as u64,
             ..Self::default()
         }
         .measured()
@@ -173,14 +175,28 @@ impl<'a> Prompt<'a> {
         if self.ids == 0 {
             self.text_ratio.to_tokens(bytes)
         } else {
-            bytes.saturating_mul(self.ids).div_ceil(self.id_bytes)
+            let tokens = self.ids + self.media;
+            bytes.saturating_mul(tokens).div_ceil(self.bytes)
         }
     }
 
-    /// The number of bytes in so many tokens of this prompt, estimated.
-    pub fn to_bytes(&self, tokens: u64) -> u64 {
-        let of_ids = tokens.saturating_mul(self.id_bytes).checked_div(self.ids);
-        of_ids.unwrap_or_else(|| self.text_ratio.to_bytes(tokens))
+    /// The number of bytes in the first tokens, as many or about as many. Prompts that begin alike
+    /// have the same: neither a learnt ratio, which changes, nor a mean of the whole prompt counts.
+    pub(crate) fn first_bytes(&self, tokens: u64) -> u64 {
+        if self.ids == 0 {
+            return TextRatio::USUAL.to_bytes(tokens);
+        }
+        let media = self.first.iter();
+        let media: u64 = media.map(|medium| self.media_tokens_of(medium)).sum();
+        let ids = tokens.saturating_sub(media);
+        let list = self.parts.first().map_or(b"".as_slice(), |part| part.bytes);
+        let mut ends = (0..).zip(list).filter(|(_, byte)| **byte == b',');
+        let ids_end = match usize::try_from(ids) {
+            Ok(0) => 0,
+            Ok(ids) => ends.nth(ids - 1).map_or(list.len() as u64, |(at, _)| at),
+            Err(_) => list.len() as u64,
+        };
+        tokens.min(media).saturating_mul(ID_BYTES) + ids_end
     }
 
     fn measured(mut self) -> Self {
@@ -191,17 +207,25 @@ impl<'a> Prompt<'a> {
     /// Sets the length.
     fn measure(&mut self) {
         let text: u64 = self.parts.iter().map(Part::text_len).sum();
-        let media = self.parts.iter().flat_map(Part::media).chain(self.first);
-        let media: u64 = media.map(|medium| self.media_bytes(medium)).sum();
-        self.bytes = text + media;
+        let media = || self.parts.iter().flat_map(Part::media).chain(self.first);
+        let bytes: u64 = media().map(|medium| self.media_bytes(medium)).sum();
+        self.media = media().map(|medium| self.media_tokens_of(medium)).sum();
+        self.bytes = text + bytes;
     }
 
-    /// The bytes that stand for a medium. They do not follow the learnt ratio, for equal media must
-    /// stay equal.
+    fn media_tokens_of(&self, medium: &Medium) -> u64 {
+        self.media_tokens.of(medium).into()
+    }
+
+    /// The bytes that stand for a medium. They follow neither the learnt ratio nor the prompt's ids,
+    /// for equal media must stay equal.
     fn media_bytes(&self, medium: &Medium) -> u64 {
-        let tokens = u64::from(self.media_tokens.of(medium));
-        let of_ids = tokens.saturating_mul(self.id_bytes).checked_div(self.ids);
-        of_ids.unwrap_or_else(|| TextRatio::USUAL.to_bytes(tokens))
+        let tokens = self.media_tokens_of(medium);
+        if self.ids == 0 {
+            TextRatio::USUAL.to_bytes(tokens)
+        } else {
+            tokens.saturating_mul(ID_BYTES)
+        }
     }
 }
 
@@ -272,6 +296,7 @@ impl<'a> Iterator for Pieces<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LearntRatio;
     use crate::medium::MediumKind::{Audio, Image};
 
     const CHARGES: MediaTokens = MediaTokens {
@@ -296,7 +321,7 @@ mod tests {
         for (list, count) in [("[[1,2],[30]]", 3), ("[7]", 1), ("[ 151643 , 9 ]", 2)] {
             let prompt = Prompt::ids(list.as_bytes());
             assert_eq!(prompt.tokens(), count, "{list}");
-            assert_eq!(prompt.to_tokens(prompt.to_bytes(count)), count, "{list}");
+            assert_eq!(prompt.to_tokens(prompt.bytes()), count, "{list}");
         }
     }
 
@@ -319,7 +344,42 @@ mod tests {
         assert_eq!(text.tokens(), 152);
         assert!(content(text).ends_with(b"12345678"));
         let ids = Prompt::ids(b"[100,200,300]").with_media(&media, CHARGES);
-        assert!((152..=154).contains(&ids.tokens()), "{}", ids.tokens());
+        assert_eq!(ids.tokens(), 153);
+        assert_eq!(content(ids).len() as u64, ids.bytes());
+    }
+
+    #[test]
+    fn prompts_that_begin_alike_have_the_same_first_bytes_whatever_follows() {
+        let media = [Medium::new(Image, b"one")];
+        for (tokens, of_text, of_ids, of_both) in [
+            (0, 0, 0, 0),
+            (1, 4, 2, 6),
+            (2, 8, 6, 12),
+            (101, 404, 9, 602),
+            (102, 408, 9, 606),
+        ] {
+            let ratio = LearntRatio::default();
+            (0..20).for_each(|_| ratio.observe(2000, 1000));
+            let text = Prompt::text([b"12345678", b"", b""]);
+            assert_eq!(text.first_bytes(tokens), of_text);
+            let learnt = text.with_text_ratio(ratio.get());
+            assert_eq!(learnt.first_bytes(tokens), of_text);
+            let short = Prompt::ids(b"[1,234,5]");
+            assert_eq!(short.first_bytes(tokens), of_ids, "{tokens} of the ids");
+            let both = short.with_media(&media, CHARGES);
+            assert_eq!(both.first_bytes(tokens), of_both, "{tokens} with a medium");
+        }
+        let long = Prompt::ids(b"[1,234,5,678901,234567]");
+        assert_eq!(long.first_bytes(2), 6);
+    }
+
+    #[test]
+    fn medium_before_token_ids_stays_equal_when_ids_follow() {
+        let media = [Medium::new(Image, b"one")];
+        let first = Prompt::ids(b"[1,2,3]").with_media(&media, CHARGES);
+        let second = Prompt::ids(b"[1,2,3,151643,151644]").with_media(&media, CHARGES);
+        let (first, second) = (content(first), content(second));
+        assert!(second.starts_with(&first[..first.len() - 1]));
     }
 
     #[test]

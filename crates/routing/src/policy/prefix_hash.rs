@@ -7,7 +7,7 @@ use crate::hash_ring::{Landing, SharedRing};
 use crate::{Candidate, Candidates, Pick, Prompt, Request};
 
 /// Sends prompts with the same beginning to the same worker: the hash of the first
-/// `prefix_tokens` tokens is the key on the ring of `consistent_hashing`.
+/// `prefix_tokens` tokens, four bytes of text each, is the key on the ring of `consistent_hashing`.
 ///
 /// A worker takes a request while it has at most `load_factor × (requests in flight + 1) /
 /// workers` requests. Otherwise the next such worker on the ring takes it; if there is none,
@@ -68,7 +68,7 @@ impl Policy for PrefixHash {
 /// The hash of a prompt's first `tokens` tokens, independent of its split into parts; `None`
 /// for an empty prompt.
 fn hash_prefix(prompt: &Prompt<'_>, tokens: u64) -> Option<u64> {
-    let mut left = usize::try_from(prompt.to_bytes(tokens)).unwrap_or(usize::MAX);
+    let mut left = usize::try_from(prompt.first_bytes(tokens)).unwrap_or(usize::MAX);
     let mut hash = Xxh3::new();
     for part in prompt.pieces() {
         let taken = part.get(..left).unwrap_or(part);
@@ -84,6 +84,7 @@ fn hash_prefix(prompt: &Prompt<'_>, tokens: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LearntRatio;
 
     #[test]
     fn hash_covers_the_beginning_whatever_the_parts() {
@@ -93,5 +94,22 @@ mod tests {
         assert_ne!(whole, hash([b"12345679", b"", b""]));
         assert_ne!(whole, hash([b"1234567", b"", b""]));
         assert_eq!(hash([b"", b"", b""]), None);
+    }
+
+    #[test]
+    fn hash_stays_when_another_length_of_tokens_is_learnt() {
+        let prompt = Prompt::text([b"12345678 and on", b"", b""]);
+        let learnt = LearntRatio::default();
+        (0..50).for_each(|_| learnt.observe(2000, 1000));
+        let later = prompt.with_text_ratio(learnt.get());
+        assert_ne!(prompt.tokens(), later.tokens());
+        assert_eq!(hash_prefix(&prompt, 2), hash_prefix(&later, 2));
+    }
+
+    #[test]
+    fn hash_of_token_ids_covers_as_many_whatever_follows() {
+        let hash = |list| hash_prefix(&Prompt::ids(list), 2);
+        assert_eq!(hash(b"[17,4,300,301]"), hash(b"[17,4,9]"));
+        assert_ne!(hash(b"[17,4,300,301]"), hash(b"[17,5,300,301]"));
     }
 }
