@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ pytestmark = [
 ADMIN, USER = "b0ss-key", "gu3st-key"
 KEYS = [("boss", "Boss", ADMIN, "admin"), ("guest", "Guest", USER, "user")]
 SOON = 2.0
+CHAOS_SEED = 7
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>\u202eevil'
 
 
@@ -106,6 +108,11 @@ def shows(page: Any, url: str, state: str, within: float = SOON) -> float:
 
 def ask(door: Any, path: str, key: str = ADMIN) -> Any:
     return requests.get(f"{door.url}{path}", headers={"authorization": f"Bearer {key}"}, timeout=10).json()
+
+
+def state_at(door: Any, url: str) -> str:
+    """A worker's state as the gateway has it."""
+    return next(worker["status"] for worker in ask(door, "/workers")["workers"] if worker["url"] == url)
 
 
 def picture(page: Any, name: str) -> None:
@@ -210,6 +217,49 @@ def test_death_and_return_of_a_worker_show_within_two_seconds(
     print(f"return: {took:.2f} s")
 
 
+def test_page_keeps_up_with_a_chaos_run(sim_workers: Any, gateway: Any, open_page: Any, load: Any) -> None:
+    """Workers die, come back, are drained and undrained in a drawn order, while requests and five viewers go on."""
+    drawn = random.Random(CHAOS_SEED)
+    workers = {worker.url: worker for worker in sim_workers(5)}
+    door = gateway(list(workers), health_check_interval_secs=1, disable_circuit_breaker=True, control_plane_auth=keys())
+    page, *_ = pages = [open_page(door.url) for _ in range(5)]
+    for viewer in pages:
+        # Before the key it was refused.
+        viewer.said.clear()
+    load(door.url, 6)
+    expected = dict.fromkeys(workers, "ready")
+    slowest: dict[str, float] = {}
+    for _ in range(16):
+        url = drawn.choice(list(workers))
+        ready = sum(state == "ready" for state in expected.values())
+        event = {"ready": "death" if drawn.random() < 0.5 else "drain", "not_ready": "return"}.get(
+            expected[url], "undrain"
+        )
+        if event in ("death", "drain") and ready < 3:
+            continue
+        if event == "death":
+            workers[url].stop()
+        elif event == "return":
+            (workers[url],) = sim_workers(1, port=urlsplit(url).port)
+            # The page can know no sooner than the gateway.
+            wait_for(lambda url=url: state_at(door, url) == "ready", f"{url} is probed")
+        else:
+            page.click(f"#workers-table tr:has-text('{url}') button.name")
+            page.click(f"#worker-{event}")
+            page.click("#confirm-do")
+        expected[url] = {"death": "not_ready", "drain": "drained"}.get(event, "ready")
+        took = shows(page, url, expected[url])
+        if event in ("drain", "undrain"):
+            page.keyboard.press("Escape")
+        slowest[event] = max(slowest.get(event, 0.0), took)
+    print("slowest:", {event: f"{took:.2f} s" for event, took in slowest.items()})
+    picture(page, "chaos")
+    assert set(slowest) == {"death", "return", "drain", "undrain"}
+    for viewer in pages:
+        wait_for(lambda viewer=viewer: states(viewer) == expected, f"every viewer sees {expected}", SOON)
+        assert not viewer.said
+
+
 def test_drain_and_undrain_are_confirmed_and_show_within_two_seconds(door: Any, open_page: Any) -> None:
     page = open_page(door.url)
     url = rows(page)[0]["Worker"]
@@ -254,7 +304,8 @@ def test_loads_hits_times_and_decisions_are_shown(door: Any, open_page: Any, loa
     why = page.inner_text("#decisions-table tbody tr >> nth=0")
     assert "cache_aware" in why and "prompt tokens" in why
     assert "sim-model" in page.inner_text("#pools-table")
-    assert "Queue size" in page.inner_text("#limits")
+    labels = page.evaluate("[...document.querySelectorAll('#limits dt')].map((label) => label.textContent)")
+    assert "Queue size" in labels and all(label[0].isupper() for label in labels), "each limit has a name"
     picture(page, "busy")
 
 

@@ -53,6 +53,7 @@ const LIMITS = {
   max_requests_per_worker: "Requests per worker, limit",
   queue_size: "Queue size",
   queue_timeout_secs: "Longest wait, s",
+  queue_order: "Queue order",
   queued: "Wait for the limits",
   queued_for_a_worker: "Wait for a worker",
 };
