@@ -21,6 +21,7 @@ from targets import ROOT, find_targets
 from sgl_model_gateway import simulate
 from sgl_model_gateway.sgl_model_gateway_rs import FleetTrace
 
+SEEDS = 8
 POLICIES = ["cache_aware", "prefix_hash", "least_load", "round_robin"]
 
 
@@ -49,8 +50,8 @@ def simulated(recording: Path, args: argparse.Namespace) -> dict[str, dict[str, 
         "decode_interference": 0.0,
         "max_running": 100_000,
     }
-    # Recorded at the speed of the replay.
-    runs = simulate.compare(FleetTrace(recording), args.policies, speeds=[1.0], seeds=[0], **options)
+    # Recorded at the speed of the replay. The seed names the workers, and so makes the rings of hashes.
+    runs = simulate.compare(FleetTrace(recording), args.policies, speeds=[1.0], seeds=list(range(SEEDS)), **options)
     return {report["policy"]: report for report in runs[0]["policies"]}
 
 
