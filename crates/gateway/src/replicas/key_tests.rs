@@ -15,6 +15,7 @@ use super::key_link::{KeyLink, KeyServer, Page, PoolKey};
 use super::keys::{KeyParts, Keys};
 use super::link::LinkError;
 use super::status::ReplicaStatus;
+use super::test_server::{Answers, eventually};
 use super::tests::balancer;
 use crate::balancer::{Balancer, Constraints, select};
 use crate::telemetry::Metrics;
@@ -23,11 +24,13 @@ const KEPT: Duration = Duration::from_hours(1);
 
 /// A server in which the first claim of a key decides.
 #[derive(Clone, Default)]
-struct Server(Arc<Mutex<ServerState>>);
+struct Server {
+    answers: Answers,
+    state: Arc<Mutex<ServerState>>,
+}
 
 #[derive(Default)]
 struct ServerState {
-    is_frozen: bool,
     /// Takes everything, and publishes nothing.
     is_mute: bool,
     keys: BTreeMap<(u64, u64), Assignment>,
@@ -42,16 +45,7 @@ struct ServerLink {
 
 impl Server {
     fn change(&self, change: impl FnOnce(&mut ServerState)) {
-        change(&mut self.0.lock().unwrap());
-    }
-
-    async fn answer(&self) -> Result<(), LinkError> {
-        let is_frozen = self.0.lock().unwrap().is_frozen;
-        if is_frozen {
-            sleep(Duration::from_millis(500)).await;
-            return Err(LinkError("no answer in time".to_owned()));
-        }
-        Ok(())
+        change(&mut self.state.lock().unwrap());
     }
 }
 
@@ -80,7 +74,7 @@ impl KeyServer for Server {
     type Link = ServerLink;
 
     async fn connect(&self) -> Result<ServerLink, LinkError> {
-        self.answer().await?;
+        self.answers.in_time().await?;
         let (sender, news) = unbounded_channel();
         self.change(|state| {
             state.listeners.push(sender);
@@ -95,8 +89,8 @@ impl KeyServer for Server {
 
 impl KeyLink for ServerLink {
     async fn claim(&mut self, pool: u64, claims: &[Claim]) -> Result<Vec<Assignment>, LinkError> {
-        self.server.answer().await?;
-        let mut state = self.server.0.lock().unwrap();
+        self.server.answers.in_time().await?;
+        let mut state = self.server.state.lock().unwrap();
         let mut after = Vec::new();
         for claim in claims {
             let version = claim.assignment.version.max(1);
@@ -113,8 +107,8 @@ impl KeyLink for ServerLink {
     }
 
     async fn page(&mut self, from: u64) -> Result<Page, LinkError> {
-        self.server.answer().await?;
-        let state = self.server.0.lock().unwrap();
+        self.server.answers.in_time().await?;
+        let state = self.server.state.lock().unwrap();
         let all = state.keys.iter().skip(from as usize).take(10);
         let keys = all.map(|(name, known)| pool_key(*name, *known));
         let next = from + 10;
@@ -125,7 +119,7 @@ impl KeyLink for ServerLink {
     }
 
     async fn echo(&mut self) -> Result<(), LinkError> {
-        self.server.answer().await?;
+        self.server.answers.in_time().await?;
         self.server.change(|state| state.publish(&[]));
         Ok(())
     }
@@ -187,14 +181,6 @@ impl Gateway {
     }
 }
 
-async fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_mins(1);
-    while !holds() {
-        assert!(Instant::now() < end, "{what}");
-        sleep(Duration::from_millis(5)).await;
-    }
-}
-
 fn names(range: std::ops::Range<usize>) -> Vec<String> {
     range.map(|number| format!("session {number}")).collect()
 }
@@ -245,7 +231,7 @@ async fn keys_go_on_without_the_server_and_agree_again_when_it_is_back_even_with
         let keys = names(0..30);
         let before = served(&one, &keys);
         sleep(Duration::from_millis(100)).await;
-        server.change(|state| state.is_frozen = true);
+        server.answers.freeze();
         one.is("apart").await;
         two.is("apart").await;
         let began = Instant::now();
@@ -256,12 +242,10 @@ async fn keys_go_on_without_the_server_and_agree_again_when_it_is_back_even_with
         let new = names(30..60);
         assert_ne!(served(&one, &new), served(&two, &new));
         assert_eq!(Instant::now(), began, "nothing waits");
-        server.change(|state| {
-            state.is_frozen = false;
-            if loses_data {
-                state.keys.clear();
-            }
-        });
+        if loses_data {
+            server.change(|state| state.keys.clear());
+        }
+        server.answers.resume();
         one.is("shared").await;
         two.is("shared").await;
         sleep(Duration::from_secs(1)).await;
@@ -270,7 +254,7 @@ async fn keys_go_on_without_the_server_and_agree_again_when_it_is_back_even_with
             (before.clone(), before)
         );
         assert_eq!(served(&one, &new), served(&two, &new));
-        assert_eq!(server.0.lock().unwrap().keys.len(), 60);
+        assert_eq!(server.state.lock().unwrap().keys.len(), 60);
     }
 }
 
@@ -284,7 +268,7 @@ async fn gateway_whose_own_news_do_not_come_back_connects_anew() {
     server.change(|state| state.is_mute = false);
     one.is("shared").await;
     sleep(Duration::from_secs(20)).await;
-    assert_eq!(server.0.lock().unwrap().links, 2);
+    assert_eq!(server.state.lock().unwrap().links, 2);
 }
 
 #[tokio::test(start_paused = true)]

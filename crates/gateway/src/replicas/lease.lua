@@ -4,18 +4,6 @@
 -- ARGV: the gateway, 1 if it stops, then per limit: units, period in microseconds, units that may be
 -- taken at once, units to take (or below zero: to give back), units without which requests are refused.
 -- Returns the number of gateways, then per limit: units, and 1 if a gateway has had too few lately.
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local function whole(number) return string.format('%.0f', number) end
-
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', whole(now - 3000000))
-if ARGV[2] == '1' then
-  redis.call('ZREM', KEYS[1], ARGV[1])
-else
-  redis.call('ZADD', KEYS[1], whole(now), ARGV[1])
-  redis.call('PEXPIRE', KEYS[1], 10000)
-end
-local reply = {redis.call('ZCARD', KEYS[1])}
 
 for at = 2, #KEYS do
   local first = 5 * at - 7

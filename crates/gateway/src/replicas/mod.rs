@@ -19,12 +19,16 @@ mod quota_link;
 #[cfg(test)]
 mod quota_tests;
 mod quotas;
+mod rate_shares;
 mod redis_keys;
 mod redis_link;
 mod redis_quotas;
 mod redis_server;
+mod shares;
 mod slot_shares;
 mod status;
+#[cfg(test)]
+mod test_server;
 #[cfg(test)]
 mod tests;
 mod warm_up;

@@ -8,12 +8,12 @@ use routing::quota::{Ask, Grant, RateLimit, SlotAsk, SlotGrant};
 use super::link::LinkError;
 
 /// What a gateway asks of several limits at once.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Round {
     pub(crate) gateway: u64,
     /// The gateway stops.
     pub(crate) leaves: bool,
-    pub(crate) asks: Vec<(Arc<str>, RateLimit, Ask)>,
+    pub(crate) asks: Vec<(Arc<str>, (RateLimit, Ask))>,
     /// Gateways, as far as this one knows.
     pub(crate) known: u64,
     pub(crate) slots: Vec<(Arc<str>, SlotAsk)>,

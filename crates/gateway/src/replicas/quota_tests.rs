@@ -13,6 +13,7 @@ use super::link::LinkError;
 use super::quota_link::{Granted, QuotaLink, QuotaServer, Round};
 use super::quotas::{QuotaParts, Quotas};
 use super::status::ReplicaStatus;
+use super::test_server::{Answers, eventually};
 use crate::config::SharedStateOnFailure;
 use crate::config::SharedStateOnFailure::{Closed, Local, Open};
 use crate::telemetry::Metrics;
@@ -24,11 +25,13 @@ const LIMIT: RateLimit = RateLimit {
 
 /// A server with one bucket per limit, which time does not fill.
 #[derive(Clone, Default)]
-struct Server(Arc<Mutex<ServerState>>);
+struct Server {
+    answers: Answers,
+    state: Arc<Mutex<ServerState>>,
+}
 
 #[derive(Default)]
 struct ServerState {
-    is_frozen: bool,
     taken: HashMap<Arc<str>, u64>,
     gateways: Vec<u64>,
     /// Limits of which a gateway has had too few.
@@ -36,27 +39,10 @@ struct ServerState {
 }
 
 impl Server {
-    fn freeze(&self) {
-        self.0.lock().unwrap().is_frozen = true;
-    }
-
-    fn resume(&self) {
-        self.0.lock().unwrap().is_frozen = false;
-    }
-
     /// Units of a limit that gateways hold, or have used.
     fn taken(&self, name: &str) -> u64 {
-        let state = self.0.lock().unwrap();
+        let state = self.state.lock().unwrap();
         state.taken.get(name).copied().unwrap_or(0)
-    }
-
-    async fn answer(&self) -> Result<(), LinkError> {
-        let is_frozen = self.0.lock().unwrap().is_frozen;
-        if is_frozen {
-            sleep(Duration::from_millis(500)).await;
-            return Err(LinkError("no answer in time".to_owned()));
-        }
-        Ok(())
     }
 }
 
@@ -64,20 +50,20 @@ impl QuotaServer for Server {
     type Link = Self;
 
     async fn connect(&self) -> Result<Self, LinkError> {
-        self.answer().await.map(|()| self.clone())
+        self.answers.in_time().await.map(|()| self.clone())
     }
 }
 
 impl QuotaLink for Server {
     async fn exchange(&mut self, round: &Round) -> Result<Granted, LinkError> {
-        self.answer().await?;
-        let mut state = self.0.lock().unwrap();
+        self.answers.in_time().await?;
+        let mut state = self.state.lock().unwrap();
         state.gateways.retain(|known| *known != round.gateway);
         if !round.leaves {
             state.gateways.push(round.gateway);
         }
         let mut grants = Vec::new();
-        for (name, limit, ask) in &round.asks {
+        for (name, (limit, ask)) in &round.asks {
             let taken = state.taken.entry(Arc::clone(name)).or_default();
             let (wanted, back) = (ask.units.max(0), ask.units.min(0));
             let units = wanted.unsigned_abs().min(limit.units - *taken);
@@ -147,11 +133,7 @@ impl Gateway {
     }
 
     async fn is(&self, state: &str) {
-        let end = Instant::now() + Duration::from_mins(1);
-        while self.shown()["state"] != state {
-            assert!(Instant::now() < end, "{state}: {}", self.shown());
-            sleep(Duration::from_millis(1)).await;
-        }
+        eventually(state, || self.shown()["state"] == state).await;
     }
 }
 
@@ -199,7 +181,7 @@ async fn gateways_hold_parts_of_a_limit_and_give_them_back_when_they_stop() {
     assert_eq!((fresh.held().level, server.taken("b")), (150, 150));
     one.leaving.finish().await;
     assert_eq!((fresh.held().level, server.taken("b")), (0, 0));
-    assert_eq!(server.0.lock().unwrap().gateways.len(), 1);
+    assert_eq!(server.state.lock().unwrap().gateways.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -213,7 +195,7 @@ async fn gateway_without_the_server_applies_its_part_all_or_nothing_and_is_in_st
         }
         sleep(Duration::from_secs(2)).await;
         let began = Instant::now();
-        server.freeze();
+        server.answers.freeze();
         for gateway in &gateways {
             gateway.is("on_failure").await;
         }
@@ -227,7 +209,7 @@ async fn gateway_without_the_server_applies_its_part_all_or_nothing_and_is_in_st
         }
         assert!(per_minute.abs_diff(used) <= 3, "{on_failure:?}: {used}");
         let before = server.taken("a");
-        server.resume();
+        server.answers.resume();
         for gateway in &gateways {
             gateway.is("shared").await;
         }
@@ -243,7 +225,7 @@ async fn gateway_without_the_server_applies_its_part_all_or_nothing_and_is_in_st
 async fn gateway_that_has_never_reached_the_server_applies_the_whole_limit_unless_it_is_closed() {
     for (on_failure, at_once) in [(Local, 600), (Open, 600), (Closed, 0)] {
         let server = Server::default();
-        server.freeze();
+        server.answers.freeze();
         let gateway = Gateway::start(&server, on_failure);
         let quota = gateway.share("a");
         gateway.is("on_failure").await;
@@ -282,7 +264,7 @@ async fn slots_are_divided_by_the_server_and_without_it_by_the_option() {
         assert_eq!(figures, [Some(40), Some(20), Some(15)]);
         let page = gateways[0].metrics.render().unwrap();
         assert!(page.contains("smg_shared_slots{limit=\"at_a_time\",state=\"used\"} 15\n"));
-        server.freeze();
+        server.answers.freeze();
         for gateway in &gateways {
             gateway.is("on_failure").await;
         }
@@ -294,7 +276,7 @@ async fn slots_are_divided_by_the_server_and_without_it_by_the_option() {
             "{on_failure:?}"
         );
         assert_eq!(free(&slots[1]), apart, "{on_failure:?}");
-        server.resume();
+        server.answers.resume();
         for gateway in &gateways {
             gateway.is("shared").await;
         }
@@ -311,7 +293,7 @@ async fn slots_are_divided_by_the_server_and_without_it_by_the_option() {
 async fn slots_of_a_gateway_that_has_never_reached_the_server_are_as_the_option_says() {
     for (on_failure, at_once) in [(Local, 40), (Open, 40), (Closed, 0)] {
         let server = Server::default();
-        server.freeze();
+        server.answers.freeze();
         let gateway = Gateway::start(&server, on_failure);
         let slots = gateway.share_slots("a");
         gateway.is("on_failure").await;

@@ -11,12 +11,11 @@
 //!   with this gateway's part, with all, or not at all, by `shared_state_on_failure`.
 //! - Back again: what was filled in so is replaced by what the server grants.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use routing::quota::{Bucket, GRACE, Part, Planner, SharedLimits};
-use serde_json::{Value, json};
+use routing::quota::{GRACE, Part, SharedLimits};
+use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{info, warn};
@@ -24,6 +23,7 @@ use tracing::{info, warn};
 use super::exchange::Leaving;
 use super::link::LinkError;
 use super::quota_link::{Granted, QuotaLink, QuotaServer, Round};
+use super::rate_shares::RateShares;
 use super::slot_shares::SlotShares;
 use super::status::ReplicaStatus;
 use super::worker_slots::WorkerSlots;
@@ -68,12 +68,10 @@ pub(crate) struct Quotas<S> {
     parts: QuotaParts,
     server: Arc<S>,
     id: u64,
-    shares: Vec<Share>,
+    rates: RateShares,
     slots: SlotShares,
     workers: Option<WorkerSlots>,
     changes: Option<u64>,
-    /// The share with which the next round begins.
-    next: usize,
     /// Gateways, when they were last known.
     gateways: Option<u64>,
     /// The most gateways of late, and when they were.
@@ -86,31 +84,16 @@ pub(crate) struct Quotas<S> {
     shown: Option<Instant>,
 }
 
-/// What this gateway holds of a limit.
-#[derive(Debug)]
-struct Share {
-    name: Arc<str>,
-    bucket: Weak<dyn Bucket>,
-    planner: Planner,
-}
-
-/// A share that a round asks for, and its bucket.
-struct Asked {
-    share: usize,
-    bucket: Arc<dyn Bucket>,
-}
-
 impl<S: QuotaServer> Quotas<S> {
     pub(crate) fn new(parts: QuotaParts, server: S) -> Self {
         Self {
             server: Arc::new(server),
             id: fastrand::u64(..),
-            shares: Vec::new(),
+            rates: RateShares::default(),
             slots: SlotShares::default(),
             workers: parts.balancer.clone().map(WorkerSlots::new),
             parts,
             changes: None,
-            next: 0,
             gateways: None,
             most: (1, Instant::now()),
             connected: false,
@@ -157,10 +140,15 @@ impl<S: QuotaServer> Quotas<S> {
         }
     }
 
+    /// Limits that are shared.
+    fn count(&self) -> usize {
+        self.rates.count() + self.slots.count()
+    }
+
     /// Whether there is no limit to share.
     fn is_idle(&mut self) -> bool {
         self.follow();
-        self.shares.is_empty() && self.slots.is_empty()
+        self.count() == 0
     }
 
     /// Fills buckets by the clock: for so long, or while there are any to fill.
@@ -174,11 +162,7 @@ impl<S: QuotaServer> Quotas<S> {
                 return;
             }
             let (since, part) = (now - self.begun, self.part());
-            for share in &mut self.shares {
-                if let Some(bucket) = share.bucket.upgrade() {
-                    share.planner.fill(&*bucket, part, since);
-                }
-            }
+            self.rates.fill(part, since);
             // At first none are used: others may have them all.
             if self.is_lost {
                 self.slots.fill(part);
@@ -207,11 +191,11 @@ impl<S: QuotaServer> Quotas<S> {
     ) -> Result<(), LinkError> {
         loop {
             self.follow();
-            let (asked, round) = self.round();
+            let round = self.round();
             let mut pause = Duration::from_millis(fastrand::u64(PAUSE_MS));
             if !round.asks.is_empty() || !round.slots.is_empty() {
                 let granted = link.exchange(&round).await?;
-                if self.take(asked, granted) {
+                if self.take(granted) {
                     pause = SHORT_PAUSE;
                 }
                 self.is_reached();
@@ -229,52 +213,25 @@ impl<S: QuotaServer> Quotas<S> {
     }
 
     /// Puts in force what was got. True if slots are given up.
-    fn take(&mut self, asked: Vec<Asked>, granted: Granted) -> bool {
+    fn take(&mut self, granted: Granted) -> bool {
         let (gateways, now) = (granted.gateways.max(1), Instant::now());
         self.gateways = Some(gateways);
         if gateways >= self.most.0 || now - self.most.1 > GRACE {
             self.most = (gateways, now);
         }
-        for (asked, grant) in asked.into_iter().zip(granted.grants) {
-            let Some(share) = self.shares.get_mut(asked.share) else {
-                continue;
-            };
-            share.planner.granted(&*asked.bucket, grant);
-            let metrics = &self.parts.metrics.shared_state;
-            metrics.units_taken(kind(&share.name), grant.units);
-        }
+        self.rates.granted(granted.grants, &self.parts.metrics);
         self.slots.granted(granted.slots)
     }
 
-    /// What to ask for now, and of which shares.
-    fn round(&mut self) -> (Vec<Asked>, Round) {
+    /// What to ask for now.
+    fn round(&mut self) -> Round {
         let now = self.begun.elapsed();
-        let (gateways, count) = (self.gateways.unwrap_or(1), self.shares.len());
-        let (mut asked, mut round) = (Vec::new(), self.empty_round());
-        for _ in 0..count {
-            if asked.len() == MAX_ASKS {
-                break;
-            }
-            self.next = (self.next + 1) % count;
-            let Some(share) = self.shares.get_mut(self.next) else {
-                break;
-            };
-            let Some(bucket) = share.bucket.upgrade() else {
-                continue;
-            };
-            let Some(ask) = share.planner.ask(&*bucket, gateways, now) else {
-                continue;
-            };
-            let name = Arc::clone(&share.name);
-            let back = ask.units.min(0).unsigned_abs();
-            let metrics = &self.parts.metrics.shared_state;
-            metrics.units_returned(kind(&name), back);
-            round.asks.push((name, bucket.limit(), ask));
-            let share = self.next;
-            asked.push(Asked { share, bucket });
+        let (gateways, metrics) = (self.gateways.unwrap_or(1), &self.parts.metrics);
+        Round {
+            asks: self.rates.ask(MAX_ASKS, gateways, now, metrics),
+            slots: self.slots.ask(MAX_ASKS, now),
+            ..self.empty_round()
         }
-        round.slots = self.slots.ask(MAX_ASKS, now);
-        (asked, round)
     }
 
     fn empty_round(&self) -> Round {
@@ -289,7 +246,7 @@ impl<S: QuotaServer> Quotas<S> {
         self.pause = FIRST_PAUSE;
         if !self.connected {
             (self.connected, self.is_lost) = (true, false);
-            let limits = self.shares.len() + self.slots.count();
+            let limits = self.count();
             info!(server = %self.parts.address, limits, "limits of several gateways are kept together");
             self.show(Instant::now());
         }
@@ -297,26 +254,20 @@ impl<S: QuotaServer> Quotas<S> {
 
     /// Gives back what is held.
     async fn leave(&mut self, mut link: S::Link) {
-        let mut shares = std::mem::take(&mut self.shares);
-        for some in shares.chunks_mut(MAX_ASKS) {
-            let mut round = self.empty_round();
-            round.leaves = true;
-            for share in some {
-                if let Some(bucket) = share.bucket.upgrade() {
-                    let ask = share.planner.leave(&*bucket);
-                    round
-                        .asks
-                        .push((Arc::clone(&share.name), bucket.limit(), ask));
-                }
-            }
-            if link.exchange(&round).await.is_err() {
-                return;
-            }
-        }
-        for some in self.slots.leave().chunks(MAX_ASKS) {
-            let mut round = self.empty_round();
-            round.leaves = true;
-            round.slots = some.to_vec();
+        let leaving = Round {
+            leaves: true,
+            ..self.empty_round()
+        };
+        let (rates, slots) = (self.rates.leave(), self.slots.leave());
+        let of_rates = rates.chunks(MAX_ASKS).map(|asks| Round {
+            asks: asks.to_vec(),
+            ..leaving.clone()
+        });
+        let of_slots = slots.chunks(MAX_ASKS).map(|slots| Round {
+            slots: slots.to_vec(),
+            ..leaving.clone()
+        });
+        for round in of_rates.chain(of_slots) {
             if link.exchange(&round).await.is_err() {
                 return;
             }
@@ -333,28 +284,13 @@ impl<S: QuotaServer> Quotas<S> {
             return;
         }
         self.changes = Some(changes);
+        self.rates.follow(&self.parts.limits);
         self.slots.follow(&self.parts.limits);
-        let before = self.shares.drain(..);
-        let mut known: BTreeMap<_, _> = before
-            .map(|share| (Arc::clone(&share.name), share))
-            .collect();
-        for (name, bucket) in self.parts.limits.list() {
-            let Some(live) = bucket.upgrade() else {
-                continue;
-            };
-            let same = known.remove(&name);
-            let same = same.filter(|share| share.bucket.ptr_eq(&bucket));
-            self.shares.push(same.unwrap_or_else(|| Share {
-                name,
-                bucket,
-                planner: Planner::new(&*live),
-            }));
-        }
     }
 
     fn show_sometimes(&mut self, now: Instant) {
         if self.shown.is_none_or(|shown| now - shown >= SHOW_INTERVAL) {
-            self.shares.retain(|share| share.bucket.strong_count() > 0);
+            self.rates.retain_live();
             self.slots.retain_live();
             self.show(now);
         }
@@ -362,48 +298,23 @@ impl<S: QuotaServer> Quotas<S> {
 
     fn show(&mut self, now: Instant) {
         self.shown = Some(now);
-        let count = self.shares.len() + self.slots.count();
+        let count = self.count();
         let state = match (count == 0, self.connected) {
             (true, _) => "none",
             (false, true) => "shared",
             (false, false) => "on_failure",
         };
-        let rows = self.shares.iter().take(MAX_SHOWN);
-        let rows: Vec<_> = rows.filter_map(row).collect();
         self.parts.status.show_limits(json!({
             "state": state,
             "on_failure": self.parts.on_failure,
             "gateways": self.gateways,
             "count": count,
-            "limits": rows,
+            "limits": self.rates.rows(MAX_SHOWN),
             "slots": self.slots.rows(MAX_SHOWN),
         }));
         let metrics = &self.parts.metrics.shared_state;
         metrics.show_limits(count, state == "on_failure");
+        self.rates.show(&self.parts.metrics);
         self.slots.show(&self.parts.metrics);
-        let mut kinds: Vec<_> = self.shares.iter().map(|share| kind(&share.name)).collect();
-        kinds.dedup();
-        for kind in kinds {
-            metrics.units_taken(kind, 0);
-            metrics.units_returned(kind, 0);
-        }
     }
-}
-
-fn row(share: &Share) -> Option<Value> {
-    let bucket = share.bucket.upgrade()?;
-    let limit = bucket.limit();
-    Some(json!({
-        "name": &*share.name,
-        "units": limit.units,
-        "period_secs": limit.period.as_secs(),
-        "held": bucket.held().level,
-        "target": share.planner.target(),
-        "short": share.planner.is_short(),
-    }))
-}
-
-/// What kind of limit it is, by its name.
-fn kind(name: &str) -> &str {
-    name.split(':').next().unwrap_or(name)
 }

@@ -11,12 +11,10 @@ use routing::sticky::{Assignment, Claim, SharedKey};
 
 use super::key_link::{KeyLink, KeyServer, Page, PoolKey};
 use super::link::LinkError;
-use super::redis_link::{RedisConnector, in_time, load_scripts};
+use super::redis_link::{RedisConnector, SCRIPT_TIMEOUT, in_time, load_scripts};
 
 const CLAIM: &str = include_str!("keys.lua");
 const PAGE: &str = include_str!("key_page.lua");
-/// Time for an answer. A server that is slower counts as away.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time for both connections and the scripts.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Keys of any kind that the server looks at for a page.
@@ -77,7 +75,7 @@ impl KeyLink for RedisKeys {
             command.arg(claim.kept.as_millis().max(1) as u64);
         }
         let answer = command.query_async::<Vec<String>>(&mut self.commands);
-        let answer = in_time(ANSWER_TIMEOUT, answer).await?;
+        let answer = in_time(SCRIPT_TIMEOUT, answer).await?;
         let after: Option<Vec<_>> = answer.iter().map(|value| assignment(value)).collect();
         let after = after.filter(|after| after.len() == claims.len());
         after.ok_or_else(|| LinkError("the script returned something else".to_owned()))
@@ -88,7 +86,7 @@ impl KeyLink for RedisKeys {
         command.arg(&self.page).arg(0).arg(&self.prefix);
         command.arg(from).arg(PAGE_SIZE);
         let answer = command.query_async::<Vec<String>>(&mut self.commands);
-        let answer = in_time(ANSWER_TIMEOUT, answer).await?;
+        let answer = in_time(SCRIPT_TIMEOUT, answer).await?;
         let next = answer.first().and_then(|next| next.parse().ok());
         let keys = answer.iter().skip(1).filter_map(|it| record(it));
         Ok(Page {
@@ -101,7 +99,7 @@ impl KeyLink for RedisKeys {
         let mut command = redis::cmd("PUBLISH");
         command.arg(&self.channel).arg("");
         let sent = command.query_async::<()>(&mut self.commands);
-        in_time(ANSWER_TIMEOUT, sent).await
+        in_time(SCRIPT_TIMEOUT, sent).await
     }
 
     async fn next(&mut self) -> Option<Vec<PoolKey>> {

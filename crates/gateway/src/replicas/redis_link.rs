@@ -15,6 +15,8 @@ use crate::config::{Secret, SharedStateUrl};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for an answer. A server that is slower is left, and another connection is tried.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for the answer of a script. A server that is slower counts as away.
+pub(super) const SCRIPT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Connects to the server of a URL.
 #[derive(Clone, Debug)]

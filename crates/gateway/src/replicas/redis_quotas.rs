@@ -8,14 +8,12 @@ use routing::quota::{Grant, SlotGrant};
 
 use super::link::LinkError;
 use super::quota_link::{Granted, QuotaLink, QuotaServer, Round};
-use super::redis_link::{RedisConnector, in_time, load_scripts};
+use super::redis_link::{RedisConnector, SCRIPT_TIMEOUT, in_time, load_scripts};
 
 /// Takes and gives back units of rates.
-const LEASE: &str = include_str!("lease.lua");
+const LEASE: &str = concat!(include_str!("gateways.lua"), include_str!("lease.lua"));
 /// Divides limits on requests at a time.
-const SLOTS: &str = include_str!("slots.lua");
-/// Time for an answer. A server that is slower counts as away.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+const SLOTS: &str = concat!(include_str!("gateways.lua"), include_str!("slots.lua"));
 /// Time for the connection and the scripts.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -56,7 +54,7 @@ impl QuotaLink for RedisQuotas {
             both.add_command(self.slots(round));
         }
         let answer = both.query_async::<Vec<Vec<u64>>>(&mut self.connection);
-        let mut answers = in_time(ANSWER_TIMEOUT, answer).await?.into_iter();
+        let mut answers = in_time(SCRIPT_TIMEOUT, answer).await?.into_iter();
         let mut granted = Granted::default();
         if !round.asks.is_empty() {
             let rows = pairs(&mut granted, answers.next())?.into_iter();
@@ -84,11 +82,11 @@ impl RedisQuotas {
         let mut command = redis::cmd("EVALSHA");
         command.arg(&self.lease).arg(1 + round.asks.len());
         command.arg(format!("{}:gateways", self.group));
-        for (name, ..) in &round.asks {
+        for (name, _) in &round.asks {
             command.arg(format!("{}:limit:{name}", self.group));
         }
         command.arg(round.gateway).arg(u8::from(round.leaves));
-        for (_, limit, ask) in &round.asks {
+        for (_, (limit, ask)) in &round.asks {
             command.arg(limit.units).arg(limit.period_micros());
             command.arg(ask.at_once).arg(ask.units).arg(ask.needed);
         }

@@ -1,12 +1,12 @@
 //! Slots of limits on requests at a time, as the rounds of this gateway ask for them.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use routing::quota::{Part, SharedLimits, SlotAsk, SlotGrant, SlotPlanner, Slots};
 use serde_json::{Value, json};
 
+use super::shares::Shares;
 use crate::telemetry::Metrics;
 
 /// Pause between two questions about a limit of which nothing is used; with many limits, as much
@@ -16,144 +16,80 @@ const IDLE_PAUSE_PER_LIMIT: Duration = Duration::from_micros(200);
 
 /// What this gateway has of each limit.
 #[derive(Debug, Default)]
-pub(super) struct SlotShares {
-    shares: Vec<Share>,
-    /// The share with which the next round begins.
-    next: usize,
-    /// Those that the last round has asked for.
-    asked: Vec<usize>,
-}
-
-#[derive(Debug)]
-struct Share {
-    name: Arc<str>,
-    slots: Weak<dyn Slots>,
-    planner: SlotPlanner,
-}
+pub(super) struct SlotShares(Shares<dyn Slots, SlotPlanner>);
 
 impl SlotShares {
-    pub(super) fn is_empty(&self) -> bool {
-        self.shares.is_empty()
-    }
-
     pub(super) fn count(&self) -> usize {
-        self.shares.len()
+        self.0.count()
     }
 
     /// Takes note of limits that have come or gone.
     pub(super) fn follow(&mut self, limits: &SharedLimits) {
-        let before = self.shares.drain(..);
-        let mut known: BTreeMap<_, _> = before
-            .map(|share| (Arc::clone(&share.name), share))
-            .collect();
-        for (name, slots) in limits.list_slots() {
-            let Some(live) = slots.upgrade() else {
-                continue;
-            };
-            let same = known.remove(&name);
-            let same = same.filter(|share| share.slots.ptr_eq(&slots));
-            self.shares.push(same.unwrap_or_else(|| Share {
-                name,
-                slots,
-                planner: SlotPlanner::new(&*live),
-            }));
-        }
-        self.asked.clear();
+        self.0
+            .follow(limits.list_slots(), |slots| SlotPlanner::new(&**slots));
     }
 
     /// Forgets limits that are gone.
     pub(super) fn retain_live(&mut self) {
-        self.shares.retain(|share| share.slots.strong_count() > 0);
-        self.asked.clear();
+        self.0.retain_live();
     }
 
     /// What to ask for now, of so many limits at most.
     pub(super) fn ask(&mut self, most: usize, now: Duration) -> Vec<(Arc<str>, SlotAsk)> {
-        let (count, mut asks) = (self.shares.len(), Vec::new());
-        let of_all = IDLE_PAUSE_PER_LIMIT * u32::try_from(count).unwrap_or(u32::MAX);
-        let idle_pause = IDLE_PAUSE.max(of_all);
-        self.asked.clear();
-        for _ in 0..count {
-            if asks.len() == most {
-                break;
-            }
-            self.next = (self.next + 1) % count;
-            let Some(share) = self.shares.get_mut(self.next) else {
-                break;
-            };
-            let Some(slots) = share.slots.upgrade() else {
-                continue;
-            };
-            if let Some(ask) = share.planner.ask(&*slots, now, idle_pause) {
-                asks.push((Arc::clone(&share.name), ask));
-                self.asked.push(self.next);
-            }
-        }
-        asks
+        let pause = idle_pause(self.count());
+        self.0
+            .ask(most, |_, planner, slots| planner.ask(slots, now, pause))
     }
 
     /// Puts in force what the last round got. True if slots are given up, which is to be said soon.
     pub(super) fn granted(&mut self, grants: Vec<SlotGrant>) -> bool {
         let mut gives_up = false;
-        for (at, grant) in std::mem::take(&mut self.asked).into_iter().zip(grants) {
-            let Some(share) = self.shares.get_mut(at) else {
-                continue;
-            };
-            if let Some(slots) = share.slots.upgrade() {
-                gives_up |= share.planner.granted(&*slots, grant);
-            }
-        }
+        self.0.granted(grants, |_, planner, slots, grant| {
+            gives_up |= planner.granted(slots, grant);
+        });
         gives_up
     }
 
     /// There is no server: this gateway has its own part of each.
     pub(super) fn fill(&mut self, part: Part) {
-        for share in &mut self.shares {
-            if let Some(slots) = share.slots.upgrade() {
-                share.planner.fill(&*slots, part);
-            }
-        }
+        self.0.each(|planner, slots| planner.fill(slots, part));
     }
 
     /// All limits, of which nothing is wanted any more.
     pub(super) fn leave(&mut self) -> Vec<(Arc<str>, SlotAsk)> {
-        let shares = std::mem::take(&mut self.shares).into_iter();
-        shares
-            .map(|share| (share.name, SlotAsk::default()))
-            .collect()
+        self.0.leave(|_, _| SlotAsk::default())
     }
 
     /// The first ones, as JSON.
     pub(super) fn rows(&self, most: usize) -> Vec<Value> {
-        self.shares.iter().take(most).filter_map(row).collect()
+        self.0.rows(most, row)
     }
 
     /// Sets what metrics show, by kinds of limits.
     pub(super) fn show(&self, metrics: &Metrics) {
-        let mut sums: BTreeMap<&str, [u64; 2]> = BTreeMap::new();
-        for share in &self.shares {
-            if let Some(slots) = share.slots.upgrade() {
-                let kind = share.name.split(':').next().unwrap_or(&share.name);
-                let [allowed, used] = sums.entry(kind).or_default();
-                *allowed += share.planner.allowed();
-                *used += slots.usage().used;
-            }
-        }
-        for (kind, [allowed, used]) in sums {
+        let figures = |planner: &SlotPlanner, slots: &(dyn Slots + 'static)| {
+            [planner.allowed(), slots.usage().used]
+        };
+        for (kind, [allowed, used]) in self.0.sums(figures) {
             metrics.shared_state.show_slots(kind, allowed, used);
         }
     }
 }
 
-fn row(share: &Share) -> Option<Value> {
-    let slots = share.slots.upgrade()?;
+/// Pause between two questions about a limit of which nothing is used, among so many.
+pub(super) fn idle_pause(count: usize) -> Duration {
+    let of_all = IDLE_PAUSE_PER_LIMIT * u32::try_from(count).unwrap_or(u32::MAX);
+    IDLE_PAUSE.max(of_all)
+}
+
+fn row(name: &str, planner: &SlotPlanner, slots: &(dyn Slots + 'static)) -> Value {
     let usage = slots.usage();
-    Some(json!({
-        "name": &*share.name,
+    json!({
+        "name": name,
         "slots": slots.total(),
-        "allowed": share.planner.allowed(),
+        "allowed": planner.allowed(),
         "used": usage.used,
         "waiting": usage.waiting,
-        "short": share.planner.is_short(),
-    }))
+        "short": planner.is_short(),
+    })
 }

@@ -5,21 +5,7 @@
 -- that it may use now, and those that it wants.
 -- Returns the number of gateways, then per limit: slots that it may use, and 1 if more are wanted than
 -- there are.
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local own, leaves, known = ARGV[1], ARGV[2] == '1', math.max(1, tonumber(ARGV[3]))
-local lease, grace = 3000000, 8000000
-local function whole(number) return string.format('%.0f', number) end
-
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', whole(now - lease))
-if leaves then
-  redis.call('ZREM', KEYS[1], own)
-else
-  redis.call('ZADD', KEYS[1], whole(now), own)
-  redis.call('PEXPIRE', KEYS[1], 10000)
-end
-local gateways = redis.call('ZCARD', KEYS[1])
-local reply = {gateways}
+local known, grace = math.max(1, tonumber(ARGV[3])), 8000000
 
 -- The share of this gateway, and whether more is wanted than there is.
 local function divide(wants, wanted, total)

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep};
 
 use super::link::{Connector, Link, LinkError};
+use super::test_server::eventually;
 use super::{Exchange, Leaving, ReplicaStatus, Replicas};
 use crate::balancer::{Balancer, Constraints, RolePolicies, Selection, select};
 use crate::config::{
@@ -21,7 +22,6 @@ use crate::fleet::{Fleet, Worker, WorkerFactory, WorkerSpec, invalidate_cache, r
 use crate::telemetry::Metrics;
 use crate::upstream::ConnectionLimits;
 
-const DEADLINE: Duration = Duration::from_mins(1);
 const WORKERS: usize = 8;
 
 /// What happens to messages.
@@ -216,14 +216,6 @@ impl Gateway {
         let shown = self.shown();
         let replicas = shown["replicas"].as_array().unwrap();
         replicas.iter().filter(|row| row["live"] == true).count()
-    }
-}
-
-async fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !holds() {
-        assert!(Instant::now() < end, "{what}");
-        sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -1,8 +1,9 @@
 //! The limits that gateways keep together, as they come and go.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Debug, Formatter};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::bucket::Bucket;
 use super::slots::Slots;
@@ -10,16 +11,18 @@ use super::slots::Slots;
 /// Buckets, and slots, by the name of their limit, which is the same in all gateways.
 #[derive(Debug, Default)]
 pub struct SharedLimits {
-    buckets: Mutex<BTreeMap<Arc<str>, Weak<dyn Bucket>>>,
-    slots: Mutex<BTreeMap<Arc<str>, Weak<dyn Slots>>>,
+    buckets: Named<dyn Bucket>,
+    slots: Named<dyn Slots>,
     changes: AtomicU64,
 }
+
+/// Limits of a kind, each until it is dropped.
+struct Named<T: ?Sized>(Mutex<BTreeMap<Arc<str>, Weak<T>>>);
 
 impl SharedLimits {
     /// Shares a bucket until it is dropped. It takes the place of another one of this name.
     pub fn add(&self, name: &str, bucket: Weak<dyn Bucket>) {
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        buckets.insert(name.into(), bucket);
+        self.buckets.add(name, bucket);
         self.changes.fetch_add(1, Relaxed);
     }
 
@@ -28,8 +31,7 @@ impl SharedLimits {
     pub fn add_slots(&self, name: &str, slots: &Arc<impl Slots + 'static>) {
         slots.allow(0);
         let shared: Weak<dyn Slots> = Arc::downgrade(slots) as _;
-        let mut all = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert(name.into(), shared);
+        self.slots.add(name, shared);
         self.changes.fetch_add(1, Relaxed);
     }
 
@@ -40,19 +42,41 @@ impl SharedLimits {
 
     /// All that are left.
     pub fn list(&self) -> Vec<(Arc<str>, Weak<dyn Bucket>)> {
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        buckets.retain(|_, bucket| bucket.strong_count() > 0);
-        let rows = buckets.iter();
-        rows.map(|(name, bucket)| (Arc::clone(name), Weak::clone(bucket)))
-            .collect()
+        self.buckets.list()
     }
 
     /// All slots that are left.
     pub fn list_slots(&self) -> Vec<(Arc<str>, Weak<dyn Slots>)> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.retain(|_, slots| slots.strong_count() > 0);
-        let rows = slots.iter();
-        rows.map(|(name, slots)| (Arc::clone(name), Weak::clone(slots)))
+        self.slots.list()
+    }
+}
+
+impl<T: ?Sized> Named<T> {
+    fn add(&self, name: &str, limit: Weak<T>) {
+        self.lock().insert(name.into(), limit);
+    }
+
+    fn list(&self) -> Vec<(Arc<str>, Weak<T>)> {
+        let mut limits = self.lock();
+        limits.retain(|_, limit| limit.strong_count() > 0);
+        let rows = limits.iter();
+        rows.map(|(name, limit)| (Arc::clone(name), Weak::clone(limit)))
             .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Weak<T>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: ?Sized> Default for Named<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: ?Sized> Debug for Named<T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.lock().keys()).finish()
     }
 }
