@@ -120,7 +120,7 @@ class RouterArgs(_FlagsGiven):
     request_timeout_secs: int = option(1800, REQUEST, "seconds a worker may take to start an answer, or stay silent within one")
     shutdown_grace_period_secs: int = option(180, REQUEST, "seconds that requests in flight may take after a stop signal")
     max_concurrent_requests: int = option(-1, LIMIT, "requests in flight, to the last byte of their replies; 0 or less means no limit")
-    queue_size: int = option(100, LIMIT, "requests that may wait once a limit is reached; more get 429, 0 turns all away at once")
+    queue_size: int = option(100, LIMIT, "requests that may wait once a limit is reached, with --shared-state at all gateways together; more get 429, 0 turns all away at once")
     queue_timeout_secs: int = option(60, LIMIT, "longest wait in that queue, seconds; then 408")
     rate_limit_tokens_per_second: int | None = option(None, LIMIT, "requests admitted per second; unset, 0 or less means no rate")
     cors_allowed_origins: list[str] = option([], REQUEST, "browser origins that may call; none given means any, but for routes that show or change the fleet", nargs="*", metavar="ORIGIN")

@@ -170,6 +170,7 @@ def test_limits_in_force_are_listed(scripted, gateway):
         "concurrent_requests": 0,
         "rate_limit_tokens_per_second": 1000,
         "queue_size": 7,
+        "queue_size_here": 7,
         "queue_order": "fifo",
         "queue_timeout_secs": 9,
         "queued": 0,

@@ -1,6 +1,6 @@
 //! A line of waiting requests in the fair order.
 
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ struct Waiter {
     prefers: Option<usize>,
     /// What it has yet to hear.
     news: Mutex<Option<News>>,
+    /// It has lost its place.
+    is_out: AtomicBool,
     woken: Notify,
 }
 
@@ -54,7 +56,7 @@ enum News {
 
 /// How many may wait, how long, and in which order.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct LineLimits {
+pub(super) struct LineLimits {
     /// Requests that may wait, less those that wait elsewhere.
     size: usize,
     until: Instant,
@@ -62,14 +64,8 @@ pub(crate) struct LineLimits {
 }
 
 impl LineLimits {
-    pub(crate) fn new(rules: FairRules, size: usize, until: Instant) -> Self {
+    pub(super) fn new(rules: FairRules, size: usize, until: Instant) -> Self {
         Self { size, until, rules }
-    }
-
-    /// The same, where so many wait elsewhere.
-    pub(super) fn less(self, elsewhere: usize) -> Self {
-        let size = self.size.saturating_sub(elsewhere);
-        Self { size, ..self }
     }
 }
 
@@ -111,6 +107,23 @@ impl FairLine {
             state.in_turn = true;
             self.call(&mut state, None);
         }
+    }
+
+    /// Pushes out up to so many requests, as a full line does for others. Returns how many.
+    pub(super) fn push_out(&self, most: usize) -> usize {
+        if most == 0 || self.waiting() == 0 {
+            return 0;
+        }
+        let mut state = self.lock();
+        let last = (0..most).map_while(|_| state.queue.push_out_last());
+        last.inspect(|waiter| self.dismiss(waiter)).count()
+    }
+
+    /// A request that has been taken out of the queue has lost its place.
+    fn dismiss(&self, waiter: &Waiter) {
+        waiter.is_out.store(true, SeqCst);
+        self.waiting.fetch_sub(1, SeqCst);
+        waiter.tell(News::PushedOut);
     }
 
     /// Waits until `acquire` finds something, each in turn.
@@ -169,11 +182,12 @@ impl<'a> Place<'a> {
         };
         if state.queue.count() + state.called >= limits.size {
             let out = state.queue.push_out(&arrival).ok_or(QueueError::Full)?;
-            out.tell(News::PushedOut);
+            line.dismiss(&out);
         }
         let waiter = Arc::new(Waiter {
             prefers: asker.prefers,
             news: Mutex::default(),
+            is_out: AtomicBool::new(false),
             woken: Notify::new(),
         });
         let ticket = state.queue.push(arrival, Arc::clone(&waiter));
@@ -228,7 +242,9 @@ impl Drop for Place<'_> {
         let mut state = self.line.lock();
         let was_called = matches!(self.waiter.take(), Some(News::Called(_)));
         state.queue.remove(self.ticket);
-        self.line.waiting.fetch_sub(1, SeqCst);
+        if !self.waiter.is_out.load(SeqCst) {
+            self.line.waiting.fetch_sub(1, SeqCst);
+        }
         if was_called {
             // What it was called for is still there.
             state.called = state.called.saturating_sub(1);
@@ -375,6 +391,41 @@ mod tests {
         );
         assert_eq!(begun.elapsed(), Duration::from_secs(3));
         assert_eq!(line.waiting(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn batch_is_pushed_out_first_then_the_key_with_most_and_what_is_called_stays() {
+        let (line, free) = (FairLine::default(), Cell::new(0));
+        let (batch, interactive) = (Class::Batch, Class::Interactive);
+        let waiting = [
+            (1, interactive),
+            (2, interactive),
+            (1, interactive),
+            (3, batch),
+            (1, interactive),
+        ];
+        let ended = RefCell::new(Vec::new());
+        let wait = async |at: usize| {
+            let (flow, class) = waiting[at];
+            let asker = asker(flow, class);
+            let waited = line.wait(&asker, limits(9), || take(&free)).await;
+            ended.borrow_mut().push((at, waited));
+        };
+        let pushing = async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            // Two flows wait, and one of their requests is called: it is served.
+            free.set(1);
+            line.call_next(None);
+            assert_eq!((line.push_out(2), line.waiting()), (2, 3));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let out = Err(QueueError::PushedOut);
+            assert_eq!(ended.take(), [(0, Ok(())), (3, out), (4, out)]);
+            assert_eq!((line.push_out(9), line.waiting()), (2, 0));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(ended.take(), [(1, out), (2, out)]);
+            assert_eq!((line.push_out(9), line.waiting()), (0, 0));
+        };
+        tokio::join!(join_all((0..5).map(wait)), pushing);
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use routing::FairRules;
-use routing::quota::{Bucket, SharedLimits};
+use routing::quota::{Bucket, QueueRoom, QueueUse, SharedLimits, SharedQueue};
 use serde_json::{Value, json};
 use tokio::sync::{AcquireError, Notify, TryAcquireError};
 use tokio::time::{Instant, interval, timeout_at};
 
+use super::arrival_line::ArrivalLine;
 use super::asker::Asker;
 use super::cap::{Cap, Share};
 use super::fair_line::LineLimits;
+use super::queue_bound::QueueBound;
 use super::queue_error::QueueError;
 use super::rate::Rate;
-use super::waiters::Waiters;
 use crate::config::AdmissionSection;
 use crate::error::Error;
 use crate::telemetry::{AdmissionMetrics, Metrics};
@@ -27,15 +28,20 @@ const REFILL_INTERVAL: Duration = Duration::from_millis(10);
 /// Options, and the names under which gateways share them.
 const RATE: &str = "rate_limit_tokens_per_second";
 const CAP: &str = "max_concurrent_requests";
+/// The name under which they share the queue.
+const QUEUE: &str = "admission";
 
 /// The limits in force. Without any, a request passes without touching anything shared.
 #[derive(Debug)]
 pub(crate) struct Admission {
     limits: ArcSwap<Limits>,
-    waiting: Waiters,
+    /// How many may wait.
+    bound: QueueBound,
+    /// Those that wait in the order of arrival.
+    arrivals: ArrivalLine,
     /// Notified when there is a rate.
     rate_set: Notify,
-    /// Where other gateways share the rate and the cap.
+    /// Where other gateways share the rate, the cap and the queue.
     shared: Option<Arc<SharedLimits>>,
     metrics: AdmissionMetrics,
 }
@@ -44,8 +50,6 @@ pub(crate) struct Admission {
 struct Limits {
     cap: Option<Arc<Cap>>,
     rate: Option<Arc<Rate>>,
-    /// Requests that may wait.
-    queue_size: usize,
     max_wait: Duration,
     fair: Option<FairRules>,
 }
@@ -64,24 +68,28 @@ impl Admission {
             limits: ArcSwap::from_pointee(Limits {
                 cap: cap.map(Arc::new),
                 rate: rate.map(Arc::new),
-                queue_size: options.queue_size,
                 max_wait: options.queue_timeout,
                 fair: options.fair,
             }),
-            waiting: Waiters::default(),
+            bound: QueueBound::new(options.queue_size),
+            arrivals: ArrivalLine::default(),
             rate_set: Notify::new(),
             shared: None,
             metrics: metrics.admission(),
         }
     }
 
-    /// Shares rate and cap with other gateways: what this one has of them is set from outside.
-    pub(crate) fn sharing(mut self, shared: Option<Arc<SharedLimits>>) -> Self {
+    /// Shares rate, cap and queue with other gateways, if with any: what this one has of them is set
+    /// from outside.
+    pub(crate) fn sharing(mut self, shared: Option<Arc<SharedLimits>>) -> Arc<Self> {
         self.shared = shared;
         let limits = self.limits.load_full();
         limits.rate.iter().for_each(|rate| self.share(rate));
         limits.cap.iter().for_each(|cap| self.share_cap(cap));
-        self
+        let admission = Arc::new(self);
+        let shared = admission.shared.iter();
+        shared.for_each(|it| it.add_queue(QUEUE, &admission));
+        admission
     }
 
     fn share_cap(&self, cap: &Arc<Cap>) {
@@ -124,10 +132,10 @@ impl Admission {
             }),
         };
         let (no_cap, no_rate) = (cap.is_none(), rate.is_none());
+        self.bound.set_size(options.queue_size);
         self.limits.store(Arc::new(Limits {
             cap,
             rate,
-            queue_size: options.queue_size,
             max_wait: options.queue_timeout,
             fair: options.fair,
         }));
@@ -170,7 +178,7 @@ impl Admission {
         if let Some(rate) = &limits.rate
             && matches!(rate.try_take(), Err(TryAcquireError::NoPermits))
         {
-            self.wait(RATE, limits, deadline, rate.take()).await?;
+            Box::pin(self.wait(RATE, limits, deadline, rate.take())).await?;
         }
         let Some(cap) = &limits.cap else {
             return Ok(Permit::default());
@@ -185,11 +193,11 @@ impl Admission {
             Ok(share) => Ok(Some(share)),
             Err(TryAcquireError::Closed) => Ok(None),
             Err(TryAcquireError::NoPermits) => match limits.fair {
-                None => self.wait(CAP, limits, deadline, cap.share()).await,
+                // Waits are rare, so boxed: every request's future would be larger.
+                None => Box::pin(self.wait(CAP, limits, deadline, cap.share())).await,
                 Some(rules) => {
-                    let size = limits.queue_size.saturating_sub(self.waiting.count());
+                    let size = self.bound.here().saturating_sub(self.arrivals.waiting());
                     let line = LineLimits::new(rules, size, deadline);
-                    // Rare, so boxed: every request's future would be larger.
                     let waited = Box::pin(self.wait_in_order(cap, line, &asker())).await;
                     waited.map_err(|why| self.queue_error(why, CAP, limits))
                 }
@@ -207,21 +215,17 @@ impl Admission {
         deadline: Instant,
         granted: impl Future<Output = Result<T, AcquireError>>,
     ) -> Result<Option<T>, Error> {
-        let (before, _waiting) = self.waiting.enter();
-        if before >= limits.queue_size {
-            return Err(Error::QueueFull {
-                what,
-                waiting: before,
-                retry_after: 1,
-            });
-        }
-        match timeout_at(deadline, granted).await {
-            Ok(granted) => Ok(granted.ok()),
-            Err(_) => Err(Error::QueueTimeout {
-                what,
-                seconds: limits.max_wait.as_secs(),
-            }),
-        }
+        let in_order = limits.cap.as_ref().map_or(0, |cap| cap.line.waiting());
+        let place = self.arrivals.enter(in_order, self.bound.here());
+        let waited = match &place {
+            None => Err(QueueError::Full),
+            Some(place) => match place.unless_pushed_out(timeout_at(deadline, granted)).await {
+                None => Err(QueueError::PushedOut),
+                Some(Err(_)) => Err(QueueError::Timeout),
+                Some(Ok(granted)) => Ok(granted.ok()),
+            },
+        };
+        waited.map_err(|why| self.queue_error(why, what, limits))
     }
 
     /// Waits for a share in the fair order; `None` when the cap is lifted meanwhile.
@@ -249,11 +253,14 @@ impl Admission {
 
     fn queue_error(&self, why: QueueError, what: &'static str, limits: &Limits) -> Error {
         match why {
-            QueueError::Full | QueueError::PushedOut => Error::QueueFull {
-                what,
-                waiting: self.waiting(),
-                retry_after: 1,
-            },
+            QueueError::Full | QueueError::PushedOut => {
+                self.bound.note_refusal();
+                Error::QueueFull {
+                    what,
+                    waiting: self.waiting().saturating_add(self.bound.elsewhere()),
+                    retry_after: 1,
+                }
+            }
             QueueError::Timeout => Error::QueueTimeout {
                 what,
                 seconds: limits.max_wait.as_secs(),
@@ -265,7 +272,7 @@ impl Admission {
     pub(crate) fn waiting(&self) -> usize {
         let limits = self.limits.load();
         let in_line = limits.cap.as_ref().map_or(0, |cap| cap.line.waiting());
-        self.waiting.count() + in_line
+        self.arrivals.waiting() + in_line
     }
 
     /// The limits in force, for the log.
@@ -284,7 +291,7 @@ impl Admission {
         if words.is_empty() {
             return "none".to_owned();
         }
-        let (size, wait) = (limits.queue_size, limits.max_wait.as_secs());
+        let (size, wait) = (self.bound.size(), limits.max_wait.as_secs());
         format!(
             "{}; {size} requests may wait, {wait} s each",
             words.join(", ")
@@ -296,10 +303,7 @@ impl Admission {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let waiting = self.waiting() + waiting_for_workers;
         metrics.http.queued.set(number(waiting));
-        metrics
-            .http
-            .queue_limit
-            .set(number(self.limits.load().queue_size));
+        metrics.http.queue_limit.set(number(self.bound.size()));
     }
 
     /// Refills the bucket of the rate, while there is one; runs until dropped.
@@ -329,7 +333,8 @@ impl Admission {
             CAP: cap.map(|cap| cap.configured()),
             "concurrent_requests": cap.map(|cap| cap.in_flight()),
             RATE: rate.map(|rate| rate.per_second()),
-            "queue_size": limits.queue_size,
+            "queue_size": self.bound.size(),
+            "queue_size_here": self.bound.here(),
             "queue_timeout_secs": limits.max_wait.as_secs(),
             "queue_order": if limits.fair.is_some() { "fair" } else { "fifo" },
             "queued": self.waiting(),
@@ -337,164 +342,30 @@ impl Admission {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use futures_util::future::join_all;
-    use futures_util::poll;
-    use routing::FairShare;
-
-    use super::*;
-    use crate::config::Options;
-
-    fn anyone() -> Asker {
-        Asker::new(FairShare::default(), None, 1)
+/// Where several gateways bound the queue together.
+impl SharedQueue for Admission {
+    fn total(&self) -> u64 {
+        let limits = self.limits.load();
+        let is_used = limits.cap.is_some() || limits.rate.is_some();
+        if is_used { self.bound.size() as u64 } else { 0 }
     }
 
-    fn admission(change: impl FnOnce(&mut Options)) -> Admission {
-        let mut options = Options {
-            queue_size: 2,
-            queue_timeout_secs: 5,
-            ..Options::default()
-        };
-        change(&mut options);
-        Admission::new(
-            &AdmissionSection::from(&options),
-            &Metrics::new(None).unwrap(),
-        )
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn nothing_is_limited_by_default() {
-        let admission = admission(|options| options.queue_size = 0);
-        let permit = join_all((0..10_000).map(|_| admission.admit(anyone))).await;
-        assert!(permit.iter().all(Result::is_ok));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn cap_holds_until_permit_is_dropped_and_queue_is_first_in_first_out() {
-        let admission = admission(|options| options.max_concurrent_requests = 1);
-        let first = admission.admit(anyone).await.unwrap();
-        let (mut second, mut third) = (
-            Box::pin(admission.admit(anyone)),
-            Box::pin(admission.admit(anyone)),
-        );
-        assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending());
-        assert!(matches!(
-            admission.admit(anyone).await,
-            Err(Error::QueueFull { waiting: 2, .. })
-        ));
-        drop(first);
-        assert!(poll!(&mut third).is_pending());
-        let second = second.await.unwrap();
-        drop(second);
-        third.await.unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn wait_ends_after_queue_timeout() {
-        let admission = admission(|options| options.max_concurrent_requests = 1);
-        let _held = admission.admit(anyone).await.unwrap();
-        let started = Instant::now();
-        let refused = admission.admit(anyone).await.unwrap_err();
-        assert_eq!(started.elapsed(), Duration::from_secs(5));
-        assert_eq!(refused.status().as_u16(), 408);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn dropped_wait_frees_its_place() {
-        let admission = admission(|options| options.max_concurrent_requests = 1);
-        let held = admission.admit(anyone).await.unwrap();
-        {
-            let mut leaving = Box::pin(admission.admit(anyone));
-            assert!(poll!(&mut leaving).is_pending());
-            assert_eq!(admission.waiting(), 1);
-        }
-        assert_eq!(admission.waiting(), 0);
-        drop(held);
-        admission.admit(anyone).await.unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn rate_holds_whatever_is_in_flight() {
-        let admission = admission(|options| {
-            options.rate_limit_tokens_per_second = Some(100);
-            options.queue_size = 1000;
-        });
-        let started = Instant::now();
-        let all = join_all((0..300).map(|_| admission.admit(anyone)));
-        tokio::select! {
-            permit = all => assert!(permit.iter().all(Result::is_ok)),
-            () = admission.refill() => unreachable!("pays in for ever"),
-        }
-        let took = started.elapsed();
-        assert!(
-            took >= Duration::from_secs(2) && took < Duration::from_millis(2100),
-            "{took:?}"
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn lifted_limits_let_those_in_that_wait_and_new_ones_hold_for_later_requests() {
-        let section = |cap, rate| {
-            AdmissionSection::from(&Options {
-                max_concurrent_requests: cap,
-                rate_limit_tokens_per_second: rate,
-                queue_size: 9,
-                queue_timeout_secs: 5,
-                ..Options::default()
-            })
-        };
-        let metrics = Metrics::new(None).unwrap();
-        for limited in [section(1, None), section(0, Some(1))] {
-            let admission = Admission::new(&limited, &metrics);
-            let _first = admission.admit(anyone).await.unwrap();
-            let mut second = Box::pin(admission.admit(anyone));
-            assert!(poll!(&mut second).is_pending());
-            admission.set(&section(0, None));
-            second.await.unwrap();
-            admission.set(&section(1, None));
-            let third = admission.admit(anyone).await.unwrap();
-            let mut fourth = Box::pin(admission.admit(anyone));
-            assert!(poll!(&mut fourth).is_pending());
-            drop(third);
-            fourth.await.unwrap();
+    fn usage(&self) -> QueueUse {
+        QueueUse {
+            waiting: self.waiting() as u64,
+            refused: self.bound.refused(),
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn rate_that_is_set_while_running_is_refilled() {
-        let admission = admission(|_| {});
-        let section = AdmissionSection::from(&Options {
-            rate_limit_tokens_per_second: Some(10),
-            queue_size: 100,
-            ..Options::default()
-        });
-        let started = Instant::now();
-        let requests = async {
-            tokio::task::yield_now().await;
-            admission.set(&section);
-            join_all((0..30).map(|_| admission.admit(anyone))).await
-        };
-        tokio::select! {
-            permits = requests => assert!(permits.iter().all(Result::is_ok)),
-            () = admission.refill() => unreachable!("pays in for ever"),
-        }
-        let took = started.elapsed();
-        assert!(
-            took >= Duration::from_secs(2) && took < Duration::from_millis(2100),
-            "{took:?}"
-        );
+    fn set_room(&self, room: QueueRoom) {
+        self.bound.set_room(room);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn zero_or_negative_limit_means_no_limit() {
-        for number in [0, -1] {
-            let admission = admission(|options| {
-                options.max_concurrent_requests = number;
-                options.rate_limit_tokens_per_second = Some(number);
-            });
-            let limits = admission.limits.load();
-            assert!(limits.cap.is_none() && limits.rate.is_none());
-        }
+    fn shrink(&self, most: u64) -> u64 {
+        let limits = self.limits.load();
+        let excess = || self.waiting().saturating_sub(most as usize);
+        let cap = limits.cap.as_ref();
+        let in_order = cap.map_or(0, |cap| cap.line.push_out(excess()));
+        (in_order + self.arrivals.push_out(excess())) as u64
     }
 }

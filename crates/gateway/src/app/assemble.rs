@@ -100,6 +100,9 @@ pub(super) fn build(
     let workers = workers(options, live.clone(), upstream, &metrics, runtime)?;
     let journal = shared.as_ref().map(|shared| &shared.journal);
     let balancer = balancer(options, &workers.fleet, journal);
+    if let Some(limits) = &limits {
+        balancer.share_queues(limits);
+    }
     let prepared = Prepared {
         balancer,
         reloads,
@@ -204,7 +207,7 @@ fn state(
         reloads: prepared.reloads,
         shared: Arc::default(),
         feed: Arc::default(),
-        admission: Arc::new(admission.sharing(prepared.limits)),
+        admission: admission.sharing(prepared.limits),
         replicas: Arc::default(),
         shutdown: Shutdown::default(),
         fleet,

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, Guard};
 use routing::prefix::{Correction, Export};
+use routing::quota::SharedLimits;
 use routing::sticky::KeyTable;
 use routing::{
     Candidates, Params, Policy, PolicyKind, Ranked, Request, TextRatio, hash_url, is_near,
@@ -15,10 +16,11 @@ use routing::{
 use super::model_names::ModelNames;
 use super::model_policies::{MembersByModel, ModelMember, PolicyInstance};
 use super::pool_summary::{PoolSummary, summarize};
+use super::queues::Queues;
 use super::reading::WorkerReading;
 use super::role_policies::{RoleKinds, RolePolicies};
 use super::select_error::SelectError;
-use super::snapshot::{Contents, Queues, Snapshot, WorkerPool};
+use super::snapshot::{Contents, Snapshot, WorkerPool};
 use super::token_stats::{ExpectedTokens, ModelTokenStats, TokenStats};
 use super::zones::Zones;
 use crate::admission::{QueueLimits, WorkerQueue};
@@ -53,9 +55,9 @@ impl Balancer {
         matching: ModelMatching,
         zones: ZoneSection,
     ) -> Arc<Self> {
-        let queues = Queues::default();
         let token_stats = ModelTokenStats::default();
         let limits = QueueLimits::new(options);
+        let queues = Queues::new(queue_size(options));
         let snapshot = Snapshot::new(&policies, &queues, Contents::default(), &token_stats);
         let balancer = Arc::new(Self {
             fleet,
@@ -113,9 +115,15 @@ impl Balancer {
     pub(crate) fn set_limits(&self, options: &AdmissionSection) {
         let limits = QueueLimits::new(options);
         let limited = limits.is_some();
+        self.queues.set_size(queue_size(options));
         self.limits.store(Arc::new(limits));
         self.limited.store(limited, Relaxed);
         self.queues.wake_all();
+    }
+
+    /// Shares the bounds of the queues with other gateways.
+    pub(crate) fn share_queues(&self, limits: &Arc<SharedLimits>) {
+        self.queues.share(limits);
     }
 
     /// Chooses by other policies. What is learnt stays where the kinds agree.
@@ -427,4 +435,9 @@ impl FleetObserver for Balancer {
     fn availability_changed(&self) {
         self.rebuild(Change::Availability);
     }
+}
+
+/// Requests that may wait for the workers of one pool, if these have a limit.
+fn queue_size(options: &AdmissionSection) -> Option<usize> {
+    QueueLimits::new(options).map(|_| options.queue_size)
 }

@@ -10,6 +10,7 @@ mod model_policies;
 mod pair;
 mod placement;
 mod pool_summary;
+mod queues;
 mod reading;
 mod role_policies;
 mod select_error;

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter::once;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use routing::{Candidate, Request, is_panicking};
 
 use super::model_names::{ModelNames, Resolved};
 use super::model_policies::PolicyInstance;
+use super::queues::{PoolKey, Queues};
 use super::reading::{Access, WorkerReading};
 use super::role_policies::RolePolicies;
 use super::select_error::SelectError;
@@ -18,31 +19,6 @@ use super::zones::Zones;
 use crate::admission::WorkerQueue;
 use crate::config::WorkerUrl;
 use crate::fleet::{Role, Worker};
-
-/// Which requests a pool is for.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct PoolKey {
-    /// `None`: requests of any model.
-    model: Option<String>,
-    role: Role,
-}
-
-impl PoolKey {
-    /// The key of a pool's queue. Both roles of pairs share one: a request waits for both workers.
-    fn of_queue(model: Option<&str>, role: Role) -> Self {
-        Self {
-            model: model.map(str::to_owned),
-            role: match role {
-                Role::Regular => Role::Regular,
-                Role::Prefill | Role::Decode => Role::Decode,
-            },
-        }
-    }
-}
-
-/// The queues of all pools. They outlive snapshots, for requests wait in them.
-#[derive(Debug, Default)]
-pub(super) struct Queues(Mutex<BTreeMap<PoolKey, Arc<WorkerQueue>>>);
 
 /// Workers that may serve the same requests, and the policy that chooses among them.
 #[derive(Debug)]
@@ -106,34 +82,6 @@ pub(super) struct Contents<'a> {
     pub(super) workers: &'a [WorkerReading],
     pub(super) names: ModelNames,
     pub(super) zones: Zones,
-}
-
-impl Queues {
-    fn of(&self, key: PoolKey) -> Arc<WorkerQueue> {
-        Arc::clone(self.lock().entry(key).or_default())
-    }
-
-    /// Forgets the queues of models that are no longer served and have no waiters.
-    fn retain(&self, serves: impl Fn(&str) -> bool) {
-        self.lock().retain(|key, queue| {
-            let model = key.model.as_deref();
-            model.is_none_or(&serves) || queue.waiting() > 0
-        });
-    }
-
-    /// Requests that wait.
-    pub(super) fn waiting(&self) -> usize {
-        self.lock().values().map(|queue| queue.waiting()).sum()
-    }
-
-    /// Several workers may have become free.
-    pub(super) fn wake_all(&self) {
-        self.lock().values().for_each(|queue| queue.wake_all());
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PoolKey, Arc<WorkerQueue>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl WorkerPool {

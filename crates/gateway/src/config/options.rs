@@ -240,7 +240,8 @@ options! {
     disable_health_check: bool = false;
     /// Multi-model gateway mode: workers come and go by request, models are matched exactly.
     enable_igw: bool = false;
-    /// Requests that may wait for a place under a cap or rate; more are refused with 429.
+    /// Requests that may wait for a place under a limit, at all gateways of `shared_state` together;
+    /// more are refused with 429.
     queue_size: u64 = 100;
     /// Longest wait for a place, seconds; then 408.
     queue_timeout_secs: u64 = 60;

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use routing::Branch;
+use routing::{Branch, FairRules};
 use tokio::time::Instant;
 
 use super::attempts::Attempts;
 use super::dispatcher::Dispatcher;
 use super::request::{self, ProxyRequest};
-use crate::admission::{Asker, LineLimits, QueueError, QueueLimits, WaitFor};
+use crate::admission::{Asker, QueueError, QueueLimits, WaitFor};
 use crate::balancer::{Balancer, Constraints, SelectError, Selection, select};
 use crate::error::Error;
 use crate::fleet::retry_after_secs;
@@ -69,17 +69,14 @@ pub(super) async fn select_or_wait(
     };
     let queue = balancer.queue_of(request.routing);
     let acquire = || select(balancer, request.routing, constraints).ok();
+    // Waits are rare, so boxed: every request's future would be larger.
     let selected = match limits.fair.filter(|_| !restricted) {
-        None => queue.wait(what, limits.size, until, acquire).await,
-        // Rare, so boxed: every request's future would be larger.
-        Some(rules) => {
-            let line = LineLimits::new(rules, limits.size, until);
-            Box::pin(wait_in_order(dispatcher, request, line, acquire)).await
-        }
+        None => Box::pin(queue.wait(what, until, acquire)).await,
+        Some(rules) => Box::pin(wait_in_order(dispatcher, request, rules, until, acquire)).await,
     };
     selected.map_err(|why| {
         dispatcher.metrics.rejected();
-        queue_error(why, limits, queue.waiting())
+        queue_error(why, limits, queue.waiting_anywhere())
     })
 }
 
@@ -87,13 +84,14 @@ pub(super) async fn select_or_wait(
 async fn wait_in_order(
     dispatcher: &Dispatcher,
     request: &ProxyRequest<'_>,
-    line: LineLimits,
+    rules: FairRules,
+    until: Instant,
     acquire: impl FnMut() -> Option<Selection>,
 ) -> Result<Selection, QueueError> {
     let balancer = &dispatcher.balancer;
     let (asker, begun) = (asker(balancer, request), Instant::now());
     let queue = balancer.queue_of(request.routing);
-    let waited = queue.wait_in_order(&asker, line, acquire).await;
+    let waited = queue.wait_in_order(&asker, rules, until, acquire).await;
     let result = waited.as_ref().map_or_else(|why| why.as_str(), |_| SERVED);
     let waits = &dispatcher.metrics.waits;
     waits.ended(asker.class, result, begun.elapsed());

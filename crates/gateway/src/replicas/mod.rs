@@ -15,6 +15,7 @@ mod key_link;
 mod key_tests;
 mod keys;
 mod link;
+mod queue_shares;
 mod quota_link;
 #[cfg(test)]
 mod quota_tests;

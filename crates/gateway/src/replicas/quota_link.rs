@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use routing::quota::{Ask, Grant, RateLimit, SlotAsk, SlotGrant};
+use routing::quota::{Ask, Grant, QueueAnswer, QueueAsk, RateLimit, SlotAsk, SlotGrant};
 
 use super::link::LinkError;
 
@@ -17,6 +17,14 @@ pub(crate) struct Round {
     /// Gateways, as far as this one knows.
     pub(crate) known: u64,
     pub(crate) slots: Vec<(Arc<str>, SlotAsk)>,
+    pub(crate) queues: Vec<(Arc<str>, QueueAsk)>,
+}
+
+impl Round {
+    /// Whether nothing is asked.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.asks.is_empty() && self.slots.is_empty() && self.queues.is_empty()
+    }
 }
 
 /// What it gets, in the same order.
@@ -26,6 +34,7 @@ pub(crate) struct Granted {
     pub(crate) gateways: u64,
     pub(crate) grants: Vec<Grant>,
     pub(crate) slots: Vec<SlotGrant>,
+    pub(crate) queues: Vec<QueueAnswer>,
 }
 
 /// Makes links.

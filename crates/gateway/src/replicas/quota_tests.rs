@@ -1,11 +1,15 @@
 //! Limits of several gateways in one process, under a paused clock.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use routing::quota::{Bucket, Grant, Quota, RateLimit, SharedLimits, SlotCount, SlotGrant};
-use serde_json::Value;
+use routing::quota::{
+    Bucket, Grant, QueueAnswer, QueueAsk, QueueRoom, QueueUse, Quota, RateLimit, SharedLimits,
+    SharedQueue, SlotCount, SlotGrant,
+};
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::exchange::Leaving;
@@ -36,6 +40,8 @@ struct ServerState {
     gateways: Vec<u64>,
     /// Limits of which a gateway has had too few.
     short: HashSet<Arc<str>>,
+    /// What gateways have said of queues.
+    queues: HashMap<Arc<str>, BTreeMap<u64, QueueAsk>>,
 }
 
 impl Server {
@@ -79,10 +85,20 @@ impl QuotaLink for Server {
             allowed: ask.total / gateways.max(1),
             short: false,
         });
+        let mut queues = Vec::new();
+        for (name, ask) in &round.queues {
+            let said = state.queues.entry(Arc::clone(name)).or_default();
+            said.insert(round.gateway, *ask);
+            queues.push(QueueAnswer {
+                own: said.keys().take_while(|id| **id != round.gateway).count(),
+                asks: said.values().copied().collect(),
+            });
+        }
         Ok(Granted {
             gateways,
             grants,
             slots: slots.collect(),
+            queues,
         })
     }
 }
@@ -126,6 +142,17 @@ impl Gateway {
         let slots = Arc::new(SlotCount::new(40));
         self.limits.add_slots(name, &slots);
         slots
+    }
+
+    fn share_queue(&self, name: &str) -> Arc<Line> {
+        let line = Arc::new(Line {
+            size: AtomicU64::new(10),
+            room: Mutex::new(QueueRoom::ALL),
+            waiting: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        });
+        self.limits.add_queue(name, &line);
+        line
     }
 
     fn shown(&self) -> Value {
@@ -304,4 +331,150 @@ async fn slots_of_a_gateway_that_has_never_reached_the_server_are_as_the_option_
         drop(slots);
         gateway.is("none").await;
     }
+}
+
+/// Requests that wait until they are pushed out.
+#[derive(Debug)]
+struct Line {
+    size: AtomicU64,
+    room: Mutex<QueueRoom>,
+    waiting: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Line {
+    /// So many requests come; returns how many wait.
+    fn burst(&self, count: u64) -> u64 {
+        let most = self.room.lock().unwrap().of(self.total());
+        let before = self.waiting();
+        let more = count.min(most.saturating_sub(before));
+        self.waiting.store(before + more, Relaxed);
+        self.refused.fetch_add(count - more, Relaxed);
+        more
+    }
+
+    fn waiting(&self) -> u64 {
+        self.waiting.load(Relaxed)
+    }
+}
+
+impl SharedQueue for Line {
+    fn total(&self) -> u64 {
+        self.size.load(Relaxed)
+    }
+
+    fn usage(&self) -> QueueUse {
+        QueueUse {
+            waiting: self.waiting(),
+            refused: self.refused.load(Relaxed),
+        }
+    }
+
+    fn set_room(&self, room: QueueRoom) {
+        *self.room.lock().unwrap() = room;
+    }
+
+    fn shrink(&self, most: u64) -> u64 {
+        let out = self.waiting().saturating_sub(most);
+        self.waiting.fetch_sub(out, Relaxed);
+        self.refused.fetch_add(out, Relaxed);
+        out
+    }
+}
+
+async fn sharing_a_queue(
+    server: &Server,
+    on_failure: SharedStateOnFailure,
+) -> [(Gateway, Arc<Line>); 2] {
+    let gateways = [(); 2].map(|()| Gateway::start(server, on_failure));
+    let shared = gateways.map(|gateway| {
+        let line = gateway.share_queue("workers:m");
+        (gateway, line)
+    });
+    for (gateway, _) in &shared {
+        gateway.is("shared").await;
+    }
+    // Both are known to both.
+    sleep(Duration::from_millis(300)).await;
+    shared
+}
+
+#[tokio::test(start_paused = true)]
+async fn burst_at_one_gateway_finds_all_of_the_queue_and_of_two_the_rest_is_pushed_out() {
+    let server = Server::default();
+    let [(one, line), (two, other)] = sharing_a_queue(&server, Local).await;
+    assert_eq!(line.burst(12), 10);
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!((line.waiting(), other.burst(3)), (10, 0));
+    line.waiting.store(0, Relaxed);
+    sleep(Duration::from_millis(200)).await;
+
+    assert_eq!((line.burst(10), other.burst(10)), (10, 10));
+    sleep(Duration::from_millis(130)).await;
+    assert_eq!((line.waiting(), other.waiting()), (5, 5));
+    sleep(Duration::from_secs(4)).await;
+    assert_eq!((line.waiting(), other.waiting()), (5, 5));
+    let shown = one.shown();
+    assert_eq!(shown["count"], 1);
+    let row = json!({
+        "name": "workers:m", "size": 10, "allowed": 5, "waiting": 5, "elsewhere": 5, "short": false,
+    });
+    assert_eq!(shown["queues"], json!([row]));
+    let page = one.metrics.render().unwrap();
+    for state in ["allowed", "waiting", "elsewhere"] {
+        let series =
+            format!("smg_shared_queue_requests{{queue=\"workers\",state=\"{state}\"}} 5\n");
+        assert!(page.contains(&series), "{series}: {page}");
+    }
+    assert!(page.contains("smg_shared_queue_pushed_out_total{queue=\"workers\"} 5\n"));
+    // What waits at a gateway that stops takes no places.
+    one.leaving.finish().await;
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(other.burst(9), 5);
+    drop(two);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_server_new_requests_wait_as_the_option_says_and_those_that_wait_stay() {
+    for (on_failure, more) in [(Local, [0, 5]), (Open, [2, 10]), (Closed, [0, 0])] {
+        let server = Server::default();
+        let [(one, line), (two, other)] = sharing_a_queue(&server, on_failure).await;
+        assert_eq!(line.burst(8), 8);
+        sleep(Duration::from_millis(200)).await;
+        server.answers.freeze();
+        one.is("on_failure").await;
+        two.is("on_failure").await;
+        sleep(Duration::from_millis(50)).await;
+        assert_eq!([line.burst(20), other.burst(20)], more, "{on_failure:?}");
+        sleep(Duration::from_secs(5)).await;
+        let waiting = (line.waiting(), other.waiting());
+        assert_eq!(waiting, (8 + more[0], more[1]), "{on_failure:?}");
+        server.answers.resume();
+        one.is("shared").await;
+        two.is("shared").await;
+        sleep(Duration::from_millis(130)).await;
+        let sum = line.waiting() + other.waiting();
+        assert_eq!(sum, 10.min(waiting.0 + waiting.1), "{on_failure:?}");
+        // As before.
+        other.burst(20);
+        sleep(Duration::from_millis(130)).await;
+        assert_eq!(line.waiting() + other.waiting(), 10, "{on_failure:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn queue_in_which_none_may_wait_is_not_asked_about_until_its_size_changes() {
+    let server = Server::default();
+    let gateway = Gateway::start(&server, Local);
+    let line = gateway.share_queue("workers");
+    line.size.store(0, Relaxed);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(gateway.shown()["state"], "none");
+    line.size.store(3, Relaxed);
+    gateway.is("shared").await;
+    assert_eq!(line.burst(5), 3);
+    // Smaller: those that wait stay.
+    line.size.store(1, Relaxed);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!((line.waiting(), line.burst(1)), (3, 0));
 }

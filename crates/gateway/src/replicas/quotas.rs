@@ -3,6 +3,7 @@
 //! - Shared are `rate_limit_tokens_per_second`, and `rpm_limit` and `tpm_limit` of keys; as slots
 //!   `max_concurrent_requests`, `max_requests_per_worker`, and `max_parallel_requests` of keys
 //!   ([`slot_shares`](super::slot_shares)).
+//! - `queue_size` bounds what waits at all gateways together ([`queue_shares`](super::queue_shares)).
 //! - A lane uses units of its bucket, a semaphore or an atomic number, and knows nothing of this.
 //! - Here, on the control thread, a round every 10 to 30 ms asks for what the buckets lack, by one
 //!   script for up to 256 limits. The pause is random, so that no gateway always comes second.
@@ -22,6 +23,7 @@ use tracing::{info, warn};
 
 use super::exchange::Leaving;
 use super::link::LinkError;
+use super::queue_shares::QueueShares;
 use super::quota_link::{Granted, QuotaLink, QuotaServer, Round};
 use super::rate_shares::RateShares;
 use super::slot_shares::SlotShares;
@@ -70,6 +72,7 @@ pub(crate) struct Quotas<S> {
     id: u64,
     rates: RateShares,
     slots: SlotShares,
+    queues: QueueShares,
     workers: Option<WorkerSlots>,
     changes: Option<u64>,
     /// Gateways, when they were last known.
@@ -91,6 +94,7 @@ impl<S: QuotaServer> Quotas<S> {
             id: fastrand::u64(..),
             rates: RateShares::default(),
             slots: SlotShares::default(),
+            queues: QueueShares::default(),
             workers: parts.balancer.clone().map(WorkerSlots::new),
             parts,
             changes: None,
@@ -142,7 +146,7 @@ impl<S: QuotaServer> Quotas<S> {
 
     /// Limits that are shared.
     fn count(&self) -> usize {
-        self.rates.count() + self.slots.count()
+        self.rates.count() + self.slots.count() + self.queues.count()
     }
 
     /// Whether there is no limit to share.
@@ -166,6 +170,7 @@ impl<S: QuotaServer> Quotas<S> {
             // At first none are used: others may have them all.
             if self.is_lost {
                 self.slots.fill(part);
+                self.queues.fill(part);
             }
             self.show_sometimes(now);
         }
@@ -193,7 +198,7 @@ impl<S: QuotaServer> Quotas<S> {
             self.follow();
             let round = self.round();
             let mut pause = Duration::from_millis(fastrand::u64(PAUSE_MS));
-            if !round.asks.is_empty() || !round.slots.is_empty() {
+            if !round.is_empty() {
                 let granted = link.exchange(&round).await?;
                 if self.take(granted) {
                     pause = SHORT_PAUSE;
@@ -219,7 +224,10 @@ impl<S: QuotaServer> Quotas<S> {
         if gateways >= self.most.0 || now - self.most.1 > GRACE {
             self.most = (gateways, now);
         }
-        self.rates.granted(granted.grants, &self.parts.metrics);
+        let metrics = &self.parts.metrics;
+        self.rates.granted(granted.grants, metrics);
+        self.queues
+            .heard(granted.queues, self.begun.elapsed(), metrics);
         self.slots.granted(granted.slots)
     }
 
@@ -230,6 +238,7 @@ impl<S: QuotaServer> Quotas<S> {
         Round {
             asks: self.rates.ask(MAX_ASKS, gateways, now, metrics),
             slots: self.slots.ask(MAX_ASKS, now),
+            queues: self.queues.ask(MAX_ASKS, now),
             ..self.empty_round()
         }
     }
@@ -258,7 +267,7 @@ impl<S: QuotaServer> Quotas<S> {
             leaves: true,
             ..self.empty_round()
         };
-        let (rates, slots) = (self.rates.leave(), self.slots.leave());
+        let (rates, slots, queues) = (self.rates.leave(), self.slots.leave(), self.queues.leave());
         let of_rates = rates.chunks(MAX_ASKS).map(|asks| Round {
             asks: asks.to_vec(),
             ..leaving.clone()
@@ -267,7 +276,11 @@ impl<S: QuotaServer> Quotas<S> {
             slots: slots.to_vec(),
             ..leaving.clone()
         });
-        for round in of_rates.chain(of_slots) {
+        let of_queues = queues.chunks(MAX_ASKS).map(|queues| Round {
+            queues: queues.to_vec(),
+            ..leaving.clone()
+        });
+        for round in of_rates.chain(of_slots).chain(of_queues) {
             if link.exchange(&round).await.is_err() {
                 return;
             }
@@ -286,12 +299,14 @@ impl<S: QuotaServer> Quotas<S> {
         self.changes = Some(changes);
         self.rates.follow(&self.parts.limits);
         self.slots.follow(&self.parts.limits);
+        self.queues.follow(&self.parts.limits);
     }
 
     fn show_sometimes(&mut self, now: Instant) {
         if self.shown.is_none_or(|shown| now - shown >= SHOW_INTERVAL) {
             self.rates.retain_live();
             self.slots.retain_live();
+            self.queues.retain_live();
             self.show(now);
         }
     }
@@ -311,10 +326,12 @@ impl<S: QuotaServer> Quotas<S> {
             "count": count,
             "limits": self.rates.rows(MAX_SHOWN),
             "slots": self.slots.rows(MAX_SHOWN),
+            "queues": self.queues.rows(MAX_SHOWN),
         }));
         let metrics = &self.parts.metrics.shared_state;
         metrics.show_limits(count, state == "on_failure");
         self.rates.show(&self.parts.metrics);
         self.slots.show(&self.parts.metrics);
+        self.queues.show(&self.parts.metrics);
     }
 }

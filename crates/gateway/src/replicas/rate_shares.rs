@@ -67,12 +67,13 @@ impl RateShares {
 
     /// The first ones, as JSON.
     pub(super) fn rows(&self, most: usize) -> Vec<Value> {
-        self.0.rows(most, row)
+        let rows = |name: &str, planner: &_, limit: &_| Some(row(name, planner, limit));
+        self.0.rows(most, rows)
     }
 
     /// Sets what metrics show, by kinds of limits: also of those of which nothing was taken.
     pub(super) fn show(&self, metrics: &Metrics) {
-        for kind in self.0.sums(|_, _| []).into_keys() {
+        for kind in self.0.sums(|_, _| Some([])).into_keys() {
             metrics.shared_state.units_taken(kind, 0);
             metrics.shared_state.units_returned(kind, 0);
         }

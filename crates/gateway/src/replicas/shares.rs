@@ -38,6 +38,12 @@ impl<T: ?Sized, P> Shares<T, P> {
         self.all.len()
     }
 
+    /// How many are such.
+    pub(super) fn count_of(&self, is_such: impl Fn(&T) -> bool) -> usize {
+        let live = self.all.iter().filter_map(|share| share.limit.upgrade());
+        live.filter(|limit| is_such(limit)).count()
+    }
+
     /// Takes note of limits that have come or gone.
     pub(super) fn follow(
         &mut self,
@@ -127,26 +133,29 @@ impl<T: ?Sized, P> Shares<T, P> {
         asks.collect()
     }
 
-    /// The first ones, as JSON.
-    pub(super) fn rows(&self, most: usize, row: impl Fn(&str, &P, &T) -> Value) -> Vec<Value> {
-        let shares = self.all.iter().take(most);
-        let rows = shares.filter_map(|share| {
+    /// The first ones that have something to show, as JSON.
+    pub(super) fn rows(
+        &self,
+        most: usize,
+        row: impl Fn(&str, &P, &T) -> Option<Value>,
+    ) -> Vec<Value> {
+        let rows = self.all.iter().filter_map(|share| {
             let limit = share.limit.upgrade()?;
-            Some(row(&share.name, &share.planner, &limit))
+            row(&share.name, &share.planner, &limit)
         });
-        rows.collect()
+        rows.take(most).collect()
     }
 
     /// Figures of each, summed up by kinds of limits.
     pub(super) fn sums<const COUNT: usize>(
         &self,
-        figures: impl Fn(&P, &T) -> [u64; COUNT],
+        figures: impl Fn(&P, &T) -> Option<[u64; COUNT]>,
     ) -> BTreeMap<&str, [u64; COUNT]> {
         let mut sums: BTreeMap<&str, [u64; COUNT]> = BTreeMap::new();
         for share in &self.all {
-            if let Some(limit) = share.limit.upgrade() {
+            let limit = share.limit.upgrade();
+            if let Some(more) = limit.and_then(|limit| figures(&share.planner, &limit)) {
                 let sum = sums.entry(kind(&share.name)).or_insert([0; COUNT]);
-                let more = figures(&share.planner, &limit);
                 sum.iter_mut()
                     .zip(more)
                     .for_each(|(sum, more)| *sum += more);

@@ -62,13 +62,14 @@ impl SlotShares {
 
     /// The first ones, as JSON.
     pub(super) fn rows(&self, most: usize) -> Vec<Value> {
-        self.0.rows(most, row)
+        let rows = |name: &str, planner: &_, limit: &_| Some(row(name, planner, limit));
+        self.0.rows(most, rows)
     }
 
     /// Sets what metrics show, by kinds of limits.
     pub(super) fn show(&self, metrics: &Metrics) {
         let figures = |planner: &SlotPlanner, slots: &(dyn Slots + 'static)| {
-            [planner.allowed(), slots.usage().used]
+            Some([planner.allowed(), slots.usage().used])
         };
         for (kind, [allowed, used]) in self.0.sums(figures) {
             metrics.shared_state.show_slots(kind, allowed, used);

@@ -10,6 +10,7 @@ mod pairs;
 mod replicas;
 mod replicas_keys;
 mod replicas_limits;
+mod replicas_queues;
 mod replicas_sentinel;
 mod replicas_slots;
 mod resilience;

@@ -277,7 +277,8 @@ async fn requests_at_a_worker_hold_for_gateways_together() {
     for gateway in &gateways {
         until(|| async {
             let shown = limits(gateway).await;
-            shown["gateways"] == 3 && shown["count"] == 2
+            // Two workers, and the queues for workers and for pairs.
+            shown["gateways"] == 3 && shown["count"] == 4
         })
         .await;
     }

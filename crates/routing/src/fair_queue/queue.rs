@@ -164,6 +164,16 @@ impl<T> FairQueue<T> {
         self.remove(Ticket { class, spot })
     }
 
+    /// Pushes out a request of a line in which too many wait: a batch request where there is one; of
+    /// those of its class, the latest of the key that has most by its weight.
+    pub fn push_out_last(&mut self) -> Option<T> {
+        let (class, spot) = match self.batch.longest(0) {
+            Some(spot) => (Class::Batch, spot),
+            None => (Class::Interactive, self.interactive.longest(0)?),
+        };
+        self.remove(Ticket { class, spot })
+    }
+
     /// Whose turn it is.
     fn next_class(&self, now: Duration, rules: &FairRules) -> Class {
         let waiting = self.batch.oldest().zip(self.batch.next_cost());

@@ -1,7 +1,8 @@
 //! Limits that several gateways keep together: what one of them holds of each, in advance.
 //!
 //! Limits on requests at a time are slots, which a gateway may use until it gives them up:
-//! [`SlotPlanner`]. The rest of this page is about rates.
+//! [`SlotPlanner`]. Queues are bounded together without anything in advance, and corrected:
+//! [`QueuePlanner`]. The rest of this page is about rates.
 //!
 //! A server that all reach has one bucket per limit, filled by its own clock (the generic cell rate
 //! algorithm). A gateway takes units out of it before they are needed, and keeps them as its quota:
@@ -17,7 +18,13 @@
 
 mod bucket;
 mod planner;
+mod queue_planner;
+#[cfg(test)]
+mod queue_stage;
+#[cfg(test)]
+mod queue_tests;
 mod shared_limits;
+mod shared_queue;
 mod slot_planner;
 #[cfg(test)]
 mod slot_tests;
@@ -27,6 +34,8 @@ mod tests;
 
 pub use bucket::{Bucket, Held, Quota, RateLimit};
 pub use planner::{Ask, Grant, Part, Planner};
+pub use queue_planner::{QueueAnswer, QueueAsk, QueuePlanner};
 pub use shared_limits::SharedLimits;
+pub use shared_queue::{QueueRoom, QueueUse, SharedQueue};
 pub use slot_planner::{GRACE, LEASE, SlotAsk, SlotGrant, SlotPlanner};
 pub use slots::{SlotCount, SlotUse, Slots};

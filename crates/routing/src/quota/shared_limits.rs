@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::bucket::Bucket;
+use super::shared_queue::SharedQueue;
 use super::slots::Slots;
 
-/// Buckets, and slots, by the name of their limit, which is the same in all gateways.
+/// Buckets, slots and queues, by the name of their limit, which is the same in all gateways.
 #[derive(Debug, Default)]
 pub struct SharedLimits {
     buckets: Named<dyn Bucket>,
     slots: Named<dyn Slots>,
+    queues: Named<dyn SharedQueue>,
     changes: AtomicU64,
 }
 
@@ -35,6 +37,13 @@ impl SharedLimits {
         self.changes.fetch_add(1, Relaxed);
     }
 
+    /// Shares a queue until it is dropped. It takes the place of another one of this name.
+    pub fn add_queue(&self, name: &str, queue: &Arc<impl SharedQueue + 'static>) {
+        let shared: Weak<dyn SharedQueue> = Arc::downgrade(queue) as _;
+        self.queues.add(name, shared);
+        self.changes.fetch_add(1, Relaxed);
+    }
+
     /// How often any were added.
     pub fn changes(&self) -> u64 {
         self.changes.load(Relaxed)
@@ -48,6 +57,11 @@ impl SharedLimits {
     /// All slots that are left.
     pub fn list_slots(&self) -> Vec<(Arc<str>, Weak<dyn Slots>)> {
         self.slots.list()
+    }
+
+    /// All queues that are left.
+    pub fn list_queues(&self) -> Vec<(Arc<str>, Weak<dyn SharedQueue>)> {
+        self.queues.list()
     }
 }
 

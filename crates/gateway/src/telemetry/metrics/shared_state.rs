@@ -11,6 +11,8 @@ pub(crate) struct SharedStateMetrics {
     limits_on_failure: IntGauge,
     units: IntCounterVec,
     slots: IntGaugeVec,
+    queue_requests: IntGaugeVec,
+    pushed_out: IntCounterVec,
     keys_connected: IntGauge,
     key_claims: IntCounterVec,
     pub(crate) keys_learnt: IntCounter,
@@ -36,6 +38,16 @@ impl SharedStateMetrics {
                 "smg_shared_slots",
                 "requests at a time that this gateway may have of shared limits, and has",
                 &["limit", "state"],
+            )?,
+            queue_requests: maker.gauge(
+                "smg_shared_queue_requests",
+                "requests that may wait at this gateway, that do, and that wait at others, in shared queues",
+                &["queue", "state"],
+            )?,
+            pushed_out: maker.counter(
+                "smg_shared_queue_pushed_out_total",
+                "requests that waited and were refused, for more waited at all gateways than may",
+                &["queue"],
             )?,
             keys_connected: maker.number(
                 "smg_shared_keys_connected",
@@ -77,6 +89,19 @@ impl SharedStateMetrics {
             let gauge = self.slots.with_label_values(&[limit, state]);
             gauge.set(i64::try_from(slots).unwrap_or(i64::MAX));
         }
+    }
+
+    /// Sets what a kind of queue has here and elsewhere.
+    pub(crate) fn show_queue(&self, queue: &str, states: [(&str, u64); 3]) {
+        for (state, requests) in states {
+            let gauge = self.queue_requests.with_label_values(&[queue, state]);
+            gauge.set(i64::try_from(requests).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Counts requests that were pushed out of a kind of queue.
+    pub(crate) fn pushed_out(&self, queue: &str, requests: u64) {
+        self.pushed_out.with_label_values(&[queue]).inc_by(requests);
     }
 
     /// Sets whether routing keys are shared.
