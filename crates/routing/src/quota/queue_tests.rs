@@ -219,6 +219,26 @@ fn excess_that_another_gateway_has_not_yet_taken_back_pushes_nothing_out() {
 }
 
 #[test]
+fn gateway_that_wanted_nothing_so_far_has_a_share_beside_others_that_want_more_than_there_is() {
+    let line = Line::new(10);
+    let mut planner = QueuePlanner::new(&line);
+    let of = |waiting, wanted| QueueAsk { waiting, wanted };
+    let answer = QueueAnswer {
+        asks: vec![of(5, 10), of(0, 3), of(0, 0)],
+        own: 2,
+    };
+    planner.heard(&line, &answer, Duration::ZERO);
+    // Three for the second one, and of the rest as many as for the first one.
+    assert_eq!((0..9).filter(|request| line.arrive(*request)).count(), 3);
+    // More than there are are not asked for, however many were refused.
+    for request in 0..100 {
+        line.arrive(request);
+    }
+    let ask = planner.ask(&line, Duration::ZERO, IDLE_PAUSE);
+    assert_eq!(ask, Some(of(3, 10)));
+}
+
+#[test]
 fn requests_of_a_gateway_that_is_gone_take_no_places_after_seconds() {
     let mut stage = Stage::new(10, 2, 2);
     stage.arrive(0, 10);
