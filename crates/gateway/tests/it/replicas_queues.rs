@@ -130,6 +130,7 @@ async fn queue_holds_for_gateways_together_and_a_burst_at_one_of_them_finds_all_
     .await;
     let first = Burst::at(&gateways[0], 1);
     until(|| async { worker.received().len() == 1 }).await;
+    until(|| async { each(&gateways, "queue_size_here").await == [10; 4] }).await;
 
     let mut burst = Burst::at(&gateways[1], 10);
     until(|| async { each(&gateways, "queued").await == [0, 10, 0, 0] }).await;
@@ -206,6 +207,7 @@ async fn smaller_queue_takes_no_place_from_requests_that_wait_and_holds_for_new_
     until(|| async { each(&gateways, "queue_size_here").await == [4, 4] }).await;
     let held = Burst::at(&gateways[1], 1);
     until(|| async { worker.received().len() == 12 }).await;
+    until(|| async { each(&gateways, "queue_size_here").await == [4, 4] }).await;
     let mut burst = Burst::at(&gateways[0], 10);
     sleep(SETTLED).await;
     assert_eq!(burst.refused().await, 6);

@@ -22,6 +22,10 @@ const REFUSED_HALF_LIFE: f64 = 0.5;
 /// waits there, for the longest pause between two rounds is 30 ms.
 pub(super) const CONFIRMED_AFTER: Duration = Duration::from_millis(40);
 
+/// A limit that was lowered takes no place from what waits. For so long that is what was allowed
+/// before: by then all gateways have said what waits.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
+
 /// What a gateway says of one queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueAsk {
@@ -52,7 +56,10 @@ pub struct QueuePlanner {
     /// Where more than this wait, some are pushed out. It is above the limit after that was lowered,
     /// for those that wait keep their places then.
     bar: u64,
-    /// Since when more than that wait.
+    /// The limit, and until when what was allowed before still is.
+    total: u64,
+    lowered_until: Duration,
+    /// Since when more than the bar wait.
     above_since: Option<Duration>,
     short: bool,
 }
@@ -68,6 +75,8 @@ impl QueuePlanner {
             looked: None,
             asked: None,
             bar: queue.total(),
+            total: queue.total(),
+            lowered_until: Duration::ZERO,
             above_since: None,
             short: false,
         }
@@ -128,13 +137,7 @@ impl QueuePlanner {
         }
         let elsewhere = all.saturating_sub(own);
         self.set_room(queue, QueueRoom { elsewhere, most });
-        // What waits here alone was within the limit when it came.
-        let kept = if elsewhere == 0 {
-            all
-        } else {
-            self.bar.min(all)
-        };
-        self.bar = total.max(kept);
+        self.set_bar(total, [all, elsewhere], now);
         if all <= self.bar {
             self.above_since = None;
             return 0;
@@ -155,6 +158,22 @@ impl QueuePlanner {
             Part::OneOf(parts) => (queue.total() / parts).max(1),
         };
         self.set_room(queue, QueueRoom { elsewhere: 0, most });
+    }
+
+    /// Follows the limit: at once when it is raised, with what waits when it is lowered.
+    fn set_bar(&mut self, total: u64, [all, elsewhere]: [u64; 2], now: Duration) {
+        if total < self.total {
+            self.lowered_until = now + SETTLED_AFTER;
+        }
+        self.total = total;
+        let before = if now < self.lowered_until {
+            self.bar
+        } else {
+            self.bar.min(all)
+        };
+        // What waits here alone was within the limit when it came.
+        let alone = if elsewhere == 0 { all } else { 0 };
+        self.bar = total.max(before).max(alone);
     }
 
     fn set_room(&mut self, queue: &dyn SharedQueue, room: QueueRoom) {

@@ -265,11 +265,38 @@ fn smaller_limit_pushes_nothing_out_and_holds_for_new_requests() {
     for at in [0, 0, 0, 0, 0, 0, 1] {
         stage.gateways[at].line.serve();
     }
-    stage.pass(500);
+    stage.pass(2000);
     // Three are left, so that one more may wait: at both of them at a time there are too many.
     assert_eq!([stage.arrive(0, 3), stage.arrive(1, 3)], [1, 1]);
     stage.pass(stage.settled());
     assert_eq!((stage.sum(), stage.pushed_out()), (4, 1));
+}
+
+#[test]
+fn requests_that_wait_when_the_limit_is_lowered_stay_although_another_gateway_hears_of_them_later()
+{
+    let line = Line::new(10);
+    let mut planner = QueuePlanner::new(&line);
+    for request in 0..5 {
+        line.arrive(request);
+    }
+    let mut heard = |elsewhere, millis| {
+        let of = |waiting| QueueAsk {
+            waiting,
+            wanted: waiting,
+        };
+        let answer = QueueAnswer {
+            asks: vec![of(elsewhere), of(line.waiting())],
+            own: 1,
+        };
+        planner.heard(&line, &answer, Duration::from_millis(millis))
+    };
+    assert_eq!(heard(0, 0), 0);
+    line.state().total = 4;
+    assert_eq!([heard(0, 20), heard(5, 40), heard(5, 100)], [0; 3]);
+    assert_eq!([heard(5, 2000), heard(2, 2100)], [0; 2]);
+    // Seven wait by then: no more may again.
+    assert_eq!([heard(4, 2200), heard(4, 2300)], [0, 2]);
 }
 
 #[test]
