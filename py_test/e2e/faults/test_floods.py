@@ -21,6 +21,7 @@ from support.waiting import wait_for
 PROBE = Path(__file__).with_name("latency_probe.py")
 IDLE = 10_000
 SLOW = 300
+GROUPS, GROUP = 4, 500
 SAMPLES = 1_000
 DRIBBLE_TURNS = 100
 KIB = 1024
@@ -29,6 +30,7 @@ HEAD = head("/generate", len(REQUEST), {"x-filler": "y" * 8000})
 
 # What one connection may add to the gateway's resident memory.
 IDLE_COSTS = 12 * KIB
+ASKED_COSTS = 8 * KIB
 SLOW_COSTS = 64 * KIB
 
 
@@ -146,6 +148,26 @@ def test_a_held_connection_costs_a_bounded_amount_of_memory(workers, gateway, ro
     each = (max(after) - before) / count
     print(f"{count} connections: {each / KIB:.1f} KiB each, {before >> 20} -> {[one >> 20 for one in after]} MiB")
     assert each < bound
+    door.assert_nothing_left()
+
+
+@pytest.mark.timeout(120)
+def test_clients_that_have_asked_and_wait_cost_a_bounded_amount_of_memory(workers, gateway):
+    """In groups: what the connections of one had while they were served is there for the next one."""
+    flags = ["--max-client-connections", "1000000", "--client-header-timeout-secs", "3"]
+    door, grown = gateway([workers()[0].url], *flags), []
+    with many_files(GROUPS * GROUP + 500), ExitStack() as stack:
+        for _ in range(GROUPS):
+            clients = stack.enter_context(held(door.url, GROUP))
+            assert {asks(client) for client in clients} == {b"200"}
+            with connect(door.url) as silent:
+                # Looked at as often as they are until they rest, and once more.
+                assert silent.recv(1) == b""
+            grown.append(door.rss())
+        assert {asks(client) for client in clients} == {b"200"}
+    each = (grown[-1] - grown[0]) / ((GROUPS - 1) * GROUP)
+    print(f"{each / KIB:.1f} KiB each, {[one >> 20 for one in grown]} MiB")
+    assert each < ASKED_COSTS
     door.assert_nothing_left()
 
 

@@ -63,6 +63,11 @@ impl ClientStream {
         self.note(socket.poll_chunk(cx))
     }
 
+    /// Until the client sends something or closes its end.
+    pub(super) fn poll_news(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.socket().stream.poll_read_ready(cx).map(drop)
+    }
+
     /// Carries pieces of a reply from its worker to the client, where hyper has no part in that.
     /// Returns whether something was carried and nothing else is to be done.
     pub(super) fn advance(&self, cx: &mut Context<'_>) -> bool {
@@ -167,8 +172,11 @@ impl AsyncRead for ClientStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let read = Pin::new(&mut self.socket().stream).poll_read(cx, buffer);
         self.state.read(read.is_pending());
+        let new = buffer.filled().get(before..).unwrap_or_default();
+        self.state.read_ahead.read(new);
         read
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
 
 use http::{Request, Response, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -104,15 +104,52 @@ pub(super) async fn serve_connection(
     if let Some(stream) = registered(stream) {
         let stream = ClientStream::new(stream, Arc::clone(&state));
         state.direct.enable();
-        let direct = stream.clone();
-        let mut serving = pin!(serve(stream, service, state, draining));
-        poll_fn(|cx| {
-            if direct.advance(cx) {
-                return Poll::Pending;
-            }
-            serving.as_mut().poll(cx)
-        })
-        .await;
+        state.read_ahead.track();
+        // hyper has 16 kB for a connection, which one that rests gives back.
+        while serve_until_rest(&stream, &service, &state, &draining).await
+            && news(&stream, &state, &draining).await
+        {}
+    }
+}
+
+/// Serves requests; returns whether the connection is at rest, and has not ended.
+async fn serve_until_rest(
+    stream: &ClientStream,
+    service: &LaneService,
+    state: &Arc<ConnectionState>,
+    draining: &CancellationToken,
+) -> bool {
+    let (service, draining) = (service.clone(), draining.clone());
+    let mut serving = pin!(serve(stream.clone(), service, Arc::clone(state), draining));
+    poll_fn(|cx| {
+        if stream.advance(cx) {
+            return Poll::Pending;
+        }
+        match serving.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(false),
+            Poll::Pending if state.takes_rest() => Poll::Ready(true),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Waits at rest until the client sends something; returns `false` when the connection is to end.
+async fn news(
+    stream: &ClientStream,
+    state: &ConnectionState,
+    draining: &CancellationToken,
+) -> bool {
+    let news = poll_fn(|cx| {
+        if state.is_doomed(cx) {
+            return Poll::Ready(false);
+        }
+        stream.poll_news(cx).map(|()| true)
+    });
+    tokio::select! {
+        biased;
+        () = draining.cancelled() => false,
+        news = news => news,
     }
 }
 
@@ -151,6 +188,7 @@ async fn serve<S>(
     let turns = AtomicUsize::new(service.lane.0);
     let respond = service_fn(|request| {
         let turn = turns.fetch_add(1, Relaxed);
+        note_beginning(&request, &state);
         let request = Box::new(request);
         // On the heap while it runs: hyper keeps room for it as long as the connection is open.
         Box::pin(
@@ -174,6 +212,13 @@ async fn serve<S>(
     if let Err(error) = ended {
         debug!(%error, "connection ended abnormally");
     }
+}
+
+/// Notes how much of the connection is this request's.
+fn note_beginning(request: &Request<Incoming>, state: &ConnectionState) {
+    let body = || request.body().size_hint().exact();
+    let simple = request.version() != Version::HTTP_2;
+    state.read_ahead.begin(simple.then(body).flatten());
 }
 
 /// Serves a connection until it ends or is doomed. Dropping a connection that is doomed gives

@@ -10,6 +10,7 @@ use futures_util::task::AtomicWaker;
 
 use super::direct_reply::DirectReply;
 use super::lane_status::LaneStatus;
+use super::read_ahead::ReadAhead;
 use crate::config::ClientSection;
 
 /// Written by the connection as it works, with relaxed stores; looked at by the lane's watchdog
@@ -34,6 +35,8 @@ pub(super) struct ConnectionState {
     progress: AtomicU32,
     /// The watchdog wants to know whether the client is still there.
     check: AtomicBool,
+    /// It has had no request for a while, and is to give back its memory if it can.
+    rest: AtomicBool,
     /// The connection is to end.
     doomed: AtomicBool,
     waker: AtomicWaker,
@@ -42,7 +45,11 @@ pub(super) struct ConnectionState {
     seen: Mutex<Seen>,
     /// A reply over HTTP/1.1 that is framed in chunks.
     pub(super) direct: DirectReply,
+    pub(super) read_ahead: ReadAhead,
 }
+
+/// Looks at a connection without requests until it gives back memory.
+const REST_AFTER: u64 = 2;
 
 /// What the watchdog saw at its last look.
 #[derive(Debug)]
@@ -111,11 +118,13 @@ impl ConnectionState {
             reply_waits: AtomicBool::new(false),
             progress: AtomicU32::new(0),
             check: AtomicBool::new(false),
+            rest: AtomicBool::new(false),
             doomed: AtomicBool::new(false),
             waker: AtomicWaker::new(),
             streams: Mutex::default(),
             seen: Mutex::default(),
             direct: DirectReply::default(),
+            read_ahead: ReadAhead::default(),
         }
     }
 
@@ -172,14 +181,28 @@ impl ConnectionState {
             Phase::Busy => (false, self.is_stalled(&mut seen, limits.write)),
         };
         let deaf = phase == Phase::Busy && !active && !self.reading.load(Relaxed);
+        let quiet = seen.looks == REST_AFTER && self.may_rest();
         drop(seen);
         if late || stalled {
             self.doom();
         } else if deaf {
             self.check.store(true, Relaxed);
             self.waker.wake();
+        } else if quiet {
+            self.rest.store(true, Relaxed);
+            self.waker.wake();
         }
         self.look_at_streams(limits.write);
+    }
+
+    /// Whether nothing is under way, here or in hyper.
+    fn may_rest(&self) -> bool {
+        self.phase() == Phase::Idle && !self.write_pending() && self.read_ahead.is_empty()
+    }
+
+    /// Whether hyper may be done without until the client sends something.
+    pub(super) fn takes_rest(&self) -> bool {
+        self.rest.load(Relaxed) && self.rest.swap(false, Relaxed) && self.may_rest()
     }
 
     /// How many seconds the connection has been without a request; `None` when it has one.
@@ -240,6 +263,7 @@ impl ConnectionState {
     pub(super) fn end_request(&self) {
         self.in_progress.fetch_sub(1, Relaxed);
         self.reply_waits.store(false, Relaxed);
+        self.read_ahead.end();
     }
 
     /// A read has ended, with bytes or not.
@@ -422,5 +446,35 @@ mod tests {
         state.read(true);
         state.look(LIMITS);
         assert!(!state.take_check());
+    }
+
+    #[test]
+    fn connection_rests_after_two_looks_without_a_request_if_nothing_is_under_way() {
+        let state = Arc::new(new_state());
+        let serve = || {
+            state.read_ahead.read(b"GET / HTTP/1.1\r\n\r\n");
+            state.read_ahead.begin(Some(0));
+            drop(InProgress::new(&state));
+        };
+        let rests_after = |looks: u64| {
+            (0..looks).for_each(|_| state.look(LIMITS));
+            state.takes_rest()
+        };
+        serve();
+        assert!(!rests_after(2), "it is not known what hyper has read");
+        state.read_ahead.track();
+        serve();
+        assert!(!rests_after(1));
+        assert!(rests_after(1) && !rests_after(1));
+        serve();
+        state.wrote(true);
+        assert!(!rests_after(2), "something is to be written");
+        state.wrote(false);
+        serve();
+        state.look(LIMITS);
+        state.look(LIMITS);
+        let request = InProgress::new(&state);
+        assert!(!state.takes_rest(), "a request has come");
+        drop(request);
     }
 }

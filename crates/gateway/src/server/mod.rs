@@ -9,6 +9,7 @@ mod lanes;
 mod listeners;
 mod metrics_listener;
 mod open_reply;
+mod read_ahead;
 mod request_id;
 mod request_record;
 mod response;

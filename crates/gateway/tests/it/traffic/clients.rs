@@ -112,3 +112,36 @@ async fn idle_connections_give_way_when_clients_are_too_many() {
         assert_eq!(post(&gateway, "/generate", "{}").await.status, 200);
     }
 }
+
+#[tokio::test]
+async fn connections_without_requests_for_seconds_serve_on_and_lose_no_byte() {
+    let worker = Worker::doing(ok()).await;
+    let gateway = gateway(&[&worker], |options| {
+        options.client_header_timeout_secs = 3;
+    })
+    .await;
+    let request = posting("/generate", "", "{}");
+    let mut clients = Vec::new();
+    // What has come of the next request beside the one before: nothing, some, or nearly all.
+    for early in [0, 1, request.len() / 2, request.len() - 1] {
+        let mut client = Client::to(&gateway).await;
+        client.send(&[&request, &request[..early]].concat()).await;
+        assert_eq!(client.reply().await.status, 200);
+        clients.push((client, early));
+    }
+    for _ in 0..2 {
+        // The watchdog has looked at all of them when it ends this one.
+        assert!(Client::to(&gateway).await.closed().await);
+        for (client, early) in &mut clients {
+            client.send(&request[*early..]).await;
+            assert_eq!(client.reply().await.status, 200, "{early} bytes before");
+            *early = 0;
+        }
+    }
+    assert!(Client::to(&gateway).await.closed().await);
+    gateway.gateway.drain();
+    for (mut client, _) in clients {
+        assert!(client.closed().await);
+    }
+    until(|| async { gateway.gateway.wait(Duration::ZERO) }).await;
+}
