@@ -48,15 +48,20 @@ demo: $(BUILT) ## simulated workers, a gateway, some load, a table; DEMO_ARGS="-
 build: $(BUILT) ## .venv with everything, the extension as it is shipped (release)
 
 # zig links against the symbols of any release of glibc, so one wheel serves every Linux from 2014 on. No path of the machine is in the extension, and its
-# time is that of the commit.
-wheel: build/wheel/.installed ## manylinux2014 wheel and source distribution in dist/, checked; TARGET=aarch64-unknown-linux-gnu
+# time is that of the commit. With PGO=1 the compiler knows what requests pass through (packaging/profile.sh): a fifth fewer instructions, twice the time.
+WHEEL_ARGS := --profile wheel --locked --target $(TARGET)
+# Without that knowledge, code that is copied into its callers is most of the size.
+WHEEL_RUST := $(if $(PGO),-Cprofile-use=$(CURDIR)/build/wheel/profile/merged.profdata,-Cllvm-args=-inline-threshold=50)
+wheel: export RUSTFLAGS := --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo --remap-path-prefix=$(CURDIR)=/source $(RUSTFLAGS)
+wheel: build/wheel/.installed ## manylinux2014 wheel and source distribution in dist/, checked; PGO=1, TARGET=aarch64-unknown-linux-gnu
 	rm -rf build/wheel/out LICENSE-THIRD-PARTY.txt
 	mkdir -p build/wheel/out dist
 	$(IN_WHEEL) maturin sdist --out build/wheel/out
 	$(WHEEL_BIN)/python packaging/licenses.py --target $(TARGET)
-	$(IN_WHEEL) RUSTFLAGS="--remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=/cargo --remap-path-prefix=$(CURDIR)=/source $$RUSTFLAGS" \
+	$(if $(PGO),$(IN_WHEEL) packaging/profile.sh $(WHEEL_ARGS))
+	$(IN_WHEEL) RUSTFLAGS="$$RUSTFLAGS $(WHEEL_RUST)" \
 		SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || date +%s)} \
-		maturin build --release --locked --zig --target $(TARGET) --compatibility manylinux2014 --out build/wheel/out
+		maturin build $(WHEEL_ARGS) --zig --compatibility manylinux2014 --out build/wheel/out
 	$(WHEEL_BIN)/python packaging/check_wheel.py build/wheel/out/*.whl
 	mv build/wheel/out/* dist/
 

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MOST_BYTES = 12_000_000
+# Of the extension, unpacked.
+MOST_EXTENSION_BYTES = 20 << 20
 # That of manylinux2014: RHEL 7, Debian 8, Ubuntu 14.04 and everything newer.
 NEWEST_GLIBC = (2, 17)
 _SYMBOL = re.compile(rb"GLIBC_(\d+)\.(\d+)")
@@ -69,6 +71,9 @@ def problems(wheel: Wheel) -> Iterator[str]:
     size = wheel.path.stat().st_size
     if size > MOST_BYTES:
         yield f"{size} bytes; expected {MOST_BYTES} at most"
+    unpacked = len(wheel.extension())
+    if unpacked >= MOST_EXTENSION_BYTES:
+        yield f"the extension has {unpacked} bytes; expected less than {MOST_EXTENSION_BYTES}"
     home = str(Path.home()).encode()
     if len(home) > 1 and home in wheel.extension():
         yield f"the extension names a folder of this machine, {home.decode()}"
@@ -131,7 +136,8 @@ def check(path: Path) -> list[str]:
     if not found:
         size = f"{path.stat().st_size / 1e6:.1f} MB"
         glibc = ".".join(map(str, wheel.glibc()))
-        print(f"{path.name}: {size}, glibc {glibc}, {len(wheel.licensed())} crates")
+        unpacked = f"{len(wheel.extension()) / (1 << 20):.1f} MiB"
+        print(f"{path.name}: {size}, extension {unpacked}, glibc {glibc}, {len(wheel.licensed())} crates")
     return found
 
 

@@ -141,10 +141,13 @@ def test_what_is_wrong_with_a_wheel_is_named(given: dict[str, Any], problem: str
     assert problem in found
 
 
-def test_wheel_that_is_too_large_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_wheel, "MOST_BYTES", 100)
+@pytest.mark.parametrize(("limit", "words"), [("MOST_BYTES", "10 at most"), ("MOST_EXTENSION_BYTES", "less than 10")])
+def test_wheel_that_is_too_large_is_named(
+    limit: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_wheel, limit, 10)
     (found,) = check_wheel.problems(wheel(tmp_path))
-    assert "100 at most" in found
+    assert words in found
 
 
 def test_wheel_that_does_not_start_is_named(tmp_path: Path) -> None:
