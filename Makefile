@@ -51,7 +51,7 @@ build: $(BUILT) ## .venv with everything, the extension as it is shipped (releas
 # time is that of the commit. With PGO=1 the compiler knows what requests pass through (packaging/profile.sh): a fifth fewer instructions, twice the time.
 WHEEL_ARGS := --profile wheel --locked --target $(TARGET)
 # Without that knowledge, code that is copied into its callers is most of the size.
-WHEEL_RUST := $(if $(PGO),-Cprofile-use=$(CURDIR)/build/wheel/profile/merged.profdata,-Cllvm-args=-inline-threshold=50)
+WHEEL_RUST := $(if $(PGO),-Cprofile-use=$(CURDIR)/build/wheel/profile/merged.profdata,-Cllvm-args=-inline-threshold=75)
 wheel: export RUSTFLAGS := --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo --remap-path-prefix=$(CURDIR)=/source $(RUSTFLAGS)
 wheel: build/wheel/.installed ## manylinux2014 wheel and source distribution in dist/, checked; PGO=1, TARGET=aarch64-unknown-linux-gnu
 	rm -rf build/wheel/out LICENSE-THIRD-PARTY.txt
