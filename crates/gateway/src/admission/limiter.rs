@@ -346,15 +346,12 @@ impl Admission {
 impl SharedQueue for Admission {
     fn total(&self) -> u64 {
         let limits = self.limits.load();
-        let is_used = limits.cap.is_some() || limits.rate.is_some();
-        if is_used { self.bound.size() as u64 } else { 0 }
+        self.bound
+            .total(limits.cap.is_some() || limits.rate.is_some())
     }
 
     fn usage(&self) -> QueueUse {
-        QueueUse {
-            waiting: self.waiting() as u64,
-            refused: self.bound.refused(),
-        }
+        self.bound.usage(self.waiting())
     }
 
     fn set_room(&self, room: QueueRoom) {

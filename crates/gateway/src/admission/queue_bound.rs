@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 
-use routing::quota::QueueRoom;
+use routing::quota::{QueueRoom, QueueUse};
 
 /// The bound of a queue: what the options say, less what other gateways have of it where they share it.
 #[derive(Debug)]
@@ -59,8 +59,16 @@ impl QueueBound {
         self.refused.fetch_add(1, SeqCst);
     }
 
-    /// How many were refused so far.
-    pub(super) fn refused(&self) -> u64 {
-        self.refused.load(SeqCst)
+    /// What gateways that share a queue bound together; 0 where it is not used.
+    pub(super) fn total(&self, is_used: bool) -> u64 {
+        if is_used { self.size() as u64 } else { 0 }
+    }
+
+    /// What is done with a queue in which so many wait.
+    pub(super) fn usage(&self, waiting: usize) -> QueueUse {
+        QueueUse {
+            waiting: waiting as u64,
+            refused: self.refused.load(SeqCst),
+        }
     }
 }

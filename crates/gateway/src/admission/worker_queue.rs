@@ -209,15 +209,11 @@ impl WorkerQueue {
 /// Where several gateways bound the queue together.
 impl SharedQueue for WorkerQueue {
     fn total(&self) -> u64 {
-        let is_used = self.is_used.load(SeqCst);
-        if is_used { self.bound.size() as u64 } else { 0 }
+        self.bound.total(self.is_used.load(SeqCst))
     }
 
     fn usage(&self) -> QueueUse {
-        QueueUse {
-            waiting: self.waiting() as u64,
-            refused: self.bound.refused(),
-        }
+        self.bound.usage(self.waiting())
     }
 
     fn set_room(&self, room: QueueRoom) {
